@@ -1,0 +1,239 @@
+// The blocked matrix product that every family runs on.
+//
+// A product has a row operand, broadcast element by element, and a lane operand, held in vectors. Each
+// comes from a producer, which packs what lies in memory or generates it on the way; each finished
+// register tile goes through an epilogue. A family chooses producers, an epilogue and what lies in the
+// lanes: the batch (forward, input gradients) or the features of the result (weight gradients).
+//
+// Packed layouts, in words of Mul::pair elements along K:
+//   rows   [tile][K][kRows]              one tile after another
+//   lanes  [strip][K][N vectors]         strips of at most kMaxVectors vectors
+//   planes [strip][feature][N vectors]   accumulators of a block of lanes, one vector row per feature
+#pragma once
+
+#include "microkernel.h"
+
+namespace mi_kernels::MI_ISA {
+
+template <class Mul>
+struct AccMul;
+template <>
+struct AccMul<MulF64> {
+  using type = MulF64;
+};
+template <>
+struct AccMul<MulF32> {
+  using type = MulF32;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct AccMul<MulBF16> {
+  using type = MulF32;
+};
+#endif
+
+// A strided view: element (w, k) at data[w * w_stride + k * k_stride], w along rows or lanes.
+template <class S>
+struct View {
+  const S* data;
+  int64_t w_stride, k_stride;
+  View at(int64_t w, int64_t k) const { return {data + w * w_stride + k * k_stride, w_stride, k_stride}; }
+  MI_INLINE const S& operator()(int64_t w, int64_t k) const { return data[w * w_stride + k * k_stride]; }
+};
+
+template <class Mul, class S>
+inline constexpr bool kSameElement = false;
+template <class S>
+inline constexpr bool kSameElement<MulF64, S> = __is_same(S, double);
+template <class S>
+inline constexpr bool kSameElement<MulF32, S> = __is_same(S, float);
+#if defined(__AVX512BF16__)
+template <class S>
+inline constexpr bool kSameElement<MulBF16, S> = __is_same(S, BFloat16);
+#endif
+
+// One word along K from one or two values of accumulation type.
+template <class Mul>
+MI_INLINE typename Mul::Word make_word(typename Mul::Acc first, typename Mul::Acc second) {
+  if constexpr (Mul::pair == 1) {
+    return first;
+  } else {
+    return uint32_t(round_to_bf16(first)) | uint32_t(round_to_bf16(second)) << 16;
+  }
+}
+template <class Mul>
+MI_INLINE Vec<typename Mul::Word> make_words(const Vec<typename Mul::Acc>& first,
+                                             const Vec<typename Mul::Acc>& second) {
+  if constexpr (Mul::pair == 1) {
+    return first;
+  } else {
+    const auto low = __builtin_convertvector(round_to_bf16(first), Vec<uint32_t>);
+    const auto high = __builtin_convertvector(round_to_bf16(second), Vec<uint32_t>);
+    return low | high << 16;
+  }
+}
+
+// A vector of words that follow each other along K in one row of S.
+template <class Mul, class S>
+MI_INLINE Vec<typename Mul::Word> load_words(const S* p) {
+  if constexpr (Mul::pair == 1) {
+    return load_acc(p);
+  } else {
+    return load<Vec<uint32_t>>(p);
+  }
+}
+
+template <class Mul, class S>
+MI_INLINE typename Mul::Word word_at(const View<S>& view, int64_t w, int64_t k, int64_t depth) {
+  if constexpr (Mul::pair == 1) {
+    return to_acc(view(w, k));
+  } else {
+    const uint32_t first = view(w, 2 * k).bits;
+    return 2 * k + 1 < depth ? first | uint32_t(view(w, 2 * k + 1).bits) << 16 : first;
+  }
+}
+
+// Packs words [depth / pair][padded] from `width` x `depth` elements; what lies beyond them becomes zero.
+template <class Mul, class S>
+void pack(View<S> view, int64_t width, int64_t padded, int64_t depth, typename Mul::Word* out) {
+  using Word = typename Mul::Word;
+  constexpr int L = Simd<Word>::lanes;
+  const int64_t words = ceil_div(depth, Mul::pair), whole = depth / Mul::pair;
+  int64_t k = 0;
+  if (view.k_stride == 1 && width >= L / 2) {
+    for (; k + L <= whole; k += L) {
+      for (int64_t w = 0; w < padded; w += L) {
+        Vec<Word> square[L];
+        const int64_t valid = min(width - w, L);
+        for (int r = 0; r < L; ++r)
+          square[r] = r < valid ? load_words<Mul>(&view(w + r, k * Mul::pair)) : Vec<Word>{};
+        transpose(square);
+        if (w + L <= padded) {
+          unroll<L>([&](auto r) { store(out + (k + r) * padded + w, square[r]); });
+        } else {
+          for (int r = 0; r < L; ++r)
+            __builtin_memcpy(out + (k + r) * padded + w, &square[r], sizeof(Word) * size_t(padded - w));
+        }
+      }
+    }
+  }
+  const bool contiguous = view.w_stride == 1;
+  for (; k < words; ++k) {
+    Word* row = out + k * padded;
+    int64_t w = 0;
+    if (contiguous && k < whole) {
+      const S* first = &view(0, k * Mul::pair);
+      const S* second = Mul::pair == 1 ? first : first + view.k_stride;
+      for (; w + L <= width; w += L) store(row + w, make_words<Mul>(load_acc(first + w), load_acc(second + w)));
+    }
+    for (; w < width; ++w) row[w] = word_at<Mul>(view, w, k, depth);
+    for (; w < padded; ++w) row[w] = Word{};
+  }
+}
+
+// How a block of `vectors` lanes vectors is cut into strips of nearly equal width.
+struct Strips {
+  int64_t vectors;
+  int64_t count() const { return ceil_div(vectors, kMaxVectors); }
+  int width(int64_t strip) const {
+    const int64_t n = count();
+    return int(vectors / n + (strip < vectors % n));
+  }
+};
+
+// Calls f(Index<N>, first vector) for every strip.
+template <class F>
+MI_INLINE void for_strips(int64_t vectors, F&& f) {
+  const Strips strips{vectors};
+  int64_t first = 0;
+  for (int64_t s = 0; s < strips.count(); ++s) {
+    const int n = strips.width(s);
+    if (n == 3) f(Index<3>{}, first);
+    if (n == 2) f(Index<2>{}, first);
+    if (n == 1) f(Index<1>{}, first);
+    first += n;
+  }
+}
+
+// Plane rows [feature][N vectors] of every strip from a matrix whose w runs over the lanes of the block.
+template <class Mul, class S>
+void pack_lanes(View<S> view, int64_t width, int64_t vectors, int64_t depth, typename Mul::Word* out) {
+  constexpr int L = Simd<typename Mul::Word>::lanes;
+  const int64_t words = ceil_div(depth, Mul::pair);
+  for_strips(vectors, [&](auto n, int64_t first) {
+    const int64_t lane = first * L;
+    pack<Mul>(view.at(lane, 0), max(min(width - lane, n * L), 0), n * L, depth, out + lane * words);
+  });
+}
+
+// The reverse of pack_lanes for accumulators: out(lane, feature) = convert(plane) with out[lane * stride + f].
+template <class Acc, class S>
+void unpack_planes(const Acc* planes, int64_t features, int64_t vectors, int64_t width, S* out, int64_t stride) {
+  constexpr int L = Simd<Acc>::lanes;
+  for_strips(vectors, [&](auto n, int64_t first) {
+    const Acc* plane = planes + first * L * features;
+    for (int v = 0; v < n; ++v) {
+      const int64_t lane = (first + v) * L, valid = min(width - lane, L);
+      int64_t f = 0;
+      for (; f + L <= features; f += L) {
+        Vec<Acc> square[L];
+        unroll<L>([&](auto r) { square[r] = load<Vec<Acc>>(plane + ((f + r) * n + v) * L); });
+        transpose(square);
+        for (int r = 0; r < valid; ++r) store_acc(out + (lane + r) * stride + f, square[r]);
+      }
+      for (; f < features; ++f)
+        for (int64_t r = 0; r < valid; ++r) from_acc(plane[(f * n + v) * L + r], out[(lane + r) * stride + f]);
+    }
+  });
+}
+
+// Row producers. All of them pack: pack_tile(m, valid, k0, depth, words) writes one tile of `valid` <= kRows
+// rows from row m. Those that are `direct` may also be read in place, by whole tiles.
+template <class Mul, class S>
+struct MatrixRows {
+  static constexpr bool direct = false;
+  View<S> view;
+  void pack_tile(int64_t m, int64_t valid, int64_t k0, int64_t depth, typename Mul::Word* out) const {
+    pack<Mul>(view.at(m, k0), valid, kRows, depth, out);
+  }
+};
+
+// Rows whose packed tiles stay in the buffer for one visit of all strips.
+inline constexpr int64_t kRowBlock = 64;
+
+// For every tile of rows [m0, m1) and every strip: epilogue(tile, m, valid rows, first vector).
+template <class Mul, class Rows, class Epilogue>
+void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t depth,
+              const typename Mul::Word* lanes, int64_t vectors, typename Mul::Word* buffer,
+              const Epilogue& epilogue) {
+  constexpr int L = Simd<typename Mul::Word>::lanes;
+  const int64_t words = ceil_div(depth, Mul::pair);
+  // A pair that would read beyond the last element along K has to be packed with a zero.
+  bool in_place = false;
+  if constexpr (Rows::direct) in_place = rows.in_place_allowed() && depth % Mul::pair == 0;
+  for (int64_t block = m0; block < m1; block += kRowBlock) {
+    const int64_t block_end = min(block + kRowBlock, m1);
+    for (int64_t m = block; m < block_end; m += kRows) {
+      const int64_t valid = min(block_end - m, kRows);
+      if (!in_place || valid < kRows) rows.pack_tile(m, valid, k0, depth, buffer + (m - block) * words);
+    }
+    for_strips(vectors, [&](auto n, int64_t first) {
+      const auto* strip = lanes + first * L * words;
+      for (int64_t m = block; m < block_end; m += kRows) {
+        const int64_t valid = min(block_end - m, kRows);
+        Tile<Mul, n.value> tile;
+        if constexpr (Rows::direct) {
+          if (in_place && valid == kRows) {
+            multiply(tile, rows.in_place(m, k0), strip, words);
+            epilogue(tile, m, valid, first);
+            continue;
+          }
+        }
+        multiply(tile, PackedRows<Mul>{buffer + (m - block) * words}, strip, words);
+        epilogue(tile, m, valid, first);
+      }
+    });
+  }
+}
+
+}  // namespace mi_kernels::MI_ISA

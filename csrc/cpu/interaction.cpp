@@ -1,0 +1,236 @@
+// The dense interaction on the CPU: checks, plan, memory and threads; the arithmetic is in *_isa.cpp.
+#include "interaction.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../checks.h"
+#include "isa.h"
+
+namespace mi_kernels {
+namespace {
+
+using Optional = std::optional<Tensor>;
+using torch::headeronly::ScalarType;
+
+// The three dimensions of an operand; a shared weight has no groups and a stride of 0 between them.
+Operand operand(const Tensor& t, bool grouped) {
+  const int64_t lead = grouped ? 1 : 0;
+  Operand o;
+  o.data = t.const_data_ptr();
+  o.group = grouped ? t.stride(0) : 0;
+  o.row = t.stride(lead);
+  o.col = t.dim() > lead + 1 ? t.stride(lead + 1) : 0;
+  return o;
+}
+
+Operand operand(const Optional& t, bool grouped) { return t.has_value() ? operand(*t, grouped) : Operand{}; }
+
+// W with its last three dimensions contiguous: itself where it is so, else a copy (of one group where it is
+// the same for all groups).
+Tensor with_contiguous_groups(const Tensor& weight, bool grouped) {
+  const int64_t d = grouped ? 1 : 0;
+  int64_t expected = 1;
+  bool contiguous = true;
+  for (int64_t axis = d + 2; axis >= d; --axis) {
+    contiguous = contiguous && (weight.size(axis) == 1 || weight.stride(axis) == expected);
+    expected *= weight.size(axis);
+  }
+  if (contiguous) return weight;
+  if (grouped && weight.size(0) > 1 && weight.stride(0) == 0)
+    return torch::stable::contiguous(torch::stable::narrow(const_cast<Tensor&>(weight), 0, 0, 1));
+  return torch::stable::contiguous(weight);
+}
+
+Operand weight_operand(const Tensor& weight, bool grouped) {
+  Operand o;
+  o.data = weight.const_data_ptr();
+  o.group = grouped && weight.size(0) > 1 ? weight.stride(0) : 0;
+  return o;
+}
+
+struct Activations {
+  bool grouped;
+  Problem problem;
+};
+
+Activations activations(const char* op, const Tensor& x, const Tensor& z) {
+  STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, op, ": x: expected 2 or 3 dimensions, got ", x.dim());
+  const bool grouped = x.dim() == 3;
+  const int64_t lead = grouped ? 1 : 0, groups = grouped ? x.size(0) : 1;
+  Problem p{groups, x.size(lead), 0, x.size(lead + 1), 0};
+  p.context = z.dim() == x.dim() ? z.size(lead + 1) : 0;
+  check_sizes(op, "z", z, x, groups, grouped, {p.rows, p.context});
+  return {grouped, p};
+}
+
+void check_weights(const char* op, const Tensor& x, const Activations& a, const Optional& weight,
+                   const Optional& weight_z, const Optional& weight_x) {
+  const Problem& p = a.problem;
+  if (weight.has_value())
+    check_sizes(op, "weight", *weight, x, p.groups, a.grouped, {p.out, p.context, p.width});
+  if (weight_z.has_value()) check_sizes(op, "weight_z", *weight_z, x, p.groups, a.grouped, {p.out, p.context});
+  if (weight_x.has_value()) check_sizes(op, "weight_x", *weight_x, x, p.groups, a.grouped, {p.out, p.width});
+}
+
+Tensor empty_like(const Tensor& like, const Activations& a, std::vector<int64_t> sizes) {
+  if (a.grouped) sizes.insert(sizes.begin(), a.problem.groups);
+  return torch::stable::new_empty(like, sizes);
+}
+
+Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
+
+// Tasks are taken from a counter by whichever worker is free; what a task computes does not depend on that.
+void run(int64_t tasks, int64_t workers, void (*body)(void*, int64_t, int64_t), void* context) {
+  workers = std::min(tasks, workers);
+  if (workers <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) body(context, task, 0);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t task = next++; task < tasks; task = next++) body(context, task, worker);
+  });
+}
+
+// Scratch comes from torch's allocator, so that its profiler and limits see it.
+struct Workspace {
+  Tensor bytes;
+  Execution execution;
+  Workspace(const Tensor& like, int64_t tasks, int64_t operations, int64_t worker_bytes, int64_t partial_bytes) {
+    constexpr int64_t kAlign = 64, kWorthSharing = 2 * plan::kTaskOperations;
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t workers = operations < kWorthSharing ? 1 : std::max<int64_t>(std::min(threads, tasks), 1);
+    worker_bytes = plan::round_up(worker_bytes, kAlign);
+    bytes = torch::stable::new_empty(like, {workers * worker_bytes + partial_bytes + kAlign}, ScalarType::Byte);
+    auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
+    auto* start = reinterpret_cast<char*>((address + kAlign - 1) / kAlign * kAlign);
+    execution = {workers, start, start + workers * worker_bytes, run};
+  }
+};
+
+Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
+               const Optional& weight_x, const Optional& bias) {
+  constexpr const char* op = "interaction";
+  Activations a = activations(op, x, z);
+  const int64_t lead = a.grouped ? 1 : 0;
+  const Optional& first = weight.has_value()     ? weight
+                          : weight_z.has_value() ? weight_z
+                          : weight_x.has_value() ? weight_x
+                                                 : bias;
+  STD_TORCH_CHECK(first.has_value(), op, ": expected at least one of weight, weight_z, weight_x and bias");
+  STD_TORCH_CHECK(first->dim() > lead, op, ": weight: expected more dimensions, got ", first->dim());
+  a.problem.out = first->size(lead);
+  check_weights(op, x, a, weight, weight_z, weight_x);
+  if (bias.has_value()) check_sizes(op, "bias", *bias, x, a.problem.groups, a.grouped, {a.problem.out});
+  const Problem& p = a.problem;
+  const DType dtype = dtype_of(x, op, "x");
+  Tensor y = empty_like(x, a, {p.rows, p.out});
+  if (p.groups * p.rows * p.out == 0) return y;
+
+  const Kernels& kernels = selected_kernels();
+  const Machine machine = kernels.machine(dtype);
+  const ForwardPlan plan = plan_forward(p, machine, weight.has_value(), weight_z.has_value(), weight_x.has_value());
+  const Workspace workspace(x, plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes);
+  ForwardCall call{p, operand(x, a.grouped), operand(z, a.grouped), {}, operand(weight_z, a.grouped),
+                   operand(weight_x, a.grouped), operand(bias, a.grouped), {y.mutable_data_ptr()}};
+  Optional kept;
+  if (weight.has_value()) {
+    kept = with_contiguous_groups(*weight, a.grouped);
+    call.weight = weight_operand(*kept, a.grouped);
+  }
+  kernels.forward(dtype, call, plan, workspace.execution);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
+                                       const Optional& weight_z, const Optional& weight_x, bool want_x, bool want_z) {
+  constexpr const char* op = "interaction_input_grads";
+  Activations a = activations(op, x, z);
+  a.problem.out = grad.dim() == x.dim() ? grad.size(grad.dim() - 1) : 0;
+  const Problem& p = a.problem;
+  check_sizes(op, "grad", grad, x, p.groups, a.grouped, {p.rows, p.out});
+  check_weights(op, x, a, weight, weight_z, weight_x);
+  const DType dtype = dtype_of(x, op, "x");
+  Tensor dx = want_x ? empty_like(x, a, {p.rows, p.width}) : nothing(x);
+  Tensor dz = want_z ? empty_like(z, a, {p.rows, p.context}) : nothing(z);
+  const int64_t wanted = (want_x ? p.width : 0) + (want_z ? p.context : 0);
+  if (p.groups * p.rows * wanted == 0) return {dx, dz};
+
+  const Kernels& kernels = selected_kernels();
+  const Machine machine = kernels.machine(dtype);
+  const InputGradsPlan plan = plan_input_grads(p, machine, weight.has_value(), want_x, want_z);
+  const Workspace workspace(x, plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes);
+  InputGradsCall call{p,  operand(grad, a.grouped), operand(x, a.grouped), operand(z, a.grouped),
+                      {}, operand(weight_z, a.grouped), operand(weight_x, a.grouped), {}, {}};
+  if (want_x && dx.numel() > 0) call.dx.data = dx.mutable_data_ptr();
+  if (want_z && dz.numel() > 0) call.dz.data = dz.mutable_data_ptr();
+  Optional kept;
+  if (weight.has_value()) {
+    kept = with_contiguous_groups(*weight, a.grouped);
+    call.weight = weight_operand(*kept, a.grouped);
+  }
+  kernels.input_grads(dtype, call, plan, workspace.execution);
+  return {dx, dz};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, const Tensor& x, const Tensor& z,
+                                                        bool want_weight, bool want_weight_z, bool want_weight_x,
+                                                        bool want_bias) {
+  constexpr const char* op = "interaction_weight_grads";
+  Activations a = activations(op, x, z);
+  a.problem.out = grad.dim() == x.dim() ? grad.size(grad.dim() - 1) : 0;
+  const Problem& p = a.problem;
+  check_sizes(op, "grad", grad, x, p.groups, a.grouped, {p.rows, p.out});
+  const DType dtype = dtype_of(x, op, "x");
+  Tensor results[4] = {want_weight ? empty_like(x, a, {p.out, p.context, p.width}) : nothing(x),
+                       want_weight_z ? empty_like(x, a, {p.out, p.context}) : nothing(x),
+                       want_weight_x ? empty_like(x, a, {p.out, p.width}) : nothing(x),
+                       want_bias ? empty_like(x, a, {p.out}) : nothing(x)};
+  bool want[4];
+  WeightGradsCall call{p, operand(grad, a.grouped), operand(x, a.grouped), operand(z, a.grouped), {}, {}, {}, {}};
+  Result* slots[4] = {&call.weight, &call.weight_z, &call.weight_x, &call.bias};
+  for (int t = 0; t < 4; ++t) {
+    want[t] = results[t].numel() > 0;
+    if (want[t]) slots[t]->data = results[t].mutable_data_ptr();
+  }
+  const Kernels& kernels = selected_kernels();
+  const Machine machine = kernels.machine(dtype);
+  const WeightGradsPlan plan = plan_weight_grads(p, machine, want);
+  int64_t tasks = 0, operations = 0;
+  const RegionPlan* regions[4] = {&plan.weight, &plan.weight_z, &plan.weight_x, &plan.bias};
+  for (int t = 0; t < 4; ++t) {
+    if (!want[t]) continue;
+    tasks = std::max(tasks, regions[t]->tasks);
+    operations += regions[t]->operations;
+  }
+  if (tasks > 0) {
+    const Workspace workspace(x, tasks, operations, plan.worker_bytes, plan.partial_bytes);
+    kernels.weight_grads(dtype, call, plan, workspace.execution);
+  }
+  return {results[0], results[1], results[2], results[3]};
+}
+
+std::string cpu_isa() { return describe_isa(); }
+
+}  // namespace
+}  // namespace mi_kernels
+
+STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+  m.impl("interaction", TORCH_BOX(&mi_kernels::forward));
+  m.impl("interaction_input_grads", TORCH_BOX(&mi_kernels::input_grads));
+  m.impl("interaction_weight_grads", TORCH_BOX(&mi_kernels::weight_grads));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&mi_kernels::cpu_isa));
+}

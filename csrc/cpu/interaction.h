@@ -1,0 +1,63 @@
+// What the dispatcher (interaction.cpp) and the kernels of one instruction set (interaction_isa.cpp) share.
+#pragma once
+
+#include "../dtypes.h"
+#include "plan.h"
+
+namespace mi_kernels {
+
+// A strided operand of up to three dimensions, groups x rows x columns; data is null where it is absent.
+struct Operand {
+  const void* data = nullptr;
+  int64_t group = 0, row = 0, col = 0;
+};
+
+struct Result {
+  void* data = nullptr;  // contiguous; null where it is not wanted
+};
+
+// weight is contiguous within a group: [O][Z][X] at data + g * group.
+struct ForwardCall {
+  Problem problem;
+  Operand x, z, weight, weight_z, weight_x, bias;
+  Result y;
+};
+
+struct InputGradsCall {
+  Problem problem;
+  Operand grad, x, z, weight, weight_z, weight_x;
+  Result dx, dz;
+};
+
+struct WeightGradsCall {
+  Problem problem;
+  Operand grad, x, z;
+  Result weight, weight_z, weight_x, bias;
+};
+
+// Runs tasks 0 .. tasks-1 on up to `workers` workers; body(context, task, worker).
+struct Execution {
+  int64_t workers;
+  char* scratch;   // workers * plan.worker_bytes
+  char* partials;  // plan.partial_bytes
+  void (*run)(int64_t tasks, int64_t workers, void (*body)(void*, int64_t, int64_t), void* context);
+};
+
+struct Kernels {
+  Machine (*machine)(DType);
+  void (*forward)(DType, const ForwardCall&, const ForwardPlan&, const Execution&);
+  void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);
+  void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);
+};
+
+#define MI_DECLARE_KERNELS(isa) \
+  namespace isa {               \
+  extern const Kernels kernels; \
+  }
+MI_DECLARE_KERNELS(generic)
+MI_DECLARE_KERNELS(avx2)
+MI_DECLARE_KERNELS(avx512)
+MI_DECLARE_KERNELS(avx512bf16)
+#undef MI_DECLARE_KERNELS
+
+}  // namespace mi_kernels

@@ -1,0 +1,90 @@
+// The register tile: kRows x (N vectors) of accumulators, fed by a broadcast operand (rows) and a vector
+// operand (lanes), both walked along K. It knows nothing of where the operands came from.
+#pragma once
+
+#include "simd.h"
+
+namespace mi_kernels::MI_ISA {
+
+// Accumulators kRows * kMaxVectors, plus kMaxVectors lanes and one broadcast, fit the register file:
+// 24 + 4 of 32 (AVX-512, NEON), 12 + 4 of 16 (AVX2, SSE).
+inline constexpr int kMaxVectors = 3;
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr int kRows = 8;
+#else
+inline constexpr int kRows = 4;
+#endif
+
+// How one dtype is multiplied. Operands are packed in words of `pair` elements that follow each other
+// along K; `Acc` is the type of the accumulators.
+struct MulF64 {
+  using Elem = double;
+  using Word = double;
+  using Acc = double;
+  static constexpr int pair = 1;
+  static MI_INLINE void fma(Vec<double>& acc, double a, const Vec<double>& b) { acc += a * b; }
+};
+
+struct MulF32 {
+  using Elem = float;
+  using Word = float;
+  using Acc = float;
+  static constexpr int pair = 1;
+  static MI_INLINE void fma(Vec<float>& acc, float a, const Vec<float>& b) { acc += a * b; }
+};
+
+#if defined(__AVX512BF16__)
+// Pairs of bf16 products summed in float by one instruction. Instruction sets without it convert bf16
+// to float while packing and use MulF32: that is its portable twin.
+struct MulBF16 {
+  using Elem = BFloat16;
+  using Word = uint32_t;
+  using Acc = float;
+  static constexpr int pair = 2;
+  static MI_INLINE void fma(Vec<float>& acc, uint32_t a, const Vec<uint32_t>& b) {
+    const auto broadcast = _mm512_set1_epi32(int(a));
+    acc = _mm512_dpbf16_ps(acc, bit_cast<__m512bh>(broadcast), bit_cast<__m512bh>(b));
+  }
+};
+#endif
+
+template <class Mul, int N>
+struct Tile {
+  static constexpr int vectors = N;
+  static constexpr int lanes = Simd<typename Mul::Acc>::lanes;
+  Vec<typename Mul::Acc> acc[kRows][N];
+};
+
+// Rows packed for the tile: word (k, r) at k * kRows + r.
+template <class Mul>
+struct PackedRows {
+  const typename Mul::Word* words;
+  MI_INLINE typename Mul::Word at(int64_t k, int r) const { return words[k * kRows + r]; }
+};
+
+// Rows read where they lie, contiguous along K.
+template <class Mul>
+struct DirectRows {
+  const typename Mul::Elem* rows;
+  int64_t stride;
+  MI_INLINE typename Mul::Word at(int64_t k, int r) const {
+    return load<typename Mul::Word>(rows + r * stride + k * Mul::pair);
+  }
+};
+
+// tile[r][n] = sum_k rows(k, r) * lanes(k, n), one product after the other along k.
+template <class Mul, int N, class Rows>
+MI_INLINE void multiply(Tile<Mul, N>& tile, const Rows& rows, const typename Mul::Word* lanes, int64_t words) {
+  constexpr int width = Simd<typename Mul::Word>::lanes;
+  unroll<kRows>([&](auto r) { unroll<N>([&](auto n) { tile.acc[r][n] = Vec<typename Mul::Acc>{}; }); });
+  for (int64_t k = 0; k < words; ++k) {
+    Vec<typename Mul::Word> b[N];
+    unroll<N>([&](auto n) { b[n] = load<Vec<typename Mul::Word>>(lanes + (k * N + n) * width); });
+    unroll<kRows>([&](auto r) {
+      const auto a = rows.at(k, r);
+      unroll<N>([&](auto n) { Mul::fma(tile.acc[r][n], a, b[n]); });
+    });
+  }
+}
+
+}  // namespace mi_kernels::MI_ISA

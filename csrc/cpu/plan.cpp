@@ -1,0 +1,123 @@
+#include "plan.h"
+
+namespace mi_kernels {
+namespace {
+
+using namespace plan;
+
+constexpr int64_t kAlign = 64;
+
+int64_t packed_rows_bytes(int64_t depth, const Machine& machine) {
+  return round_up(kPackedRows * ceil_div(depth, machine.pair) * machine.word_bytes, kAlign);
+}
+
+Order choose_order(const Problem& p) {
+  // The product's inner axis pays for the epilogue, so the longer one goes inside.
+  if (p.width >= p.context || p.width >= 64) return Order::width_inside;
+  return Order::context_inside;
+}
+
+RegionPlan plan_region(int64_t groups, int64_t rows, int64_t lanes, int64_t batch, const Machine& m) {
+  RegionPlan r{};
+  r.operations = 2 * groups * rows * lanes * batch;
+  const int64_t vectors = ceil_div(lanes, m.lanes);
+  r.vectors = max(ceil_div(vectors, max(ceil_div(vectors, kMaxBlockVectors), 1)), 1);
+  r.lane_blocks = ceil_div(vectors, r.vectors);
+  r.row_step = min(rows, 2 * kPackedRows);
+  r.row_blocks = r.row_step ? ceil_div(rows, r.row_step) : 0;
+  const int64_t regions = groups * r.row_blocks * r.lane_blocks;
+  const int64_t result_bytes = max(groups * rows * lanes * m.acc_bytes, 1);
+  r.batch_splits = min(splits(regions, r.operations, ceil_div(batch, 64)), max(kPartialBytes / result_bytes, 1));
+  r.batch_step = round_up(max(ceil_div(batch, r.batch_splits), 1), 2);
+  r.batch_splits = max(ceil_div(batch, r.batch_step), 1);
+  r.depth = min(r.batch_step, kDepthWords / 2 * m.pair);
+  r.tasks = regions * r.batch_splits;
+  const int64_t plane = r.vectors * m.lanes;
+  r.worker_bytes = packed_rows_bytes(r.depth, m) +
+                   round_up(ceil_div(r.depth, m.pair) * plane * m.word_bytes, kAlign) +
+                   round_up(r.row_step * plane * m.acc_bytes, kAlign);
+  r.partial_bytes = r.batch_splits > 1 ? r.batch_splits * result_bytes : 0;
+  return r;
+}
+
+}  // namespace
+
+ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool weight_z, bool weight_x) {
+  ForwardPlan f{};
+  f.order = choose_order(p);
+  const bool width_inside = f.order == Order::width_inside;
+  const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
+  f.operations = 2 * p.groups * p.rows * p.out *
+                 (weight * p.context * p.width + weight_z * p.context + weight_x * p.width);
+  f.depth = min(max(p.width, p.context), kDepthWords * m.pair);
+  const int64_t vectors = ceil_div(p.rows, m.lanes), vector_bytes = m.lanes * m.acc_bytes;
+  // Planes of one vector of lanes: outputs, outer operand, packed inner operand.
+  const int64_t out_planes = min(p.out, 4096);
+  f.vectors = max(block_vectors(vectors, (out_planes + outer + min(inner, f.depth)) * vector_bytes), 1);
+  f.lane_blocks = ceil_div(vectors, f.vectors);
+  const int64_t blocks = p.groups * f.lane_blocks;
+  const int64_t out_splits = max(splits(blocks, f.operations, p.out), ceil_div(p.out, out_planes));
+  f.out_step = max(ceil_div(p.out, out_splits), 1);
+  f.out_blocks = ceil_div(p.out, f.out_step);
+  const int64_t result_bytes = max(p.groups * p.rows * p.out * m.acc_bytes, 1);
+  f.outer_splits = weight ? splits(blocks * f.out_blocks, f.operations, outer) : 1;
+  f.outer_splits = max(min(f.outer_splits, kPartialBytes / result_bytes), 1);
+  f.outer_step = max(ceil_div(outer, f.outer_splits), 1);
+  f.outer_splits = max(ceil_div(outer, f.outer_step), 1);
+  f.tasks = blocks * f.out_blocks * f.outer_splits;
+  const int64_t lanes = f.vectors * m.lanes;
+  f.worker_bytes = packed_rows_bytes(f.depth, m) +
+                   round_up(ceil_div(f.depth, m.pair) * lanes * m.word_bytes, kAlign) +
+                   round_up(f.out_step * lanes * m.acc_bytes, kAlign) +
+                   round_up(f.outer_step * lanes * m.acc_bytes, kAlign);
+  f.partial_bytes = f.outer_splits > 1 ? f.outer_splits * result_bytes : 0;
+  return f;
+}
+
+InputGradsPlan plan_input_grads(const Problem& p, const Machine& m, bool weight, bool want_x, bool want_z) {
+  InputGradsPlan d{};
+  d.operations = 2 * p.groups * p.rows * p.out * (weight ? p.context * p.width : p.context + p.width);
+  d.depth = min(p.out, kDepthWords * m.pair);
+  const int64_t vectors = ceil_div(p.rows, m.lanes), vector_bytes = m.lanes * m.acc_bytes;
+  const int64_t planes = 2 * (p.context + p.width) + d.depth;
+  d.vectors = max(block_vectors(vectors, planes * vector_bytes), 1);
+  d.lane_blocks = ceil_div(vectors, d.vectors);
+  const int64_t blocks = p.groups * d.lane_blocks, row_bytes = max(p.groups * p.rows * m.acc_bytes, 1);
+  // dz needs no partial sums where the context is split, dx none where the width is.
+  const int64_t context_most = want_x ? max(kPartialBytes / (row_bytes * max(p.width, 1)), 1) : p.context;
+  d.context_splits = min(splits(blocks, d.operations, p.context), max(context_most, 1));
+  d.context_step = max(ceil_div(p.context, d.context_splits), 1);
+  d.context_splits = max(ceil_div(p.context, d.context_step), 1);
+  const int64_t width_most = want_z ? max(kPartialBytes / (row_bytes * max(p.context, 1)), 1) : p.width;
+  d.width_splits = min(splits(blocks * d.context_splits, d.operations, p.width / 64), max(width_most, 1));
+  d.width_step = max(ceil_div(p.width, max(d.width_splits, 1)), 1);
+  d.width_splits = max(ceil_div(p.width, d.width_step), 1);
+  d.tasks = blocks * d.context_splits * d.width_splits;
+  const int64_t lanes = d.vectors * m.lanes;
+  d.worker_bytes = packed_rows_bytes(d.depth, m) +
+                   round_up(ceil_div(d.depth, m.pair) * lanes * m.word_bytes, kAlign) +
+                   2 * round_up(d.context_step * lanes * m.acc_bytes, kAlign) +
+                   2 * round_up(d.width_step * lanes * m.acc_bytes, kAlign);
+  if (want_x && d.context_splits > 1) d.partial_bytes += d.context_splits * row_bytes * p.width;
+  if (want_z && d.width_splits > 1) d.partial_bytes += d.width_splits * row_bytes * p.context;
+  return d;
+}
+
+WeightGradsPlan plan_weight_grads(const Problem& p, const Machine& m, const bool (&want)[4]) {
+  WeightGradsPlan w{};
+  w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
+  const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;
+  w.weight = plan_region(p.groups, p.out * outer, lanes, p.rows, m);
+  w.weight_z = plan_region(p.groups, p.out, p.context, p.rows, m);
+  w.weight_x = plan_region(p.groups, p.out, p.width, p.rows, m);
+  w.bias = plan_region(p.groups, 1, p.out, p.rows, m);
+  const RegionPlan* regions[4] = {&w.weight, &w.weight_z, &w.weight_x, &w.bias};
+  for (int t = 0; t < 4; ++t) {
+    if (!want[t]) continue;
+    w.worker_bytes = max(w.worker_bytes, regions[t]->worker_bytes);
+    w.partial_bytes = max(w.partial_bytes, regions[t]->partial_bytes);
+  }
+  return w;
+}
+
+}  // namespace mi_kernels

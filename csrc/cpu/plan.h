@@ -1,0 +1,93 @@
+// How a call is cut into tasks: a pure function of the sizes, the dtype and the instruction set, never of
+// the number of threads, so that every number of threads gives the same bits.
+#pragma once
+
+#include <cstdint>
+
+namespace mi_kernels {
+
+struct Problem {
+  int64_t groups, rows, context, width, out;  // G, B, Z, X, O
+};
+
+// What the planner has to know of the kernels of an instruction set for a dtype.
+struct Machine {
+  int64_t lanes;       // accumulators in a vector
+  int64_t pair;        // elements along K in a word
+  int64_t word_bytes;  // bytes of a packed word
+  int64_t acc_bytes;   // bytes of an accumulator
+};
+
+namespace plan {
+
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Tasks wanted for a call that is worth sharing: enough to keep many cores busy and to even out noise.
+inline constexpr int64_t kTasks = 32;
+// Operations (multiplications and additions) below which another task costs more than it saves.
+inline constexpr int64_t kTaskOperations = 1 << 19;
+// Cache that the planes of one block of lanes may fill: about half of a common L2.
+inline constexpr int64_t kBlockBytes = 512 << 10;
+inline constexpr int64_t kMaxBlockVectors = 12;
+// Words along K packed at a time; with kRowBlock rows of them a packed row block is 128 KiB.
+inline constexpr int64_t kDepthWords = 512;
+inline constexpr int64_t kPackedRows = 64;
+// Partial sums over all splits stay below this.
+inline constexpr int64_t kPartialBytes = 8 << 20;
+
+// Vectors of lanes in a block whose planes take `plane_bytes` for each vector, evened out over the blocks.
+constexpr int64_t block_vectors(int64_t vectors, int64_t plane_bytes) {
+  const int64_t most = max(min(kBlockBytes / max(plane_bytes, 1), kMaxBlockVectors), 1);
+  return ceil_div(vectors, max(ceil_div(vectors, most), 1));
+}
+
+// How many parts to cut `extent` into, given the tasks there are without it.
+constexpr int64_t splits(int64_t tasks, int64_t operations, int64_t extent) {
+  const int64_t wanted = min(ceil_div(kTasks, max(tasks, 1)), operations / kTaskOperations / max(tasks, 1));
+  return max(min(wanted, extent), 1);
+}
+
+}  // namespace plan
+
+// How the sum over (i, j) is taken. The axis that is summed inside the product is the inner one; the
+// epilogue multiplies by the other operand and sums over the outer one. `generated` sums over both inside,
+// on products z_i x_j made while packing.
+enum class Order : int { width_inside, context_inside, generated };
+
+struct ForwardPlan {
+  Order order;
+  int64_t vectors, lane_blocks;       // vectors of lanes in a block, and blocks of them along the batch
+  int64_t out_step, out_blocks;       // outputs of one task
+  int64_t outer_step, outer_splits;   // outer features of one task; partial sums where there are several
+  int64_t depth;                      // elements along K packed at a time
+  int64_t tasks, operations, worker_bytes, partial_bytes;
+};
+
+struct InputGradsPlan {
+  int64_t vectors, lane_blocks;
+  int64_t context_step, context_splits;
+  int64_t width_step, width_splits;
+  int64_t depth;
+  int64_t tasks, operations, worker_bytes, partial_bytes;
+};
+
+// One weight gradient: rows x lanes of the result, summed over the batch.
+struct RegionPlan {
+  int64_t row_step, row_blocks, vectors, lane_blocks, batch_step, batch_splits, depth;
+  int64_t tasks, operations, worker_bytes, partial_bytes;
+};
+
+struct WeightGradsPlan {
+  bool context_lanes;  // dW with z in the lanes and g x generated, instead of x and g z
+  RegionPlan weight, weight_z, weight_x, bias;
+  int64_t worker_bytes, partial_bytes;
+};
+
+ForwardPlan plan_forward(const Problem&, const Machine&, bool weight, bool weight_z, bool weight_x);
+InputGradsPlan plan_input_grads(const Problem&, const Machine&, bool weight, bool want_x, bool want_z);
+WeightGradsPlan plan_weight_grads(const Problem&, const Machine&, const bool (&want)[4]);
+
+}  // namespace mi_kernels

@@ -1,0 +1,178 @@
+// Vectors, conversions and transposes for one instruction set.
+//
+// Everything is written with the compiler's vector types, so that one source serves every target; an
+// intrinsic appears only where those types cannot say it, next to a portable twin. Each instruction set
+// lives in a namespace of its own (MI_ISA): inline functions of two sets must never be merged.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#define MI_INLINE inline __attribute__((always_inline))
+
+namespace mi_kernels::MI_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct Simd {
+  typedef T type __attribute__((vector_size(kVectorBytes), may_alias));
+  static constexpr int lanes = kVectorBytes / int(sizeof(T));
+};
+template <class T>
+using Vec = typename Simd<T>::type;
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class To, class From>
+MI_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class V, class T>
+MI_INLINE V load(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class T, class V>
+MI_INLINE void store(T* p, const V& v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+// Calls f(0), ..., f(N - 1) with indices that are constants, so that arrays indexed by them become registers.
+template <int I>
+struct Index {
+  static constexpr int value = I;
+  constexpr operator int() const { return I; }
+};
+template <int N, int I = 0, class F>
+MI_INLINE void unroll(F&& f) {
+  if constexpr (I < N) {
+    f(Index<I>{});
+    unroll<N, I + 1>(f);
+  }
+}
+
+// Scalar conversions. Accumulation happens in float for 16-bit storage.
+MI_INLINE double to_acc(double v) { return v; }
+MI_INLINE float to_acc(float v) { return v; }
+MI_INLINE float to_acc(BFloat16 v) { return bit_cast<float>(uint32_t(v.bits) << 16); }
+MI_INLINE float to_acc(Half v) {
+  const uint32_t sign = uint32_t(v.bits & 0x8000u) << 16, magnitude = v.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  // 2^112 moves the exponent bias from 15 to 127 and normalises subnormal numbers on the way.
+  return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
+}
+
+// Round to nearest even; a NaN stays a (quiet) NaN.
+MI_INLINE uint16_t round_to_bf16(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  if (value != value) return uint16_t(bits >> 16 | 0x40u);
+  return uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+MI_INLINE uint16_t round_to_half(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value), sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {  // subnormal: the addition rounds at the right bit
+    const float shifted = bit_cast<float>(magnitude) + 0.5f;
+    return uint16_t(sign | (bit_cast<uint32_t>(shifted) - 0x3f000000u));
+  }
+  return uint16_t(sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13);
+}
+
+MI_INLINE void from_acc(double v, double& out) { out = v; }
+MI_INLINE void from_acc(float v, float& out) { out = v; }
+MI_INLINE void from_acc(float v, BFloat16& out) { out.bits = round_to_bf16(v); }
+MI_INLINE void from_acc(float v, Half& out) { out.bits = round_to_half(v); }
+
+// One vector of accumulation type from / to contiguous storage.
+typedef uint16_t Half16Lanes __attribute__((vector_size(kVectorBytes / 2), may_alias));
+
+MI_INLINE Vec<double> load_acc(const double* p) { return load<Vec<double>>(p); }
+MI_INLINE Vec<float> load_acc(const float* p) { return load<Vec<float>>(p); }
+MI_INLINE Vec<float> load_acc(const BFloat16* p) {
+  const auto wide = __builtin_convertvector(load<Half16Lanes>(p), Vec<uint32_t>);
+  return bit_cast<Vec<float>>(wide << 16);
+}
+MI_INLINE Vec<float> load_acc(const Half* p) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vec<float> v;
+  for (int l = 0; l < Simd<float>::lanes; ++l) v[l] = to_acc(p[l]);
+  return v;
+#endif
+}
+
+MI_INLINE Half16Lanes round_to_bf16(const Vec<float>& value) {
+  const auto bits = bit_cast<Vec<uint32_t>>(value);
+  const auto rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const auto quiet = bits >> 16 | 0x40u;
+  return __builtin_convertvector(value != value ? quiet : rounded, Half16Lanes);
+}
+
+MI_INLINE void store_acc(double* p, const Vec<double>& v) { store(p, v); }
+MI_INLINE void store_acc(float* p, const Vec<float>& v) { store(p, v); }
+MI_INLINE void store_acc(BFloat16* p, const Vec<float>& v) { store(p, round_to_bf16(v)); }
+MI_INLINE void store_acc(Half* p, const Vec<float>& v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int l = 0; l < Simd<float>::lanes; ++l) p[l].bits = round_to_half(v[l]);
+#endif
+}
+
+// Transposes a square of vectors in registers: log2(lanes) rounds of exchanges at distance 1, 2, 4, ...
+template <class V, int N>
+MI_INLINE void transpose(V (&rows)[N]) {
+  using Int = decltype(rows[0] == rows[0]);
+  unroll<6>([&](auto round) {
+    constexpr int s = 1 << round;
+    if constexpr (s < N) {
+      Int low, high;
+      for (int l = 0; l < N; ++l) {
+        low[l] = (l & s) == 0 ? l : N + l - s;
+        high[l] = (l & s) == 0 ? l + s : N + l;
+      }
+      unroll<N>([&](auto r) {
+        if constexpr ((r & s) == 0) {
+          const V a = rows[r], b = rows[r + s];
+          rows[r] = __builtin_shuffle(a, b, low);
+          rows[r + s] = __builtin_shuffle(a, b, high);
+        }
+      });
+    }
+  });
+}
+
+}  // namespace mi_kernels::MI_ISA

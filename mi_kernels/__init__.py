@@ -1,0 +1,9 @@
+"""Fused kernels for multiplicative interactions, y = z^T W x + U z + V x + b, in PyTorch."""
+
+from mi_kernels import nn
+from mi_kernels._version import __version__
+from mi_kernels.backends import backend
+from mi_kernels.functional import bilinear, interaction
+from mi_kernels.nn.conversion import convert
+
+__all__ = ["__version__", "backend", "bilinear", "convert", "interaction", "nn"]

@@ -1,0 +1,115 @@
+"""Which implementation runs: the choice of a backend, and the reason where one cannot run."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+
+NAMES = ("auto", "reference", "portable", "cpu", "triton", "cuda")
+COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_LIBRARY = Path(__file__).parent / "libmi_kernels_cpu.so"
+
+
+class _Selected(threading.local):
+    name = "auto"
+
+
+# A thread-local object and not a context variable: torch.compile traces the former and guards on it.
+_selected = _Selected()
+
+
+def _load_cpu_library() -> str | None:
+    if not _LIBRARY.exists():
+        return "the compiled CPU library was not built (pip install . --no-build-isolation builds it)"
+    try:
+        torch.ops.load_library(str(_LIBRARY))
+    except OSError as error:
+        return f"the compiled CPU library could not be loaded: {error}"
+    return None
+
+
+_cpu_error = _load_cpu_library()
+if _cpu_error is not None:
+    warnings.warn(f"mi_kernels runs on its portable backend: {_cpu_error}", RuntimeWarning, stacklevel=2)
+
+
+def cpu_library_error() -> str | None:
+    """Why the compiled CPU kernels are missing, or None where they are loaded."""
+    return _cpu_error
+
+
+def why_not(name: str) -> str | None:
+    """Why backend ``name`` cannot run in this installation, or None if it can.
+
+    Raises ValueError for a name that is none of ``NAMES``.
+    """
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+    if name == "cpu":
+        return _cpu_error
+    if name in ("triton", "cuda"):
+        return f"this version of mi_kernels has no {name} kernels yet"
+    return None
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run the operations of this thread on one backend inside a ``with`` block.
+
+    Args:
+        name: ``"auto"`` (compiled kernels where they exist for device and dtype, else portable),
+            ``"reference"`` (einsum, differentiated by PyTorch), ``"portable"`` (pure PyTorch, bounded
+            memory, any device), ``"cpu"`` (C++ kernels), ``"triton"`` or ``"cuda"``.
+
+    Raises:
+        ValueError: the name is unknown, or the backend cannot run here; the message says why.
+    """
+    reason = why_not(name)
+    if reason is not None:
+        raise ValueError(f"backend: {name!r} cannot run: {reason}")
+    previous, _selected.name = _selected.name, name
+    try:
+        yield
+    finally:
+        _selected.name = previous
+
+
+def choose(tensor: torch.Tensor) -> str:
+    """The backend that an operation on tensors like this one runs on.
+
+    Raises:
+        ValueError: the backend selected by name does not take this device or dtype.
+    """
+    name = _selected.name
+    if name == "auto":
+        compiled = _cpu_error is None and tensor.device.type == "cpu" and tensor.dtype in COMPILED_DTYPES
+        return "cpu" if compiled else "portable"
+    if name == "cpu":
+        if tensor.device.type != "cpu":
+            raise ValueError(f"backend: 'cpu' takes tensors on cpu, got device {tensor.device}")
+        if tensor.dtype not in COMPILED_DTYPES:
+            names = ", ".join(str(dtype) for dtype in COMPILED_DTYPES)
+            raise ValueError(f"backend: 'cpu' takes {names}, got {tensor.dtype}")
+    return name
+
+
+@cache
+def cpu_isa() -> dict | None:
+    """Instruction sets of the CPU library: compiled in, supported by this CPU, selected."""
+    if _cpu_error is not None:
+        return None
+    fields = [field.split(",") for field in torch.ops.mi_kernels.cpu_isa().split(";")]
+    return {"compiled": fields[0], "supported": fields[1], "selected": fields[2][0]}
+
+
+def build_info() -> dict | None:
+    """Facts about the build of the native parts, or None where there are none."""
+    try:
+        from mi_kernels import _C
+    except ImportError:
+        return None
+    return _C.build_info()

@@ -1,0 +1,70 @@
+"""The command line: `python -m mi_kernels doctor | demo | bench`."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mi_kernels._version import __version__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mi-kernels",
+        description="Fused kernels for multiplicative interactions in PyTorch.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mi_kernels {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    doctor = commands.add_parser("doctor", help="what is installed, what runs here and why the rest does not")
+    doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+    # These two parse their own arguments, --help included.
+    for name, summary in (
+        ("demo", "train a model with nn.Bilinear, convert it, and compare both"),
+        ("bench", "measure against the alternatives (needs a checkout of the repository)"),
+    ):
+        commands.add_parser(name, help=summary, add_help=False, allow_abbrev=False)
+    return parser
+
+
+def _doctor(as_json: bool) -> int:
+    from mi_kernels import doctor
+
+    print(doctor.as_json() if as_json else doctor.as_text())
+    return 0
+
+
+def _demo(arguments: Sequence[str]) -> int:
+    try:
+        from mi_kernels import demo
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("mi_kernels"):
+            raise
+        print(f"The demo needs {error.name}: pip install 'mi_kernels[bench]'", file=sys.stderr)
+        return 1
+    return demo.main(arguments)
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "run.py"
+    if not script.is_file():
+        print(
+            f"The benchmarks are not part of the installed package ({script} does not exist): "
+            "run this command in a checkout of the repository installed with `pip install -e`.",
+            file=sys.stderr,
+        )
+        return 1
+    return subprocess.call([sys.executable, str(script), *arguments])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if options.command == "demo":
+        return _demo(rest)
+    if options.command == "bench":
+        return _bench(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return _doctor(options.json)

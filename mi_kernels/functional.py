@@ -1,0 +1,136 @@
+"""The public functions: validation, autocast, broadcasting, choice of a backend, call."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_kernels import backends
+from mi_kernels.ops.interaction import autograd, reference
+from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors
+
+
+def interaction(
+    x: Tensor,  # [..., X]
+    z: Tensor,  # [..., Z]
+    weight: Tensor | None,  # [O, Z, X]
+    weight_z: Tensor | None = None,  # [O, Z]
+    weight_x: Tensor | None = None,  # [O, X]
+    bias: Tensor | None = None,  # [O]
+) -> Tensor:
+    r"""Dense multiplicative interaction of an input and a context, in one pass.
+
+    .. math:: y_o = \sum_{ij} z_i W_{oij} x_j + \sum_i U_{oi} z_i + \sum_j V_{oj} x_j + c_o
+
+    Args:
+        x: input of shape ``[..., X]``.
+        z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast.
+        weight: W of shape ``[O, Z, X]``, or None to leave the product out.
+        weight_z: U of shape ``[O, Z]``, optional.
+        weight_x: V of shape ``[O, X]``, optional.
+        bias: c of shape ``[O]``, optional.
+
+    Returns:
+        y of shape ``[..., O]`` in the dtype of the inputs (the autocast dtype under autocast).
+
+    All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits accumulate in float32)
+    or an integer dtype, and lie on one device. Differentiable in all arguments, to any order, in
+    reverse and in forward mode; works under ``torch.func``, ``torch.vmap`` and ``torch.compile``.
+
+    Raises:
+        TypeError: an argument is no dense tensor, or its dtype is unsupported or not that of ``x``.
+        ValueError: a rank, size or device does not fit, all four weights are None, or the backend
+            asked for by name cannot take these tensors.
+
+    Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+    """
+    return _interaction(_INTERACTION, x, z, weight, weight_z, weight_x, bias)
+
+
+def bilinear(
+    input1: Tensor,  # [..., in1]
+    input2: Tensor,  # [..., in2]
+    weight: Tensor,  # [out, in1, in2]
+    bias: Tensor | None = None,  # [out]
+) -> Tensor:
+    r"""Drop-in for :func:`torch.nn.functional.bilinear`: :math:`y = x_1^T A x_2 + b`.
+
+    Args:
+        input1: shape ``[..., in1]``.
+        input2: shape ``[..., in2]``. Unlike in PyTorch, leading dimensions broadcast.
+        weight: A of shape ``[out, in1, in2]``.
+        bias: b of shape ``[out]``, optional.
+
+    Returns:
+        y of shape ``[..., out]``. dtypes, differentiability and errors are those of :func:`interaction`.
+
+    Source: ``torch.nn.functional.bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V.
+    """
+    return _interaction(_BILINEAR, input2, input1, weight, None, None, bias)
+
+
+class _Spelling(NamedTuple):
+    """How a public function calls itself, its arguments (x, z, W, U, V, c) and its axes (O, Z, X)."""
+
+    op: str
+    arguments: tuple[str, ...]
+    axes: tuple[str, str, str]
+
+
+_INTERACTION = _Spelling(
+    "interaction", ("x", "z", "weight", "weight_z", "weight_x", "bias"), ("O", "Z", "X")
+)
+_BILINEAR = _Spelling(
+    "bilinear", ("input2", "input1", "weight", "weight_z", "weight_x", "bias"), ("out", "in1", "in2")
+)
+
+
+def _interaction(spelling: _Spelling, *tensors: Tensor | None) -> Tensor:
+    tensors = _autocast(tensors)
+    lead = _check(spelling, *tensors)
+    x, z, *weights = tensors
+    chosen = backends.choose(x)
+    if chosen == "reference":
+        return reference.interaction(x, z, *weights)
+    y = autograd.forward(chosen == "portable", _rows(x, lead), _rows(z, lead), *weights)
+    return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
+
+
+def _check(spelling: _Spelling, x, z, weight, weight_z, weight_x, bias) -> torch.Size:
+    op, (x_name, z_name, *weight_names), (o_axis, z_axis, x_axis) = spelling
+    check_tensors(op, spelling.arguments, (x, z, weight, weight_z, weight_x, bias))
+    check_rank(op, x_name, x, 1)
+    check_rank(op, z_name, z, 1)
+    lead = broadcast_leading(op, (x_name, z_name), x, z)
+    if weight is None and weight_z is None and weight_x is None and bias is None:
+        raise ValueError(f"{op}: expected at least one of {', '.join(weight_names)}, got None for all")
+    sizes: dict[str, int | None] = {o_axis: None, z_axis: z.shape[-1], x_axis: x.shape[-1]}
+    axes = ((o_axis, z_axis, x_axis), (o_axis, z_axis), (o_axis, x_axis), (o_axis,))
+    for name, tensor, names in zip(weight_names, (weight, weight_z, weight_x, bias), axes, strict=True):
+        if tensor is not None:
+            check_shape(op, name, tensor, {axis: sizes[axis] for axis in names})
+            sizes[o_axis] = tensor.shape[0]
+    return lead
+
+
+def _rows(tensor: Tensor, lead: torch.Size) -> Tensor:
+    if len(lead) == 1 and tensor.shape[0] == lead[0] and tensor.dim() == 2:
+        return tensor
+    return tensor.expand(*lead, tensor.shape[-1]).reshape(math.prod(lead), tensor.shape[-1])
+
+
+def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    device = next((tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)), None)
+    if device is None or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(_lower(tensor, device, dtype) for tensor in tensors)
+
+
+def _lower(tensor: Tensor | None, device: str, dtype: torch.dtype) -> Tensor | None:
+    # The rule of autocast's own lower-precision list: floating point on its device, but not float64.
+    if not isinstance(tensor, Tensor) or tensor.device.type != device:
+        return tensor
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if eligible else tensor

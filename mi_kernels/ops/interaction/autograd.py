@@ -1,0 +1,346 @@
+"""Derivative rules of the dense interaction: three primitives, closed under differentiation.
+
+With L(g, x, z, W, U, V, c) = sum_b g . (z^T W x + U z + V x + c) the primitives are
+
+    forward       dL/dg
+    input_grads   dL/dx, dL/dz
+    weight_grads  dL/dW, dL/dU, dL/dV, dL/dc
+
+L is linear in each argument, so a cotangent or a tangent simply takes the place of the argument that
+it belongs to, and every rule below is a sum of calls of the same three functions. They are
+differentiable themselves, which is all that reverse, forward, and higher orders need
+(docs/mathematics.md derives each line). Terms whose factor is absent are dropped, never multiplied by 0.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd import forward_ad as fw
+
+from mi_kernels.ops.interaction import schema  # noqa: F401  (defines the operations)
+from mi_kernels.ops.library import overload
+
+_FORWARD = tuple(overload("interaction", portable) for portable in (False, True))
+_INPUT_GRADS = tuple(overload("interaction_input_grads", portable) for portable in (False, True))
+_WEIGHT_GRADS = tuple(overload("interaction_weight_grads", portable) for portable in (False, True))
+
+
+def _differentiating(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call has to go through its rule, or the kernel alone will do."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return torch._C._are_functorch_transforms_active() or fw._current_level >= 0
+
+
+# Dynamo does not trace a Function that has a jvp; AOTAutograd does, so the call is opaque to the former.
+@torch.compiler.allow_in_graph
+def forward(
+    portable: bool,
+    x: Tensor,  # [(G,) B, X]
+    z: Tensor,  # [(G,) B, Z]
+    weight: Tensor | None,  # [(G,) O, Z, X]
+    weight_z: Tensor | None,  # [(G,) O, Z]
+    weight_x: Tensor | None,  # [(G,) O, X]
+    bias: Tensor | None,  # [(G,) O]
+) -> Tensor:
+    """y = z^T W x + U z + V x + c, differentiable. Its arguments were checked by the caller."""
+    if _differentiating((x, z, weight, weight_z, weight_x, bias)):
+        return Forward.apply(portable, x, z, weight, weight_z, weight_x, bias)
+    return _FORWARD[portable](x, z, weight, weight_z, weight_x, bias)
+
+
+def input_grads(
+    portable: bool,
+    want: tuple[bool, bool],
+    grad: Tensor,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    weight_z: Tensor | None,
+    weight_x: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """(dL/dx, dL/dz), each None where it is not wanted or vanishes identically. Differentiable."""
+    want = (
+        want[0] and (weight is not None or weight_x is not None),
+        want[1] and (weight is not None or weight_z is not None),
+    )
+    if not any(want):
+        return None, None
+    if _differentiating((grad, x, z, weight, weight_z, weight_x)):
+        results = InputGrads.apply(portable, want, grad, x, z, weight, weight_z, weight_x)
+        return tuple(_spread(results, want))
+    results = _INPUT_GRADS[portable](grad, x, z, weight, weight_z, weight_x, *want)
+    return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
+
+
+def weight_grads(
+    portable: bool, want: tuple[bool, bool, bool, bool], grad: Tensor, x: Tensor, z: Tensor
+) -> tuple[Tensor | None, ...]:
+    """(dL/dW, dL/dU, dL/dV, dL/dc), each None where it is not wanted. Differentiable."""
+    if not any(want):
+        return None, None, None, None
+    if _differentiating((grad, x, z)):
+        return tuple(_spread(WeightGrads.apply(portable, want, grad, x, z), want))
+    results = _WEIGHT_GRADS[portable](grad, x, z, *want)
+    return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
+
+
+def _keep(values: Sequence[Tensor], want: Sequence[bool]) -> tuple[Tensor, ...]:
+    return tuple(value for value, wanted in zip(values, want, strict=True) if wanted)
+
+
+def _spread(values: Iterable[Tensor | None], want: Sequence[bool]) -> list[Tensor | None]:
+    values = iter(values)
+    return [next(values) if wanted else None for wanted in want]
+
+
+def _add(*terms: Tensor | None) -> Tensor | None:
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def _present(*tensors: Tensor | None) -> tuple[bool, ...]:
+    return tuple(tensor is not None for tensor in tensors)
+
+
+def _forward_or_none(portable, x, z, weight, weight_z, weight_x, bias) -> Tensor | None:
+    if any(_present(weight, weight_z, weight_x, bias)):
+        return forward(portable, x, z, weight, weight_z, weight_x, bias)
+    return None
+
+
+class _Rule(Function):
+    @staticmethod
+    def _save(ctx, *tensors):
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+
+
+class Forward(_Rule):
+    @staticmethod
+    def forward(portable, x, z, weight, weight_z, weight_x, bias):
+        return _FORWARD[portable](x, z, weight, weight_z, weight_x, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.portable, x, z, weight, weight_z, weight_x, _ = inputs
+        ctx.out_features = output.shape[-1]
+        _Rule._save(ctx, x, z, weight, weight_z, weight_x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if grad is None:
+            return (None,) * 7
+        x, z, weight, weight_z, weight_x = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        return (
+            None,
+            *input_grads(ctx.portable, need[1:3], grad, x, z, weight, weight_z, weight_x),
+            *weight_grads(ctx.portable, need[3:7], grad, x, z),
+        )
+
+    @staticmethod
+    def jvp(ctx, _, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t):
+        x, z, weight, weight_z, weight_x = ctx.saved_tensors
+        tangent = _add(
+            None if x_t is None else _forward_or_none(ctx.portable, x_t, z, weight, None, weight_x, None),
+            None if z_t is None else _forward_or_none(ctx.portable, x, z_t, weight, weight_z, None, None),
+            _forward_or_none(ctx.portable, x, z, weight_t, weight_z_t, weight_x_t, bias_t),
+        )
+        return x.new_zeros((*x.shape[:-1], ctx.out_features)) if tangent is None else tangent
+
+    @staticmethod
+    def vmap(info, in_dims, portable, x, z, weight, weight_z, weight_x, bias):
+        fold = _Fold(info.batch_size, x, in_dims[1])
+        weights = (weight, weight_z, weight_x, bias)
+        if _unbatched(in_dims[3:], weights):
+            y = forward(portable, fold.rows(x, in_dims[1]), fold.rows(z, in_dims[2]), *weights)
+            return fold.unrows(y)
+        args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[1:], strict=True)]
+        return fold.ungroups(forward(portable, *args))
+
+
+class InputGrads(_Rule):
+    @staticmethod
+    def forward(portable, want, grad, x, z, weight, weight_z, weight_x):
+        return _keep(_INPUT_GRADS[portable](grad, x, z, weight, weight_z, weight_x, *want), want)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.portable, ctx.want, *tensors = inputs
+        _Rule._save(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        x_c, z_c = _spread(cotangents, ctx.want)
+        grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
+        need = ctx.needs_input_grad[2:]
+        grads: list[Tensor | None] = [None] * 6
+        if need[0]:
+            grads[0] = _add(
+                None if x_c is None else forward(ctx.portable, x_c, z, weight, None, weight_x, None),
+                None if z_c is None else forward(ctx.portable, x, z_c, weight, weight_z, None, None),
+            )
+        # Each cotangent stands where its argument stood, so the derivative by the other one is left.
+        grads[1:3] = input_grads(
+            ctx.portable,
+            (need[1] and z_c is not None, need[2] and x_c is not None),
+            grad,
+            x if x_c is None else x_c,
+            z if z_c is None else z_c,
+            weight,
+            None,
+            None,
+        )
+        by_x = by_z = (None,) * 4
+        if x_c is not None:
+            by_x = weight_grads(ctx.portable, (need[3], False, need[5], False), grad, x_c, z)
+        if z_c is not None:
+            by_z = weight_grads(ctx.portable, (need[3], need[4], False, False), grad, x, z_c)
+        grads[3:] = _add(by_x[0], by_z[0]), by_z[1], by_x[2]
+        return (None, None, *grads)
+
+    @staticmethod
+    def jvp(ctx, _, __, grad_t, x_t, z_t, weight_t, weight_z_t, weight_x_t):
+        grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
+        none = (None, None)
+        by_grad = by_inputs = none
+        if grad_t is not None:
+            by_grad = input_grads(ctx.portable, ctx.want, grad_t, x, z, weight, weight_z, weight_x)
+        by_inputs = input_grads(
+            ctx.portable,
+            (ctx.want[0] and z_t is not None, ctx.want[1] and x_t is not None),
+            grad,
+            x if x_t is None else x_t,
+            z if z_t is None else z_t,
+            weight,
+            None,
+            None,
+        )
+        by_weights = input_grads(ctx.portable, ctx.want, grad, x, z, weight_t, weight_z_t, weight_x_t)
+        tangents = []
+        for like, *terms in zip((x, z), by_grad, by_inputs, by_weights, strict=True):
+            tangent = _add(*terms)
+            tangents.append(torch.zeros_like(like) if tangent is None else tangent)
+        return _keep(tangents, ctx.want)
+
+    @staticmethod
+    def vmap(info, in_dims, portable, want, grad, x, z, weight, weight_z, weight_x):
+        fold = _Fold(info.batch_size, grad, in_dims[2])
+        weights = (weight, weight_z, weight_x)
+        if _unbatched(in_dims[5:], weights):
+            folded = [fold.rows(t, d) for t, d in zip((grad, x, z), in_dims[2:5], strict=True)]
+            return fold.all(fold.unrows, _keep(input_grads(portable, want, *folded, *weights), want))
+        folded = [fold.groups(t, d) for t, d in zip((grad, x, z, *weights), in_dims[2:], strict=True)]
+        return fold.all(fold.ungroups, _keep(input_grads(portable, want, *folded), want))
+
+
+class WeightGrads(_Rule):
+    @staticmethod
+    def forward(portable, want, grad, x, z):
+        return _keep(_WEIGHT_GRADS[portable](grad, x, z, *want), want)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.portable, ctx.want, *tensors = inputs
+        _Rule._save(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        weight_c, weight_z_c, weight_x_c, bias_c = _spread(cotangents, ctx.want)
+        grad, x, z = ctx.saved_tensors
+        need = ctx.needs_input_grad[2:]
+        by_grad = None
+        if need[0]:
+            by_grad = _forward_or_none(ctx.portable, x, z, weight_c, weight_z_c, weight_x_c, bias_c)
+        return (
+            None,
+            None,
+            by_grad,
+            *input_grads(ctx.portable, need[1:3], grad, x, z, weight_c, weight_z_c, weight_x_c),
+        )
+
+    @staticmethod
+    def jvp(ctx, _, __, grad_t, x_t, z_t):
+        grad, x, z = ctx.saved_tensors
+        want_weight, want_weight_z, want_weight_x, _ = ctx.want
+        terms = []
+        if grad_t is not None:
+            terms.append(weight_grads(ctx.portable, ctx.want, grad_t, x, z))
+        if x_t is not None:
+            want = (want_weight, False, want_weight_x, False)
+            terms.append(weight_grads(ctx.portable, want, grad, x_t, z))
+        if z_t is not None:
+            want = (want_weight, want_weight_z, False, False)
+            terms.append(weight_grads(ctx.portable, want, grad, x, z_t))
+        groups, sizes = grad.shape[:-2], (grad.shape[-1], z.shape[-1], x.shape[-1])
+        shapes = (sizes, sizes[:2], sizes[::2], sizes[:1])
+        tangents = []
+        for shape, *parts in zip(shapes, *terms, strict=True):
+            tangent = _add(*parts)
+            tangents.append(grad.new_zeros((*groups, *shape)) if tangent is None else tangent)
+        return _keep(tangents, ctx.want)
+
+    @staticmethod
+    def vmap(info, in_dims, portable, want, grad, x, z):
+        fold = _Fold(info.batch_size, grad, in_dims[2])
+        folded = [fold.groups(t, d) for t, d in zip((grad, x, z), in_dims[2:], strict=True)]
+        return fold.all(fold.ungroups, _keep(weight_grads(portable, want, *folded), want))
+
+
+def _unbatched(dims: Sequence[int | None], tensors: Sequence[Tensor | None]) -> bool:
+    return all(dim is None for dim, tensor in zip(dims, tensors, strict=True) if tensor is not None)
+
+
+class _Fold:
+    """Folds the dimension that vmap maps over into the rows or into the groups of a call, and back.
+
+    Shared weights see only more rows. Weights that are mapped over, or produced by the call, turn the
+    dimension into groups: an expanded operand costs no memory as long as there were no groups before.
+    """
+
+    def __init__(self, size: int, activation: Tensor, dim: int | None):
+        shape = list(activation.shape)
+        if dim is not None:
+            del shape[dim]
+        self.size = size
+        self.grouped = len(shape) == 3
+        self.row_dim = 1 if self.grouped else 0
+        self.group_count, self.row_count = shape[0], shape[-2]
+
+    def _expanded(self, tensor: Tensor, dim: int | None, position: int) -> Tensor:
+        if dim is None:
+            return tensor.unsqueeze(position).expand(
+                *tensor.shape[:position], self.size, *tensor.shape[position:]
+            )
+        return tensor.movedim(dim, position)
+
+    def rows(self, tensor: Tensor, dim: int | None) -> Tensor:
+        tensor = self._expanded(tensor, dim, self.row_dim)
+        rows = self.size * self.row_count
+        return tensor.reshape(*tensor.shape[: self.row_dim], rows, tensor.shape[-1])
+
+    def unrows(self, result: Tensor) -> tuple[Tensor, int]:
+        return result.unflatten(self.row_dim, (self.size, self.row_count)), self.row_dim
+
+    def groups(self, tensor: Tensor | None, dim: int | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        tensor = self._expanded(tensor, dim, 0)
+        if not self.grouped:
+            return tensor
+        return tensor.reshape(self.size * tensor.shape[1], *tensor.shape[2:])
+
+    def ungroups(self, result: Tensor) -> tuple[Tensor, int]:
+        if not self.grouped:
+            return result, 0
+        return result.unflatten(0, (self.size, self.group_count)), 0
+
+    def all(self, unfold, results: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        pairs = [unfold(result) for result in results]
+        return tuple(tensor for tensor, _ in pairs), tuple(dim for _, dim in pairs)

@@ -1,0 +1,115 @@
+"""The dense interaction in pure PyTorch with bounded memory, on any device.
+
+The generated operand P[b, (i, j)] = z[b, i] x[b, j] is made a chunk at a time and met by one matmul.
+Chunks are ranges of rows b and of context features i, so that no temporary exceeds ``CHUNK_ELEMENTS``
+(or one row of one context feature, whichever is larger) and the sum over i is carried in the
+accumulation dtype: float32 for 16-bit inputs.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 20
+
+
+def out_features(weight: Tensor | None, weight_z: Tensor | None, weight_x: Tensor | None, bias: Tensor | None):
+    """O, read from whichever weight there is."""
+    if weight is not None:
+        return weight.shape[-3]
+    for matrix in (weight_z, weight_x):
+        if matrix is not None:
+            return matrix.shape[-2]
+    assert bias is not None, "an interaction needs at least one of weight, weight_z, weight_x and bias"
+    return bias.shape[-1]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which partial sums are carried."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def chunks(rows: int, context: int, width: int) -> tuple[int, int]:
+    """Rows and context features of one chunk of an operand of ``width`` elements per (row, feature)."""
+    budget = max(CHUNK_ELEMENTS // max(width, 1), 1)
+    features = min(context, budget)
+    return max(min(rows, budget // max(features, 1)), 1), max(features, 1)
+
+
+def _ranges(total: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, total)) for start in range(0, total, step))
+
+
+def _khatri_rao(z: Tensor, x: Tensor) -> Tensor:
+    """P[..., b, (i, j)] = z[..., b, i] x[..., b, j]."""  # [B, I], [B, X] -> [B, I * X]
+    return (z.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
+
+
+def _groups(x: Tensor) -> int:
+    return x.shape[0] if x.dim() == 3 else 1
+
+
+def forward(x, z, weight, weight_z, weight_x, bias) -> Tensor:
+    dtype = accumulation_dtype(x.dtype)
+    size = (*x.shape[:-1], out_features(weight, weight_z, weight_x, bias))
+    y = x.new_zeros(size, dtype=dtype)
+    if weight is not None:
+        row_step, feature_step = chunks(z.shape[-2], z.shape[-1], x.shape[-1] * _groups(x))
+        for rows in _ranges(z.shape[-2], row_step):
+            for features in _ranges(z.shape[-1], feature_step):
+                operand = _khatri_rao(z[..., rows, features], x[..., rows, :])
+                y[..., rows, :] += (operand @ weight[..., features, :].flatten(-2).mT).to(dtype)
+    if weight_z is not None:
+        y += (z @ weight_z.mT).to(dtype)
+    if weight_x is not None:
+        y += (x @ weight_x.mT).to(dtype)
+    if bias is not None:
+        y += bias.unsqueeze(-2)
+    return y.to(x.dtype)
+
+
+def input_grads(grad, x, z, weight, weight_z, weight_x, want_x, want_z) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(x.dtype)
+    dx = x.new_zeros(x.shape if want_x else (0,), dtype=dtype)
+    dz = z.new_zeros(z.shape if want_z else (0,), dtype=dtype)
+    if weight is not None:
+        row_step, feature_step = chunks(z.shape[-2], z.shape[-1], x.shape[-1] * _groups(x))
+        for rows in _ranges(z.shape[-2], row_step):
+            for features in _ranges(z.shape[-1], feature_step):
+                w = weight[..., features, :]
+                t = (grad[..., rows, :] @ w.flatten(-2)).unflatten(-1, w.shape[-2:])  # [b, i, X]
+                if want_x:
+                    dx[..., rows, :] += (z[..., rows, features].unsqueeze(-2) @ t).squeeze(-2).to(dtype)
+                if want_z:
+                    dz[..., rows, features] = (t @ x[..., rows, :].unsqueeze(-1)).squeeze(-1).to(dtype)
+    if want_x and weight_x is not None:
+        dx += (grad @ weight_x).to(dtype)
+    if want_z and weight_z is not None:
+        dz += (grad @ weight_z).to(dtype)
+    return dx.to(x.dtype), dz.to(z.dtype)
+
+
+def weight_grads(grad, x, z, want_weight, want_weight_z, want_weight_x, want_bias) -> tuple[Tensor, ...]:
+    return (
+        _weight_grad(grad, x, z) if want_weight else grad.new_empty(0),
+        grad.mT @ z if want_weight_z else grad.new_empty(0),
+        grad.mT @ x if want_weight_x else grad.new_empty(0),
+        grad.sum(-2, dtype=grad.dtype) if want_bias else grad.new_empty(0),
+    )
+
+
+def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
+    dtype = accumulation_dtype(x.dtype)
+    groups, o, context, width = grad.shape[:-2], grad.shape[-1], z.shape[-1], x.shape[-1]
+    dw = grad.new_empty((*groups, o, context, width))
+    row_step, feature_step = chunks(z.shape[-2], context, width * _groups(x))
+    feature_step = min(feature_step, max(CHUNK_ELEMENTS // max(o * width * _groups(x), 1), 1))
+    for features in _ranges(context, feature_step):
+        shape = (*groups, o, (features.stop - features.start) * width)
+        part = grad.new_zeros(shape, dtype=dtype)  # [O, i * X]
+        for rows in _ranges(z.shape[-2], row_step):
+            operand = _khatri_rao(z[..., rows, features], x[..., rows, :])
+            part += (grad[..., rows, :].mT @ operand).to(dtype)
+        dw[..., features, :] = part.unflatten(-1, (-1, width)) if width else 0
+    return dw

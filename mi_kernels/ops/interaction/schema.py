@@ -1,0 +1,60 @@
+"""Schemas and fakes of the three primitives of the dense interaction.
+
+Sizes: rows B, context Z, input X, output O. Every tensor may carry one more leading dimension of G
+groups, all or none of them, with the meaning of a batched matrix product: group k of the activations
+meets group k of the weights. ``torch.vmap`` folds what it maps over into rows or groups.
+
+    forward        y  = z^T W x + U z + V x + c                          [G, B, O]
+    input_grads    dx = sum_oi g z W + g V,  dz = sum_oj g W x + g U     [G, B, X], [G, B, Z]
+    weight_grads   dW = sum_b g z x,  dU = g^T z,  dV = g^T x,  dc = sum_b g
+
+All are partial derivatives of L(g, x, z, W, U, V, c) = sum_b g . y, which is why their own derivatives
+are again these three (docs/mathematics.md). A result that is not wanted comes back with no elements.
+"""
+
+from mi_kernels.ops.interaction import portable
+from mi_kernels.ops.library import define
+
+
+def _forward_fake(x, z, weight, weight_z, weight_x, bias):
+    return x.new_empty((*x.shape[:-1], portable.out_features(weight, weight_z, weight_x, bias)))
+
+
+def _input_grads_fake(grad, x, z, weight, weight_z, weight_x, want_x, want_z):
+    return (
+        x.new_empty(x.shape if want_x else (0,)),
+        z.new_empty(z.shape if want_z else (0,)),
+    )
+
+
+def _weight_grads_fake(grad, x, z, want_weight, want_weight_z, want_weight_x, want_bias):
+    groups = grad.shape[:-2]
+    o, i, j = grad.shape[-1], z.shape[-1], x.shape[-1]
+    return (
+        grad.new_empty((*groups, o, i, j) if want_weight else (0,)),
+        grad.new_empty((*groups, o, i) if want_weight_z else (0,)),
+        grad.new_empty((*groups, o, j) if want_weight_x else (0,)),
+        grad.new_empty((*groups, o) if want_bias else (0,)),
+    )
+
+
+define(
+    "interaction",
+    "(Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x, Tensor? bias) -> Tensor",
+    portable.forward,
+    _forward_fake,
+)
+define(
+    "interaction_input_grads",
+    "(Tensor grad, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x,"
+    " bool want_x, bool want_z) -> (Tensor, Tensor)",
+    portable.input_grads,
+    _input_grads_fake,
+)
+define(
+    "interaction_weight_grads",
+    "(Tensor grad, Tensor x, Tensor z, bool want_weight, bool want_weight_z, bool want_weight_x,"
+    " bool want_bias) -> (Tensor, Tensor, Tensor, Tensor)",
+    portable.weight_grads,
+    _weight_grads_fake,
+)

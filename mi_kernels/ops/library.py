@@ -1,0 +1,32 @@
+"""The one place where schemas meet the dispatcher.
+
+Every operation is defined here, in Python, so that the package imports without a compiler; the
+compiled libraries only add kernels for their dispatch keys. Each schema is defined twice: under its
+own name, where a compiled kernel may take over, and as ``<name>_portable``, which is always the
+pure-PyTorch implementation, whatever is installed.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+NAMESPACE = "mi_kernels"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+
+def define(name: str, schema: str, portable: Callable, fake: Callable) -> None:
+    """Define ``name`` and ``name_portable`` with one schema, one fake and one portable kernel."""
+    for op in (name, f"{name}_portable"):
+        LIBRARY.define(op + schema)
+        LIBRARY.impl(op, portable, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=LIBRARY)
+
+
+def overload(name: str, portable: bool) -> torch._ops.OpOverload:
+    """The dispatcher entry of ``name``, compiled where possible or always portable."""
+    packet = getattr(torch.ops.mi_kernels, f"{name}_portable" if portable else name)
+    return packet.default
+
+
+# "compiled sets;sets that this CPU supports;selected set", implemented by the compiled CPU library.
+LIBRARY.define("cpu_isa() -> str")

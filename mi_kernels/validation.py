@@ -1,0 +1,84 @@
+"""Argument checks of the public functions: each argument once, before anything is computed.
+
+A message names the operation, the argument, what was expected and what came. Dtypes, layouts and
+types raise TypeError; ranks, sizes and devices raise ValueError.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+)
+
+
+def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """Every argument is a dense tensor, with the dtype and on the device of the first one."""
+    first_name = first = None
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else tensor.layout
+            raise TypeError(f"{op}: {name}: expected a dense (strided) tensor, got {kind}")
+        if first is None:
+            if tensor.dtype not in DTYPES:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+                raise TypeError(f"{op}: {name}: expected a dtype of {known}, got {tensor.dtype}")
+            first_name, first = name, tensor
+        elif tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{op}: {name}: expected {first.dtype} (the dtype of {first_name}), got {tensor.dtype}"
+            )
+        elif tensor.device != first.device:
+            raise ValueError(
+                f"{op}: {name}: expected device {first.device} (that of {first_name}), got {tensor.device}"
+            )
+
+
+def check_rank(op: str, name: str, tensor: Tensor, least: int) -> None:
+    """The tensor has at least ``least`` dimensions."""
+    if tensor.dim() < least:
+        raise ValueError(
+            f"{op}: {name}: expected at least {least} dimension(s), got shape {list(tensor.shape)}"
+        )
+
+
+def check_shape(op: str, name: str, tensor: Tensor | None, expected: Mapping[str, int | None]) -> None:
+    """The tensor has exactly the named sizes; None stands for any size."""
+    if tensor is None:
+        return
+    sizes = tensor.shape
+    if len(sizes) == len(expected):
+        for size, wanted in zip(sizes, expected.values(), strict=True):
+            if wanted is not None and size != wanted:
+                break
+        else:
+            return
+    wanted = ", ".join(key if size is None else f"{key}={size}" for key, size in expected.items())
+    raise ValueError(f"{op}: {name}: expected shape [{wanted}], got {list(sizes)}")
+
+
+def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor) -> torch.Size:
+    """The common leading dimensions of two inputs, all dimensions but their last."""
+    if x.shape[:-1] == z.shape[:-1]:
+        return x.shape[:-1]
+    try:
+        return torch.broadcast_shapes(x.shape[:-1], z.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"{op}: {names[1]}: expected leading dimensions that broadcast with those of {names[0]}"
+            f" {list(x.shape[:-1])}, got {list(z.shape[:-1])}"
+        ) from None

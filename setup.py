@@ -1,0 +1,81 @@
+"""Builds the native parts by driving CMake and ninja; everything else is declared in pyproject.toml.
+
+Environment variables:
+    MI_KERNELS_SKIP_NATIVE=1  build no native part: the package runs on its pure PyTorch backends
+    MAX_JOBS                  number of parallel compiler processes (default: the number of CPUs)
+    CMAKE_ARGS                extra arguments for the CMake configure step
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CPU_LIBRARY = "mi_kernels.libmi_kernels_cpu"
+SKIP_NATIVE = os.environ.get("MI_KERNELS_SKIP_NATIVE", "0") not in ("", "0")
+
+# PyPI's cmake and ninja put their programs beside the interpreter, which is not on PATH when a virtual
+# environment is used without being activated.
+SEARCH_PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+
+
+def require_build_tools() -> None:
+    missing = [module for module in ("torch", "pybind11") if find_spec(module) is None]
+    missing += [program for program in ("cmake", "ninja") if shutil.which(program, path=SEARCH_PATH) is None]
+    if missing:
+        sys.exit(
+            "mi_kernels compiles against the torch it will run with, and this build cannot find "
+            f"{', '.join(missing)}: run `pip install torch ninja cmake pybind11 setuptools`, then "
+            "`pip install . --no-build-isolation` (or set MI_KERNELS_SKIP_NATIVE=1 to install "
+            "without compiled kernels)."
+        )
+
+
+class CMakeBuild(build_ext):
+    """One CMake run builds all the extensions. The directory is kept, so that a rebuild is incremental."""
+
+    def build_extensions(self) -> None:
+        build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        configure = [
+            *("-S", ROOT, "-B", build_dir, "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=SEARCH_PATH)}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        self.cmake(*configure)
+        self.cmake("--build", build_dir, "--parallel", jobs)
+        self.cmake("--install", build_dir, "--prefix", Path(self.build_lib).resolve())
+
+    def cmake(self, *arguments) -> None:
+        command = [shutil.which("cmake", path=SEARCH_PATH), *arguments]
+        try:
+            subprocess.run(command, check=True)
+        except subprocess.CalledProcessError as error:
+            # The compiler's message stands above; a Python traceback under it would only hide it.
+            sys.exit(f"mi_kernels: `{shlex.join(map(str, command))}` failed with status {error.returncode}.")
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # Loaded by torch.ops.load_library, not imported: no Python version in its name.
+        if fullname == CPU_LIBRARY:
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
+
+if not SKIP_NATIVE:
+    # Here and not in the build command: pip resolves and downloads dependencies (torch, gigabytes of it)
+    # before it builds, but runs this file once before that.
+    require_build_tools()
+
+setup(
+    ext_modules=[] if SKIP_NATIVE else [Extension("mi_kernels._C", []), Extension(CPU_LIBRARY, [])],
+    cmdclass={"build_ext": CMakeBuild},
+)
