@@ -201,6 +201,30 @@ struct MatrixRows {
 // Rows whose packed tiles stay in the buffer for one visit of all strips.
 inline constexpr int64_t kRowBlock = 64;
 
+// All tiles of a block of rows against one strip. `flatten`: a lambda or an epilogue left out of line would
+// take the tile's address, and its accumulators would live in memory.
+template <int N, class Mul, class Rows, class Epilogue>
+__attribute__((noinline, flatten)) void sweep(const Rows& rows, bool in_place, const typename Mul::Word* packed,
+                                              int64_t begin, int64_t end, int64_t k0, int64_t words,
+                                              const typename Mul::Word* strip, int64_t first,
+                                              const Epilogue& epilogue) {
+  int64_t m = begin;
+  if constexpr (Rows::direct) {
+    if (in_place) {
+      for (; m + kRows <= end; m += kRows) {
+        Tile<Mul, N> tile;
+        multiply(tile, rows.in_place(m, k0), strip, words);
+        epilogue(tile, m, kRows, first);
+      }
+    }
+  }
+  for (; m < end; m += kRows) {
+    Tile<Mul, N> tile;
+    multiply(tile, PackedRows<Mul>{packed + (m - begin) * words}, strip, words);
+    epilogue(tile, m, min(end - m, kRows), first);
+  }
+}
+
 // For every tile of rows [m0, m1) and every strip: epilogue(tile, m, valid rows, first vector).
 template <class Mul, class Rows, class Epilogue>
 void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t depth,
@@ -212,26 +236,13 @@ void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t dept
   bool in_place = false;
   if constexpr (Rows::direct) in_place = rows.in_place_allowed() && depth % Mul::pair == 0;
   for (int64_t block = m0; block < m1; block += kRowBlock) {
-    const int64_t block_end = min(block + kRowBlock, m1);
-    for (int64_t m = block; m < block_end; m += kRows) {
-      const int64_t valid = min(block_end - m, kRows);
+    const int64_t end = min(block + kRowBlock, m1);
+    for (int64_t m = block; m < end; m += kRows) {
+      const int64_t valid = min(end - m, kRows);
       if (!in_place || valid < kRows) rows.pack_tile(m, valid, k0, depth, buffer + (m - block) * words);
     }
     for_strips(vectors, [&](auto n, int64_t first) {
-      const auto* strip = lanes + first * L * words;
-      for (int64_t m = block; m < block_end; m += kRows) {
-        const int64_t valid = min(block_end - m, kRows);
-        Tile<Mul, n.value> tile;
-        if constexpr (Rows::direct) {
-          if (in_place && valid == kRows) {
-            multiply(tile, rows.in_place(m, k0), strip, words);
-            epilogue(tile, m, valid, first);
-            continue;
-          }
-        }
-        multiply(tile, PackedRows<Mul>{buffer + (m - block) * words}, strip, words);
-        epilogue(tile, m, valid, first);
-      }
+      sweep<n.value, Mul>(rows, in_place, buffer, block, end, k0, words, lanes + first * L * words, first, epilogue);
     });
   }
 }
