@@ -1,0 +1,137 @@
+"""The dense interaction as modules."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mi_kernels import functional
+
+
+class MultiplicativeInteraction(nn.Module):
+    r"""Dense multiplicative interaction of an input x and a context z, with learned weights.
+
+    .. math:: y_o = \sum_{ij} z_i W_{oij} x_j + \sum_i U_{oi} z_i + \sum_j V_{oj} x_j + c_o
+
+    Args:
+        in_features: X, the size of the input.
+        context_features: Z, the size of the context.
+        out_features: O, the size of the output.
+        bias: whether to learn c.
+        weight_z: whether to learn U.
+        weight_x: whether to learn V.
+        device: where the parameters lie.
+        dtype: dtype of the parameters, a floating-point one.
+
+    Shape:
+        ``x [..., X]`` and ``z [..., Z]``, whose leading dimensions broadcast, give ``y [..., O]``.
+
+    Attributes:
+        weight: W of shape ``[O, Z, X]``.
+        weight_z: U of shape ``[O, Z]``, or None.
+        weight_x: V of shape ``[O, X]``, or None.
+        bias: c of shape ``[O]``, or None.
+
+    The parameters start independent and uniform on :math:`(-b, b)`; with k the number of terms among
+    W, U and V that there are (terms with no elements do not count),
+
+    .. math:: b_W = \sqrt{3 / (kZX)}, \quad b_U = \sqrt{3 / (kZ)}, \quad b_V = \sqrt{3 / (kX)}, \quad c = 0.
+
+    A uniform variable on (-b, b) has variance :math:`b^2 / 3`. The parameters have mean zero and are
+    independent, so all cross terms vanish in the expectation over them:
+
+    .. math:: E[y_o^2] = \frac{b_W^2}{3} |z|^2 |x|^2 + \frac{b_U^2}{3} |z|^2 + \frac{b_V^2}{3} |x|^2.
+
+    Independent x and z with features of unit variance and mean zero have :math:`E|x|^2 = X` and
+    :math:`E|z|^2 = Z`: each term contributes 1/k, and y has variance 1 whatever Z and X are.
+
+    Raises:
+        ValueError: a size is negative.
+        TypeError, ValueError: see :func:`mi_kernels.interaction`.
+
+    Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020. The
+    initialisation is this package's own.
+    """
+
+    __constants__ = ["in_features", "context_features", "out_features"]
+    in_features: int
+    context_features: int
+    out_features: int
+    weight: Tensor
+    weight_z: Tensor | None
+    weight_x: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        context_features: int,
+        out_features: int,
+        bias: bool = True,
+        weight_z: bool = True,
+        weight_x: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.context_features = context_features
+        self.out_features = out_features
+        for name in self.__constants__:
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"MultiplicativeInteraction: {name}: expected >= 0, got {getattr(self, name)}"
+                )
+        o, z, x = out_features, context_features, in_features
+        shapes = {
+            "weight": (o, z, x),
+            "weight_z": (o, z) if weight_z else None,
+            "weight_x": (o, x) if weight_x else None,
+            "bias": (o,) if bias else None,
+        }
+        for name, shape in shapes.items():
+            parameter = None
+            if shape is not None:
+                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew from torch's random stream, in the order W, U, V."""
+        terms = [term for term in (self.weight, self.weight_z, self.weight_x) if term is not None]
+        terms = [term for term in terms if term.numel() > 0]
+        for term in terms:
+            bound = math.sqrt(3 / (len(terms) * math.prod(term.shape[1:])))
+            nn.init.uniform_(term, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return functional.interaction(x, z, self.weight, self.weight_z, self.weight_x, self.bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, context_features={self.context_features}, "
+            f"out_features={self.out_features}, bias={self.bias is not None}, "
+            f"weight_z={self.weight_z is not None}, weight_x={self.weight_x is not None}"
+        )
+
+
+class Bilinear(nn.Bilinear):
+    r"""Drop-in for :class:`torch.nn.Bilinear`: :math:`y = x_1^T A x_2 + b`.
+
+    Arguments, attributes, initialisation (bit for bit from the same seed) and state dict are those of
+    :class:`torch.nn.Bilinear`, of which this is a subclass. Only the computation differs: it is
+    :func:`mi_kernels.bilinear`, where leading dimensions broadcast.
+
+    Shape:
+        ``input1 [..., in1_features]`` and ``input2 [..., in2_features]`` give ``[..., out_features]``.
+
+    Raises:
+        TypeError, ValueError: see :func:`mi_kernels.bilinear`. Complex parameters are not supported.
+
+    Source: ``torch.nn.Bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V.
+    """
+
+    def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+        return functional.bilinear(input1, input2, self.weight, self.bias)

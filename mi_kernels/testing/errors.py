@@ -1,0 +1,121 @@
+"""The error rule: how far a result may be from float64, judged by PyTorch's own error in the same dtype.
+
+For inputs in dtype d, with y64 the formula in float64 on the same (rounded) inputs and y_ref the einsum
+reference in d:
+
+    float64   ||y - y64|| <= 1e-12 ||y64||
+    others    ||y - y64|| <= max(2 ||y_ref - y64||, floor)
+
+Why 2: PyTorch's own error measures how hard the data are in this dtype, and another order of summation may
+cost as much again, no more.
+
+The floor only matters for few elements, N, where the reference may be exact by luck. Each of the
+floating-point terms t whose sum is y is rounded with a relative error below u = eps / 2, so the error is a
+random sum of spread u S with S^2 = sum t^2. The norms of two such errors differ by chance alone by about
+1 / sqrt(N) of themselves, and four times that is left to chance: floor = 4 u ||S|| / sqrt(N). It is 2 ulps
+for one element, and beyond N = 100 it lies below the rounding of the result itself.
+
+A norm hides a single bad element among many. So each element is held to its own scale too: its error in
+units of S + |y64| may be 4 times the worst of the reference, or 4 u.
+
+Every y here is a sum of products of the inputs, so S^2 is the same function of the squared inputs.
+
+Where y64 is not finite, y is not finite either, and NaN where an input NaN reaches it. An infinite input may
+come out as Inf or as NaN (Inf - Inf), because the order of summation decides that. Where both y64 and y_ref
+are finite, so is y.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT64_LIMIT = 1e-12
+Function = Callable[..., Sequence[Tensor]]
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """||result - truth|| / ||truth|| in float64; 0 where both vanish."""
+    error = (result.detach().double() - truth).norm()
+    return 0.0 if error == 0 else float(error / truth.norm())
+
+
+def check_errors(
+    function: Function,
+    reference: Function,
+    draw: Callable[[int], Sequence[Tensor | None]],
+    enough: int = 300,
+    most: int = 20,
+) -> None:
+    """Raises AssertionError if one of the results of ``function`` breaks the error rule.
+
+    Few elements would make the comparison a matter of luck. So arguments are drawn anew until each result
+    has ``enough`` elements, ``most`` times at most, and the norms are taken over all draws together.
+
+    Args:
+        function: the implementation under test, a sequence of tensors.
+        reference: the same function of the same arguments in any dtype. Each of its results must be a
+            sum of products of the arguments, with no coefficients but 1.
+        draw: arguments, made from a seed: tensors of one floating-point dtype, or None.
+    """
+    pools: list[list[tuple[Tensor, ...]]] = []
+    has_infinities = False
+    for seed in range(most):
+        arguments = draw(seed)
+        has_infinities |= any(t is not None and bool(t.isinf().any()) for t in arguments)
+        results = list(zip(function(*arguments), *_oracles(reference, arguments), strict=True))
+        pools = pools or [[] for _ in results]
+        for index, (pool, tensors) in enumerate(zip(pools, results, strict=True)):
+            result, truth = tensors[:2]
+            wrong = f"result {index}: expected shape {list(truth.shape)}, got {list(result.shape)}"
+            assert result.shape == truth.shape, wrong
+            pool.append(tuple(tensor.detach().flatten() for tensor in tensors))
+        least = min((result.numel() for result, *_ in results if result.numel()), default=enough)
+        if results[0][0].dtype == torch.float64 or least * (seed + 1) >= enough:
+            break
+    for index, pool in enumerate(pools):
+        check_error(*map(torch.cat, zip(*pool, strict=True)), has_infinities, f"result {index}")
+
+
+def _oracles(reference: Function, arguments: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], ...]:
+    """The truth, the reference in the dtype of the arguments, and S^2."""
+    exact = [None if tensor is None else tensor.detach().double() for tensor in arguments]
+    return (
+        reference(*exact),
+        reference(*(None if tensor is None else tensor.detach() for tensor in arguments)),
+        reference(*(None if tensor is None else tensor.square() for tensor in exact)),
+    )
+
+
+def check_error(
+    result: Tensor, truth: Tensor, rival: Tensor, square: Tensor, has_infinities: bool, name: str
+) -> None:
+    """The rule for one tensor; ``rival`` is the reference in the dtype, ``square`` is S^2."""
+    dtype, result = result.dtype, result.double()
+    truth, rival, scale = truth.double(), rival.double(), square.sqrt()
+    keep = truth.isfinite() & rival.isfinite()  # the rival overflows where the dtype does
+    wrong = torch.where(keep, ~result.isfinite(), result.isfinite() & ~truth.isfinite())
+    if not has_infinities:
+        wrong |= truth.isnan() & ~result.isnan()
+    assert not wrong.any(), f"{name}: {int(wrong.sum())} elements are finite or not where they should not be"
+    result, truth, rival, scale = result[keep], truth[keep], rival[keep], scale[keep]
+    if result.numel() == 0:
+        return
+    error, rival_error = (result - truth).abs(), (rival - truth).abs()
+    if dtype == torch.float64:
+        limit = FLOAT64_LIMIT * truth.norm()
+    else:
+        unit = torch.finfo(dtype).eps / 2
+        limit = torch.maximum(2 * rival_error.norm(), 4 * unit * scale.norm() / result.numel() ** 0.5)
+        own = scale + truth.abs()
+        worst, allowed = _largest(error, own), max(4 * _largest(rival_error, own), 4 * unit)
+        assert worst <= allowed, f"{name}: an element is off by {worst:.3g} of its scale, allowed {allowed:.3g}"
+    assert error.norm() <= limit, (
+        f"{name}: error {float(error.norm()):.3g} in L2, allowed {float(limit):.3g}, "
+        f"reference {float(rival_error.norm()):.3g}, norm of the result {float(truth.norm()):.3g}"
+    )
+
+
+def _largest(error: Tensor, scale: Tensor) -> float:
+    # Where the scale vanishes all terms are 0, and so must be the error.
+    return float(torch.where(error == 0, error, error / scale).max())

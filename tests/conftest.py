@@ -1,0 +1,60 @@
+"""What every test runs under: poisoned uninitialised memory, a seed, and a choice of backends."""
+
+import os
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import settings
+
+import mi_kernels as mi
+from mi_kernels import backends
+
+# The same examples on every machine and every run; a slow machine is no failure.
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("fixed")
+
+THREADS = min(2, os.cpu_count() or 1)
+
+
+class Place(NamedTuple):
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        return self.backend if self.device == "cpu" else f"{self.backend}-{self.device}"
+
+
+def _places() -> list[Place]:
+    places = [Place(name, "cpu") for name in ("portable", "cpu") if backends.why_not(name) is None]
+    if torch.cuda.is_available():
+        names = ("portable", "triton", "cuda")
+        places += [Place(name, "cuda") for name in names if backends.why_not(name) is None]
+    return places
+
+
+PLACES = _places()
+
+
+@pytest.fixture(params=PLACES, ids=str)
+def place(request):
+    """A backend that runs here, selected for the test, and the device it runs on."""
+    with mi.backend(request.param.backend):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Fill what torch.empty returns, in Python and in compiled kernels, with NaN (integers: the largest)."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _seed_and_threads():
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(THREADS)

@@ -1,0 +1,49 @@
+"""Small tools of several test files."""
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mi_kernels.ops.interaction import reference
+
+
+class Spy(TorchDispatchMode):
+    """Records the calls of this package's operations: name without the suffix of the portable twin, arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[tuple[str, tuple]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "mi_kernels":
+            self.calls.append((func.__name__.split(".")[0].removesuffix("_portable"), args))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+
+def reference_gradients(needs: tuple[bool, ...]):
+    """A function (g, x, z, W, U, V, c) -> the gradients by the needed arguments, by PyTorch from einsum."""
+
+    def gradients(grad: Tensor, *arguments: Tensor | None) -> tuple[Tensor, ...]:
+        leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
+        y = reference.interaction(*leaves)
+        return gradients_of(y, leaves, grad, needs)
+
+    return gradients
+
+
+def gradients_of(y: Tensor, arguments, grad: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor, ...]:
+    wanted = [t for t, need in zip(arguments, needs, strict=True) if need and t is not None]
+    if not y.requires_grad:  # no argument contributes
+        return tuple(torch.zeros_like(t) for t in wanted)
+    found = torch.autograd.grad(y, wanted, grad, allow_unused=True)
+    return tuple(
+        torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)
+    )
+
+
+def poisoning(value: bool) -> None:
+    torch.utils.deterministic.fill_uninitialized_memory = value
