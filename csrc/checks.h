@@ -14,9 +14,9 @@ namespace mi_kernels {
 
 using torch::stable::Tensor;
 
-inline DType dtype_of(const Tensor& tensor, const char* op, const char* name) {
+inline DType dtype_of(torch::headeronly::ScalarType type, const char* op, const char* name) {
   using torch::headeronly::ScalarType;
-  switch (tensor.scalar_type()) {
+  switch (type) {
     case ScalarType::Double: return DType::f64;
     case ScalarType::Float: return DType::f32;
     case ScalarType::BFloat16: return DType::bf16;

@@ -3,7 +3,7 @@
 from mi_kernels import nn
 from mi_kernels._version import __version__
 from mi_kernels.backends import backend
-from mi_kernels.functional import bilinear, interaction
+from mi_kernels.functional import bilinear, explain, interaction
 from mi_kernels.nn.conversion import convert
 
-__all__ = ["__version__", "backend", "bilinear", "convert", "interaction", "nn"]
+__all__ = ["__version__", "backend", "bilinear", "convert", "explain", "interaction", "nn"]

@@ -1,6 +1,8 @@
 """The public functions: validation, autocast, broadcasting, choice of a backend, call."""
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from mi_kernels import backends
 from mi_kernels.ops.interaction import autograd, reference
+from mi_kernels.ops.interaction.plan import Plan, plan
 from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors
 
 
@@ -70,6 +73,32 @@ def bilinear(
     return _interaction(_BILINEAR, input2, input1, weight, None, None, bias)
 
 
+def explain(op: Callable | str, *arguments: Tensor | None, **keywords: Tensor | None) -> Plan:
+    """What ``op(*arguments)`` would do, without doing it.
+
+    Args:
+        op: a public function of this package, or its name: ``interaction`` or ``bilinear``.
+        arguments, keywords: the arguments of that function; those that require grad ask for gradients.
+
+    Returns:
+        A printable :class:`~mi_kernels.ops.interaction.plan.Plan`: backend, algorithm, operations, bytes,
+        scratch memory and the reason, for the forward pass and for each gradient primitive wanted.
+
+    Raises:
+        ValueError: ``op`` is unknown, or as the function itself.
+        TypeError: as the function itself.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in _SPELLINGS or not (isinstance(op, str) or op is globals().get(name)):
+        raise ValueError(f"explain: op: expected one of {', '.join(_SPELLINGS)}, got {name!r}")
+    bound = inspect.signature(globals()[name]).bind(*arguments, **keywords)
+    bound.apply_defaults()
+    spelling = _SPELLINGS[name]
+    tensors = _autocast(tuple(bound.arguments.get(argument) for argument in spelling.arguments))
+    lead = _check(spelling, *tensors)
+    return plan(backends.choose(tensors[0]), lead, tensors)
+
+
 class _Spelling(NamedTuple):
     """How a public function calls itself, its arguments (x, z, W, U, V, c) and its axes (O, Z, X)."""
 
@@ -84,6 +113,7 @@ _INTERACTION = _Spelling(
 _BILINEAR = _Spelling(
     "bilinear", ("input2", "input1", "weight", "weight_z", "weight_x", "bias"), ("out", "in1", "in2")
 )
+_SPELLINGS = {spelling.op: spelling for spelling in (_INTERACTION, _BILINEAR)}
 
 
 def _interaction(spelling: _Spelling, *tensors: Tensor | None) -> Tensor:

@@ -61,23 +61,37 @@ MI_INLINE typename Mul::Word make_word(typename Mul::Acc first, typename Mul::Ac
     return uint32_t(round_to_bf16(first)) | uint32_t(round_to_bf16(second)) << 16;
   }
 }
-template <class Mul>
-MI_INLINE Vec<typename Mul::Word> make_words(const Vec<typename Mul::Acc>& first,
-                                             const Vec<typename Mul::Acc>& second) {
+
+// The same for N neighbours along the rows or lanes.
+template <class Mul, int N>
+MI_INLINE Vec<typename Mul::Word, N> make_words(const Vec<typename Mul::Acc, N>& first,
+                                                const Vec<typename Mul::Acc, N>& second) {
   if constexpr (Mul::pair == 1) {
     return first;
   } else {
-    const auto low = __builtin_convertvector(round_to_bf16(first), Vec<uint32_t>);
-    const auto high = __builtin_convertvector(round_to_bf16(second), Vec<uint32_t>);
+    const auto low = __builtin_convertvector(round_lanes_to_bf16<N>(first), Vec<uint32_t, N>);
+    const auto high = __builtin_convertvector(round_lanes_to_bf16<N>(second), Vec<uint32_t, N>);
     return low | high << 16;
   }
 }
 
-// A vector of words that follow each other along K in one row of S.
-template <class Mul, class S>
-MI_INLINE Vec<typename Mul::Word> load_words(const S* p) {
+// N words along the rows or lanes: `first` and, for pairs, `second` are the storage of two neighbours in K.
+template <class Mul, int N, class S>
+MI_INLINE Vec<typename Mul::Word, N> load_across(const S* first, const S* second) {
   if constexpr (Mul::pair == 1) {
-    return load_acc(p);
+    return load_acc<N>(first);
+  } else {
+    const auto low = __builtin_convertvector(load<Vec<uint16_t, N>>(first), Vec<uint32_t, N>);
+    const auto high = __builtin_convertvector(load<Vec<uint16_t, N>>(second), Vec<uint32_t, N>);
+    return low | high << 16;
+  }
+}
+
+// A vector of words that follow each other along K.
+template <class Mul, class S>
+MI_INLINE Vec<typename Mul::Word> load_along(const S* p) {
+  if constexpr (Mul::pair == 1) {
+    return load_acc<Simd<typename Mul::Word>::lanes>(p);
   } else {
     return load<Vec<uint32_t>>(p);
   }
@@ -100,13 +114,13 @@ void pack(View<S> view, int64_t width, int64_t padded, int64_t depth, typename M
   constexpr int L = Simd<Word>::lanes;
   const int64_t words = ceil_div(depth, Mul::pair), whole = depth / Mul::pair;
   int64_t k = 0;
-  if (view.k_stride == 1 && width >= L / 2) {
+  if (view.k_stride == 1) {
     for (; k + L <= whole; k += L) {
       for (int64_t w = 0; w < padded; w += L) {
         Vec<Word> square[L];
         const int64_t valid = min(width - w, L);
         for (int r = 0; r < L; ++r)
-          square[r] = r < valid ? load_words<Mul>(&view(w + r, k * Mul::pair)) : Vec<Word>{};
+          square[r] = r < valid ? load_along<Mul>(&view(w + r, k * Mul::pair)) : Vec<Word>{};
         transpose(square);
         if (w + L <= padded) {
           unroll<L>([&](auto r) { store(out + (k + r) * padded + w, square[r]); });
@@ -117,14 +131,14 @@ void pack(View<S> view, int64_t width, int64_t padded, int64_t depth, typename M
       }
     }
   }
-  const bool contiguous = view.w_stride == 1;
   for (; k < words; ++k) {
     Word* row = out + k * padded;
     int64_t w = 0;
-    if (contiguous && k < whole) {
+    if (view.w_stride == 1 && k < whole) {
       const S* first = &view(0, k * Mul::pair);
       const S* second = Mul::pair == 1 ? first : first + view.k_stride;
-      for (; w + L <= width; w += L) store(row + w, make_words<Mul>(load_acc(first + w), load_acc(second + w)));
+      for (; w + L <= width; w += L) store(row + w, load_across<Mul, L>(first + w, second + w));
+      for (; w + kRows <= width; w += kRows) store(row + w, load_across<Mul, kRows>(first + w, second + w));
     }
     for (; w < width; ++w) row[w] = word_at<Mul>(view, w, k, depth);
     for (; w < padded; ++w) row[w] = Word{};
@@ -179,7 +193,7 @@ void unpack_planes(const Acc* planes, int64_t features, int64_t vectors, int64_t
         Vec<Acc> square[L];
         unroll<L>([&](auto r) { square[r] = load<Vec<Acc>>(plane + ((f + r) * n + v) * L); });
         transpose(square);
-        for (int r = 0; r < valid; ++r) store_acc(out + (lane + r) * stride + f, square[r]);
+        for (int r = 0; r < valid; ++r) store_acc<L>(out + (lane + r) * stride + f, square[r]);
       }
       for (; f < features; ++f)
         for (int64_t r = 0; r < valid; ++r) from_acc(plane[(f * n + v) * L + r], out[(lane + r) * stride + f]);
@@ -187,22 +201,14 @@ void unpack_planes(const Acc* planes, int64_t features, int64_t vectors, int64_t
   });
 }
 
-// Row producers. All of them pack: pack_tile(m, valid, k0, depth, words) writes one tile of `valid` <= kRows
-// rows from row m. Those that are `direct` may also be read in place, by whole tiles.
-template <class Mul, class S>
-struct MatrixRows {
-  static constexpr bool direct = false;
-  View<S> view;
-  void pack_tile(int64_t m, int64_t valid, int64_t k0, int64_t depth, typename Mul::Word* out) const {
-    pack<Mul>(view.at(m, k0), valid, kRows, depth, out);
-  }
-};
-
 // Rows whose packed tiles stay in the buffer for one visit of all strips.
 inline constexpr int64_t kRowBlock = 64;
 
-// All tiles of a block of rows against one strip. `flatten`: a lambda or an epilogue left out of line would
-// take the tile's address, and its accumulators would live in memory.
+// All tiles of a block of rows against one strip. A row producer packs: pack_rows(m0, m1, k0, depth, words)
+// writes the tiles of these rows. One that is `direct` may also be read in place, by whole tiles.
+//
+// `flatten`: a lambda or an epilogue left out of line would take the tile's address, and its accumulators
+// would live in memory.
 template <int N, class Mul, class Rows, class Epilogue>
 __attribute__((noinline, flatten)) void sweep(const Rows& rows, bool in_place, const typename Mul::Word* packed,
                                               int64_t begin, int64_t end, int64_t k0, int64_t words,
@@ -212,8 +218,11 @@ __attribute__((noinline, flatten)) void sweep(const Rows& rows, bool in_place, c
   if constexpr (Rows::direct) {
     if (in_place) {
       for (; m + kRows <= end; m += kRows) {
+        const auto tile_rows = rows.in_place(m, k0);
+        // The first strip meets these rows in memory; rows are too short for the hardware to run ahead.
+        if (first == 0) tile_rows.prefetch_next(words);
         Tile<Mul, N> tile;
-        multiply(tile, rows.in_place(m, k0), strip, words);
+        multiply(tile, tile_rows, strip, words);
         epilogue(tile, m, kRows, first);
       }
     }
@@ -237,10 +246,9 @@ void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t dept
   if constexpr (Rows::direct) in_place = rows.in_place_allowed() && depth % Mul::pair == 0;
   for (int64_t block = m0; block < m1; block += kRowBlock) {
     const int64_t end = min(block + kRowBlock, m1);
-    for (int64_t m = block; m < end; m += kRows) {
-      const int64_t valid = min(end - m, kRows);
-      if (!in_place || valid < kRows) rows.pack_tile(m, valid, k0, depth, buffer + (m - block) * words);
-    }
+    const int64_t packed_from = in_place ? block + (end - block) / kRows * kRows : block;
+    if (packed_from < end)
+      rows.pack_rows(packed_from, end, k0, depth, buffer + (packed_from - block) * words);
     for_strips(vectors, [&](auto n, int64_t first) {
       sweep<n.value, Mul>(rows, in_place, buffer, block, end, k0, words, lanes + first * L * words, first, epilogue);
     });

@@ -133,7 +133,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   check_weights(op, x, a, weight, weight_z, weight_x);
   if (bias.has_value()) check_sizes(op, "bias", *bias, x, a.problem.groups, a.grouped, {a.problem.out});
   const Problem& p = a.problem;
-  const DType dtype = dtype_of(x, op, "x");
+  const DType dtype = dtype_of(x.scalar_type(), op, "x");
   Tensor y = empty_like(x, a, {p.rows, p.out});
   if (p.groups * p.rows * p.out == 0) return y;
 
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   const Problem& p = a.problem;
   check_sizes(op, "grad", grad, x, p.groups, a.grouped, {p.rows, p.out});
   check_weights(op, x, a, weight, weight_z, weight_x);
-  const DType dtype = dtype_of(x, op, "x");
+  const DType dtype = dtype_of(x.scalar_type(), op, "x");
   Tensor dx = want_x ? empty_like(x, a, {p.rows, p.width}) : nothing(x);
   Tensor dz = want_z ? empty_like(z, a, {p.rows, p.context}) : nothing(z);
   const int64_t wanted = (want_x ? p.width : 0) + (want_z ? p.context : 0);
@@ -191,7 +191,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   a.problem.out = grad.dim() == x.dim() ? grad.size(grad.dim() - 1) : 0;
   const Problem& p = a.problem;
   check_sizes(op, "grad", grad, x, p.groups, a.grouped, {p.rows, p.out});
-  const DType dtype = dtype_of(x, op, "x");
+  const DType dtype = dtype_of(x.scalar_type(), op, "x");
   Tensor results[4] = {want_weight ? empty_like(x, a, {p.out, p.context, p.width}) : nothing(x),
                        want_weight_z ? empty_like(x, a, {p.out, p.context}) : nothing(x),
                        want_weight_x ? empty_like(x, a, {p.out, p.width}) : nothing(x),
@@ -222,6 +222,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 
 std::string cpu_isa() { return describe_isa(); }
 
+// The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O]; `terms` has a bit for each of
+// (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz.
+std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
+  STD_TORCH_CHECK(sizes.size() == 5, "cpu_interaction_plan: sizes: expected [G, B, Z, X, O], got ", sizes.size());
+  const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  const DType dtype = dtype_of(type, "cpu_interaction_plan", "dtype");
+  const Machine machine = selected_kernels().machine(dtype);
+  const bool want[4] = {bool(terms & 1), bool(terms & 2), bool(terms & 4), bool(terms & 8)};
+  const auto text = [](const char* algorithm, int64_t tasks, int64_t splits, int64_t worker, int64_t partial) {
+    return std::string("algorithm=") + algorithm + ";tasks=" + std::to_string(tasks) + ";splits=" +
+           std::to_string(splits) + ";worker_bytes=" + std::to_string(worker) +
+           ";partial_bytes=" + std::to_string(partial);
+  };
+  if (primitive == "forward") {
+    const ForwardPlan f = plan_forward(p, machine, want[0], want[1], want[2]);
+    const char* order = f.order == Order::width_inside ? "width_inside" : "context_inside";
+    return text(want[0] ? order : "linear", f.tasks, f.outer_splits, f.worker_bytes, f.partial_bytes);
+  }
+  if (primitive == "input_grads") {
+    const InputGradsPlan d = plan_input_grads(p, machine, want[0], terms & 16, terms & 32);
+    const char* algorithm = !want[0] ? "linear" : d.separate ? "separate" : "together";
+    return text(algorithm, d.tasks, d.splits, d.worker_bytes, d.partial_bytes);
+  }
+  STD_TORCH_CHECK(primitive == "weight_grads", "cpu_interaction_plan: primitive: expected forward, input_grads or "
+                  "weight_grads, got '", primitive, "'");
+  const WeightGradsPlan w = plan_weight_grads(p, machine, want);
+  const char* algorithm = !want[0] ? "linear" : w.context_lanes ? "context_lanes" : "width_lanes";
+  return text(algorithm, w.weight.tasks, w.weight.batch_splits, w.worker_bytes, w.partial_bytes);
+}
+
 }  // namespace
 }  // namespace mi_kernels
 
@@ -233,4 +263,5 @@ STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&mi_kernels::cpu_isa));
+  m.impl("cpu_interaction_plan", TORCH_BOX(&mi_kernels::cpu_interaction_plan));
 }

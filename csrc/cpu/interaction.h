@@ -50,9 +50,13 @@ struct Kernels {
   void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);
 };
 
-#define MI_DECLARE_KERNELS(isa) \
-  namespace isa {               \
-  extern const Kernels kernels; \
+#define MI_DECLARE_KERNELS(isa)                                                                          \
+  namespace isa {                                                                                         \
+  Machine machine(DType);                                                                                 \
+  void forward(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                          \
+  void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);                \
+  void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);             \
+  extern const Kernels kernels;                                                                           \
   }
 MI_DECLARE_KERNELS(generic)
 MI_DECLARE_KERNELS(avx2)

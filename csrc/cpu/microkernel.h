@@ -70,6 +70,13 @@ struct DirectRows {
   MI_INLINE typename Mul::Word at(int64_t k, int r) const {
     return load<typename Mul::Word>(rows + r * stride + k * Mul::pair);
   }
+  // Asks for the tile of rows that follows this one.
+  MI_INLINE void prefetch_next(int64_t words) const {
+    constexpr int64_t line = 64 / int64_t(sizeof(typename Mul::Word));
+    for (int r = 0; r < kRows; ++r)
+      for (int64_t k = 0; k < words; k += line)
+        __builtin_prefetch(rows + (kRows + r) * stride + k * Mul::pair, 0, 2);
+  }
 };
 
 // tile[r][n] = sum_k rows(k, r) * lanes(k, n), one product after the other along k.

@@ -74,32 +74,70 @@ ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool w
   return f;
 }
 
-InputGradsPlan plan_input_grads(const Problem& p, const Machine& m, bool weight, bool want_x, bool want_z) {
-  InputGradsPlan d{};
-  d.operations = 2 * p.groups * p.rows * p.out * (weight ? p.context * p.width : p.context + p.width);
+namespace {
+
+// One product makes T for both gradients: tasks are ranges of the context and of the width.
+void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool want_x, bool want_z) {
   d.depth = min(p.out, kDepthWords * m.pair);
-  const int64_t vectors = ceil_div(p.rows, m.lanes), vector_bytes = m.lanes * m.acc_bytes;
-  const int64_t planes = 2 * (p.context + p.width) + d.depth;
-  d.vectors = max(block_vectors(vectors, planes * vector_bytes), 1);
+  const int64_t vector_bytes = m.lanes * m.acc_bytes, vectors = ceil_div(p.rows, m.lanes);
+  d.vectors = max(block_vectors(vectors, (2 * (p.context + p.width) + d.depth) * vector_bytes), 1);
   d.lane_blocks = ceil_div(vectors, d.vectors);
   const int64_t blocks = p.groups * d.lane_blocks, row_bytes = max(p.groups * p.rows * m.acc_bytes, 1);
   // dz needs no partial sums where the context is split, dx none where the width is.
-  const int64_t context_most = want_x ? max(kPartialBytes / (row_bytes * max(p.width, 1)), 1) : p.context;
-  d.context_splits = min(splits(blocks, d.operations, p.context), max(context_most, 1));
-  d.context_step = max(ceil_div(p.context, d.context_splits), 1);
-  d.context_splits = max(ceil_div(p.context, d.context_step), 1);
-  const int64_t width_most = want_z ? max(kPartialBytes / (row_bytes * max(p.context, 1)), 1) : p.width;
-  d.width_splits = min(splits(blocks * d.context_splits, d.operations, p.width / 64), max(width_most, 1));
-  d.width_step = max(ceil_div(p.width, max(d.width_splits, 1)), 1);
-  d.width_splits = max(ceil_div(p.width, d.width_step), 1);
-  d.tasks = blocks * d.context_splits * d.width_splits;
+  const int64_t x_most = want_x ? max(kPartialBytes / (row_bytes * max(p.width, 1)), 1) : max(p.context, 1);
+  d.x_splits = min(splits(blocks, d.operations, p.context), x_most);
+  d.context_step = max(ceil_div(p.context, d.x_splits), 1);
+  d.x_splits = max(ceil_div(p.context, d.context_step), 1);
+  const int64_t z_most = want_z ? max(kPartialBytes / (row_bytes * max(p.context, 1)), 1) : max(p.width, 1);
+  d.z_splits = min(splits(blocks * d.x_splits, d.operations, p.width / 64), z_most);
+  d.width_step = max(ceil_div(p.width, d.z_splits), 1);
+  d.z_splits = max(ceil_div(p.width, d.width_step), 1);
+  d.splits = d.x_splits * d.z_splits;
   const int64_t lanes = d.vectors * m.lanes;
   d.worker_bytes = packed_rows_bytes(d.depth, m) +
                    round_up(ceil_div(d.depth, m.pair) * lanes * m.word_bytes, kAlign) +
                    2 * round_up(d.context_step * lanes * m.acc_bytes, kAlign) +
                    2 * round_up(d.width_step * lanes * m.acc_bytes, kAlign);
-  if (want_x && d.context_splits > 1) d.partial_bytes += d.context_splits * row_bytes * p.width;
-  if (want_z && d.width_splits > 1) d.partial_bytes += d.width_splits * row_bytes * p.context;
+}
+
+// A product for each gradient: tasks are ranges of the outputs.
+void plan_separate(InputGradsPlan& d, const Problem& p, const Machine& m) {
+  d.depth = min(max(max(p.context, p.width), p.out), kDepthWords * m.pair);
+  const int64_t vector_bytes = m.lanes * m.acc_bytes, vectors = ceil_div(p.rows, m.lanes);
+  d.vectors = max(block_vectors(vectors, (2 * (p.context + p.width) + p.out) * vector_bytes), 1);
+  d.lane_blocks = ceil_div(vectors, d.vectors);
+  const int64_t blocks = p.groups * d.lane_blocks;
+  const int64_t split_bytes = max(p.groups * p.rows * (p.context + p.width) * m.acc_bytes, 1);
+  d.splits = min(splits(blocks, d.operations, p.out), max(kPartialBytes / split_bytes, 1));
+  d.out_step = max(ceil_div(p.out, d.splits), 1);
+  d.splits = max(ceil_div(p.out, d.out_step), 1);
+  d.x_splits = d.z_splits = d.splits;
+  const int64_t lanes = d.vectors * m.lanes;
+  d.worker_bytes = packed_rows_bytes(d.depth, m) +
+                   2 * round_up(ceil_div(d.depth, m.pair) * lanes * m.word_bytes, kAlign) +
+                   round_up(d.out_step * lanes * m.acc_bytes, kAlign) +
+                   round_up(p.context * lanes * m.acc_bytes, kAlign) +
+                   round_up(p.width * lanes * m.acc_bytes, kAlign);
+}
+
+}  // namespace
+
+InputGradsPlan plan_input_grads(const Problem& p, const Machine& m, bool weight, bool want_x, bool want_z) {
+  InputGradsPlan d{};
+  // One product of depth O and an epilogue of both reductions, or two products of depth X and Z: the
+  // epilogue weighs as much as kEpilogueOutputs outputs. A batch that fits one strip is bound by reading W,
+  // which only the separate products read in order.
+  constexpr int64_t kEpilogueOutputs = 8, kStreamVectors = 1;
+  d.separate = weight && (p.out < kEpilogueOutputs || p.rows <= kStreamVectors * m.lanes);
+  d.operations = 2 * p.groups * p.rows * p.out * (weight ? p.context * p.width : p.context + p.width);
+  if (d.separate)
+    plan_separate(d, p, m);
+  else
+    plan_together(d, p, m, want_x, want_z);
+  d.tasks = p.groups * d.lane_blocks * d.splits;
+  const int64_t rows = p.groups * p.rows * m.acc_bytes;
+  if (want_x && d.x_splits > 1) d.partial_bytes += d.x_splits * rows * p.width;
+  if (want_z && d.z_splits > 1) d.partial_bytes += d.z_splits * rows * p.context;
   return d;
 }
 

@@ -67,9 +67,11 @@ struct ForwardPlan {
 };
 
 struct InputGradsPlan {
+  bool separate;                           // a product for each gradient instead of one for both
   int64_t vectors, lane_blocks;
-  int64_t context_step, context_splits;
-  int64_t width_step, width_splits;
+  int64_t context_step, width_step;        // together: features of one task
+  int64_t out_step;                        // separate: outputs of one task
+  int64_t splits, x_splits, z_splits;      // tasks of a block of lanes, and partial sums of each gradient
   int64_t depth;
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };

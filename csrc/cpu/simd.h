@@ -24,13 +24,14 @@ inline constexpr int kVectorBytes = 32;
 inline constexpr int kVectorBytes = 16;
 #endif
 
-template <class T>
+template <class T, int N = kVectorBytes / int(sizeof(T))>
 struct Simd {
-  typedef T type __attribute__((vector_size(kVectorBytes), may_alias));
-  static constexpr int lanes = kVectorBytes / int(sizeof(T));
+  typedef T type __attribute__((vector_size(N * sizeof(T)), may_alias));
+  static constexpr int lanes = N;
 };
-template <class T>
-using Vec = typename Simd<T>::type;
+// A whole vector register, or N lanes.
+template <class T, int N = Simd<T>::lanes>
+using Vec = typename Simd<T, N>::type;
 
 struct BFloat16 {
   uint16_t bits;
@@ -111,45 +112,63 @@ MI_INLINE void from_acc(float v, float& out) { out = v; }
 MI_INLINE void from_acc(float v, BFloat16& out) { out.bits = round_to_bf16(v); }
 MI_INLINE void from_acc(float v, Half& out) { out.bits = round_to_half(v); }
 
-// One vector of accumulation type from / to contiguous storage.
-typedef uint16_t Half16Lanes __attribute__((vector_size(kVectorBytes / 2), may_alias));
-
-MI_INLINE Vec<double> load_acc(const double* p) { return load<Vec<double>>(p); }
-MI_INLINE Vec<float> load_acc(const float* p) { return load<Vec<float>>(p); }
-MI_INLINE Vec<float> load_acc(const BFloat16* p) {
-  const auto wide = __builtin_convertvector(load<Half16Lanes>(p), Vec<uint32_t>);
-  return bit_cast<Vec<float>>(wide << 16);
+// N lanes of accumulation type from / to contiguous storage.
+template <int N>
+MI_INLINE Vec<double, N> load_acc(const double* p) {
+  return load<Vec<double, N>>(p);
 }
-MI_INLINE Vec<float> load_acc(const Half* p) {
+template <int N>
+MI_INLINE Vec<float, N> load_acc(const float* p) {
+  return load<Vec<float, N>>(p);
+}
+template <int N>
+MI_INLINE Vec<float, N> load_acc(const BFloat16* p) {
+  const auto wide = __builtin_convertvector(load<Vec<uint16_t, N>>(p), Vec<uint32_t, N>);
+  return bit_cast<Vec<float, N>>(wide << 16);
+}
+template <int N>
+MI_INLINE Vec<float, N> load_acc(const Half* p) {
 #if defined(__AVX512F__)
-  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__F16C__)
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-  Vec<float> v;
-  for (int l = 0; l < Simd<float>::lanes; ++l) v[l] = to_acc(p[l]);
-  return v;
+  if constexpr (N == 16) return _mm512_maskz_cvtph_ps(0xffff, load<__m256i>(p));
 #endif
+#if defined(__F16C__)
+  if constexpr (N == 8) return _mm256_cvtph_ps(load<__m128i>(p));
+  if constexpr (N == 4) return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#endif
+  Vec<float, N> v;
+  for (int l = 0; l < N; ++l) v[l] = to_acc(p[l]);
+  return v;
 }
 
-MI_INLINE Half16Lanes round_to_bf16(const Vec<float>& value) {
-  const auto bits = bit_cast<Vec<uint32_t>>(value);
+template <int N>
+MI_INLINE Vec<uint16_t, N> round_lanes_to_bf16(const Vec<float, N>& value) {
+  const auto bits = bit_cast<Vec<uint32_t, N>>(value);
   const auto rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const auto quiet = bits >> 16 | 0x40u;
-  return __builtin_convertvector(value != value ? quiet : rounded, Half16Lanes);
+  return __builtin_convertvector(value != value ? quiet : rounded, Vec<uint16_t, N>);
 }
 
-MI_INLINE void store_acc(double* p, const Vec<double>& v) { store(p, v); }
-MI_INLINE void store_acc(float* p, const Vec<float>& v) { store(p, v); }
-MI_INLINE void store_acc(BFloat16* p, const Vec<float>& v) { store(p, round_to_bf16(v)); }
-MI_INLINE void store_acc(Half* p, const Vec<float>& v) {
+template <int N>
+MI_INLINE void store_acc(double* p, const Vec<double, N>& v) {
+  store(p, v);
+}
+template <int N>
+MI_INLINE void store_acc(float* p, const Vec<float, N>& v) {
+  store(p, v);
+}
+template <int N>
+MI_INLINE void store_acc(BFloat16* p, const Vec<float, N>& v) {
+  store(p, round_lanes_to_bf16<N>(v));
+}
+template <int N>
+MI_INLINE void store_acc(Half* p, const Vec<float, N>& v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-#else
-  for (int l = 0; l < Simd<float>::lanes; ++l) p[l].bits = round_to_half(v[l]);
+  if constexpr (N == 16) return store(p, _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
 #endif
+#if defined(__F16C__)
+  if constexpr (N == 8) return store(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#endif
+  for (int l = 0; l < N; ++l) p[l].bits = round_to_half(v[l]);
 }
 
 // Transposes a square of vectors in registers: log2(lanes) rounds of exchanges at distance 1, 2, 4, ...

@@ -28,5 +28,7 @@ def overload(name: str, portable: bool) -> torch._ops.OpOverload:
     return packet.default
 
 
-# "compiled sets;sets that this CPU supports;selected set", implemented by the compiled CPU library.
+# Questions to the compiled CPU library: its instruction sets as "compiled;supported;selected", and the plan
+# of a primitive for sizes [G, B, Z, X, O] as "name=value;...".
 LIBRARY.define("cpu_isa() -> str")
+LIBRARY.define("cpu_interaction_plan(str primitive, int[] sizes, ScalarType dtype, int terms) -> str")

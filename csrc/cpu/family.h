@@ -1,0 +1,81 @@
+// What the families share on one instruction set: views of operands, tasks, scratch memory, dtypes.
+#pragma once
+
+#include "engine.h"
+#include "interaction.h"
+
+namespace mi_kernels::MI_ISA {
+
+template <class S>
+View<S> rows_view(const Operand& t, int64_t group) {  // w along rows of the batch, k along features
+  return {static_cast<const S*>(t.data) + group * t.group, t.row, t.col};
+}
+
+template <class F>
+void run_tasks(const Execution& execution, int64_t tasks, F&& task) {
+  execution.run(
+      tasks, execution.workers,
+      [](void* context, int64_t t, int64_t worker) { (*static_cast<F*>(context))(t, worker); }, &task);
+}
+
+// Hands out aligned pieces of a worker's scratch memory, in the order in which the plan counted them.
+struct Arena {
+  char* next;
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next);
+    next += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
+    return piece;
+  }
+};
+
+template <class Acc>
+void clear(Acc* p, int64_t count) {
+  if (count > 0) __builtin_memset(p, 0, size_t(count) * sizeof(Acc));
+}
+
+// out[e] = sum over splits of partials[split][e], in the order of the splits.
+template <class Acc, class Out>
+void sum_splits(const Execution& execution, const Acc* partials, int64_t splits, int64_t count, Out* out) {
+  constexpr int64_t kChunk = 4096;
+  run_tasks(execution, ceil_div(count, kChunk), [=](int64_t chunk, int64_t) {
+    for (int64_t e = chunk * kChunk; e < min(count, (chunk + 1) * kChunk); ++e) {
+      Acc sum = partials[e];
+      for (int64_t s = 1; s < splits; ++s) sum += partials[s * count + e];
+      from_acc(sum, out[e]);
+    }
+  });
+}
+
+// How storage S is multiplied on this instruction set.
+template <class S>
+struct MulOf {
+  using type = MulF32;
+};
+template <>
+struct MulOf<double> {
+  using type = MulF64;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct MulOf<BFloat16> {
+  using type = MulBF16;
+};
+#endif
+
+template <class F>
+void for_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f64: return f(double{});
+    case DType::f32: return f(float{});
+    case DType::bf16: return f(BFloat16{});
+    case DType::f16: return f(Half{});
+  }
+}
+
+template <template <class, class> class Family, class Call, class Plan>
+void run_family(DType dtype, const Call& call, const Plan& plan, const Execution& execution) {
+  for_dtype(dtype, [&](auto s) { Family<typename MulOf<decltype(s)>::type, decltype(s)>(call, plan, execution).run(); });
+}
+
+}  // namespace mi_kernels::MI_ISA

@@ -1,0 +1,118 @@
+// y = z^T W x + U z + V x + c: the batch lies in the lanes, rows are W[(o, outer), inner] with one feature axis
+// summed inside the product and the other one, times its operand, by the epilogue. U, V and c join the same
+// accumulators, so that the whole formula is one pass.
+#include "epilogues.h"
+#include "family.h"
+#include "producers.h"
+
+namespace mi_kernels::MI_ISA {
+namespace {
+
+template <class Mul, class S>
+class Forward {
+  using Word = typename Mul::Word;
+  using Acc = typename Mul::Acc;
+  using Plain = typename AccMul<Mul>::type;
+  static constexpr int L = Simd<Acc>::lanes;
+
+  const ForwardCall& call;
+  const ForwardPlan& plan;
+  const Execution& execution;
+  const Problem& p = call.problem;
+  const bool width_inside = plan.order == Order::width_inside;
+  const int64_t inner = width_inside ? p.width : p.context;
+  const int64_t outer = width_inside ? p.context : p.width;
+  const Operand &inner_operand = width_inside ? call.x : call.z, &outer_operand = width_inside ? call.z : call.x;
+  const Operand &inner_matrix = width_inside ? call.weight_x : call.weight_z;
+  const Operand &outer_matrix = width_inside ? call.weight_z : call.weight_x;
+
+ public:
+  Forward(const ForwardCall& c, const ForwardPlan& f, const Execution& e) : call(c), plan(f), execution(e) {}
+
+  void run() {
+    run_tasks(execution, plan.tasks, [this](int64_t t, int64_t worker) { task(t, worker); });
+    if (plan.outer_splits > 1) add_partials();
+  }
+
+ private:
+  void task(int64_t t, int64_t worker) const {
+    const int64_t split = t % plan.outer_splits, block = t / plan.outer_splits;
+    const int64_t o0 = block % plan.out_blocks * plan.out_step, lane_task = block / plan.out_blocks;
+    const int64_t lane0 = lane_task % plan.lane_blocks * plan.vectors * L, group = lane_task / plan.lane_blocks;
+    const int64_t outputs = min(plan.out_step, p.out - o0), width = min(plan.vectors * L, p.rows - lane0);
+    const int64_t vectors = ceil_div(width, L);
+
+    Arena arena{execution.scratch + worker * plan.worker_bytes};
+    auto* rows = arena.take<Word>(kRowBlock * ceil_div(plan.depth, Mul::pair));
+    auto* lanes = arena.take<Word>(ceil_div(plan.depth, Mul::pair) * plan.vectors * L);
+    auto* y = arena.take<Acc>(plan.out_step * plan.vectors * L);
+    auto* factors = arena.take<Acc>(plan.outer_step * plan.vectors * L);
+
+    start(y, group, o0, outputs, vectors, split == 0);
+    const AddRows<Mul> add{y, outputs};
+    const auto inner_view = rows_view<S>(inner_operand, group), outer_view = rows_view<S>(outer_operand, group);
+    const int64_t i0 = split * plan.outer_step, extent = min(plan.outer_step, outer - i0);
+    if (call.weight.data && extent > 0)
+      pack_lanes<Plain>(outer_view.at(lane0, i0), width, vectors, extent, factors);
+    for (int64_t k0 = 0; k0 < inner; k0 += plan.depth) {
+      const int64_t depth = min(plan.depth, inner - k0);
+      pack_lanes<Mul>(inner_view.at(lane0, k0), width, vectors, depth, lanes);
+      if (call.weight.data) product(group, o0, outputs, i0, extent, k0, depth, lanes, vectors, rows, y, factors);
+      if (inner_matrix.data && split == 0)
+        contract<Mul>(matrix(inner_matrix, group, o0), 0, outputs, k0, depth, lanes, vectors, rows, add);
+    }
+    if (outer_matrix.data && split == 0) {
+      for (int64_t k0 = 0; k0 < outer; k0 += plan.depth) {
+        const int64_t depth = min(plan.depth, outer - k0);
+        pack_lanes<Mul>(outer_view.at(lane0, k0), width, vectors, depth, lanes);
+        contract<Mul>(matrix(outer_matrix, group, o0), 0, outputs, k0, depth, lanes, vectors, rows, add);
+      }
+    }
+    const int64_t offset = (group * p.rows + lane0) * p.out + o0;
+    if (plan.outer_splits > 1) {
+      auto* partial = reinterpret_cast<Acc*>(execution.partials) + split * p.groups * p.rows * p.out;
+      unpack_planes(y, outputs, vectors, width, partial + offset, p.out);
+    } else {
+      unpack_planes(y, outputs, vectors, width, static_cast<S*>(call.y.data) + offset, p.out);
+    }
+  }
+
+  void start(Acc* y, int64_t group, int64_t o0, int64_t outputs, int64_t vectors, bool with_bias) const {
+    clear(y, outputs * vectors * L);
+    if (!with_bias || !call.bias.data) return;
+    const S* bias = static_cast<const S*>(call.bias.data) + group * call.bias.group;
+    for_strips(vectors, [&](auto n, int64_t first) {
+      Acc* plane = y + first * L * outputs;
+      for (int64_t o = 0; o < outputs; ++o)
+        for (int l = 0; l < n * L; ++l) plane[o * n * L + l] = to_acc(bias[(o0 + o) * call.bias.row]);
+    });
+  }
+
+  MatrixRows<Mul, S> matrix(const Operand& m, int64_t group, int64_t o0) const {
+    return {{static_cast<const S*>(m.data) + group * m.group + o0 * m.row, m.row, m.col}};
+  }
+
+  void product(int64_t group, int64_t o0, int64_t outputs, int64_t i0, int64_t extent, int64_t k0, int64_t depth,
+               const Word* lanes, int64_t vectors, Word* rows, Acc* y, const Acc* factors) const {
+    const int64_t outer_stride = width_inside ? p.width : 1, inner_stride = width_inside ? 1 : p.width;
+    const S* data = static_cast<const S*>(call.weight.data) + group * call.weight.group +
+                    o0 * p.context * p.width + i0 * outer_stride;
+    const WeightRows<Mul, S> all{data, p.context * p.width, outer_stride, inner_stride, extent};
+    const ReduceOuter<Mul> reduce{y, factors, outputs, extent};
+    contract<Mul>(all, 0, outputs * extent, k0, depth, lanes, vectors, rows, reduce);
+  }
+
+  void add_partials() const {
+    const Acc* partials = reinterpret_cast<const Acc*>(execution.partials);
+    sum_splits(execution, partials, plan.outer_splits, p.groups * p.rows * p.out, static_cast<S*>(call.y.data));
+  }
+
+};
+
+}  // namespace
+
+void forward(DType dtype, const ForwardCall& call, const ForwardPlan& plan, const Execution& execution) {
+  run_family<Forward>(dtype, call, plan, execution);
+}
+
+}  // namespace mi_kernels::MI_ISA

@@ -1,0 +1,132 @@
+// Row producers: what a tile's rows are made of. See sweep() in engine.h for what they offer.
+#pragma once
+
+#include "engine.h"
+
+namespace mi_kernels::MI_ISA {
+
+// Rows of a strided matrix.
+template <class Mul, class S>
+struct MatrixRows {
+  static constexpr bool direct = false;
+  View<S> view;  // w along rows
+  void pack_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Word* out) const {
+    const int64_t words = ceil_div(depth, Mul::pair), whole = view.w_stride == 1 ? depth / Mul::pair : 0;
+    const int64_t full = m0 + (m1 - m0) / kRows * kRows;
+    // Neighbouring rows are neighbours in memory: every K visits the whole block, a few lines in a run.
+    for (int64_t k = 0; k < whole; ++k) {
+      const S* first = &view(m0, k0 + k * Mul::pair);
+      const S* second = Mul::pair == 1 ? first : first + view.k_stride;
+      for (int64_t m = 0; m < full - m0; m += kRows)
+        store(out + m * words + k * kRows, load_across<Mul, kRows>(first + m, second + m));
+    }
+    for (int64_t m = m0; m < m1; m += kRows) {
+      const int64_t done = m < full ? whole : 0;
+      if (done < words)
+        pack<Mul>(view.at(m, k0 + done * Mul::pair), min(m1 - m, kRows), kRows, depth - done * Mul::pair,
+                  out + (m - m0) * words + done * kRows);
+    }
+  }
+};
+
+// Rows (o, f) of W over one of its two feature axes, the other one along K; in place where they follow each
+// other in memory.
+template <class Mul, class S>
+struct WeightRows {
+  static constexpr bool direct = kSameElement<Mul, S>;
+  const S* data;
+  int64_t out_stride, row_stride, k_stride, extent;
+
+  bool in_place_allowed() const { return k_stride == 1 && (row_stride * extent == out_stride || extent == 0); }
+  MI_INLINE DirectRows<Mul> in_place(int64_t m, int64_t k) const
+    requires direct
+  {
+    return {data + m * row_stride + k, row_stride};
+  }
+  void pack_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Word* out) const {
+    const int64_t words = ceil_div(depth, Mul::pair);
+    int64_t o = m0 / extent, f = m0 - o * extent, m = m0;
+    while (m < m1) {  // runs of rows of one output
+      const View<S> run{data + o * out_stride + f * row_stride + k0 * k_stride, row_stride, k_stride};
+      const int64_t count = min(extent - f, m1 - m);
+      const int64_t tile_end = (m - m0) % kRows == 0 ? count / kRows * kRows : 0;
+      if (tile_end > 0 || (count == m1 - m && (m - m0) % kRows == 0)) {
+        const int64_t packed = tile_end > 0 ? tile_end : count;
+        MatrixRows<Mul, S>{run}.pack_rows(0, packed, 0, depth, out + (m - m0) * words);
+        m += packed, f += packed;
+      } else {  // a tile that spans outputs, row by row
+        typename Mul::Word* tile = out + (m - m0) / kRows * kRows * words;
+        for (int64_t k = 0; k < words; ++k) tile[k * kRows + (m - m0) % kRows] = word_at<Mul>(run, 0, k, depth);
+        m += 1, f += 1;
+      }
+      if (f == extent) f = 0, ++o;
+    }
+    for (int64_t r = m1 - m0; r % kRows != 0; ++r)  // rows beyond the last one of a tile built row by row
+      for (int64_t k = 0; k < words; ++k) out[r / kRows * kRows * words + k * kRows + r % kRows] = {};
+  }
+};
+
+// Rows (o, f) = g[b, o] * factor[b, f] along the batch, made a tile at a time.
+template <class Mul, class S>
+struct ProductRows {
+  using Acc = typename Mul::Acc;
+  static constexpr bool direct = false;
+  View<S> grad, factor;  // w along features, k along the batch
+  int64_t extent;
+
+  void pack_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Word* out) const {
+    const int64_t words = ceil_div(depth, Mul::pair);
+    for (int64_t m = m0; m < m1; m += kRows) {
+      const int64_t o = m / extent, f = m - o * extent;
+      if (m + kRows <= m1 && f + kRows <= extent && factor.w_stride == 1)
+        pack_whole(o, f, k0, depth, out + (m - m0) * words);
+      else
+        pack_any(o, f, min(m1 - m, kRows), k0, depth, out + (m - m0) * words);
+    }
+  }
+
+ private:
+  // kRows features of one output: vectors of the factor times one gradient.
+  void pack_whole(int64_t o, int64_t f, int64_t k0, int64_t depth, typename Mul::Word* out) const {
+    const int64_t words = ceil_div(depth, Mul::pair);
+    const S *g = &grad(o, k0), *values = &factor(f, k0);
+    for (int64_t k = 0; k < words; ++k) {
+      const int64_t first = k * Mul::pair, second = min(first + Mul::pair - 1, depth - 1);
+      const Acc g_first = to_acc(g[first * grad.k_stride]);
+      const Acc g_second = first + Mul::pair <= depth ? to_acc(g[second * grad.k_stride]) : Acc(0);
+      const auto low = g_first * load_acc<kRows>(values + first * factor.k_stride);
+      auto high = low;
+      if (Mul::pair == 2) high = g_second * load_acc<kRows>(values + second * factor.k_stride);
+      if (first + Mul::pair > depth) high = Vec<Acc, kRows>{};
+      store(out + k * kRows, make_words<Mul, kRows>(low, high));
+    }
+  }
+  Acc value(int64_t o, int64_t f, int64_t k) const { return to_acc(grad(o, k)) * to_acc(factor(f, k)); }
+  void pack_any(int64_t o, int64_t f, int64_t valid, int64_t k0, int64_t depth, typename Mul::Word* out) const {
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t k = 0; k * Mul::pair < depth; ++k) {
+        const int64_t first = k * Mul::pair;
+        typename Mul::Word word{};
+        if (r < valid)
+          word = make_word<Mul>(value(o, f, k0 + first),
+                                Mul::pair == 2 && first + 1 < depth ? value(o, f, k0 + first + 1) : 0);
+        out[k * kRows + r] = word;
+      }
+      if (++f == extent) f = 0, ++o;
+    }
+  }
+};
+
+// A single row of ones: its product with lanes is the sum over the batch.
+template <class Mul>
+struct OneRow {
+  static constexpr bool direct = false;
+  void pack_rows(int64_t, int64_t, int64_t, int64_t depth, typename Mul::Word* out) const {
+    for (int64_t k = 0; k * Mul::pair < depth; ++k) {
+      for (int r = 0; r < kRows; ++r) out[k * kRows + r] = typename Mul::Word{};
+      out[k * kRows] = make_word<Mul>(1, k * Mul::pair + 1 < depth ? 1 : 0);
+    }
+  }
+};
+
+}  // namespace mi_kernels::MI_ISA

@@ -1,0 +1,108 @@
+"""What a call of the dense interaction will do, as :func:`mi_kernels.explain` tells it.
+
+The plan of the compiled kernels is made where it is used, in ``csrc/cpu/plan.cpp``; this module asks for
+it and says it in words. It is a pure function of shapes, dtype, instruction set and wanted gradients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.interaction import portable
+from mi_kernels.testing import counts
+from mi_kernels.testing.samples import Shape
+
+_WHY = {
+    "width_inside": "products over x run inside the GEMM and its epilogue sums them over z: nothing of size"
+    " B*Z*X or B*O*Z is made, and W is read as it lies",
+    "context_inside": "x is short, so products over z run inside the GEMM and its epilogue sums them over x",
+    "together": "one GEMM makes T = g W tile by tile and its epilogue takes both reductions, dx and dz",
+    "separate": "few outputs or few rows: dx and dz have a GEMM each, which read W in the order it lies",
+    "width_lanes": "the products g z are generated while packing and meet x in the vector lanes",
+    "context_lanes": "x is shorter than z: the products g x are generated and meet z in the vector lanes",
+    "linear": "without W the sum is a plain matrix product",
+    "chunked": "the generated operand z x (or T) is made a chunk at a time and met by one matmul",
+    "einsum": "the formula term by term: the oracle, not meant to be fast",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an operation will run: printable, with one more plan for each gradient primitive wanted.
+
+    Attributes:
+        op: the operation, ``forward``, ``input_grads`` or ``weight_grads``.
+        backend: the backend that runs it.
+        algorithm: the form chosen by the planner.
+        operations: multiplications and additions of the contraction.
+        bytes: inputs read once and results written once.
+        scratch: bytes allocated beyond the results at the present number of threads; None if not known.
+        why: the reason, in one sentence.
+        backward: the plans of the gradients that the arguments ask for.
+    """
+
+    op: str
+    backend: str
+    algorithm: str
+    operations: int
+    bytes: int
+    scratch: int | None
+    why: str
+    backward: "tuple[Plan, ...]" = ()
+
+    def __str__(self) -> str:
+        scratch = "unknown" if self.scratch is None else f"{self.scratch:,} bytes"
+        lines = [
+            f"{self.op}: {self.algorithm} on the {self.backend} backend",
+            f"  operations {self.operations:,}, ideal traffic {self.bytes:,} bytes, scratch {scratch}",
+            f"  why: {self.why}",
+        ]
+        return "\n".join(lines + [str(plan) for plan in self.backward])
+
+
+def plan(backend: str, lead: torch.Size, tensors: Sequence[Tensor | None]) -> Plan:
+    """The plan of checked arguments (x, z, W, U, V, c) on ``backend``."""
+    x, z, *weights = tensors
+    out = portable.out_features(*weights)
+    shape = Shape("call", tuple(x.shape[:-1]), z.shape[-1], x.shape[-1], out, tuple(z.shape[:-1]))
+    present = tuple(weight is not None for weight in weights)
+    wanted = [tensor is not None and tensor.requires_grad for tensor in tensors]
+    if not torch.is_grad_enabled():
+        wanted = [False] * 6
+    backward = []
+    if any(wanted[:2]):
+        backward.append(_step("input_grads", backend, shape, x.dtype, present, wanted))
+    if any(wanted[2:]):
+        backward.append(_step("weight_grads", backend, shape, x.dtype, tuple(wanted[2:]), wanted))
+    forward = _step("forward", backend, shape, x.dtype, present, wanted)
+    return Plan(**{**vars(forward), "backward": tuple(backward)})
+
+
+def _step(
+    primitive: str,
+    backend: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    terms: tuple[bool, ...],
+    wanted: Sequence[bool],
+) -> Plan:
+    count = getattr(counts, primitive)(shape, dtype, terms)
+    scratch: int | None = None
+    if backend == "reference":
+        algorithm = "einsum"
+    elif backend == "portable":
+        algorithm = "chunked" if terms[0] else "linear"
+        row_step, feature_step = portable.chunks(shape.rows, shape.context, shape.width)
+        chunk = row_step * feature_step * shape.width
+        scratch = chunk * portable.accumulation_dtype(dtype).itemsize if terms[0] else 0
+    else:
+        bits = sum(bit << place for place, bit in enumerate((*terms, *wanted[:2])))
+        sizes = [1, shape.rows, shape.context, shape.width, shape.out]
+        text = torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, bits)
+        fields = dict(field.split("=") for field in text.split(";"))
+        algorithm = fields["algorithm"]
+        workers = max(min(torch.get_num_threads(), int(fields["tasks"])), 1)
+        scratch = workers * int(fields["worker_bytes"]) + int(fields["partial_bytes"])
+    return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, _WHY[algorithm])
