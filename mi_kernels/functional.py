@@ -95,8 +95,8 @@ def explain(op: Callable | str, *arguments: Tensor | None, **keywords: Tensor | 
     bound.apply_defaults()
     spelling = _SPELLINGS[name]
     tensors = _autocast(tuple(bound.arguments.get(argument) for argument in spelling.arguments))
-    lead = _check(spelling, *tensors)
-    return plan(backends.choose(tensors[0]), lead, tensors)
+    _check(spelling, *tensors)
+    return plan(backends.choose(tensors[0]), tensors)
 
 
 class _Spelling(NamedTuple):

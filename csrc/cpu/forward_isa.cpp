@@ -97,9 +97,17 @@ class Forward {
     const int64_t outer_stride = width_inside ? p.width : 1, inner_stride = width_inside ? 1 : p.width;
     const S* data = static_cast<const S*>(call.weight.data) + group * call.weight.group +
                     o0 * p.context * p.width + i0 * outer_stride;
-    const WeightRows<Mul, S> all{data, p.context * p.width, outer_stride, inner_stride, extent};
     const ReduceOuter<Mul> reduce{y, factors, outputs, extent};
-    contract<Mul>(all, 0, outputs * extent, k0, depth, lanes, vectors, rows, reduce);
+    if (extent == outer) {
+      const WeightRows<Mul, S> all{data, p.context * p.width, outer_stride, inner_stride, extent};
+      contract<Mul>(all, 0, outputs * extent, k0, depth, lanes, vectors, rows, reduce);
+      return;
+    }
+    for (int64_t o = 0; o < outputs; ++o) {  // a part of the outer axis: rows follow each other within an output
+      const WeightRows<Mul, S> one{data + o * p.context * p.width, extent * outer_stride, outer_stride, inner_stride,
+                                   extent};
+      contract<Mul>(one, 0, extent, k0, depth, lanes, vectors, rows, Shifted<ReduceOuter<Mul>>{reduce, o * extent});
+    }
   }
 
   void add_partials() const {

@@ -102,19 +102,29 @@ void run(int64_t tasks, int64_t workers, void (*body)(void*, int64_t, int64_t), 
   });
 }
 
+// How many workers share a call, and the scratch memory that they need.
+struct Demand {
+  int64_t workers, worker_bytes, partial_bytes;
+  Demand(int64_t tasks, int64_t operations, int64_t worker, int64_t partial) {
+    constexpr int64_t kWorthSharing = 2 * plan::kTaskOperations;
+    const int64_t threads = operations < kWorthSharing ? 1 : torch::stable::get_num_threads();
+    workers = std::max<int64_t>(std::min(threads, tasks), 1);
+    worker_bytes = plan::round_up(worker, kAlign);
+    partial_bytes = partial;
+  }
+  int64_t bytes() const { return workers * worker_bytes + partial_bytes + kAlign; }
+  static constexpr int64_t kAlign = 64;
+};
+
 // Scratch comes from torch's allocator, so that its profiler and limits see it.
 struct Workspace {
   Tensor bytes;
   Execution execution;
-  Workspace(const Tensor& like, int64_t tasks, int64_t operations, int64_t worker_bytes, int64_t partial_bytes) {
-    constexpr int64_t kAlign = 64, kWorthSharing = 2 * plan::kTaskOperations;
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t workers = operations < kWorthSharing ? 1 : std::max<int64_t>(std::min(threads, tasks), 1);
-    worker_bytes = plan::round_up(worker_bytes, kAlign);
-    bytes = torch::stable::new_empty(like, {workers * worker_bytes + partial_bytes + kAlign}, ScalarType::Byte);
-    auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
-    auto* start = reinterpret_cast<char*>((address + kAlign - 1) / kAlign * kAlign);
-    execution = {workers, start, start + workers * worker_bytes, run};
+  Workspace(const Tensor& like, const Demand& demand)
+      : bytes(torch::stable::new_empty(like, {demand.bytes()}, ScalarType::Byte)) {
+    const auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
+    auto* start = reinterpret_cast<char*>(plan::round_up(int64_t(address), Demand::kAlign));
+    execution = {demand.workers, start, start + demand.workers * demand.worker_bytes, run};
   }
 };
 
@@ -140,7 +150,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   const Kernels& kernels = selected_kernels();
   const Machine machine = kernels.machine(dtype);
   const ForwardPlan plan = plan_forward(p, machine, weight.has_value(), weight_z.has_value(), weight_x.has_value());
-  const Workspace workspace(x, plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes);
+  const Workspace workspace(x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   ForwardCall call{p, operand(x, a.grouped), operand(z, a.grouped), {}, operand(weight_z, a.grouped),
                    operand(weight_x, a.grouped), operand(bias, a.grouped), {y.mutable_data_ptr()}};
   Optional kept;
@@ -169,7 +179,7 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   const Kernels& kernels = selected_kernels();
   const Machine machine = kernels.machine(dtype);
   const InputGradsPlan plan = plan_input_grads(p, machine, weight.has_value(), want_x, want_z);
-  const Workspace workspace(x, plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes);
+  const Workspace workspace(x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   InputGradsCall call{p,  operand(grad, a.grouped), operand(x, a.grouped), operand(z, a.grouped),
                       {}, operand(weight_z, a.grouped), operand(weight_x, a.grouped), {}, {}};
   if (want_x && dx.numel() > 0) call.dx.data = dx.mutable_data_ptr();
@@ -181,6 +191,17 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   }
   kernels.input_grads(dtype, call, plan, workspace.execution);
   return {dx, dz};
+}
+
+Demand demand_of(const WeightGradsPlan& plan, const bool (&want)[4]) {
+  int64_t tasks = 0, operations = 0;
+  const RegionPlan* regions[4] = {&plan.weight, &plan.weight_z, &plan.weight_x, &plan.bias};
+  for (int t = 0; t < 4; ++t) {
+    if (!want[t]) continue;
+    tasks = std::max(tasks, regions[t]->tasks);
+    operations += regions[t]->operations;
+  }
+  return {tasks, operations, plan.worker_bytes, plan.partial_bytes};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, const Tensor& x, const Tensor& z,
@@ -206,15 +227,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   const Kernels& kernels = selected_kernels();
   const Machine machine = kernels.machine(dtype);
   const WeightGradsPlan plan = plan_weight_grads(p, machine, want);
-  int64_t tasks = 0, operations = 0;
-  const RegionPlan* regions[4] = {&plan.weight, &plan.weight_z, &plan.weight_x, &plan.bias};
-  for (int t = 0; t < 4; ++t) {
-    if (!want[t]) continue;
-    tasks = std::max(tasks, regions[t]->tasks);
-    operations += regions[t]->operations;
-  }
-  if (tasks > 0) {
-    const Workspace workspace(x, tasks, operations, plan.worker_bytes, plan.partial_bytes);
+  const Demand demand = demand_of(plan, want);
+  if (want[0] || want[1] || want[2] || want[3]) {
+    const Workspace workspace(x, demand);
     kernels.weight_grads(dtype, call, plan, workspace.execution);
   }
   return {results[0], results[1], results[2], results[3]};
@@ -230,26 +245,24 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   const DType dtype = dtype_of(type, "cpu_interaction_plan", "dtype");
   const Machine machine = selected_kernels().machine(dtype);
   const bool want[4] = {bool(terms & 1), bool(terms & 2), bool(terms & 4), bool(terms & 8)};
-  const auto text = [](const char* algorithm, int64_t tasks, int64_t splits, int64_t worker, int64_t partial) {
-    return std::string("algorithm=") + algorithm + ";tasks=" + std::to_string(tasks) + ";splits=" +
-           std::to_string(splits) + ";worker_bytes=" + std::to_string(worker) +
-           ";partial_bytes=" + std::to_string(partial);
+  const auto text = [](const char* algorithm, const Demand& demand) {
+    return std::string("algorithm=") + algorithm + ";scratch=" + std::to_string(demand.bytes());
   };
   if (primitive == "forward") {
     const ForwardPlan f = plan_forward(p, machine, want[0], want[1], want[2]);
     const char* order = f.order == Order::width_inside ? "width_inside" : "context_inside";
-    return text(want[0] ? order : "linear", f.tasks, f.outer_splits, f.worker_bytes, f.partial_bytes);
+    return text(want[0] ? order : "linear", {f.tasks, f.operations, f.worker_bytes, f.partial_bytes});
   }
   if (primitive == "input_grads") {
     const InputGradsPlan d = plan_input_grads(p, machine, want[0], terms & 16, terms & 32);
     const char* algorithm = !want[0] ? "linear" : d.separate ? "separate" : "together";
-    return text(algorithm, d.tasks, d.splits, d.worker_bytes, d.partial_bytes);
+    return text(algorithm, {d.tasks, d.operations, d.worker_bytes, d.partial_bytes});
   }
   STD_TORCH_CHECK(primitive == "weight_grads", "cpu_interaction_plan: primitive: expected forward, input_grads or "
                   "weight_grads, got '", primitive, "'");
   const WeightGradsPlan w = plan_weight_grads(p, machine, want);
   const char* algorithm = !want[0] ? "linear" : w.context_lanes ? "context_lanes" : "width_lanes";
-  return text(algorithm, w.weight.tasks, w.weight.batch_splits, w.worker_bytes, w.partial_bytes);
+  return text(algorithm, demand_of(w, want));
 }
 
 }  // namespace

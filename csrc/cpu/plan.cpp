@@ -27,7 +27,7 @@ RegionPlan plan_region(int64_t groups, int64_t rows, int64_t lanes, int64_t batc
   r.row_blocks = r.row_step ? ceil_div(rows, r.row_step) : 0;
   const int64_t regions = groups * r.row_blocks * r.lane_blocks;
   const int64_t result_bytes = max(groups * rows * lanes * m.acc_bytes, 1);
-  r.batch_splits = min(splits(regions, r.operations, ceil_div(batch, 64)), max(kPartialBytes / result_bytes, 1));
+  r.batch_splits = min(splits(kPartialTasks, regions, r.operations, ceil_div(batch, 64)), max(kPartialBytes / result_bytes, 1));
   r.batch_step = round_up(max(ceil_div(batch, r.batch_splits), 1), 2);
   r.batch_splits = max(ceil_div(batch, r.batch_step), 1);
   r.depth = min(r.batch_step, kDepthWords / 2 * m.pair);
@@ -56,11 +56,14 @@ ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool w
   f.vectors = max(block_vectors(vectors, (out_planes + outer + min(inner, f.depth)) * vector_bytes), 1);
   f.lane_blocks = ceil_div(vectors, f.vectors);
   const int64_t blocks = p.groups * f.lane_blocks;
-  const int64_t out_splits = max(splits(blocks, f.operations, p.out), ceil_div(p.out, out_planes));
+  // Each task packs its lanes again, which pays from about kRowsWorthPacking rows on.
+  constexpr int64_t kRowsWorthPacking = 256;
+  const int64_t most = max(p.out * outer / kRowsWorthPacking, 1);
+  const int64_t out_splits = max(splits(kTasks, blocks, f.operations, min(p.out, most)), ceil_div(p.out, out_planes));
   f.out_step = max(ceil_div(p.out, out_splits), 1);
   f.out_blocks = ceil_div(p.out, f.out_step);
   const int64_t result_bytes = max(p.groups * p.rows * p.out * m.acc_bytes, 1);
-  f.outer_splits = weight ? splits(blocks * f.out_blocks, f.operations, outer) : 1;
+  f.outer_splits = weight ? splits(kPartialTasks, blocks * f.out_blocks, f.operations, outer) : 1;
   f.outer_splits = max(min(f.outer_splits, kPartialBytes / result_bytes), 1);
   f.outer_step = max(ceil_div(outer, f.outer_splits), 1);
   f.outer_splits = max(ceil_div(outer, f.outer_step), 1);
@@ -85,11 +88,11 @@ void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool w
   const int64_t blocks = p.groups * d.lane_blocks, row_bytes = max(p.groups * p.rows * m.acc_bytes, 1);
   // dz needs no partial sums where the context is split, dx none where the width is.
   const int64_t x_most = want_x ? max(kPartialBytes / (row_bytes * max(p.width, 1)), 1) : max(p.context, 1);
-  d.x_splits = min(splits(blocks, d.operations, p.context), x_most);
+  d.x_splits = min(splits(want_x ? kPartialTasks : kTasks, blocks, d.operations, p.context), x_most);
   d.context_step = max(ceil_div(p.context, d.x_splits), 1);
   d.x_splits = max(ceil_div(p.context, d.context_step), 1);
   const int64_t z_most = want_z ? max(kPartialBytes / (row_bytes * max(p.context, 1)), 1) : max(p.width, 1);
-  d.z_splits = min(splits(blocks * d.x_splits, d.operations, p.width / 64), z_most);
+  d.z_splits = min(splits(kPartialTasks, blocks * d.x_splits, d.operations, p.width / 64), z_most);
   d.width_step = max(ceil_div(p.width, d.z_splits), 1);
   d.z_splits = max(ceil_div(p.width, d.width_step), 1);
   d.splits = d.x_splits * d.z_splits;
@@ -108,7 +111,7 @@ void plan_separate(InputGradsPlan& d, const Problem& p, const Machine& m) {
   d.lane_blocks = ceil_div(vectors, d.vectors);
   const int64_t blocks = p.groups * d.lane_blocks;
   const int64_t split_bytes = max(p.groups * p.rows * (p.context + p.width) * m.acc_bytes, 1);
-  d.splits = min(splits(blocks, d.operations, p.out), max(kPartialBytes / split_bytes, 1));
+  d.splits = min(splits(kPartialTasks, blocks, d.operations, p.out), max(kPartialBytes / split_bytes, 1));
   d.out_step = max(ceil_div(p.out, d.splits), 1);
   d.splits = max(ceil_div(p.out, d.out_step), 1);
   d.x_splits = d.z_splits = d.splits;

@@ -27,6 +27,8 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Tasks wanted for a call that is worth sharing: enough to keep many cores busy and to even out noise.
 inline constexpr int64_t kTasks = 32;
+// The same where more tasks mean partial sums to be added up afterwards.
+inline constexpr int64_t kPartialTasks = 8;
 // Operations (multiplications and additions) below which another task costs more than it saves.
 inline constexpr int64_t kTaskOperations = 1 << 19;
 // Cache that the planes of one block of lanes may fill: about half of a common L2.
@@ -44,9 +46,9 @@ constexpr int64_t block_vectors(int64_t vectors, int64_t plane_bytes) {
   return ceil_div(vectors, max(ceil_div(vectors, most), 1));
 }
 
-// How many parts to cut `extent` into, given the tasks there are without it.
-constexpr int64_t splits(int64_t tasks, int64_t operations, int64_t extent) {
-  const int64_t wanted = min(ceil_div(kTasks, max(tasks, 1)), operations / kTaskOperations / max(tasks, 1));
+// How many parts to cut `extent` into for `aim` tasks, given the tasks there are without it.
+constexpr int64_t splits(int64_t aim, int64_t tasks, int64_t operations, int64_t extent) {
+  const int64_t wanted = min(aim / max(tasks, 1), operations / kTaskOperations / max(tasks, 1));
   return max(min(wanted, extent), 1);
 }
 

@@ -25,7 +25,9 @@ class Count:
 def forward(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL_TERMS) -> Count:
     """y from x, z and the weights."""
     bias = shape.rows * shape.out if terms[3] else 0
-    return Count(_contraction(shape, terms) + bias, _bytes(shape, dtype, terms, inputs=1, weights=1, outputs=1))
+    return Count(
+        _contraction(shape, terms) + bias, _bytes(shape, dtype, terms, inputs=1, weights=1, outputs=1)
+    )
 
 
 def input_grads(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL_TERMS) -> Count:
@@ -37,7 +39,9 @@ def input_grads(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL_
 def weight_grads(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL_TERMS) -> Count:
     """dW, dU, dV and dc from g, x and z."""
     bias = shape.rows * shape.out if terms[3] else 0
-    return Count(_contraction(shape, terms) + bias, _bytes(shape, dtype, terms, inputs=1, weights=1, outputs=1))
+    return Count(
+        _contraction(shape, terms) + bias, _bytes(shape, dtype, terms, inputs=1, weights=1, outputs=1)
+    )
 
 
 def double_backward(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL_TERMS) -> Count:

@@ -109,7 +109,9 @@ def check_error(
         limit = torch.maximum(2 * rival_error.norm(), 4 * unit * scale.norm() / result.numel() ** 0.5)
         own = scale + truth.abs()
         worst, allowed = _largest(error, own), max(4 * _largest(rival_error, own), 4 * unit)
-        assert worst <= allowed, f"{name}: an element is off by {worst:.3g} of its scale, allowed {allowed:.3g}"
+        assert worst <= allowed, (
+            f"{name}: an element is off by {worst:.3g} of its scale, allowed {allowed:.3g}"
+        )
     assert error.norm() <= limit, (
         f"{name}: error {float(error.norm()):.3g} in L2, allowed {float(limit):.3g}, "
         f"reference {float(rival_error.norm()):.3g}, norm of the result {float(truth.norm()):.3g}"

@@ -87,10 +87,14 @@ class Sample:
     def cotangent(
         self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 1, layout: str | None = None
     ) -> Tensor:
-        """A gradient of y, of shape [..., O]; expanded, it is one column for all outputs."""
+        """A gradient of y, of shape [..., O]. Only on request is it expanded, one column for all outputs:
+
+        with expanded arguments all elements of a weight gradient would be the same number.
+        """
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn((*self.shape.lead, self.shape.out), generator=generator, dtype=torch.float64)
-        return lay_out(_round(values, dtype), layout or self.layout, expand_dim=-1).to(device)
+        layout = layout or ("contiguous" if self.layout == "expanded" else self.layout)
+        return lay_out(_round(values, dtype), layout, expand_dim=-1).to(device)
 
 
 # The dimension along which the layout "expanded" repeats one slice, a different one for each operand.
@@ -146,10 +150,9 @@ ORDINARY = (
     Shape("one-output", (19,), 8, 16, 1),
     Shape("one-feature", (9,), 1, 1, 40),
     Shape("one-row", (1,), 20, 33, 40),
-    Shape("many-rows", (700,), 3, 5, 4),
-    Shape("sum-of-rows", (2000,), 8, 8, 8),
-    Shape("sum-of-input", (16,), 2, 4096, 20),
-    Shape("sum-of-context", (16,), 1500, 2, 20),
+    Shape("sum-of-rows", (1000,), 3, 5, 50),
+    Shape("sum-of-input", (50,), 3, 1500, 20),
+    Shape("sum-of-context", (50,), 1500, 3, 20),
 )
 BROADCAST = (
     Shape("1d", (), 4, 6, 5),

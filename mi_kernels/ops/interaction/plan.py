@@ -62,7 +62,7 @@ class Plan:
         return "\n".join(lines + [str(plan) for plan in self.backward])
 
 
-def plan(backend: str, lead: torch.Size, tensors: Sequence[Tensor | None]) -> Plan:
+def plan(backend: str, tensors: Sequence[Tensor | None]) -> Plan:
     """The plan of checked arguments (x, z, W, U, V, c) on ``backend``."""
     x, z, *weights = tensors
     out = portable.out_features(*weights)
@@ -102,7 +102,5 @@ def _step(
         sizes = [1, shape.rows, shape.context, shape.width, shape.out]
         text = torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, bits)
         fields = dict(field.split("=") for field in text.split(";"))
-        algorithm = fields["algorithm"]
-        workers = max(min(torch.get_num_threads(), int(fields["tasks"])), 1)
-        scratch = workers * int(fields["worker_bytes"]) + int(fields["partial_bytes"])
+        algorithm, scratch = fields["algorithm"], int(fields["scratch"])
     return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, _WHY[algorithm])
