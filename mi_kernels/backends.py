@@ -109,7 +109,7 @@ def cpu_isa() -> dict | None:
 def build_info() -> dict | None:
     """Facts about the build of the native parts, or None where there are none."""
     try:
-        from mi_kernels import _C
+        import mi_kernels._C as _C
     except ImportError:
         return None
     return _C.build_info()

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,8 +95,9 @@ def explain(op: Callable | str, *arguments: Tensor | None, **keywords: Tensor | 
     bound.apply_defaults()
     spelling = _SPELLINGS[name]
     tensors = _autocast(tuple(bound.arguments.get(argument) for argument in spelling.arguments))
-    _check(spelling, *tensors)
-    return plan(backends.choose(tensors[0]), tensors)
+    x, z, *weights = tensors
+    _check(spelling, x, z, *weights)
+    return plan(backends.choose(x), x, z, weights)
 
 
 class _Spelling(NamedTuple):
@@ -107,9 +108,7 @@ class _Spelling(NamedTuple):
     axes: tuple[str, str, str]
 
 
-_INTERACTION = _Spelling(
-    "interaction", ("x", "z", "weight", "weight_z", "weight_x", "bias"), ("O", "Z", "X")
-)
+_INTERACTION = _Spelling("interaction", ("x", "z", "weight", "weight_z", "weight_x", "bias"), ("O", "Z", "X"))
 _BILINEAR = _Spelling(
     "bilinear", ("input2", "input1", "weight", "weight_z", "weight_x", "bias"), ("out", "in1", "in2")
 )
@@ -117,9 +116,8 @@ _SPELLINGS = {spelling.op: spelling for spelling in (_INTERACTION, _BILINEAR)}
 
 
 def _interaction(spelling: _Spelling, *tensors: Tensor | None) -> Tensor:
-    tensors = _autocast(tensors)
-    lead = _check(spelling, *tensors)
-    x, z, *weights = tensors
+    x, z, *weights = _autocast(tensors)
+    lead = _check(spelling, x, z, *weights)
     chosen = backends.choose(x)
     if chosen == "reference":
         return reference.interaction(x, z, *weights)
@@ -127,17 +125,17 @@ def _interaction(spelling: _Spelling, *tensors: Tensor | None) -> Tensor:
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
 
 
-def _check(spelling: _Spelling, x, z, weight, weight_z, weight_x, bias) -> torch.Size:
+def _check(spelling: _Spelling, x: Tensor, z: Tensor, *weights: Tensor | None) -> torch.Size:
     op, (x_name, z_name, *weight_names), (o_axis, z_axis, x_axis) = spelling
-    check_tensors(op, spelling.arguments, (x, z, weight, weight_z, weight_x, bias))
+    check_tensors(op, spelling.arguments, (x, z, *weights))
     check_rank(op, x_name, x, 1)
     check_rank(op, z_name, z, 1)
     lead = broadcast_leading(op, (x_name, z_name), x, z)
-    if weight is None and weight_z is None and weight_x is None and bias is None:
+    if all(weight is None for weight in weights):
         raise ValueError(f"{op}: expected at least one of {', '.join(weight_names)}, got None for all")
     sizes: dict[str, int | None] = {o_axis: None, z_axis: z.shape[-1], x_axis: x.shape[-1]}
     axes = ((o_axis, z_axis, x_axis), (o_axis, z_axis), (o_axis, x_axis), (o_axis,))
-    for name, tensor, names in zip(weight_names, (weight, weight_z, weight_x, bias), axes, strict=True):
+    for name, tensor, names in zip(weight_names, weights, axes, strict=True):
         if tensor is not None:
             check_shape(op, name, tensor, {axis: sizes[axis] for axis in names})
             sizes[o_axis] = tensor.shape[0]
@@ -150,7 +148,7 @@ def _rows(tensor: Tensor, lead: torch.Size) -> Tensor:
     return tensor.expand(*lead, tensor.shape[-1]).reshape(math.prod(lead), tensor.shape[-1])
 
 
-def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def _autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     device = next((tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)), None)
     if device is None or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors

@@ -67,8 +67,8 @@ def check_shape(op: str, name: str, tensor: Tensor | None, expected: Mapping[str
                 break
         else:
             return
-    wanted = ", ".join(key if size is None else f"{key}={size}" for key, size in expected.items())
-    raise ValueError(f"{op}: {name}: expected shape [{wanted}], got {list(sizes)}")
+    axes = ", ".join(key if size is None else f"{key}={size}" for key, size in expected.items())
+    raise ValueError(f"{op}: {name}: expected shape [{axes}], got {list(sizes)}")
 
 
 def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor) -> torch.Size:

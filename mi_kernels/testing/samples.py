@@ -71,7 +71,7 @@ class Sample:
         requires_grad: bool = False,
     ) -> tuple[Tensor | None, ...]:
         """x, z, W, U, V and c, None for a term that is absent. The same numbers in every dtype, rounded."""
-        o, i, j = self.shape.out, self.shape.context, self.shape.width
+        i, j = self.shape.context, self.shape.width
         x_scale, z_scale = self.magnitude, math.sqrt(self.magnitude)
         scales = (x_scale, z_scale, (i * j) ** -0.5 if i * j else 1.0, 0.5, 0.5, 0.5)
         present = (True, True, *self.terms)

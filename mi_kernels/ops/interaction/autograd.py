@@ -12,22 +12,26 @@ differentiable themselves, which is all that reverse, forward, and higher orders
 (docs/mathematics.md derives each line). Terms whose factor is absent are dropped, never multiplied by 0.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 from torch.autograd import forward_ad as fw
 
 from mi_kernels.ops.interaction import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.library import overload
 
+Maybe = Tensor | None
+
 _FORWARD = tuple(overload("interaction", portable) for portable in (False, True))
 _INPUT_GRADS = tuple(overload("interaction_input_grads", portable) for portable in (False, True))
 _WEIGHT_GRADS = tuple(overload("interaction_weight_grads", portable) for portable in (False, True))
 
 
-def _differentiating(tensors: Iterable[Tensor | None]) -> bool:
+def _differentiating(tensors: Iterable[Maybe]) -> bool:
     """Whether a call has to go through its rule, or the kernel alone will do."""
     if torch.is_grad_enabled():
         for tensor in tensors:
@@ -42,14 +46,14 @@ def forward(
     portable: bool,
     x: Tensor,  # [(G,) B, X]
     z: Tensor,  # [(G,) B, Z]
-    weight: Tensor | None,  # [(G,) O, Z, X]
-    weight_z: Tensor | None,  # [(G,) O, Z]
-    weight_x: Tensor | None,  # [(G,) O, X]
-    bias: Tensor | None,  # [(G,) O]
+    weight: Maybe,  # [(G,) O, Z, X]
+    weight_z: Maybe,  # [(G,) O, Z]
+    weight_x: Maybe,  # [(G,) O, X]
+    bias: Maybe,  # [(G,) O]
 ) -> Tensor:
     """y = z^T W x + U z + V x + c, differentiable. Its arguments were checked by the caller."""
     if _differentiating((x, z, weight, weight_z, weight_x, bias)):
-        return Forward.apply(portable, x, z, weight, weight_z, weight_x, bias)
+        return Forward.call(portable, x, z, weight, weight_z, weight_x, bias)
     return _FORWARD[portable](x, z, weight, weight_z, weight_x, bias)
 
 
@@ -59,10 +63,10 @@ def input_grads(
     grad: Tensor,
     x: Tensor,
     z: Tensor,
-    weight: Tensor | None,
-    weight_z: Tensor | None,
-    weight_x: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None]:
+    weight: Maybe,
+    weight_z: Maybe,
+    weight_x: Maybe,
+) -> tuple[Maybe, ...]:
     """(dL/dx, dL/dz), each None where it is not wanted or vanishes identically. Differentiable."""
     want = (
         want[0] and (weight is not None or weight_x is not None),
@@ -71,7 +75,7 @@ def input_grads(
     if not any(want):
         return None, None
     if _differentiating((grad, x, z, weight, weight_z, weight_x)):
-        results = InputGrads.apply(portable, want, grad, x, z, weight, weight_z, weight_x)
+        results = InputGrads.call(portable, want, grad, x, z, weight, weight_z, weight_x)
         return tuple(_spread(results, want))
     results = _INPUT_GRADS[portable](grad, x, z, weight, weight_z, weight_x, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
@@ -79,41 +83,44 @@ def input_grads(
 
 def weight_grads(
     portable: bool, want: tuple[bool, bool, bool, bool], grad: Tensor, x: Tensor, z: Tensor
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Maybe, ...]:
     """(dL/dW, dL/dU, dL/dV, dL/dc), each None where it is not wanted. Differentiable."""
     if not any(want):
         return None, None, None, None
     if _differentiating((grad, x, z)):
-        return tuple(_spread(WeightGrads.apply(portable, want, grad, x, z), want))
+        return tuple(_spread(WeightGrads.call(portable, want, grad, x, z), want))
     results = _WEIGHT_GRADS[portable](grad, x, z, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
 
 
-def _keep(values: Sequence[Tensor], want: Sequence[bool]) -> tuple[Tensor, ...]:
+def _keep(values: Sequence[Maybe], want: Sequence[bool]) -> tuple[Maybe, ...]:
     return tuple(value for value, wanted in zip(values, want, strict=True) if wanted)
 
 
-def _spread(values: Iterable[Tensor | None], want: Sequence[bool]) -> list[Tensor | None]:
+def _spread(values: Iterable[Maybe], want: Sequence[bool]) -> list[Maybe]:
     values = iter(values)
     return [next(values) if wanted else None for wanted in want]
 
 
-def _add(*terms: Tensor | None) -> Tensor | None:
+def _add(*terms: Maybe) -> Maybe:
     present = [term for term in terms if term is not None]
     return sum(present[1:], present[0]) if present else None
 
 
-def _present(*tensors: Tensor | None) -> tuple[bool, ...]:
-    return tuple(tensor is not None for tensor in tensors)
-
-
-def _forward_or_none(portable, x, z, weight, weight_z, weight_x, bias) -> Tensor | None:
-    if any(_present(weight, weight_z, weight_x, bias)):
-        return forward(portable, x, z, weight, weight_z, weight_x, bias)
-    return None
+def _forward_or_none(portable: bool, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
+    if all(weight is None for weight in weights):
+        return None
+    return forward(portable, x, z, *weights)
 
 
 class _Rule(Function):
+    @classmethod
+    def call(cls, *args):
+        """``apply`` without its binding of default arguments, which takes longer than a small kernel."""
+        if torch._C._are_functorch_transforms_active():
+            return cls.apply(*args)
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
     @staticmethod
     def _save(ctx, *tensors):
         ctx.save_for_backward(*tensors)
@@ -180,7 +187,7 @@ class InputGrads(_Rule):
         x_c, z_c = _spread(cotangents, ctx.want)
         grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
         need = ctx.needs_input_grad[2:]
-        grads: list[Tensor | None] = [None] * 6
+        grads: list[Maybe] = [None] * 6
         if need[0]:
             grads[0] = _add(
                 None if x_c is None else forward(ctx.portable, x_c, z, weight, None, weight_x, None),
@@ -197,7 +204,8 @@ class InputGrads(_Rule):
             None,
             None,
         )
-        by_x = by_z = (None,) * 4
+        by_x: tuple[Maybe, ...] = (None,) * 4
+        by_z = by_x
         if x_c is not None:
             by_x = weight_grads(ctx.portable, (need[3], False, need[5], False), grad, x_c, z)
         if z_c is not None:
@@ -208,8 +216,7 @@ class InputGrads(_Rule):
     @staticmethod
     def jvp(ctx, _, __, grad_t, x_t, z_t, weight_t, weight_z_t, weight_x_t):
         grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
-        none = (None, None)
-        by_grad = by_inputs = none
+        by_grad: tuple[Maybe, ...] = (None, None)
         if grad_t is not None:
             by_grad = input_grads(ctx.portable, ctx.want, grad_t, x, z, weight, weight_z, weight_x)
         by_inputs = input_grads(
@@ -234,8 +241,8 @@ class InputGrads(_Rule):
         fold = _Fold(info.batch_size, grad, in_dims[2])
         weights = (weight, weight_z, weight_x)
         if _unbatched(in_dims[5:], weights):
-            folded = [fold.rows(t, d) for t, d in zip((grad, x, z), in_dims[2:5], strict=True)]
-            return fold.all(fold.unrows, _keep(input_grads(portable, want, *folded, *weights), want))
+            g, x, z = (fold.rows(t, d) for t, d in zip((grad, x, z), in_dims[2:5], strict=True))
+            return fold.all(fold.unrows, _keep(input_grads(portable, want, g, x, z, *weights), want))
         folded = [fold.groups(t, d) for t, d in zip((grad, x, z, *weights), in_dims[2:], strict=True)]
         return fold.all(fold.ungroups, _keep(input_grads(portable, want, *folded), want))
 
@@ -293,7 +300,7 @@ class WeightGrads(_Rule):
         return fold.all(fold.ungroups, _keep(weight_grads(portable, want, *folded), want))
 
 
-def _unbatched(dims: Sequence[int | None], tensors: Sequence[Tensor | None]) -> bool:
+def _unbatched(dims: Sequence[int | None], tensors: Sequence[Maybe]) -> bool:
     return all(dim is None for dim, tensor in zip(dims, tensors, strict=True) if tensor is not None)
 
 
@@ -304,7 +311,7 @@ class _Fold:
     dimension into groups: an expanded operand costs no memory as long as there were no groups before.
     """
 
-    def __init__(self, size: int, activation: Tensor, dim: int | None):
+    def __init__(self, size: int, activation: Tensor, dim: int | None) -> None:
         shape = list(activation.shape)
         if dim is not None:
             del shape[dim]
@@ -328,7 +335,7 @@ class _Fold:
     def unrows(self, result: Tensor) -> tuple[Tensor, int]:
         return result.unflatten(self.row_dim, (self.size, self.row_count)), self.row_dim
 
-    def groups(self, tensor: Tensor | None, dim: int | None) -> Tensor | None:
+    def groups(self, tensor: Maybe, dim: int | None) -> Any:
         if tensor is None:
             return None
         tensor = self._expanded(tensor, dim, 0)
@@ -341,6 +348,8 @@ class _Fold:
             return result, 0
         return result.unflatten(0, (self.size, self.group_count)), 0
 
-    def all(self, unfold, results: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def all(
+        self, unfold: Callable[[Any], tuple[Tensor, int]], results: Sequence[Maybe]
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         pairs = [unfold(result) for result in results]
         return tuple(tensor for tensor, _ in pairs), tuple(dim for _, dim in pairs)

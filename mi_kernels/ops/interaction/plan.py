@@ -62,13 +62,12 @@ class Plan:
         return "\n".join(lines + [str(plan) for plan in self.backward])
 
 
-def plan(backend: str, tensors: Sequence[Tensor | None]) -> Plan:
-    """The plan of checked arguments (x, z, W, U, V, c) on ``backend``."""
-    x, z, *weights = tensors
+def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -> Plan:
+    """The plan of checked arguments x, z and (W, U, V, c) on ``backend``."""
     out = portable.out_features(*weights)
     shape = Shape("call", tuple(x.shape[:-1]), z.shape[-1], x.shape[-1], out, tuple(z.shape[:-1]))
     present = tuple(weight is not None for weight in weights)
-    wanted = [tensor is not None and tensor.requires_grad for tensor in tensors]
+    wanted = [tensor is not None and tensor.requires_grad for tensor in (x, z, *weights)]
     if not torch.is_grad_enabled():
         wanted = [False] * 6
     backward = []

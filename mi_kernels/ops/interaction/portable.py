@@ -11,10 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+Maybe = Tensor | None
+
 CHUNK_ELEMENTS = 1 << 20
 
 
-def out_features(weight: Tensor | None, weight_z: Tensor | None, weight_x: Tensor | None, bias: Tensor | None):
+def out_features(weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -> int:
     """O, read from whichever weight there is."""
     if weight is not None:
         return weight.shape[-3]
@@ -42,7 +44,7 @@ def _ranges(total: int, step: int) -> Iterator[slice]:
 
 
 def _khatri_rao(z: Tensor, x: Tensor) -> Tensor:
-    """P[..., b, (i, j)] = z[..., b, i] x[..., b, j]."""  # [B, I], [B, X] -> [B, I * X]
+    # [..., B, I], [..., B, X] -> [..., B, I * X]
     return (z.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
 
 
@@ -50,7 +52,8 @@ def _groups(x: Tensor) -> int:
     return x.shape[0] if x.dim() == 3 else 1
 
 
-def forward(x, z, weight, weight_z, weight_x, bias) -> Tensor:
+def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -> Tensor:
+    """y of ``mi_kernels::interaction``; shapes as in schema.py."""
     dtype = accumulation_dtype(x.dtype)
     size = (*x.shape[:-1], out_features(weight, weight_z, weight_x, bias))
     y = x.new_zeros(size, dtype=dtype)
@@ -69,7 +72,17 @@ def forward(x, z, weight, weight_z, weight_x, bias) -> Tensor:
     return y.to(x.dtype)
 
 
-def input_grads(grad, x, z, weight, weight_z, weight_x, want_x, want_z) -> tuple[Tensor, Tensor]:
+def input_grads(
+    grad: Tensor,
+    x: Tensor,
+    z: Tensor,
+    weight: Maybe,
+    weight_z: Maybe,
+    weight_x: Maybe,
+    want_x: bool,
+    want_z: bool,
+) -> tuple[Tensor, Tensor]:
+    """dx and dz of ``mi_kernels::interaction_input_grads``."""
     dtype = accumulation_dtype(x.dtype)
     dx = x.new_zeros(x.shape if want_x else (0,), dtype=dtype)
     dz = z.new_zeros(z.shape if want_z else (0,), dtype=dtype)
@@ -90,7 +103,16 @@ def input_grads(grad, x, z, weight, weight_z, weight_x, want_x, want_z) -> tuple
     return dx.to(x.dtype), dz.to(z.dtype)
 
 
-def weight_grads(grad, x, z, want_weight, want_weight_z, want_weight_x, want_bias) -> tuple[Tensor, ...]:
+def weight_grads(
+    grad: Tensor,
+    x: Tensor,
+    z: Tensor,
+    want_weight: bool,
+    want_weight_z: bool,
+    want_weight_x: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dW, dU, dV and dc of ``mi_kernels::interaction_weight_grads``."""
     return (
         _weight_grad(grad, x, z) if want_weight else grad.new_empty(0),
         grad.mT @ z if want_weight_z else grad.new_empty(0),
