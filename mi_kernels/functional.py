@@ -106,11 +106,12 @@ class _Spelling(NamedTuple):
     op: str
     arguments: tuple[str, ...]
     axes: tuple[str, str, str]
+    required: int
 
 
 _INTERACTION = _Spelling("interaction", ("x", "z", "weight", "weight_z", "weight_x", "bias"), ("O", "Z", "X"))
 _BILINEAR = _Spelling(
-    "bilinear", ("input2", "input1", "weight", "weight_z", "weight_x", "bias"), ("out", "in1", "in2")
+    "bilinear", ("input2", "input1", "weight", "weight_z", "weight_x", "bias"), ("out", "in1", "in2"), 3
 )
 _SPELLINGS = {spelling.op: spelling for spelling in (_INTERACTION, _BILINEAR)}
 
@@ -126,8 +127,8 @@ def _interaction(spelling: _Spelling, *tensors: Tensor | None) -> Tensor:
 
 
 def _check(spelling: _Spelling, x: Tensor, z: Tensor, *weights: Tensor | None) -> torch.Size:
-    op, (x_name, z_name, *weight_names), (o_axis, z_axis, x_axis) = spelling
-    check_tensors(op, spelling.arguments, (x, z, *weights))
+    op, (x_name, z_name, *weight_names), (o_axis, z_axis, x_axis), required = spelling
+    check_tensors(op, spelling.arguments, (x, z, *weights), required)
     check_rank(op, x_name, x, 1)
     check_rank(op, z_name, z, 1)
     lead = broadcast_leading(op, (x_name, z_name), x, z)

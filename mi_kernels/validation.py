@@ -22,11 +22,11 @@ DTYPES = (
 )
 
 
-def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
-    """Every argument is a dense tensor, with the dtype and on the device of the first one."""
+def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Tensor | None], required: int) -> None:
+    """Every argument is a dense tensor with the dtype and the device of the first; the first are required."""
     first_name = first = None
-    for name, tensor in zip(names, tensors, strict=True):
-        if tensor is None:
+    for place, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
+        if tensor is None and place >= required:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(tensor).__name__}")

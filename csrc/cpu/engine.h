@@ -79,7 +79,7 @@ MI_INLINE Vec<typename Mul::Word, N> make_words(const Vec<typename Mul::Acc, N>&
 template <class Mul, int N, class S>
 MI_INLINE Vec<typename Mul::Word, N> load_across(const S* first, const S* second) {
   if constexpr (Mul::pair == 1) {
-    return load_acc<N>(first);
+    return __builtin_convertvector(load_acc<N>(first), Vec<typename Mul::Word, N>);
   } else {
     const auto low = __builtin_convertvector(load<Vec<uint16_t, N>>(first), Vec<uint32_t, N>);
     const auto high = __builtin_convertvector(load<Vec<uint16_t, N>>(second), Vec<uint32_t, N>);
@@ -91,7 +91,7 @@ MI_INLINE Vec<typename Mul::Word, N> load_across(const S* first, const S* second
 template <class Mul, class S>
 MI_INLINE Vec<typename Mul::Word> load_along(const S* p) {
   if constexpr (Mul::pair == 1) {
-    return load_acc<Simd<typename Mul::Word>::lanes>(p);
+    return __builtin_convertvector(load_acc<Simd<typename Mul::Word>::lanes>(p), Vec<typename Mul::Word>);
   } else {
     return load<Vec<uint32_t>>(p);
   }

@@ -42,11 +42,11 @@ struct ReduceOuter {
     if (valid == kRows && i + kRows <= extent) {
       unroll<N>([&](auto n) {
         auto* p = yp + (o * N + n) * L;
-        V even = load<V>(p), odd{};
+        V even{}, odd{};  // the tile is summed by itself: the running sum is rounded once a tile
         unroll<kRows>([&](auto r) {
           (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(op + ((i + r) * N + n) * L);
         });
-        store(p, even + odd);
+        store(p, load<V>(p) + (even + odd));
       });
       return;
     }
@@ -89,11 +89,11 @@ struct ReduceBoth {
     if (whole && want_z) {
       unroll<N>([&](auto n) {
         auto* p = dz + zs + (i * N + n) * L;
-        V even = load<V>(p), odd{};
+        V even{}, odd{};  // the tile is summed by itself: the running sum is rounded once a tile
         unroll<kRows>([&](auto r) {
           (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(x + xs + ((j + r) * N + n) * L);
         });
-        store(p, even + odd);
+        store(p, load<V>(p) + (even + odd));
       });
     }
     if (whole) return;

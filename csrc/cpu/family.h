@@ -63,6 +63,15 @@ struct MulOf<BFloat16> {
 };
 #endif
 
+// The same for dU, dV and dc. PyTorch sums rows pairwise, so float would lose to it over a long batch; these
+// sums are a small part of the work and afford double.
+template <class S>
+struct SumMulOf : MulOf<S> {};
+template <>
+struct SumMulOf<float> {
+  using type = MulF64;
+};
+
 template <class F>
 void for_dtype(DType dtype, F&& f) {
   switch (dtype) {

@@ -48,7 +48,7 @@ class Forward {
     auto* y = arena.take<Acc>(plan.out_step * plan.vectors * L);
     auto* factors = arena.take<Acc>(plan.outer_step * plan.vectors * L);
 
-    start(y, group, o0, outputs, vectors, split == 0);
+    clear(y, outputs * vectors * L);
     const AddRows<Mul> add{y, outputs};
     const auto inner_view = rows_view<S>(inner_operand, group), outer_view = rows_view<S>(outer_operand, group);
     const int64_t i0 = split * plan.outer_step, extent = min(plan.outer_step, outer - i0);
@@ -68,6 +68,7 @@ class Forward {
         contract<Mul>(matrix(outer_matrix, group, o0), 0, outputs, k0, depth, lanes, vectors, rows, add);
       }
     }
+    if (split == 0) add_bias(y, group, o0, outputs, vectors);
     const int64_t offset = (group * p.rows + lane0) * p.out + o0;
     if (plan.outer_splits > 1) {
       auto* partial = reinterpret_cast<Acc*>(execution.partials) + split * p.groups * p.rows * p.out;
@@ -77,14 +78,16 @@ class Forward {
     }
   }
 
-  void start(Acc* y, int64_t group, int64_t o0, int64_t outputs, int64_t vectors, bool with_bias) const {
-    clear(y, outputs * vectors * L);
-    if (!with_bias || !call.bias.data) return;
+  // Last, as the formula is written: what comes before is rounded at its own size, not at that of the bias.
+  void add_bias(Acc* y, int64_t group, int64_t o0, int64_t outputs, int64_t vectors) const {
+    if (!call.bias.data) return;
     const S* bias = static_cast<const S*>(call.bias.data) + group * call.bias.group;
     for_strips(vectors, [&](auto n, int64_t first) {
       Acc* plane = y + first * L * outputs;
-      for (int64_t o = 0; o < outputs; ++o)
-        for (int l = 0; l < n * L; ++l) plane[o * n * L + l] = to_acc(bias[(o0 + o) * call.bias.row]);
+      for (int64_t o = 0; o < outputs; ++o) {
+        const Acc value = to_acc(bias[(o0 + o) * call.bias.row]);
+        for (int l = 0; l < n * L; ++l) plane[o * n * L + l] += value;
+      }
     });
   }
 

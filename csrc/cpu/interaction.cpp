@@ -226,7 +226,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   }
   const Kernels& kernels = selected_kernels();
   const Machine machine = kernels.machine(dtype);
-  const WeightGradsPlan plan = plan_weight_grads(p, machine, want);
+  const WeightGradsPlan plan = plan_weight_grads(p, machine, kernels.sums_machine(dtype), want);
   const Demand demand = demand_of(plan, want);
   if (want[0] || want[1] || want[2] || want[3]) {
     const Workspace workspace(x, demand);
@@ -260,7 +260,7 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   }
   STD_TORCH_CHECK(primitive == "weight_grads", "cpu_interaction_plan: primitive: expected forward, input_grads or "
                   "weight_grads, got '", primitive, "'");
-  const WeightGradsPlan w = plan_weight_grads(p, machine, want);
+  const WeightGradsPlan w = plan_weight_grads(p, machine, selected_kernels().sums_machine(dtype), want);
   const char* algorithm = !want[0] ? "linear" : w.context_lanes ? "context_lanes" : "width_lanes";
   return text(algorithm, demand_of(w, want));
 }

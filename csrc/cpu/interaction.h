@@ -45,6 +45,7 @@ struct Execution {
 
 struct Kernels {
   Machine (*machine)(DType);
+  Machine (*sums_machine)(DType);  // of dU, dV and dc, which are summed in double for float
   void (*forward)(DType, const ForwardCall&, const ForwardPlan&, const Execution&);
   void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);
   void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);
@@ -53,6 +54,7 @@ struct Kernels {
 #define MI_DECLARE_KERNELS(isa)                                                                          \
   namespace isa {                                                                                         \
   Machine machine(DType);                                                                                 \
+  Machine sums_machine(DType);                                                                            \
   void forward(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                          \
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);                \
   void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);             \

@@ -2,15 +2,23 @@
 
 namespace mi_kernels::MI_ISA {
 
-Machine machine(DType dtype) {
+namespace {
+
+template <template <class> class MulFor>
+Machine describe(DType dtype) {
   Machine m{};
   for_dtype(dtype, [&](auto s) {
-    using Mul = typename MulOf<decltype(s)>::type;
+    using Mul = typename MulFor<decltype(s)>::type;
     m = {Simd<typename Mul::Acc>::lanes, Mul::pair, sizeof(typename Mul::Word), sizeof(typename Mul::Acc)};
   });
   return m;
 }
 
-const Kernels kernels = {machine, forward, input_grads, weight_grads};
+}  // namespace
+
+Machine machine(DType dtype) { return describe<MulOf>(dtype); }
+Machine sums_machine(DType dtype) { return describe<SumMulOf>(dtype); }
+
+const Kernels kernels = {machine, sums_machine, forward, input_grads, weight_grads};
 
 }  // namespace mi_kernels::MI_ISA

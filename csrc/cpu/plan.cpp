@@ -30,7 +30,10 @@ RegionPlan plan_region(int64_t groups, int64_t rows, int64_t lanes, int64_t batc
   r.batch_splits = min(splits(kPartialTasks, regions, r.operations, ceil_div(batch, 64)), max(kPartialBytes / result_bytes, 1));
   r.batch_step = round_up(max(ceil_div(batch, r.batch_splits), 1), 2);
   r.batch_splits = max(ceil_div(batch, r.batch_step), 1);
-  r.depth = min(r.batch_step, kDepthWords / 2 * m.pair);
+  // Products are added up one by one within a depth and then depth by depth: with 128 of them the rounding
+  // of a long batch stays below that of PyTorch's own matrix product in float.
+  constexpr int64_t kSumWords = 128;
+  r.depth = min(r.batch_step, kSumWords * m.pair);
   r.tasks = regions * r.batch_splits;
   const int64_t plane = r.vectors * m.lanes;
   r.worker_bytes = packed_rows_bytes(r.depth, m) +
@@ -144,14 +147,14 @@ InputGradsPlan plan_input_grads(const Problem& p, const Machine& m, bool weight,
   return d;
 }
 
-WeightGradsPlan plan_weight_grads(const Problem& p, const Machine& m, const bool (&want)[4]) {
+WeightGradsPlan plan_weight_grads(const Problem& p, const Machine& m, const Machine& sums, const bool (&want)[4]) {
   WeightGradsPlan w{};
   w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
   const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;
   w.weight = plan_region(p.groups, p.out * outer, lanes, p.rows, m);
-  w.weight_z = plan_region(p.groups, p.out, p.context, p.rows, m);
-  w.weight_x = plan_region(p.groups, p.out, p.width, p.rows, m);
-  w.bias = plan_region(p.groups, 1, p.out, p.rows, m);
+  w.weight_z = plan_region(p.groups, p.out, p.context, p.rows, sums);
+  w.weight_x = plan_region(p.groups, p.out, p.width, p.rows, sums);
+  w.bias = plan_region(p.groups, 1, p.out, p.rows, sums);
   const RegionPlan* regions[4] = {&w.weight, &w.weight_z, &w.weight_x, &w.bias};
   for (int t = 0; t < 4; ++t) {
     if (!want[t]) continue;

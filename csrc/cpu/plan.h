@@ -92,6 +92,6 @@ struct WeightGradsPlan {
 
 ForwardPlan plan_forward(const Problem&, const Machine&, bool weight, bool weight_z, bool weight_x);
 InputGradsPlan plan_input_grads(const Problem&, const Machine&, bool weight, bool want_x, bool want_z);
-WeightGradsPlan plan_weight_grads(const Problem&, const Machine&, const bool (&want)[4]);
+WeightGradsPlan plan_weight_grads(const Problem&, const Machine&, const Machine& sums, const bool (&want)[4]);
 
 }  // namespace mi_kernels

@@ -108,6 +108,7 @@ MI_INLINE uint16_t round_to_half(float value) {
 }
 
 MI_INLINE void from_acc(double v, double& out) { out = v; }
+MI_INLINE void from_acc(double v, float& out) { out = float(v); }
 MI_INLINE void from_acc(float v, float& out) { out = v; }
 MI_INLINE void from_acc(float v, BFloat16& out) { out.bits = round_to_bf16(v); }
 MI_INLINE void from_acc(float v, Half& out) { out.bits = round_to_half(v); }
@@ -155,6 +156,10 @@ MI_INLINE void store_acc(double* p, const Vec<double, N>& v) {
 template <int N>
 MI_INLINE void store_acc(float* p, const Vec<float, N>& v) {
   store(p, v);
+}
+template <int N>
+MI_INLINE void store_acc(float* p, const Vec<double, N>& v) {
+  store(p, __builtin_convertvector(v, Vec<float, N>));
 }
 template <int N>
 MI_INLINE void store_acc(BFloat16* p, const Vec<float, N>& v) {

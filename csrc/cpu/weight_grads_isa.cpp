@@ -9,9 +9,7 @@ namespace {
 
 template <class Mul, class S>
 class WeightGrads {
-  using Word = typename Mul::Word;
-  using Acc = typename Mul::Acc;
-  static constexpr int L = Simd<Acc>::lanes;
+  using SumMul = typename SumMulOf<S>::type;
 
   const WeightGradsCall& call;
   const WeightGradsPlan& plan;
@@ -34,17 +32,17 @@ class WeightGrads {
       const Operand &factor = swap ? call.x : call.z, &lanes = swap ? call.z : call.x;
       const int64_t extent = swap ? p.width : p.context;
       const Layout layout{extent, zx, swap ? 1 : p.width, swap ? p.width : 1};
-      region(plan.weight, p.out * extent, lanes, swap ? p.context : p.width, call.weight, p.out * zx, layout,
+      region<Mul>(plan.weight, p.out * extent, lanes, swap ? p.context : p.width, call.weight, p.out * zx, layout,
              [&](int64_t g) { return ProductRows<Mul, S>{along_batch(call.grad, g), along_batch(factor, g), extent}; });
     }
     if (call.weight_z.data)
-      region(plan.weight_z, p.out, call.z, p.context, call.weight_z, p.out * p.context, {1, p.context, 0, 1},
-             [&](int64_t g) { return MatrixRows<Mul, S>{along_batch(call.grad, g)}; });
+      region<SumMul>(plan.weight_z, p.out, call.z, p.context, call.weight_z, p.out * p.context, {1, p.context, 0, 1},
+             [&](int64_t g) { return MatrixRows<SumMul, S>{along_batch(call.grad, g)}; });
     if (call.weight_x.data)
-      region(plan.weight_x, p.out, call.x, p.width, call.weight_x, p.out * p.width, {1, p.width, 0, 1},
-             [&](int64_t g) { return MatrixRows<Mul, S>{along_batch(call.grad, g)}; });
+      region<SumMul>(plan.weight_x, p.out, call.x, p.width, call.weight_x, p.out * p.width, {1, p.width, 0, 1},
+             [&](int64_t g) { return MatrixRows<SumMul, S>{along_batch(call.grad, g)}; });
     if (call.bias.data)
-      region(plan.bias, 1, call.grad, p.out, call.bias, p.out, {1, 0, 0, 1}, [](int64_t) { return OneRow<Mul>{}; });
+      region<SumMul>(plan.bias, 1, call.grad, p.out, call.bias, p.out, {1, 0, 0, 1}, [](int64_t) { return OneRow<SumMul>{}; });
   }
 
  private:
@@ -53,9 +51,12 @@ class WeightGrads {
   }
 
   // result[m, l] = sum_b rows(m, b) * lanes(l, b), cut into regions that are accumulated in scratch.
-  template <class MakeRows>
+  template <class M, class MakeRows>
   void region(const RegionPlan& r, int64_t rows, const Operand& lanes, int64_t lane_count, const Result& result,
               int64_t group_size, Layout layout, const MakeRows& make_rows) const {
+    using Word = typename M::Word;
+    using Acc = typename M::Acc;
+    constexpr int L = Simd<Acc>::lanes;
     run_tasks(execution, r.tasks, [&](int64_t t, int64_t worker) {
       const int64_t split = t % r.batch_splits, block = t / r.batch_splits;
       const int64_t l0 = block % r.lane_blocks * r.vectors * L, row_task = block / r.lane_blocks;
@@ -63,24 +64,24 @@ class WeightGrads {
       const int64_t m1 = min(m0 + r.row_step, rows), width = min(r.vectors * L, lane_count - l0);
       const int64_t vectors = ceil_div(width, L);
       Arena arena{execution.scratch + worker * plan.worker_bytes};
-      auto* row_buffer = arena.take<Word>(kRowBlock * ceil_div(r.depth, Mul::pair));
-      auto* lane_buffer = arena.take<Word>(ceil_div(r.depth, Mul::pair) * r.vectors * L);
+      auto* row_buffer = arena.take<Word>(kRowBlock * ceil_div(r.depth, M::pair));
+      auto* lane_buffer = arena.take<Word>(ceil_div(r.depth, M::pair) * r.vectors * L);
       auto* planes = arena.take<Acc>(r.row_step * r.vectors * L);
       const auto view = along_batch(lanes, group);
       const auto producer = make_rows(group);
       if (r.batch_splits == 1 && p.rows <= r.depth) {  // the sum is done in one go: straight to the result
-        pack_lanes<Mul>(view.at(l0, 0), width, vectors, p.rows, lane_buffer);
-        const StoreRows store_rows{static_cast<S*>(result.data) + group * group_size, layout, l0, width};
-        contract<Mul>(producer, m0, m1, 0, p.rows, lane_buffer, vectors, row_buffer, store_rows);
+        pack_lanes<M>(view.at(l0, 0), width, vectors, p.rows, lane_buffer);
+        const StoreRows<M> store_rows{static_cast<S*>(result.data) + group * group_size, layout, l0, width};
+        contract<M>(producer, m0, m1, 0, p.rows, lane_buffer, vectors, row_buffer, store_rows);
         return;
       }
       clear(planes, (m1 - m0) * vectors * L);
-      const AddRows<Mul> add{planes, m1 - m0};
+      const AddRows<M> add{planes, m1 - m0};
       const int64_t batch_end = min((split + 1) * r.batch_step, p.rows);
       for (int64_t b = split * r.batch_step; b < batch_end; b += r.depth) {
         const int64_t depth = min(r.depth, batch_end - b);
-        pack_lanes<Mul>(view.at(l0, b), width, vectors, depth, lane_buffer);
-        contract<Mul>(producer, m0, m1, b, depth, lane_buffer, vectors, row_buffer, Shifted<AddRows<Mul>>{add, -m0});
+        pack_lanes<M>(view.at(l0, b), width, vectors, depth, lane_buffer);
+        contract<M>(producer, m0, m1, b, depth, lane_buffer, vectors, row_buffer, Shifted<AddRows<M>>{add, -m0});
       }
       if (r.batch_splits > 1) {
         auto* partial = reinterpret_cast<Acc*>(execution.partials) + (split * p.groups + group) * group_size;
@@ -95,9 +96,10 @@ class WeightGrads {
   }
 
   // A row of lanes to where it belongs in the result.
-  template <class Out>
+  template <class Acc, class Out>
   static MI_INLINE void store_row(Out* out, const Layout& layout, int64_t m, int64_t lane, int64_t valid,
                                   const Vec<Acc>& value) {
+    constexpr int L = Simd<Acc>::lanes;
     const int64_t o = m / layout.extent, f = m - o * layout.extent;
     Out* to = out + o * layout.out + f * layout.feature + lane * layout.lane;
     if (valid >= L && layout.lane == 1) {
@@ -109,32 +111,36 @@ class WeightGrads {
     }
   }
 
+  template <class M>
   struct StoreRows {
+    using Acc = typename M::Acc;
+    static constexpr int L = Simd<Acc>::lanes;
     S* out;
     Layout layout;
     int64_t l0, width;
     template <int N>
-    MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
+    MI_INLINE void operator()(const Tile<M, N>& tile, int64_t m, int64_t valid, int64_t first) const {
       unroll<kRows>([&](auto r) {
         if (r < valid) {
           unroll<N>([&](auto n) {
             const int64_t lane = (first + n) * L;
-            store_row(out, layout, m + r, l0 + lane, width - lane, tile.acc[r][n]);
+            store_row<Acc>(out, layout, m + r, l0 + lane, width - lane, tile.acc[r][n]);
           });
         }
       });
     }
   };
 
-  template <class Out>
+  template <class Acc, class Out>
   static void write(const Acc* planes, int64_t m0, int64_t m1, int64_t l0, int64_t vectors, int64_t width, Out* out,
                     Layout layout) {
+    constexpr int L = Simd<Acc>::lanes;
     for_strips(vectors, [&](auto n, int64_t first) {
       const Acc* strip = planes + first * L * (m1 - m0);
       for (int64_t m = m0; m < m1; ++m) {
         for (int v = 0; v < n; ++v) {
           const int64_t lane = (first + v) * L;
-          store_row(out, layout, m, l0 + lane, width - lane, load<Vec<Acc>>(strip + ((m - m0) * n + v) * L));
+          store_row<Acc>(out, layout, m, l0 + lane, width - lane, load<Vec<Acc>>(strip + ((m - m0) * n + v) * L));
         }
       }
     });

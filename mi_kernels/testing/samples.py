@@ -54,7 +54,7 @@ class Sample:
     shape: Shape
     terms: tuple[bool, bool, bool, bool] = ALL_TERMS
     layout: str = "contiguous"
-    magnitude: float = 1.0  # of x; z has its root, the weights keep the sums near 1
+    magnitude: float = 1.0  # of x; z has its root, the weights keep the sums near their product
 
     def __str__(self) -> str:
         terms = "".join(letter for letter, there in zip("WUVc", self.terms, strict=True) if there)
@@ -73,7 +73,8 @@ class Sample:
         """x, z, W, U, V and c, None for a term that is absent. The same numbers in every dtype, rounded."""
         i, j = self.shape.context, self.shape.width
         x_scale, z_scale = self.magnitude, math.sqrt(self.magnitude)
-        scales = (x_scale, z_scale, (i * j) ** -0.5 if i * j else 1.0, 0.5, 0.5, 0.5)
+        # Every term of y has about the same size, so that an error in one is not drowned by another.
+        scales = (x_scale, z_scale, *(max(terms, 1) ** -0.5 for terms in (i * j, i, j, 1)))
         present = (True, True, *self.terms)
         generator = torch.Generator().manual_seed(seed)
         arguments: list[Tensor | None] = []
@@ -176,7 +177,8 @@ EMPTY = (
 
 def term_subsets() -> tuple[tuple[bool, bool, bool, bool], ...]:
     """The 15 choices of W, U, V and c that leave at least one."""
-    return tuple(terms for terms in product((True, False), repeat=4) if any(terms))
+    choice = (True, False)
+    return tuple(terms for terms in product(choice, choice, choice, choice) if any(terms))
 
 
 def samples() -> Iterator[Sample]:

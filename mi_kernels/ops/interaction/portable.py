@@ -91,11 +91,16 @@ def input_grads(
         for rows in _ranges(z.shape[-2], row_step):
             for features in _ranges(z.shape[-1], feature_step):
                 w = weight[..., features, :]
-                t = (grad[..., rows, :] @ w.flatten(-2)).unflatten(-1, w.shape[-2:])  # [b, i, X]
+                t = (grad[..., rows, :] @ w.flatten(-2)).unflatten(-1, w.shape[-2:]).to(dtype)  # [b, i, X]
+                # Sums and not matrix-vector products: PyTorch adds pairwise, and long axes would show.
                 if want_x:
-                    dx[..., rows, :] += (z[..., rows, features].unsqueeze(-2) @ t).squeeze(-2).to(dtype)
+                    dx[..., rows, :] += (z[..., rows, features].unsqueeze(-1).to(dtype) * t).sum(
+                        -2, dtype=dtype
+                    )
                 if want_z:
-                    dz[..., rows, features] = (t @ x[..., rows, :].unsqueeze(-1)).squeeze(-1).to(dtype)
+                    dz[..., rows, features] = (x[..., rows, :].unsqueeze(-2).to(dtype) * t).sum(
+                        -1, dtype=dtype
+                    )
     if want_x and weight_x is not None:
         dx += (grad @ weight_x).to(dtype)
     if want_z and weight_z is not None:
@@ -115,10 +120,20 @@ def weight_grads(
     """dW, dU, dV and dc of ``mi_kernels::interaction_weight_grads``."""
     return (
         _weight_grad(grad, x, z) if want_weight else grad.new_empty(0),
-        grad.mT @ z if want_weight_z else grad.new_empty(0),
-        grad.mT @ x if want_weight_x else grad.new_empty(0),
+        _sum_over_rows(grad, z) if want_weight_z else grad.new_empty(0),
+        _sum_over_rows(grad, x) if want_weight_x else grad.new_empty(0),
         grad.sum(-2, dtype=grad.dtype) if want_bias else grad.new_empty(0),
     )
+
+
+def _sum_over_rows(grad: Tensor, features: Tensor) -> Tensor:
+    """g^T f in up to 16 parts of the batch: one long chain of additions rounds more than PyTorch's own sum."""
+    step = max(-(-grad.shape[-2] // 16), 64)
+    parts = [grad[..., rows, :].mT @ features[..., rows, :] for rows in _ranges(grad.shape[-2], step)]
+    if not parts:
+        return grad.mT @ features
+    dtype = accumulation_dtype(grad.dtype)
+    return torch.stack([part.to(dtype) for part in parts]).sum(0, dtype=dtype).to(grad.dtype)
 
 
 def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
