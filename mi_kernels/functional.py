@@ -109,7 +109,9 @@ class _Spelling(NamedTuple):
     required: int
 
 
-_INTERACTION = _Spelling("interaction", ("x", "z", "weight", "weight_z", "weight_x", "bias"), ("O", "Z", "X"))
+_INTERACTION = _Spelling(
+    "interaction", ("x", "z", "weight", "weight_z", "weight_x", "bias"), ("O", "Z", "X"), 2
+)
 _BILINEAR = _Spelling(
     "bilinear", ("input2", "input1", "weight", "weight_z", "weight_x", "bias"), ("out", "in1", "in2"), 3
 )

@@ -14,7 +14,8 @@ from mi_kernels import backends
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("fixed")
 
-THREADS = min(2, os.cpu_count() or 1)
+# Workers share the cores; what threads change is the subject of test_determinism.py.
+THREADS = max((os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1)
 
 
 class Place(NamedTuple):

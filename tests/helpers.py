@@ -8,15 +8,22 @@ from mi_kernels.ops.interaction import reference
 
 
 class Spy(TorchDispatchMode):
-    """Records the calls of this package's operations: name without the suffix of the portable twin, arguments."""
+    """Records the calls of this package's operations.
+
+    ``calls``: name and arguments, ``names``: names alone, both without the suffix of the portable twin;
+    ``raw``: full names.
+    """
 
     def __init__(self):
         super().__init__()
+        self.raw: list[str] = []
         self.calls: list[tuple[str, tuple]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "mi_kernels":
-            self.calls.append((func.__name__.split(".")[0].removesuffix("_portable"), args))
+            name = func.__name__.split(".")[0]
+            self.raw.append(name)
+            self.calls.append((name.removesuffix("_portable"), args))
         return func(*args, **(kwargs or {}))
 
     @property
@@ -40,10 +47,4 @@ def gradients_of(y: Tensor, arguments, grad: Tensor, needs: tuple[bool, ...]) ->
     if not y.requires_grad:  # no argument contributes
         return tuple(torch.zeros_like(t) for t in wanted)
     found = torch.autograd.grad(y, wanted, grad, allow_unused=True)
-    return tuple(
-        torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)
-    )
-
-
-def poisoning(value: bool) -> None:
-    torch.utils.deterministic.fill_uninitialized_memory = value
+    return tuple(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import mi_kernels as mi
 from mi_kernels.ops.interaction import reference
 from mi_kernels.testing.errors import check_errors
-from mi_kernels.testing.samples import LAYOUTS, MIDDLE, NAMES, ODD, THREADED, Sample, samples
+from mi_kernels.testing.samples import LAYOUTS, MIDDLE, NAMES, ODD, Sample, samples
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -39,7 +39,9 @@ def test_the_formula_itself():
     y = reference.interaction(*Sample(ODD).arguments(torch.float64))
     for b in range(5):
         for o in range(11):
-            expected = c[o] + sum(u[o][i] * z[b][i] for i in range(3)) + sum(v[o][j] * x[b][j] for j in range(7))
+            expected = (
+                c[o] + sum(u[o][i] * z[b][i] for i in range(3)) + sum(v[o][j] * x[b][j] for j in range(7))
+            )
             expected += sum(z[b][i] * w[o][i][j] * x[b][j] for i in range(3) for j in range(7))
             assert math.isclose(y[b, o], expected, rel_tol=1e-12)
 

@@ -1,0 +1,222 @@
+"""Measures the dense interaction against its alternatives, and writes the results as JSON.
+
+python benchmarks/run.py --suite quick --output benchmarks/results/today.json
+python benchmarks/report.py benchmarks/results/today.json
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import base, environment, measure, passes, peers, shapes, summary, tables
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+SWEEP_RIVALS = ["einsum", "materialised", "x-first", "z-first"]
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def _list_of(allowed: Iterable[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"expected some of {', '.join(allowed)}, got {name!r}")
+        return names
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mi_kernels bench", description="Measure the dense interaction against its alternatives."
+    )
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--suite", choices=shapes.SUITES, default="full")
+    what.add_argument("--shape", nargs="+", metavar="NAME", help="these shapes, instead of a suite")
+    what.add_argument("--dtype", type=_list_of(DTYPES), default=["float32", "bfloat16"], metavar="D,D")
+    what.add_argument(
+        "--pass", dest="passes", type=_list_of(passes.PASSES), default=list(passes.PASSES), metavar="P,P",
+        help=f"some of {', '.join(passes.PASSES)} (all)",
+    )  # fmt: skip
+    what.add_argument(
+        "--rivals", nargs="*", metavar="NAME",
+        help=f"some of {', '.join(peers.PEERS)} (all); compile:NAME is one under torch.compile",
+    )  # fmt: skip
+    what.add_argument("--compile", action="store_true", help="add torch.compile of each rival")
+    what.add_argument("--overhead", action="store_true", help="the cost of a call at tiny sizes, only")
+    what.add_argument("--sweep", action="store_true", help="cost as each of B, Z, X, O grows, only")
+    what.add_argument("--base", metavar="REV", help="this working tree against another revision, only")
+    how = parser.add_argument_group("how")
+    how.add_argument("--threads", type=int, default=None, help="of PyTorch (its own default)")
+    how.add_argument("--rounds", type=int, default=7, help="samples of each candidate (7)")
+    how.add_argument("--shortest", type=float, default=5.0, help="milliseconds of a sample, at least (5)")
+    how.add_argument("--longest", type=float, default=10.0, help="seconds for one candidate's samples (10)")
+    how.add_argument("--call-limit", type=float, default=60.0, help="seconds of a call, else skipped (60)")
+    how.add_argument("--memory-limit", type=float, default=6.0, help="GiB of temporaries, else skipped (6)")
+    how.add_argument("--seed", type=int, default=0, help="of the operands and of the order of candidates")
+    parser.add_argument("--output", type=Path, help="JSON (benchmarks/results/DATE.json)")
+    return parser
+
+
+def _checked(argv: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, got {options.rounds}")
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {options.threads}")
+    if sum((options.overhead, options.sweep, options.base is not None)) > 1:
+        parser.error("--overhead, --sweep and --base exclude each other")
+    if options.rivals is None:
+        options.rivals = SWEEP_RIVALS if options.sweep else list(peers.PEERS)
+    try:
+        for name in options.rivals:
+            peers.find(name)
+        options.entries = shapes.by_name(options.shape) if options.shape else shapes.SUITES[options.suite]
+    except ValueError as error:
+        parser.error(str(error))
+    if options.compile:
+        options.rivals += [peers.COMPILED + name for name in options.rivals if name in peers.PEERS]
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    options.output = options.output or RESULTS / f"{stamp}.json"
+    options.limits = measure.Limits(
+        options.rounds, options.shortest / 1e3, options.longest, options.call_limit,
+        int(options.memory_limit * 2**30), options.seed,
+    )  # fmt: skip
+    return options
+
+
+def _cases(options: argparse.Namespace) -> list[tuple[shapes.Entry, torch.dtype, str]]:
+    return [
+        (entry, getattr(torch, dtype), work)
+        for entry in options.entries
+        for dtype in options.dtype
+        for work in options.passes
+    ]
+
+
+def _progress(steps: list, describe: Callable[[Any], str]) -> Iterator[tuple[Any, Callable[[str], None]]]:
+    """(step, print) for each step: with a bar if rich is installed, else with numbered lines."""
+    if find_spec("rich") is not None and sys.stdout.isatty():
+        from rich.progress import Progress
+
+        with Progress(transient=True) as bar:
+            task = bar.add_task("", total=len(steps))
+            for step in steps:
+                bar.update(task, description=describe(step))
+                yield (
+                    step,
+                    lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True),
+                )
+                bar.advance(task)
+        return
+    for number, step in enumerate(steps, 1):
+        print(f"[{number}/{len(steps)}] {describe(step)}", flush=True)
+        yield step, lambda text: print(text, flush=True)
+
+
+def _describe(step: tuple) -> str:
+    entry, dtype, work = step[-3:]
+    return f"{entry.shape.name} {str(dtype).removeprefix('torch.')} {work}"
+
+
+def _measure(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Fills in the cases of a suite or of a sweep, saving after each, so that a long run can be cut short."""
+    if options.sweep:
+        steps = [
+            (letter, entry, getattr(torch, dtype), work)
+            for letter, entry in shapes.sweep(64 if options.suite == "smoke" else 1)
+            for dtype in options.dtype
+            for work in options.passes
+        ]
+    else:
+        steps = [(None, *case) for case in _cases(options)]
+    dtypes = [getattr(torch, dtype) for dtype in options.dtype]
+    result["ceilings"] = environment.ceilings(dtypes, 128 if options.suite == "smoke" else 2048)
+    for (letter, *case), say in _progress(steps, _describe):
+        found = measure.measure(*case, options.rivals, options.limits)
+        if letter is not None:
+            found["sweep"] = letter
+        result["cases"].append(found)
+        B, Z, X, O = measure.sizes_of(case[0])  # noqa: E741
+        say(f"\n{_describe(case)}: B={B} Z={Z} X={X} O={O}")
+        say(tables.text_table(tables.CASE_COLUMNS, tables.case_rows(found)))
+        say(tables.not_measured(found))
+        starved = summary.starved(found, result["machine"]["threads"])
+        if starved:
+            say(f"warning: less than 90 % of {result['machine']['threads']} cores for {', '.join(starved)}")
+        _save(options.output, result)
+    if not options.sweep:
+        _overhead(options, result)
+
+
+def _overhead(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    for entry in shapes.OVERHEAD:
+        result["overhead"] += measure.overhead(entry, options.limits)
+    print(tables.text_table(tables.OVERHEAD_COLUMNS, tables.overhead_rows(result["overhead"])))
+
+
+def _base(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    print("running the tests of the operation", flush=True)
+    base.check_tests()
+    print(f"building {options.base}", flush=True)
+    with base.built(options.base) as (folder, revision):
+        result["base"] = {"revision": revision, "cases": []}
+        cases = _cases(options)
+        compared = base.compare(folder, cases, options.limits)
+        for _, say in _progress(cases, _describe):
+            found = next(compared)
+            result["base"]["cases"].append(found)
+            say(f"  base / this: {found['base_over_head']:.3f}")
+        compared.close()
+    print(tables.text_table(tables.BASE_COLUMNS, tables.base_rows(result["base"])))
+
+
+def _save(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _checked(argv)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    command = ["benchmarks/run.py", *(sys.argv[1:] if argv is None else argv)]
+    settings = vars(options.limits) | {"suite": options.suite, "rivals": options.rivals}
+    result = {"schema": 1, **environment.facts(command), "settings": settings}
+    result |= {"ceilings": None, "cases": [], "overhead": [], "base": None, "figures": []}
+    load = result["machine"]["load_average"][0]
+    if load > 0.5:
+        print(
+            f"warning: other programs are running (load {load:.1f}), times are not to be trusted", flush=True
+        )
+    begin = time.perf_counter()
+    try:
+        (_overhead if options.overhead else _base if options.base else _measure)(options, result)
+    except base.ComparisonError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if not options.sweep:
+        result["figures"] = summary.figures(result["cases"], result["overhead"])
+    result["duration_s"] = time.perf_counter() - begin
+    _save(options.output, result)
+    if result["figures"]:
+        print("\n" + tables.text_table(tables.FIGURE_COLUMNS, tables.figure_rows(result["figures"])))
+    print(f"\n{options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

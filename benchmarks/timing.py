@@ -1,0 +1,79 @@
+"""Interleaved timing of candidates. Needs no more than the standard library."""
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+Start = Callable[[], Callable[[], object]]
+
+
+class Sample(NamedTuple):
+    seconds: float  # of one call
+    cores: float  # seconds of CPU for each second: below the number of threads, they had to wait
+
+
+def sample(start: Start, calls: int) -> Sample:
+    """The mean of ``calls`` calls in a row; what ``start`` prepares is not timed."""
+    run = start()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        begin, busy = time.perf_counter(), time.process_time()
+        for _ in range(calls):
+            run()
+        wall, busy = time.perf_counter() - begin, time.process_time() - busy
+        return Sample(wall / calls, busy / wall)
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def calibrate(start: Start, shortest: float) -> tuple[int, float]:
+    """(calls, seconds of one call) so that one sample lasts at least ``shortest`` seconds; warms up, too."""
+    calls = 1
+    while True:
+        seconds = sample(start, calls).seconds
+        if seconds * calls >= shortest:
+            return calls, seconds
+        # At most tenfold at once: the first calls are slow, and the clock is coarse against a single one.
+        wanted = math.ceil(1.2 * shortest / max(seconds, 1e-9))
+        calls = min(10 * calls, max(wanted, calls + 1))
+
+
+def interleave(
+    starts: Mapping[str, Start],
+    rounds: int,
+    shortest: float,
+    longest: float,
+    expected: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Iterator[tuple[str, int, Sample]]:
+    """Yields (name, calls, sample), round by round, each round in another order.
+
+    A candidate sits out the later rounds once its samples would take more than ``longest`` seconds; it
+    always gets one. ``expected`` has seconds of one call where they are known, to save calibration runs.
+    """
+    plan = {}
+    for name, start in starts.items():
+        seconds = (expected or {}).get(name, 0.0)
+        calls, seconds = (1, seconds) if seconds >= shortest else calibrate(start, shortest)
+        plan[name] = calls, max(1, min(rounds, int(longest / (seconds * calls))))
+    order = random.Random(seed)
+    for number in range(rounds):
+        names = [name for name, (_, limit) in plan.items() if number < limit]
+        order.shuffle(names)
+        for name in names:
+            calls, _ = plan[name]
+            yield name, calls, sample(starts[name], calls)
+
+
+def statistics_of(samples: list[float]) -> dict[str, float]:
+    """Median and quartiles; of one sample all three are that sample."""
+    if len(samples) == 1:
+        return {"median_s": samples[0], "q25_s": samples[0], "q75_s": samples[0]}
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return {"median_s": middle, "q25_s": low, "q75_s": high}

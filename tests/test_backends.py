@@ -1,0 +1,173 @@
+"""The choice of a backend, and the package without its compiled library."""
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import Spy
+
+import mi_kernels as mi
+from mi_kernels import backends
+from mi_kernels.testing.samples import ODD, Sample
+
+CPU_IS_BUILT = backends.why_not("cpu") is None
+needs_cpu = pytest.mark.skipif(not CPU_IS_BUILT, reason=f"backend cpu cannot run: {backends.why_not('cpu')}")
+AUTO = "interaction" if CPU_IS_BUILT else "interaction_portable"
+
+
+def called(dtype=torch.float32):
+    """The operations that an interaction runs."""
+    with Spy() as spy:
+        mi.interaction(*Sample(ODD).arguments(dtype))
+    return spy.raw
+
+
+def test_automatic_choice():
+    assert called() == [AUTO]
+    assert called(torch.int64) == ["interaction_portable"]
+
+
+def test_nesting_and_restoring():
+    with mi.backend("portable"):
+        assert called() == ["interaction_portable"]
+        with mi.backend("reference"):
+            assert called() == []
+            with mi.backend("auto"):
+                assert called() == [AUTO]
+            assert called() == []
+        assert called() == ["interaction_portable"]
+    assert called() == [AUTO]
+
+
+def test_exceptions_restore():
+    with pytest.raises(KeyError), mi.backend("reference"):
+        raise KeyError
+    assert called() == [AUTO]
+    with pytest.raises(ValueError), mi.backend("portable"):
+        mi.interaction(torch.ones(2, 3), torch.ones(3, 3), torch.ones(1, 3, 3))
+    assert called() == [AUTO]
+
+
+def test_threads_choose_for_themselves():
+    seen = {}
+    with mi.backend("reference"):
+        thread = threading.Thread(target=lambda: seen.update(inner=called()))
+        thread.start()
+        thread.join()
+        assert called() == []
+    assert seen == {"inner": [AUTO]}
+
+
+def test_as_a_decorator():
+    assert mi.backend("portable")(called)() == ["interaction_portable"]
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "CPU", None, 3])
+def test_unknown_name(name):
+    message = "^backend: expected one of auto, reference, portable, cpu, triton, cuda, got "
+    with pytest.raises(ValueError, match=message + repr(name)), mi.backend(name):
+        pass
+    assert called() == [AUTO]
+
+
+@pytest.mark.parametrize("name", backends.NAMES)
+def test_a_backend_that_cannot_run_says_why(name):
+    reason = backends.why_not(name)
+    if reason is None:
+        with mi.backend(name):
+            pass
+        return
+    assert len(reason) > 10
+    with pytest.raises(ValueError, match=f"^backend: '{name}' cannot run: .+"), mi.backend(name):
+        pass
+
+
+@needs_cpu
+def test_cpu_refuses_what_it_cannot_take():
+    with mi.backend("cpu"):
+        with pytest.raises(ValueError, match="^backend: 'cpu' takes torch.float64, .*, got torch.int64$"):
+            called(torch.int64)
+        meta = [torch.empty(sizes, device="meta") for sizes in ODD.sizes()]
+        with pytest.raises(ValueError, match="^backend: 'cpu' takes tensors on cpu, got device meta$"):
+            mi.interaction(*meta)
+
+
+def test_meta_tensors_have_shapes():
+    meta = [torch.empty(sizes, device="meta") for sizes in ODD.sizes()]
+    y = mi.interaction(*meta)
+    assert y.device.type == "meta" and y.shape == (5, 11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_backends_agree(dtype):
+    results = []
+    for name in ("reference", "portable", "cpu", "auto"):
+        if backends.why_not(name) is None:
+            with mi.backend(name):
+                results.append(mi.interaction(*Sample(ODD).arguments(dtype)))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-5)
+
+
+SCRIPT = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import mi_kernels as mi
+    from mi_kernels import backends
+    import torch
+    x = torch.ones(4, 5, requires_grad=True)
+    for _ in range(3):
+        y = mi.interaction(x, torch.ones(4, 3), torch.ones(2, 3, 5))
+    y.sum().backward()
+about = [w for w in caught if "mi_kernels" in str(w.message)]
+assert len(about) == 1 and issubclass(about[0].category, RuntimeWarning), caught
+assert "portable" in str(about[0].message), about[0].message
+assert y.eq(15).all() and x.grad.eq(6).all()
+assert "not built" in backends.why_not("cpu")
+try:
+    with mi.backend("cpu"):
+        pass
+except ValueError as error:
+    assert "not built" in str(error), error
+else:
+    raise AssertionError("backend cpu was accepted")
+print(mi.__file__)
+"""
+
+
+def without_native_parts(target: Path) -> Path:
+    source = Path(mi.__file__).parent
+    shutil.copytree(source, target / "mi_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return target
+
+
+def test_import_without_the_compiled_library(tmp_path):
+    root = without_native_parts(tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=root,
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().startswith(str(root)), "another copy of the package was imported"
+
+
+def test_import_with_a_broken_library(tmp_path):
+    root = without_native_parts(tmp_path)
+    (root / "mi_kernels" / "libmi_kernels_cpu.so").write_bytes(b"no library")
+    script = SCRIPT.replace("not built", "could not be loaded")
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=root,
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr

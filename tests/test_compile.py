@@ -1,0 +1,302 @@
+"""torch.compile, torch.export and torch.library.opcheck."""
+
+import copy
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
+
+import mi_kernels as mi
+from mi_kernels import backends
+from mi_kernels.testing.samples import ALL_TERMS, EMPTY, MIDDLE, ODD, WEIGHT_ONLY, Sample, Shape
+
+OPTIONS = {"fullgraph": True, "dynamic": True}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def with_gradients(function, arguments):
+    leaves = [t if t is None else t.detach().clone().requires_grad_() for t in arguments]
+    y = function(*leaves)
+    y.float().pow(2).sum().backward()
+    return [y.detach(), *(t.grad for t in leaves if t is not None)]
+
+
+def between_neighbours(x, z, *weights):
+    """With elementwise work on both sides, as in a model."""
+    return torch.relu(mi.interaction(torch.sin(x), z * 2, *weights)) + 1
+
+
+@pytest.mark.parametrize("terms", [ALL_TERMS, WEIGHT_ONLY], ids=["all", "W"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_equals_eager(dtype, terms, place):
+    arguments = Sample(MIDDLE, terms).arguments(dtype, place.device)
+    compiled = torch.compile(mi.interaction, **OPTIONS)
+    torch.testing.assert_close(
+        with_gradients(compiled, arguments), with_gradients(mi.interaction, arguments), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_between_neighbours(dtype, place):
+    arguments = Sample(MIDDLE).arguments(dtype, place.device)
+    found = with_gradients(torch.compile(between_neighbours, **OPTIONS), arguments)
+    # Inductor keeps float32 between elementwise operations where eager rounds to 16 bits.
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    for one, other in zip(found, with_gradients(between_neighbours, arguments), strict=True):
+        assert (one.double() - other.double()).norm() <= tolerance * other.double().norm()
+
+
+@pytest.mark.parametrize("terms", [ALL_TERMS, (False, True, True, True)], ids=["all", "UVc"])
+@pytest.mark.parametrize("shape", [*EMPTY, Shape("1d", (), 4, 6, 5)], ids=lambda shape: shape.name)
+def test_compiled_shapes(shape, terms, place):
+    arguments = Sample(shape, terms).arguments(torch.float32, place.device)
+    compiled = torch.compile(mi.interaction, backend="aot_eager", **OPTIONS)
+    torch.testing.assert_close(
+        with_gradients(compiled, arguments), with_gradients(mi.interaction, arguments), rtol=0, atol=0
+    )
+
+
+def test_batch_size_does_not_recompile(place):
+    """One graph serves all batch sizes from 2 on; sizes 0 and 1 may take one more each."""
+    counter = CompileCounter()
+    compiled = torch.compile(mi.interaction, backend=counter, **OPTIONS)
+    for batch in (7, 2, 64, 33):
+        arguments = Sample(Shape("batch", (batch,), 3, 5, 4)).arguments(torch.float32, place.device)
+        torch.testing.assert_close(compiled(*arguments), mi.interaction(*arguments), rtol=0, atol=0)
+    assert counter.frame_count == 1
+    for batch in (1, 0):
+        arguments = Sample(Shape("batch", (batch,), 3, 5, 4)).arguments(torch.float32, place.device)
+        assert compiled(*arguments).shape == (batch, 4)
+    assert counter.frame_count <= 3
+
+
+class Recorder:
+    """A compiler that runs what it is given and keeps this package's calls in each graph."""
+
+    def __init__(self):
+        self.graphs: list[list] = []
+        self.backend = aot_autograd(fw_compiler=self._compile, bw_compiler=self._compile)
+
+    def _compile(self, module, example_inputs):
+        calls = [node for node in module.graph.nodes if str(node.target).startswith("mi_kernels.")]
+        self.graphs.append(calls)
+        return make_boxed_func(module.forward)
+
+    @property
+    def names(self):
+        return [[str(call.target).split(".")[1] for call in graph] for graph in self.graphs]
+
+
+def suffixed(names, place):
+    # Only the CPU backend has compiled kernels to call by the plain name.
+    return [f"{name}_portable" if place.backend == "portable" else name for name in names]
+
+
+def test_compiled_calls_the_operations(place):
+    """Each operation stays one call in the graph, forward and backward; nothing falls back to einsum."""
+    arguments = Sample(ODD).arguments(torch.float32, place.device, requires_grad=True)
+    recorder = Recorder()
+    torch.compile(mi.interaction, backend=recorder.backend, **OPTIONS)(*arguments).sum().backward()
+    forward, backward = recorder.names
+    assert forward == suffixed(["interaction"], place)
+    assert backward == suffixed(["interaction_input_grads", "interaction_weight_grads"], place)
+
+
+def test_partial_gradients_stay_partial(place):
+    arguments = Sample(ODD).arguments(torch.float32, place.device)
+    arguments[0].requires_grad_()
+    recorder = Recorder()
+    torch.compile(mi.interaction, backend=recorder.backend, **OPTIONS)(*arguments).sum().backward()
+    (call,) = recorder.graphs[1]
+    assert recorder.names[1] == suffixed(["interaction_input_grads"], place)
+    assert call.args[6:8] == (True, False)
+
+
+def test_compile_around_a_functional_gradient(place):
+    arguments = Sample(ODD).arguments(torch.float64, place.device)
+
+    def gradient(*tensors):
+        return torch.func.grad(lambda *t: mi.interaction(*t).pow(2).sum(), (0, 1, 2))(*tensors)
+
+    compiled = torch.compile(gradient, backend="aot_eager", **OPTIONS)
+    torch.testing.assert_close(compiled(*arguments), gradient(*arguments), rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_function_inside_a_functional_gradient(place):
+    """PyTorch runs such a function eagerly (it refuses fullgraph); the result is the same."""
+    arguments = Sample(ODD).arguments(torch.float64, place.device)
+    compiled = torch.compile(mi.interaction, backend="aot_eager")
+
+    def gradient(function):
+        return torch.func.grad(lambda *t: function(*t).pow(2).sum(), (0, 1, 2))(*arguments)
+
+    torch.testing.assert_close(gradient(compiled), gradient(mi.interaction), rtol=1e-12, atol=1e-12)
+
+
+def test_double_backward_through_a_compiled_gradient(place):
+    """A gradient penalty whose inner gradient is compiled along with the rest."""
+    arguments = Sample(ODD).arguments(torch.float64, place.device)
+
+    def penalty(x, *others):
+        slope = torch.func.grad(lambda x: mi.interaction(x, *others).pow(2).sum())(x)
+        return slope.pow(2).sum()
+
+    compiled = torch.compile(torch.func.grad(penalty, (0, 1, 2)), backend="aot_eager", **OPTIONS)
+    torch.testing.assert_close(
+        compiled(*arguments), torch.func.grad(penalty, (0, 1, 2))(*arguments), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_compiled_vmap(place):
+    x, z, w, u, v, c = Sample(ODD).arguments(torch.float64, place.device)
+    stack = torch.stack([w, -w])
+    function = torch.vmap(mi.interaction, (None, None, 0, None, None, None))
+    compiled = torch.compile(function, backend="aot_eager", **OPTIONS)
+    torch.testing.assert_close(
+        compiled(x, z, stack, u, v, c), function(x, z, stack, u, v, c), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_autocast_inside_compile(place):
+    arguments = Sample(MIDDLE).arguments(torch.float32, place.device)
+
+    def cast(*tensors):
+        with torch.autocast(place.device, torch.bfloat16):
+            return mi.interaction(*tensors)
+
+    compiled = torch.compile(cast, backend="aot_eager", **OPTIONS)
+    found, expected = with_gradients(compiled, arguments), with_gradients(cast, arguments)
+    assert found[0].dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_backend_chosen_inside_compile():
+    def portable(*tensors):
+        with mi.backend("portable"):
+            return mi.interaction(*tensors)
+
+    recorder = Recorder()
+    torch.compile(portable, backend=recorder.backend, **OPTIONS)(*Sample(ODD).arguments(torch.float32))
+    assert recorder.names == [["interaction_portable"]]
+
+
+def test_backend_chosen_outside_compile():
+    """A compiled function follows the choice at each call, although its graph was made under another one."""
+    recorder = Recorder()
+    compiled = torch.compile(mi.interaction, backend=recorder.backend, **OPTIONS)
+    arguments = Sample(ODD).arguments(torch.float32)
+    for name in ("portable", "reference", "portable", "auto"):
+        with mi.backend(name):
+            compiled(*arguments)
+    automatic = "interaction" if backends.why_not("cpu") is None else "interaction_portable"
+    assert recorder.names == [["interaction_portable"], [], [automatic]]
+
+
+def test_errors_inside_compile_are_those_of_eager():
+    x, z, w, *_ = Sample(ODD).arguments(torch.float32)
+    compiled = torch.compile(mi.interaction, backend="eager")
+    with pytest.raises(Exception, match="interaction: weight: expected shape"):
+        compiled(x, z, w[:, :1])
+
+
+def test_compiled_training_step(place):
+    torch.manual_seed(0)
+    eager = mi.nn.MultiplicativeInteraction(7, 3, 11, device=place.device)
+    twin = copy.deepcopy(eager)
+    x, z, *_ = Sample(ODD).arguments(torch.float32, place.device)
+    for layer, run in ((eager, eager), (twin, torch.compile(twin, **OPTIONS))):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            run(x, z).pow(2).mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(
+        dict(twin.named_parameters()), dict(eager.named_parameters()), rtol=1e-5, atol=1e-6
+    )
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 3, 5))
+        self.bias = torch.nn.Parameter(torch.randn(4))
+
+    def forward(self, x, z):
+        return mi.functional.interaction(x, z, self.weight, bias=self.bias).relu()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_with_a_dynamic_batch(strict):
+    model = Model()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(
+        model, (torch.randn(6, 5), torch.randn(6, 3)), dynamic_shapes=({0: batch}, {0: batch}), strict=strict
+    )
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert any(target.startswith("mi_kernels.interaction") for target in targets)
+    for rows in (2, 9, 300):
+        x, z = torch.randn(rows, 5), torch.randn(rows, 3)
+        torch.testing.assert_close(program.module()(x, z), model(x, z), rtol=0, atol=0)
+
+
+# What torch.library.opcheck runs each operation on. A new operation without an entry fails below.
+def _forward_samples(dtype):
+    for terms in (ALL_TERMS, WEIGHT_ONLY, (False, True, True, True)):
+        yield Sample(ODD, terms).arguments(dtype)
+    yield Sample(ODD, layout="transposed").arguments(dtype)
+    yield tuple(torch.stack([t, t]) for t in Sample(ODD).arguments(dtype))
+
+
+def _input_grads_samples(dtype):
+    grad = Sample(ODD).cotangent(dtype)
+    for wants in ((True, True), (True, False), (False, True)):
+        yield grad, *Sample(ODD).arguments(dtype)[:5], *wants
+    grouped = [torch.stack([t, t]) for t in (grad, *Sample(ODD).arguments(dtype)[:5])]
+    yield *grouped, True, True
+
+
+def _weight_grads_samples(dtype):
+    x, z, *_ = Sample(ODD).arguments(dtype)
+    grad = Sample(ODD).cotangent(dtype)
+    for wants in (
+        (True,) * 4,
+        (True, False, False, False),
+        (False, True, True, False),
+        (False, False, False, True),
+    ):
+        yield grad, x, z, *wants
+    yield *(torch.stack([t, t]) for t in (grad, x, z)), True, True, True, True
+
+
+SAMPLES = {
+    "interaction": _forward_samples,
+    "interaction_input_grads": _input_grads_samples,
+    "interaction_weight_grads": _weight_grads_samples,
+}
+
+
+def registered_operations():
+    """Names of this package's operations on tensors, read from the dispatcher."""
+    schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("mi_kernels::")]
+    on_tensors = [s for s in schemas if any("Tensor" in str(argument.type) for argument in s.arguments)]
+    return sorted({s.name.removeprefix("mi_kernels::") for s in on_tensors})
+
+
+def test_operations_are_found():
+    assert set(SAMPLES) <= set(registered_operations())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", registered_operations())
+def test_opcheck(name, dtype):
+    operation = getattr(torch.ops.mi_kernels, name).default
+    for arguments in SAMPLES[name.removesuffix("_portable")](dtype):
+        assert set(torch.library.opcheck(operation, arguments).values()) == {"SUCCESS"}

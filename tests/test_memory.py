@@ -1,0 +1,71 @@
+"""No pass holds a tensor of B*Z*X, B*O*X or B*O*Z elements."""
+
+import pytest
+import torch
+
+import mi_kernels as mi
+from mi_kernels.testing.memory import peak_memory
+from mi_kernels.testing.samples import Sample, Shape
+
+MIB = 1 << 20
+# In float32 the smallest of B*Z*X, B*O*X and B*O*Z would take 128 MiB; all tensors together take 12 MiB.
+SHAPE = Shape("large", (8192,), 64, 64, 64)
+
+
+def _bytes(*tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def limit(outputs, arguments, threads):
+    packed = max(_bytes(t) for t in arguments)
+    return outputs + packed + 16 * MIB * threads
+
+
+@pytest.fixture
+def leaves(place):
+    if place.device != "cpu":
+        pytest.skip("peak_memory measures the CPU's allocator")
+    return Sample(SHAPE).arguments(torch.float32, requires_grad=True)
+
+
+def test_the_limit_would_notice(leaves):
+    """einsum, which holds such a tensor, is over the limit."""
+    with mi.backend("reference"):
+        peak = peak_memory(lambda: mi.interaction(*leaves))
+    assert peak > limit(SHAPE.rows * SHAPE.out * 4, leaves, torch.get_num_threads())
+
+
+def test_forward(leaves):
+    peak = peak_memory(lambda: mi.interaction(*leaves))
+    output = SHAPE.rows * SHAPE.out * 4
+    assert output <= peak <= limit(output, leaves, torch.get_num_threads())
+
+
+@pytest.mark.parametrize("chosen", [(0, 1, 2, 3, 4, 5), (0,), (1,), (2,)], ids=str)
+def test_backward(chosen, leaves):
+    wanted = [leaves[i] for i in chosen]
+    y = mi.interaction(*leaves)
+    grad = Sample(SHAPE).cotangent(torch.float32)
+    peak = peak_memory(lambda: torch.autograd.grad(y, wanted, grad, retain_graph=True))
+    assert _bytes(*wanted) <= peak <= limit(_bytes(*wanted), leaves, torch.get_num_threads())
+
+
+def test_double_backward(leaves):
+    grad = Sample(SHAPE).cotangent(torch.float32).requires_grad_()
+    first = torch.autograd.grad(mi.interaction(*leaves), leaves, grad, create_graph=True)
+    directions = [torch.ones_like(g) for g in first]
+    inputs = (grad, *leaves[:5])  # the first derivatives do not depend on the bias
+    peak = peak_memory(lambda: torch.autograd.grad(first, inputs, directions, retain_graph=True))
+    # Each result is the sum of two or three terms of its own size, which are held until they are added.
+    assert peak <= limit(3 * _bytes(*inputs), inputs, torch.get_num_threads())
+
+
+def test_shared_context_is_not_copied_out(place):
+    """z broadcast over many inputs may cost B*Z, as an argument of the kernel, but never B*Z*X."""
+    if place.device != "cpu":
+        pytest.skip("peak_memory measures the CPU's allocator")
+    shape = Shape("shared", (32, 256), 64, 64, 64, context_batch=(32, 1))
+    arguments = Sample(shape).arguments(torch.float32)
+    peak = peak_memory(lambda: mi.interaction(*arguments))
+    rows = shape.rows * (shape.context + shape.out) * 4
+    assert peak <= limit(rows, arguments, torch.get_num_threads())

@@ -1,0 +1,157 @@
+"""The compiled CPU library: its imports, its instruction sets, its checks."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mi_kernels import backends
+from mi_kernels.testing.samples import ODD, Sample
+
+ERROR = backends.cpu_library_error()
+pytestmark = pytest.mark.skipif(ERROR is not None, reason=f"no compiled library: {ERROR}")
+
+ISAS = ("generic", "avx2", "avx512", "avx512bf16")
+
+VALUES = """
+import torch
+from mi_kernels import backends
+from mi_kernels.ops.interaction import reference
+from mi_kernels.testing.errors import check_errors
+from mi_kernels.testing.samples import samples
+import mi_kernels as mi
+import sys
+
+assert backends.cpu_isa()["selected"] == sys.argv[1], backends.cpu_isa()
+torch.use_deterministic_algorithms(True)
+torch.set_num_threads(1)
+
+def everything(function):
+    def run(grad, *arguments):
+        leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
+        y = function(*leaves)
+        present = [t for t in leaves if t is not None]
+        found = torch.autograd.grad(y, present, grad, allow_unused=True)
+        zeros = [torch.zeros_like(t) if g is None else g for t, g in zip(present, found)]
+        return [y, *zeros]
+    return run
+
+count = 0
+with mi.backend("cpu"):
+    for sample in samples():
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            if sample.shape.name.startswith("sum") and dtype != torch.float32:
+                continue
+            try:
+                check_errors(
+                    everything(mi.interaction),
+                    everything(reference.interaction),
+                    lambda seed: (sample.cotangent(dtype, seed=seed), *sample.arguments(dtype, seed=seed)),
+                )
+            except AssertionError as error:
+                raise AssertionError(f"{sample} {dtype}: {error}") from None
+            count += 1
+print(count)
+"""
+
+
+def python(script, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def library() -> Path:
+    return Path(backends.__file__).parent / "libmi_kernels_cpu.so"
+
+
+def test_only_the_stable_abi_is_imported():
+    """No symbol of C++ libtorch, whose ABI changes between releases; those of the stable shim are plain C."""
+    nm = shutil.which("nm")
+    assert nm, "nm belongs to the compiler that built the library"
+    listing = subprocess.run(
+        [nm, "-D", "--undefined-only", "-C", library()], capture_output=True, text=True, check=True
+    )
+    symbols = [line.split(maxsplit=1)[1] for line in listing.stdout.splitlines()]
+    assert any(symbol.startswith("aoti_torch_") for symbol in symbols), "nothing of torch is imported at all?"
+    unstable = [symbol for symbol in symbols if re.search(r"\b(c10|at|torch|caffe2)::", symbol)]
+    assert unstable == []
+
+
+def test_selected_set_is_the_best_supported_one():
+    if "MI_KERNELS_CPU_ISA" in os.environ:
+        pytest.skip("MI_KERNELS_CPU_ISA is set")
+    isa = backends.cpu_isa()
+    assert isa["selected"] == isa["supported"][0]
+    assert set(isa["supported"]) <= set(isa["compiled"]) <= set(ISAS)
+    assert "generic" in isa["supported"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_values_and_gradients_on_each_instruction_set(isa):
+    if isa not in backends.cpu_isa()["supported"]:
+        pytest.skip(f"this machine or build has no {isa}")
+    if isa == backends.cpu_isa()["selected"]:
+        pytest.skip(f"{isa} is what every other test runs on here")
+    run = python(VALUES, isa, MI_KERNELS_CPU_ISA=isa)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert int(run.stdout) > 300
+
+
+@pytest.mark.parametrize("isa", ["sse9", "AVX2", "avx2 "])
+def test_unknown_instruction_set(isa):
+    script = "import torch, mi_kernels as mi\nx = torch.ones(3, 3)\nmi.interaction(x, x, None, x)"
+    run = python(script, MI_KERNELS_CPU_ISA=isa)
+    assert run.returncode == 1
+    assert f"MI_KERNELS_CPU_ISA: expected one of {','.join(backends.cpu_isa()['supported'])}" in run.stderr
+    assert f"got '{isa}'" in run.stderr
+
+
+OPS = torch.ops.mi_kernels
+SIZES = {"x": (4, 5), "z": (4, 3), "weight": (2, 3, 5), "weight_z": (2, 3), "weight_x": (2, 5), "bias": (2,)}
+
+
+@pytest.mark.parametrize("name", ["z", "weight", "weight_z", "weight_x", "bias"])
+@pytest.mark.parametrize("change", ["size", "rank", "dtype"])
+def test_direct_calls_are_checked_too(name, change):
+    """The registered operations never touch memory on a wrong size, whoever calls them."""
+    tensors = {key: torch.ones(size) for key, size in SIZES.items()}
+    wrong = {
+        "size": torch.ones(*SIZES[name][:-1], SIZES[name][-1] + 1),
+        "rank": torch.ones(1, 1, *SIZES[name]),
+        "dtype": torch.ones(SIZES[name], dtype=torch.float64),
+    }[change]
+    with pytest.raises(RuntimeError, match=r"interaction: \w+: expected"):
+        OPS.interaction(*(tensors | {name: wrong}).values())
+
+
+TENSORS = {"interaction_input_grads": 6, "interaction_weight_grads": 3}
+
+
+@pytest.mark.parametrize(("operation", "position"), [(op, i) for op, n in TENSORS.items() for i in range(n)])
+def test_direct_calls_of_the_gradients_are_checked_too(operation, position):
+    tensors = [torch.ones(4, 2), *(torch.ones(size) for size in list(SIZES.values())[:5])][
+        : TENSORS[operation]
+    ]
+    wants = (True,) * (2 if operation == "interaction_input_grads" else 4)
+    tensors[position] = torch.ones(*tensors[position].shape[:-2], 9, tensors[position].shape[-1])
+    with pytest.raises(RuntimeError, match=rf"{operation}: \w+: expected"):
+        getattr(OPS, operation)(*tensors, *wants)
+
+
+def test_kernels_run_without_python_dispatch():
+    """The plain operation is the compiled kernel: it agrees with its portable twin, but not in every bit."""
+    arguments = Sample(ODD).arguments(torch.bfloat16)
+    torch.testing.assert_close(
+        OPS.interaction(*arguments), OPS.interaction_portable(*arguments), rtol=2e-2, atol=2e-2
+    )
+    names = torch._C._dispatch_dump("mi_kernels::interaction")
+    assert re.search(r"^CPU: registered", names, re.MULTILINE)

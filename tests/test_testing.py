@@ -1,0 +1,137 @@
+"""The tests' own tools: the error rule finds errors, the counts count."""
+
+import pytest
+import torch
+
+from mi_kernels.ops.interaction import reference
+from mi_kernels.testing import counts
+from mi_kernels.testing.errors import check_errors, relative_error
+from mi_kernels.testing.samples import (
+    LAYOUTS,
+    MIDDLE,
+    NAMES,
+    WEIGHT_ONLY,
+    Sample,
+    Shape,
+    lay_out,
+    samples,
+)
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def oracle(*arguments):
+    return [reference.interaction(*arguments)]
+
+
+def zeros(*arguments):
+    return [torch.zeros_like(reference.interaction(*arguments))]
+
+
+def stale(*arguments):
+    return [torch.full_like(reference.interaction(*arguments), torch.nan)]
+
+
+def without_bias(x, z, w, u, v, c):
+    return oracle(x, z, w, u, v)
+
+
+def without_last_feature(x, z, w, u, v, c):
+    return oracle(x, torch.cat([z[..., :-1], torch.zeros_like(z[..., -1:])], -1), w, u, v, c)
+
+
+def one_bad_element(*arguments):
+    y = reference.interaction(*arguments)
+    y.view(-1)[7] += 0.05 * y.abs().max()
+    return [y]
+
+
+def noisy(*arguments):
+    """Off in the last digits, everywhere."""
+    y = reference.interaction(*arguments)
+    return [y * (1 + 4 * torch.finfo(y.dtype).eps)] if y.dtype != torch.float64 else [y * (1 + 1e-11)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("wrong", [zeros, stale, without_bias, without_last_feature, one_bad_element, noisy])
+def test_the_error_rule_finds(wrong, dtype):
+    def draw(seed):
+        return Sample(MIDDLE).arguments(dtype, seed=seed)
+
+    check_errors(oracle, oracle, draw)
+    with pytest.raises(AssertionError):
+        check_errors(wrong, oracle, draw)
+
+
+def test_the_error_rule_finds_lost_accumulation():
+    """Sums carried in bfloat16 instead of float32."""
+
+    def careless(x, z, w, *_):
+        y = 0
+        for i in range(z.shape[-1]):
+            y = y + z[:, i : i + 1] * (x @ w[:, i].mT)
+        return [y]
+
+    sample = Sample(Shape("long", (10,), 500, 4, 20), WEIGHT_ONLY)
+    with pytest.raises(AssertionError):
+        check_errors(careless, oracle, lambda seed: sample.arguments(torch.bfloat16, seed=seed))
+
+
+def test_the_error_rule_finds_a_wrong_shape():
+    def flat(*arguments):
+        return [reference.interaction(*arguments).flatten()]
+
+    with pytest.raises(AssertionError, match="expected shape"):
+        check_errors(flat, oracle, lambda seed: Sample(MIDDLE).arguments(torch.float32, seed=seed))
+
+
+def test_relative_error():
+    assert relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])) == pytest.approx(34**-0.5)
+    assert relative_error(torch.zeros(3), torch.zeros(3)) == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
+def test_layouts_keep_shape_and_values(layout, dtype):
+    tensor = torch.arange(24).reshape(2, 3, 4).to(dtype)
+    found = lay_out(tensor, layout, expand_dim=1)
+    assert found.shape == tensor.shape
+    expected = tensor[:, :1].expand(2, 3, 4) if layout == "expanded" else tensor
+    assert torch.equal(found, expected)
+    assert layout in ("contiguous", "offset") or not found.is_contiguous()
+    assert layout != "offset" or found.storage_offset() == 1
+
+
+def test_samples_are_reproducible_and_distinct():
+    listed = list(samples())
+    assert len({str(sample) for sample in listed}) == len(listed)
+    for sample in listed[:4]:
+        once, again, other = (sample.arguments(torch.float32, seed=seed) for seed in (0, 0, 1))
+        assert torch.equal(once[0], again[0])
+        assert not torch.equal(once[0], other[0])
+    present = Sample(MIDDLE, WEIGHT_ONLY).arguments(torch.float32)
+    for one, other, name in zip(present, Sample(MIDDLE).arguments(torch.float32), NAMES, strict=True):
+        assert one is None or torch.equal(one, other), f"{name} depends on the terms"
+
+
+def test_counts():
+    shape, dtype = Shape("count", (2,), 3, 5, 7), torch.float32
+    gemm, linear, bias = 2 * 2 * 3 * 5 * 7, 2 * 2 * 7 * (3 + 5), 2 * 7
+    inputs, weights, out = 2 * (3 + 5), 7 * (15 + 3 + 5), 2 * 7
+    assert counts.forward(shape, dtype) == counts.Count(
+        gemm + linear + bias, 4 * (inputs + weights + 7 + out)
+    )
+    assert counts.input_grads(shape, dtype) == counts.Count(gemm + linear, 4 * (2 * inputs + weights + out))
+    assert counts.weight_grads(shape, dtype) == counts.forward(shape, dtype)
+    double = counts.double_backward(shape, dtype)
+    assert double == counts.Count(7 * gemm + 4 * linear + bias, 4 * (3 * inputs + 3 * weights + 7 + 2 * out))
+    bare = counts.forward(shape, torch.bfloat16, WEIGHT_ONLY)
+    assert bare == counts.Count(gemm, 2 * (inputs + 7 * 15 + out))
+
+
+def test_counts_of_a_shared_context():
+    """Operations are counted for every row, bytes for what is stored."""
+    shape = Shape("shared", (4, 6), 3, 5, 7, context_batch=(4, 1))
+    count = counts.forward(shape, torch.float32, WEIGHT_ONLY)
+    assert count.operations == 2 * 24 * 3 * 5 * 7
+    assert count.bytes == 4 * (24 * 5 + 4 * 3 + 7 * 15 + 24 * 7)
