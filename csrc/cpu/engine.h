@@ -202,7 +202,7 @@ void unpack_planes(const Acc* planes, int64_t features, int64_t vectors, int64_t
 }
 
 // Rows whose packed tiles stay in the buffer for one visit of all strips.
-inline constexpr int64_t kRowBlock = 64;
+inline constexpr int64_t kRowBlock = 128;
 
 // All tiles of a block of rows against one strip. A row producer packs: pack_rows(m0, m1, k0, depth, words)
 // writes the tiles of these rows. One that is `direct` may also be read in place, by whole tiles.

@@ -60,13 +60,13 @@ ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool w
   f.lane_blocks = ceil_div(vectors, f.vectors);
   const int64_t blocks = p.groups * f.lane_blocks;
   // Each task packs its lanes again, which pays from about kRowsWorthPacking rows on.
-  constexpr int64_t kRowsWorthPacking = 256;
+  constexpr int64_t kRowsWorthPacking = 128;
   const int64_t most = max(p.out * outer / kRowsWorthPacking, 1);
   const int64_t out_splits = max(splits(kTasks, blocks, f.operations, min(p.out, most)), ceil_div(p.out, out_planes));
   f.out_step = max(ceil_div(p.out, out_splits), 1);
   f.out_blocks = ceil_div(p.out, f.out_step);
   const int64_t result_bytes = max(p.groups * p.rows * p.out * m.acc_bytes, 1);
-  f.outer_splits = weight ? splits(kPartialTasks, blocks * f.out_blocks, f.operations, outer) : 1;
+  f.outer_splits = weight ? splits(kPartialTasks, blocks * f.out_blocks, f.operations, outer / kPackedRows) : 1;
   f.outer_splits = max(min(f.outer_splits, kPartialBytes / result_bytes), 1);
   f.outer_step = max(ceil_div(outer, f.outer_splits), 1);
   f.outer_splits = max(ceil_div(outer, f.outer_step), 1);

@@ -35,8 +35,8 @@ inline constexpr int64_t kTaskOperations = 1 << 19;
 inline constexpr int64_t kBlockBytes = 512 << 10;
 inline constexpr int64_t kMaxBlockVectors = 12;
 // Words along K packed at a time; with kRowBlock rows of them a packed row block is 128 KiB.
-inline constexpr int64_t kDepthWords = 512;
-inline constexpr int64_t kPackedRows = 64;
+inline constexpr int64_t kDepthWords = 256;
+inline constexpr int64_t kPackedRows = 128;
 // Partial sums over all splits stay below this.
 inline constexpr int64_t kPartialBytes = 8 << 20;
 

@@ -44,8 +44,9 @@ def _ranges(total: int, step: int) -> Iterator[slice]:
 
 
 def _khatri_rao(z: Tensor, x: Tensor) -> Tensor:
-    # [..., B, I], [..., B, X] -> [..., B, I * X]
-    return (z.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
+    # [..., B, I], [..., B, X] -> [..., B, I * X]. Of transposed inputs the product would come out transposed,
+    # and the matrix product of such an operand rounds more.
+    return (z.contiguous().unsqueeze(-1) * x.contiguous().unsqueeze(-2)).flatten(-2)
 
 
 def _groups(x: Tensor) -> int:
