@@ -123,7 +123,10 @@ class Forward {
 }  // namespace
 
 void forward(DType dtype, const ForwardCall& call, const ForwardPlan& plan, const Execution& execution) {
-  run_family<Forward>(dtype, call, plan, execution);
+  if (plan.order == Order::stream)
+    stream(dtype, call, plan, execution);
+  else
+    run_family<Forward>(dtype, call, plan, execution);
 }
 
 }  // namespace mi_kernels::MI_ISA

@@ -250,7 +250,9 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   };
   if (primitive == "forward") {
     const ForwardPlan f = plan_forward(p, machine, want[0], want[1], want[2]);
-    const char* order = f.order == Order::width_inside ? "width_inside" : "context_inside";
+    const char* order = f.order == Order::stream         ? "stream"
+                        : f.order == Order::width_inside ? "width_inside"
+                                                         : "context_inside";
     return text(want[0] ? order : "linear", {f.tasks, f.operations, f.worker_bytes, f.partial_bytes});
   }
   if (primitive == "input_grads") {

@@ -23,6 +23,7 @@ struct MulF64 {
   using Acc = double;
   static constexpr int pair = 1;
   static MI_INLINE void fma(Vec<double>& acc, double a, const Vec<double>& b) { acc += a * b; }
+  static MI_INLINE void fma(Vec<double>& acc, const Vec<double>& a, const Vec<double>& b) { acc += a * b; }
 };
 
 struct MulF32 {
@@ -31,6 +32,7 @@ struct MulF32 {
   using Acc = float;
   static constexpr int pair = 1;
   static MI_INLINE void fma(Vec<float>& acc, float a, const Vec<float>& b) { acc += a * b; }
+  static MI_INLINE void fma(Vec<float>& acc, const Vec<float>& a, const Vec<float>& b) { acc += a * b; }
 };
 
 #if defined(__AVX512BF16__)
@@ -42,8 +44,10 @@ struct MulBF16 {
   using Acc = float;
   static constexpr int pair = 2;
   static MI_INLINE void fma(Vec<float>& acc, uint32_t a, const Vec<uint32_t>& b) {
-    const auto broadcast = _mm512_set1_epi32(int(a));
-    acc = _mm512_dpbf16_ps(acc, bit_cast<__m512bh>(broadcast), bit_cast<__m512bh>(b));
+    fma(acc, bit_cast<Vec<uint32_t>>(_mm512_set1_epi32(int(a))), b);
+  }
+  static MI_INLINE void fma(Vec<float>& acc, const Vec<uint32_t>& a, const Vec<uint32_t>& b) {
+    acc = _mm512_dpbf16_ps(acc, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
   }
 };
 #endif

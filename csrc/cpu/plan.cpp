@@ -45,13 +45,40 @@ RegionPlan plan_region(int64_t groups, int64_t rows, int64_t lanes, int64_t batc
 
 }  // namespace
 
+namespace {
+
+// One task reads the whole rows of W of some outputs; its lanes run along (i, j).
+void plan_stream(ForwardPlan& f, const Problem& p, const Machine& m) {
+  f.vectors = 1;
+  f.lane_blocks = 1;
+  f.outer_splits = 1;
+  f.depth = kStreamDepth;
+  const int64_t out_splits = splits(kTasks, p.groups, f.operations, ceil_div(p.out, 4));
+  f.out_step = max(min(ceil_div(p.out, out_splits), 512), 1);
+  f.out_blocks = ceil_div(p.out, f.out_step);
+  f.tasks = p.groups * f.out_blocks;
+  const int64_t element = m.word_bytes / m.pair, slack = 2 * m.lanes;
+  f.worker_bytes = round_up(p.rows * (kStreamDepth + slack) * element, kAlign) +
+                   round_up(p.rows * (p.width + slack) * m.acc_bytes, kAlign) +
+                   round_up(f.out_step * p.rows * m.lanes * m.acc_bytes, kAlign) +
+                   round_up(4 * m.lanes * m.pair * element, kAlign);
+}
+
+}  // namespace
+
 ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool weight_z, bool weight_x) {
   ForwardPlan f{};
   f.order = choose_order(p);
+  if (weight && p.rows <= kStreamRows && p.context * p.width >= 4 * m.lanes && p.width * p.rows <= (1 << 18))
+    f.order = Order::stream;
   const bool width_inside = f.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
   f.operations = 2 * p.groups * p.rows * p.out *
                  (weight * p.context * p.width + weight_z * p.context + weight_x * p.width);
+  if (f.order == Order::stream) {
+    plan_stream(f, p, m);
+    return f;
+  }
   f.depth = min(max(p.width, p.context), kDepthWords * m.pair);
   const int64_t vectors = ceil_div(p.rows, m.lanes), vector_bytes = m.lanes * m.acc_bytes;
   // Planes of one vector of lanes: outputs, outer operand, packed inner operand.

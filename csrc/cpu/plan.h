@@ -55,9 +55,13 @@ constexpr int64_t splits(int64_t aim, int64_t tasks, int64_t operations, int64_t
 }  // namespace plan
 
 // How the sum over (i, j) is taken. The axis that is summed inside the product is the inner one; the
-// epilogue multiplies by the other operand and sums over the outer one. `generated` sums over both inside,
-// on products z_i x_j made while packing.
-enum class Order : int { width_inside, context_inside, generated };
+// epilogue multiplies by the other operand and sums over the outer one. `stream` is for a few rows: products
+// z_i x_j are made for a stretch of W at a time and W is read once, in the order in which it lies.
+enum class Order : int { width_inside, context_inside, stream };
+
+// Rows that `stream` takes, and elements along (i, j) of one stretch.
+inline constexpr int64_t kStreamRows = 8;
+inline constexpr int64_t kStreamDepth = 2048;
 
 struct ForwardPlan {
   Order order;

@@ -18,6 +18,7 @@ _WHY = {
     "width_inside": "products over x run inside the GEMM and its epilogue sums them over z: nothing of size"
     " B*Z*X or B*O*Z is made, and W is read as it lies",
     "context_inside": "x is short, so products over z run inside the GEMM and its epilogue sums them over x",
+    "stream": "a few rows: W is read once, as it lies, against products z x made a stretch at a time",
     "together": "one GEMM makes T = g W tile by tile and its epilogue takes both reductions, dx and dz",
     "separate": "few outputs or few rows: dx and dz have a GEMM each, which read W in the order it lies",
     "width_lanes": "the products g z are generated while packing and meet x in the vector lanes",
