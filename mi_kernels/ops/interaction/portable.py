@@ -128,7 +128,7 @@ def weight_grads(
 
 
 def _sum_over_rows(grad: Tensor, features: Tensor) -> Tensor:
-    """g^T f in up to 16 parts of the batch: one long chain of additions rounds more than PyTorch's own sum."""
+    """g^T f in up to 16 parts of the batch: one long chain of additions rounds more than a pairwise sum."""
     step = max(-(-grad.shape[-2] // 16), 64)
     parts = [grad[..., rows, :].mT @ features[..., rows, :] for rows in _ranges(grad.shape[-2], step)]
     if not parts:
