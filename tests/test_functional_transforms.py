@@ -9,7 +9,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import mi_kernels as mi
 from mi_kernels.ops.interaction import reference
-from mi_kernels.testing.samples import NAMES, ODD, WEIGHT_ONLY, Sample
+from mi_kernels.testing.samples import NAMES, ODD, WEIGHT_ONLY, Sample, Shape
 
 SIZE = 4
 SUBSETS = [subset for subset in product((False, True), repeat=6) if any(subset)]
@@ -203,3 +203,42 @@ def test_vmap_of_bilinear(place):
     x, z, w, _, _, c = arguments(place)
     found = vmap(mi.bilinear, (0, 0, None, None))(z, x, w, c)
     close(found, torch.nn.functional.bilinear(z, x, w, c))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_forward_mode_inside_forward_mode(order, place):
+    """Along one direction, every order of nested jvp; a tangent lost between the levels would give zero."""
+    x, z, weight, *_ = Sample(Shape("small", (2,), 3, 4, 2)).arguments(torch.float64, place.device)
+
+    def along(function):
+        def value(s):
+            return function(x + s, z + 2 * s * z, weight - s * s).sum()
+
+        for _ in range(order):
+            value = _directional(value)
+        return value(torch.tensor(0.3, dtype=torch.float64, device=place.device))
+
+    expected = along(lambda x, z, w: (z[:, None, :, None] * w * x[:, None, None, :]).sum((-1, -2)).pow(3))
+    result = along(lambda x, z, w: mi.interaction(x, z, w).pow(3))
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=0)
+
+
+def _directional(function):
+    return lambda s: torch.func.jvp(function, (s,), (torch.ones_like(s),))[1]
+
+
+@pytest.mark.parametrize("modes", list(product(("jacfwd", "jacrev"), repeat=3)), ids="-".join)
+def test_mixed_modes_of_third_order(modes, place):
+    arguments = Sample(Shape("small", (2,), 2, 2, 1)).arguments(torch.float64, place.device)[:3]
+    outer, middle, inner = (getattr(torch.func, mode) for mode in modes)
+
+    def third(function):
+        def loss(x, z, w):
+            return function(x, z, w).pow(3).sum()
+
+        first = inner(loss, argnums=(0, 1, 2))
+        return torch.utils._pytree.tree_leaves(outer(middle(first, argnums=(0, 2)), argnums=1)(*arguments))
+
+    expected = third(lambda x, z, w: (z[:, None, :, None] * w * x[:, None, None, :]).sum((-1, -2)))
+    for result, truth in zip(third(mi.interaction), expected, strict=True):
+        torch.testing.assert_close(result, truth, rtol=1e-11, atol=1e-11)

@@ -12,6 +12,7 @@ differentiable themselves, which is all that reverse, forward, and higher orders
 (docs/mathematics.md derives each line). Terms whose factor is absent are dropped, never multiplied by 0.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -113,6 +114,28 @@ def _forward_or_none(portable: bool, x: Tensor, z: Tensor, *weights: Maybe) -> M
     return forward(portable, x, z, *weights)
 
 
+def _nests(jvp: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a jvp be differentiated by an outer one.
+
+    PyTorch runs a Function's jvp with forward mode switched off. An outer forward level would then take the
+    tangent for a constant, and jacfwd of jacfwd would be zero without a word. So the level is switched on
+    again, and `_primals` strips the tangents of the innermost level, whose derivative this is.
+    """
+
+    @functools.wraps(jvp)
+    def nested(*arguments: Any) -> Any:
+        with fw._set_fwd_grad_enabled(True):
+            return jvp(*arguments)
+
+    return nested
+
+
+def _primals(ctx: Any) -> tuple[Any, ...]:
+    if fw._current_level < 0:
+        return ctx.saved_tensors
+    return tuple(None if tensor is None else fw.unpack_dual(tensor).primal for tensor in ctx.saved_tensors)
+
+
 class _Rule(Function):
     @classmethod
     def call(cls, *args):
@@ -152,8 +175,9 @@ class Forward(_Rule):
         )
 
     @staticmethod
+    @_nests
     def jvp(ctx, _, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t):
-        x, z, weight, weight_z, weight_x = ctx.saved_tensors
+        x, z, weight, weight_z, weight_x = _primals(ctx)
         tangent = _add(
             None if x_t is None else _forward_or_none(ctx.portable, x_t, z, weight, None, weight_x, None),
             None if z_t is None else _forward_or_none(ctx.portable, x, z_t, weight, weight_z, None, None),
@@ -214,8 +238,9 @@ class InputGrads(_Rule):
         return (None, None, *grads)
 
     @staticmethod
+    @_nests
     def jvp(ctx, _, __, grad_t, x_t, z_t, weight_t, weight_z_t, weight_x_t):
-        grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
+        grad, x, z, weight, weight_z, weight_x = _primals(ctx)
         by_grad: tuple[Maybe, ...] = (None, None)
         if grad_t is not None:
             by_grad = input_grads(ctx.portable, ctx.want, grad_t, x, z, weight, weight_z, weight_x)
@@ -273,8 +298,9 @@ class WeightGrads(_Rule):
         )
 
     @staticmethod
+    @_nests
     def jvp(ctx, _, __, grad_t, x_t, z_t):
-        grad, x, z = ctx.saved_tensors
+        grad, x, z = _primals(ctx)
         want_weight, want_weight_z, want_weight_x, _ = ctx.want
         terms = []
         if grad_t is not None:
