@@ -25,10 +25,13 @@ inline DType dtype_of(torch::headeronly::ScalarType type, const char* op, const 
   }
 }
 
-// The sizes are those expected after an optional leading dimension of groups, and the dtype is that of `like`.
+// The sizes are those expected after an optional leading dimension of groups, dtype and device those of `like`.
 inline void check_sizes(const char* op, const char* name, const Tensor& tensor, const Tensor& like, int64_t groups,
                         bool grouped, std::initializer_list<int64_t> sizes) {
   STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, ": expected the dtype of the first tensor");
+  STD_TORCH_CHECK(tensor.is_cpu() == like.is_cpu() && tensor.is_cuda() == like.is_cuda() &&
+                      tensor.get_device_index() == like.get_device_index(),
+                  op, ": ", name, ": expected the device of the first tensor");
   const int64_t lead = grouped ? 1 : 0;
   STD_TORCH_CHECK(tensor.dim() == lead + int64_t(sizes.size()), op, ": ", name, ": expected ",
                   lead + int64_t(sizes.size()), " dimensions, got ", tensor.dim());

@@ -102,7 +102,11 @@ def cpu_isa() -> dict | None:
     """Instruction sets of the CPU library: compiled in, supported by this CPU, selected."""
     if _cpu_error is not None:
         return None
-    fields = [field.split(",") for field in torch.ops.mi_kernels.cpu_isa().split(";")]
+    try:
+        text = torch.ops.mi_kernels.cpu_isa()
+    except RuntimeError as error:  # MI_KERNELS_CPU_ISA asks for a set that is not there
+        return {"error": str(error)}
+    fields = [field.split(",") for field in text.split(";")]
     return {"compiled": fields[0], "supported": fields[1], "selected": fields[2][0]}
 
 

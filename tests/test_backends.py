@@ -171,3 +171,16 @@ def test_import_with_a_broken_library(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("empty", ["x", "z", "out", "all"])
+def test_explain_of_zero_sizes(empty, place):
+    rows, context, width, out = 2, 3, 4, 5
+    if empty == "all":
+        rows = context = width = out = 0
+    width, context, out = (
+        0 if empty == name else size for name, size in (("x", width), ("z", context), ("out", out))
+    )
+    weight = torch.ones(out, context, width, requires_grad=True)
+    plan = mi.explain(mi.interaction, torch.ones(rows, width), torch.ones(rows, context), weight)
+    assert plan.operations == 0

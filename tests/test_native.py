@@ -155,3 +155,11 @@ def test_kernels_run_without_python_dispatch():
     )
     names = torch._C._dispatch_dump("mi_kernels::interaction")
     assert re.search(r"^CPU: registered", names, re.MULTILINE)
+
+
+def test_direct_calls_do_not_mix_devices():
+    """The registered operation itself, past the checks of the public functions."""
+    x, z, weight = torch.ones(3, 4), torch.ones(3, 5), torch.ones(2, 5, 4)
+    for broken in ((x, z, weight.to("meta")), (x, z.to("meta"), weight)):
+        with pytest.raises(RuntimeError, match="one device"):
+            torch.ops.mi_kernels.interaction(*broken, None, None, None)

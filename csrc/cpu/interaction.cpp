@@ -241,6 +241,8 @@ std::string cpu_isa() { return describe_isa(); }
 // (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz.
 std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
   STD_TORCH_CHECK(sizes.size() == 5, "cpu_interaction_plan: sizes: expected [G, B, Z, X, O], got ", sizes.size());
+  for (const int64_t size : sizes)
+    STD_TORCH_CHECK(size >= 0 && size < (int64_t(1) << 40), "cpu_interaction_plan: sizes: expected 0 to 2^40, got ", size);
   const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
   const DType dtype = dtype_of(type, "cpu_interaction_plan", "dtype");
   const Machine machine = selected_kernels().machine(dtype);

@@ -82,7 +82,7 @@ ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool w
   f.depth = min(max(p.width, p.context), kDepthWords * m.pair);
   const int64_t vectors = ceil_div(p.rows, m.lanes), vector_bytes = m.lanes * m.acc_bytes;
   // Planes of one vector of lanes: outputs, outer operand, packed inner operand.
-  const int64_t out_planes = min(p.out, 4096);
+  const int64_t out_planes = max(min(p.out, 4096), 1);
   f.vectors = max(block_vectors(vectors, (out_planes + outer + min(inner, f.depth)) * vector_bytes), 1);
   f.lane_blocks = ceil_div(vectors, f.vectors);
   const int64_t blocks = p.groups * f.lane_blocks;

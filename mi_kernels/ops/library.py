@@ -16,10 +16,18 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 def define(name: str, schema: str, portable: Callable, fake: Callable) -> None:
     """Define ``name`` and ``name_portable`` with one schema, one fake and one portable kernel."""
+
+    # A call that mixes meta and real tensors comes here too, and would get uninitialised memory back.
+    def checked_fake(*arguments):
+        devices = {argument.device for argument in arguments if isinstance(argument, torch.Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"{name}: expected all tensors on one device, got {sorted(map(str, devices))}")
+        return fake(*arguments)
+
     for op in (name, f"{name}_portable"):
         LIBRARY.define(op + schema)
         LIBRARY.impl(op, portable, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{op}", fake, lib=LIBRARY)
+        torch.library.register_fake(f"{NAMESPACE}::{op}", checked_fake, lib=LIBRARY)
 
 
 def overload(name: str, portable: bool) -> torch._ops.OpOverload:
