@@ -16,6 +16,7 @@ from mi_kernels.testing.samples import ODD, Sample
 ERROR = backends.cpu_library_error()
 pytestmark = pytest.mark.skipif(ERROR is not None, reason=f"no compiled library: {ERROR}")
 
+CPU_SOURCES = Path(__file__).parents[1] / "csrc" / "cpu"
 ISAS = ("generic", "avx2", "avx512", "avx512bf16")
 
 VALUES = """
@@ -52,6 +53,7 @@ with mi.backend("cpu"):
                     everything(mi.interaction),
                     everything(reference.interaction),
                     lambda seed: (sample.cotangent(dtype, seed=seed), *sample.arguments(dtype, seed=seed)),
+                    enough=200,
                 )
             except AssertionError as error:
                 raise AssertionError(f"{sample} {dtype}: {error}") from None
@@ -113,6 +115,24 @@ def test_unknown_instruction_set(isa):
     assert run.returncode == 1
     assert f"MI_KERNELS_CPU_ISA: expected one of {','.join(backends.cpu_isa()['supported'])}" in run.stderr
     assert f"got '{isa}'" in run.stderr
+
+
+CROSS_COMPILER = "aarch64-linux-gnu-g++"
+
+
+@pytest.mark.skipif(
+    shutil.which(CROSS_COMPILER) is None, reason=f"no {CROSS_COMPILER} (g++-aarch64-linux-gnu)"
+)
+@pytest.mark.parametrize("source", sorted(path.name for path in CPU_SOURCES.glob("*.cpp")))
+def test_sources_compile_on_aarch64(source):
+    """No x86 intrinsic without a portable twin: a compiler for another architecture takes every source."""
+    torch_headers = Path(torch.__file__).parent / "include"
+    definitions = ("MI_ISA=generic", "MI_HAVE_ISA_generic=1", "TORCH_TARGET_VERSION=0x020b000000000000")
+    command = [CROSS_COMPILER, "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", "-Wno-psabi"]
+    command += [f"-D{definition}" for definition in definitions]
+    command += ["-I", CPU_SOURCES.parent, "-isystem", torch_headers, CPU_SOURCES / source]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
 
 
 OPS = torch.ops.mi_kernels

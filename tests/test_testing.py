@@ -63,6 +63,30 @@ def test_the_error_rule_finds(wrong, dtype):
         check_errors(wrong, oracle, draw)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("shape", [MIDDLE, Shape("small", (2,), 3, 4, 5)], ids=lambda shape: shape.name)
+def test_the_error_rule_allows_twice_the_error_of_the_reference(shape, dtype):
+    def off_by(factor):
+        def result(*arguments):
+            y, exact = (
+                reference.interaction(*arguments),
+                reference.interaction(*(t.double() for t in arguments)),
+            )
+            return [exact + factor * (y - exact)]  # in float64: in the dtype it would be rounded once more
+
+        return result
+
+    def draw(seed):
+        return Sample(shape).arguments(dtype, seed=seed)
+
+    def compare(factor):
+        check_errors(off_by(factor), oracle, draw)
+
+    compare(1.95)
+    with pytest.raises(AssertionError):
+        compare(2.05)
+
+
 def test_the_error_rule_finds_lost_accumulation():
     """Sums carried in bfloat16 instead of float32."""
 

@@ -212,7 +212,7 @@ inline constexpr int64_t kRowBlock = 128;
 template <int N, class Mul, class Rows, class Epilogue>
 __attribute__((noinline, flatten)) void sweep(const Rows& rows, bool in_place, const typename Mul::Word* packed,
                                               int64_t begin, int64_t end, int64_t k0, int64_t words,
-                                              const typename Mul::Word* strip, int64_t first,
+                                              int64_t chain, const typename Mul::Word* strip, int64_t first,
                                               const Epilogue& epilogue) {
   int64_t m = begin;
   if constexpr (Rows::direct) {
@@ -222,14 +222,14 @@ __attribute__((noinline, flatten)) void sweep(const Rows& rows, bool in_place, c
         // The first strip meets these rows in memory; rows are too short for the hardware to run ahead.
         if (first == 0) tile_rows.prefetch_next(words);
         Tile<Mul, N> tile;
-        multiply(tile, tile_rows, strip, words);
+        multiply(tile, tile_rows, strip, words, chain);
         epilogue(tile, m, kRows, first);
       }
     }
   }
   for (; m < end; m += kRows) {
     Tile<Mul, N> tile;
-    multiply(tile, PackedRows<Mul>{packed + (m - begin) * words}, strip, words);
+    multiply(tile, PackedRows<Mul>{packed + (m - begin) * words}, strip, words, chain);
     epilogue(tile, m, min(end - m, kRows), first);
   }
 }
@@ -241,6 +241,7 @@ void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t dept
               const Epilogue& epilogue) {
   constexpr int L = Simd<typename Mul::Word>::lanes;
   const int64_t words = ceil_div(depth, Mul::pair);
+  const int64_t chain = chain_length<Mul>(words, m1 - m0 < 4 * kRows || vectors == 1);
   // A pair that would read beyond the last element along K has to be packed with a zero.
   bool in_place = false;
   if constexpr (Rows::direct) in_place = rows.in_place_allowed() && depth % Mul::pair == 0;
@@ -250,7 +251,8 @@ void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t dept
     if (packed_from < end)
       rows.pack_rows(packed_from, end, k0, depth, buffer + (packed_from - block) * words);
     for_strips(vectors, [&](auto n, int64_t first) {
-      sweep<n.value, Mul>(rows, in_place, buffer, block, end, k0, words, lanes + first * L * words, first, epilogue);
+      sweep<n.value, Mul>(rows, in_place, buffer, block, end, k0, words, chain, lanes + first * L * words, first,
+                          epilogue);
     });
   }
 }

@@ -47,6 +47,30 @@ void sum_splits(const Execution& execution, const Acc* partials, int64_t splits,
   });
 }
 
+// Partial sums of dx and dz, [split][group][row][feature] each, where a gradient has several.
+template <class Acc>
+struct InputPartials {
+  const InputGradsCall& call;
+  const InputGradsPlan& plan;
+  const Execution& execution;
+
+  Acc* x(int64_t split) const { return reinterpret_cast<Acc*>(execution.partials) + split * count(call.problem.width); }
+  Acc* z(int64_t split) const {
+    return x(call.dx.data && plan.x_splits > 1 ? plan.x_splits : 0) + split * count(call.problem.context);
+  }
+  template <class S>
+  void sum() const {
+    const Problem& p = call.problem;
+    if (call.dx.data && plan.x_splits > 1)
+      sum_splits(execution, x(0), plan.x_splits, count(p.width), static_cast<S*>(call.dx.data));
+    if (call.dz.data && plan.z_splits > 1)
+      sum_splits(execution, z(0), plan.z_splits, count(p.context), static_cast<S*>(call.dz.data));
+  }
+
+ private:
+  int64_t count(int64_t features) const { return call.problem.groups * call.problem.rows * features; }
+};
+
 // How storage S is multiplied on this instruction set.
 template <class S>
 struct MulOf {

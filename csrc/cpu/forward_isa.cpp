@@ -124,7 +124,7 @@ class Forward {
 
 void forward(DType dtype, const ForwardCall& call, const ForwardPlan& plan, const Execution& execution) {
   if (plan.order == Order::stream)
-    stream(dtype, call, plan, execution);
+    forward_stream(dtype, call, plan, execution);
   else
     run_family<Forward>(dtype, call, plan, execution);
 }

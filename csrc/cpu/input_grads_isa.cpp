@@ -20,6 +20,7 @@ class InputGrads {
   const Execution& execution;
   const Problem& p = call.problem;
   const bool want_x = call.dx.data != nullptr, want_z = call.dz.data != nullptr;
+  const InputPartials<Acc> partials{call, plan, execution};
 
   struct Range {
     int64_t begin, size;
@@ -42,23 +43,12 @@ class InputGrads {
       const int64_t lanes = min(plan.vectors * L, p.rows - lane0);
       const Block block{lane_task / plan.lane_blocks, lane0, lanes, ceil_div(lanes, L)};
       Arena arena{execution.scratch + worker * plan.worker_bytes};
-      plan.separate ? separate(block, split, arena) : together(block, split, arena);
+      plan.form == InputForm::separate ? separate(block, split, arena) : together(block, split, arena);
     });
-    const int64_t rows = p.groups * p.rows;
-    if (want_x && plan.x_splits > 1)
-      sum_splits(execution, x_partials(0), plan.x_splits, rows * p.width, static_cast<S*>(call.dx.data));
-    if (want_z && plan.z_splits > 1)
-      sum_splits(execution, z_partials(0), plan.z_splits, rows * p.context, static_cast<S*>(call.dz.data));
+    partials.template sum<S>();
   }
 
  private:
-  Acc* x_partials(int64_t split) const {
-    return reinterpret_cast<Acc*>(execution.partials) + split * p.groups * p.rows * p.width;
-  }
-  Acc* z_partials(int64_t split) const {
-    return x_partials(want_x && plan.x_splits > 1 ? plan.x_splits : 0) + split * p.groups * p.rows * p.context;
-  }
-
   void together(const Block& b, int64_t split, Arena& arena) const {
     const int64_t width_split = split % plan.z_splits, context_split = split / plan.z_splits;
     const Range context = part(context_split, plan.context_step, p.context);
@@ -82,8 +72,8 @@ class InputGrads {
       linear(b, o0, depth, lanes, buffer, context_split == 0 ? width : Range{}, dx,
              width_split == 0 ? context : Range{}, dz);
     }
-    write(b, dx, width, p.width, call.dx, plan.x_splits, x_partials(context_split));
-    write(b, dz, context, p.context, call.dz, plan.z_splits, z_partials(width_split));
+    write(b, dx, width, p.width, call.dx, plan.x_splits, partials.x(context_split));
+    write(b, dz, context, p.context, call.dz, plan.z_splits, partials.z(width_split));
   }
 
   void product(const Block& b, Range context, Range width, int64_t o0, int64_t depth, const Word* lanes, Word* buffer,
@@ -138,8 +128,8 @@ class InputGrads {
       pack_lanes<Mul>(rows_view<S>(call.grad, b.group).at(b.lane0, out.begin + o0), b.lanes, b.vectors, depth, x_lanes);
       linear(b, out.begin + o0, depth, x_lanes, buffer, {0, p.width}, dx, {0, p.context}, dz);
     }
-    write(b, dx, {0, p.width}, p.width, call.dx, plan.x_splits, x_partials(split));
-    write(b, dz, {0, p.context}, p.context, call.dz, plan.z_splits, z_partials(split));
+    write(b, dx, {0, p.width}, p.width, call.dx, plan.x_splits, partials.x(split));
+    write(b, dz, {0, p.context}, p.context, call.dz, plan.z_splits, partials.z(split));
   }
 
   // dx += g V and dz += g U for the outputs from o0, whose gradients lie in the lanes.
@@ -180,7 +170,10 @@ class InputGrads {
 }  // namespace
 
 void input_grads(DType dtype, const InputGradsCall& call, const InputGradsPlan& plan, const Execution& execution) {
-  run_family<InputGrads>(dtype, call, plan, execution);
+  if (plan.form == InputForm::stream)
+    input_grads_stream(dtype, call, plan, execution);
+  else
+    run_family<InputGrads>(dtype, call, plan, execution);
 }
 
 }  // namespace mi_kernels::MI_ISA

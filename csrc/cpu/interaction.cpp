@@ -259,8 +259,10 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   }
   if (primitive == "input_grads") {
     const InputGradsPlan d = plan_input_grads(p, machine, want[0], terms & 16, terms & 32);
-    const char* algorithm = !want[0] ? "linear" : d.separate ? "separate" : "together";
-    return text(algorithm, {d.tasks, d.operations, d.worker_bytes, d.partial_bytes});
+    const char* form = d.form == InputForm::stream     ? "stream"
+                       : d.form == InputForm::separate ? "separate"
+                                                       : "together";
+    return text(want[0] ? form : "linear", {d.tasks, d.operations, d.worker_bytes, d.partial_bytes});
   }
   STD_TORCH_CHECK(primitive == "weight_grads", "cpu_interaction_plan: primitive: expected forward, input_grads or "
                   "weight_grads, got '", primitive, "'");

@@ -56,8 +56,9 @@ struct Kernels {
   Machine machine(DType);                                                                                 \
   Machine sums_machine(DType);                                                                            \
   void forward(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                          \
-  void stream(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                           \
+  void forward_stream(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                   \
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);                \
+  void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);         \
   void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);             \
   extern const Kernels kernels;                                                                           \
   }

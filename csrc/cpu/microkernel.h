@@ -16,12 +16,17 @@ inline constexpr int kRows = 4;
 #endif
 
 // How one dtype is multiplied. Operands are packed in words of `pair` elements that follow each other
-// along K; `Acc` is the type of the accumulators.
+// along K; `Acc` is the type of the accumulators. About `chain` words are added up one by one, no more: the rounding
+// error of such a sum grows with the root of its length, and PyTorch's own matrix products in float keep
+// several sums side by side.
+inline constexpr int64_t kUnbounded = 0;
+
 struct MulF64 {
   using Elem = double;
   using Word = double;
   using Acc = double;
   static constexpr int pair = 1;
+  static constexpr int64_t chain = kUnbounded;  // far below the error rule's 1e-12
   static MI_INLINE void fma(Vec<double>& acc, double a, const Vec<double>& b) { acc += a * b; }
   static MI_INLINE void fma(Vec<double>& acc, const Vec<double>& a, const Vec<double>& b) { acc += a * b; }
 };
@@ -31,6 +36,7 @@ struct MulF32 {
   using Word = float;
   using Acc = float;
   static constexpr int pair = 1;
+  static constexpr int64_t chain = 64;
   static MI_INLINE void fma(Vec<float>& acc, float a, const Vec<float>& b) { acc += a * b; }
   static MI_INLINE void fma(Vec<float>& acc, const Vec<float>& a, const Vec<float>& b) { acc += a * b; }
 };
@@ -43,6 +49,7 @@ struct MulBF16 {
   using Word = uint32_t;
   using Acc = float;
   static constexpr int pair = 2;
+  static constexpr int64_t chain = kUnbounded;  // the rounding of the operands outweighs it
   static MI_INLINE void fma(Vec<float>& acc, uint32_t a, const Vec<uint32_t>& b) {
     fma(acc, bit_cast<Vec<uint32_t>>(_mm512_set1_epi32(int(a))), b);
   }
@@ -83,12 +90,13 @@ struct DirectRows {
   }
 };
 
-// tile[r][n] = sum_k rows(k, r) * lanes(k, n), one product after the other along k.
+// tile[r][n] = sum of rows(k, r) * lanes(k, n) over k from `begin` to `end`, one after the other.
 template <class Mul, int N, class Rows>
-MI_INLINE void multiply(Tile<Mul, N>& tile, const Rows& rows, const typename Mul::Word* lanes, int64_t words) {
+MI_INLINE void multiply_chain(Tile<Mul, N>& tile, const Rows& rows, const typename Mul::Word* lanes, int64_t begin,
+                              int64_t end) {
   constexpr int width = Simd<typename Mul::Word>::lanes;
   unroll<kRows>([&](auto r) { unroll<N>([&](auto n) { tile.acc[r][n] = Vec<typename Mul::Acc>{}; }); });
-  for (int64_t k = 0; k < words; ++k) {
+  for (int64_t k = begin; k < end; ++k) {
     Vec<typename Mul::Word> b[N];
     unroll<N>([&](auto n) { b[n] = load<Vec<typename Mul::Word>>(lanes + (k * N + n) * width); });
     unroll<kRows>([&](auto r) {
@@ -96,6 +104,31 @@ MI_INLINE void multiply(Tile<Mul, N>& tile, const Rows& rows, const typename Mul
       unroll<N>([&](auto n) { Mul::fma(tile.acc[r][n], a, b[n]); });
     });
   }
+}
+
+// Chains of nearly equal length, the narrow ones half as long: what PyTorch sums there as dot products is the
+// more exact for it.
+template <class Mul>
+int64_t chain_length(int64_t words, bool narrow) {
+  if constexpr (Mul::chain == kUnbounded) {
+    return words;
+  } else {
+    const int64_t length = narrow ? Mul::chain / 2 : Mul::chain;
+    return ceil_div(words, max((words + length / 2) / length, 1));
+  }
+}
+
+// tile[r][n] = sum_k rows(k, r) * lanes(k, n), by chains of `step` words.
+template <class Mul, int N, class Rows>
+MI_INLINE void multiply(Tile<Mul, N>& tile, const Rows& rows, const typename Mul::Word* lanes, int64_t words,
+                        int64_t step) {
+  if (Mul::chain == kUnbounded || step >= words) return multiply_chain(tile, rows, lanes, 0, words);
+  Tile<Mul, N> sum{};  // in memory: the registers are full
+  for (int64_t k = 0; k < words; k += step) {
+    multiply_chain(tile, rows, lanes, k, min(k + step, words));
+    unroll<kRows>([&](auto r) { unroll<N>([&](auto n) { sum.acc[r][n] += tile.acc[r][n]; }); });
+  }
+  tile = sum;
 }
 
 }  // namespace mi_kernels::MI_ISA

@@ -17,6 +17,10 @@ Order choose_order(const Problem& p) {
   return Order::context_inside;
 }
 
+// Rows up to which reading W is what costs; a dtype that is multiplied in pairs reaches its own bound earlier,
+// and tiles of outputs that are mostly empty earlier still.
+int64_t stream_rows(const Problem& p, int64_t most, const Machine& m) { return min(m.pair == 1 ? most : most - 2, p.out); }
+
 RegionPlan plan_region(int64_t groups, int64_t rows, int64_t lanes, int64_t batch, const Machine& m) {
   RegionPlan r{};
   r.operations = 2 * groups * rows * lanes * batch;
@@ -69,7 +73,7 @@ void plan_stream(ForwardPlan& f, const Problem& p, const Machine& m) {
 ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool weight_z, bool weight_x) {
   ForwardPlan f{};
   f.order = choose_order(p);
-  if (weight && p.rows <= kStreamRows && p.context * p.width >= 4 * m.lanes && p.width * p.rows <= (1 << 18))
+  if (weight && p.rows <= stream_rows(p, kStreamRows, m) && p.context * p.width >= 4 * m.lanes && p.width * p.rows <= (1 << 18))
     f.order = Order::stream;
   const bool width_inside = f.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
@@ -155,15 +159,42 @@ void plan_separate(InputGradsPlan& d, const Problem& p, const Machine& m) {
 
 }  // namespace
 
+namespace {
+
+// Tasks are ranges of the context and, where those are few, of the outputs.
+void plan_input_stream(InputGradsPlan& d, const Problem& p, const Machine& m, bool want_x) {
+  d.vectors = d.lane_blocks = 1;
+  const int64_t split_bytes = max(p.groups * p.rows * max(p.width, p.context) * m.acc_bytes, 1);
+  const int64_t most = max(kPartialBytes / split_bytes, 1);
+  const int64_t context_parts = splits(min(kTasks, want_x ? most : kTasks), p.groups, d.operations, p.context);
+  d.context_step = ceil_div(p.context, context_parts);
+  d.z_splits = min(splits(kTasks, p.groups * context_parts, d.operations, p.out / kStreamOutputs), max(most / context_parts, 1));
+  d.out_step = max(ceil_div(p.out, d.z_splits), 1);
+  d.z_splits = max(ceil_div(p.out, d.out_step), 1);
+  d.splits = d.x_splits = ceil_div(p.context, d.context_step) * d.z_splits;
+  const int64_t element = m.word_bytes / m.pair, slack = 2 * m.lanes;
+  d.worker_bytes = round_up(p.rows * (kStreamDepth + slack) * m.acc_bytes, kAlign) +
+                   3 * round_up(p.rows * (p.width + slack) * m.acc_bytes, kAlign) +
+                   round_up(p.rows * d.context_step * m.acc_bytes, kAlign) +
+                   round_up(p.rows * kStreamOutputs * element, kAlign) +
+                   round_up((kStreamDepth + slack) * element, kAlign) +
+                   round_up(4 * m.pair * m.lanes * element, kAlign);
+}
+
+}  // namespace
+
 InputGradsPlan plan_input_grads(const Problem& p, const Machine& m, bool weight, bool want_x, bool want_z) {
   InputGradsPlan d{};
   // One product of depth O and an epilogue of both reductions, or two products of depth X and Z: the
-  // epilogue weighs as much as kEpilogueOutputs outputs. A batch that fits one strip is bound by reading W,
-  // which only the separate products read in order.
-  constexpr int64_t kEpilogueOutputs = 8, kStreamVectors = 1;
-  d.separate = weight && (p.out < kEpilogueOutputs || p.rows <= kStreamVectors * m.lanes);
+  // epilogue weighs as much as kEpilogueOutputs outputs. A few rows are bound by reading W.
+  constexpr int64_t kEpilogueOutputs = 8;
+  d.form = weight && p.out < kEpilogueOutputs ? InputForm::separate : InputForm::together;
+  if (weight && p.rows <= stream_rows(p, kInputStreamRows, m) && p.context * p.width >= 4 * m.lanes && p.width * p.rows <= (1 << 18))
+    d.form = InputForm::stream;
   d.operations = 2 * p.groups * p.rows * p.out * (weight ? p.context * p.width : p.context + p.width);
-  if (d.separate)
+  if (d.form == InputForm::stream)
+    plan_input_stream(d, p, m, want_x);
+  else if (d.form == InputForm::separate)
     plan_separate(d, p, m);
   else
     plan_together(d, p, m, want_x, want_z);

@@ -59,8 +59,8 @@ constexpr int64_t splits(int64_t aim, int64_t tasks, int64_t operations, int64_t
 // z_i x_j are made for a stretch of W at a time and W is read once, in the order in which it lies.
 enum class Order : int { width_inside, context_inside, stream };
 
-// Rows that `stream` takes, and elements along (i, j) of one stretch.
-inline constexpr int64_t kStreamRows = 8;
+// Rows that `stream` takes at most, and elements along (i, j) of one stretch.
+inline constexpr int64_t kStreamRows = 6;
 inline constexpr int64_t kStreamDepth = 2048;
 
 struct ForwardPlan {
@@ -72,11 +72,20 @@ struct ForwardPlan {
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };
 
+// How dx and dz come about: one product for both, a product for each, or, for a few rows, both from a stretch of
+// T(i, j) = sum_o g[o] W[o, i, j] at a time, with W read once, in runs as long as the stretch.
+enum class InputForm : int { together, separate, stream };
+
+// Rows that the stream takes at most, and outputs and rows i of T that it adds up one by one.
+inline constexpr int64_t kInputStreamRows = 8;
+inline constexpr int64_t kStreamOutputs = 32;
+inline constexpr int64_t kStreamContext = 64;
+
 struct InputGradsPlan {
-  bool separate;                           // a product for each gradient instead of one for both
+  InputForm form;
   int64_t vectors, lane_blocks;
-  int64_t context_step, width_step;        // together: features of one task
-  int64_t out_step;                        // separate: outputs of one task
+  int64_t context_step, width_step;        // together: features of one task; stream: context_step alone
+  int64_t out_step;                        // separate, stream: outputs of one task
   int64_t splits, x_splits, z_splits;      // tasks of a block of lanes, and partial sums of each gradient
   int64_t depth;
   int64_t tasks, operations, worker_bytes, partial_bytes;

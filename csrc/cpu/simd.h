@@ -176,6 +176,29 @@ MI_INLINE void store_acc(Half* p, const Vec<float, N>& v) {
   for (int l = 0; l < N; ++l) p[l].bits = round_to_half(v[l]);
 }
 
+// The sum of the lanes, halves first.
+template <class V>
+MI_INLINE auto sum_lanes(const V& v) {
+  constexpr int L = int(sizeof(V) / sizeof(v[0]));
+  auto half = v;
+  unroll<6>([&](auto round) {
+    constexpr int s = L >> (round + 1);
+    if constexpr (s > 0)
+      for (int l = 0; l < s; ++l) half[l] += half[l + s];
+  });
+  return half[0];
+}
+
+// The first `count` lanes; zero in the place of the others, whatever they hold.
+template <class V>
+MI_INLINE V first_lanes(const V& v, int64_t count) {
+  using Int = decltype(v < v);
+  using Lane = __typeof__(Int{}[0]);
+  Int lane{};
+  for (int l = 0; l < int(sizeof(V) / sizeof(v[0])); ++l) lane[l] = l;
+  return lane < Int{} + Lane(count) ? v : V{};
+}
+
 // Transposes a square of vectors in registers: log2(lanes) rounds of exchanges at distance 1, 2, 4, ...
 template <class V, int N>
 MI_INLINE void transpose(V (&rows)[N]) {

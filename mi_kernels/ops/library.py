@@ -24,9 +24,17 @@ def define(name: str, schema: str, portable: Callable, fake: Callable) -> None:
             raise RuntimeError(f"{name}: expected all tensors on one device, got {sorted(map(str, devices))}")
         return fake(*arguments)
 
+    # The caller has cast already; autocast must not cast the kernel's own float32 intermediates again.
+    def kernel(*arguments):
+        device = arguments[0].device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return portable(*arguments)
+        with torch.autocast(device, enabled=False):
+            return portable(*arguments)
+
     for op in (name, f"{name}_portable"):
         LIBRARY.define(op + schema)
-        LIBRARY.impl(op, portable, "CompositeExplicitAutograd")
+        LIBRARY.impl(op, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{op}", checked_fake, lib=LIBRARY)
 
 

@@ -14,6 +14,9 @@ from torch import Tensor
 Maybe = Tensor | None
 
 CHUNK_ELEMENTS = 1 << 20
+# Results up to this size are summed in parts of the context: a sum of sums rounds less than the one dot
+# product of Z * X elements that PyTorch would take. Larger ones leave it to the matrix product.
+NARROW = 1 << 12
 
 
 def out_features(weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -> int:
@@ -30,6 +33,11 @@ def out_features(weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which partial sums are carried."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in a dtype whose range holds products of two elements: z x and g W leave that of float16."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def chunks(rows: int, context: int, width: int) -> tuple[int, int]:
@@ -60,10 +68,12 @@ def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Mayb
     y = x.new_zeros(size, dtype=dtype)
     if weight is not None:
         row_step, feature_step = chunks(z.shape[-2], z.shape[-1], x.shape[-1] * _groups(x))
+        if dtype == torch.float32 and y.numel() <= NARROW:
+            feature_step = min(feature_step, max(-(-z.shape[-1] // 16), -(-256 // max(x.shape[-1], 1))))
         for rows in _ranges(z.shape[-2], row_step):
             for features in _ranges(z.shape[-1], feature_step):
-                operand = _khatri_rao(z[..., rows, features], x[..., rows, :])
-                y[..., rows, :] += (operand @ weight[..., features, :].flatten(-2).mT).to(dtype)
+                operand = _khatri_rao(_wide(z[..., rows, features]), _wide(x[..., rows, :]))
+                y[..., rows, :] += (operand @ _wide(weight[..., features, :]).flatten(-2).mT).to(dtype)
     if weight_z is not None:
         y += (z @ weight_z.mT).to(dtype)
     if weight_x is not None:
@@ -91,8 +101,10 @@ def input_grads(
         row_step, feature_step = chunks(z.shape[-2], z.shape[-1], x.shape[-1] * _groups(x))
         for rows in _ranges(z.shape[-2], row_step):
             for features in _ranges(z.shape[-1], feature_step):
-                w = weight[..., features, :]
-                t = (grad[..., rows, :] @ w.flatten(-2)).unflatten(-1, w.shape[-2:]).to(dtype)  # [b, i, X]
+                w = _wide(weight[..., features, :])
+                t = (
+                    (_wide(grad[..., rows, :]) @ w.flatten(-2)).unflatten(-1, w.shape[-2:]).to(dtype)
+                )  # [b, i, X]
                 # Sums and not matrix-vector products: PyTorch adds pairwise, and long axes would show.
                 if want_x:
                     dx[..., rows, :] += (z[..., rows, features].unsqueeze(-1).to(dtype) * t).sum(
@@ -147,7 +159,7 @@ def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
         shape = (*groups, o, (features.stop - features.start) * width)
         part = grad.new_zeros(shape, dtype=dtype)  # [O, i * X]
         for rows in _ranges(z.shape[-2], row_step):
-            operand = _khatri_rao(z[..., rows, features], x[..., rows, :])
-            part += (grad[..., rows, :].mT @ operand).to(dtype)
+            operand = _khatri_rao(_wide(z[..., rows, features]), _wide(x[..., rows, :]))
+            part += (_wide(grad[..., rows, :]).mT @ operand).to(dtype)
         dw[..., features, :] = part.unflatten(-1, (-1, width)) if width else 0
     return dw

@@ -6,7 +6,7 @@ namespace mi_kernels::MI_ISA {
 namespace {
 
 template <class Mul, class S>
-class Stream {
+class ForwardStream {
   using Elem = typename Mul::Elem;
   using Word = typename Mul::Word;
   using Acc = typename Mul::Acc;
@@ -22,7 +22,7 @@ class Stream {
   const int64_t products_stride = kStreamDepth + kSlack, x_stride = p.width + kSlack;
 
  public:
-  Stream(const ForwardCall& c, const ForwardPlan& f, const Execution& e) : call(c), plan(f), execution(e) {}
+  ForwardStream(const ForwardCall& c, const ForwardPlan& f, const Execution& e) : call(c), plan(f), execution(e) {}
 
   void run() {
     run_tasks(execution, plan.tasks, [this](int64_t t, int64_t worker) { task(t, worker); });
@@ -107,7 +107,7 @@ class Stream {
                                               Acc* sums) const {
     Vec<Acc> acc[M][N];
     unroll<M>([&](auto m) {
-      unroll<N>([&](auto n) { acc[m][n] = load<Vec<Acc>>(sums + (m * p.rows + n) * L); });
+      unroll<N>([&](auto n) { acc[m][n] = Vec<Acc>{}; });
     });
     for (int64_t k = 0; k < depth; k += E) {
       Vec<Word> b[N];
@@ -118,7 +118,10 @@ class Stream {
       });
     }
     unroll<M>([&](auto m) {
-      unroll<N>([&](auto n) { store(sums + (m * p.rows + n) * L, acc[m][n]); });
+      unroll<N>([&](auto n) {  // a stretch is summed by itself: the running sum is rounded once for it
+        Acc* sum = sums + (m * p.rows + n) * L;
+        store(sum, load<Vec<Acc>>(sum) + acc[m][n]);
+      });
     });
   }
 
@@ -150,12 +153,9 @@ class Stream {
     const S* bias = static_cast<const S*>(call.bias.data) + group * call.bias.group;
     for (int64_t o = 0; o < outputs; ++o) {
       for (int64_t b = 0; b < p.rows; ++b) {
-        Acc lanes[L];
-        __builtin_memcpy(lanes, sums + (o * p.rows + b) * L, sizeof(lanes));
-        for (int half = L / 2; half > 0; half /= 2)
-          for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+        const Acc sum = sum_lanes(load<Vec<Acc>>(sums + (o * p.rows + b) * L));
         const Acc c = call.bias.data ? Acc(to_acc(bias[(o0 + o) * call.bias.row])) : Acc(0);
-        from_acc(lanes[0] + c, y[b * p.out + o0 + o]);
+        from_acc(sum + c, y[b * p.out + o0 + o]);
       }
     }
   }
@@ -163,8 +163,8 @@ class Stream {
 
 }  // namespace
 
-void stream(DType dtype, const ForwardCall& call, const ForwardPlan& plan, const Execution& execution) {
-  run_family<Stream>(dtype, call, plan, execution);
+void forward_stream(DType dtype, const ForwardCall& call, const ForwardPlan& plan, const Execution& execution) {
+  run_family<ForwardStream>(dtype, call, plan, execution);
 }
 
 }  // namespace mi_kernels::MI_ISA
