@@ -52,6 +52,11 @@ template <class S>
 inline constexpr bool kSameElement<MulBF16, S> = __is_same(S, BFloat16);
 #endif
 
+template <class T>
+void clear(T* p, int64_t count) {
+  if (count > 0) __builtin_memset(p, 0, size_t(count) * sizeof(T));
+}
+
 // One word along K from one or two values of accumulation type.
 template <class Mul>
 MI_INLINE typename Mul::Word make_word(typename Mul::Acc first, typename Mul::Acc second) {
@@ -95,6 +100,22 @@ MI_INLINE Vec<typename Mul::Word> load_along(const S* p) {
   } else {
     return load<Vec<uint32_t>>(p);
   }
+}
+
+// `depth` elements, contiguous along K, as they are multiplied; zero up to a whole word.
+template <class Mul, class S>
+void copy_row(const S* in, int64_t depth, typename Mul::Elem* out) {
+  int64_t k = 0;
+  if constexpr (kSameElement<Mul, S>) {
+    __builtin_memcpy(out, in, size_t(depth) * sizeof(S));
+    k = depth;
+  } else {
+    constexpr int L = Simd<typename Mul::Acc>::lanes;
+    for (; k + L <= depth; k += L)
+      store(out + k, __builtin_convertvector(load_acc<L>(in + k), Vec<typename Mul::Elem, L>));
+    for (; k < depth; ++k) out[k] = to_acc(in[k]);
+  }
+  if (k % Mul::pair != 0) out[k] = {};
 }
 
 template <class Mul, class S>
@@ -204,56 +225,67 @@ void unpack_planes(const Acc* planes, int64_t features, int64_t vectors, int64_t
 // Rows whose packed tiles stay in the buffer for one visit of all strips.
 inline constexpr int64_t kRowBlock = 128;
 
-// All tiles of a block of rows against one strip. A row producer packs: pack_rows(m0, m1, k0, depth, words)
-// writes the tiles of these rows. One that is `direct` may also be read in place, by whole tiles.
+// Tiles of rows [begin, end) against one strip. `ahead`: these rows come from memory, and they are too short for
+// the hardware to run ahead.
 //
 // `flatten`: a lambda or an epilogue left out of line would take the tile's address, and its accumulators
 // would live in memory.
 template <int N, class Mul, class Rows, class Epilogue>
-__attribute__((noinline, flatten)) void sweep(const Rows& rows, bool in_place, const typename Mul::Word* packed,
-                                              int64_t begin, int64_t end, int64_t k0, int64_t words,
+__attribute__((noinline, flatten)) void sweep(const Rows& rows, int64_t begin, int64_t end, bool ahead, int64_t words,
                                               int64_t chain, const typename Mul::Word* strip, int64_t first,
                                               const Epilogue& epilogue) {
-  int64_t m = begin;
-  if constexpr (Rows::direct) {
-    if (in_place) {
-      for (; m + kRows <= end; m += kRows) {
-        const auto tile_rows = rows.in_place(m, k0);
-        // The first strip meets these rows in memory; rows are too short for the hardware to run ahead.
-        if (first == 0) tile_rows.prefetch_next(words);
-        Tile<Mul, N> tile;
-        multiply(tile, tile_rows, strip, words, chain);
-        epilogue(tile, m, kRows, first);
-      }
-    }
-  }
-  for (; m < end; m += kRows) {
+  for (int64_t m = begin; m < end; m += kRows) {
+    const Rows tile_rows = rows.tile(m - begin, words);
+    if (ahead) tile_rows.prefetch_next(words);
     Tile<Mul, N> tile;
-    multiply(tile, PackedRows<Mul>{packed + (m - begin) * words}, strip, words, chain);
+    multiply(tile, tile_rows, strip, words, chain);
     epilogue(tile, m, min(end - m, kRows), first);
   }
 }
 
 // For every tile of rows [m0, m1) and every strip: epilogue(tile, m, valid rows, first vector).
+//
+// A row producer has pack_rows(m0, m1, k0, depth, words), which writes the tiles of these rows. One that `copies`
+// may also write them one after the other, where they are contiguous along K: that is cheaper by the transposition.
+// One that is `direct` may also be read in place, by whole tiles.
 template <class Mul, class Rows, class Epilogue>
 void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t depth,
               const typename Mul::Word* lanes, int64_t vectors, typename Mul::Word* buffer,
               const Epilogue& epilogue) {
+  using Elem = typename Mul::Elem;
   constexpr int L = Simd<typename Mul::Word>::lanes;
   const int64_t words = ceil_div(depth, Mul::pair);
   const int64_t chain = chain_length<Mul>(words, m1 - m0 < 4 * kRows || vectors == 1);
-  // A pair that would read beyond the last element along K has to be packed with a zero.
-  bool in_place = false;
-  if constexpr (Rows::direct) in_place = rows.in_place_allowed() && depth % Mul::pair == 0;
-  for (int64_t block = m0; block < m1; block += kRowBlock) {
-    const int64_t end = min(block + kRowBlock, m1);
-    const int64_t packed_from = in_place ? block + (end - block) / kRows * kRows : block;
-    if (packed_from < end)
-      rows.pack_rows(packed_from, end, k0, depth, buffer + (packed_from - block) * words);
+  const auto visit = [&](const auto& source, int64_t begin, int64_t end, bool in_place) {
     for_strips(vectors, [&](auto n, int64_t first) {
-      sweep<n.value, Mul>(rows, in_place, buffer, block, end, k0, words, chain, lanes + first * L * words, first,
+      sweep<n.value, Mul>(source, begin, end, in_place && first == 0, words, chain, lanes + first * L * words, first,
                           epilogue);
     });
+  };
+  for (int64_t m = m0; m < m1;) {
+    const int64_t end = min(m + kRowBlock, m1);
+    if constexpr (Rows::direct) {
+      // A pair that would read beyond the last element along K has to be copied with a zero.
+      if (const int64_t whole = (end - m) / kRows * kRows; whole && rows.in_place_allowed() && depth % Mul::pair == 0) {
+        visit(rows.in_place(m, k0), m, m + whole, true);
+        m += whole;
+        continue;
+      }
+    }
+    if constexpr (Rows::copies) {
+      if (rows.copy_allowed()) {
+        auto* copy = reinterpret_cast<Elem*>(buffer);
+        const int64_t stride = words * Mul::pair, missing = ceil_div(end - m, kRows) * kRows - (end - m);
+        rows.copy_rows(m, end, k0, depth, copy, stride);
+        clear(copy + (end - m) * stride, missing * stride);
+        visit(DirectRows<Mul>{copy, stride}, m, end, false);
+        m = end;
+        continue;
+      }
+    }
+    rows.pack_rows(m, end, k0, depth, buffer);
+    visit(PackedRows<Mul>{buffer}, m, end, false);
+    m = end;
   }
 }
 

@@ -29,11 +29,6 @@ struct Arena {
   }
 };
 
-template <class Acc>
-void clear(Acc* p, int64_t count) {
-  if (count > 0) __builtin_memset(p, 0, size_t(count) * sizeof(Acc));
-}
-
 // out[e] = sum over splits of partials[split][e], in the order of the splits.
 template <class Acc, class Out>
 void sum_splits(const Execution& execution, const Acc* partials, int64_t splits, int64_t count, Out* out) {

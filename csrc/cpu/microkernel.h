@@ -66,14 +66,16 @@ struct Tile {
   Vec<typename Mul::Acc> acc[kRows][N];
 };
 
-// Rows packed for the tile: word (k, r) at k * kRows + r.
+// Rows packed for the tile: word (k, r) at k * kRows + r, one tile after another.
 template <class Mul>
 struct PackedRows {
   const typename Mul::Word* words;
   MI_INLINE typename Mul::Word at(int64_t k, int r) const { return words[k * kRows + r]; }
+  MI_INLINE PackedRows tile(int64_t m, int64_t depth) const { return {words + m * depth}; }
+  MI_INLINE void prefetch_next(int64_t) const {}
 };
 
-// Rows read where they lie, contiguous along K.
+// Rows that are contiguous along K: in W itself, or copied.
 template <class Mul>
 struct DirectRows {
   const typename Mul::Elem* rows;
@@ -81,6 +83,7 @@ struct DirectRows {
   MI_INLINE typename Mul::Word at(int64_t k, int r) const {
     return load<typename Mul::Word>(rows + r * stride + k * Mul::pair);
   }
+  MI_INLINE DirectRows tile(int64_t m, int64_t) const { return {rows + m * stride, stride}; }
   // Asks for the tile of rows that follows this one.
   MI_INLINE void prefetch_next(int64_t words) const {
     constexpr int64_t line = 64 / int64_t(sizeof(typename Mul::Word));

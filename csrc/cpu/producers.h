@@ -1,4 +1,4 @@
-// Row producers: what a tile's rows are made of. See sweep() in engine.h for what they offer.
+// Row producers: what a tile's rows are made of. See contract() in engine.h for what they offer.
 #pragma once
 
 #include "engine.h"
@@ -8,8 +8,12 @@ namespace mi_kernels::MI_ISA {
 // Rows of a strided matrix.
 template <class Mul, class S>
 struct MatrixRows {
-  static constexpr bool direct = false;
+  static constexpr bool direct = false, copies = true;
   View<S> view;  // w along rows
+  bool copy_allowed() const { return view.k_stride == 1; }
+  void copy_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Elem* out, int64_t stride) const {
+    for (int64_t m = m0; m < m1; ++m) copy_row<Mul>(&view(m, k0), depth, out + (m - m0) * stride);
+  }
   void pack_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Word* out) const {
     const int64_t words = ceil_div(depth, Mul::pair), whole = view.w_stride == 1 ? depth / Mul::pair : 0;
     const int64_t full = m0 + (m1 - m0) / kRows * kRows;
@@ -33,7 +37,7 @@ struct MatrixRows {
 // other in memory.
 template <class Mul, class S>
 struct WeightRows {
-  static constexpr bool direct = kSameElement<Mul, S>;
+  static constexpr bool direct = kSameElement<Mul, S>, copies = true;
   const S* data;
   int64_t out_stride, row_stride, k_stride, extent;
 
@@ -42,6 +46,14 @@ struct WeightRows {
     requires direct
   {
     return {data + m * row_stride + k, row_stride};
+  }
+  bool copy_allowed() const { return k_stride == 1; }
+  void copy_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Elem* out, int64_t stride) const {
+    int64_t o = m0 / extent, f = m0 - o * extent;
+    for (int64_t m = m0; m < m1; ++m) {
+      copy_row<Mul>(data + o * out_stride + f * row_stride + k0, depth, out + (m - m0) * stride);
+      if (++f == extent) f = 0, ++o;
+    }
   }
   void pack_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Word* out) const {
     const int64_t words = ceil_div(depth, Mul::pair);
@@ -70,7 +82,7 @@ struct WeightRows {
 template <class Mul, class S>
 struct ProductRows {
   using Acc = typename Mul::Acc;
-  static constexpr bool direct = false;
+  static constexpr bool direct = false, copies = false;
   View<S> grad, factor;  // w along features, k along the batch
   int64_t extent;
 
@@ -120,7 +132,7 @@ struct ProductRows {
 // A single row of ones: its product with lanes is the sum over the batch.
 template <class Mul>
 struct OneRow {
-  static constexpr bool direct = false;
+  static constexpr bool direct = false, copies = false;
   void pack_rows(int64_t, int64_t, int64_t, int64_t depth, typename Mul::Word* out) const {
     for (int64_t k = 0; k * Mul::pair < depth; ++k) {
       for (int r = 0; r < kRows; ++r) out[k * kRows + r] = typename Mul::Word{};
