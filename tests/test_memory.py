@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mi_kernels as mi
+from benchmarks.shapes import FULL
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import Sample, Shape
 
@@ -69,3 +70,22 @@ def test_shared_context_is_not_copied_out(place):
     peak = peak_memory(lambda: mi.interaction(*arguments))
     rows = shape.rows * (shape.context + shape.out) * 4
     assert peak <= limit(rows, arguments, torch.get_num_threads())
+
+
+@pytest.mark.parametrize("shape", [entry.shape for entry in FULL], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_benchmarked_shape(shape, dtype):
+    """Of the default backend, in all three passes."""
+    sample = Sample(shape)
+    leaves = sample.arguments(dtype, requires_grad=True)
+    grad = sample.cotangent(dtype).requires_grad_()
+    inputs = (grad, *leaves[:5])
+    threads = torch.get_num_threads()
+    y = mi.interaction(*leaves)
+    assert peak_memory(lambda: mi.interaction(*leaves)) <= limit(_bytes(y), leaves, threads)
+    peak = peak_memory(lambda: torch.autograd.grad(y, leaves, grad, retain_graph=True))
+    assert peak <= limit(_bytes(*leaves), inputs, threads)
+    first = torch.autograd.grad(y, leaves, grad, create_graph=True)
+    directions = [t.detach() for t in leaves]
+    peak = peak_memory(lambda: torch.autograd.grad(first, inputs, directions))
+    assert peak <= limit(3 * _bytes(*inputs), inputs, threads)
