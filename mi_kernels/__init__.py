@@ -5,5 +5,16 @@ from mi_kernels._version import __version__
 from mi_kernels.backends import backend
 from mi_kernels.functional import bilinear, explain, interaction
 from mi_kernels.nn.conversion import convert
+from mi_kernels.ops.interaction.packed import PackedWeight, pack
 
-__all__ = ["__version__", "backend", "bilinear", "convert", "explain", "interaction", "nn"]
+__all__ = [
+    "PackedWeight",
+    "__version__",
+    "backend",
+    "bilinear",
+    "convert",
+    "explain",
+    "interaction",
+    "nn",
+    "pack",
+]

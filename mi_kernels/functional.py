@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mi_kernels import backends
 from mi_kernels.ops.interaction import autograd, reference
+from mi_kernels.ops.interaction.packed import PackedWeight
 from mi_kernels.ops.interaction.plan import Plan, plan
 from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors
 
@@ -17,7 +18,7 @@ from mi_kernels.validation import broadcast_leading, check_rank, check_shape, ch
 def interaction(
     x: Tensor,  # [..., X]
     z: Tensor,  # [..., Z]
-    weight: Tensor | None,  # [O, Z, X]
+    weight: Tensor | PackedWeight | None,  # [O, Z, X]
     weight_z: Tensor | None = None,  # [O, Z]
     weight_x: Tensor | None = None,  # [O, X]
     bias: Tensor | None = None,  # [O]
@@ -29,7 +30,8 @@ def interaction(
     Args:
         x: input of shape ``[..., X]``.
         z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast.
-        weight: W of shape ``[O, Z, X]``, or None to leave the product out.
+        weight: W of shape ``[O, Z, X]``, also as :func:`mi_kernels.pack` returns it, or None to leave the
+            product out.
         weight_z: U of shape ``[O, Z]``, optional.
         weight_x: V of shape ``[O, X]``, optional.
         bias: c of shape ``[O]``, optional.
@@ -54,7 +56,7 @@ def interaction(
 def bilinear(
     input1: Tensor,  # [..., in1]
     input2: Tensor,  # [..., in2]
-    weight: Tensor,  # [out, in1, in2]
+    weight: Tensor | PackedWeight,  # [out, in1, in2]
     bias: Tensor | None = None,  # [out]
 ) -> Tensor:
     r"""Drop-in for :func:`torch.nn.functional.bilinear`: :math:`y = x_1^T A x_2 + b`.
@@ -62,7 +64,7 @@ def bilinear(
     Args:
         input1: shape ``[..., in1]``.
         input2: shape ``[..., in2]``. Unlike in PyTorch, leading dimensions broadcast.
-        weight: A of shape ``[out, in1, in2]``.
+        weight: A of shape ``[out, in1, in2]``, also as :func:`mi_kernels.pack` returns it.
         bias: b of shape ``[out]``, optional.
 
     Returns:
@@ -73,7 +75,9 @@ def bilinear(
     return _interaction(_BILINEAR, input2, input1, weight, None, None, bias)
 
 
-def explain(op: Callable | str, *arguments: Tensor | None, **keywords: Tensor | None) -> Plan:
+def explain(
+    op: Callable | str, *arguments: Tensor | PackedWeight | None, **keywords: Tensor | PackedWeight | None
+) -> Plan:
     """What ``op(*arguments)`` would do, without doing it.
 
     Args:
@@ -94,8 +98,8 @@ def explain(op: Callable | str, *arguments: Tensor | None, **keywords: Tensor | 
     bound = inspect.signature(globals()[name]).bind(*arguments, **keywords)
     bound.apply_defaults()
     spelling = _SPELLINGS[name]
-    tensors = _autocast(tuple(bound.arguments.get(argument) for argument in spelling.arguments))
-    x, z, *weights = tensors
+    x, z, weight, *others = (bound.arguments.get(argument) for argument in spelling.arguments)
+    x, z, *weights = _autocast((x, z, _unpacked(weight), *others))
     _check(spelling, x, z, *weights)
     return plan(backends.choose(x), x, z, weights)
 
@@ -118,14 +122,27 @@ _BILINEAR = _Spelling(
 _SPELLINGS = {spelling.op: spelling for spelling in (_INTERACTION, _BILINEAR)}
 
 
-def _interaction(spelling: _Spelling, *tensors: Tensor | None) -> Tensor:
-    x, z, *weights = _autocast(tensors)
+def _interaction(spelling: _Spelling, x: Any, z: Any, weight: Any, *others: Tensor | None) -> Tensor:
+    packed, weight = weight if isinstance(weight, PackedWeight) else None, _unpacked(weight)
+    x, z, *weights = _autocast((x, z, weight, *others))
     lead = _check(spelling, x, z, *weights)
     chosen = backends.choose(x)
     if chosen == "reference":
         return reference.interaction(x, z, *weights)
-    y = autograd.forward(chosen == "portable", _rows(x, lead), _rows(z, lead), *weights)
+    x, z, words = _rows(x, lead), _rows(z, lead), None
+    if (
+        packed is not None
+        and chosen == "cpu"
+        and weights[0] is packed.weight
+        and not torch.compiler.is_compiling()
+    ):
+        words = packed.words()
+    y = autograd.forward(chosen == "portable", x, z, *weights, words=words)
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
+
+
+def _unpacked(weight: Any) -> Any:
+    return weight.weight if isinstance(weight, PackedWeight) else weight
 
 
 def _check(spelling: _Spelling, x: Tensor, z: Tensor, *weights: Tensor | None) -> torch.Size:

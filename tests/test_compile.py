@@ -255,6 +255,11 @@ def _forward_samples(dtype):
     yield tuple(torch.stack([t, t]) for t in Sample(ODD).arguments(dtype))
 
 
+def _packed_samples(dtype):
+    x, z, weight, *others = Sample(Shape("long-context", (24,), 30, 5, 7)).arguments(dtype)
+    yield x, z, weight, mi.pack(weight).words(), *others
+
+
 def _input_grads_samples(dtype):
     grad = Sample(ODD).cotangent(dtype)
     for wants in ((True, True), (True, False), (False, True)):
@@ -278,6 +283,7 @@ def _weight_grads_samples(dtype):
 
 SAMPLES = {
     "interaction": _forward_samples,
+    "interaction_packed": _packed_samples,
     "interaction_input_grads": _input_grads_samples,
     "interaction_weight_grads": _weight_grads_samples,
 }

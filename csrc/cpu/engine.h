@@ -265,8 +265,7 @@ void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t dept
   for (int64_t m = m0; m < m1;) {
     const int64_t end = min(m + kRowBlock, m1);
     if constexpr (Rows::direct) {
-      // A pair that would read beyond the last element along K has to be copied with a zero.
-      if (const int64_t whole = (end - m) / kRows * kRows; whole && rows.in_place_allowed() && depth % Mul::pair == 0) {
+      if (const int64_t whole = (end - m) / kRows * kRows; whole && rows.in_place_allowed(depth)) {
         visit(rows.in_place(m, k0), m, m + whole, true);
         m += whole;
         continue;

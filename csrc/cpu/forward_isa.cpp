@@ -97,19 +97,26 @@ class Forward {
 
   void product(int64_t group, int64_t o0, int64_t outputs, int64_t i0, int64_t extent, int64_t k0, int64_t depth,
                const Word* lanes, int64_t vectors, Word* rows, Acc* y, const Acc* factors) const {
-    const int64_t outer_stride = width_inside ? p.width : 1, inner_stride = width_inside ? 1 : p.width;
-    const S* data = static_cast<const S*>(call.weight.data) + group * call.weight.group +
-                    o0 * p.context * p.width + i0 * outer_stride;
     const ReduceOuter<Mul> reduce{y, factors, outputs, extent};
-    if (extent == outer) {
-      const WeightRows<Mul, S> all{data, p.context * p.width, outer_stride, inner_stride, extent};
-      contract<Mul>(all, 0, outputs * extent, k0, depth, lanes, vectors, rows, reduce);
-      return;
-    }
-    for (int64_t o = 0; o < outputs; ++o) {  // a part of the outer axis: rows follow each other within an output
-      const WeightRows<Mul, S> one{data + o * p.context * p.width, extent * outer_stride, outer_stride, inner_stride,
-                                   extent};
-      contract<Mul>(one, 0, extent, k0, depth, lanes, vectors, rows, Shifted<ReduceOuter<Mul>>{reduce, o * extent});
+    const auto visit = [&](const auto& all) {  // all: rows of outputs from o0 and of the outer axis from i0
+      if (extent == outer) return contract<Mul>(all, 0, outputs * extent, k0, depth, lanes, vectors, rows, reduce);
+      for (int64_t o = 0; o < outputs; ++o) {  // a part of the outer axis: rows follow each other within an output
+        auto one = all;
+        one.data += o * all.out_stride;
+        one.out_stride = extent * all.row_stride;
+        contract<Mul>(one, 0, extent, k0, depth, lanes, vectors, rows, Shifted<ReduceOuter<Mul>>{reduce, o * extent});
+      }
+    };
+    if (call.words.data) {
+      using Elem = typename Mul::Elem;
+      const int64_t row = call.words.row;
+      visit(WeightRows<Mul, Elem>{static_cast<const Elem*>(call.words.data) + (o0 * outer + i0) * row, outer * row, row,
+                                  1, extent, row % Mul::pair == 0});
+    } else {
+      const int64_t outer_stride = width_inside ? p.width : 1, inner_stride = width_inside ? 1 : p.width;
+      const S* data = static_cast<const S*>(call.weight.data) + group * call.weight.group +
+                      o0 * p.context * p.width + i0 * outer_stride;
+      visit(WeightRows<Mul, S>{data, p.context * p.width, outer_stride, inner_stride, extent});
     }
   }
 

@@ -14,6 +14,7 @@
 
 #include "../checks.h"
 #include "isa.h"
+#include "overflow.h"
 
 namespace mi_kernels {
 namespace {
@@ -54,6 +55,19 @@ Operand weight_operand(const Tensor& weight, bool grouped) {
   Operand o;
   o.data = weight.const_data_ptr();
   o.group = grouped && weight.size(0) > 1 ? weight.stride(0) : 0;
+  return o;
+}
+
+Operand packed_operand(const char* op, const Tensor& words, const Problem& p, const ForwardPlan& plan, DType element) {
+  const bool width_inside = plan.order == Order::width_inside;
+  const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
+  STD_TORCH_CHECK(words.is_cpu() && words.is_contiguous() && words.dim() == 3 && words.size(0) == p.out &&
+                      words.size(1) == outer && words.size(2) >= inner &&
+                      dtype_of(words.scalar_type(), op, "words") == element,
+                  op, ": words: expected what mi.pack makes of weight on this instruction set");
+  Operand o;
+  o.data = words.const_data_ptr();
+  o.row = words.size(2);
   return o;
 }
 
@@ -128,8 +142,12 @@ struct Workspace {
   }
 };
 
-Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
-               const Optional& weight_x, const Optional& bias) {
+Tensor in_double(const Tensor& t) { return torch::stable::to(t, ScalarType::Double); }
+Optional in_double(const Optional& t) { return t.has_value() ? Optional(in_double(*t)) : t; }
+
+// `words`: W as packed_weight() in Python lays it out, where it is packed; the stream reads W itself.
+Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& words,
+               const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
   constexpr const char* op = "interaction";
   Activations a = activations(op, x, z);
   const int64_t lead = a.grouped ? 1 : 0;
@@ -158,8 +176,23 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
     kept = with_contiguous_groups(*weight, a.grouped);
     call.weight = weight_operand(*kept, a.grouped);
   }
+  if (words.has_value() && plan.order != Order::stream) call.words = packed_operand(op, *words, p, plan, kernels.element(dtype));
   kernels.forward(dtype, call, plan, workspace.execution);
+  if (may_overflow(dtype) && !all_finite(y))
+    replace_not_finite(y, forward(in_double(x), in_double(z), in_double(weight), {}, in_double(weight_z),
+                                  in_double(weight_x), in_double(bias)));
   return y;
+}
+
+Tensor unpacked_forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
+                        const Optional& weight_x, const Optional& bias) {
+  return forward(x, z, weight, {}, weight_z, weight_x, bias);
+}
+
+Tensor packed_forward(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& words,
+                      const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
+  STD_TORCH_CHECK(x.dim() == 2, "interaction_packed: x: expected 2 dimensions, got ", x.dim());
+  return forward(x, z, weight, words, weight_z, weight_x, bias);
 }
 
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
@@ -190,6 +223,12 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
     call.weight = weight_operand(*kept, a.grouped);
   }
   kernels.input_grads(dtype, call, plan, workspace.execution);
+  if (may_overflow(dtype) && !(all_finite(dx) && all_finite(dz))) {
+    const auto [exact_x, exact_z] = input_grads(in_double(grad), in_double(x), in_double(z), in_double(weight),
+                                                in_double(weight_z), in_double(weight_x), want_x, want_z);
+    replace_not_finite(dx, exact_x);
+    replace_not_finite(dz, exact_z);
+  }
   return {dx, dz};
 }
 
@@ -232,6 +271,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
     const Workspace workspace(x, demand);
     kernels.weight_grads(dtype, call, plan, workspace.execution);
   }
+  if (may_overflow(dtype) && want[0]) {
+    // Whichever is less to look through: the gradient or what it is made of.
+    const bool finite = results[0].numel() < grad.numel() + x.numel() + z.numel() ? all_finite(results[0])
+                                                                                  : products_fit({grad, x, z}, p.rows);
+    if (!finite) {
+      const auto exact = weight_grads(in_double(grad), in_double(x), in_double(z), true, false, false, false);
+      replace_not_finite(results[0], std::get<0>(exact));
+    }
+  }
   return {results[0], results[1], results[2], results[3]};
 }
 
@@ -255,7 +303,9 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
     const char* order = f.order == Order::stream         ? "stream"
                         : f.order == Order::width_inside ? "width_inside"
                                                          : "context_inside";
-    return text(want[0] ? order : "linear", {f.tasks, f.operations, f.worker_bytes, f.partial_bytes});
+    static constexpr const char* kElements[] = {"float64", "float32", "bfloat16", "float16"};
+    return text(want[0] ? order : "linear", {f.tasks, f.operations, f.worker_bytes, f.partial_bytes}) +
+           ";element=" + kElements[int(selected_kernels().element(dtype))] + ";pair=" + std::to_string(machine.pair);
   }
   if (primitive == "input_grads") {
     const InputGradsPlan d = plan_input_grads(p, machine, want[0], terms & 16, terms & 32);
@@ -275,7 +325,8 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
 }  // namespace mi_kernels
 
 STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
-  m.impl("interaction", TORCH_BOX(&mi_kernels::forward));
+  m.impl("interaction", TORCH_BOX(&mi_kernels::unpacked_forward));
+  m.impl("interaction_packed", TORCH_BOX(&mi_kernels::packed_forward));
   m.impl("interaction_input_grads", TORCH_BOX(&mi_kernels::input_grads));
   m.impl("interaction_weight_grads", TORCH_BOX(&mi_kernels::weight_grads));
 }

@@ -16,11 +16,13 @@ struct Result {
   void* data = nullptr;  // contiguous; null where it is not wanted
 };
 
-// weight is contiguous within a group: [O][Z][X] at data + g * group.
+// weight is contiguous within a group: [O][Z][X] at data + g * group. words, where there are any, are the same
+// numbers as they are multiplied, [O][outer][row] with the inner axis of the plan's order along a row.
 struct ForwardCall {
   Problem problem;
   Operand x, z, weight, weight_z, weight_x, bias;
   Result y;
+  Operand words = {};
 };
 
 struct InputGradsCall {
@@ -46,6 +48,7 @@ struct Execution {
 struct Kernels {
   Machine (*machine)(DType);
   Machine (*sums_machine)(DType);  // of dU, dV and dc, which are summed in double for float
+  DType (*element)(DType);         // in which elements are multiplied
   void (*forward)(DType, const ForwardCall&, const ForwardPlan&, const Execution&);
   void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);
   void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);
@@ -55,6 +58,7 @@ struct Kernels {
   namespace isa {                                                                                         \
   Machine machine(DType);                                                                                 \
   Machine sums_machine(DType);                                                                            \
+  DType element(DType);                                                                                   \
   void forward(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                          \
   void forward_stream(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                   \
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);                \

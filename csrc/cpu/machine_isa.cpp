@@ -19,6 +19,12 @@ Machine describe(DType dtype) {
 Machine machine(DType dtype) { return describe<MulOf>(dtype); }
 Machine sums_machine(DType dtype) { return describe<SumMulOf>(dtype); }
 
-const Kernels kernels = {machine, sums_machine, forward, input_grads, weight_grads};
+// In which dtype elements are multiplied.
+DType element(DType dtype) {
+  const Machine m = machine(dtype);
+  return m.pair == 2 ? DType::bf16 : m.acc_bytes == 8 ? DType::f64 : DType::f32;
+}
+
+const Kernels kernels = {machine, sums_machine, element, forward, input_grads, weight_grads};
 
 }  // namespace mi_kernels::MI_ISA

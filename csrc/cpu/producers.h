@@ -40,8 +40,12 @@ struct WeightRows {
   static constexpr bool direct = kSameElement<Mul, S>, copies = true;
   const S* data;
   int64_t out_stride, row_stride, k_stride, extent;
+  bool padded = false;  // with zeros, so that a word may be read across the end of a row
 
-  bool in_place_allowed() const { return k_stride == 1 && (row_stride * extent == out_stride || extent == 0); }
+  // A pair that would read beyond the last element along K has to be copied with a zero.
+  bool in_place_allowed(int64_t depth) const {
+    return k_stride == 1 && (row_stride * extent == out_stride || extent == 0) && (depth % Mul::pair == 0 || padded);
+  }
   MI_INLINE DirectRows<Mul> in_place(int64_t m, int64_t k) const
     requires direct
   {

@@ -28,6 +28,7 @@ from mi_kernels.ops.library import overload
 Maybe = Tensor | None
 
 _FORWARD = tuple(overload("interaction", portable) for portable in (False, True))
+_PACKED_FORWARD = overload("interaction_packed", False)
 _INPUT_GRADS = tuple(overload("interaction_input_grads", portable) for portable in (False, True))
 _WEIGHT_GRADS = tuple(overload("interaction_weight_grads", portable) for portable in (False, True))
 
@@ -51,10 +52,16 @@ def forward(
     weight_z: Maybe,  # [(G,) O, Z]
     weight_x: Maybe,  # [(G,) O, X]
     bias: Maybe,  # [(G,) O]
+    words: Maybe = None,
 ) -> Tensor:
-    """y = z^T W x + U z + V x + c, differentiable. Its arguments were checked by the caller."""
+    """y = z^T W x + U z + V x + c, differentiable. Its arguments were checked by the caller.
+
+    ``words``: W as packed.py lays it out; used if nothing is differentiated.
+    """
     if _differentiating((x, z, weight, weight_z, weight_x, bias)):
         return Forward.call(portable, x, z, weight, weight_z, weight_x, bias)
+    if words is not None:
+        return _PACKED_FORWARD(x, z, weight, words, weight_z, weight_x, bias)
     return _FORWARD[portable](x, z, weight, weight_z, weight_x, bias)
 
 
@@ -131,9 +138,13 @@ def _nests(jvp: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _primals(ctx: Any) -> tuple[Any, ...]:
-    if fw._current_level < 0:
-        return ctx.saved_tensors
-    return tuple(None if tensor is None else fw.unpack_dual(tensor).primal for tensor in ctx.saved_tensors)
+    # All levels of torch.func are level 0 here. `fw.unpack_dual` would ask `fw._current_level`, which a compiled
+    # torch.func.jvp does not set.
+    level = max(fw._current_level, 0)
+    return tuple(
+        None if tensor is None else torch._VF._unpack_dual(tensor, level=level)[0]  # type: ignore[attr-defined]
+        for tensor in ctx.saved_tensors
+    )
 
 
 class _Rule(Function):

@@ -6,7 +6,9 @@ Chunks are ranges of rows b and of context features i, so that no temporary exce
 accumulation dtype: float32 for 16-bit inputs.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +42,32 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
+def _stays_finite(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Repeats a call in float64 where a product of two left the range of the dtype, though the sum need not.
+
+    Only on CPUs: elsewhere the look at the result would wait for the device.
+    """
+
+    @functools.wraps(kernel)
+    def checked(*arguments: Any) -> Any:
+        results = kernel(*arguments)
+        tensors = results if isinstance(results, tuple) else (results,)
+        first = tensors[0]
+        if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.bfloat16):
+            return results
+        if all(bool(result.isfinite().all()) for result in tensors):
+            return results
+        exact = kernel(*(a.double() if isinstance(a, Tensor) else a for a in arguments))
+        exact = exact if isinstance(exact, tuple) else (exact,)
+        tensors = tuple(
+            torch.where(ours.isfinite(), ours, theirs.to(ours.dtype))
+            for ours, theirs in zip(tensors, exact, strict=True)
+        )
+        return tensors if isinstance(results, tuple) else tensors[0]
+
+    return checked
+
+
 def chunks(rows: int, context: int, width: int) -> tuple[int, int]:
     """Rows and context features of one chunk of an operand of ``width`` elements per (row, feature)."""
     budget = max(CHUNK_ELEMENTS // max(width, 1), 1)
@@ -61,6 +89,7 @@ def _groups(x: Tensor) -> int:
     return x.shape[0] if x.dim() == 3 else 1
 
 
+@_stays_finite
 def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -> Tensor:
     """y of ``mi_kernels::interaction``; shapes as in schema.py."""
     dtype = accumulation_dtype(x.dtype)
@@ -83,6 +112,14 @@ def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Mayb
     return y.to(x.dtype)
 
 
+def packed_forward(
+    x: Tensor, z: Tensor, weight: Tensor, words: Tensor, weight_z: Maybe, weight_x: Maybe, bias: Maybe
+) -> Tensor:
+    """y of ``mi_kernels::interaction_packed``: there is nothing here that ``words`` could serve."""
+    return forward(x, z, weight, weight_z, weight_x, bias)
+
+
+@_stays_finite
 def input_grads(
     grad: Tensor,
     x: Tensor,
@@ -121,6 +158,7 @@ def input_grads(
     return dx.to(x.dtype), dz.to(z.dtype)
 
 
+@_stays_finite
 def weight_grads(
     grad: Tensor,
     x: Tensor,
@@ -139,9 +177,14 @@ def weight_grads(
     )
 
 
+def _part(rows: int) -> int:
+    """Rows of up to 16 parts of the batch: one long chain of additions rounds more than a pairwise sum."""
+    return max(-(-rows // 16), 32)
+
+
 def _sum_over_rows(grad: Tensor, features: Tensor) -> Tensor:
-    """g^T f in up to 16 parts of the batch: one long chain of additions rounds more than a pairwise sum."""
-    step = max(-(-grad.shape[-2] // 16), 64)
+    """g^T f by parts of the batch."""
+    step = _part(grad.shape[-2])
     parts = [grad[..., rows, :].mT @ features[..., rows, :] for rows in _ranges(grad.shape[-2], step)]
     if not parts:
         return grad.mT @ features
@@ -155,6 +198,8 @@ def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
     dw = grad.new_empty((*groups, o, context, width))
     row_step, feature_step = chunks(z.shape[-2], context, width * _groups(x))
     feature_step = min(feature_step, max(CHUNK_ELEMENTS // max(o * width * _groups(x), 1), 1))
+    if dtype == torch.float32:
+        row_step = min(row_step, _part(z.shape[-2]))
     for features in _ranges(context, feature_step):
         shape = (*groups, o, (features.stop - features.start) * width)
         part = grad.new_zeros(shape, dtype=dtype)  # [O, i * X]

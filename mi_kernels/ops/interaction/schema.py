@@ -9,7 +9,8 @@ meets group k of the weights. ``torch.vmap`` folds what it maps over into rows o
     weight_grads   dW = sum_b g z x,  dU = g^T z,  dV = g^T x,  dc = sum_b g
 
 All are partial derivatives of L(g, x, z, W, U, V, c) = sum_b g . y, which is why their own derivatives
-are again these three (docs/mathematics.md). A result that is not wanted comes back with no elements.
+are again these three (docs/mathematics.md). `interaction_packed` is the forward with W packed beforehand
+(packed.py), for inference without groups. A result that is not wanted comes back with no elements.
 """
 
 from mi_kernels.ops.interaction import portable
@@ -18,6 +19,10 @@ from mi_kernels.ops.library import define
 
 def _forward_fake(x, z, weight, weight_z, weight_x, bias):
     return x.new_empty((*x.shape[:-1], portable.out_features(weight, weight_z, weight_x, bias)))
+
+
+def _packed_forward_fake(x, z, weight, words, weight_z, weight_x, bias):
+    return x.new_empty((*x.shape[:-1], weight.shape[-3]))
 
 
 def _input_grads_fake(grad, x, z, weight, weight_z, weight_x, want_x, want_z):
@@ -43,6 +48,13 @@ define(
     "(Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x, Tensor? bias) -> Tensor",
     portable.forward,
     _forward_fake,
+)
+define(
+    "interaction_packed",
+    "(Tensor x, Tensor z, Tensor weight, Tensor words, Tensor? weight_z, Tensor? weight_x, Tensor? bias)"
+    " -> Tensor",
+    portable.packed_forward,
+    _packed_forward_fake,
 )
 define(
     "interaction_input_grads",
