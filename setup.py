@@ -15,6 +15,7 @@ import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -29,11 +30,13 @@ SEARCH_PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PA
 
 def require_build_tools() -> None:
     missing = [module for module in ("torch", "pybind11") if find_spec(module) is None]
+    if int(setuptools.__version__.split(".")[0]) < 77:  # older ones do not read pyproject.toml's license
+        missing.append(f"setuptools>=77 (it found {setuptools.__version__})")
     missing += [program for program in ("cmake", "ninja") if shutil.which(program, path=SEARCH_PATH) is None]
     if missing:
         sys.exit(
             "mi_kernels compiles against the torch it will run with, and this build cannot find "
-            f"{', '.join(missing)}: run `pip install torch ninja cmake pybind11 setuptools`, then "
+            f"{', '.join(missing)}: run `pip install torch ninja cmake pybind11 'setuptools>=77'`, then "
             "`pip install . --no-build-isolation` (or set MI_KERNELS_SKIP_NATIVE=1 to install "
             "without compiled kernels)."
         )

@@ -1,9 +1,11 @@
 """Which implementation runs: the choice of a backend, and the reason where one cannot run."""
 
+import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import torch
 
 NAMES = ("auto", "reference", "portable", "cpu", "triton", "cuda")
 COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_LIBRARY = Path(__file__).parent / "libmi_kernels_cpu.so"
+_PACKAGE = Path(__file__).parent
+_LIBRARY = _PACKAGE / "libmi_kernels_cpu.so"
 
 
 class _Selected(threading.local):
@@ -32,9 +35,26 @@ def _load_cpu_library() -> str | None:
     return None
 
 
+def _importing_level() -> int:
+    """The ``stacklevel`` of the statement that imports this package; import machinery does not count."""
+    frame, level = sys._getframe(1), 1
+    while frame is not None and frame.f_back is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith("<frozen importlib"):
+            if Path(name).parent != _PACKAGE and _PACKAGE not in Path(name).parents:
+                break
+            level += 1
+        frame = frame.f_back
+    return level
+
+
 _cpu_error = _load_cpu_library()
 if _cpu_error is not None:
-    warnings.warn(f"mi_kernels runs on its portable backend: {_cpu_error}", RuntimeWarning, stacklevel=2)
+    warnings.warn(
+        f"mi_kernels runs on its portable backend: {_cpu_error}",
+        RuntimeWarning,
+        stacklevel=_importing_level(),
+    )
 
 
 def cpu_library_error() -> str | None:
@@ -50,14 +70,13 @@ def why_not(name: str) -> str | None:
     if name not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     if name == "cpu":
-        return _cpu_error
+        return _cpu_error or (cpu_isa() or {}).get("error")
     if name in ("triton", "cuda"):
         return f"this version of mi_kernels has no {name} kernels yet"
     return None
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str) -> AbstractContextManager[None]:
     """Run the operations of this thread on one backend inside a ``with`` block.
 
     Args:
@@ -71,6 +90,11 @@ def backend(name: str) -> Iterator[None]:
     reason = why_not(name)
     if reason is not None:
         raise ValueError(f"backend: {name!r} cannot run: {reason}")
+    return _selecting(name)
+
+
+@contextmanager
+def _selecting(name: str) -> Iterator[None]:
     previous, _selected.name = _selected.name, name
     try:
         yield
@@ -105,7 +129,7 @@ def cpu_isa() -> dict | None:
     try:
         text = torch.ops.mi_kernels.cpu_isa()
     except RuntimeError as error:  # MI_KERNELS_CPU_ISA asks for a set that is not there
-        return {"error": str(error)}
+        return {"error": re.sub("^.*?(?=MI_KERNELS_CPU_ISA)", "", str(error).splitlines()[0])}
     fields = [field.split(",") for field in text.split(";")]
     return {"compiled": fields[0], "supported": fields[1], "selected": fields[2][0]}
 

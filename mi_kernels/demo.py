@@ -257,7 +257,6 @@ def plot(runs: tuple[Run, Run], backend: str, path: Path) -> None:
         axes.bar_label(axes.bar(names, bars, color=["C0", "C1"], width=0.5), fmt="%.2f")
         axes.set(title=title, ylabel=label)
         axes.margins(y=0.15)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
@@ -357,7 +356,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PNG",
         help="where the plot goes (default: %(default)s)",
     )
-    parser.add_argument("--steps", type=int, default=400, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=250, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of model and data (default: %(default)s)")
     parser.add_argument(
         "--compile", action="store_true", help="check torch.compile too (needs a C++ compiler)"
@@ -365,6 +364,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.steps < 1:
         parser.error(f"argument --steps: expected at least 1, got {options.steps}")
+    try:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.open("ab").close()
+    except OSError as error:
+        parser.error(
+            f"argument --output: expected a file that can be written, got {options.output} ({error.strerror})"
+        )
     return options
 
 
@@ -379,6 +385,10 @@ def main(argv: Sequence[str]) -> int:
     start = time.perf_counter()
     out = Output()
     backend = backends.choose(torch.empty(0))
+    reason = backends.why_not(backend)
+    if reason is not None:
+        print(f"The demo cannot run: {reason}", file=sys.stderr)
+        return 1
     isa = backends.cpu_isa()
     detail = f" ({isa['selected']})" if backend == "cpu" and isa else ""
     if backend == "portable" and isa is None:

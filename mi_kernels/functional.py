@@ -95,7 +95,10 @@ def explain(
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in _SPELLINGS or not (isinstance(op, str) or op is globals().get(name)):
         raise ValueError(f"explain: op: expected one of {', '.join(_SPELLINGS)}, got {name!r}")
-    bound = inspect.signature(globals()[name]).bind(*arguments, **keywords)
+    try:
+        bound = inspect.signature(globals()[name]).bind(*arguments, **keywords)
+    except TypeError as error:
+        raise TypeError(f"explain: {name}: {error}") from None
     bound.apply_defaults()
     spelling = _SPELLINGS[name]
     x, z, weight, *others = (bound.arguments.get(argument) for argument in spelling.arguments)

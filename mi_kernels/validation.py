@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (
-    torch.float64,
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
+    *FLOATING,
     torch.int64,
     torch.int32,
     torch.int16,
@@ -82,3 +80,18 @@ def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor) -> 
             f"{op}: {names[1]}: expected leading dimensions that broadcast with those of {names[0]}"
             f" {list(x.shape[:-1])}, got {list(z.shape[:-1])}"
         ) from None
+
+
+def check_size(op: str, name: str, size: int) -> None:
+    """A size given as a number is an integer, 0 or more."""
+    if isinstance(size, bool) or not isinstance(size, int | torch.SymInt):
+        raise TypeError(f"{op}: {name}: expected an int, got {type(size).__name__}")
+    if size < 0:
+        raise ValueError(f"{op}: {name}: expected >= 0, got {size}")
+
+
+def check_floating(op: str, dtype: torch.dtype | None) -> None:
+    """A dtype of parameters is None or one that can be trained."""
+    if dtype is not None and dtype not in FLOATING:
+        known = ", ".join(str(known).removeprefix("torch.") for known in FLOATING)
+        raise TypeError(f"{op}: dtype: expected one of {known}, got {dtype}")

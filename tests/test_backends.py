@@ -127,6 +127,7 @@ with warnings.catch_warnings(record=True) as caught:
 about = [w for w in caught if "mi_kernels" in str(w.message)]
 assert len(about) == 1 and issubclass(about[0].category, RuntimeWarning), caught
 assert "portable" in str(about[0].message), about[0].message
+assert about[0].filename == "<string>", about[0].filename
 assert y.eq(15).all() and x.grad.eq(6).all()
 assert "not built" in backends.why_not("cpu")
 try:
@@ -184,3 +185,13 @@ def test_explain_of_zero_sizes(empty, place):
     weight = torch.ones(out, context, width, requires_grad=True)
     plan = mi.explain(mi.interaction, torch.ones(rows, width), torch.ones(rows, context), weight)
     assert plan.operations == 0
+
+
+def test_a_backend_is_checked_when_it_is_named():
+    with pytest.raises(ValueError, match="expected one of .*, got 'foo'"):
+        mi.backend("foo")
+
+
+def test_explain_names_the_operation_in_its_complaints():
+    with pytest.raises(TypeError, match="explain: bilinear: missing a required argument: 'input2'"):
+        mi.explain(mi.bilinear, torch.ones(2, 3))

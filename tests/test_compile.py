@@ -130,6 +130,20 @@ def test_compile_around_a_functional_gradient(place):
     torch.testing.assert_close(compiled(*arguments), gradient(*arguments), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("outer", ["jacfwd", "jacrev"])
+@pytest.mark.parametrize("inner", ["jacfwd", "jacrev"])
+def test_compile_around_second_derivatives(inner, outer, place):
+    x, z, weight, *_ = Sample(ODD).arguments(torch.float64, place.device)
+
+    def loss(x):
+        return mi.interaction(x, z, weight).sin().sum()
+
+    def hessian(x):
+        return getattr(torch.func, outer)(getattr(torch.func, inner)(loss))(x)
+
+    torch.testing.assert_close(torch.compile(hessian, fullgraph=True)(x), hessian(x))
+
+
 def test_compiled_function_inside_a_functional_gradient(place):
     """PyTorch runs such a function eagerly (it refuses fullgraph); the result is the same."""
     arguments = Sample(ODD).arguments(torch.float64, place.device)

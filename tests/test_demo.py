@@ -63,6 +63,13 @@ def test_steps_must_be_positive(capsys):
     assert "--steps: expected at least 1, got 0" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_is_told_before_the_training(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        demo.main(["--output", str(tmp_path / "file" / "x.png")])
+    assert "--output: expected a file that can be written" in capsys.readouterr().err
+
+
 def test_pairs_are_balanced_and_come_from_one_side_of_the_split():
     train, held_out = demo.load_images(0)
     assert len(train.pixels) + len(held_out.pixels) == 1797

@@ -48,12 +48,16 @@ def test_the_formula_itself():
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_layout_changes_no_bit(layout, place):
-    """The same numbers in another layout are the same problem (expanded ones against their own copies)."""
+    """The same numbers in another layout are the same problem (expanded ones against their own copies).
+
+    Of the compiled kernels; PyTorch's matrix product, which the portable path calls, may round differently.
+    """
     arguments = Sample(MIDDLE, layout=layout).arguments(torch.float32, place.device)
     copies = [t.clone(memory_format=torch.contiguous_format) for t in arguments]
     assert [t.stride() for t in arguments] != [t.stride() for t in copies] or layout == "offset"
     y, expected = mi.interaction(*arguments), mi.interaction(*copies)
-    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    tolerance = 0 if place.backend == "cpu" else 1e-5
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("one", range(6), ids=NAMES)

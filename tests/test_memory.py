@@ -5,12 +5,20 @@ import torch
 
 import mi_kernels as mi
 from benchmarks.shapes import FULL
+from mi_kernels import backends
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import Sample, Shape
 
 MIB = 1 << 20
 # In float32 the smallest of B*Z*X, B*O*X and B*O*Z would take 128 MiB; all tensors together take 12 MiB.
 SHAPE = Shape("large", (8192,), 64, 64, 64)
+
+SCRATCH = (
+    Shape("plain", (512,), 64, 64, 64),
+    Shape("one-context", (512,), 64, 64, 64, context_batch=(1,)),
+    Shape("shared-context", (64, 32), 64, 33, 32, context_batch=(64, 1)),
+    Shape("outer", (64, 1), 64, 33, 32, context_batch=(1, 32)),
+)
 
 
 def _bytes(*tensors):
@@ -20,6 +28,21 @@ def _bytes(*tensors):
 def limit(outputs, arguments, threads):
     packed = max(_bytes(t) for t in arguments)
     return outputs + packed + 16 * MIB * threads
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", SCRATCH, ids=lambda shape: shape.name)
+def test_explain_tells_the_scratch_memory(shape, transposed):
+    """To the byte, for the compiled kernels."""
+    x, z, weight, *_ = Sample(shape).arguments(torch.float32)
+    if transposed:
+        weight = weight.mT.contiguous().mT
+    if backends.choose(x) != "cpu":
+        pytest.skip("no compiled kernels")
+    y = mi.interaction(x, z, weight)
+    assert peak_memory(lambda: mi.interaction(x, z, weight)) == (
+        mi.explain(mi.interaction, x, z, weight).scratch + _bytes(y)
+    )
 
 
 @pytest.fixture

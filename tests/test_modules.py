@@ -215,3 +215,20 @@ def test_a_step_of_training_reaches_every_parameter(make):
     assert layer(a, b).square().mean() < loss
     for old, new in zip(before.parameters(), layer.parameters(), strict=True):
         assert not torch.equal(old, new)
+
+
+@pytest.mark.parametrize("size", ["2", 2.5, None, True], ids=repr)
+@pytest.mark.parametrize("place", range(3))
+def test_sizes_are_integers(size, place):
+    sizes = [2, 3, 4]
+    sizes[place] = size
+    name = ("in_features", "context_features", "out_features")[place]
+    message = f"MultiplicativeInteraction: {name}: expected an int, got {type(size).__name__}"
+    with pytest.raises(TypeError, match=message):
+        mi.nn.MultiplicativeInteraction(*sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
+def test_parameters_are_floating(dtype):
+    with pytest.raises(TypeError, match=f"MultiplicativeInteraction: dtype: expected one of .*, got {dtype}"):
+        mi.nn.MultiplicativeInteraction(2, 3, 4, dtype=dtype)

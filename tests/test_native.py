@@ -117,6 +117,17 @@ def test_unknown_instruction_set(isa):
     assert f"got '{isa}'" in run.stderr
 
 
+def test_doctor_tells_that_an_instruction_set_is_not_there():
+    script = (
+        "from mi_kernels import backends, doctor\nprint(doctor.as_text())\nprint(backends.why_not('cpu'))"
+    )
+    run = python(script, MI_KERNELS_CPU_ISA="sse9")
+    assert run.returncode == 0, run.stderr
+    reason = "MI_KERNELS_CPU_ISA: expected one of"
+    assert f"does not run: {reason}" in run.stdout
+    assert run.stdout.splitlines()[-1].startswith(reason)
+
+
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
 
 

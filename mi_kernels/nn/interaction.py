@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_kernels import functional
+from mi_kernels.validation import check_floating, check_size
 
 
 class MultiplicativeInteraction(nn.Module):
@@ -46,6 +47,7 @@ class MultiplicativeInteraction(nn.Module):
     :math:`E|z|^2 = Z`: each term contributes 1/k, and y has variance 1 whatever Z and X are.
 
     Raises:
+        TypeError: a size is no integer, or ``dtype`` is no floating-point dtype.
         ValueError: a size is negative.
         TypeError, ValueError: see :func:`mi_kernels.interaction`.
 
@@ -78,10 +80,8 @@ class MultiplicativeInteraction(nn.Module):
         self.context_features = context_features
         self.out_features = out_features
         for name in self.__constants__:
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"MultiplicativeInteraction: {name}: expected >= 0, got {getattr(self, name)}"
-                )
+            check_size("MultiplicativeInteraction", name, getattr(self, name))
+        check_floating("MultiplicativeInteraction", dtype)
         o, z, x = out_features, context_features, in_features
         shapes = {
             "weight": (o, z, x),

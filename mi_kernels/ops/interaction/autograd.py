@@ -138,8 +138,8 @@ def _nests(jvp: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _primals(ctx: Any) -> tuple[Any, ...]:
-    # All levels of torch.func are level 0 here. `fw.unpack_dual` would ask `fw._current_level`, which a compiled
-    # torch.func.jvp does not set.
+    # All levels of torch.func are level 0 here. `fw.unpack_dual` would ask `fw._current_level`, which a
+    # compiled torch.func.jvp does not set.
     level = max(fw._current_level, 0)
     return tuple(
         None if tensor is None else torch._VF._unpack_dual(tensor, level=level)[0]  # type: ignore[attr-defined]

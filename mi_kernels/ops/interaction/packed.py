@@ -22,7 +22,7 @@ class _Packed(NamedTuple):
 
 
 class PackedWeight:
-    """A weight and its packed copy: :func:`mi_kernels.pack` makes it, ``interaction`` and ``bilinear`` take it.
+    """A weight and its packed copy, made by :func:`mi_kernels.pack` for ``interaction`` and ``bilinear``.
 
     Attributes:
         weight: the tensor that was packed. Whatever the packed copy cannot serve runs on this one.

@@ -4,8 +4,9 @@ The plan of the compiled kernels is made where it is used, in ``csrc/cpu/plan.cp
 it and says it in words. It is a pure function of shapes, dtype, instruction set and wanted gradients.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,7 +40,9 @@ class Plan:
         algorithm: the form chosen by the planner.
         operations: multiplications and additions of the contraction.
         bytes: inputs read once and results written once.
-        scratch: bytes allocated beyond the results at the present number of threads; None if not known.
+        scratch: bytes allocated beyond the results at the present number of threads, copies of broadcast
+            inputs included (these live until the backward pass); of the portable backend its largest chunk
+            alone, and None if not known.
         why: the reason, in one sentence.
         backward: the plans of the gradients that the arguments ask for.
     """
@@ -77,7 +80,32 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
     if any(wanted[2:]):
         backward.append(_step("weight_grads", backend, shape, x.dtype, tuple(wanted[2:]), wanted))
     forward = _step("forward", backend, shape, x.dtype, present, wanted)
-    return Plan(**{**vars(forward), "backward": tuple(backward)})
+    if forward.scratch is not None:
+        weight_copy = _weight_copy(backend, weights[0])
+        rows = sum(_broadcast_copy(tensor, shape.lead) for tensor in (x, z))
+        forward = replace(forward, scratch=forward.scratch + rows + weight_copy)
+        backward = [
+            replace(step, scratch=(step.scratch or 0) + weight_copy) if step.op == "input_grads" else step
+            for step in backward
+        ]
+    return replace(forward, backward=tuple(backward))
+
+
+def _broadcast_copy(tensor: Tensor, lead: torch.Size) -> int:
+    """Bytes of the copy that spreads x or z over all rows, where no view can."""
+    expanded = tensor.expand(*lead, tensor.shape[-1])
+    try:
+        expanded.view(math.prod(lead), tensor.shape[-1])
+    except RuntimeError:
+        return expanded.numel() * expanded.element_size()
+    return 0
+
+
+def _weight_copy(backend: str, weight: Tensor | None) -> int:
+    """Bytes of the contiguous copy of W that the compiled kernels make of another layout."""
+    if backend != "cpu" or weight is None or weight.is_contiguous():
+        return 0
+    return weight.numel() * weight.element_size()
 
 
 def _step(

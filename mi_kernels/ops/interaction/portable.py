@@ -79,10 +79,10 @@ def _ranges(total: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
-def _khatri_rao(z: Tensor, x: Tensor) -> Tensor:
+def _operand(z: Tensor, x: Tensor) -> Tensor:
     # [..., B, I], [..., B, X] -> [..., B, I * X]. Of transposed inputs the product would come out transposed,
-    # and the matrix product of such an operand rounds more.
-    return (z.contiguous().unsqueeze(-1) * x.contiguous().unsqueeze(-2)).flatten(-2)
+    # and the matrix product of such an operand rounds more. Callers keep no name for it: two would be alive.
+    return (_wide(z).contiguous().unsqueeze(-1) * _wide(x).contiguous().unsqueeze(-2)).flatten(-2)
 
 
 def _groups(x: Tensor) -> int:
@@ -101,8 +101,10 @@ def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Mayb
             feature_step = min(feature_step, max(-(-z.shape[-1] // 16), -(-256 // max(x.shape[-1], 1))))
         for rows in _ranges(z.shape[-2], row_step):
             for features in _ranges(z.shape[-1], feature_step):
-                operand = _khatri_rao(_wide(z[..., rows, features]), _wide(x[..., rows, :]))
-                y[..., rows, :] += (operand @ _wide(weight[..., features, :]).flatten(-2).mT).to(dtype)
+                part = weight[..., features, :]
+                y[..., rows, :] += (
+                    _operand(z[..., rows, features], x[..., rows, :]) @ _wide(part).flatten(-2).mT
+                ).to(dtype)
     if weight_z is not None:
         y += (z @ weight_z.mT).to(dtype)
     if weight_x is not None:
@@ -204,7 +206,8 @@ def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
         shape = (*groups, o, (features.stop - features.start) * width)
         part = grad.new_zeros(shape, dtype=dtype)  # [O, i * X]
         for rows in _ranges(z.shape[-2], row_step):
-            operand = _khatri_rao(_wide(z[..., rows, features]), _wide(x[..., rows, :]))
-            part += (_wide(grad[..., rows, :]).mT @ operand).to(dtype)
+            part += (_wide(grad[..., rows, :]).mT @ _operand(z[..., rows, features], x[..., rows, :])).to(
+                dtype
+            )
         dw[..., features, :] = part.unflatten(-1, (-1, width)) if width else 0
     return dw

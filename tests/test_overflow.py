@@ -1,0 +1,63 @@
+"""Finite results of finite inputs stay finite, though products on the way leave the range of the dtype."""
+
+import pytest
+import torch
+
+import mi_kernels as mi
+
+DTYPES = (torch.float32, torch.bfloat16)
+# (x, z, W, g): z x overflows; W x overflows; g z overflows; g W overflows. Zeros meet each of them.
+MAGNITUDES = (
+    (1e20, 1e20, 1e-35, 1e5),
+    (1e25, 1e-25, 1e15, 1.0),
+    (1e-25, 1e20, 1.0, 1e22),
+    (1e-15, 1e-15, 1e20, 1e22),
+)
+
+
+def _arguments(rows, magnitudes, dtype, device):
+    generator = torch.Generator().manual_seed(rows)
+
+    def draw(size, *shape):
+        # No sum of 12 such products can vanish, and every other one is zero.
+        values = size * (1 + torch.rand(shape, generator=generator, dtype=torch.float64))
+        values[..., ::2] = 0
+        return values.to(dtype).to(device)
+
+    x, z, weight, grad = magnitudes
+    return draw(x, rows, 8), draw(z, rows, 6), draw(weight, 5, 6, 8), draw(grad, rows, 5)
+
+
+def _check(result, exact):
+    assert result.isfinite().equal(exact.to(result.dtype).isfinite())
+    # bfloat16 rounds z x too, where that is what the product is made of.
+    tolerance = 1e-5 if result.dtype == torch.float32 else 2e-2
+    keep = result.isfinite()
+    torch.testing.assert_close(result[keep].double(), exact[keep], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 40, 300])
+@pytest.mark.parametrize("magnitudes", MAGNITUDES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_and_gradients(dtype, magnitudes, rows, place):
+    x, z, weight, grad = _arguments(rows, magnitudes, dtype, place.device)
+    leaves = [t.requires_grad_() for t in (x, z, weight)]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    y = mi.interaction(*leaves)
+    with mi.backend("reference"):
+        exact_y = mi.interaction(*exact)
+        wanted = torch.autograd.grad(exact_y, exact, grad.double())
+    _check(y.detach(), exact_y.detach())
+    for ours, theirs in zip(torch.autograd.grad(y, leaves, grad), wanted, strict=True):
+        _check(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_other_rows_keep_their_bits(dtype, place):
+    x, z, weight, _ = _arguments(40, (1.0, 1.0, 1.0, 1.0), dtype, place.device)
+    y = mi.interaction(x, z, weight)
+    x[7], z[7] = 1e30, 1e30
+    changed = mi.interaction(x, z, weight)
+    assert not changed[7].isfinite().all()
+    keep = [row for row in range(40) if row != 7]
+    assert torch.equal(changed[keep], y[keep])
