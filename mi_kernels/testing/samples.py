@@ -162,6 +162,8 @@ BROADCAST = (
     Shape("outer", (4, 1), 3, 5, 7, context_batch=(1, 6)),
     Shape("shared-context", (3, 8), 5, 6, 4, context_batch=(3, 1)),
     Shape("more-dims", (3, 1, 2), 4, 3, 5, context_batch=(5, 1)),
+    Shape("long-sequences", (16, 19), 64, 16, 3, context_batch=(16, 1)),
+    Shape("one-sequence", (6, 16), 8, 5, 64, context_batch=(16,)),
 )
 EMPTY = (
     Shape("no-rows", (0,), 3, 4, 5),
