@@ -67,19 +67,6 @@ MI_INLINE typename Mul::Word make_word(typename Mul::Acc first, typename Mul::Ac
   }
 }
 
-// The same for N neighbours along the rows or lanes.
-template <class Mul, int N>
-MI_INLINE Vec<typename Mul::Word, N> make_words(const Vec<typename Mul::Acc, N>& first,
-                                                const Vec<typename Mul::Acc, N>& second) {
-  if constexpr (Mul::pair == 1) {
-    return first;
-  } else {
-    const auto low = __builtin_convertvector(round_lanes_to_bf16<N>(first), Vec<uint32_t, N>);
-    const auto high = __builtin_convertvector(round_lanes_to_bf16<N>(second), Vec<uint32_t, N>);
-    return low | high << 16;
-  }
-}
-
 // N words along the rows or lanes: `first` and, for pairs, `second` are the storage of two neighbours in K.
 template <class Mul, int N, class S>
 MI_INLINE Vec<typename Mul::Word, N> load_across(const S* first, const S* second) {
@@ -282,8 +269,10 @@ void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t dept
         continue;
       }
     }
-    rows.pack_rows(m, end, k0, depth, buffer);
-    visit(PackedRows<Mul>{buffer}, m, end, false);
+    if constexpr (requires { rows.pack_rows(m, end, k0, depth, buffer); }) {
+      rows.pack_rows(m, end, k0, depth, buffer);
+      visit(PackedRows<Mul>{buffer}, m, end, false);
+    }
     m = end;
   }
 }

@@ -34,7 +34,16 @@ template <class Acc, class Out>
 void sum_splits(const Execution& execution, const Acc* partials, int64_t splits, int64_t count, Out* out) {
   constexpr int64_t kChunk = 4096;
   run_tasks(execution, ceil_div(count, kChunk), [=](int64_t chunk, int64_t) {
-    for (int64_t e = chunk * kChunk; e < min(count, (chunk + 1) * kChunk); ++e) {
+    using V = Vec<Acc>;
+    constexpr int L = Simd<Acc>::lanes;
+    const int64_t end = min(count, (chunk + 1) * kChunk);
+    int64_t e = chunk * kChunk;
+    for (; e + L <= end; e += L) {
+      V sum = load<V>(partials + e);
+      for (int64_t s = 1; s < splits; ++s) sum += load<V>(partials + s * count + e);
+      store_acc<L>(out + e, sum);
+    }
+    for (; e < end; ++e) {
       Acc sum = partials[e];
       for (int64_t s = 1; s < splits; ++s) sum += partials[s * count + e];
       from_acc(sum, out[e]);

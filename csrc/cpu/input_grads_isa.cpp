@@ -80,13 +80,18 @@ class InputGrads {
                const ReduceBoth<Mul>& both) const {
     // Row (i, j) along o: neighbours in j are neighbours in memory, so packing copies whole vectors.
     const View<S> view{weight(b.group, o0) + context.begin * p.width + width.begin, 1, p.context * p.width};
-    if (width.size == p.width) {
+    if (width.size == p.width && p.width <= kRowBlock) {
       contract<Mul>(MatrixRows<Mul, S>{view}, 0, context.size * width.size, 0, depth, lanes, b.vectors, buffer, both);
       return;
     }
-    for (int64_t i = 0; i < context.size; ++i)
-      contract<Mul>(MatrixRows<Mul, S>{view.at(i * p.width, 0)}, 0, width.size, 0, depth, lanes, b.vectors, buffer,
-                    Shifted<ReduceBoth<Mul>>{both, i * width.size});
+    // One stretch of the width for all of the context: its planes stay in the cache, whatever X is.
+    const int64_t stretches = max(ceil_div(width.size, kRowBlock), 1);
+    const int64_t step = ceil_div(ceil_div(width.size, stretches), kRows) * kRows;
+    for (int64_t j = 0; j < width.size; j += step) {
+      for (int64_t i = 0; i < context.size; ++i)
+        contract<Mul>(MatrixRows<Mul, S>{view.at(i * p.width + j, 0)}, 0, min(step, width.size - j), 0, depth, lanes,
+                      b.vectors, buffer, Shifted<ReduceBoth<Mul>>{both, i * width.size + j});
+    }
   }
 
   void separate(const Block& b, int64_t split, Arena& arena) const {

@@ -15,6 +15,7 @@
 #include "../checks.h"
 #include "isa.h"
 #include "overflow.h"
+#include "pages.h"
 
 namespace mi_kernels {
 namespace {
@@ -97,7 +98,9 @@ void check_weights(const char* op, const Tensor& x, const Activations& a, const 
 
 Tensor empty_like(const Tensor& like, const Activations& a, std::vector<int64_t> sizes) {
   if (a.grouped) sizes.insert(sizes.begin(), a.problem.groups);
-  return torch::stable::new_empty(like, sizes);
+  Tensor result = torch::stable::new_empty(like, sizes);
+  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * int64_t(result.element_size()));
+  return result;
 }
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }

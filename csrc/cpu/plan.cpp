@@ -21,14 +21,19 @@ Order choose_order(const Problem& p) {
 // and tiles of outputs that are mostly empty earlier still.
 int64_t stream_rows(const Problem& p, int64_t most, const Machine& m) { return min(m.pair == 1 ? most : most - 2, p.out); }
 
-RegionPlan plan_region(int64_t groups, int64_t rows, int64_t lanes, int64_t batch, const Machine& m) {
+RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t lanes, int64_t batch, const Machine& m) {
   RegionPlan r{};
+  const int64_t rows = outputs * extent;
+  r.outputs = outputs, r.extent = extent;
   r.operations = 2 * groups * rows * lanes * batch;
   const int64_t vectors = ceil_div(lanes, m.lanes);
-  r.vectors = max(ceil_div(vectors, max(ceil_div(vectors, kMaxBlockVectors), 1)), 1);
+  r.vectors = max(ceil_div(vectors, max(ceil_div(vectors, kMaxRegionVectors), 1)), 1);
   r.lane_blocks = ceil_div(vectors, r.vectors);
-  r.row_step = min(rows, 2 * kPackedRows);
-  r.row_blocks = r.row_step ? ceil_div(rows, r.row_step) : 0;
+  r.feature_step = max(ceil_div(extent, max(ceil_div(extent, kRegionRows), 1)), 1);
+  r.feature_blocks = ceil_div(extent, r.feature_step);
+  r.out_step = max(min(kRegionRows / r.feature_step, outputs), 1);
+  r.row_step = r.out_step * r.feature_step;
+  r.row_blocks = ceil_div(outputs, r.out_step) * r.feature_blocks;
   const int64_t regions = groups * r.row_blocks * r.lane_blocks;
   const int64_t result_bytes = max(groups * rows * lanes * m.acc_bytes, 1);
   r.batch_splits = min(splits(kPartialTasks, regions, r.operations, ceil_div(batch, 64)), max(kPartialBytes / result_bytes, 1));
@@ -43,6 +48,8 @@ RegionPlan plan_region(int64_t groups, int64_t rows, int64_t lanes, int64_t batc
   r.worker_bytes = packed_rows_bytes(r.depth, m) +
                    round_up(ceil_div(r.depth, m.pair) * plane * m.word_bytes, kAlign) +
                    round_up(r.row_step * plane * m.acc_bytes, kAlign);
+  const int64_t padded = round_up(r.depth, m.lanes * m.pair);  // of the transposed factors of the rows
+  r.worker_bytes += round_up((r.out_step + r.feature_step) * padded * m.acc_bytes, kAlign) + kAlign;
   r.partial_bytes = r.batch_splits > 1 ? r.batch_splits * result_bytes : 0;
   return r;
 }
@@ -116,8 +123,12 @@ namespace {
 // One product makes T for both gradients: tasks are ranges of the context and of the width.
 void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool want_x, bool want_z) {
   d.depth = min(p.out, kDepthWords * m.pair);
-  const int64_t vector_bytes = m.lanes * m.acc_bytes, vectors = ceil_div(p.rows, m.lanes);
-  d.vectors = max(block_vectors(vectors, (2 * (p.context + p.width) + d.depth) * vector_bytes), 1);
+  const int64_t vectors = ceil_div(p.rows, m.lanes);
+  // In the cache lie the planes of one stretch of the width and the packed gradients; the others pass by.
+  const int64_t cached = 2 * min(p.width, kPackedRows) * m.acc_bytes + ceil_div(d.depth, m.pair) * m.word_bytes;
+  const int64_t kept = 2 * (p.context + p.width) * m.acc_bytes * kBlockBytes / kScratchBytes;
+  // Each block of lanes packs the whole of W again.
+  d.vectors = max(block_vectors(vectors, max(cached, kept) * m.lanes, 2 * kMaxBlockVectors), 1);
   d.lane_blocks = ceil_div(vectors, d.vectors);
   const int64_t blocks = p.groups * d.lane_blocks, row_bytes = max(p.groups * p.rows * m.acc_bytes, 1);
   // dz needs no partial sums where the context is split, dx none where the width is.
@@ -140,8 +151,11 @@ void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool w
 // A product for each gradient: tasks are ranges of the outputs.
 void plan_separate(InputGradsPlan& d, const Problem& p, const Machine& m) {
   d.depth = min(max(max(p.context, p.width), p.out), kDepthWords * m.pair);
-  const int64_t vector_bytes = m.lanes * m.acc_bytes, vectors = ceil_div(p.rows, m.lanes);
-  d.vectors = max(block_vectors(vectors, (2 * (p.context + p.width) + p.out) * vector_bytes), 1);
+  const int64_t vectors = ceil_div(p.rows, m.lanes);
+  // The two products take turns: in the cache lie the packed operand and the planes of the result of one of them.
+  const int64_t cached = ceil_div(max(p.width, p.context), m.pair) * m.word_bytes + max(p.context, p.width) * m.acc_bytes;
+  const int64_t kept = 2 * (p.context + p.width) * m.acc_bytes * kBlockBytes / kScratchBytes;
+  d.vectors = max(block_vectors(vectors, max(cached, kept) * m.lanes), 1);
   d.lane_blocks = ceil_div(vectors, d.vectors);
   const int64_t blocks = p.groups * d.lane_blocks;
   const int64_t split_bytes = max(p.groups * p.rows * (p.context + p.width) * m.acc_bytes, 1);
@@ -189,7 +203,9 @@ InputGradsPlan plan_input_grads(const Problem& p, const Machine& m, bool weight,
   // epilogue weighs as much as kEpilogueOutputs outputs. A few rows are bound by reading W.
   constexpr int64_t kEpilogueOutputs = 8;
   d.form = weight && p.out < kEpilogueOutputs ? InputForm::separate : InputForm::together;
-  if (weight && p.rows <= stream_rows(p, kInputStreamRows, m) && p.context * p.width >= 4 * m.lanes && p.width * p.rows <= (1 << 18))
+  const bool uncached = p.out * p.context * p.width * m.word_bytes / m.pair >= kUncachedBytes;
+  const int64_t streamed = uncached ? min(kInputStreamRowsUncached, p.out) : stream_rows(p, kInputStreamRows, m);
+  if (weight && p.rows <= streamed && p.context * p.width >= 4 * m.lanes && p.width * p.rows <= (1 << 18))
     d.form = InputForm::stream;
   d.operations = 2 * p.groups * p.rows * p.out * (weight ? p.context * p.width : p.context + p.width);
   if (d.form == InputForm::stream)
@@ -209,10 +225,10 @@ WeightGradsPlan plan_weight_grads(const Problem& p, const Machine& m, const Mach
   WeightGradsPlan w{};
   w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
   const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;
-  w.weight = plan_region(p.groups, p.out * outer, lanes, p.rows, m);
-  w.weight_z = plan_region(p.groups, p.out, p.context, p.rows, sums);
-  w.weight_x = plan_region(p.groups, p.out, p.width, p.rows, sums);
-  w.bias = plan_region(p.groups, 1, p.out, p.rows, sums);
+  w.weight = plan_region(p.groups, p.out, outer, lanes, p.rows, m);
+  w.weight_z = plan_region(p.groups, p.out, 1, p.context, p.rows, sums);
+  w.weight_x = plan_region(p.groups, p.out, 1, p.width, p.rows, sums);
+  w.bias = plan_region(p.groups, 1, 1, p.out, p.rows, sums);
   const RegionPlan* regions[4] = {&w.weight, &w.weight_z, &w.weight_x, &w.bias};
   for (int t = 0; t < 4; ++t) {
     if (!want[t]) continue;

@@ -34,16 +34,23 @@ inline constexpr int64_t kTaskOperations = 1 << 19;
 // Cache that the planes of one block of lanes may fill: about half of a common L2.
 inline constexpr int64_t kBlockBytes = 512 << 10;
 inline constexpr int64_t kMaxBlockVectors = 12;
+// Memory that the planes of one block of lanes may take where the cache needs to hold only a part of them.
+inline constexpr int64_t kScratchBytes = 8 << 20;
 // Words along K packed at a time; with kRowBlock rows of them a packed row block is 128 KiB.
 inline constexpr int64_t kDepthWords = 256;
 inline constexpr int64_t kPackedRows = 128;
+// Rows and vectors of lanes of one task of a weight gradient: the more of them, the less is generated and packed twice.
+inline constexpr int64_t kRegionRows = 2 * kPackedRows;
+inline constexpr int64_t kMaxRegionVectors = 16;
 // Partial sums over all splits stay below this.
 inline constexpr int64_t kPartialBytes = 8 << 20;
 
-// Vectors of lanes in a block whose planes take `plane_bytes` for each vector, evened out over the blocks.
-constexpr int64_t block_vectors(int64_t vectors, int64_t plane_bytes) {
-  const int64_t most = max(min(kBlockBytes / max(plane_bytes, 1), kMaxBlockVectors), 1);
-  return ceil_div(vectors, max(ceil_div(vectors, most), 1));
+// Vectors of lanes in a block whose planes take `plane_bytes` for each vector, evened out over the blocks. A few
+// blocks are made an even number and more of them a multiple of four, for workers to share.
+constexpr int64_t block_vectors(int64_t vectors, int64_t plane_bytes, int64_t limit = kMaxBlockVectors) {
+  const int64_t most = max(min(kBlockBytes / max(plane_bytes, 1), limit), 1);
+  const int64_t blocks = max(ceil_div(vectors, most), 1);
+  return ceil_div(vectors, round_up(blocks, blocks > 4 ? 4 : blocks > 2 ? 2 : 1));
 }
 
 // How many parts to cut `extent` into for `aim` tasks, given the tasks there are without it.
@@ -76,8 +83,10 @@ struct ForwardPlan {
 // T(i, j) = sum_o g[o] W[o, i, j] at a time, with W read once, in runs as long as the stretch.
 enum class InputForm : int { together, separate, stream };
 
-// Rows that the stream takes at most, and outputs and rows i of T that it adds up one by one.
-inline constexpr int64_t kInputStreamRows = 8;
+// Rows that the stream takes at most, for a W that lies in the cache and for one of more bytes than that, and outputs
+// and rows i of T that it adds up one by one.
+inline constexpr int64_t kInputStreamRows = 8, kInputStreamRowsUncached = 16;
+inline constexpr int64_t kUncachedBytes = 4 << 20;
 inline constexpr int64_t kStreamOutputs = 32;
 inline constexpr int64_t kStreamContext = 64;
 
@@ -91,8 +100,10 @@ struct InputGradsPlan {
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };
 
-// One weight gradient: rows x lanes of the result, summed over the batch.
+// One weight gradient: rows (output, feature) x lanes of the result, summed over the batch.
 struct RegionPlan {
+  int64_t outputs, extent;                                          // all rows
+  int64_t out_step, feature_step, feature_blocks;                   // those of a task
   int64_t row_step, row_blocks, vectors, lane_blocks, batch_step, batch_splits, depth;
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };

@@ -17,8 +17,24 @@ struct MatrixRows {
   void pack_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Word* out) const {
     const int64_t words = ceil_div(depth, Mul::pair), whole = view.w_stride == 1 ? depth / Mul::pair : 0;
     const int64_t full = m0 + (m1 - m0) / kRows * kRows;
-    // Neighbouring rows are neighbours in memory: every K visits the whole block, a few lines in a run.
-    for (int64_t k = 0; k < whole; ++k) {
+    // Neighbouring rows are neighbours in memory: every K visits the whole block, a few lines in a run, too few for
+    // the hardware to run ahead. Two words along K at a time: with kRows of each a whole line is written.
+    constexpr int64_t kAhead = 8, kLine = 64 / int64_t(sizeof(S));
+    int64_t k = 0;
+    for (; k + 2 <= whole; k += 2) {
+      const S* a = &view(m0, k0 + k * Mul::pair);
+      const S* ahead = a + kAhead * Mul::pair * view.k_stride;
+      for (int64_t r = 0; k + kAhead + 2 <= whole && r < 2 * Mul::pair; ++r)
+        for (int64_t m = 0; m < full - m0; m += kLine) __builtin_prefetch(ahead + r * view.k_stride + m);
+      const S* b = a + Mul::pair * view.k_stride;
+      const int64_t next = Mul::pair == 1 ? 0 : view.k_stride;
+      for (int64_t m = 0; m < full - m0; m += kRows) {
+        auto* line = out + m * words + k * kRows;
+        store(line, load_across<Mul, kRows>(a + m, a + m + next));
+        store(line + kRows, load_across<Mul, kRows>(b + m, b + m + next));
+      }
+    }
+    for (; k < whole; ++k) {
       const S* first = &view(m0, k0 + k * Mul::pair);
       const S* second = Mul::pair == 1 ? first : first + view.k_stride;
       for (int64_t m = 0; m < full - m0; m += kRows)
@@ -82,54 +98,37 @@ struct WeightRows {
   }
 };
 
-// Rows (o, f) = g[b, o] * factor[b, f] along the batch, made a tile at a time.
-template <class Mul, class S>
+// Rows (o, f) = g[o, b] * factor[f, b] along the batch, of operands that were transposed so that b is contiguous.
+template <class Mul>
 struct ProductRows {
   using Acc = typename Mul::Acc;
-  static constexpr bool direct = false, copies = false;
-  View<S> grad, factor;  // w along features, k along the batch
-  int64_t extent;
+  using Elem = typename Mul::Elem;
+  static constexpr bool direct = false, copies = true;
+  const Acc *grad, *factor;  // [o][stride], [f][stride], zeros from the last row of the batch to the stride
+  int64_t stride, extent;
 
-  void pack_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Word* out) const {
-    const int64_t words = ceil_div(depth, Mul::pair);
-    for (int64_t m = m0; m < m1; m += kRows) {
-      const int64_t o = m / extent, f = m - o * extent;
-      if (m + kRows <= m1 && f + kRows <= extent && factor.w_stride == 1)
-        pack_whole(o, f, k0, depth, out + (m - m0) * words);
-      else
-        pack_any(o, f, min(m1 - m, kRows), k0, depth, out + (m - m0) * words);
-    }
+  // Elements from one feature to the next, for vectors and for pairs.
+  static constexpr int64_t padded(int64_t batch) {
+    constexpr int64_t whole = Simd<Acc>::lanes * Mul::pair;
+    return ceil_div(batch, whole) * whole;
   }
-
- private:
-  // kRows features of one output: vectors of the factor times one gradient.
-  void pack_whole(int64_t o, int64_t f, int64_t k0, int64_t depth, typename Mul::Word* out) const {
-    const int64_t words = ceil_div(depth, Mul::pair);
-    const S *g = &grad(o, k0), *values = &factor(f, k0);
-    for (int64_t k = 0; k < words; ++k) {
-      const int64_t first = k * Mul::pair, second = min(first + Mul::pair - 1, depth - 1);
-      const Acc g_first = to_acc(g[first * grad.k_stride]);
-      const Acc g_second = first + Mul::pair <= depth ? to_acc(g[second * grad.k_stride]) : Acc(0);
-      const auto low = g_first * load_acc<kRows>(values + first * factor.k_stride);
-      auto high = low;
-      if (Mul::pair == 2) high = g_second * load_acc<kRows>(values + second * factor.k_stride);
-      if (first + Mul::pair > depth) high = Vec<Acc, kRows>{};
-      store(out + k * kRows, make_words<Mul, kRows>(low, high));
-    }
-  }
-  Acc value(int64_t o, int64_t f, int64_t k) const { return to_acc(grad(o, k)) * to_acc(factor(f, k)); }
-  void pack_any(int64_t o, int64_t f, int64_t valid, int64_t k0, int64_t depth, typename Mul::Word* out) const {
-    for (int64_t r = 0; r < kRows; ++r) {
-      for (int64_t k = 0; k * Mul::pair < depth; ++k) {
-        const int64_t first = k * Mul::pair;
-        typename Mul::Word word{};
-        if (r < valid)
-          word = make_word<Mul>(value(o, f, k0 + first),
-                                Mul::pair == 2 && first + 1 < depth ? value(o, f, k0 + first + 1) : 0);
-        out[k * kRows + r] = word;
+  bool copy_allowed() const { return true; }
+  void copy_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, Elem* out, int64_t out_stride) const {
+    constexpr int L = Simd<Acc>::lanes;
+    int64_t o = m0 / extent, f = m0 - o * extent;
+    for (int64_t m = m0; m < m1; ++m, out += out_stride) {
+      const Acc *g = grad + o * stride + k0, *values = factor + f * stride + k0;
+      const auto product = [&](int64_t k) { return load_acc<L>(g + k) * load_acc<L>(values + k); };
+      int64_t k = 0;
+      for (; k + L <= out_stride; k += L) store_acc<L>(out + k, product(k));
+      if (k < out_stride) {
+        Elem last[L];
+        store_acc<L>(last, product(k));
+        __builtin_memcpy(out + k, last, size_t(out_stride - k) * sizeof(Elem));
       }
       if (++f == extent) f = 0, ++o;
     }
+    (void)depth;  // the rows are zero up to the stride
   }
 };
 

@@ -143,6 +143,10 @@ MI_INLINE Vec<float, N> load_acc(const Half* p) {
 
 template <int N>
 MI_INLINE Vec<uint16_t, N> round_lanes_to_bf16(const Vec<float, N>& value) {
+#if defined(__AVX512BF16__)
+  // Takes subnormal numbers for zero, as the multiplication of this instruction set does.
+  if constexpr (N == 16) return bit_cast<Vec<uint16_t, N>>(_mm512_cvtneps_pbh(bit_cast<__m512>(value)));
+#endif
   const auto bits = bit_cast<Vec<uint32_t, N>>(value);
   const auto rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const auto quiet = bits >> 16 | 0x40u;

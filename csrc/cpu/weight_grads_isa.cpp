@@ -20,6 +20,10 @@ class WeightGrads {
   struct Layout {
     int64_t extent, out, feature, lane;
   };
+  // Rows of one task: all pairs of these outputs and features; and the stretch of the batch that is summed.
+  struct Block {
+    int64_t group, o0, outputs, f0, features, b0, depth;
+  };
 
  public:
   WeightGrads(const WeightGradsCall& c, const WeightGradsPlan& w, const Execution& e)
@@ -30,19 +34,20 @@ class WeightGrads {
     const int64_t zx = p.context * p.width;
     if (call.weight.data) {
       const Operand &factor = swap ? call.x : call.z, &lanes = swap ? call.z : call.x;
-      const int64_t extent = swap ? p.width : p.context;
-      const Layout layout{extent, zx, swap ? 1 : p.width, swap ? p.width : 1};
-      region<Mul>(plan.weight, p.out * extent, lanes, swap ? p.context : p.width, call.weight, p.out * zx, layout,
-             [&](int64_t g) { return ProductRows<Mul, S>{along_batch(call.grad, g), along_batch(factor, g), extent}; });
+      const Layout layout{swap ? p.width : p.context, zx, swap ? 1 : p.width, swap ? p.width : 1};
+      region<Mul>(plan.weight, lanes, swap ? p.context : p.width, call.weight, p.out * zx, layout,
+                  [&](const Block& b, Arena& arena) { return products(b, factor, arena); });
     }
+    const auto grads = [&](const Block& b, Arena&) {
+      return MatrixRows<SumMul, S>{along_batch(call.grad, b.group).at(b.o0, b.b0)};
+    };
     if (call.weight_z.data)
-      region<SumMul>(plan.weight_z, p.out, call.z, p.context, call.weight_z, p.out * p.context, {1, p.context, 0, 1},
-             [&](int64_t g) { return MatrixRows<SumMul, S>{along_batch(call.grad, g)}; });
+      region<SumMul>(plan.weight_z, call.z, p.context, call.weight_z, p.out * p.context, {1, p.context, 0, 1}, grads);
     if (call.weight_x.data)
-      region<SumMul>(plan.weight_x, p.out, call.x, p.width, call.weight_x, p.out * p.width, {1, p.width, 0, 1},
-             [&](int64_t g) { return MatrixRows<SumMul, S>{along_batch(call.grad, g)}; });
+      region<SumMul>(plan.weight_x, call.x, p.width, call.weight_x, p.out * p.width, {1, p.width, 0, 1}, grads);
     if (call.bias.data)
-      region<SumMul>(plan.bias, 1, call.grad, p.out, call.bias, p.out, {1, 0, 0, 1}, [](int64_t) { return OneRow<SumMul>{}; });
+      region<SumMul>(plan.bias, call.grad, p.out, call.bias, p.out, {1, 0, 0, 1},
+                     [](const Block&, Arena&) { return OneRow<SumMul>{}; });
   }
 
  private:
@@ -50,49 +55,62 @@ class WeightGrads {
     return {static_cast<const S*>(t.data) + group * t.group, t.col, t.row};
   }
 
+  // Both factors with the batch contiguous, so that a generated row is a product of two vectors.
+  ProductRows<Mul> products(const Block& b, const Operand& factor, Arena& arena) const {
+    const int64_t stride = ProductRows<Mul>::padded(b.depth);
+    auto* grad = arena.take<typename Mul::Acc>(b.outputs * stride);
+    auto* values = arena.take<typename Mul::Acc>(b.features * stride);
+    using Plain = typename AccMul<Mul>::type;
+    pack<Plain>(rows_view<S>(call.grad, b.group).at(b.b0, b.o0), b.depth, stride, b.outputs, grad);
+    pack<Plain>(rows_view<S>(factor, b.group).at(b.b0, b.f0), b.depth, stride, b.features, values);
+    return {grad, values, stride, b.features};
+  }
+
   // result[m, l] = sum_b rows(m, b) * lanes(l, b), cut into regions that are accumulated in scratch.
   template <class M, class MakeRows>
-  void region(const RegionPlan& r, int64_t rows, const Operand& lanes, int64_t lane_count, const Result& result,
-              int64_t group_size, Layout layout, const MakeRows& make_rows) const {
+  void region(const RegionPlan& r, const Operand& lanes, int64_t lane_count, const Result& result, int64_t group_size,
+              const Layout& whole, const MakeRows& make_rows) const {
     using Word = typename M::Word;
     using Acc = typename M::Acc;
     constexpr int L = Simd<Acc>::lanes;
     run_tasks(execution, r.tasks, [&](int64_t t, int64_t worker) {
       const int64_t split = t % r.batch_splits, block = t / r.batch_splits;
       const int64_t l0 = block % r.lane_blocks * r.vectors * L, row_task = block / r.lane_blocks;
-      const int64_t m0 = row_task % r.row_blocks * r.row_step, group = row_task / r.row_blocks;
-      const int64_t m1 = min(m0 + r.row_step, rows), width = min(r.vectors * L, lane_count - l0);
+      const int64_t row_block = row_task % r.row_blocks;
+      Block b{};
+      b.group = row_task / r.row_blocks;
+      b.o0 = row_block / r.feature_blocks * r.out_step, b.outputs = min(r.out_step, r.outputs - b.o0);
+      b.f0 = row_block % r.feature_blocks * r.feature_step, b.features = min(r.feature_step, r.extent - b.f0);
+      const int64_t rows = b.outputs * b.features, width = min(r.vectors * L, lane_count - l0);
       const int64_t vectors = ceil_div(width, L);
       Arena arena{execution.scratch + worker * plan.worker_bytes};
       auto* row_buffer = arena.take<Word>(kRowBlock * ceil_div(r.depth, M::pair));
       auto* lane_buffer = arena.take<Word>(ceil_div(r.depth, M::pair) * r.vectors * L);
       auto* planes = arena.take<Acc>(r.row_step * r.vectors * L);
-      const auto view = along_batch(lanes, group);
-      const auto producer = make_rows(group);
-      if (r.batch_splits == 1 && p.rows <= r.depth) {  // the sum is done in one go: straight to the result
-        pack_lanes<M>(view.at(l0, 0), width, vectors, p.rows, lane_buffer);
-        const StoreRows<M> store_rows{static_cast<S*>(result.data) + group * group_size, layout, l0, width};
-        contract<M>(producer, m0, m1, 0, p.rows, lane_buffer, vectors, row_buffer, store_rows);
-        return;
-      }
-      clear(planes, (m1 - m0) * vectors * L);
-      const AddRows<M> add{planes, m1 - m0};
+      const Layout layout{b.features, whole.out, whole.feature, whole.lane};
+      const int64_t offset = b.group * group_size + b.o0 * whole.out + b.f0 * whole.feature;
+      auto* out = static_cast<S*>(result.data) + offset;
+      const auto sum = [&](int64_t begin, int64_t end, const auto& epilogue) {
+        b.b0 = begin, b.depth = min(r.depth, end - begin);
+        Arena rest = arena;
+        pack_lanes<M>(along_batch(lanes, b.group).at(l0, begin), width, vectors, b.depth, lane_buffer);
+        contract<M>(make_rows(b, rest), 0, rows, 0, b.depth, lane_buffer, vectors, row_buffer, epilogue);
+      };
+      // The sum is done in one go: straight to the result.
+      if (r.batch_splits == 1 && p.rows <= r.depth) return sum(0, p.rows, StoreRows<M>{out, layout, l0, width});
+      clear(planes, rows * vectors * L);
       const int64_t batch_end = min((split + 1) * r.batch_step, p.rows);
-      for (int64_t b = split * r.batch_step; b < batch_end; b += r.depth) {
-        const int64_t depth = min(r.depth, batch_end - b);
-        pack_lanes<M>(view.at(l0, b), width, vectors, depth, lane_buffer);
-        contract<M>(producer, m0, m1, b, depth, lane_buffer, vectors, row_buffer, Shifted<AddRows<M>>{add, -m0});
-      }
-      if (r.batch_splits > 1) {
-        auto* partial = reinterpret_cast<Acc*>(execution.partials) + (split * p.groups + group) * group_size;
-        write(planes, m0, m1, l0, vectors, width, partial, layout);
-      } else {
-        write(planes, m0, m1, l0, vectors, width, static_cast<S*>(result.data) + group * group_size, layout);
-      }
+      for (int64_t begin = split * r.batch_step; begin < batch_end; begin += r.depth)
+        sum(begin, batch_end, AddRows<M>{planes, rows});
+      if (r.batch_splits > 1)
+        write(planes, rows, l0, vectors, width,
+              reinterpret_cast<Acc*>(execution.partials) + split * p.groups * group_size + offset, layout);
+      else
+        write(planes, rows, l0, vectors, width, out, layout);
     });
     if (r.batch_splits > 1)
-      sum_splits(execution, reinterpret_cast<const Acc*>(execution.partials), r.batch_splits,
-                                  p.groups * group_size, static_cast<S*>(result.data));
+      sum_splits(execution, reinterpret_cast<const Acc*>(execution.partials), r.batch_splits, p.groups * group_size,
+                 static_cast<S*>(result.data));
   }
 
   // A row of lanes to where it belongs in the result.
@@ -132,15 +150,15 @@ class WeightGrads {
   };
 
   template <class Acc, class Out>
-  static void write(const Acc* planes, int64_t m0, int64_t m1, int64_t l0, int64_t vectors, int64_t width, Out* out,
-                    Layout layout) {
+  static void write(const Acc* planes, int64_t rows, int64_t l0, int64_t vectors, int64_t width, Out* out,
+                    const Layout& layout) {
     constexpr int L = Simd<Acc>::lanes;
     for_strips(vectors, [&](auto n, int64_t first) {
-      const Acc* strip = planes + first * L * (m1 - m0);
-      for (int64_t m = m0; m < m1; ++m) {
+      const Acc* strip = planes + first * L * rows;
+      for (int64_t m = 0; m < rows; ++m) {
         for (int v = 0; v < n; ++v) {
           const int64_t lane = (first + v) * L;
-          store_row<Acc>(out, layout, m, l0 + lane, width - lane, load<Vec<Acc>>(strip + ((m - m0) * n + v) * L));
+          store_row<Acc>(out, layout, m, l0 + lane, width - lane, load<Vec<Acc>>(strip + (m * n + v) * L));
         }
       }
     });
