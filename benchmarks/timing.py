@@ -16,9 +16,19 @@ class Sample(NamedTuple):
     cores: float  # seconds of CPU for each second: below the number of threads, they had to wait
 
 
-def sample(start: Start, calls: int) -> Sample:
-    """The mean of ``calls`` calls in a row; what ``start`` prepares is not timed."""
+# Seconds of a call up to which one more is made before each sample, untimed.
+WARM = 0.5
+
+
+def sample(start: Start, calls: int, warm: bool = False) -> Sample:
+    """The mean of ``calls`` calls in a row; what ``start`` prepares is not timed.
+
+    ``warm``: one call before, so that memory which other candidates have cooled down (in caches, or given
+    back to the system by a machine that reclaims what lies idle) is not on this one's account.
+    """
     run = start()
+    if warm:
+        run()
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -57,18 +67,18 @@ def interleave(
     A candidate sits out the later rounds once its samples would take more than ``longest`` seconds; it
     always gets one. ``expected`` has seconds of one call where they are known, to save calibration runs.
     """
-    plan = {}
+    plan: dict[str, tuple[int, int, bool]] = {}
     for name, start in starts.items():
         seconds = (expected or {}).get(name, 0.0)
         calls, seconds = (1, seconds) if seconds >= shortest else calibrate(start, shortest)
-        plan[name] = calls, max(1, min(rounds, int(longest / (seconds * calls))))
+        plan[name] = calls, max(1, min(rounds, int(longest / (seconds * calls)))), seconds < WARM
     order = random.Random(seed)
     for number in range(rounds):
-        names = [name for name, (_, limit) in plan.items() if number < limit]
+        names = [name for name, (_, limit, _) in plan.items() if number < limit]
         order.shuffle(names)
         for name in names:
-            calls, _ = plan[name]
-            yield name, calls, sample(starts[name], calls)
+            calls, _, warm = plan[name]
+            yield name, calls, sample(starts[name], calls, warm)
 
 
 def statistics_of(samples: list[float]) -> dict[str, float]:

@@ -21,6 +21,10 @@ Order choose_order(const Problem& p) {
 // and tiles of outputs that are mostly empty earlier still.
 int64_t stream_rows(const Problem& p, int64_t most, const Machine& m) { return min(m.pair == 1 ? most : most - 2, p.out); }
 
+bool uncached(const Problem& p, const Machine& m) {
+  return p.out * p.context * p.width * m.word_bytes / m.pair >= kUncachedBytes;
+}
+
 RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t lanes, int64_t batch, const Machine& m) {
   RegionPlan r{};
   const int64_t rows = outputs * extent;
@@ -131,15 +135,29 @@ void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool w
   d.vectors = max(block_vectors(vectors, max(cached, kept) * m.lanes, 2 * kMaxBlockVectors), 1);
   d.lane_blocks = ceil_div(vectors, d.vectors);
   const int64_t blocks = p.groups * d.lane_blocks, row_bytes = max(p.groups * p.rows * m.acc_bytes, 1);
-  // dz needs no partial sums where the context is split, dx none where the width is.
-  const int64_t x_most = want_x ? max(kPartialBytes / (row_bytes * max(p.width, 1)), 1) : max(p.context, 1);
-  d.x_splits = min(splits(want_x ? kPartialTasks : kTasks, blocks, d.operations, p.context), x_most);
-  d.context_step = max(ceil_div(p.context, d.x_splits), 1);
-  d.x_splits = max(ceil_div(p.context, d.context_step), 1);
-  const int64_t z_most = want_z ? max(kPartialBytes / (row_bytes * max(p.context, 1)), 1) : max(p.width, 1);
-  d.z_splits = min(splits(kPartialTasks, blocks * d.x_splits, d.operations, p.width / 64), z_most);
-  d.width_step = max(ceil_div(p.width, d.z_splits), 1);
-  d.z_splits = max(ceil_div(p.width, d.width_step), 1);
+  // Where the context is split, dx is made of partial sums, where the width is split, dz: the smaller ones first. But a
+  // W that comes from memory is to be read in long runs.
+  const auto most = [&](bool want, int64_t features) {
+    return want ? max(kPartialBytes / (row_bytes * max(features, 1)), 1) : max(p.context, p.width);
+  };
+  const auto split_context = [&](int64_t tasks) {
+    const int64_t wanted = splits(want_x ? kPartialTasks : kTasks, tasks, d.operations, p.context);
+    d.context_step = max(ceil_div(p.context, min(wanted, most(want_x, p.width))), 1);
+    d.x_splits = max(ceil_div(p.context, d.context_step), 1);
+  };
+  const auto split_width = [&](int64_t tasks) {
+    const int64_t wanted = min(splits(kPartialTasks, tasks, d.operations, p.width / 64), most(want_z, p.context));
+    d.width_step = max(round_up(ceil_div(p.width, wanted > 1 ? wanted / 2 * 2 : 1), 8), 1);
+    d.width_step = min(d.width_step, max(p.width, 1));
+    d.z_splits = max(ceil_div(p.width, d.width_step), 1);
+  };
+  if (!uncached(p, m) && want_x * p.width > want_z * p.context) {
+    split_width(blocks);
+    split_context(blocks * d.z_splits);
+  } else {
+    split_context(blocks);
+    split_width(blocks * d.x_splits);
+  }
   d.splits = d.x_splits * d.z_splits;
   const int64_t lanes = d.vectors * m.lanes;
   d.worker_bytes = packed_rows_bytes(d.depth, m) +
@@ -203,8 +221,7 @@ InputGradsPlan plan_input_grads(const Problem& p, const Machine& m, bool weight,
   // epilogue weighs as much as kEpilogueOutputs outputs. A few rows are bound by reading W.
   constexpr int64_t kEpilogueOutputs = 8;
   d.form = weight && p.out < kEpilogueOutputs ? InputForm::separate : InputForm::together;
-  const bool uncached = p.out * p.context * p.width * m.word_bytes / m.pair >= kUncachedBytes;
-  const int64_t streamed = uncached ? min(kInputStreamRowsUncached, p.out) : stream_rows(p, kInputStreamRows, m);
+  const int64_t streamed = uncached(p, m) ? min(kInputStreamRowsUncached, p.out) : stream_rows(p, kInputStreamRows, m);
   if (weight && p.rows <= streamed && p.context * p.width >= 4 * m.lanes && p.width * p.rows <= (1 << 18))
     d.form = InputForm::stream;
   d.operations = 2 * p.groups * p.rows * p.out * (weight ? p.context * p.width : p.context + p.width);

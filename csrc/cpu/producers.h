@@ -113,7 +113,8 @@ struct ProductRows {
     return ceil_div(batch, whole) * whole;
   }
   bool copy_allowed() const { return true; }
-  void copy_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, Elem* out, int64_t out_stride) const {
+  // The depth is of no interest: rows are zero up to the stride.
+  void copy_rows(int64_t m0, int64_t m1, int64_t k0, int64_t, Elem* out, int64_t out_stride) const {
     constexpr int L = Simd<Acc>::lanes;
     int64_t o = m0 / extent, f = m0 - o * extent;
     for (int64_t m = m0; m < m1; ++m, out += out_stride) {
@@ -128,7 +129,6 @@ struct ProductRows {
       }
       if (++f == extent) f = 0, ++o;
     }
-    (void)depth;  // the rows are zero up to the stride
   }
 };
 

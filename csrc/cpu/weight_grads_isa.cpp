@@ -1,5 +1,5 @@
 // dW, dU, dV, dc: features lie in the lanes and the batch along K. The rows of dW are products g z (or g x),
-// generated while packing.
+// generated a block at a time.
 #include "epilogues.h"
 #include "family.h"
 #include "producers.h"
@@ -113,13 +113,26 @@ class WeightGrads {
                  static_cast<S*>(result.data));
   }
 
-  // A row of lanes to where it belongs in the result.
+  // Walks over the rows of the result from m on, with one division for all of them.
+  template <class Out>
+  struct Cursor {
+    const Layout& layout;
+    int64_t feature;
+    Out* row;
+    Cursor(Out* out, const Layout& l, int64_t m) : layout(l), feature(m % l.extent) {
+      row = out + m / l.extent * l.out + feature * l.feature;
+    }
+    MI_INLINE void next() {
+      row += layout.feature;
+      if (++feature == layout.extent) feature = 0, row += layout.out - layout.extent * layout.feature;
+    }
+  };
+
+  // A vector of lanes to its place in a row.
   template <class Acc, class Out>
-  static MI_INLINE void store_row(Out* out, const Layout& layout, int64_t m, int64_t lane, int64_t valid,
-                                  const Vec<Acc>& value) {
+  static MI_INLINE void store_lanes(Out* row, const Layout& layout, int64_t lane, int64_t valid, const Vec<Acc>& value) {
     constexpr int L = Simd<Acc>::lanes;
-    const int64_t o = m / layout.extent, f = m - o * layout.extent;
-    Out* to = out + o * layout.out + f * layout.feature + lane * layout.lane;
+    Out* to = row + lane * layout.lane;
     if (valid >= L && layout.lane == 1) {
       store_acc<L>(to, value);
     } else {
@@ -138,12 +151,14 @@ class WeightGrads {
     int64_t l0, width;
     template <int N>
     MI_INLINE void operator()(const Tile<M, N>& tile, int64_t m, int64_t valid, int64_t first) const {
+      Cursor<S> to(out, layout, m);
       unroll<kRows>([&](auto r) {
         if (r < valid) {
           unroll<N>([&](auto n) {
             const int64_t lane = (first + n) * L;
-            store_row<Acc>(out, layout, m + r, l0 + lane, width - lane, tile.acc[r][n]);
+            store_lanes<Acc>(to.row, layout, l0 + lane, width - lane, tile.acc[r][n]);
           });
+          to.next();
         }
       });
     }
@@ -155,10 +170,11 @@ class WeightGrads {
     constexpr int L = Simd<Acc>::lanes;
     for_strips(vectors, [&](auto n, int64_t first) {
       const Acc* strip = planes + first * L * rows;
-      for (int64_t m = 0; m < rows; ++m) {
+      Cursor<Out> to(out, layout, 0);
+      for (int64_t m = 0; m < rows; ++m, to.next()) {
         for (int v = 0; v < n; ++v) {
           const int64_t lane = (first + v) * L;
-          store_row<Acc>(out, layout, m, l0 + lane, width - lane, load<Vec<Acc>>(strip + (m * n + v) * L));
+          store_lanes<Acc>(to.row, layout, l0 + lane, width - lane, load<Vec<Acc>>(strip + (m * n + v) * L));
         }
       }
     });

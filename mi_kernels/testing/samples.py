@@ -148,6 +148,7 @@ ORDINARY = (
     Shape("past-powers", (33,), 9, 65, 17),
     Shape("long-context", (4,), 70, 3, 5),
     Shape("long-input", (3,), 2, 300, 6),
+    Shape("both-long", (5,), 300, 70, 3),
     Shape("one-output", (19,), 8, 16, 1),
     Shape("one-feature", (9,), 1, 1, 40),
     Shape("one-row", (1,), 20, 33, 40),
