@@ -93,8 +93,10 @@ def test_kernels_agree_with_torch_everywhere(name, dtype, place):
         (grad[0], value, torch_value),
         (grad[1], slope, torch_slope),
     ):
-        assert torch.equal(found.isnan(), rival.isnan())
-        assert torch.equal(found.isinf(), rival.isinf())
+        # PyTorch may disagree with itself: F.gelu(inf) is inf in float64, NaN in its float32 loop.
+        nan, inf = (truth.isnan(), rival.isnan()), (truth.isinf(), rival.isinf())
+        assert not (found.isnan() & ~(nan[0] | nan[1])).any() and found.isnan()[nan[0] & nan[1]].all()
+        assert not (found.isinf() & ~(inf[0] | inf[1])).any() and found.isinf()[inf[0] & inf[1]].all()
         keep = found.isfinite() & truth.isfinite()
         error = (found.detach().double() - truth.detach()).abs()[keep]
         limit = eps * (1.5 * truth.detach().abs() + 0.75 * scale)[keep]

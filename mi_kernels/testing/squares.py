@@ -46,9 +46,10 @@ def _activated(name: str, p: Tensor, p2: Tensor | float) -> tuple[Tensor, Tensor
     """S^2 of f(p) and of f'(p), elementwise f."""
     _, first, second = (function(p) for function in ELEMENTWISE[name])
     value_terms, first_terms = _terms(name, p)
+    slope = first**2
     if name in _JUMPS:
-        first_terms = torch.full_like(p, _JUMPS[name] ** 2)
-    return value_terms + first**2 * p2, first_terms + second**2 * p2
+        slope = first_terms = torch.full_like(p, _JUMPS[name] ** 2)
+    return value_terms + slope * p2, first_terms + second**2 * p2
 
 
 def _softmax(p: Tensor, p2: Tensor | float) -> tuple[Tensor, Tensor]:
