@@ -110,15 +110,21 @@ def check_floating(op: str, dtype: torch.dtype | None) -> None:
 
 def broadcast_like(op: str, names: tuple[str, str], shape: torch.Size, tensor: Tensor) -> torch.Size:
     """The common shape of what has been broadcast so far and one more tensor."""
-    if shape == tensor.shape:
+    other = tensor.shape
+    if shape == other:
         return shape
-    try:
-        return torch.broadcast_shapes(shape, tensor.shape)
-    except RuntimeError:
-        raise ValueError(
-            f"{op}: {names[1]}: expected a shape that broadcasts with that of {names[0]} {list(shape)},"
-            f" got {list(tensor.shape)}"
-        ) from None
+    # torch.broadcast_shapes takes longer than a small kernel.
+    longer, shorter = (shape, other) if len(shape) >= len(other) else (other, shape)
+    sizes = list(longer)
+    for place, size in enumerate(shorter, len(longer) - len(shorter)):
+        if sizes[place] == 1:
+            sizes[place] = size
+        elif size != 1 and size != sizes[place]:
+            raise ValueError(
+                f"{op}: {names[1]}: expected a shape that broadcasts with that of {names[0]} {list(shape)},"
+                f" got {list(other)}"
+            )
+    return torch.Size(sizes)
 
 
 def check_activation(op: str, name: object, known: Sequence[str]) -> None:

@@ -103,7 +103,8 @@ class ModulateGrads {
     const int64_t group = unit / plan.chunks, first = call.inner_kept ? unit % plan.chunks * kModulateChunk : 0;
     const Walk kept(call.kept, call.kept_axes, group);
     const S* scale = static_cast<const S*>(call.scale) + kept.at(kScale) + first * call.inner.stride[kScale];
-    if (call.dx) activate_run(call.activation, Acc(call.offset), scale, call.inner.stride[kScale], kModulateChunk < call.inner.size - first ? kModulateChunk : call.inner.size - first, b.gate);
+    if (call.dx)
+      activate_run(call.activation, Acc(call.offset), scale, call.inner.stride[kScale], width(unit), b.gate);
     const int64_t pieces = call.inner_kept ? 1 : ceil_div(call.inner.size, kModulateChunk);
     Walk walk(call.reduced, call.reduced_axes, begin / pieces);
     int64_t chain = 0;

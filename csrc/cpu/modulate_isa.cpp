@@ -1,5 +1,5 @@
-// y = (act(scale) + s) * x + shift. The activation is taken once for all rows that share a stretch of scale; x is
-// read once and y written once.
+// y = (act(scale) + s) * x + shift. The activation is taken once for all rows that share a stretch of scale, and
+// by whole vectors of rows where each row has a scale of its own; x is read once and y written once.
 #include "modulate_rows.h"
 
 namespace mi_kernels::MI_ISA {
@@ -24,40 +24,66 @@ class Modulate {
     const int64_t begin = t / call.chunks * call.row_step, end = min(begin + call.row_step, call.rows);
     const int64_t first = t % call.chunks * kModulateChunk, n = min(kModulateChunk, call.inner.size - first);
     alignas(64) Acc gate[kModulateChunk];
-    alignas(64) Acc shift[kModulateChunk];
+    alignas(64) Acc gates[kModulateChunk];
+    alignas(64) S shift[kModulateChunk];
     alignas(64) S gathered[kModulateChunk];
-    const S *last_scale = nullptr, *last_shift = nullptr;
+    const int64_t scale_stride = call.inner.stride[kScale], shift_stride = call.inner.stride[kShift];
+    const bool by_row = scale_stride == 0;
+    const S *last_scale = nullptr, *from = nullptr;
     Walk walk(call.outer, call.axes, begin);
+    Strip strip{x_of(walk, first), gate, shift, n, nullptr, by_row ? 0 : ~int64_t(0), shift_stride == 0 ? 0 : ~int64_t(0)};
     for (int64_t row = begin; row < end; ++row, walk.next()) {
-      const S* scale = place<S>(call.scale, walk, kScale, first);
-      if (scale != last_scale)
-        activate_run(call.activation, Acc(call.offset), scale, call.inner.stride[kScale], n, gate);
-      last_scale = scale;
-      if (call.shift) {
-        const S* from = place<S>(call.shift, walk, kShift, first);
-        if (from != last_shift) map_run(from, call.inner.stride[kShift], n, shift, [](const Vec<Acc>& v) { return v; });
-        last_shift = from;
+      if (by_row) {
+        if ((row - begin) % kModulateChunk == 0) activate_rows(walk, min(end - row, kModulateChunk), gathered, gates);
+        store(gate, Vec<Acc>{} + gates[(row - begin) % kModulateChunk]);
+      } else if (const S* scale = place(call.scale, walk, kScale, first); scale != last_scale) {
+        activate_run(call.activation, Acc(call.offset), scale, scale_stride, n, gate);
+        last_scale = scale;
       }
-      const S* x = contiguous_run(place<S>(call.x, walk, kX, first), call.inner.stride[kX], n, gathered);
-      S* y = static_cast<S*>(call.y) + walk.at(kY) + first;
+      if (call.shift) {
+        from = place(call.shift, walk, kShift, first);
+        if (shift_stride == 0)
+          for (int l = 0; l < L; ++l) shift[l] = *from;
+        strip.shift = shift_stride == 0 ? shift : contiguous_run(from, shift_stride, n, shift);
+      }
+      strip.x = contiguous_run(x_of(walk, first), call.inner.stride[kX], n, gathered);
+      strip.y = static_cast<S*>(call.y) + walk.at(kY) + first;
       if (call.shift)
-        call.stream ? write<true, true>(x, gate, shift, n, y) : write<true, false>(x, gate, shift, n, y);
+        call.stream ? write<true, true>(strip) : write<true, false>(strip);
       else
-        call.stream ? write<false, true>(x, gate, shift, n, y) : write<false, false>(x, gate, shift, n, y);
+        call.stream ? write<false, true>(strip) : write<false, false>(strip);
     }
     if (call.stream) finish_streaming();
   }
 
-  template <class T>
-  const T* place(const void* data, const Walk& walk, int operand, int64_t first) const {
-    return static_cast<const T*>(data) + walk.at(operand) + first * call.inner.stride[operand];
+  // A run of x and what meets it. An index is masked with 0 where one vector serves the whole run.
+  struct Strip {
+    const S* x;
+    const Acc* gate;
+    const S* shift;
+    int64_t n;
+    S* y;
+    int64_t gate_mask, shift_mask;
+  };
+
+  // act(scale) + s of `count` rows with a scale each.
+  void activate_rows(Walk walk, int64_t count, S* scales, Acc* gates) const {
+    for (int64_t row = 0; row < count; ++row, walk.next()) scales[row] = *place(call.scale, walk, kScale, 0);
+    activate_run(call.activation, Acc(call.offset), scales, 1, count, gates);
+  }
+
+  const S* x_of(const Walk& walk, int64_t first) const { return place(call.x, walk, kX, first); }
+  const S* place(const void* data, const Walk& walk, int operand, int64_t first) const {
+    return static_cast<const S*>(data) + walk.at(operand) + first * call.inner.stride[operand];
   }
 
   template <bool Shift, bool Stream>
-  static void write(const S* x, const Acc* gate, const Acc* shift, int64_t n, S* y) {
+  static void write(const Strip& s) {
+    const int64_t n = s.n;
+    S* y = s.y;
     const auto value = [&](int64_t i, auto lanes) {
-      auto v = load_run<lanes>(gate + i) * load_run<lanes>(x + i);
-      if constexpr (Shift) v += load_run<lanes>(shift + i);
+      auto v = load_run<lanes>(s.gate + (i & s.gate_mask)) * load_run<lanes>(s.x + i);
+      if constexpr (Shift) v += load_run<lanes>(s.shift + (i & s.shift_mask));
       return v;
     };
     int64_t i = 0;

@@ -45,14 +45,6 @@ MI_INLINE const S* contiguous_run(const S* p, int64_t stride, int64_t n, S* buff
   return buffer;
 }
 
-// Whole vectors of n elements, and the last ones by themselves: f(first element, Index<lanes>).
-template <int L, class F>
-MI_INLINE void for_lanes(int64_t n, F&& f) {
-  int64_t i = 0;
-  for (; i + L <= n; i += L) f(i, Index<L>{});
-  for (; i < n; ++i) f(i, Index<1>{});
-}
-
 template <int N, class S>
 MI_INLINE auto load_run(const S* p) {
   if constexpr (N == 1) {

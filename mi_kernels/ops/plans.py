@@ -70,7 +70,11 @@ def diagonal(
         gate = dense_plan(backend, x, z, (None, weight, g, bias))
         grads = counts.modulate_grads((rows * width, rows * width, 0), x.element_size())
         backward = (_plan("gate_grads", backend, "recompute", grads, None), *gate.backward)
-    return replace(_plan("diagonal", backend, algorithm, count, None), backward=backward)
+    scratch = None
+    if backend == "cpu" and not shared:
+        terms = (False, True, g is not None, c is not None or d is not None)
+        scratch = _gate_scratch(rows, context, width, x.dtype, terms)
+    return replace(_plan("diagonal", backend, algorithm, count, scratch), backward=backward)
 
 
 def gated(backend: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe) -> Plan:
@@ -80,12 +84,23 @@ def gated(backend: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe)
     algorithm = "gate in the epilogue" if backend == "cpu" else "elementwise"
     forward = replace(dense, op="gated_interaction", algorithm=f"{dense.algorithm}, {algorithm}")
     forward = replace(forward, operations=dense.operations + elements, why=f"{dense.why}; {_WHY[algorithm]}")
+    if backend == "cpu":
+        terms = (*(t is not None for t in weights[:3]), False)
+        scratch = _gate_scratch(math.prod(lead), z.shape[-1], x.shape[-1], x.dtype, terms)
+        forward = replace(forward, scratch=scratch)
     if not dense.backward:
         return forward
     grads = counts.modulate_grads((elements, elements, 0), x.element_size())
     return replace(
         forward, backward=(_plan("gate_grads", backend, "recompute", grads, None), *dense.backward)
     )
+
+
+def _gate_scratch(rows: int, context: int, width: int, dtype: torch.dtype, terms: tuple[bool, ...]) -> int:
+    """Bytes that the compiled forward pass of a gate takes; terms are W, U, V and a shift."""
+    bits = sum(bit << place for place, bit in enumerate(terms))
+    text = torch.ops.mi_kernels.cpu_gate_plan([rows, context, width], dtype, bits, False)
+    return int(dict(field.split("=") for field in text.split(";"))["scratch"])
 
 
 def _wanted(*tensors: Maybe) -> Sequence[bool]:
