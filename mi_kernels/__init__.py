@@ -4,6 +4,7 @@ from mi_kernels import nn
 from mi_kernels._version import __version__
 from mi_kernels.backends import backend
 from mi_kernels.functional import bilinear, explain, interaction
+from mi_kernels.gating import diagonal, gated_interaction, modulate
 from mi_kernels.nn.conversion import convert
 from mi_kernels.ops.interaction.packed import PackedWeight, pack
 
@@ -13,8 +14,11 @@ __all__ = [
     "backend",
     "bilinear",
     "convert",
+    "diagonal",
     "explain",
+    "gated_interaction",
     "interaction",
+    "modulate",
     "nn",
     "pack",
 ]

@@ -41,6 +41,7 @@ BENCHMARK_SECONDS = 1.5  # for each shape
 NEXT = """
   model = mi.convert(model)                       your own model with nn.Bilinear layers
   mi.nn.MultiplicativeInteraction(X, Z, O)        the full form: y = z^T W x + U z + V x + c
+  mi.nn.FiLM(C, Z), mi.nn.DiagonalInteraction     gates and modulation; see examples/film_digits.py
   python -m mi_kernels doctor                     what runs here, and why the rest does not
   python -m mi_kernels demo --compile --seed 1    another seed, and torch.compile checked too
   docs/mathematics.md                             the rules behind the gradient checks"""
@@ -278,6 +279,21 @@ def _per_sample_gradients() -> None:
         torch.testing.assert_close(column, torch.stack(singles))
 
 
+def _gates() -> None:
+    x, z, *_ = _float64_arguments(3)
+    gate, shift = torch.randn(2, 1, 4, dtype=torch.float64, requires_grad=True).unbind()
+    square = torch.randn(4, 3, 4, dtype=torch.float64, requires_grad=True)
+    calls: tuple[tuple[Callable[..., Tensor], tuple[Tensor, ...]], ...] = (
+        (lambda *t: mi.modulate(*t, activation="sigmoid"), (x, gate, shift)),
+        (lambda *t: mi.diagonal(*t, activation="tanh"), (x, z, square[:, :, 0])),
+        (lambda *t: mi.gated_interaction(*t, activation="softmax"), (x, z, square)),
+    )
+    for function, arguments in calls:
+        leaves = [t.detach().requires_grad_() for t in arguments]
+        gradcheck(function, leaves, check_forward_ad=True)
+        gradgradcheck(function, leaves)
+
+
 def _compiled_gradients() -> None:
     arguments = _float64_arguments(5)
     compiled = torch.compile(mi.interaction, fullgraph=True, dynamic=True)
@@ -294,6 +310,7 @@ def check_gradients(compiled: bool, out: Output) -> bool:
         "gradcheck: forward mode, batched": lambda: gradcheck(mi.interaction, arguments, **forward),
         "gradgradcheck: second derivatives": lambda: gradgradcheck(mi.interaction, arguments),
         "vmap(grad): per-sample = a loop": _per_sample_gradients,
+        "modulate, diagonal, gated: all of it": _gates,
     }
     if compiled:
         checks["torch.compile: gradients = eager"] = _compiled_gradients

@@ -75,13 +75,11 @@ def bilinear(
     return _interaction(_BILINEAR, input2, input1, weight, None, None, bias)
 
 
-def explain(
-    op: Callable | str, *arguments: Tensor | PackedWeight | None, **keywords: Tensor | PackedWeight | None
-) -> Plan:
+def explain(op: Callable | str, *arguments: Any, **keywords: Any) -> Plan:
     """What ``op(*arguments)`` would do, without doing it.
 
     Args:
-        op: a public function of this package, or its name: ``interaction`` or ``bilinear``.
+        op: a public function of this package that computes, or its name.
         arguments, keywords: the arguments of that function; those that require grad ask for gradients.
 
     Returns:
@@ -93,18 +91,25 @@ def explain(
         TypeError: as the function itself.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    if name not in _SPELLINGS or not (isinstance(op, str) or op is globals().get(name)):
-        raise ValueError(f"explain: op: expected one of {', '.join(_SPELLINGS)}, got {name!r}")
+    function, planner = EXPLAINED.get(name, (explain, _explained(_INTERACTION)))
+    if name not in EXPLAINED or not (isinstance(op, str) or op is function):
+        raise ValueError(f"explain: op: expected one of {', '.join(EXPLAINED)}, got {name!r}")
     try:
-        bound = inspect.signature(globals()[name]).bind(*arguments, **keywords)
+        bound = inspect.signature(function).bind(*arguments, **keywords)
     except TypeError as error:
         raise TypeError(f"explain: {name}: {error}") from None
     bound.apply_defaults()
-    spelling = _SPELLINGS[name]
-    x, z, weight, *others = (bound.arguments.get(argument) for argument in spelling.arguments)
-    x, z, *weights = _autocast((x, z, _unpacked(weight), *others))
-    _check(spelling, x, z, *weights)
-    return plan(backends.choose(x), x, z, weights)
+    return planner(**bound.arguments)
+
+
+def _explained(spelling: "_Spelling") -> Callable[..., Plan]:
+    def planner(**bound: Any) -> Plan:
+        x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
+        x, z, *weights = autocast((x, z, _unpacked(weight), *others))
+        _check(spelling, x, z, *weights)
+        return plan(backends.choose(x), x, z, weights)
+
+    return planner
 
 
 class _Spelling(NamedTuple):
@@ -122,17 +127,21 @@ _INTERACTION = _Spelling(
 _BILINEAR = _Spelling(
     "bilinear", ("input2", "input1", "weight", "weight_z", "weight_x", "bias"), ("out", "in1", "in2"), 3
 )
-_SPELLINGS = {spelling.op: spelling for spelling in (_INTERACTION, _BILINEAR)}
+# For each name that `explain` knows, the function and what plans it from its arguments by name.
+EXPLAINED: dict[str, tuple[Callable, Callable[..., Plan]]] = {
+    "interaction": (interaction, _explained(_INTERACTION)),
+    "bilinear": (bilinear, _explained(_BILINEAR)),
+}
 
 
 def _interaction(spelling: _Spelling, x: Any, z: Any, weight: Any, *others: Tensor | None) -> Tensor:
     packed, weight = weight if isinstance(weight, PackedWeight) else None, _unpacked(weight)
-    x, z, *weights = _autocast((x, z, weight, *others))
+    x, z, *weights = autocast((x, z, weight, *others))
     lead = _check(spelling, x, z, *weights)
     chosen = backends.choose(x)
     if chosen == "reference":
         return reference.interaction(x, z, *weights)
-    x, z, words = _rows(x, lead), _rows(z, lead), None
+    x, z, words = rows_of(x, lead), rows_of(z, lead), None
     if (
         packed is not None
         and chosen == "cpu"
@@ -165,13 +174,15 @@ def _check(spelling: _Spelling, x: Tensor, z: Tensor, *weights: Tensor | None) -
     return lead
 
 
-def _rows(tensor: Tensor, lead: torch.Size) -> Tensor:
+def rows_of(tensor: Tensor, lead: torch.Size) -> Tensor:
+    """A tensor [..., F] as the rows [B, F] of a call whose leading dimensions are ``lead``."""
     if len(lead) == 1 and tensor.shape[0] == lead[0] and tensor.dim() == 2:
         return tensor
     return tensor.expand(*lead, tensor.shape[-1]).reshape(math.prod(lead), tensor.shape[-1])
 
 
-def _autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+def autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments as autocast wants those of a matrix product."""
     device = next((tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)), None)
     if device is None or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors

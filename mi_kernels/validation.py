@@ -20,7 +20,13 @@ DTYPES = (
 )
 
 
-def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Tensor | None], required: int) -> None:
+def check_tensors(
+    op: str,
+    names: Sequence[str],
+    tensors: Sequence[Tensor | None],
+    required: int,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+) -> None:
     """Every argument is a dense tensor with the dtype and the device of the first; the first are required."""
     first_name = first = None
     for place, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
@@ -32,8 +38,8 @@ def check_tensors(op: str, names: Sequence[str], tensors: Sequence[Tensor | None
             kind = "nested" if tensor.is_nested else tensor.layout
             raise TypeError(f"{op}: {name}: expected a dense (strided) tensor, got {kind}")
         if first is None:
-            if tensor.dtype not in DTYPES:
-                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            if tensor.dtype not in dtypes:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
                 raise TypeError(f"{op}: {name}: expected a dtype of {known}, got {tensor.dtype}")
             first_name, first = name, tensor
         elif tensor.dtype != first.dtype:
@@ -54,18 +60,23 @@ def check_rank(op: str, name: str, tensor: Tensor, least: int) -> None:
         )
 
 
-def check_shape(op: str, name: str, tensor: Tensor | None, expected: Mapping[str, int | None]) -> None:
-    """The tensor has exactly the named sizes; None stands for any size."""
+def check_shape(
+    op: str,
+    name: str,
+    tensor: Tensor | None,
+    expected: Mapping[str, int | None] | Sequence[tuple[str, int | None]],
+) -> None:
+    """The tensor has exactly the named sizes; None stands for any size. Pairs where two axes share a name."""
     if tensor is None:
         return
-    sizes = tensor.shape
-    if len(sizes) == len(expected):
-        for size, wanted in zip(sizes, expected.values(), strict=True):
+    sizes, pairs = tensor.shape, expected.items() if isinstance(expected, Mapping) else expected
+    if len(sizes) == len(pairs):
+        for size, (_, wanted) in zip(sizes, pairs, strict=True):
             if wanted is not None and size != wanted:
                 break
         else:
             return
-    axes = ", ".join(key if size is None else f"{key}={size}" for key, size in expected.items())
+    axes = ", ".join(key if size is None else f"{key}={size}" for key, size in pairs)
     raise ValueError(f"{op}: {name}: expected shape [{axes}], got {list(sizes)}")
 
 
@@ -95,3 +106,34 @@ def check_floating(op: str, dtype: torch.dtype | None) -> None:
     if dtype is not None and dtype not in FLOATING:
         known = ", ".join(str(known).removeprefix("torch.") for known in FLOATING)
         raise TypeError(f"{op}: dtype: expected one of {known}, got {dtype}")
+
+
+def broadcast_like(op: str, names: tuple[str, str], shape: torch.Size, tensor: Tensor) -> torch.Size:
+    """The common shape of what has been broadcast so far and one more tensor."""
+    other = tensor.shape
+    if shape == other:
+        return shape
+    # torch.broadcast_shapes takes longer than a small kernel.
+    longer, shorter = (shape, other) if len(shape) >= len(other) else (other, shape)
+    sizes = list(longer)
+    for place, size in enumerate(shorter, len(longer) - len(shorter)):
+        if sizes[place] == 1:
+            sizes[place] = size
+        elif size != 1 and size != sizes[place]:
+            raise ValueError(
+                f"{op}: {names[1]}: expected a shape that broadcasts with that of {names[0]} {list(shape)},"
+                f" got {list(other)}"
+            )
+    return torch.Size(sizes)
+
+
+def check_activation(op: str, name: object, known: Sequence[str]) -> None:
+    """The name of an activation is known."""
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{op}: activation: expected one of {', '.join(known)}, got {name!r}")
+
+
+def check_number(op: str, name: str, value: object) -> None:
+    """A coefficient is a real number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"{op}: {name}: expected a float, got {type(value).__name__}")

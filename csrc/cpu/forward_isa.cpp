@@ -3,6 +3,7 @@
 // accumulators, so that the whole formula is one pass.
 #include "epilogues.h"
 #include "family.h"
+#include "gate.h"
 #include "producers.h"
 
 namespace mi_kernels::MI_ISA {
@@ -23,6 +24,8 @@ class Forward {
   const int64_t inner = width_inside ? p.width : p.context;
   const int64_t outer = width_inside ? p.context : p.width;
   const Operand &inner_operand = width_inside ? call.x : call.z, &outer_operand = width_inside ? call.z : call.x;
+  const Operand& shift_weight = call.gate.shift_weight;
+  const bool shift_there = call.gate.shift_weight.data || call.gate.shift_bias.data;
   const Operand &inner_matrix = width_inside ? call.weight_x : call.weight_z;
   const Operand &outer_matrix = width_inside ? call.weight_z : call.weight_x;
 
@@ -47,28 +50,39 @@ class Forward {
     auto* lanes = arena.take<Word>(ceil_div(plan.depth, Mul::pair) * plan.vectors * L);
     auto* y = arena.take<Acc>(plan.out_step * plan.vectors * L);
     auto* factors = arena.take<Acc>(plan.outer_step * plan.vectors * L);
+    const int64_t plane = call.gate.present ? plan.out_step * plan.vectors * L : 0;
+    auto *x = arena.take<Acc>(plane), *shift = arena.take<Acc>(shift_there ? plane : 0);
 
     clear(y, outputs * vectors * L);
-    const AddRows<Mul> add{y, outputs};
+    if (shift_there) clear(shift, outputs * vectors * L);
+    const AddRows<Mul> add{y, outputs}, add_shift{shift, outputs};
     const auto inner_view = rows_view<S>(inner_operand, group), outer_view = rows_view<S>(outer_operand, group);
     const int64_t i0 = split * plan.outer_step, extent = min(plan.outer_step, outer - i0);
     if (call.weight.data && extent > 0)
       pack_lanes<Plain>(outer_view.at(lane0, i0), width, vectors, extent, factors);
-    for (int64_t k0 = 0; k0 < inner; k0 += plan.depth) {
+    const Operand none, &inner_shift = width_inside ? none : shift_weight, &outer_shift = width_inside ? shift_weight : none;
+    const auto linear = [&](const Operand& m, int64_t k0, int64_t depth, const AddRows<Mul>& to) {
+      if (m.data && split == 0) add_linear(m, group, o0, outputs, k0, depth, lanes, vectors, rows, to);
+    };
+    for (int64_t k0 = 0; k0 < inner && (call.weight.data || inner_matrix.data || inner_shift.data); k0 += plan.depth) {
       const int64_t depth = min(plan.depth, inner - k0);
       pack_lanes<Mul>(inner_view.at(lane0, k0), width, vectors, depth, lanes);
       if (call.weight.data) product(group, o0, outputs, i0, extent, k0, depth, lanes, vectors, rows, y, factors);
-      if (inner_matrix.data && split == 0)
-        contract<Mul>(matrix(inner_matrix, group, o0), 0, outputs, k0, depth, lanes, vectors, rows, add);
+      linear(inner_matrix, k0, depth, add);
+      linear(inner_shift, k0, depth, add_shift);
     }
-    if (outer_matrix.data && split == 0) {
-      for (int64_t k0 = 0; k0 < outer; k0 += plan.depth) {
-        const int64_t depth = min(plan.depth, outer - k0);
-        pack_lanes<Mul>(outer_view.at(lane0, k0), width, vectors, depth, lanes);
-        contract<Mul>(matrix(outer_matrix, group, o0), 0, outputs, k0, depth, lanes, vectors, rows, add);
-      }
+    for (int64_t k0 = 0; k0 < outer && split == 0 && (outer_matrix.data || outer_shift.data); k0 += plan.depth) {
+      const int64_t depth = min(plan.depth, outer - k0);
+      pack_lanes<Mul>(outer_view.at(lane0, k0), width, vectors, depth, lanes);
+      linear(outer_matrix, k0, depth, add);
+      linear(outer_shift, k0, depth, add_shift);
     }
-    if (split == 0) add_bias(y, group, o0, outputs, vectors);
+    if (split == 0) add_bias(call.bias, y, group, o0, outputs, vectors);
+    if (call.gate.present) {
+      add_bias(call.gate.shift_bias, shift, group, o0, outputs, vectors);
+      pack_lanes<Plain>(rows_view<S>(call.x, group).at(lane0, o0), width, vectors, outputs, x);
+      gate_planes(call.gate, y, x, shift_there ? shift : nullptr, outputs, vectors);
+    }
     const int64_t offset = (group * p.rows + lane0) * p.out + o0;
     if (plan.outer_splits > 1) {
       auto* partial = reinterpret_cast<Acc*>(execution.partials) + split * p.groups * p.rows * p.out;
@@ -79,20 +93,26 @@ class Forward {
   }
 
   // Last, as the formula is written: what comes before is rounded at its own size, not at that of the bias.
-  void add_bias(Acc* y, int64_t group, int64_t o0, int64_t outputs, int64_t vectors) const {
-    if (!call.bias.data) return;
-    const S* bias = static_cast<const S*>(call.bias.data) + group * call.bias.group;
+  void add_bias(const Operand& from, Acc* y, int64_t group, int64_t o0, int64_t outputs, int64_t vectors) const {
+    if (!from.data) return;
+    const S* bias = static_cast<const S*>(from.data) + group * from.group;
     for_strips(vectors, [&](auto n, int64_t first) {
       Acc* plane = y + first * L * outputs;
       for (int64_t o = 0; o < outputs; ++o) {
-        const Acc value = to_acc(bias[(o0 + o) * call.bias.row]);
+        const Acc value = to_acc(bias[(o0 + o) * from.row]);
         for (int l = 0; l < n * L; ++l) plane[o * n * L + l] += value;
       }
     });
   }
 
-  MatrixRows<Mul, S> matrix(const Operand& m, int64_t group, int64_t o0) const {
-    return {{static_cast<const S*>(m.data) + group * m.group + o0 * m.row, m.row, m.col}};
+  void add_linear(const Operand& m, int64_t group, int64_t o0, int64_t outputs, int64_t k0, int64_t depth,
+                  const Word* lanes, int64_t vectors, Word* rows, const AddRows<Mul>& add) const {
+    const S* data = static_cast<const S*>(m.data) + group * m.group + o0 * m.row;
+    if (call.weight.data)  // a small part of the work
+      contract<Mul>(MatrixRows<Mul, S>{{data, m.row, m.col}}, 0, outputs, k0, depth, lanes, vectors, rows, add);
+    else
+      contract<Mul>(WeightRows<Mul, S>{data, m.row * outputs, m.row, m.col, outputs}, 0, outputs, k0, depth, lanes,
+                    vectors, rows, add);
   }
 
   void product(int64_t group, int64_t o0, int64_t outputs, int64_t i0, int64_t extent, int64_t k0, int64_t depth,

@@ -1,6 +1,7 @@
 // y for a few rows: the time is that of reading W. Lanes run along (i, j), so that W is read once, by whole
 // vectors and in the order in which it lies, against products z_i x_j made for a stretch of it at a time.
 #include "family.h"
+#include "gate.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {
@@ -151,13 +152,25 @@ class ForwardStream {
   void write(int64_t group, int64_t o0, int64_t outputs, const Acc* sums) const {
     S* y = static_cast<S*>(call.y.data) + group * p.rows * p.out;
     const S* bias = static_cast<const S*>(call.bias.data) + group * call.bias.group;
-    for (int64_t o = 0; o < outputs; ++o) {
-      for (int64_t b = 0; b < p.rows; ++b) {
-        const Acc sum = sum_lanes(load<Vec<Acc>>(sums + (o * p.rows + b) * L));
-        const Acc c = call.bias.data ? Acc(to_acc(bias[(o0 + o) * call.bias.row])) : Acc(0);
-        from_acc(sum + c, y[b * p.out + o0 + o]);
+    const auto write_each = [&](auto&& gate) {
+      for (int64_t o = 0; o < outputs; ++o) {
+        for (int64_t b = 0; b < p.rows; ++b) {
+          const Acc sum = sum_lanes(load<Vec<Acc>>(sums + (o * p.rows + b) * L));
+          const Acc c = call.bias.data ? Acc(to_acc(bias[(o0 + o) * call.bias.row])) : Acc(0);
+          from_acc(gate(sum + c, b, o0 + o), y[b * p.out + o0 + o]);
+        }
       }
-    }
+    };
+    if (!call.gate.present) return write_each([](Acc sum, int64_t, int64_t) { return sum; });
+    const auto x = rows_view<S>(call.x, group);
+    bool finite = true;
+    for_activation(call.gate.activation, [&](auto act) {
+      write_each([&](Acc sum, int64_t b, int64_t o) {
+        finite &= sum - sum == 0;
+        return (act.value(Vec<Acc>{} + sum)[0] + Acc(call.gate.offset)) * to_acc(x(b, o));
+      });
+    });
+    if (!finite) tell_not_finite(call.gate);
   }
 };
 

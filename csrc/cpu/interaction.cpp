@@ -6,58 +6,20 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
 #include "isa.h"
+#include "operands.h"
 #include "overflow.h"
 #include "pages.h"
+#include "workspace.h"
 
 namespace mi_kernels {
 namespace {
 
-using Optional = std::optional<Tensor>;
 using torch::headeronly::ScalarType;
-
-// The three dimensions of an operand; a shared weight has no groups and a stride of 0 between them.
-Operand operand(const Tensor& t, bool grouped) {
-  const int64_t lead = grouped ? 1 : 0;
-  Operand o;
-  o.data = t.const_data_ptr();
-  o.group = grouped ? t.stride(0) : 0;
-  o.row = t.stride(lead);
-  o.col = t.dim() > lead + 1 ? t.stride(lead + 1) : 0;
-  return o;
-}
-
-Operand operand(const Optional& t, bool grouped) { return t.has_value() ? operand(*t, grouped) : Operand{}; }
-
-// W with its last three dimensions contiguous: itself where it is so, else a copy (of one group where it is
-// the same for all groups).
-Tensor with_contiguous_groups(const Tensor& weight, bool grouped) {
-  const int64_t d = grouped ? 1 : 0;
-  int64_t expected = 1;
-  bool contiguous = true;
-  for (int64_t axis = d + 2; axis >= d; --axis) {
-    contiguous = contiguous && (weight.size(axis) == 1 || weight.stride(axis) == expected);
-    expected *= weight.size(axis);
-  }
-  if (contiguous) return weight;
-  if (grouped && weight.size(0) > 1 && weight.stride(0) == 0)
-    return torch::stable::contiguous(torch::stable::narrow(const_cast<Tensor&>(weight), 0, 0, 1));
-  return torch::stable::contiguous(weight);
-}
-
-Operand weight_operand(const Tensor& weight, bool grouped) {
-  Operand o;
-  o.data = weight.const_data_ptr();
-  o.group = grouped && weight.size(0) > 1 ? weight.stride(0) : 0;
-  return o;
-}
 
 Operand packed_operand(const char* op, const Tensor& words, const Problem& p, const ForwardPlan& plan, DType element) {
   const bool width_inside = plan.order == Order::width_inside;
@@ -72,30 +34,6 @@ Operand packed_operand(const char* op, const Tensor& words, const Problem& p, co
   return o;
 }
 
-struct Activations {
-  bool grouped;
-  Problem problem;
-};
-
-Activations activations(const char* op, const Tensor& x, const Tensor& z) {
-  STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, op, ": x: expected 2 or 3 dimensions, got ", x.dim());
-  const bool grouped = x.dim() == 3;
-  const int64_t lead = grouped ? 1 : 0, groups = grouped ? x.size(0) : 1;
-  Problem p{groups, x.size(lead), 0, x.size(lead + 1), 0};
-  p.context = z.dim() == x.dim() ? z.size(lead + 1) : 0;
-  check_sizes(op, "z", z, x, groups, grouped, {p.rows, p.context});
-  return {grouped, p};
-}
-
-void check_weights(const char* op, const Tensor& x, const Activations& a, const Optional& weight,
-                   const Optional& weight_z, const Optional& weight_x) {
-  const Problem& p = a.problem;
-  if (weight.has_value())
-    check_sizes(op, "weight", *weight, x, p.groups, a.grouped, {p.out, p.context, p.width});
-  if (weight_z.has_value()) check_sizes(op, "weight_z", *weight_z, x, p.groups, a.grouped, {p.out, p.context});
-  if (weight_x.has_value()) check_sizes(op, "weight_x", *weight_x, x, p.groups, a.grouped, {p.out, p.width});
-}
-
 Tensor empty_like(const Tensor& like, const Activations& a, std::vector<int64_t> sizes) {
   if (a.grouped) sizes.insert(sizes.begin(), a.problem.groups);
   Tensor result = torch::stable::new_empty(like, sizes);
@@ -104,49 +42,6 @@ Tensor empty_like(const Tensor& like, const Activations& a, std::vector<int64_t>
 }
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
-
-// Tasks are taken from a counter by whichever worker is free; what a task computes does not depend on that.
-void run(int64_t tasks, int64_t workers, void (*body)(void*, int64_t, int64_t), void* context) {
-  workers = std::min(tasks, workers);
-  if (workers <= 1) {
-    for (int64_t task = 0; task < tasks; ++task) body(context, task, 0);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker)
-      for (int64_t task = next++; task < tasks; task = next++) body(context, task, worker);
-  });
-}
-
-// How many workers share a call, and the scratch memory that they need.
-struct Demand {
-  int64_t workers, worker_bytes, partial_bytes;
-  Demand(int64_t tasks, int64_t operations, int64_t worker, int64_t partial) {
-    constexpr int64_t kWorthSharing = 2 * plan::kTaskOperations;
-    const int64_t threads = operations < kWorthSharing ? 1 : torch::stable::get_num_threads();
-    workers = std::max<int64_t>(std::min(threads, tasks), 1);
-    worker_bytes = plan::round_up(worker, kAlign);
-    partial_bytes = partial;
-  }
-  int64_t bytes() const { return workers * worker_bytes + partial_bytes + kAlign; }
-  static constexpr int64_t kAlign = 64;
-};
-
-// Scratch comes from torch's allocator, so that its profiler and limits see it.
-struct Workspace {
-  Tensor bytes;
-  Execution execution;
-  Workspace(const Tensor& like, const Demand& demand)
-      : bytes(torch::stable::new_empty(like, {demand.bytes()}, ScalarType::Byte)) {
-    const auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
-    auto* start = reinterpret_cast<char*>(plan::round_up(int64_t(address), Demand::kAlign));
-    execution = {demand.workers, start, start + demand.workers * demand.worker_bytes, run};
-  }
-};
-
-Tensor in_double(const Tensor& t) { return torch::stable::to(t, ScalarType::Double); }
-Optional in_double(const Optional& t) { return t.has_value() ? Optional(in_double(*t)) : t; }
 
 // `words`: W as packed_weight() in Python lays it out, where it is packed; the stream reads W itself.
 Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& words,

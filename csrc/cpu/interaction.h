@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../dtypes.h"
+#include "modulate.h"
 #include "plan.h"
 
 namespace mi_kernels {
@@ -16,6 +17,15 @@ struct Result {
   void* data = nullptr;  // contiguous; null where it is not wanted
 };
 
+// What becomes of the sums p of a gated form (out = width): y = (act(p) + offset) * x + (C z + d).
+struct GateSpec {
+  bool present = false;
+  Activation activation = Activation::identity;
+  double offset = 0;
+  Operand shift_weight = {}, shift_bias = {};
+  int* not_finite = nullptr;  // set to 1 where some p is not finite, which act may hide; may be null
+};
+
 // weight is contiguous within a group: [O][Z][X] at data + g * group. words, where there are any, are the same
 // numbers as they are multiplied, [O][outer][row] with the inner axis of the plan's order along a row.
 struct ForwardCall {
@@ -23,6 +33,7 @@ struct ForwardCall {
   Operand x, z, weight, weight_z, weight_x, bias;
   Result y;
   Operand words = {};
+  GateSpec gate = {};
 };
 
 struct InputGradsCall {
@@ -52,6 +63,10 @@ struct Kernels {
   void (*forward)(DType, const ForwardCall&, const ForwardPlan&, const Execution&);
   void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);
   void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);
+  // In place, y[b] = softmax(y[b]) * x[b] for rows of y.
+  void (*softmax_rows)(DType, const Operand& x, Result y, int64_t rows, int64_t width, const Execution&);
+  void (*modulate)(DType, const ModulateCall&, const Execution&);
+  void (*modulate_grads)(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Execution&);
 };
 
 #define MI_DECLARE_KERNELS(isa)                                                                          \
@@ -64,6 +79,9 @@ struct Kernels {
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);                \
   void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);         \
   void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);             \
+  void softmax_rows(DType, const Operand&, Result, int64_t, int64_t, const Execution&);                   \
+  void modulate(DType, const ModulateCall&, const Execution&);                                            \
+  void modulate_grads(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Execution&);       \
   extern const Kernels kernels;                                                                           \
   }
 MI_DECLARE_KERNELS(generic)

@@ -115,6 +115,9 @@ struct WeightGradsPlan {
 };
 
 ForwardPlan plan_forward(const Problem&, const Machine&, bool weight, bool weight_z, bool weight_x);
+// The forward pass of a gated form; `whole_rows`: softmax needs all outputs of a row in one task.
+ForwardPlan plan_gate(const Problem&, const Machine&, bool weight, bool weight_z, bool weight_x, bool shift,
+                      bool whole_rows);
 InputGradsPlan plan_input_grads(const Problem&, const Machine&, bool weight, bool want_x, bool want_z);
 WeightGradsPlan plan_weight_grads(const Problem&, const Machine&, const Machine& sums, const bool (&want)[4]);
 

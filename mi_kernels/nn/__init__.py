@@ -1,5 +1,6 @@
-"""Modules: parameters, initialisation and state dict. The arithmetic is in `mi_kernels.functional`."""
+"""Modules: parameters, initialisation and state dict. The arithmetic is in the public functions."""
 
+from mi_kernels.nn.gates import DiagonalInteraction, FiLM, GatedInteraction
 from mi_kernels.nn.interaction import Bilinear, MultiplicativeInteraction
 
-__all__ = ["Bilinear", "MultiplicativeInteraction"]
+__all__ = ["Bilinear", "DiagonalInteraction", "FiLM", "GatedInteraction", "MultiplicativeInteraction"]

@@ -45,6 +45,7 @@ def overload(name: str, portable: bool) -> torch._ops.OpOverload:
 
 
 # Questions to the compiled CPU library: its instruction sets as "compiled;supported;selected", and the plan
-# of a primitive for sizes [G, B, Z, X, O] as "name=value;...".
+# of a primitive for sizes [G, B, Z, X, O], or of a gate for sizes [B, Z, X], as "name=value;...".
 LIBRARY.define("cpu_isa() -> str")
+LIBRARY.define("cpu_gate_plan(int[] sizes, ScalarType dtype, int terms, bool softmax) -> str")
 LIBRARY.define("cpu_interaction_plan(str primitive, int[] sizes, ScalarType dtype, int terms) -> str")

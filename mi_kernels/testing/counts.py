@@ -71,3 +71,31 @@ def _bytes(
     parameters = sum(size for size, there in zip(matrices, terms, strict=True) if there)
     elements = inputs * (x + z) + weights * parameters + outputs * shape.rows * shape.out
     return elements * dtype.itemsize
+
+
+def modulate(sizes: tuple[int, int, int], itemsize: int) -> Count:
+    """y of modulation, from the elements of x, scale and shift. An activation does not count."""
+    x, scale, shift = sizes
+    return Count(x * (2 if shift else 1), (2 * x + scale + shift) * itemsize)
+
+
+def modulate_grads(sizes: tuple[int, int, int], itemsize: int) -> Count:
+    """dx, dscale and dshift from g, x and scale."""
+    x, scale, shift = sizes
+    return Count(x * (4 if shift else 3), (3 * x + 2 * scale + shift) * itemsize)
+
+
+def diagonal(
+    rows: int,
+    contexts: int,
+    context: int,
+    width: int,
+    shift: bool,
+    weight_x: bool,
+    parameters: int,
+    itemsize: int,
+) -> Count:
+    """y of the diagonal form; gate and shift are made once for each of the contexts."""
+    products = contexts * context * (2 if shift else 1) + (rows * width if weight_x else 0)
+    elements = 2 * rows * width + contexts * context + parameters
+    return Count(2 * width * products + 2 * rows * width, elements * itemsize)

@@ -22,7 +22,9 @@ A norm hides a single bad element among many. So each element is held to its own
 units of S + |y64| may be 4 times the worst of the reference, or 4 u. What float16 cannot resolve at all, the
 distance between its subnormal numbers, is taken off before.
 
-Every y here is a sum of products of the inputs, so S^2 is the same function of the squared inputs.
+Where y is a sum of products of the inputs, S^2 is the same function of the squared inputs. Where an
+activation is in it, squares.py has S^2: the terms of the last sum and what the rounding of the earlier ones
+does to them.
 
 Where y64 is not finite, y is not finite either, and NaN where an input NaN reaches it. An infinite input may
 come out as Inf or as NaN (Inf - Inf), because the order of summation decides that. Where both y64 and y_ref
@@ -50,6 +52,7 @@ def check_errors(
     draw: Callable[[int], Sequence[Tensor | None]],
     enough: int = 500,
     most: int = 100,
+    squares: Function | None = None,
 ) -> None:
     """Raises AssertionError if one of the results of ``function`` breaks the error rule.
 
@@ -58,16 +61,17 @@ def check_errors(
 
     Args:
         function: the implementation under test, a sequence of tensors.
-        reference: the same function of the same arguments in any dtype. Each of its results must be a
-            sum of products of the arguments, with no coefficients but 1.
+        reference: the same function of the same arguments in any dtype. Without ``squares``, each of its
+            results must be a sum of products of the arguments, with no coefficients but 1.
         draw: arguments, made from a seed: tensors of one floating-point dtype, or None.
+        squares: S^2 of each result, from the arguments in float64.
     """
     pools: list[list[tuple[Tensor, ...]]] = []
     has_infinities = False
     for seed in range(most):
         arguments = draw(seed)
         has_infinities |= any(t is not None and bool(t.isinf().any()) for t in arguments)
-        results = list(zip(function(*arguments), *_oracles(reference, arguments), strict=True))
+        results = list(zip(function(*arguments), *_oracles(reference, squares, arguments), strict=True))
         pools = pools or [[] for _ in results]
         for index, (pool, tensors) in enumerate(zip(pools, results, strict=True)):
             result, truth = tensors[:2]
@@ -82,13 +86,17 @@ def check_errors(
         check_error(result, truth, rival, square, has_infinities, f"result {index}")
 
 
-def _oracles(reference: Function, arguments: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], ...]:
+def _oracles(
+    reference: Function, squares: Function | None, arguments: Sequence[Tensor | None]
+) -> tuple[Sequence[Tensor], ...]:
     """The truth, the reference in the dtype of the arguments, and S^2."""
     exact = [None if tensor is None else tensor.detach().double() for tensor in arguments]
     return (
         reference(*exact),
         reference(*(None if tensor is None else tensor.detach() for tensor in arguments)),
-        reference(*(None if tensor is None else tensor.square() for tensor in exact)),
+        squares(*exact)
+        if squares is not None
+        else reference(*(None if tensor is None else tensor.square() for tensor in exact)),
     )
 
 

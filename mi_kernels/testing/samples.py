@@ -6,8 +6,9 @@ and how large their values are. ``samples()`` lists the cases that every impleme
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -200,3 +201,190 @@ def samples() -> Iterator[Sample]:
     for magnitude in (100.0, 0.01):
         yield Sample(MIDDLE, magnitude=magnitude)
         yield Sample(THREADED, magnitude=magnitude)
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """Arguments of modulation: everything but dtype, device and seed."""
+
+    name: str
+    x: tuple[int, ...]
+    scale: tuple[int, ...]
+    shift: tuple[int, ...] | None = None
+    layout: str = "contiguous"
+    activation: str = "sigmoid"
+    scale_offset: float = 0.5
+
+    def __str__(self) -> str:
+        parts = [self.name, "" if self.layout == "contiguous" else self.layout]
+        parts += ["" if self.activation == "sigmoid" else self.activation]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"activation": self.activation, "scale_offset": self.scale_offset}
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.broadcast_shapes(self.x, self.scale, *(() if self.shift is None else (self.shift,)))
+
+    def _lay_out(self, values: Tensor, dtype: torch.dtype, layout: str, expand_dim: int) -> Tensor:
+        tensor = _round(values, dtype)
+        if layout == "channels_last":
+            return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+        return lay_out(tensor, layout, expand_dim=expand_dim)
+
+    def arguments(
+        self,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        requires_grad: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, scale and shift or None. The same numbers in every dtype, rounded."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors: list[Any] = []
+        for sizes, dim in ((self.x, 0), (self.scale, -1), (self.shift, -1)):
+            if sizes is None:
+                tensors.append(None)
+                continue
+            values = torch.randn(sizes, generator=generator, dtype=torch.float64)
+            tensor = self._lay_out(values, dtype, self.layout, dim).to(device)
+            tensors.append(tensor.requires_grad_(requires_grad))
+        return tensors[0], tensors[1], tensors[2]
+
+    def cotangent(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 1) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn(self.shape, generator=generator, dtype=torch.float64)
+        layout = "contiguous" if self.layout == "expanded" else self.layout
+        return self._lay_out(values, dtype, layout, 0).to(device)
+
+
+TOKENS = Modulation("tokens", (3, 19, 40), (3, 1, 40), (3, 1, 40))
+MAPS = Modulation("maps", (2, 5, 6, 7), (2, 5, 1, 1), (2, 5, 1, 1))
+
+
+def modulations() -> Iterator[Modulation]:
+    """Every pattern of broadcasting, layout and emptiness that modulation is tested on."""
+    plain = (
+        TOKENS,
+        MAPS,
+        Modulation("one", (1,), (1,), (1,)),
+        Modulation("elementwise", (7, 33), (7, 33), (7, 33)),
+        Modulation("no-shift", (4, 5, 17), (4, 1, 17)),
+        Modulation("one-scale", (31, 9), (1,), (1, 1)),
+        Modulation("features", (50, 24), (24,), (24,)),
+        Modulation("rows", (60, 33), (60, 1), (60, 1)),
+        Modulation("different", (3, 6, 20), (3, 1, 20), (20,)),
+        Modulation("scale-full", (3, 6, 20), (3, 6, 20), (3, 1, 20)),
+        Modulation("shift-full", (3, 6, 20), (3, 1, 1), (3, 6, 20)),
+        Modulation("batch-norm", (6, 4, 5, 3), (1, 4, 1, 1), (1, 4, 1, 1)),
+        Modulation("alternating", (3, 4, 5, 2, 6), (3, 1, 5, 1, 6), (3, 1, 5, 1, 6)),
+        Modulation("x-broadcasts", (5, 1, 8), (5, 4, 8), (4, 1)),
+        Modulation("x-smaller", (8,), (3, 8), (3, 1)),
+        Modulation("long-rows", (3, 5000), (3, 1), (3, 1)),
+        Modulation("long-features", (3, 5000), (5000,), (5000,)),
+        Modulation("many-rows", (3000, 8), (8,), (8,)),
+        Modulation("threaded", (4, 300, 130), (4, 1, 130), (4, 1, 130)),
+        Modulation("threaded-maps", (4, 16, 40, 50), (4, 16, 1, 1), (4, 16, 1, 1)),
+    )
+    yield from plain
+    for sizes in ((0, 3), (3, 0), (0, 0)):
+        yield Modulation("empty", sizes, (1, sizes[1]), (sizes[1],))
+        yield Modulation("empty-rows", sizes, (sizes[0], 1))
+    for layout in LAYOUTS[1:]:
+        yield from (replace(sample, layout=layout) for sample in (TOKENS, MAPS, plain[3], plain[8]))
+    for sample in (MAPS, plain[11], plain[19]):
+        yield replace(sample, layout="channels_last")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Arguments of a gated form: ``diagonal`` (terms A, a, C, c, G) or ``gated_interaction`` (W, U, V, c)."""
+
+    op: str
+    shape: Shape  # with as many outputs as inputs
+    terms: str
+    layout: str = "contiguous"
+    activation: str = "sigmoid"
+    scale_offset: float = 0.5
+
+    def __str__(self) -> str:
+        parts = [self.op, self.shape.name, self.terms]
+        parts += ["" if self.layout == "contiguous" else self.layout]
+        parts += ["" if self.activation == "sigmoid" else self.activation]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        if self.op == "diagonal":
+            return {"activation": self.activation, "scale_offset": self.scale_offset}
+        return {"activation": self.activation}
+
+    @property
+    def offset(self) -> float:
+        return self.scale_offset if self.op == "diagonal" else 0.0
+
+    def _weights(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        x, z = self.shape.width, self.shape.context
+        if self.op == "diagonal":
+            letters = {"A": ("weight", (x, z)), "a": ("bias", (x,)), "C": ("shift_weight", (x, z))}
+            return letters | {"c": ("shift_bias", (x,)), "G": ("weight_x", (x, x))}
+        letters = {"W": ("weight", (x, z, x)), "U": ("weight_z", (x, z)), "V": ("weight_x", (x, x))}
+        return letters | {"c": ("bias", (x,))}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("x", "z", *(name for name, _ in self._weights().values()))
+
+    def arguments(
+        self,
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        requires_grad: bool = False,
+    ) -> tuple[Tensor | None, ...]:
+        """x, z and the weights in the order of ``names``, None where the term is absent."""
+        generator = torch.Generator().manual_seed(seed)
+        sizes = self.shape.sizes()
+        drawn = [("", sizes[0], 1.0, -1), ("", sizes[1], 1.0, 0)]
+        for letter, (_, size) in self._weights().items():
+            drawn.append((letter, size, max(math.prod(size[1:]), 1) ** -0.5, 0))
+        tensors: list[Tensor | None] = []
+        for letter, size, scale, dim in drawn:
+            values = torch.randn(size, generator=generator, dtype=torch.float64) * scale
+            tensor = lay_out(_round(values, dtype), self.layout, expand_dim=dim).to(device)
+            tensors.append(tensor.requires_grad_(requires_grad) if letter in self.terms else None)
+        return tuple(tensors)
+
+    def cotangent(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 1) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn((*self.shape.lead, self.shape.width), generator=generator, dtype=torch.float64)
+        layout = "contiguous" if self.layout == "expanded" else self.layout
+        return lay_out(_round(values, dtype), layout).to(device)
+
+
+def _square(shape: Shape) -> Shape:
+    return replace(shape, out=shape.width)
+
+
+GATE_TERMS = {"diagonal": "AaCcG", "gated_interaction": "WUVc"}
+GATE_ODD, GATE_MIDDLE, GATE_THREADED = (_square(shape) for shape in (ODD, MIDDLE, THREADED))
+
+
+def gates(op: str) -> Iterator[Gate]:
+    """Every case of sizes, terms and layouts that a gated form is tested on."""
+    every = GATE_TERMS[op]
+    shapes = [shape for shape in (*ORDINARY, *BROADCAST, *EMPTY) if shape.width <= 300]
+    for shape in dict.fromkeys(_square(shape) for shape in shapes):
+        yield Gate(op, shape, every)
+    choices = ("A", "Aa", "AaCc", "AC", "Ac", "AG") if op == "diagonal" else ("W", "U", "V", "c", "UVc", "WU")
+    for terms in choices:
+        for shape in (GATE_ODD, GATE_THREADED, _square(EMPTY[3]), _square(BROADCAST[4])):
+            yield Gate(op, shape, terms)
+    for layout in LAYOUTS[1:]:
+        yield Gate(op, GATE_MIDDLE, every, layout)
+        yield Gate(op, GATE_THREADED, every[:4], layout)
+    for activation in ("identity", "tanh", "relu", "gelu", "gelu_tanh", "silu", "hardsigmoid", "softmax"):
+        yield Gate(op, GATE_THREADED, every, activation=activation)
+    yield Gate(op, _square(ORDINARY[11]), every[:4], activation="softmax")

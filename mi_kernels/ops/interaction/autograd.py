@@ -12,34 +12,28 @@ differentiable themselves, which is all that reverse, forward, and higher orders
 (docs/mathematics.md derives each line). Terms whose factor is absent are dropped, never multiplied by 0.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import Function
-from torch.autograd import forward_ad as fw
 
 from mi_kernels.ops.interaction import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.library import overload
-
-Maybe = Tensor | None
+from mi_kernels.ops.rules import (
+    Fold,
+    Maybe,
+    Rule,
+    add,
+    differentiating,
+    keep,
+    nests,
+    primals,
+    spread,
+    unbatched,
+)
 
 _FORWARD = tuple(overload("interaction", portable) for portable in (False, True))
 _PACKED_FORWARD = overload("interaction_packed", False)
 _INPUT_GRADS = tuple(overload("interaction_input_grads", portable) for portable in (False, True))
 _WEIGHT_GRADS = tuple(overload("interaction_weight_grads", portable) for portable in (False, True))
-
-
-def _differentiating(tensors: Iterable[Maybe]) -> bool:
-    """Whether a call has to go through its rule, or the kernel alone will do."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return torch._C._are_functorch_transforms_active() or fw._current_level >= 0
 
 
 # Dynamo does not trace a Function that has a jvp; AOTAutograd does, so the call is opaque to the former.
@@ -58,7 +52,7 @@ def forward(
 
     ``words``: W as packed.py lays it out; used if nothing is differentiated.
     """
-    if _differentiating((x, z, weight, weight_z, weight_x, bias)):
+    if differentiating((x, z, weight, weight_z, weight_x, bias)):
         return Forward.call(portable, x, z, weight, weight_z, weight_x, bias)
     if words is not None:
         return _PACKED_FORWARD(x, z, weight, words, weight_z, weight_x, bias)
@@ -82,9 +76,9 @@ def input_grads(
     )
     if not any(want):
         return None, None
-    if _differentiating((grad, x, z, weight, weight_z, weight_x)):
+    if differentiating((grad, x, z, weight, weight_z, weight_x)):
         results = InputGrads.call(portable, want, grad, x, z, weight, weight_z, weight_x)
-        return tuple(_spread(results, want))
+        return tuple(spread(results, want))
     results = _INPUT_GRADS[portable](grad, x, z, weight, weight_z, weight_x, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
 
@@ -95,24 +89,10 @@ def weight_grads(
     """(dL/dW, dL/dU, dL/dV, dL/dc), each None where it is not wanted. Differentiable."""
     if not any(want):
         return None, None, None, None
-    if _differentiating((grad, x, z)):
-        return tuple(_spread(WeightGrads.call(portable, want, grad, x, z), want))
+    if differentiating((grad, x, z)):
+        return tuple(spread(WeightGrads.call(portable, want, grad, x, z), want))
     results = _WEIGHT_GRADS[portable](grad, x, z, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
-
-
-def _keep(values: Sequence[Maybe], want: Sequence[bool]) -> tuple[Maybe, ...]:
-    return tuple(value for value, wanted in zip(values, want, strict=True) if wanted)
-
-
-def _spread(values: Iterable[Maybe], want: Sequence[bool]) -> list[Maybe]:
-    values = iter(values)
-    return [next(values) if wanted else None for wanted in want]
-
-
-def _add(*terms: Maybe) -> Maybe:
-    present = [term for term in terms if term is not None]
-    return sum(present[1:], present[0]) if present else None
 
 
 def _forward_or_none(portable: bool, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
@@ -121,48 +101,7 @@ def _forward_or_none(portable: bool, x: Tensor, z: Tensor, *weights: Maybe) -> M
     return forward(portable, x, z, *weights)
 
 
-def _nests(jvp: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a jvp be differentiated by an outer one.
-
-    PyTorch runs a Function's jvp with forward mode switched off. An outer forward level would then take the
-    tangent for a constant, and jacfwd of jacfwd would be zero without a word. So the level is switched on
-    again, and `_primals` strips the tangents of the innermost level, whose derivative this is.
-    """
-
-    @functools.wraps(jvp)
-    def nested(*arguments: Any) -> Any:
-        with fw._set_fwd_grad_enabled(True):
-            return jvp(*arguments)
-
-    return nested
-
-
-def _primals(ctx: Any) -> tuple[Any, ...]:
-    # All levels of torch.func are level 0 here. `fw.unpack_dual` would ask `fw._current_level`, which a
-    # compiled torch.func.jvp does not set.
-    level = max(fw._current_level, 0)
-    return tuple(
-        None if tensor is None else torch._VF._unpack_dual(tensor, level=level)[0]  # type: ignore[attr-defined]
-        for tensor in ctx.saved_tensors
-    )
-
-
-class _Rule(Function):
-    @classmethod
-    def call(cls, *args):
-        """``apply`` without its binding of default arguments, which takes longer than a small kernel."""
-        if torch._C._are_functorch_transforms_active():
-            return cls.apply(*args)
-        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
-
-    @staticmethod
-    def _save(ctx, *tensors):
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-        ctx.set_materialize_grads(False)
-
-
-class Forward(_Rule):
+class Forward(Rule):
     @staticmethod
     def forward(portable, x, z, weight, weight_z, weight_x, bias):
         return _FORWARD[portable](x, z, weight, weight_z, weight_x, bias)
@@ -171,7 +110,7 @@ class Forward(_Rule):
     def setup_context(ctx, inputs, output):
         ctx.portable, x, z, weight, weight_z, weight_x, _ = inputs
         ctx.out_features = output.shape[-1]
-        _Rule._save(ctx, x, z, weight, weight_z, weight_x)
+        Rule.save(ctx, x, z, weight, weight_z, weight_x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -186,10 +125,10 @@ class Forward(_Rule):
         )
 
     @staticmethod
-    @_nests
+    @nests
     def jvp(ctx, _, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t):
-        x, z, weight, weight_z, weight_x = _primals(ctx)
-        tangent = _add(
+        x, z, weight, weight_z, weight_x = primals(ctx)
+        tangent = add(
             None if x_t is None else _forward_or_none(ctx.portable, x_t, z, weight, None, weight_x, None),
             None if z_t is None else _forward_or_none(ctx.portable, x, z_t, weight, weight_z, None, None),
             _forward_or_none(ctx.portable, x, z, weight_t, weight_z_t, weight_x_t, bias_t),
@@ -198,33 +137,33 @@ class Forward(_Rule):
 
     @staticmethod
     def vmap(info, in_dims, portable, x, z, weight, weight_z, weight_x, bias):
-        fold = _Fold(info.batch_size, x, in_dims[1])
+        fold = Fold(info.batch_size, x, in_dims[1])
         weights = (weight, weight_z, weight_x, bias)
-        if _unbatched(in_dims[3:], weights):
+        if unbatched(in_dims[3:], weights):
             y = forward(portable, fold.rows(x, in_dims[1]), fold.rows(z, in_dims[2]), *weights)
             return fold.unrows(y)
         args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[1:], strict=True)]
         return fold.ungroups(forward(portable, *args))
 
 
-class InputGrads(_Rule):
+class InputGrads(Rule):
     @staticmethod
     def forward(portable, want, grad, x, z, weight, weight_z, weight_x):
-        return _keep(_INPUT_GRADS[portable](grad, x, z, weight, weight_z, weight_x, *want), want)
+        return keep(_INPUT_GRADS[portable](grad, x, z, weight, weight_z, weight_x, *want), want)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.portable, ctx.want, *tensors = inputs
-        _Rule._save(ctx, *tensors)
+        Rule.save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx, *cotangents):
-        x_c, z_c = _spread(cotangents, ctx.want)
+        x_c, z_c = spread(cotangents, ctx.want)
         grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
         need = ctx.needs_input_grad[2:]
         grads: list[Maybe] = [None] * 6
         if need[0]:
-            grads[0] = _add(
+            grads[0] = add(
                 None if x_c is None else forward(ctx.portable, x_c, z, weight, None, weight_x, None),
                 None if z_c is None else forward(ctx.portable, x, z_c, weight, weight_z, None, None),
             )
@@ -245,13 +184,13 @@ class InputGrads(_Rule):
             by_x = weight_grads(ctx.portable, (need[3], False, need[5], False), grad, x_c, z)
         if z_c is not None:
             by_z = weight_grads(ctx.portable, (need[3], need[4], False, False), grad, x, z_c)
-        grads[3:] = _add(by_x[0], by_z[0]), by_z[1], by_x[2]
+        grads[3:] = add(by_x[0], by_z[0]), by_z[1], by_x[2]
         return (None, None, *grads)
 
     @staticmethod
-    @_nests
+    @nests
     def jvp(ctx, _, __, grad_t, x_t, z_t, weight_t, weight_z_t, weight_x_t):
-        grad, x, z, weight, weight_z, weight_x = _primals(ctx)
+        grad, x, z, weight, weight_z, weight_x = primals(ctx)
         by_grad: tuple[Maybe, ...] = (None, None)
         if grad_t is not None:
             by_grad = input_grads(ctx.portable, ctx.want, grad_t, x, z, weight, weight_z, weight_x)
@@ -268,34 +207,34 @@ class InputGrads(_Rule):
         by_weights = input_grads(ctx.portable, ctx.want, grad, x, z, weight_t, weight_z_t, weight_x_t)
         tangents = []
         for like, *terms in zip((x, z), by_grad, by_inputs, by_weights, strict=True):
-            tangent = _add(*terms)
+            tangent = add(*terms)
             tangents.append(torch.zeros_like(like) if tangent is None else tangent)
-        return _keep(tangents, ctx.want)
+        return keep(tangents, ctx.want)
 
     @staticmethod
     def vmap(info, in_dims, portable, want, grad, x, z, weight, weight_z, weight_x):
-        fold = _Fold(info.batch_size, grad, in_dims[2])
+        fold = Fold(info.batch_size, grad, in_dims[2])
         weights = (weight, weight_z, weight_x)
-        if _unbatched(in_dims[5:], weights):
+        if unbatched(in_dims[5:], weights):
             g, x, z = (fold.rows(t, d) for t, d in zip((grad, x, z), in_dims[2:5], strict=True))
-            return fold.all(fold.unrows, _keep(input_grads(portable, want, g, x, z, *weights), want))
+            return fold.all(fold.unrows, keep(input_grads(portable, want, g, x, z, *weights), want))
         folded = [fold.groups(t, d) for t, d in zip((grad, x, z, *weights), in_dims[2:], strict=True)]
-        return fold.all(fold.ungroups, _keep(input_grads(portable, want, *folded), want))
+        return fold.all(fold.ungroups, keep(input_grads(portable, want, *folded), want))
 
 
-class WeightGrads(_Rule):
+class WeightGrads(Rule):
     @staticmethod
     def forward(portable, want, grad, x, z):
-        return _keep(_WEIGHT_GRADS[portable](grad, x, z, *want), want)
+        return keep(_WEIGHT_GRADS[portable](grad, x, z, *want), want)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.portable, ctx.want, *tensors = inputs
-        _Rule._save(ctx, *tensors)
+        Rule.save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx, *cotangents):
-        weight_c, weight_z_c, weight_x_c, bias_c = _spread(cotangents, ctx.want)
+        weight_c, weight_z_c, weight_x_c, bias_c = spread(cotangents, ctx.want)
         grad, x, z = ctx.saved_tensors
         need = ctx.needs_input_grad[2:]
         by_grad = None
@@ -309,9 +248,9 @@ class WeightGrads(_Rule):
         )
 
     @staticmethod
-    @_nests
+    @nests
     def jvp(ctx, _, __, grad_t, x_t, z_t):
-        grad, x, z = _primals(ctx)
+        grad, x, z = primals(ctx)
         want_weight, want_weight_z, want_weight_x, _ = ctx.want
         terms = []
         if grad_t is not None:
@@ -326,67 +265,12 @@ class WeightGrads(_Rule):
         shapes = (sizes, sizes[:2], sizes[::2], sizes[:1])
         tangents = []
         for shape, *parts in zip(shapes, *terms, strict=True):
-            tangent = _add(*parts)
+            tangent = add(*parts)
             tangents.append(grad.new_zeros((*groups, *shape)) if tangent is None else tangent)
-        return _keep(tangents, ctx.want)
+        return keep(tangents, ctx.want)
 
     @staticmethod
     def vmap(info, in_dims, portable, want, grad, x, z):
-        fold = _Fold(info.batch_size, grad, in_dims[2])
+        fold = Fold(info.batch_size, grad, in_dims[2])
         folded = [fold.groups(t, d) for t, d in zip((grad, x, z), in_dims[2:], strict=True)]
-        return fold.all(fold.ungroups, _keep(weight_grads(portable, want, *folded), want))
-
-
-def _unbatched(dims: Sequence[int | None], tensors: Sequence[Maybe]) -> bool:
-    return all(dim is None for dim, tensor in zip(dims, tensors, strict=True) if tensor is not None)
-
-
-class _Fold:
-    """Folds the dimension that vmap maps over into the rows or into the groups of a call, and back.
-
-    Shared weights see only more rows. Weights that are mapped over, or produced by the call, turn the
-    dimension into groups: an expanded operand costs no memory as long as there were no groups before.
-    """
-
-    def __init__(self, size: int, activation: Tensor, dim: int | None) -> None:
-        shape = list(activation.shape)
-        if dim is not None:
-            del shape[dim]
-        self.size = size
-        self.grouped = len(shape) == 3
-        self.row_dim = 1 if self.grouped else 0
-        self.group_count, self.row_count = shape[0], shape[-2]
-
-    def _expanded(self, tensor: Tensor, dim: int | None, position: int) -> Tensor:
-        if dim is None:
-            return tensor.unsqueeze(position).expand(
-                *tensor.shape[:position], self.size, *tensor.shape[position:]
-            )
-        return tensor.movedim(dim, position)
-
-    def rows(self, tensor: Tensor, dim: int | None) -> Tensor:
-        tensor = self._expanded(tensor, dim, self.row_dim)
-        rows = self.size * self.row_count
-        return tensor.reshape(*tensor.shape[: self.row_dim], rows, tensor.shape[-1])
-
-    def unrows(self, result: Tensor) -> tuple[Tensor, int]:
-        return result.unflatten(self.row_dim, (self.size, self.row_count)), self.row_dim
-
-    def groups(self, tensor: Maybe, dim: int | None) -> Any:
-        if tensor is None:
-            return None
-        tensor = self._expanded(tensor, dim, 0)
-        if not self.grouped:
-            return tensor
-        return tensor.reshape(self.size * tensor.shape[1], *tensor.shape[2:])
-
-    def ungroups(self, result: Tensor) -> tuple[Tensor, int]:
-        if not self.grouped:
-            return result, 0
-        return result.unflatten(0, (self.size, self.group_count)), 0
-
-    def all(
-        self, unfold: Callable[[Any], tuple[Tensor, int]], results: Sequence[Maybe]
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        pairs = [unfold(result) for result in results]
-        return tuple(tensor for tensor, _ in pairs), tuple(dim for _, dim in pairs)
+        return fold.all(fold.ungroups, keep(weight_grads(portable, want, *folded), want))

@@ -1,0 +1,113 @@
+// The gated forms on the CPU: the forward pass of the dense interaction with a gate in its epilogue.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "operands.h"
+#include "overflow.h"
+#include "workspace.h"
+
+namespace mi_kernels {
+namespace {
+
+// x, z, what makes the gate (W, U, V, c) and what makes the shift (C, d).
+struct Arguments {
+  Tensor x, z;
+  Optional weight, weight_z, weight_x, bias, shift_weight, shift_bias;
+};
+
+Arguments in_double(const Arguments& a) {
+  using mi_kernels::in_double;
+  return {in_double(a.x),        in_double(a.z),    in_double(a.weight),       in_double(a.weight_z),
+          in_double(a.weight_x), in_double(a.bias), in_double(a.shift_weight), in_double(a.shift_bias)};
+}
+
+ForwardPlan plan_of(const Problem& p, const Machine& m, const Arguments& a, bool softmax) {
+  const bool shift = a.shift_weight.has_value() || a.shift_bias.has_value();
+  return plan_gate(p, m, a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(), shift, softmax);
+}
+
+Problem checked(const char* op, const Arguments& a) {
+  STD_TORCH_CHECK(a.x.dim() == 2, op, ": x: expected 2 dimensions, got ", a.x.dim());
+  Activations given = activations(op, a.x, a.z);
+  given.problem.out = given.problem.width;
+  const Problem& p = given.problem;
+  STD_TORCH_CHECK(a.x.is_cpu(), op, ": x: expected a tensor on the CPU");
+  check_weights(op, a.x, given, a.weight, a.weight_z, a.weight_x);
+  if (a.bias.has_value()) check_sizes(op, "bias", *a.bias, a.x, 1, false, {p.out});
+  if (a.shift_weight.has_value()) check_sizes(op, "shift_weight", *a.shift_weight, a.x, 1, false, {p.out, p.context});
+  if (a.shift_bias.has_value()) check_sizes(op, "shift_bias", *a.shift_bias, a.x, 1, false, {p.out});
+  return p;
+}
+
+Tensor gated(const char* op, const Arguments& a, Activation activation, double offset) {
+  const Problem p = checked(op, a);
+  const DType dtype = dtype_of(a.x.scalar_type(), op, "x");
+  Tensor y = torch::stable::new_empty(a.x, {p.rows, p.out});
+  if (y.numel() == 0) return y;
+  const Kernels& kernels = selected_kernels();
+  const bool softmax = activation == Activation::softmax;
+  const ForwardPlan plan = plan_of(p, kernels.machine(dtype), a, softmax);
+  const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
+  ForwardCall call{p, operand(a.x, false), operand(a.z, false), {}, operand(a.weight_z, false),
+                   operand(a.weight_x, false), operand(a.bias, false), {y.mutable_data_ptr()}};
+  Optional kept;
+  if (a.weight.has_value()) {
+    kept = with_contiguous_groups(*a.weight, false);
+    call.weight = weight_operand(*kept, false);
+  }
+  int not_finite = 0;
+  const bool guarded = a.weight.has_value() && may_overflow(dtype);
+  const bool afterwards = softmax && plan.order == Order::stream;  // its tasks have parts of the rows
+  if (!afterwards)
+    call.gate = {true, activation, offset, operand(a.shift_weight, false), operand(a.shift_bias, false),
+                 guarded ? &not_finite : nullptr};
+  kernels.forward(dtype, call, plan, workspace.execution);
+  if (afterwards) {
+    if (guarded && !all_finite(y)) not_finite = 1;
+    kernels.softmax_rows(dtype, call.x, call.y, p.rows, p.out, workspace.execution);
+  }
+  if (not_finite) return torch::stable::to(gated(op, in_double(a), activation, offset), a.x.scalar_type());
+  return y;
+}
+
+Tensor diagonal(const Tensor& x, const Tensor& z, const Tensor& weight, const Optional& bias,
+                const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
+                std::string activation, double offset) {
+  constexpr const char* op = "diagonal";
+  return gated(op, {x, z, {}, weight, weight_x, bias, shift_weight, shift_bias}, activation_of(activation, op, true), offset);
+}
+
+Tensor gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
+                         const Optional& weight_x, const Optional& bias, std::string activation) {
+  constexpr const char* op = "gated_interaction";
+  return gated(op, {x, z, weight, weight_z, weight_x, bias, {}, {}}, activation_of(activation, op, true), 0.0);
+}
+
+// Scratch bytes and algorithm of a gate for sizes [B, Z, X]; `terms` has a bit for each of (W, U, V, shift).
+std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax) {
+  STD_TORCH_CHECK(sizes.size() == 3, "cpu_gate_plan: sizes: expected [B, Z, X], got ", sizes.size());
+  const Problem p{1, sizes[0], sizes[1], sizes[2], sizes[2]};
+  const Machine machine = selected_kernels().machine(dtype_of(type, "cpu_gate_plan", "dtype"));
+  const ForwardPlan f = plan_gate(p, machine, terms & 1, terms & 2, terms & 4, terms & 8, softmax);
+  const Demand demand(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
+  const char* order = !(terms & 1)                        ? "linear"
+                      : f.order == Order::stream         ? "stream"
+                      : f.order == Order::width_inside ? "width_inside"
+                                                       : "context_inside";
+  return std::string("algorithm=") + order + ";scratch=" + std::to_string(demand.bytes());
+}
+
+}  // namespace
+}  // namespace mi_kernels
+
+STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+  m.impl("diagonal", TORCH_BOX(&mi_kernels::diagonal));
+  m.impl("gated_interaction", TORCH_BOX(&mi_kernels::gated_interaction));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_gate_plan", TORCH_BOX(&mi_kernels::cpu_gate_plan));
+}

@@ -1,0 +1,340 @@
+"""Gates and modulation as modules."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mi_kernels import gating
+from mi_kernels.ops import activations
+from mi_kernels.validation import check_activation, check_floating, check_number, check_size
+
+
+def _parameters(
+    module: nn.Module,
+    shapes: Mapping[str, tuple[int, ...] | None],
+    device: torch.device | str | int | None,
+    dtype: torch.dtype | None,
+) -> None:
+    for name, shape in shapes.items():
+        empty = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        module.register_parameter(name, empty)
+
+
+def _draw(weight: Tensor | None, fan_in: int, terms: int) -> None:
+    """Uniform with variance 1 / (terms * fan_in)."""
+    if weight is not None and weight.numel() > 0:
+        bound = math.sqrt(3 / (terms * max(fan_in, 1)))
+        nn.init.uniform_(weight, -bound, bound)
+
+
+class DiagonalInteraction(nn.Module):
+    r"""Gate and shift of an input x by a context z, with learned weights.
+
+    .. math:: y = (\mathrm{act}(z A^T + x G^T + a) + s) \cdot x + (z C^T + c)
+
+    Args:
+        features: X, the size of the input and of the output.
+        context_features: Z, the size of the context.
+        bias: whether to learn a.
+        shift: whether to learn C and c.
+        weight_x: whether to learn G.
+        activation: see :func:`mi_kernels.modulate`.
+        scale_offset: s.
+        device: where the parameters lie.
+        dtype: dtype of the parameters, a floating-point one.
+
+    Shape:
+        ``x [..., X]`` and ``z [..., Z]``, whose leading dimensions broadcast, give ``y [..., X]``.
+
+    Attributes:
+        weight: A of shape ``[X, Z]``.
+        bias: a of shape ``[X]``, or None.
+        shift_weight: C of shape ``[X, Z]``, or None.
+        shift_bias: c of shape ``[X]``, or None.
+        weight_x: G of shape ``[X, X]``, or None.
+
+    A and G start uniform with mean zero and variances 1/(kZ) and 1/(kX), k the number of them, so that the
+    gate before its activation has variance 1 for x and z with features of unit variance; C has variance 1/Z,
+    and the biases are 0.
+
+    Raises:
+        TypeError: a size is no integer, ``scale_offset`` no number, or ``dtype`` no floating-point dtype.
+        ValueError: a size is negative, or the activation is unknown.
+        TypeError, ValueError: see :func:`mi_kernels.diagonal`.
+
+    Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020. The
+    initialisation is this package's own.
+    """
+
+    __constants__ = ["features", "context_features"]
+    features: int
+    context_features: int
+    weight: Tensor
+    bias: Tensor | None
+    shift_weight: Tensor | None
+    shift_bias: Tensor | None
+    weight_x: Tensor | None
+
+    def __init__(
+        self,
+        features: int,
+        context_features: int,
+        bias: bool = True,
+        shift: bool = True,
+        weight_x: bool = False,
+        activation: str = "identity",
+        scale_offset: float = 0.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.context_features = context_features
+        self.activation = activation
+        self.scale_offset = scale_offset
+        for name in self.__constants__:
+            check_size("DiagonalInteraction", name, getattr(self, name))
+        check_activation("DiagonalInteraction", activation, activations.NAMES)
+        check_number("DiagonalInteraction", "scale_offset", scale_offset)
+        check_floating("DiagonalInteraction", dtype)
+        x, z = features, context_features
+        shapes: dict[str, tuple[int, ...] | None] = {
+            "weight": (x, z),
+            "bias": (x,) if bias else None,
+            "shift_weight": (x, z) if shift else None,
+            "shift_bias": (x,) if shift else None,
+            "weight_x": (x, x) if weight_x else None,
+        }
+        _parameters(self, shapes, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew from torch's random stream, in the order A, G, C."""
+        terms = 1 if self.weight_x is None else 2
+        _draw(self.weight, self.context_features, terms)
+        _draw(self.weight_x, self.features, terms)
+        _draw(self.shift_weight, self.context_features, 1)
+        for bias in (self.bias, self.shift_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return gating.diagonal(
+            x,
+            z,
+            self.weight,
+            self.bias,
+            self.shift_weight,
+            self.shift_bias,
+            weight_x=self.weight_x,
+            activation=self.activation,
+            scale_offset=self.scale_offset,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"features={self.features}, context_features={self.context_features}, "
+            f"bias={self.bias is not None}, shift={self.shift_weight is not None}, "
+            f"weight_x={self.weight_x is not None}, activation={self.activation!r}, "
+            f"scale_offset={self.scale_offset}"
+        )
+
+
+class FiLM(nn.Module):
+    r"""Feature-wise linear modulation: each channel of x is scaled and shifted by what the context says.
+
+    .. math:: y_c = (\mathrm{act}(\gamma_c) + s) \cdot x_c + \beta_c, \quad (\gamma, \beta) = z M^T + m
+
+    Args:
+        features: C, the number of channels.
+        context_features: Z, the size of the context.
+        bias: whether to learn m.
+        activation: see :func:`mi_kernels.modulate`; not softmax.
+        scale_offset: s; 1 makes the layer start as the identity.
+        channel_dim: the dimension of x that has the channels: 1 for feature maps ``[B, C, H, W]``, -1 for
+            tokens ``[B, T, C]``.
+        device: where the parameters lie.
+        dtype: dtype of the parameters, a floating-point one.
+
+    Shape:
+        ``x [B, C, ...]`` (or ``[B, ..., C]``, with ``channel_dim=-1``) and ``z [B, Z]`` give ``y`` as x. All
+        dimensions of x but the first and the channels share the context.
+
+    Attributes:
+        weight: M of shape ``[2C, Z]``, gamma's rows first.
+        bias: m of shape ``[2C]``, or None.
+
+    The parameters start as zeros: with s = 1 and the identity for act, y = x.
+
+    Raises:
+        TypeError: a size is no integer, ``scale_offset`` no number, or ``dtype`` no floating-point dtype.
+        ValueError: a size is negative, the activation is unknown or softmax, ``channel_dim`` is neither 1 nor
+            -1, or the shapes of x and z do not fit.
+
+    Source: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
+    """
+
+    __constants__ = ["features", "context_features", "channel_dim"]
+    features: int
+    context_features: int
+    channel_dim: int
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        features: int,
+        context_features: int,
+        bias: bool = True,
+        activation: str = "identity",
+        scale_offset: float = 1.0,
+        channel_dim: int = 1,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("FiLM", "features", features)
+        check_size("FiLM", "context_features", context_features)
+        check_activation("FiLM", activation, tuple(activations.ELEMENTWISE))
+        check_number("FiLM", "scale_offset", scale_offset)
+        check_floating("FiLM", dtype)
+        if channel_dim not in (1, -1):
+            raise ValueError(f"FiLM: channel_dim: expected 1 or -1, got {channel_dim!r}")
+        self.features = features
+        self.context_features = context_features
+        self.activation = activation
+        self.scale_offset = scale_offset
+        self.channel_dim = channel_dim
+        shapes = {"weight": (2 * features, context_features), "bias": (2 * features,) if bias else None}
+        _parameters(self, shapes, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Make all parameters zero."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        self._check(x, z)
+        scale, shift = nn.functional.linear(z, self.weight, self.bias).chunk(2, -1)
+        ones = (1,) * (x.dim() - 2)
+        size = (*scale.shape, *ones) if self.channel_dim == 1 else (scale.shape[0], *ones, scale.shape[1])
+        return gating.modulate(
+            x,
+            scale.view(size),
+            shift.view(size),
+            activation=self.activation,
+            scale_offset=self.scale_offset,
+        )
+
+    def _check(self, x: Tensor, z: Tensor) -> None:
+        if x.dim() < 2 or x.shape[self.channel_dim] != self.features:
+            where = "dimension 1" if self.channel_dim == 1 else "the last dimension"
+            raise ValueError(f"FiLM: x: expected size {self.features} in {where}, got shape {list(x.shape)}")
+        if z.dim() != 2 or z.shape != (x.shape[0], self.context_features):
+            raise ValueError(
+                f"FiLM: z: expected shape [B={x.shape[0]}, Z={self.context_features}], got {list(z.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        return (
+            f"features={self.features}, context_features={self.context_features}, "
+            f"bias={self.bias is not None}, activation={self.activation!r}, "
+            f"scale_offset={self.scale_offset}, channel_dim={self.channel_dim}"
+        )
+
+
+class GatedInteraction(nn.Module):
+    r"""Attention over the features of x by a dense interaction with a context z, with learned weights.
+
+    .. math:: y = \mathrm{act}(z^T W x + U z + V x + c) \cdot x
+
+    Args:
+        features: X, the size of the input and of the output.
+        context_features: Z, the size of the context.
+        bias: whether to learn c.
+        weight_z: whether to learn U.
+        weight_x: whether to learn V.
+        activation: see :func:`mi_kernels.modulate`; softmax is over the features.
+        device: where the parameters lie.
+        dtype: dtype of the parameters, a floating-point one.
+
+    Shape:
+        ``x [..., X]`` and ``z [..., Z]``, whose leading dimensions broadcast, give ``y [..., X]``.
+
+    Attributes:
+        weight: W of shape ``[X, Z, X]``.
+        weight_z: U of shape ``[X, Z]``, or None.
+        weight_x: V of shape ``[X, X]``, or None.
+        bias: c of shape ``[X]``, or None.
+
+    The parameters start as those of :class:`MultiplicativeInteraction`: the gate has variance 1 before its
+    activation.
+
+    Raises:
+        TypeError: a size is no integer, or ``dtype`` is no floating-point dtype.
+        ValueError: a size is negative, or the activation is unknown.
+        TypeError, ValueError: see :func:`mi_kernels.gated_interaction`.
+
+    Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020. The
+    initialisation is this package's own.
+    """
+
+    __constants__ = ["features", "context_features"]
+    features: int
+    context_features: int
+    weight: Tensor
+    weight_z: Tensor | None
+    weight_x: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        features: int,
+        context_features: int,
+        bias: bool = True,
+        weight_z: bool = True,
+        weight_x: bool = True,
+        activation: str = "sigmoid",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.context_features = context_features
+        self.activation = activation
+        for name in self.__constants__:
+            check_size("GatedInteraction", name, getattr(self, name))
+        check_activation("GatedInteraction", activation, activations.NAMES)
+        check_floating("GatedInteraction", dtype)
+        x, z = features, context_features
+        shapes: dict[str, tuple[int, ...] | None] = {
+            "weight": (x, z, x),
+            "weight_z": (x, z) if weight_z else None,
+            "weight_x": (x, x) if weight_x else None,
+            "bias": (x,) if bias else None,
+        }
+        _parameters(self, shapes, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew from torch's random stream, in the order W, U, V."""
+        terms = [t for t in (self.weight, self.weight_z, self.weight_x) if t is not None and t.numel() > 0]
+        for term in terms:
+            _draw(term, math.prod(term.shape[1:]), len(terms))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return gating.gated_interaction(
+            x, z, self.weight, self.weight_z, self.weight_x, self.bias, activation=self.activation
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"features={self.features}, context_features={self.context_features}, "
+            f"bias={self.bias is not None}, weight_z={self.weight_z is not None}, "
+            f"weight_x={self.weight_x is not None}, activation={self.activation!r}"
+        )

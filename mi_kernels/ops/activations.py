@@ -1,0 +1,126 @@
+"""Activations of gates: f, f' and f'' side by side, each as PyTorch code that can be differentiated further.
+
+Values are PyTorch's own functions, so that they agree with it at every extreme. At the kinks of relu and
+hardsigmoid, and at NaN, the first derivative is that of PyTorch's backward formulas. The compiled kernels
+have the same formulas in ``csrc/cpu/activations.h``, f and f' only: second derivatives are taken here.
+
+softmax is not elementwise; it normalises over the last dimension and its derivative is a matrix.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ROOT_HALF = math.sqrt(0.5)
+_DENSITY = 1 / math.sqrt(2 * math.pi)
+_TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715
+
+
+class Activation(NamedTuple):
+    """An elementwise function with its first two derivatives."""
+
+    value: Callable[[Tensor], Tensor]
+    first: Callable[[Tensor], Tensor]
+    second: Callable[[Tensor], Tensor]
+
+
+def _sigmoid_first(t: Tensor) -> Tensor:
+    s = torch.sigmoid(t)
+    return (1 - s) * s
+
+
+def _sigmoid_second(t: Tensor) -> Tensor:
+    s = torch.sigmoid(t)
+    return (1 - s) * s * (1 - 2 * s)
+
+
+def _tanh_first(t: Tensor) -> Tensor:
+    return 1 - torch.tanh(t).square()
+
+
+def _tanh_second(t: Tensor) -> Tensor:
+    h = torch.tanh(t)
+    return -2 * h * (1 - h.square())
+
+
+def _relu_first(t: Tensor) -> Tensor:
+    return torch.where(t <= 0, torch.zeros_like(t), torch.ones_like(t))
+
+
+def _density(t: Tensor) -> Tensor:
+    return _DENSITY * torch.exp(-0.5 * t.square())
+
+
+def _gelu_first(t: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(t * _ROOT_HALF)) + t * _density(t)
+
+
+def _gelu_second(t: Tensor) -> Tensor:
+    return _density(t) * (2 - t.square())
+
+
+def _gelu_tanh_parts(t: Tensor) -> tuple[Tensor, Tensor]:
+    h = torch.tanh(_TANH_SCALE * (t + _TANH_CUBE * t * t * t))
+    return h, _TANH_SCALE * (1 + 3 * _TANH_CUBE * t.square())  # tanh u and u'
+
+
+def _gelu_tanh_first(t: Tensor) -> Tensor:
+    h, slope = _gelu_tanh_parts(t)
+    return 0.5 * (1 + h) + 0.5 * t * (1 - h.square()) * slope
+
+
+def _gelu_tanh_second(t: Tensor) -> Tensor:
+    h, slope = _gelu_tanh_parts(t)
+    curvature = 6 * _TANH_SCALE * _TANH_CUBE * t
+    return (1 - h.square()) * (slope + 0.5 * t * (curvature - 2 * h * slope.square()))
+
+
+def _silu_first(t: Tensor) -> Tensor:
+    s = torch.sigmoid(t)
+    return s * (1 + t * (1 - s))
+
+
+def _silu_second(t: Tensor) -> Tensor:
+    s = torch.sigmoid(t)
+    return s * (1 - s) * (2 + t * (1 - 2 * s))
+
+
+def _hardsigmoid(t: Tensor) -> Tensor:
+    # PyTorch's own derivative in float64 has 1/6 as a float32 number in it and is off by 5e-9.
+    return F.hardtanh(t, -3, 3) / 6 + 0.5 if t.dtype == torch.float64 else F.hardsigmoid(t)
+
+
+def _hardsigmoid_first(t: Tensor) -> Tensor:
+    return torch.where((t > -3) & (t < 3), torch.full_like(t, 1 / 6), torch.zeros_like(t))
+
+
+ELEMENTWISE = {
+    "identity": Activation(lambda t: t, torch.ones_like, torch.zeros_like),
+    "sigmoid": Activation(torch.sigmoid, _sigmoid_first, _sigmoid_second),
+    "tanh": Activation(torch.tanh, _tanh_first, _tanh_second),
+    "relu": Activation(torch.relu, _relu_first, torch.zeros_like),
+    "gelu": Activation(F.gelu, _gelu_first, _gelu_second),
+    "gelu_tanh": Activation(lambda t: F.gelu(t, approximate="tanh"), _gelu_tanh_first, _gelu_tanh_second),
+    "silu": Activation(F.silu, _silu_first, _silu_second),
+    "hardsigmoid": Activation(_hardsigmoid, _hardsigmoid_first, torch.zeros_like),
+}
+NAMES = (*ELEMENTWISE, "softmax")
+
+
+def value(name: str, t: Tensor) -> Tensor:
+    """act(t); softmax over the last dimension."""
+    return torch.softmax(t, -1) if name == "softmax" else ELEMENTWISE[name].value(t)
+
+
+def tangent(name: str, t: Tensor, direction: Tensor) -> Tensor:
+    """The derivative of act at t along a direction."""
+    if name == "identity":
+        return direction
+    if name != "softmax":
+        return ELEMENTWISE[name].first(t) * direction
+    p = torch.softmax(t, -1)
+    return p * (direction - (p * direction).sum(-1, keepdim=True))

@@ -1,0 +1,29 @@
+"""The diagonal form in pure PyTorch, on any device: two matrix products and the portable modulation."""
+
+from torch import Tensor
+
+from mi_kernels.ops import activations
+from mi_kernels.ops.interaction import portable as dense
+
+Maybe = Tensor | None
+
+
+def diagonal(
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    bias: Maybe,
+    shift_weight: Maybe,
+    shift_bias: Maybe,
+    weight_x: Maybe,
+    activation: str,
+    scale_offset: float,
+) -> Tensor:
+    """y of ``mi_kernels::diagonal``."""
+    y = activations.value(activation, dense.forward(x, z, None, weight, weight_x, bias))
+    if scale_offset != 0:
+        y = y + scale_offset
+    y = y * x
+    if shift_weight is not None or shift_bias is not None:
+        y += dense.forward(x, z, None, shift_weight, None, shift_bias)
+    return y

@@ -1,0 +1,1 @@
+"""The dense gate y = act(z^T W x + U z + V x + c) * x."""

@@ -1,0 +1,148 @@
+"""Derivative rules of the two gated forms, which differ only in what makes the gate.
+
+    gate   p = z^T W x + U z + V x + c            the dense interaction; the diagonal form has no W
+    shift  t = C z + d                            optional
+    y = (act(p) + s) * x + t                      O = X
+
+The compiled kernels make y in one pass. Backward computes p again and takes the elementwise part from
+``modulate_grads``, everything else from the primitives of the dense interaction: no rule is written twice.
+"""
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops import activations
+from mi_kernels.ops.diagonal import schema as _diagonal  # noqa: F401  (defines the operation)
+from mi_kernels.ops.gated import schema as _gated  # noqa: F401  (defines the operation)
+from mi_kernels.ops.interaction import autograd as dense
+from mi_kernels.ops.library import overload
+from mi_kernels.ops.modulate import autograd as elementwise
+from mi_kernels.ops.rules import Fold, Maybe, Rule, add, differentiating, nests, primals, unbatched
+
+_DIAGONAL = tuple(overload("diagonal", portable) for portable in (False, True))
+_GATED = tuple(overload("gated_interaction", portable) for portable in (False, True))
+
+
+@torch.compiler.allow_in_graph
+def gate(
+    portable: bool,
+    activation: str,
+    scale_offset: float,
+    x: Tensor,  # [B, X]
+    z: Tensor,  # [B, Z]
+    weight: Maybe,  # [X, Z, X]
+    weight_z: Maybe,  # [X, Z]
+    weight_x: Maybe,  # [X, X]
+    bias: Maybe,  # [X]
+    shift_weight: Maybe,  # [X, Z]
+    shift_bias: Maybe,  # [X]
+) -> Tensor:
+    """y = (act(z^T W x + U z + V x + c) + s) * x + (C z + d), differentiable."""
+    tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
+    if differentiating(tensors):
+        return Gate.call(portable, activation, scale_offset, *tensors)
+    return _kernel(portable, activation, scale_offset, *tensors)
+
+
+def _kernel(portable, activation, scale_offset, x, z, weight, weight_z, weight_x, bias, c, d):
+    if weight is None and weight_z is not None:
+        return _DIAGONAL[portable](x, z, weight_z, bias, c, d, weight_x, activation, scale_offset)
+    return _GATED[portable](x, z, weight, weight_z, weight_x, bias, activation)
+
+
+def _linear(portable: bool, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
+    """C z + d, of the rows of z."""
+    if weight is None and bias is None:
+        return None
+    return dense.forward(portable, z.narrow(-1, 0, 0), z, None, weight, None, bias)
+
+
+def composed(portable: bool, activation: str, scale_offset: float, *tensors: Maybe) -> Tensor:
+    """The same from its parts; every tensor may have one more leading dimension of groups."""
+    x, z, weight, weight_z, weight_x, bias, c, d = tensors
+    assert x is not None and z is not None
+    p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
+    shift = _linear(portable, z, c, d)
+    return elementwise.modulate(portable, x, p, shift, activation, scale_offset)
+
+
+class Gate(Rule):
+    @staticmethod
+    def forward(portable, activation, scale_offset, *tensors):
+        return _kernel(portable, activation, scale_offset, *tensors)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.portable, ctx.activation, ctx.scale_offset, *tensors = inputs
+        Rule.save(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if grad is None:
+            return (None,) * 11
+        x, z, weight, weight_z, weight_x, bias, c, _ = ctx.saved_tensors
+        portable, need = ctx.portable, ctx.needs_input_grad[3:]
+        need_gate = need[0] and (weight is not None or weight_x is not None) or any(need[1:6])
+        dx = by_gate_x = by_gate_z = by_shift_z = None
+        weights: tuple[Maybe, ...] = (None,) * 4
+        if need[0] or need_gate:
+            p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
+            rule = (portable, (need[0], need_gate), ctx.activation, ctx.scale_offset)
+            dx, dp = elementwise.gate_grads(*rule, grad, x, p)
+            del p  # its memory is wanted
+            if dp is not None:
+                need_weights = (need[2], need[3], need[4], need[5])
+                matrices = (weight, weight_z, weight_x)
+                by_gate_x, by_gate_z = dense.input_grads(portable, (need[0], need[1]), dp, x, z, *matrices)
+                weights = dense.weight_grads(portable, need_weights, dp, x, z)
+        if need[1]:
+            _, by_shift_z = dense.input_grads(portable, (False, True), grad, x, z, None, c, None)
+        _, dc, _, dd = dense.weight_grads(portable, (False, need[6], False, need[7]), grad, x, z)
+        return None, None, None, add(dx, by_gate_x), add(by_gate_z, by_shift_z), *weights, dc, dd
+
+    @staticmethod
+    @nests
+    def jvp(ctx, _, __, ___, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t, c_t, d_t):
+        x, z, weight, weight_z, weight_x, bias, c, d = primals(ctx)
+        portable, rule = ctx.portable, (ctx.activation, ctx.scale_offset)
+        p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
+        p_t = _gate_tangent(
+            portable,
+            (x, z, weight, weight_z, weight_x),
+            (x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t),
+        )
+        terms = [
+            None if z_t is None else _linear(portable, z_t, c, None),
+            _linear(portable, z, c_t, d_t),
+        ]
+        if p_t is not None:
+            direction = activations.tangent(ctx.activation, p, p_t)
+            terms.append(elementwise.modulate(portable, x, direction, None, "identity", 0.0))
+        if x_t is not None:
+            terms.append(elementwise.modulate(portable, x_t, p, None, *rule))
+        tangent = add(*terms)
+        return torch.zeros_like(x) if tangent is None else tangent
+
+    @staticmethod
+    def vmap(info, in_dims, portable, activation, scale_offset, x, z, *weights):
+        fold = Fold(info.batch_size, x, in_dims[3])
+        rule = (portable, activation, scale_offset)
+        if unbatched(in_dims[5:], weights):
+            return fold.unrows(gate(*rule, fold.rows(x, in_dims[3]), fold.rows(z, in_dims[4]), *weights))
+        args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[3:], strict=True)]
+        return fold.ungroups(composed(*rule, *args))
+
+
+def _gate_tangent(portable: bool, tensors: tuple[Maybe, ...], tangents: tuple[Maybe, ...]) -> Maybe:
+    """The tangent of p: the sum over its factors of p with that factor replaced."""
+    x, z, weight, weight_z, weight_x = tensors
+    x_t, z_t, *weights_t = tangents
+    assert x is not None and z is not None
+    terms: list[Maybe] = []
+    if x_t is not None and (weight is not None or weight_x is not None):
+        terms.append(dense.forward(portable, x_t, z, weight, None, weight_x, None))
+    if z_t is not None and (weight is not None or weight_z is not None):
+        terms.append(dense.forward(portable, x, z_t, weight, weight_z, None, None))
+    if any(weight is not None for weight in weights_t):
+        terms.append(dense.forward(portable, x, z, *weights_t))
+    return add(*terms)

@@ -1,0 +1,1 @@
+"""Elementwise modulation y = (act(scale) + s) * x + shift and its adjoint."""

@@ -1,0 +1,20 @@
+"""Modulation as PyTorch writes it: the oracle of every test, and what torch.compile fuses."""
+
+from torch import Tensor
+
+from mi_kernels.ops import activations
+
+
+def modulate(
+    x: Tensor,  # [...]
+    scale: Tensor,  # broadcasts with x
+    shift: Tensor | None = None,  # broadcasts with x
+    *,
+    activation: str = "identity",
+    scale_offset: float = 0.0,
+) -> Tensor:
+    """y = (act(scale) + s) * x + shift, an operation at a time."""
+    gate = activations.value(activation, scale)
+    if scale_offset != 0:
+        gate = gate + scale_offset
+    return gate * x if shift is None else gate * x + shift

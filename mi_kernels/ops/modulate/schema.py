@@ -1,0 +1,46 @@
+"""Schemas and fakes of modulation and its adjoint.
+
+All tensors of a call have the same number of dimensions; a size of ``scale`` or ``shift`` is that of ``x``
+or 1. The activation is one of ``activations.ELEMENTWISE``. With R the sum over the dimensions in which an
+operand has size 1:
+
+    modulate        y = (act(scale) + s) * x + shift                                  as x
+    modulate_grads  dx = (act(scale) + s) g,  dscale = act'(scale) R[x g],  dshift = R[g]
+
+y and dx lie in memory as ``torch.empty_like(x)`` does. A result that is not wanted comes back with no
+elements.
+"""
+
+import torch
+
+from mi_kernels.ops.library import define
+from mi_kernels.ops.modulate import portable
+
+
+def _modulate_fake(x, scale, shift, activation, scale_offset):
+    return torch.empty_like(x)
+
+
+def _modulate_grads_fake(
+    grad, x, scale, shift_size, activation, scale_offset, want_x, want_scale, want_shift
+):
+    return (
+        torch.empty_like(x) if want_x else x.new_empty(0),
+        x.new_empty(scale.shape if want_scale else (0,)),
+        x.new_empty(shift_size if want_shift else (0,)),
+    )
+
+
+define(
+    "modulate",
+    "(Tensor x, Tensor scale, Tensor? shift, str activation, float scale_offset) -> Tensor",
+    portable.modulate,
+    _modulate_fake,
+)
+define(
+    "modulate_grads",
+    "(Tensor grad, Tensor x, Tensor scale, SymInt[] shift_size, str activation, float scale_offset,"
+    " bool want_x, bool want_scale, bool want_shift) -> (Tensor, Tensor, Tensor)",
+    portable.modulate_grads,
+    _modulate_grads_fake,
+)

@@ -1,0 +1,111 @@
+"""What a call of a gate or a modulation will do, as :func:`mi_kernels.explain` tells it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.interaction.plan import Plan
+from mi_kernels.ops.interaction.plan import plan as dense_plan
+from mi_kernels.testing import counts
+
+Maybe = Tensor | None
+
+_WHY = {
+    "one pass": "x is read once and y written once; the activation is taken of scale as it lies, once for all"
+    " rows that share it",
+    "one pass, sums": "x and g are read once: dx is written, the sums of dscale and dshift are taken on the"
+    " way",
+    "elementwise": "PyTorch's own operations, one after the other",
+    "gate in the epilogue": "gate and shift are made tile by tile; activation, product and shift follow while"
+    " the tile is in cache",
+    "per context": "the context is shared: gate and shift are made once for each, then x is modulated",
+    "recompute": "the gate is made again, then gradients of modulation and of the dense interaction follow",
+}
+
+
+def modulate(backend: str, shape: torch.Size, x: Tensor, scale: Tensor, shift: Maybe) -> Plan:
+    """The plan of checked arguments on ``backend``."""
+    elements, item = math.prod(shape), x.element_size()
+    sizes = (elements, scale.numel(), 0 if shift is None else shift.numel())
+    count = counts.modulate(sizes, item)
+    wanted = _wanted(x, scale, shift)
+    backward: tuple[Plan, ...] = ()
+    native = backend == "cpu"
+    if any(wanted):
+        back = counts.modulate_grads(sizes, item)
+        algorithm = "one pass, sums" if native else "elementwise"
+        step = _plan("modulate_grads", backend, algorithm, back, None)
+        backward = (step,)
+    return replace(
+        _plan("modulate", backend, "one pass" if native else "elementwise", count, 0 if native else None),
+        backward=backward,
+    )
+
+
+def diagonal(
+    backend: str,
+    lead: torch.Size,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    bias: Maybe,
+    c: Maybe,
+    d: Maybe,
+    g: Maybe,
+) -> Plan:
+    """The plan of checked arguments on ``backend``."""
+    rows, width, context = math.prod(lead), x.shape[-1], z.shape[-1]
+    shared = g is None and z.shape[:-1] != lead
+    contexts = math.prod(z.shape[:-1]) if shared else rows
+    parameters = sum(t.numel() for t in (weight, bias, c, d, g) if t is not None)
+    count = counts.diagonal(
+        rows, contexts, context, width, c is not None, g is not None, parameters, x.element_size()
+    )
+    algorithm = "per context" if shared else "gate in the epilogue" if backend == "cpu" else "elementwise"
+    backward: tuple[Plan, ...] = ()
+    if any(_wanted(x, z, weight, bias, c, d, g)):
+        gate = dense_plan(backend, x, z, (None, weight, g, bias))
+        grads = counts.modulate_grads((rows * width, rows * width, 0), x.element_size())
+        backward = (_plan("gate_grads", backend, "recompute", grads, None), *gate.backward)
+    scratch = None
+    if backend == "cpu" and not shared:
+        terms = (False, True, g is not None, c is not None or d is not None)
+        scratch = _gate_scratch(rows, context, width, x.dtype, terms)
+    return replace(_plan("diagonal", backend, algorithm, count, scratch), backward=backward)
+
+
+def gated(backend: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe) -> Plan:
+    """The plan of checked arguments on ``backend``."""
+    dense = dense_plan(backend, x, z, weights)
+    elements = math.prod(lead) * x.shape[-1]
+    algorithm = "gate in the epilogue" if backend == "cpu" else "elementwise"
+    forward = replace(dense, op="gated_interaction", algorithm=f"{dense.algorithm}, {algorithm}")
+    forward = replace(forward, operations=dense.operations + elements, why=f"{dense.why}; {_WHY[algorithm]}")
+    if backend == "cpu":
+        terms = (*(t is not None for t in weights[:3]), False)
+        scratch = _gate_scratch(math.prod(lead), z.shape[-1], x.shape[-1], x.dtype, terms)
+        forward = replace(forward, scratch=scratch)
+    if not dense.backward:
+        return forward
+    grads = counts.modulate_grads((elements, elements, 0), x.element_size())
+    return replace(
+        forward, backward=(_plan("gate_grads", backend, "recompute", grads, None), *dense.backward)
+    )
+
+
+def _gate_scratch(rows: int, context: int, width: int, dtype: torch.dtype, terms: tuple[bool, ...]) -> int:
+    """Bytes that the compiled forward pass of a gate takes; terms are W, U, V and a shift."""
+    bits = sum(bit << place for place, bit in enumerate(terms))
+    text = torch.ops.mi_kernels.cpu_gate_plan([rows, context, width], dtype, bits, False)
+    return int(dict(field.split("=") for field in text.split(";"))["scratch"])
+
+
+def _wanted(*tensors: Maybe) -> Sequence[bool]:
+    return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
+
+
+def _plan(op: str, backend: str, algorithm: str, count: counts.Count, scratch: int | None) -> Plan:
+    return Plan(op, backend, algorithm, count.operations, count.bytes, scratch, _WHY[algorithm])

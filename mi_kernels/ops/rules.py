@@ -1,0 +1,132 @@
+"""What the derivative rules of every family share: the base of their Functions, and vmap's folds."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function
+from torch.autograd import forward_ad as fw
+
+Maybe = Tensor | None
+
+
+def differentiating(tensors: Iterable[Maybe]) -> bool:
+    """Whether a call has to go through its rule, or the kernel alone will do."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return torch._C._are_functorch_transforms_active() or fw._current_level >= 0
+
+
+def keep(values: Sequence[Maybe], want: Sequence[bool]) -> tuple[Maybe, ...]:
+    return tuple(value for value, wanted in zip(values, want, strict=True) if wanted)
+
+
+def spread(values: Iterable[Maybe], want: Sequence[bool]) -> list[Maybe]:
+    values = iter(values)
+    return [next(values) if wanted else None for wanted in want]
+
+
+def add(*terms: Maybe) -> Maybe:
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def nests(jvp: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a jvp be differentiated by an outer one.
+
+    PyTorch runs a Function's jvp with forward mode switched off. An outer forward level would then take the
+    tangent for a constant, and jacfwd of jacfwd would be zero without a word. So the level is switched on
+    again, and `primals` strips the tangents of the innermost level, whose derivative this is.
+    """
+
+    @functools.wraps(jvp)
+    def nested(*arguments: Any) -> Any:
+        with fw._set_fwd_grad_enabled(True):
+            return jvp(*arguments)
+
+    return nested
+
+
+def primals(ctx: Any) -> tuple[Any, ...]:
+    # All levels of torch.func are level 0 here. `fw.unpack_dual` would ask `fw._current_level`, which a
+    # compiled torch.func.jvp does not set.
+    level = max(fw._current_level, 0)
+    return tuple(
+        None if tensor is None else torch._VF._unpack_dual(tensor, level=level)[0]  # type: ignore[attr-defined]
+        for tensor in ctx.saved_tensors
+    )
+
+
+class Rule(Function):
+    @classmethod
+    def call(cls, *args):
+        """``apply`` without its binding of default arguments, which takes longer than a small kernel."""
+        if torch._C._are_functorch_transforms_active():
+            return cls.apply(*args)
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
+    @staticmethod
+    def save(ctx, *tensors):
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+
+
+def unbatched(dims: Sequence[int | None], tensors: Sequence[Maybe]) -> bool:
+    return all(dim is None for dim, tensor in zip(dims, tensors, strict=True) if tensor is not None)
+
+
+class Fold:
+    """Folds the dimension that vmap maps over into the rows or into the groups of a call, and back.
+
+    Shared weights see only more rows. Weights that are mapped over, or produced by the call, turn the
+    dimension into groups: an expanded operand costs no memory as long as there were no groups before.
+    """
+
+    def __init__(self, size: int, activation: Tensor, dim: int | None) -> None:
+        shape = list(activation.shape)
+        if dim is not None:
+            del shape[dim]
+        self.size = size
+        self.grouped = len(shape) == 3
+        self.row_dim = 1 if self.grouped else 0
+        self.group_count, self.row_count = shape[0], shape[-2]
+
+    def _expanded(self, tensor: Tensor, dim: int | None, position: int) -> Tensor:
+        if dim is None:
+            return tensor.unsqueeze(position).expand(
+                *tensor.shape[:position], self.size, *tensor.shape[position:]
+            )
+        return tensor.movedim(dim, position)
+
+    def rows(self, tensor: Tensor, dim: int | None) -> Tensor:
+        tensor = self._expanded(tensor, dim, self.row_dim)
+        rows = self.size * self.row_count
+        return tensor.reshape(*tensor.shape[: self.row_dim], rows, tensor.shape[-1])
+
+    def unrows(self, result: Tensor) -> tuple[Tensor, int]:
+        return result.unflatten(self.row_dim, (self.size, self.row_count)), self.row_dim
+
+    def groups(self, tensor: Maybe, dim: int | None) -> Any:
+        if tensor is None:
+            return None
+        tensor = self._expanded(tensor, dim, 0)
+        if not self.grouped:
+            return tensor
+        return tensor.reshape(self.size * tensor.shape[1], *tensor.shape[2:])
+
+    def ungroups(self, result: Tensor) -> tuple[Tensor, int]:
+        if not self.grouped:
+            return result, 0
+        return result.unflatten(0, (self.size, self.group_count)), 0
+
+    def all(
+        self, unfold: Callable[[Any], tuple[Tensor, int]], results: Sequence[Maybe]
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        pairs = [unfold(result) for result in results]
+        return tuple(tensor for tensor, _ in pairs), tuple(dim for _, dim in pairs)

@@ -1,0 +1,127 @@
+"""Activations: the derivatives are those of the values, and extremes are PyTorch's."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+
+import mi_kernels as mi
+from mi_kernels.ops import activations
+
+TORCH = {
+    "identity": lambda t: t,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
+    "silu": F.silu,
+    "hardsigmoid": F.hardsigmoid,
+}
+EXTREMES = (
+    *(math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-30, -1e-30, 1e-40, -1e-40, 3.0, -3.0, 3.0001, -2.9999),
+    *(
+        1e4,
+        -1e4,
+        1e30,
+        -1e30,
+        16.7,
+        -16.7,
+        17.4,
+        -17.4,
+        87.9,
+        -87.9,
+        88.8,
+        -88.8,
+        104.0,
+        -104.0,
+        800.0,
+        -800.0,
+    ),
+    *(0.6, -0.6, 0.93, -0.93, 4.0, -4.0, 9.1, -9.1),
+)
+
+
+def test_every_name_is_known():
+    assert set(activations.ELEMENTWISE) == set(TORCH)
+    assert activations.NAMES == (*TORCH, "softmax")
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_first_and_second_derivative(name):
+    act = activations.ELEMENTWISE[name]
+    t = torch.linspace(-6.03, 6.01, 301, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(act.value(t), TORCH[name](t)) or name == "hardsigmoid"
+    (first,) = torch.autograd.grad(act.value(t).sum(), t)
+    torch.testing.assert_close(act.first(t), first, rtol=1e-12, atol=1e-14)
+    if act.first(t).requires_grad:
+        (second,) = torch.autograd.grad(act.first(t).sum(), t)
+        torch.testing.assert_close(act.second(t), second, rtol=1e-11, atol=1e-13)
+    else:
+        assert act.second(t).eq(0).all()
+    if name not in ("relu", "hardsigmoid", "identity"):
+        assert gradcheck(act.second, t)
+
+
+def scales_of(dtype, device):
+    tiny = torch.linspace(-20, 20, 4001, dtype=torch.float64)
+    fine = torch.linspace(-1.5, 1.5, 1501, dtype=torch.float64)
+    return torch.cat([torch.tensor(EXTREMES, dtype=torch.float64), tiny, fine]).to(dtype).to(device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", TORCH)
+def test_kernels_agree_with_torch_everywhere(name, dtype, place):
+    """act(t) * 1 and act'(t) * 1, on a grid and at extremes, within a few units of the last place."""
+    t = scales_of(dtype, place.device).requires_grad_()
+    ones = torch.ones_like(t, requires_grad=True)
+    y = mi.modulate(ones, t, activation=name)
+    grad = torch.autograd.grad(y, (ones, t), torch.ones_like(y))
+    exact = t.detach().double().requires_grad_()
+    value = activations.ELEMENTWISE[name].value(exact)
+    (slope,) = torch.autograd.grad(value.sum(), exact)
+    torch_t = t.detach().requires_grad_()
+    torch_value = TORCH[name](torch_t)
+    (torch_slope,) = torch.autograd.grad(torch_value.sum(), torch_t)
+    eps = torch.finfo(dtype).eps
+    # gelu and silu are x times a number near 0 there, and f' a difference of two numbers: absolute errors.
+    scale = (1 + t.detach().double().abs()).clamp(max=20).nan_to_num(1)
+    for found, truth, rival in (
+        (y, value, torch_value),
+        (grad[0], value, torch_value),
+        (grad[1], slope, torch_slope),
+    ):
+        # PyTorch may disagree with itself: F.gelu(inf) is inf in float64, NaN in its float32 loop.
+        nan, inf = (truth.isnan(), rival.isnan()), (truth.isinf(), rival.isinf())
+        assert not (found.isnan() & ~(nan[0] | nan[1])).any() and found.isnan()[nan[0] & nan[1]].all()
+        assert not (found.isinf() & ~(inf[0] | inf[1])).any() and found.isinf()[inf[0] & inf[1]].all()
+        keep = found.isfinite() & truth.isfinite()
+        error = (found.detach().double() - truth.detach()).abs()[keep]
+        limit = eps * (1.5 * truth.detach().abs() + 0.75 * scale)[keep]
+        if dtype == torch.float64:
+            limit *= 8  # the truth is rounded too
+        if dtype == torch.float16:
+            limit += 2**-24
+        if dtype != torch.float64:  # where PyTorch itself is further off
+            limit = torch.maximum(limit, 2 * (rival.detach().double() - truth.detach()).abs()[keep])
+        assert (error <= limit).all(), float((error / limit).max())
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "relu", "identity"])
+def test_small_values_keep_their_digits(name, place):
+    """Relative accuracy where the value itself is small: within 3 units of the last place."""
+    t = torch.logspace(-35, 1, 4001, dtype=torch.float64).float()
+    t = torch.cat([t, -t]).to(place.device)
+    found = mi.modulate(torch.ones_like(t), t, activation=name).double()
+    exact = activations.ELEMENTWISE[name].value(t.double())
+    error = (found - exact).abs() / exact.abs().clamp(min=1e-37)
+    assert float(error.max()) <= 3 * torch.finfo(torch.float32).eps
+
+
+def test_softmax_is_stable(place):
+    x = torch.ones(2, 5, device=place.device)
+    scale = torch.tensor([[1e4, 1e4 - 1, -1e4, 0, 3], [-1e4] * 5], device=place.device)
+    y = mi.modulate(x, scale, activation="softmax")
+    torch.testing.assert_close(y, torch.softmax(scale, -1), rtol=1e-6, atol=0)

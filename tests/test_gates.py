@@ -1,0 +1,370 @@
+"""The diagonal form and the dense gate: values, gradients of every order, transforms, messages."""
+
+import re
+
+import pytest
+import torch
+from helpers import Spy
+from torch.autograd import gradcheck, gradgradcheck
+
+import mi_kernels as mi
+from mi_kernels import backends
+from mi_kernels.ops import activations
+from mi_kernels.ops.diagonal import reference as diagonal_reference
+from mi_kernels.ops.gated import reference as gated_reference
+from mi_kernels.testing import squares
+from mi_kernels.testing.errors import check_errors
+from mi_kernels.testing.memory import peak_memory
+from mi_kernels.testing.samples import GATE_MIDDLE, GATE_ODD, GATE_TERMS, GATE_THREADED, Gate, Shape, gates
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+OPS = tuple(GATE_TERMS)
+TINY = Shape("tiny", (3,), 2, 4, 4)
+SHARED = Shape("shared", (2, 3), 2, 4, 4, context_batch=(2, 1))
+
+
+def call(op, function=None):
+    """The operation as a function of its tensors in the order of Gate.names."""
+    function = function or getattr(mi, op)
+
+    def called(*tensors, **options):
+        if op == "diagonal":
+            *tensors, options["weight_x"] = tensors
+        return function(*tensors, **options)
+
+    return called
+
+
+def reference(op):
+    return call(op, diagonal_reference.diagonal if op == "diagonal" else gated_reference.gated_interaction)
+
+
+def of_present(function, sample, **options):
+    """The function of its present tensors alone."""
+    there = [t is not None for t in sample.arguments(torch.float32)]
+
+    def called(*tensors):
+        tensors = iter(tensors)
+        return function(*(next(tensors) if t else None for t in there), **options)
+
+    return called
+
+
+def gradients(function, sample):
+    def found(grad, *arguments):
+        leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
+        y = function(*leaves, **sample.options)
+        return torch.autograd.grad(y, [t for t in leaves if t is not None], grad, materialize_grads=True)
+
+    return found
+
+
+def as_gate(sample, tensors):
+    """x, z, (W, U, V, c), C, d for squares.gate."""
+    if sample.op == "diagonal":
+        x, z, a, bias, c, d, g = tensors
+        return x, z, (None, a, g, bias), c, d
+    x, z, *weights = tensors
+    return x, z, weights, None, None
+
+
+def square_gradients(sample):
+    def found(grad, *tensors):
+        results = squares.gate_grads(sample.activation, sample.offset, grad, *as_gate(sample, tensors))
+        if sample.op == "diagonal":  # dx, dz, dA, (dG), da, dC, dd come; dG is the last one here
+            present = [t is not None for t in tensors]
+            if present[6]:
+                results.append(results.pop(3))
+        return results
+
+    return found
+
+
+def cases():
+    """Every case in float32 and bfloat16; the other dtypes take the odd shape and the long one."""
+    for op in OPS:
+        for sample in gates(op):
+            every = sample.shape in (GATE_ODD, GATE_THREADED) and sample.terms in ("AC", GATE_TERMS[op])
+            for dtype in FLOATS if every else (torch.float32, torch.bfloat16):
+                yield pytest.param(sample, dtype, id=f"{sample}-{dtype}")
+
+
+@pytest.mark.parametrize(("sample", "dtype"), cases())
+def test_error_rule(sample, dtype, place):
+    def draw(seed):
+        return sample.arguments(dtype, place.device, seed)
+
+    op = sample.op
+    y = call(op)(*draw(0), **sample.options)
+    assert y.dtype == dtype and y.shape == (*sample.shape.lead, sample.shape.width)
+    assert y.is_contiguous()
+    check_errors(
+        lambda *a: [call(op)(*a, **sample.options)],
+        lambda *a: [reference(op)(*a, **sample.options)],
+        draw,
+        squares=lambda *a: squares.gate(sample.activation, sample.offset, *as_gate(sample, a)),
+    )
+    check_errors(
+        gradients(call(op), sample),
+        gradients(reference(op), sample),
+        lambda seed: (sample.cotangent(dtype, place.device, seed + 1000), *draw(seed)),
+        squares=square_gradients(sample),
+        enough=1500 if sample.layout == "expanded" else 300,
+    )
+
+
+@pytest.mark.parametrize("name", activations.NAMES)
+@pytest.mark.parametrize("shape", [TINY, SHARED], ids=lambda s: s.name)
+@pytest.mark.parametrize("op", OPS)
+def test_gradcheck(op, shape, name, place):
+    terms = "AaCc" if (op, shape) == ("diagonal", SHARED) else GATE_TERMS[op]
+    sample = Gate(op, shape, terms, activation=name)
+    inputs = [t for t in sample.arguments(torch.float64, place.device, requires_grad=True) if t is not None]
+    function = of_present(call(op), sample, **sample.options)
+    full = name in ("sigmoid", "softmax")
+    batched = {"check_batched_grad": True, "check_batched_forward_grad": True} if full else {}
+    assert gradcheck(function, inputs, check_forward_ad=True, check_undefined_grad=True, **batched)
+    assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@pytest.mark.parametrize("terms", ["A", "AC", "Ac", "AaG", "W", "U", "V", "c"])
+def test_gradcheck_of_terms(terms, place):
+    op = "diagonal" if "A" in terms else "gated_interaction"
+    sample = Gate(op, TINY, terms)
+    inputs = [t for t in sample.arguments(torch.float64, place.device, requires_grad=True) if t is not None]
+    function = of_present(call(op), sample, **sample.options)
+    zero = {"check_undefined_grad": False} if terms == "c" else {}
+    assert gradcheck(lambda x, z, *w: function(x, z, *w) + 0 * z.sum(), inputs, check_forward_ad=True, **zero)
+    assert gradgradcheck(lambda x, z, *w: function(x, z, *w) + 0 * z.sum(), inputs, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("op", OPS)
+def test_third_order(op, name, place):
+    sample = Gate(op, GATE_ODD, GATE_TERMS[op], activation=name)
+
+    def third(function, seed=3):
+        tensors = sample.arguments(torch.float64, place.device, requires_grad=True)
+        value = function(*tensors, **sample.options).pow(3).sum()
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(3):
+            grads = torch.autograd.grad(value, tensors, create_graph=True)
+            value = sum(
+                (g * torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g.device)).sum()
+                for g in grads
+            )
+        return value
+
+    torch.testing.assert_close(third(call(op)), third(reference(op)), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("mapped", ["x", "z", "xz", "weights", "all", "one"])
+@pytest.mark.parametrize("op", OPS)
+def test_vmap_and_per_sample_gradients(op, mapped, place):
+    sample = Gate(op, TINY, GATE_TERMS[op])
+    tensors = list(sample.arguments(torch.float64, place.device))
+    chosen = {"x": [0], "z": [1], "xz": [0, 1], "weights": range(2, len(tensors)), "one": [3]}
+    in_dims = [None] * len(tensors)
+    for index in chosen.get(mapped, range(len(tensors))):
+        in_dims[index] = index % 2
+        tensors[index] = torch.stack([tensors[index], 2 * tensors[index], -tensors[index]], index % 2)
+    every = tuple(range(len(tensors)))
+
+    def loss(function):
+        return lambda *t: function(*t, **sample.options).pow(2).sum()
+
+    for transform in (
+        lambda f: f,
+        lambda f: torch.func.grad(f, every),
+        lambda f: torch.func.jacrev(torch.func.grad(f, 1), 1),
+        lambda f: torch.func.jacfwd(torch.func.jacfwd(f, 1), 1),
+    ):
+        found = torch.func.vmap(transform(loss(call(op))), tuple(in_dims))(*tensors)
+        expected = torch.func.vmap(transform(loss(reference(op))), tuple(in_dims))(*tensors)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_shared_contexts_are_computed_once(place):
+    """The products have as many rows as there are contexts."""
+    sample = Gate("diagonal", SHARED, "AaCc")
+    x, z, *weights, _ = sample.arguments(torch.float32, place.device)
+    with Spy() as spy:
+        mi.diagonal(x, z, *weights)
+    assert spy.names == ["interaction", "interaction", "modulate"]
+    assert all(arguments[1].shape == (2, 2) for name, arguments in spy.calls if name == "interaction")
+    with Spy() as spy:
+        mi.diagonal(x, z.expand(2, 3, 2), *weights)
+    assert spy.names == ["diagonal"]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_but_the_inputs_is_saved(op, place):
+    tensors = Gate(op, GATE_ODD, GATE_TERMS[op]).arguments(torch.float32, place.device, requires_grad=True)
+    addresses = {t.data_ptr() for t in tensors}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        call(op)(*tensors)
+    assert saved and all(t.data_ptr() in addresses for t in saved)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_extra_memory_is_y_alone(op):
+    if backends.why_not("cpu") is not None:
+        pytest.skip(backends.why_not("cpu"))
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    sample = Gate(op, Shape("large", (20000,), 32, 64, 64), GATE_TERMS[op][:4])
+    tensors = sample.arguments(torch.float32)
+    call(op)(*tensors)
+    assert peak_memory(lambda: call(op)(*tensors)) <= 20000 * 64 * 4 + (1 << 20)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(
+    "shape", [GATE_THREADED, Shape("batch", (3000,), 24, 40, 40), Shape("few", (3,), 24, 200, 200)], ids=str
+)
+@pytest.mark.parametrize("op", OPS)
+def test_threads_change_no_bit(op, shape, name, dtype, place):
+    sample, results = Gate(op, shape, GATE_TERMS[op], activation=name), []
+    for threads in (1, 1, 2, 3):
+        torch.set_num_threads(threads if place.backend == "cpu" else 1)
+        leaves = sample.arguments(dtype, place.device, requires_grad=True)
+        y = call(op)(*leaves, **sample.options)
+        results.append([y, *torch.autograd.grad(y, leaves, sample.cotangent(dtype, place.device))])
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op, portable):
+    overload = getattr(torch.ops.mi_kernels, f"{op}_portable" if portable else op).default
+    for terms in (GATE_TERMS[op], GATE_TERMS[op][:1]):
+        tensors = Gate(op, GATE_MIDDLE, terms).arguments(torch.float32)
+        x, z = tensors[0].flatten(0, -2), tensors[1].flatten(0, -2)
+        scalars = ("sigmoid", 0.5) if op == "diagonal" else ("softmax",)
+        torch.library.opcheck(overload, (x, z, *tensors[2:], *scalars))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_overflow_on_the_way(dtype, place):
+    """z x leaves the range of the dtype, times 0 it is NaN; the gate itself is finite."""
+    x = torch.full((3, 4), 1e20, device=place.device, dtype=dtype)
+    z = torch.full((3, 2), 1e20, device=place.device, dtype=dtype)
+    w = torch.zeros(4, 2, 4, device=place.device, dtype=dtype)
+    assert mi.gated_interaction(x, z, w).eq(x / 2).all()
+    w[:, 0, 0], w[:, 0, 1] = 1, -1  # z x W is Inf and -Inf
+    assert mi.gated_interaction(x, z, w).eq(x / 2).all()
+    w.zero_()
+    w[:, 0, 0], w[:, 0, 1] = 1e-3, 1e-3
+    assert mi.gated_interaction(x, z, w, activation="sigmoid").eq(x).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("op", OPS)
+def test_nan_and_inf(op, value, place):
+    """Where they depend on it. Inf may also become NaN in the dense sums, by the order of summation."""
+    if (op, value) == ("gated_interaction", float("inf")):
+        return
+    sample = Gate(op, GATE_ODD, GATE_TERMS[op], activation="tanh")
+    for index in range(len(sample.names)):
+        tensors = sample.arguments(torch.float32, place.device)
+        tensors[index].view(-1)[-1] = value
+        expected = reference(op)(*tensors, **sample.options)
+        found = call(op)(*tensors, **sample.options)
+        assert torch.equal(found.isnan(), expected.isnan())
+        assert torch.equal(found.isinf(), expected.isinf())
+
+
+SIZES = {
+    "diagonal": {
+        "x": (4, 5),
+        "z": (4, 3),
+        "weight": (5, 3),
+        "bias": (5,),
+        "shift_weight": (5, 3),
+        "shift_bias": (5,),
+        "weight_x": (5, 5),
+    },
+    "gated_interaction": {
+        "x": (4, 5),
+        "z": (4, 3),
+        "weight": (5, 3, 5),
+        "weight_z": (5, 3),
+        "weight_x": (5, 5),
+        "bias": (5,),
+    },
+}
+EVERY = [(op, name) for op, sizes in SIZES.items() for name in sizes]
+WEIGHTS = [(op, name) for op, name in EVERY if name not in ("x", "z")]
+
+
+def broken(op, changed, error, message, **options):
+    arguments = {name: torch.ones(sizes) for name, sizes in SIZES[op].items()} | changed
+    with Spy() as spy, pytest.raises(error, match=message):
+        getattr(mi, op)(**arguments, **options)
+    assert spy.names == []
+
+
+@pytest.mark.parametrize(("op", "name"), EVERY)
+def test_messages_about_tensors(op, name):
+    broken(op, {name: [1.0]}, TypeError, f"^{op}: {name}: expected a torch.Tensor, got list$")
+    sparse = torch.ones(SIZES[op][name]).to_sparse()
+    broken(op, {name: sparse}, TypeError, rf"^{op}: {name}: expected a dense \(strided\) tensor")
+    if name != "x":
+        wrong = {name: torch.ones(SIZES[op][name]).double()}
+        broken(op, wrong, TypeError, rf"^{op}: {name}: expected torch.float32 \(the dtype of x\)")
+        wrong = {name: torch.ones(SIZES[op][name], device="meta")}
+        broken(op, wrong, ValueError, f"^{op}: {name}: expected device cpu .*, got meta$")
+
+
+@pytest.mark.parametrize(("op", "name"), WEIGHTS)
+def test_messages_about_sizes(op, name):
+    right = SIZES[op][name]
+    for axis, size in enumerate(right):
+        for delta in (-1, 1):
+            wrong = [*right[:axis], size + delta, *right[axis + 1 :]]
+            message = rf"^{op}: {name}: expected shape \[.*={size}.*\], got {re.escape(str(wrong))}$"
+            broken(op, {name: torch.ones(wrong)}, ValueError, message)
+    for wrong in (right[1:], (1, *right)):
+        message = rf"^{op}: {name}: expected shape \[.*\], got {re.escape(str(list(wrong)))}$"
+        broken(op, {name: torch.ones(wrong)}, ValueError, message)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_other_messages(op):
+    integers = {name: torch.ones(sizes).long() for name, sizes in SIZES[op].items()}
+    broken(op, integers, TypeError, f"^{op}: x: expected a dtype of float64, .*, got torch.int64$")
+    broken(op, {"x": torch.tensor(1.0)}, ValueError, rf"^{op}: x: expected at least 1 dimension\(s\)")
+    broken(op, {"z": torch.ones(3, 3)}, ValueError, f"^{op}: z: expected leading dimensions that broadcast")
+    names = ", ".join(activations.NAMES)
+    message = f"^{op}: activation: expected one of {names}, got 'swish'$"
+    broken(op, {}, ValueError, message, activation="swish")
+    if op == "diagonal":
+        message = "^diagonal: scale_offset: expected a float, got NoneType$"
+        broken(op, {}, TypeError, message, scale_offset=None)
+        broken(op, {"weight": None}, TypeError, "^diagonal: weight: expected a torch.Tensor, got NoneType$")
+    else:
+        nothing = dict.fromkeys(("weight", "weight_z", "weight_x", "bias"))
+        broken(op, nothing, ValueError, f"^{op}: expected at least one of weight, .*, got None for all$")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_autocast(op, place):
+    sample = Gate(op, GATE_MIDDLE, GATE_TERMS[op])
+    tensors = sample.arguments(torch.float32, place.device, requires_grad=True)
+    with torch.autocast(place.device, torch.bfloat16):
+        y = call(op)(*tensors, **sample.options)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, call(op)(*(t.bfloat16() for t in tensors), **sample.options))
+    y.float().sum().backward()
+    assert all(t.grad.dtype == torch.float32 for t in tensors)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_explain(op, place):
+    tensors = Gate(op, GATE_MIDDLE, GATE_TERMS[op]).arguments(torch.float32, place.device, requires_grad=True)
+    plan = call(op, lambda *a, **o: mi.explain(op, *a, **o))(*tensors, activation="tanh")
+    assert (plan.op, plan.backend) == (op, place.backend)
+    assert [step.op for step in plan.backward] == ["gate_grads", "input_grads", "weight_grads"]
+    assert plan.operations > 0 and op in str(plan)

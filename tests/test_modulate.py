@@ -1,0 +1,310 @@
+"""Modulation: values, gradients of every order, layouts, transforms, determinism."""
+
+import re
+
+import pytest
+import torch
+from helpers import Spy
+from torch.autograd import gradcheck, gradgradcheck
+
+import mi_kernels as mi
+from mi_kernels.ops import activations
+from mi_kernels.ops.modulate import reference
+from mi_kernels.testing import squares
+from mi_kernels.testing.errors import check_errors
+from mi_kernels.testing.samples import MAPS, TOKENS, Modulation, modulations
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TINY = (
+    Modulation("tokens", (2, 3, 4), (2, 1, 4), (2, 1, 4)),
+    Modulation("maps", (2, 3, 2, 2), (2, 3, 1, 1), (3, 1, 1)),
+    Modulation("full", (3, 4), (3, 4), (4,)),
+    Modulation("no-shift", (3, 4), (3, 1)),
+)
+
+
+def gradients_of(function):
+    """(g, x, scale, shift) -> dx, dscale and, where there is a shift, dshift."""
+
+    def gradients(grad, *arguments):
+        leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
+        return torch.autograd.grad(function(*leaves), [t for t in leaves if t is not None], grad)
+
+    return gradients
+
+
+def ours(sample):
+    return lambda *arguments: mi.modulate(*arguments, **sample.options)
+
+
+def theirs(sample):
+    return lambda *arguments: reference.modulate(*arguments, **sample.options)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("sample", list(modulations()), ids=str)
+def test_error_rule(sample, dtype, place):
+    def draw(seed):
+        return sample.arguments(dtype, place.device, seed)
+
+    y = mi.modulate(*draw(0), **sample.options)
+    assert y.dtype == dtype and y.shape == sample.shape
+    f, o = sample.activation, sample.scale_offset
+    check_errors(
+        lambda *a: [ours(sample)(*a)],
+        lambda *a: [theirs(sample)(*a)],
+        draw,
+        squares=lambda *a: squares.modulate(f, o, *a),
+    )
+    if sample.x != sample.shape:
+        return  # the gradient of the expansion is PyTorch's
+    check_errors(
+        gradients_of(ours(sample)),
+        gradients_of(theirs(sample)),
+        lambda seed: (sample.cotangent(dtype, place.device, seed + 1000), *draw(seed)),
+        squares=lambda *a: squares.modulate_grads(f, o, *a),
+        enough=1500 if sample.layout == "expanded" else 500,
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", activations.NAMES)
+@pytest.mark.parametrize(
+    "sample", [TOKENS, Modulation("full", (40, 50), (40, 50), (50,))], ids=lambda s: s.name
+)
+def test_error_rule_of_activations(sample, name, dtype, place):
+    sample = Modulation(sample.name, sample.x, sample.scale, sample.shift, activation=name, scale_offset=-0.3)
+
+    def draw(seed):
+        x, scale, shift = sample.arguments(dtype, place.device, seed)
+        return x, scale * 3, shift  # to where activations saturate
+
+    check_errors(
+        lambda *a: [ours(sample)(*a)],
+        lambda *a: [theirs(sample)(*a)],
+        draw,
+        squares=lambda *a: squares.modulate(name, -0.3, *a),
+    )
+    check_errors(
+        gradients_of(ours(sample)),
+        gradients_of(theirs(sample)),
+        lambda seed: (sample.cotangent(dtype, place.device, seed + 1000), *draw(seed)),
+        squares=lambda *a: squares.modulate_grads(name, -0.3, *a),
+    )
+
+
+@pytest.mark.parametrize("name", activations.NAMES)
+@pytest.mark.parametrize("sample", TINY, ids=str)
+def test_gradcheck(sample, name, place):
+    inputs = [t for t in sample.arguments(torch.float64, place.device, requires_grad=True) if t is not None]
+
+    def function(*arguments):
+        return mi.modulate(*arguments, activation=name, scale_offset=0.5)
+
+    batched = {"check_batched_grad": True, "check_batched_forward_grad": True}
+    assert gradcheck(function, inputs, check_forward_ad=True, check_undefined_grad=True, **batched)
+    assert gradgradcheck(
+        function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True
+    )
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "gelu_tanh", "softmax"])
+def test_third_order(name, place):
+    sample = TINY[0]
+
+    def third(function, seed=3):
+        tensors = sample.arguments(torch.float64, place.device, requires_grad=True)
+        value = function(*tensors, activation=name, scale_offset=0.5).pow(3).sum()
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(3):
+            grads = torch.autograd.grad(value, tensors, create_graph=True)
+            value = sum(
+                (g * torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g.device)).sum()
+                for g in grads
+            )
+        return value
+
+    torch.testing.assert_close(third(mi.modulate), third(reference.modulate), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("needs", ["x", "s", "t", "xs", "xt", "st", "xst"])
+@pytest.mark.parametrize("sample", [TOKENS, TINY[1], TINY[2]], ids=lambda s: s.name)
+def test_only_what_is_asked_for(sample, needs, place):
+    tensors = sample.arguments(torch.float64, place.device)
+    for letter, tensor in zip("xst", tensors, strict=True):
+        tensor.requires_grad_(letter in needs)
+    y = mi.modulate(*tensors, **sample.options)
+    grad = sample.cotangent(torch.float64, place.device)
+    with Spy() as spy:
+        y.backward(grad)
+    assert [name for name in spy.names if name != "modulate_grads"] == []
+    for _, arguments in spy.calls:
+        assert arguments[6:9] == tuple(letter in needs for letter in "xst")
+    expected = gradients_of(theirs(sample))(grad, *tensors)
+    for letter, tensor, truth in zip("xst", tensors, expected, strict=True):
+        assert (tensor.grad is not None) == (letter in needs)
+        if tensor.grad is not None:
+            torch.testing.assert_close(tensor.grad, truth, rtol=1e-12, atol=1e-12)
+
+
+def test_memory_format_is_kept(place):
+    x, scale, shift = MAPS.arguments(torch.float32, place.device)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = mi.modulate(x, scale, shift)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    (dx,) = torch.autograd.grad(y, x, torch.ones(x.shape, device=place.device))
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_film_and_adaln_need_no_memory_but_y():
+    from mi_kernels import backends
+    from mi_kernels.testing.memory import peak_memory
+
+    if backends.why_not("cpu") is not None:
+        pytest.skip(backends.why_not("cpu"))
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    for sample in (
+        Modulation("tokens", (4, 500, 256), (4, 1, 256), (4, 1, 256)),
+        Modulation("maps", (4, 64, 40, 40), (4, 64, 1, 1), (4, 64, 1, 1)),
+        Modulation("full", (2000, 256), (2000, 256), (2000, 256)),
+    ):
+        for layout in ("contiguous", "channels_last", "transposed"):
+            x, scale, shift = Modulation(*list(vars(sample).values())[:4], layout).arguments(torch.float32)
+            mi.modulate(x, scale, shift, activation="sigmoid")
+            extra = peak_memory(lambda t=(x, scale, shift): mi.modulate(*t, activation="sigmoid"))
+            assert extra <= x.numel() * 4 + (64 << 10)
+
+
+@pytest.mark.parametrize("one", range(3), ids=["x", "scale", "shift"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", activations.ELEMENTWISE)
+def test_nan_and_inf(name, value, one, place):
+    """What is not finite comes out where PyTorch has it."""
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = TOKENS.arguments(dtype, place.device)
+        tensors[one].view(-1)[5] = value
+        expected = reference.modulate(*(t.double() for t in tensors), activation=name)
+        found = mi.modulate(*tensors, activation=name)
+        if place.backend == "portable" and (name, value) == ("gelu", float("inf")):
+            continue  # PyTorch's float32 loop makes NaN of gelu(inf), its float64 loop inf
+        assert torch.equal(found.isfinite(), expected.isfinite())
+        assert torch.equal(found.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize(
+    "in_dims", [(0, 0, 0), (0, None, None), (None, 1, None), (None, None, 2), (2, None, 0)]
+)
+@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+def test_vmap_and_per_sample_gradients(in_dims, name, place):
+    shapes = ((2, 3, 4), (2, 1, 4), (2, 1, 4))
+    tensors = []
+    for shape, dim in zip(shapes, in_dims, strict=True):
+        size = list(shape)
+        if dim is not None:
+            size.insert(dim, 5)
+        tensors.append(torch.randn(size, dtype=torch.float64, device=place.device))
+
+    def loss(*t):
+        return mi.modulate(*t, activation=name).pow(2).sum()
+
+    def plain(*t):
+        return reference.modulate(*t, activation=name).pow(2).sum()
+
+    for transform in (
+        lambda f: f,
+        lambda f: torch.func.grad(f, (0, 1, 2)),
+        lambda f: torch.func.jacrev(torch.func.grad(f, (0, 1, 2)), 1),
+        lambda f: torch.func.jacfwd(torch.func.jacfwd(f, 1), 1),
+        lambda f: torch.func.hessian(f, 1),
+    ):
+        found = torch.func.vmap(transform(loss), in_dims)(*tensors)
+        expected = torch.func.vmap(transform(plain), in_dims)(*tensors)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    "sample",
+    [
+        Modulation("tokens", (4, 700, 130), (4, 1, 130), (4, 1, 130)),
+        Modulation("maps", (4, 16, 90, 50), (4, 16, 1, 1), (4, 16, 1, 1)),
+        Modulation("features", (3000, 96), (96,), (96,)),
+        Modulation("rows", (3, 90000), (3, 1), (3, 1)),
+    ],
+    ids=str,
+)
+def test_threads_change_no_bit(sample, dtype, place):
+    results = []
+    for threads in (1, 1, 2, 3):
+        torch.set_num_threads(threads if place.backend == "cpu" else 1)
+        leaves = sample.arguments(dtype, place.device, requires_grad=True)
+        y = mi.modulate(*leaves, **sample.options)
+        results.append([y, *torch.autograd.grad(y, leaves, sample.cotangent(dtype, place.device))])
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("sample", [TOKENS, MAPS, TINY[2]], ids=lambda s: s.name)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_opcheck(sample, dtype, portable):
+    suffix = "_portable" if portable else ""
+    x, scale, shift = (t[(None,) * (len(sample.x) - t.dim())] for t in sample.arguments(dtype))
+    op = getattr(torch.ops.mi_kernels, f"modulate{suffix}").default
+    torch.library.opcheck(op, (x, scale, shift, "sigmoid", 0.5))
+    torch.library.opcheck(op, (x.transpose(0, 1).contiguous().transpose(0, 1), scale, None, "tanh", 0.0))
+    op = getattr(torch.ops.mi_kernels, f"modulate_grads{suffix}").default
+    grad = sample.cotangent(dtype)
+    for want in ((True, True, True), (True, False, False), (False, True, True)):
+        torch.library.opcheck(op, (grad, x, scale, list(shift.shape), "silu", 0.5, *want))
+
+
+def broken(error, message, *arguments, **options):
+    with Spy() as spy, pytest.raises(error, match=message):
+        mi.modulate(*arguments, **options)
+    assert spy.names == []
+
+
+def test_messages():
+    x, scale = torch.ones(4, 5), torch.ones(5)
+    broken(TypeError, "^modulate: x: expected a torch.Tensor, got list$", [1.0], scale)
+    broken(TypeError, "^modulate: scale: expected a torch.Tensor, got NoneType$", x, None)
+    broken(TypeError, "^modulate: shift: expected a torch.Tensor, got float$", x, scale, 1.0)
+    broken(TypeError, r"^modulate: scale: expected a dense \(strided\)", x, scale.to_sparse())
+    broken(TypeError, "^modulate: x: expected a dtype of float64.*, got torch.int64$", x.long(), scale.long())
+    message = r"^modulate: scale: expected torch.float32 \(the dtype of x\), got torch.float64$"
+    broken(TypeError, message, x, scale.double())
+    message = r"^modulate: shift: expected device cpu \(that of x\), got meta$"
+    broken(ValueError, message, x, scale, scale.to("meta"))
+    broken(ValueError, r"^modulate: x: expected at least 1 dimension\(s\)", torch.tensor(1.0), scale)
+    message = "^modulate: scale: expected a shape that broadcasts with that of x [4, 5], got [4]$"
+    broken(ValueError, re.escape(message)[2:].replace(r"\^", "^")[:-2], x, torch.ones(4))
+    message = re.escape("modulate: shift: expected a shape that broadcasts with that of x and scale [4, 5]")
+    broken(ValueError, message, x, scale, torch.ones(3, 1))
+    message = f"^modulate: activation: expected one of {', '.join(activations.NAMES)}, got 'swish'$"
+    broken(ValueError, message, x, scale, activation="swish")
+    broken(ValueError, "^modulate: activation: .*, got None$", x, scale, activation=None)
+    message = "^modulate: scale_offset: expected a float, got str$"
+    broken(TypeError, message, x, scale, scale_offset="1")
+
+
+def test_autocast_takes_the_widest_dtype(place):
+    """As torch.addcmul: a float32 norm next to bf16 projections, and no dtype error."""
+    x, scale, shift = TOKENS.arguments(torch.float32, place.device)
+    with torch.autocast(place.device, torch.bfloat16):
+        y = mi.modulate(x, scale.bfloat16(), shift.bfloat16())
+        assert y.dtype == torch.float32
+        assert mi.modulate(x.bfloat16(), scale.bfloat16()).dtype == torch.bfloat16
+    expected = mi.modulate(x, scale.bfloat16().float(), shift.bfloat16().float())
+    assert torch.equal(y, expected)
+
+
+def test_explain(place):
+    x, scale, shift = TOKENS.arguments(torch.float32, place.device, requires_grad=True)
+    plan = mi.explain(mi.modulate, x, scale, shift, activation="tanh")
+    assert (plan.op, plan.backend) == ("modulate", place.backend)
+    assert plan.bytes == 4 * (2 * x.numel() + scale.numel() + shift.numel())
+    assert [step.op for step in plan.backward] == ["modulate_grads"]
+    assert "modulate" in str(plan)
+    with pytest.raises(TypeError, match="^explain: modulate: "):
+        mi.explain("modulate", x)
