@@ -112,3 +112,12 @@ def test_every_benchmarked_shape(shape, dtype):
     directions = [t.detach() for t in leaves]
     peak = peak_memory(lambda: torch.autograd.grad(first, inputs, directions))
     assert peak <= limit(3 * _bytes(*inputs), inputs, threads)
+
+
+def test_a_weight_shared_by_groups_is_not_copied_for_each():
+    """A NaN makes the kernels repeat the call in double: of W as it is, not of one for each group."""
+    weight = torch.randn(64, 64, 64)
+    x, z, bias = torch.randn(24, 4, 64), torch.randn(24, 4, 64), torch.randn(24, 64)
+    x[0, 0, 0] = float("nan")
+    run = torch.vmap(lambda x, z, bias: mi.interaction(x, z, weight, None, None, bias))
+    assert peak_memory(lambda: run(x, z, bias)) <= 4 * _bytes(weight)

@@ -79,12 +79,16 @@ def _move(layer):
     _in_place(layer)
 
 
+def _there_and_back(layer):
+    layer.bfloat16().half()  # rounds, keeps the version, and may get the old address again
+
+
 def _swap(layer):
     layer.weight.data = layer.weight.detach() + 1
 
 
 @compiled
-@pytest.mark.parametrize("change", [_in_place, _step, _load, _move, _swap])
+@pytest.mark.parametrize("change", [_in_place, _step, _load, _move, _there_and_back, _swap])
 def test_never_stale(change):
     layer = mi.nn.Bilinear(70, 5, 7).half()
     x, z = torch.randn(24, 70).half(), torch.randn(24, 5).half()
@@ -96,6 +100,18 @@ def test_never_stale(change):
     with torch.no_grad():
         assert not torch.equal(layer(x, z), before)
         assert torch.equal(mi.bilinear(x, z, packed, layer.bias), layer(x, z))
+
+
+@compiled
+def test_never_stale_where_memory_is_reused():
+    """A cast there and back leaves version and dtype alone; the address must not come back either."""
+    x, z = torch.randn(40, 4), torch.randn(40, 64)
+    for _ in range(20):
+        layer = mi.nn.MultiplicativeInteraction(4, 64, 50).requires_grad_(False)
+        packed = mi.pack(layer.weight)
+        mi.interaction(x, z, packed)
+        layer.half().float()
+        assert torch.equal(mi.interaction(x, z, packed), mi.interaction(x, z, layer.weight))
 
 
 def test_gradients_and_transforms_reach_the_weight():

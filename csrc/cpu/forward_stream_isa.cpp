@@ -106,22 +106,25 @@ class ForwardStream {
   template <int M, int N>
   __attribute__((noinline, flatten)) void dot(const S* weight, int64_t stride, int64_t depth, const Elem* products,
                                               Acc* sums) const {
-    Vec<Acc> acc[M][N];
-    unroll<M>([&](auto m) {
-      unroll<N>([&](auto n) { acc[m][n] = Vec<Acc>{}; });
-    });
-    for (int64_t k = 0; k < depth; k += E) {
-      Vec<Word> b[N];
-      unroll<N>([&](auto n) { b[n] = load<Vec<Word>>(products + n * products_stride + k); });
-      unroll<M>([&](auto m) {
-        const auto w = load_along<Mul>(weight + m * stride + k);
-        unroll<N>([&](auto n) { Mul::fma(acc[m][n], w, b[n]); });
-      });
+    // Chains of limited length, added up in the stretch, and that added to the running sum, as in multiply().
+    constexpr int64_t chain = Mul::chain == kUnbounded ? kStreamDepth : Mul::chain / 2 * E;
+    Vec<Acc> acc[M][N], total[M][N]{};
+    for (int64_t k0 = 0; k0 < depth; k0 += chain) {
+      unroll<M>([&](auto m) { unroll<N>([&](auto n) { acc[m][n] = Vec<Acc>{}; }); });
+      for (int64_t k = k0; k < min(k0 + chain, depth); k += E) {
+        Vec<Word> b[N];
+        unroll<N>([&](auto n) { b[n] = load<Vec<Word>>(products + n * products_stride + k); });
+        unroll<M>([&](auto m) {
+          const auto w = load_along<Mul>(weight + m * stride + k);
+          unroll<N>([&](auto n) { Mul::fma(acc[m][n], w, b[n]); });
+        });
+      }
+      unroll<M>([&](auto m) { unroll<N>([&](auto n) { total[m][n] += acc[m][n]; }); });
     }
     unroll<M>([&](auto m) {
-      unroll<N>([&](auto n) {  // a stretch is summed by itself: the running sum is rounded once for it
+      unroll<N>([&](auto n) {
         Acc* sum = sums + (m * p.rows + n) * L;
-        store(sum, load<Vec<Acc>>(sum) + acc[m][n]);
+        store(sum, load<Vec<Acc>>(sum) + total[m][n]);
       });
     });
   }

@@ -7,6 +7,7 @@
 #include "isa.h"
 #include "operands.h"
 #include "overflow.h"
+#include "pages.h"
 #include "workspace.h"
 
 namespace mi_kernels {
@@ -45,7 +46,7 @@ Problem checked(const char* op, const Arguments& a) {
 Tensor gated(const char* op, const Arguments& a, Activation activation, double offset) {
   const Problem p = checked(op, a);
   const DType dtype = dtype_of(a.x.scalar_type(), op, "x");
-  Tensor y = torch::stable::new_empty(a.x, {p.rows, p.out});
+  Tensor y = on_huge_pages(torch::stable::new_empty(a.x, {p.rows, p.out}));
   if (y.numel() == 0) return y;
   const Kernels& kernels = selected_kernels();
   const bool softmax = activation == Activation::softmax;

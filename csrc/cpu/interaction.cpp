@@ -36,9 +36,7 @@ Operand packed_operand(const char* op, const Tensor& words, const Problem& p, co
 
 Tensor empty_like(const Tensor& like, const Activations& a, std::vector<int64_t> sizes) {
   if (a.grouped) sizes.insert(sizes.begin(), a.problem.groups);
-  Tensor result = torch::stable::new_empty(like, sizes);
-  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * int64_t(result.element_size()));
-  return result;
+  return on_huge_pages(torch::stable::new_empty(like, sizes));
 }
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }

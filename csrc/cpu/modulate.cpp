@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "pages.h"
 #include "operands.h"
 #include "workspace.h"
 
@@ -114,7 +115,7 @@ Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, std
   constexpr const char* op = "modulate";
   check_operand(op, "scale", scale, x);
   if (shift.has_value()) check_operand(op, "shift", *shift, x);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = on_huge_pages(torch::stable::empty_like(x));
   modulate_into(y, x, scale, shift, activation_of(activation, op, false), offset);
   return y;
 }
@@ -188,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tens
                                     (shift_size[size_t(d)] == x.size(d) || shift_size[size_t(d)] == 1)),
                     op, ": shift_size: expected sizes of x or 1");
   }
-  Tensor dx = want_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
+  Tensor dx = want_x ? on_huge_pages(torch::stable::empty_like(x)) : torch::stable::new_empty(x, {0});
   Tensor dscale = torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0});
   Tensor dshift = torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0});
   if (x.numel() == 0) {  // sums over nothing

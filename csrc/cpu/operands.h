@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <optional>
+#include <vector>
 
 #include "../checks.h"
 #include "interaction.h"
@@ -73,7 +75,19 @@ inline void check_weights(const char* op, const Tensor& x, const Activations& a,
   if (weight_x.has_value()) check_sizes(op, "weight_x", *weight_x, x, p.groups, a.grouped, {p.out, p.width});
 }
 
-inline Tensor in_double(const Tensor& t) { return torch::stable::to(t, torch::headeronly::ScalarType::Double); }
+// A tensor that is the same for all groups stays so: one group is converted.
+inline Tensor in_double(const Tensor& t) {
+  using torch::headeronly::ScalarType;
+  if (t.dim() == 0 || t.size(0) < 2 || t.stride(0) != 0) return torch::stable::to(t, ScalarType::Double);
+  const Tensor one = torch::stable::to(torch::stable::narrow(const_cast<Tensor&>(t), 0, 0, 1), ScalarType::Double);
+  std::vector<int64_t> sizes(size_t(t.dim()), -1);
+  sizes[0] = t.size(0);
+  using torch::stable::detail::from;
+  const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes);
+  std::array<StableIValue, 3> stack{from(one), from(shape), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 inline Optional in_double(const Optional& t) { return t.has_value() ? Optional(in_double(*t)) : t; }
 
 }  // namespace mi_kernels

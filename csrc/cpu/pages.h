@@ -2,6 +2,8 @@
 // the first write: at 4 KiB a page that takes longer than computing a weight gradient of a few rows.
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
+
 #include <cstdint>
 
 #if defined(__linux__)
@@ -23,6 +25,12 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
 #else
   (void)data, (void)bytes;
 #endif
+}
+
+// A result that was just allocated.
+inline torch::stable::Tensor on_huge_pages(torch::stable::Tensor result) {
+  prefer_huge_pages(result.mutable_data_ptr(), result.numel() * int64_t(result.element_size()));
+  return result;
 }
 
 }  // namespace mi_kernels

@@ -153,6 +153,7 @@ ORDINARY = (
     Shape("one-output", (19,), 8, 16, 1),
     Shape("one-feature", (9,), 1, 1, 40),
     Shape("one-row", (1,), 20, 33, 40),
+    Shape("few-rows", (3,), 32, 64, 16),
     Shape("sum-of-rows", (1000,), 3, 5, 50),
     Shape("sum-of-input", (50,), 3, 1500, 20),
     Shape("sum-of-context", (50,), 1500, 3, 20),

@@ -18,6 +18,7 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch
 
 class _Packed(NamedTuple):
     state: tuple[Any, ...]
+    source: Tensor  # alive as long as its address stands for it: no other tensor can lie there
     words: Tensor | None
 
 
@@ -46,7 +47,8 @@ class PackedWeight:
         )
         packed = self._packed
         if packed is None or packed.state != state:
-            packed = self._packed = _Packed(state, _words(weight.detach()))
+            source = weight.detach()
+            packed = self._packed = _Packed(state, source, _words(source))
         return packed.words
 
     def __repr__(self) -> str:
@@ -69,8 +71,10 @@ def pack(weight: Tensor) -> PackedWeight:
     The copy has the size of W in the dtype in which W is multiplied (float32 for float16, and for bfloat16
     on CPUs without its instructions). There is none where the kernels read W in place: float32 and float64
     whose X is no shorter than Z. An in-place change of W, an optimiser step, ``load_state_dict`` or a move is
-    noticed by its version counter, address, dtype, device and strides, and W is packed again. A write that
-    PyTorch does not count is not noticed: through ``weight.data``, NumPy, DLPack, or by another process.
+    noticed by its version counter, address, dtype, device and strides, and W is packed again; until then the
+    memory that was packed stays alive. A write that PyTorch does not count is not noticed: through
+    ``weight.data``, NumPy, DLPack, or by another process. ``load_state_dict(..., assign=True)`` puts another
+    parameter in the place of ``weight``: pack that one.
 
     Raises:
         TypeError: ``weight`` is no dense tensor.

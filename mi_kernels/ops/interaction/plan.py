@@ -22,7 +22,7 @@ _WHY = {
     "stream": "a few rows: W is read once, as it lies, against products z x made a stretch at a time",
     "together": "one GEMM makes T = g W tile by tile and its epilogue takes both reductions, dx and dz",
     "separate": "few outputs: dx and dz have a GEMM each, which read W in the order it lies",
-    "width_lanes": "the products g z are generated while packing and meet x in the vector lanes",
+    "width_lanes": "the products g z are generated a block at a time and meet x in the vector lanes",
     "context_lanes": "x is shorter than z: the products g x are generated and meet z in the vector lanes",
     "linear": "without W the sum is a plain matrix product",
     "chunked": "the generated operand z x (or T) is made a chunk at a time and met by one matmul",
