@@ -5,11 +5,12 @@
 
 namespace mi_kernels::MI_ISA {
 
-// planes[feature m] += tile row m.
+// planes[feature m] += tile row m, or = where the planes are fresh.
 template <class Mul>
 struct AddRows {
   typename Mul::Acc* planes;
   int64_t features;
+  bool fresh = false;
   template <int N>
   MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
     using V = Vec<typename Mul::Acc>;
@@ -19,7 +20,7 @@ struct AddRows {
       if (r < valid) {
         unroll<N>([&](auto n) {
           auto* p = plane + (r * N + n) * L;
-          store(p, load<V>(p) + tile.acc[r][n]);
+          store(p, fresh ? tile.acc[r][n] : load<V>(p) + tile.acc[r][n]);
         });
       }
     });
@@ -130,6 +131,56 @@ struct ScaleRows {
           store(p, load<V>(p) + tile.acc[r][n] * load<V>(factor + (o * N + n) * L));
         });
         if (++f == extent) f = 0, ++o;
+      }
+    });
+  }
+};
+
+// A vector of lanes, of which `valid` are wanted, to a row whose lanes are `stride` apart.
+template <class Acc, class Out>
+MI_INLINE void store_lanes(Out* to, int64_t stride, int64_t valid, const Vec<Acc>& value) {
+  constexpr int L = Simd<Acc>::lanes;
+  if (valid >= L && stride == 1) {
+    store_acc<L>(to, value);
+  } else {
+    Acc values[L];
+    store(values, value);
+    for (int64_t l = 0; l < min(valid, L); ++l) from_acc(values[l], to[l * stride]);
+  }
+}
+
+template <class Acc, class In>
+MI_INLINE Vec<Acc> load_lanes(const In* from, int64_t stride, int64_t valid) {
+  constexpr int L = Simd<Acc>::lanes;
+  if (valid >= L && stride == 1) return __builtin_convertvector(load_acc<L>(from), Vec<Acc>);
+  Acc values[L] = {};
+  for (int64_t l = 0; l < min(valid, L); ++l) values[l] = to_acc(from[l * stride]);
+  return load<Vec<Acc>>(values);
+}
+
+// out[m, lane] = tile + what `planes` hold of it, if anything, + bias[lane]: a finished sum, stored as it is.
+template <class Mul, class S>
+struct StoreSums {
+  using Acc = typename Mul::Acc;
+  S* out;
+  int64_t stride, width;
+  const Acc* bias;    // whole vectors, or null
+  const Acc* planes;  // of `rows` features, or null
+  int64_t rows;
+  template <int N>
+  MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
+    using V = Vec<Acc>;
+    constexpr int L = Tile<Mul, N>::lanes;
+    const Acc* plane = planes + first * L * rows + m * N * L;
+    unroll<kRows>([&](auto r) {
+      if (r < valid) {
+        unroll<N>([&](auto n) {
+          const int64_t lane = (first + n) * L;
+          V sum = tile.acc[r][n];
+          if (planes) sum += load<V>(plane + (r * N + n) * L);
+          if (bias) sum += load<V>(bias + lane);
+          store_lanes<Acc>(out + (m + r) * stride + lane, 1, width - lane, sum);
+        });
       }
     });
   }

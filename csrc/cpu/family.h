@@ -91,8 +91,8 @@ struct MulOf<BFloat16> {
 };
 #endif
 
-// The same for dU, dV and dc. PyTorch sums rows pairwise, so float would lose to it over a long batch; these
-// sums are a small part of the work and afford double.
+// The same for dc. PyTorch sums rows pairwise, so float would lose to it over a long batch; this sum is a small
+// part of the work and affords double.
 template <class S>
 struct SumMulOf : MulOf<S> {};
 template <>

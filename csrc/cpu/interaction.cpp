@@ -21,6 +21,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
+Machine machine_of(DType dtype) { return selected_kernels().machine(dtype); }
+
 Operand packed_operand(const char* op, const Tensor& words, const Problem& p, const ForwardPlan& plan, DType element) {
   const bool width_inside = plan.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
@@ -40,6 +42,34 @@ Tensor empty_like(const Tensor& like, const Activations& a, std::vector<int64_t>
 }
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
+
+LinearTerm term(const Operand& rows, const Operand& matrix, int64_t depth) {
+  return matrix.data && depth > 0 ? LinearTerm{rows, matrix, depth} : LinearTerm{};
+}
+
+Operand transposed(const Operand& o) { return {o.data, o.group, o.col, o.row}; }
+
+Demand demand_of(const LinearPlan& plan) { return {plan.tasks, plan.operations, plan.worker_bytes, 0}; }
+
+void run_linear(DType dtype, const Tensor& like, LinearCall call) {
+  if (!call.terms[0].rows.data) std::swap(call.terms[0], call.terms[1]);
+  const Kernels& kernels = selected_kernels();
+  const LinearPlan plan = plan_linear(call.groups, call.rows, call.out, {call.terms[0].depth, call.terms[1].depth, 0},
+                                      false, kernels.machine(dtype));
+  const Workspace workspace(like, demand_of(plan));
+  kernels.linear(dtype, call, plan, workspace.execution);
+}
+
+void run_forward(DType dtype, const Tensor& like, ForwardCall call, const Optional& words) {
+  const Problem& p = call.problem;
+  const Kernels& kernels = selected_kernels();
+  const bool weight = call.weight.data, weight_z = call.weight_z.data, weight_x = call.weight_x.data;
+  const ForwardPlan plan = plan_forward(p, kernels.machine(dtype), weight, weight_z, weight_x);
+  const Workspace workspace(like, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
+  if (words.has_value() && plan.order != Order::stream)
+    call.words = packed_operand("interaction", *words, p, plan, kernels.element(dtype));
+  kernels.forward(dtype, call, plan, workspace.execution);
+}
 
 // `words`: W as packed_weight() in Python lays it out, where it is packed; the stream reads W itself.
 Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& words,
@@ -61,20 +91,20 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   Tensor y = empty_like(x, a, {p.rows, p.out});
   if (p.groups * p.rows * p.out == 0) return y;
 
-  const Kernels& kernels = selected_kernels();
-  const Machine machine = kernels.machine(dtype);
-  const ForwardPlan plan = plan_forward(p, machine, weight.has_value(), weight_z.has_value(), weight_x.has_value());
-  const Workspace workspace(x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   ForwardCall call{p, operand(x, a.grouped), operand(z, a.grouped), {}, operand(weight_z, a.grouped),
                    operand(weight_x, a.grouped), operand(bias, a.grouped), {y.mutable_data_ptr()}};
-  Optional kept;
-  if (weight.has_value()) {
-    kept = with_contiguous_groups(*weight, a.grouped);
-    call.weight = weight_operand(*kept, a.grouped);
+  const LinearTerm terms[2] = {term(call.z, call.weight_z, p.context), term(call.x, call.weight_x, p.width)};
+  if (!weight.has_value() && (terms[0].depth || terms[1].depth) && outputs_in_lanes(p.rows, p.out, std::max(terms[0].depth, terms[1].depth), true, machine_of(dtype))) {
+    run_linear(dtype, x, {p.groups, p.rows, p.out, {terms[0], terms[1]}, call.bias, call.y});
+  } else {
+    Optional kept;
+    if (weight.has_value()) {
+      kept = with_contiguous_groups(*weight, a.grouped);
+      call.weight = weight_operand(*kept, a.grouped);
+    }
+    run_forward(dtype, x, call, words);
   }
-  if (words.has_value() && plan.order != Order::stream) call.words = packed_operand(op, *words, p, plan, kernels.element(dtype));
-  kernels.forward(dtype, call, plan, workspace.execution);
-  if (may_overflow(dtype) && !all_finite(y))
+  if (weight.has_value() && may_overflow(dtype) && !all_finite(y))
     replace_not_finite(y, forward(in_double(x), in_double(z), in_double(weight), {}, in_double(weight_z),
                                   in_double(weight_x), in_double(bias)));
   return y;
@@ -91,6 +121,25 @@ Tensor packed_forward(const Tensor& x, const Tensor& z, const Tensor& weight, co
   return forward(x, z, weight, words, weight_z, weight_x, bias);
 }
 
+void run_input_grads(DType dtype, const Tensor& like, const InputGradsCall& call) {
+  const Kernels& kernels = selected_kernels();
+  const InputGradsPlan plan =
+      plan_input_grads(call.problem, kernels.machine(dtype), call.weight.data, call.dx.data, call.dz.data);
+  const Workspace workspace(like, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
+  kernels.input_grads(dtype, call, plan, workspace.execution);
+}
+
+// g U or g V where that is how its features should lie, and nothing is left to be done for that gradient.
+void take_linear(DType dtype, const Tensor& like, const InputGradsCall& call, const Operand& matrix, int64_t features,
+                 Result& result) {
+  const Problem& p = call.problem;
+  const LinearTerm product = term(call.grad, transposed(matrix), p.out);
+  if (!result.data || !product.depth || !outputs_in_lanes(p.rows, features, p.out, false, machine_of(dtype)))
+    return;
+  run_linear(dtype, like, {p.groups, p.rows, features, {product, {}}, {}, result});
+  result = {};
+}
+
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
                                        const Optional& weight_z, const Optional& weight_x, bool want_x, bool want_z) {
   constexpr const char* op = "interaction_input_grads";
@@ -105,21 +154,20 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   const int64_t wanted = (want_x ? p.width : 0) + (want_z ? p.context : 0);
   if (p.groups * p.rows * wanted == 0) return {dx, dz};
 
-  const Kernels& kernels = selected_kernels();
-  const Machine machine = kernels.machine(dtype);
-  const InputGradsPlan plan = plan_input_grads(p, machine, weight.has_value(), want_x, want_z);
-  const Workspace workspace(x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   InputGradsCall call{p,  operand(grad, a.grouped), operand(x, a.grouped), operand(z, a.grouped),
                       {}, operand(weight_z, a.grouped), operand(weight_x, a.grouped), {}, {}};
   if (want_x && dx.numel() > 0) call.dx.data = dx.mutable_data_ptr();
   if (want_z && dz.numel() > 0) call.dz.data = dz.mutable_data_ptr();
-  Optional kept;
   if (weight.has_value()) {
-    kept = with_contiguous_groups(*weight, a.grouped);
-    call.weight = weight_operand(*kept, a.grouped);
+    const Tensor kept = with_contiguous_groups(*weight, a.grouped);
+    call.weight = weight_operand(kept, a.grouped);
+    run_input_grads(dtype, x, call);
+  } else {
+    take_linear(dtype, x, call, call.weight_x, p.width, call.dx);
+    take_linear(dtype, x, call, call.weight_z, p.context, call.dz);
+    if (call.dx.data || call.dz.data) run_input_grads(dtype, x, call);
   }
-  kernels.input_grads(dtype, call, plan, workspace.execution);
-  if (may_overflow(dtype) && !(all_finite(dx) && all_finite(dz))) {
+  if (weight.has_value() && may_overflow(dtype) && !(all_finite(dx) && all_finite(dz))) {
     const auto [exact_x, exact_z] = input_grads(in_double(grad), in_double(x), in_double(z), in_double(weight),
                                                 in_double(weight_z), in_double(weight_x), want_x, want_z);
     replace_not_finite(dx, exact_x);
@@ -191,30 +239,43 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   const DType dtype = dtype_of(type, "cpu_interaction_plan", "dtype");
   const Machine machine = selected_kernels().machine(dtype);
   const bool want[4] = {bool(terms & 1), bool(terms & 2), bool(terms & 4), bool(terms & 8)};
-  const auto text = [](const char* algorithm, const Demand& demand) {
-    return std::string("algorithm=") + algorithm + ";scratch=" + std::to_string(demand.bytes());
+  const auto text = [](const char* algorithm, int64_t scratch) {
+    return std::string("algorithm=") + algorithm + ";scratch=" + std::to_string(scratch);
+  };
+  // Scratch of a product without W that takes so many elements to so many outputs, or 0 if it is not made that way.
+  const auto linear = [&](int64_t out, int64_t first, int64_t second) -> int64_t {
+    if (want[0] || first + second == 0) return 0;
+    if (!outputs_in_lanes(p.rows, out, std::max(first, second), primitive == "forward", machine)) return 0;
+    const int64_t depths[3] = {first ? first : second, first ? second : 0, 0};
+    return demand_of(plan_linear(p.groups, p.rows, out, depths, false, machine)).bytes();
   };
   if (primitive == "forward") {
     const ForwardPlan f = plan_forward(p, machine, want[0], want[1], want[2]);
     const char* order = f.order == Order::stream         ? "stream"
                         : f.order == Order::width_inside ? "width_inside"
                                                          : "context_inside";
+    const Demand demand(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
+    const int64_t direct = linear(p.out, want[1] * p.context, want[2] * p.width);
     static constexpr const char* kElements[] = {"float64", "float32", "bfloat16", "float16"};
-    return text(want[0] ? order : "linear", {f.tasks, f.operations, f.worker_bytes, f.partial_bytes}) +
+    return text(want[0] ? order : "linear", direct ? direct : demand.bytes()) +
            ";element=" + kElements[int(selected_kernels().element(dtype))] + ";pair=" + std::to_string(machine.pair);
   }
   if (primitive == "input_grads") {
-    const InputGradsPlan d = plan_input_grads(p, machine, want[0], terms & 16, terms & 32);
+    const int64_t direct_x = terms & 16 && want[2] ? linear(p.width, p.out, 0) : 0;
+    const int64_t direct_z = terms & 32 && want[1] ? linear(p.context, p.out, 0) : 0;
+    const bool rest_x = terms & 16 && !direct_x, rest_z = terms & 32 && !direct_z;
+    const InputGradsPlan d = plan_input_grads(p, machine, want[0], rest_x, rest_z);
     const char* form = d.form == InputForm::stream     ? "stream"
                        : d.form == InputForm::separate ? "separate"
                                                        : "together";
-    return text(want[0] ? form : "linear", {d.tasks, d.operations, d.worker_bytes, d.partial_bytes});
+    const Demand demand(d.tasks, d.operations, d.worker_bytes, d.partial_bytes);
+    return text(want[0] ? form : "linear", std::max({direct_x, direct_z, rest_x || rest_z ? demand.bytes() : 0}));
   }
   STD_TORCH_CHECK(primitive == "weight_grads", "cpu_interaction_plan: primitive: expected forward, input_grads or "
                   "weight_grads, got '", primitive, "'");
   const WeightGradsPlan w = plan_weight_grads(p, machine, selected_kernels().sums_machine(dtype), want);
   const char* algorithm = !want[0] ? "linear" : w.context_lanes ? "context_lanes" : "width_lanes";
-  return text(algorithm, demand_of(w, want));
+  return text(algorithm, demand_of(w, want).bytes());
 }
 
 }  // namespace

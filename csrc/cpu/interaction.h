@@ -48,6 +48,23 @@ struct WeightGradsCall {
   Result weight, weight_z, weight_x, bias;
 };
 
+// The sums of a product without W, sum_k rows[b, k] matrix[o, k]; no data: absent.
+struct LinearTerm {
+  Operand rows, matrix;
+  int64_t depth = 0;
+};
+
+// y = terms[0] + terms[1] + bias, [groups][rows][out]; with a gate, y = (act(that) + offset) * x + shift + shift bias.
+struct LinearCall {
+  int64_t groups, rows, out;
+  LinearTerm terms[2];
+  Operand bias;
+  Result y;
+  GateSpec gate = {};  // its shift_bias alone
+  LinearTerm shift = {};
+  Operand x = {};
+};
+
 // Runs tasks 0 .. tasks-1 on up to `workers` workers; body(context, task, worker).
 struct Execution {
   int64_t workers;
@@ -58,9 +75,10 @@ struct Execution {
 
 struct Kernels {
   Machine (*machine)(DType);
-  Machine (*sums_machine)(DType);  // of dU, dV and dc, which are summed in double for float
+  Machine (*sums_machine)(DType);  // of dc, which is summed in double for float
   DType (*element)(DType);         // in which elements are multiplied
   void (*forward)(DType, const ForwardCall&, const ForwardPlan&, const Execution&);
+  void (*linear)(DType, const LinearCall&, const LinearPlan&, const Execution&);
   void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);
   void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);
   // In place, y[b] = softmax(y[b]) * x[b] for rows of y.
@@ -76,6 +94,7 @@ struct Kernels {
   DType element(DType);                                                                                   \
   void forward(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                          \
   void forward_stream(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                   \
+  void linear(DType, const LinearCall&, const LinearPlan&, const Execution&);                             \
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);                \
   void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);         \
   void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);             \

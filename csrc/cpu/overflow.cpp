@@ -15,26 +15,29 @@ using torch::stable::Tensor;
 
 // Sign-free bits of an element as those of a float: they order as the magnitudes do, Inf and NaN last.
 constexpr uint32_t kInfinity = 0x7f800000;
-inline uint32_t magnitude(const float& v) {
-  uint32_t bits;
+inline int32_t magnitude(const float& v) {
+  int32_t bits;
   std::memcpy(&bits, &v, sizeof bits);
   return bits & 0x7fffffff;
 }
-inline uint32_t magnitude(const uint16_t& bf16) { return uint32_t(bf16 & 0x7fff) << 16; }
+inline int16_t magnitude(const uint16_t& bf16) { return int16_t(bf16 & 0x7fff); }
+inline uint32_t float_bits(int32_t magnitude) { return uint32_t(magnitude); }
+inline uint32_t float_bits(int16_t magnitude) { return uint32_t(magnitude) << 16; }
 
+// Signed, and in their own width: the baseline instruction set has a maximum of these.
 template <class S>
 uint32_t largest_bits(const S* data, int64_t count, int64_t stride) {
-  uint32_t most = 0;
+  decltype(magnitude(*data)) most = 0;
   if (stride == 1)
     for (int64_t i = 0; i < count; ++i) most = std::max(most, magnitude(data[i]));
   else
     for (int64_t i = 0; i < count; ++i) most = std::max(most, magnitude(data[i * stride]));
-  return most;
+  return float_bits(most);
 }
 
 template <class S>
 uint32_t largest_bits(const Tensor& t, const S* data, int64_t axis) {
-  if (axis + 1 >= t.dim()) return t.dim() == 0 ? magnitude(*data) : largest_bits(data, t.size(axis), t.stride(axis));
+  if (axis + 1 >= t.dim()) return t.dim() == 0 ? float_bits(magnitude(*data)) : largest_bits(data, t.size(axis), t.stride(axis));
   uint32_t most = 0;
   for (int64_t i = 0; i < t.size(axis); ++i)
     most = std::max(most, largest_bits(t, data + i * t.stride(axis), axis + 1));
@@ -55,7 +58,7 @@ uint32_t largest_bits(const Tensor& t) {
 template <class S, class Raw>
 void replace(Raw* result, const double* exact, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    if (magnitude(result[i]) < kInfinity) continue;
+    if (float_bits(magnitude(result[i])) < kInfinity) continue;
     const S value(static_cast<float>(exact[i]));
     std::memcpy(&result[i], &value, sizeof value);
   }

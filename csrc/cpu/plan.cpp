@@ -122,6 +122,39 @@ ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool w
   return f;
 }
 
+bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool along, const Machine& m) {
+  // Its rows have to pay for the matrix, which is packed for each region; with the rows in the lanes the operands and
+  // the results are transposed, which weighs as much at 3/4 as many elements along the sum.
+  const int64_t fewest = along ? max(depth * 3 / 4, 48) : 16;
+  return rows >= fewest && 4 * round_up(out, m.lanes) <= 5 * out;
+}
+
+LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate, const Machine& m) {
+  constexpr int64_t kMostRows = 1024, kFewestRows = 512, kPlaneBytes = 512 << 10;
+  LinearPlan l{};
+  const int64_t sum = depths[0] + depths[1], longest = max(max(depths[0], depths[1]), depths[2]);
+  l.operations = 2 * groups * rows * out * (sum + depths[2] + (gate ? 8 : 0));
+  const int64_t stretches = ceil_div(longest, kDepthWords * m.pair);
+  l.depth = round_up(ceil_div(longest, stretches), m.pair);
+  l.kept = gate || depths[1] > 0 || depths[0] > l.depth;
+  const int64_t vectors = ceil_div(out, m.lanes), planes = (l.kept ? 1 : 0) + (depths[2] > 0 ? 1 : 0);
+  l.vectors = ceil_div(vectors, ceil_div(vectors, kMaxRegionVectors));
+  l.lane_blocks = ceil_div(vectors, l.vectors);
+  const int64_t row_bytes = planes * l.vectors * m.lanes * m.acc_bytes;
+  const int64_t most = planes ? max(min(kPlaneBytes / row_bytes, kMostRows), kFewestRows) : kMostRows;
+  const int64_t wanted = splits(kTasks, groups * l.lane_blocks, l.operations, rows / kFewestRows);
+  const int64_t blocks = max(wanted, ceil_div(rows, most));
+  l.row_step = round_up(ceil_div(rows, blocks), 8);  // whole tiles
+  l.row_blocks = ceil_div(rows, l.row_step);
+  l.tasks = groups * l.row_blocks * l.lane_blocks;
+  const int64_t lanes = l.vectors * m.lanes;
+  l.worker_bytes = packed_rows_bytes(l.depth, m) +
+                   round_up(ceil_div(l.depth, m.pair) * lanes * m.word_bytes, kAlign) +
+                   2 * round_up(lanes * m.acc_bytes, kAlign) +
+                   planes * round_up(l.row_step * lanes * m.acc_bytes, kAlign);
+  return l;
+}
+
 namespace {
 
 // One product makes T for both gradients: tasks are ranges of the context and of the width.
@@ -243,8 +276,8 @@ WeightGradsPlan plan_weight_grads(const Problem& p, const Machine& m, const Mach
   w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
   const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;
   w.weight = plan_region(p.groups, p.out, outer, lanes, p.rows, m);
-  w.weight_z = plan_region(p.groups, p.out, 1, p.context, p.rows, sums);
-  w.weight_x = plan_region(p.groups, p.out, 1, p.width, p.rows, sums);
+  w.weight_z = plan_region(p.groups, p.out, 1, p.context, p.rows, m);
+  w.weight_x = plan_region(p.groups, p.out, 1, p.width, p.rows, m);
   w.bias = plan_region(p.groups, 1, 1, p.out, p.rows, sums);
   const RegionPlan* regions[4] = {&w.weight, &w.weight_z, &w.weight_x, &w.bias};
   for (int t = 0; t < 4; ++t) {

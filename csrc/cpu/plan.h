@@ -114,10 +114,23 @@ struct WeightGradsPlan {
   int64_t worker_bytes, partial_bytes;
 };
 
+// A product without W: regions of rows of the batch times lanes of outputs.
+struct LinearPlan {
+  int64_t row_step, row_blocks, vectors, lane_blocks;
+  int64_t depth;  // elements along K packed at a time
+  bool kept;      // sums are kept in planes until they are whole
+  int64_t tasks, operations, worker_bytes;
+};
+
 ForwardPlan plan_forward(const Problem&, const Machine&, bool weight, bool weight_z, bool weight_x);
 // The forward pass of a gated form; `whole_rows`: softmax needs all outputs of a row in one task.
 ForwardPlan plan_gate(const Problem&, const Machine&, bool weight, bool weight_z, bool weight_x, bool shift,
                       bool whole_rows);
+// `depths`: lengths of the sums, of two terms and of a gate's shift; `gate`: whether there is one.
+LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate, const Machine&);
+// Whether a product without W wants its outputs in the lanes, as plan_linear has them, rather than its rows. `along`:
+// the matrix is contiguous along the sum, so that packing transposes it.
+bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool along, const Machine&);
 InputGradsPlan plan_input_grads(const Problem&, const Machine&, bool weight, bool want_x, bool want_z);
 WeightGradsPlan plan_weight_grads(const Problem&, const Machine&, const Machine& sums, const bool (&want)[4]);
 

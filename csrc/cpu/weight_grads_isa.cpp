@@ -39,12 +39,12 @@ class WeightGrads {
                   [&](const Block& b, Arena& arena) { return products(b, factor, arena); });
     }
     const auto grads = [&](const Block& b, Arena&) {
-      return MatrixRows<SumMul, S>{along_batch(call.grad, b.group).at(b.o0, b.b0)};
+      return MatrixRows<Mul, S>{along_batch(call.grad, b.group).at(b.o0, b.b0)};
     };
     if (call.weight_z.data)
-      region<SumMul>(plan.weight_z, call.z, p.context, call.weight_z, p.out * p.context, {1, p.context, 0, 1}, grads);
+      region<Mul>(plan.weight_z, call.z, p.context, call.weight_z, p.out * p.context, {1, p.context, 0, 1}, grads);
     if (call.weight_x.data)
-      region<SumMul>(plan.weight_x, call.x, p.width, call.weight_x, p.out * p.width, {1, p.width, 0, 1}, grads);
+      region<Mul>(plan.weight_x, call.x, p.width, call.weight_x, p.out * p.width, {1, p.width, 0, 1}, grads);
     if (call.bias.data)
       region<SumMul>(plan.bias, call.grad, p.out, call.bias, p.out, {1, 0, 0, 1},
                      [](const Block&, Arena&) { return OneRow<SumMul>{}; });
@@ -128,20 +128,6 @@ class WeightGrads {
     }
   };
 
-  // A vector of lanes to its place in a row.
-  template <class Acc, class Out>
-  static MI_INLINE void store_lanes(Out* row, const Layout& layout, int64_t lane, int64_t valid, const Vec<Acc>& value) {
-    constexpr int L = Simd<Acc>::lanes;
-    Out* to = row + lane * layout.lane;
-    if (valid >= L && layout.lane == 1) {
-      store_acc<L>(to, value);
-    } else {
-      Acc values[L];
-      store(values, value);
-      for (int64_t l = 0; l < min(valid, L); ++l) from_acc(values[l], to[l * layout.lane]);
-    }
-  }
-
   template <class M>
   struct StoreRows {
     using Acc = typename M::Acc;
@@ -156,7 +142,7 @@ class WeightGrads {
         if (r < valid) {
           unroll<N>([&](auto n) {
             const int64_t lane = (first + n) * L;
-            store_lanes<Acc>(to.row, layout, l0 + lane, width - lane, tile.acc[r][n]);
+            store_lanes<Acc>(to.row + (l0 + lane) * layout.lane, layout.lane, width - lane, tile.acc[r][n]);
           });
           to.next();
         }
@@ -174,7 +160,8 @@ class WeightGrads {
       for (int64_t m = 0; m < rows; ++m, to.next()) {
         for (int v = 0; v < n; ++v) {
           const int64_t lane = (first + v) * L;
-          store_lanes<Acc>(to.row, layout, l0 + lane, width - lane, load<Vec<Acc>>(strip + (m * n + v) * L));
+          store_lanes<Acc>(to.row + (l0 + lane) * layout.lane, layout.lane, width - lane,
+                           load<Vec<Acc>>(strip + (m * n + v) * L));
         }
       }
     });
