@@ -1,7 +1,9 @@
 // The gated forms on the CPU: the forward pass of the dense interaction with a gate in its epilogue.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "isa.h"
@@ -43,6 +45,28 @@ Problem checked(const char* op, const Arguments& a) {
   return p;
 }
 
+// A gate without W whose outputs lie in the lanes; softmax wants whole rows, which such a task does not have.
+bool outputs_in_lanes(const Problem& p, const Machine& m, bool weight, bool weight_z, bool weight_x, bool softmax) {
+  const int64_t depth = std::max(weight_z ? p.context : 0, weight_x ? p.width : 0);
+  return !weight && depth > 0 && !softmax && outputs_in_lanes(p.rows, p.out, depth, true, m);
+}
+
+LinearPlan plan_of(const Problem& p, const Machine& m, bool weight_z, bool weight_x, bool shift_weight) {
+  const int64_t z = weight_z ? p.context : 0, x = weight_x ? p.width : 0;
+  return plan_linear(1, p.rows, p.out, {z ? z : x, z ? x : 0, shift_weight ? p.context : 0}, true, m);
+}
+
+void run_linear(DType dtype, const Arguments& a, const Problem& p, const Tensor& y, const GateSpec& gate) {
+  const Kernels& kernels = selected_kernels();
+  const Operand x = operand(a.x, false), z = operand(a.z, false);
+  LinearCall call{1, p.rows, p.out, {term(z, operand(a.weight_z, false), p.context), term(x, operand(a.weight_x, false), p.width)},
+                  operand(a.bias, false), {y.mutable_data_ptr()}, gate, term(z, gate.shift_weight, p.context), x};
+  if (!call.terms[0].depth) std::swap(call.terms[0], call.terms[1]);
+  const LinearPlan plan = plan_of(p, kernels.machine(dtype), a.weight_z.has_value(), a.weight_x.has_value(), call.shift.depth > 0);
+  const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, 0});
+  kernels.linear(dtype, call, plan, workspace.execution);
+}
+
 Tensor gated(const char* op, const Arguments& a, Activation activation, double offset) {
   const Problem p = checked(op, a);
   const DType dtype = dtype_of(a.x.scalar_type(), op, "x");
@@ -50,6 +74,11 @@ Tensor gated(const char* op, const Arguments& a, Activation activation, double o
   if (y.numel() == 0) return y;
   const Kernels& kernels = selected_kernels();
   const bool softmax = activation == Activation::softmax;
+  GateSpec gate{true, activation, offset, operand(a.shift_weight, false), operand(a.shift_bias, false), nullptr};
+  if (outputs_in_lanes(p, kernels.machine(dtype), a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(), softmax)) {
+    run_linear(dtype, a, p, y, gate);
+    return y;
+  }
   const ForwardPlan plan = plan_of(p, kernels.machine(dtype), a, softmax);
   const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   ForwardCall call{p, operand(a.x, false), operand(a.z, false), {}, operand(a.weight_z, false),
@@ -62,9 +91,8 @@ Tensor gated(const char* op, const Arguments& a, Activation activation, double o
   int not_finite = 0;
   const bool guarded = a.weight.has_value() && may_overflow(dtype);
   const bool afterwards = softmax && plan.order == Order::stream;  // its tasks have parts of the rows
-  if (!afterwards)
-    call.gate = {true, activation, offset, operand(a.shift_weight, false), operand(a.shift_bias, false),
-                 guarded ? &not_finite : nullptr};
+  if (guarded) gate.not_finite = &not_finite;
+  if (!afterwards) call.gate = gate;
   kernels.forward(dtype, call, plan, workspace.execution);
   if (afterwards) {
     if (guarded && !all_finite(y)) not_finite = 1;
@@ -93,7 +121,11 @@ std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarT
   const Problem p{1, sizes[0], sizes[1], sizes[2], sizes[2]};
   const Machine machine = selected_kernels().machine(dtype_of(type, "cpu_gate_plan", "dtype"));
   const ForwardPlan f = plan_gate(p, machine, terms & 1, terms & 2, terms & 4, terms & 8, softmax);
-  const Demand demand(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
+  Demand demand(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
+  if (outputs_in_lanes(p, machine, terms & 1, terms & 2, terms & 4, softmax)) {
+    const LinearPlan l = plan_of(p, machine, terms & 2, terms & 4, terms & 8);
+    demand = {l.tasks, l.operations, l.worker_bytes, 0};
+  }
   const char* order = !(terms & 1)                        ? "linear"
                       : f.order == Order::stream         ? "stream"
                       : f.order == Order::width_inside ? "width_inside"

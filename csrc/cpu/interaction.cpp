@@ -43,10 +43,6 @@ Tensor empty_like(const Tensor& like, const Activations& a, std::vector<int64_t>
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
-LinearTerm term(const Operand& rows, const Operand& matrix, int64_t depth) {
-  return matrix.data && depth > 0 ? LinearTerm{rows, matrix, depth} : LinearTerm{};
-}
-
 Operand transposed(const Operand& o) { return {o.data, o.group, o.col, o.row}; }
 
 Demand demand_of(const LinearPlan& plan) { return {plan.tasks, plan.operations, plan.worker_bytes, 0}; }

@@ -96,19 +96,23 @@ class Linear {
             S* out) const {
     const Acc offset = Acc(call.gate.offset);
     const S* x = static_cast<const S*>(call.x.data) + b.row0 * call.x.row + b.lane0 * call.x.col;
-    for_strips(b.vectors, [&](auto n, int64_t first) {
-      for (int64_t m = 0; m < b.rows; ++m) {
+    constexpr int64_t kAhead = 4, kLine = 64 / int64_t(sizeof(S));
+    for (int64_t m = 0; m < b.rows; ++m) {
+      const S* row = x + m * call.x.row;  // too short for the hardware to run ahead
+      for (int64_t lane = 0; m + kAhead < b.rows && call.x.col == 1 && lane < b.width; lane += kLine)
+        __builtin_prefetch(row + kAhead * call.x.row + lane);
+      for_strips(b.vectors, [&](auto n, int64_t first) {
         for (int v = 0; v < n; ++v) {
           const int64_t at = (first * b.rows + m * n + v) * L, lane = (first + v) * L, valid = b.width - lane;
           V p = load<V>(planes + at);
           if (bias) p += load<V>(bias + lane);
-          V y = (act.value(p) + offset) * load_lanes<Acc>(x + m * call.x.row + lane * call.x.col, call.x.col, valid);
+          V y = (act.value(p) + offset) * load_lanes<Acc>(row + lane * call.x.col, call.x.col, valid);
           if (shifts) y += load<V>(shifts + at);
           if (shift_bias) y += load<V>(shift_bias + lane);
           store_lanes<Acc>(out + m * call.out + lane, 1, valid, y);
         }
-      }
-    });
+      });
+    }
   }
 };
 

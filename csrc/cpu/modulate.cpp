@@ -190,8 +190,8 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tens
                     op, ": shift_size: expected sizes of x or 1");
   }
   Tensor dx = want_x ? on_huge_pages(torch::stable::empty_like(x)) : torch::stable::new_empty(x, {0});
-  Tensor dscale = torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0});
-  Tensor dshift = torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0});
+  Tensor dscale = on_huge_pages(torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0}));
+  Tensor dshift = on_huge_pages(torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0}));
   if (x.numel() == 0) {  // sums over nothing
     if (dscale.numel() > 0) torch::stable::zero_(dscale);
     if (dshift.numel() > 0) torch::stable::zero_(dshift);

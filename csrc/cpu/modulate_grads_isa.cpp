@@ -43,6 +43,40 @@ class ModulateGrads {
  private:
   bool sums() const { return call.dscale || call.dshift; }
 
+  // A scale of the size of x, as that of a gate: nothing is summed.
+  bool elementwise() const {
+    return plan.rows == 1 && call.inner_kept && call.dscale && !call.dshift && call.inner.stride[kGrad] == 1 &&
+           call.inner.stride[kX] == 1 && call.inner.stride[kScale] == 1 && call.inner.stride[kShift] == 1;
+  }
+
+  void each(int64_t unit) const {
+    const int64_t first = unit % plan.chunks * kModulateChunk, n = width(unit);
+    const Walk kept(call.kept, call.kept_axes, unit / plan.chunks);
+    const auto of = [&](const void* data, int operand) { return static_cast<const S*>(data) + kept.at(operand) + first; };
+    const S *grad = of(call.grad, kGrad), *x = of(call.x, kX), *scale = of(call.scale, kScale);
+    S* dx = call.dx ? static_cast<S*>(call.dx) + kept.at(kY) + first : nullptr;
+    S* dscale = static_cast<S*>(call.dscale) + kept.at(kShift) + first;
+    const Acc offset = Acc(call.offset);
+    for_activation(call.activation, [&](auto act) {
+      const auto step = [&](const S* g, const S* at_x, const S* at_scale, S* to_x, S* to_scale) {
+        const Vec<Acc> grads = load_acc<L>(g), s = load_acc<L>(at_scale);
+        store_acc<L>(to_scale, act.first(s) * grads * load_acc<L>(at_x));
+        if (to_x) store_acc<L>(to_x, (act.value(s) + offset) * grads);
+      };
+      int64_t i = 0;
+      for (; i + L <= n; i += L) step(grad + i, x + i, scale + i, dx ? dx + i : nullptr, dscale + i);
+      if (i == n) return;
+      S rest[5][L] = {};  // padded to a vector, so that an element's value does not depend on its place
+      const size_t bytes = size_t(n - i) * sizeof(S);
+      __builtin_memcpy(rest[0], grad + i, bytes);
+      __builtin_memcpy(rest[1], x + i, bytes);
+      __builtin_memcpy(rest[2], scale + i, bytes);
+      step(rest[0], rest[1], rest[2], rest[3], rest[4]);
+      if (dx) __builtin_memcpy(dx + i, rest[3], bytes);
+      __builtin_memcpy(dscale + i, rest[4], bytes);
+    });
+  }
+
   Buffers buffers(int64_t worker) const {
     Arena arena{execution.scratch + worker * plan.worker_bytes};
     Buffers b;
@@ -64,6 +98,10 @@ class ModulateGrads {
   }
 
   void task(int64_t t, int64_t worker) const {
+    if (elementwise()) {
+      for (int64_t unit = t * plan.unit_step; unit < min((t + 1) * plan.unit_step, plan.units); ++unit) each(unit);
+      return;
+    }
     Buffers b = buffers(worker);
     if (plan.splits > 1) {
       const int64_t unit = t / plan.splits, split = t % plan.splits, begin = split * plan.row_step;

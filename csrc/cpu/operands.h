@@ -28,6 +28,11 @@ inline Operand operand(const Tensor& t, bool grouped) {
 
 inline Operand operand(const Optional& t, bool grouped) { return t.has_value() ? operand(*t, grouped) : Operand{}; }
 
+// A term of a product without W, absent where it has no matrix or nothing to sum.
+inline LinearTerm term(const Operand& rows, const Operand& matrix, int64_t depth) {
+  return matrix.data && depth > 0 ? LinearTerm{rows, matrix, depth} : LinearTerm{};
+}
+
 // W with its last three dimensions contiguous: itself where it is so, else a copy (of one group where it is
 // the same for all groups).
 inline Tensor with_contiguous_groups(const Tensor& weight, bool grouped) {

@@ -132,16 +132,4 @@ struct ProductRows {
   }
 };
 
-// A single row of ones: its product with lanes is the sum over the batch.
-template <class Mul>
-struct OneRow {
-  static constexpr bool direct = false, copies = false;
-  void pack_rows(int64_t, int64_t, int64_t, int64_t depth, typename Mul::Word* out) const {
-    for (int64_t k = 0; k * Mul::pair < depth; ++k) {
-      for (int r = 0; r < kRows; ++r) out[k * kRows + r] = typename Mul::Word{};
-      out[k * kRows] = make_word<Mul>(1, k * Mul::pair + 1 < depth ? 1 : 0);
-    }
-  }
-};
-
 }  // namespace mi_kernels::MI_ISA

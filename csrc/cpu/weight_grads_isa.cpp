@@ -45,9 +45,7 @@ class WeightGrads {
       region<Mul>(plan.weight_z, call.z, p.context, call.weight_z, p.out * p.context, {1, p.context, 0, 1}, grads);
     if (call.weight_x.data)
       region<Mul>(plan.weight_x, call.x, p.width, call.weight_x, p.out * p.width, {1, p.width, 0, 1}, grads);
-    if (call.bias.data)
-      region<SumMul>(plan.bias, call.grad, p.out, call.bias, p.out, {1, 0, 0, 1},
-                     [](const Block&, Arena&) { return OneRow<SumMul>{}; });
+    if (call.bias.data) column_sums(plan.bias);
   }
 
  private:
@@ -64,6 +62,38 @@ class WeightGrads {
     pack<Plain>(rows_view<S>(call.grad, b.group).at(b.b0, b.o0), b.depth, stride, b.outputs, grad);
     pack<Plain>(rows_view<S>(factor, b.group).at(b.b0, b.f0), b.depth, stride, b.features, values);
     return {grad, values, stride, b.features};
+  }
+
+  // dc, by short chains in accumulation type that are added up in double for float.
+  void column_sums(const RegionPlan& r) const {
+    using Acc = typename Mul::Acc;
+    using Sum = typename SumMul::Acc;
+    using V = Vec<Acc>;
+    constexpr int L = Simd<Acc>::lanes;
+    constexpr int64_t kChain = 16;
+    run_tasks(execution, r.tasks, [&](int64_t t, int64_t worker) {
+      const int64_t split = t % r.batch_splits, block = t / r.batch_splits, lanes = r.vectors * Simd<Sum>::lanes;
+      const int64_t l0 = block % r.lane_blocks * lanes, group = block / r.lane_blocks, width = min(lanes, p.out - l0);
+      auto* sums = reinterpret_cast<Sum*>(execution.scratch + worker * plan.worker_bytes);
+      clear(sums, ceil_div(width, L) * L);
+      const auto grad = along_batch(call.grad, group);
+      const int64_t end = min((split + 1) * r.batch_step, p.rows);
+      for (int64_t b = split * r.batch_step; b < end; b += kChain) {
+        for (int64_t l = 0; l < width; l += L) {
+          V chain{};
+          for (int64_t k = b; k < min(b + kChain, end); ++k)
+            chain += load_lanes<Acc>(&grad(l0 + l, k), grad.w_stride, width - l);
+          for (int i = 0; i < L; ++i) sums[l + i] += Sum(chain[i]);
+        }
+      }
+      const int64_t offset = group * p.out + l0;
+      auto* partial = reinterpret_cast<Sum*>(execution.partials) + split * p.groups * p.out + offset;
+      auto* out = static_cast<S*>(call.bias.data) + offset;
+      for (int64_t l = 0; l < width; ++l) r.batch_splits > 1 ? void(partial[l] = sums[l]) : from_acc(sums[l], out[l]);
+    });
+    if (r.batch_splits > 1)
+      sum_splits(execution, reinterpret_cast<const Sum*>(execution.partials), r.batch_splits, p.groups * p.out,
+                 static_cast<S*>(call.bias.data));
   }
 
   // result[m, l] = sum_b rows(m, b) * lanes(l, b), cut into regions that are accumulated in scratch.
