@@ -78,12 +78,14 @@ class Forward {
       linear(outer_shift, k0, depth, add_shift);
     }
     if (split == 0) add_bias(call.bias, y, group, o0, outputs, vectors);
+    const int64_t offset = (group * p.rows + lane0) * p.out + o0;
     if (call.gate.present) {
       add_bias(call.gate.shift_bias, shift, group, o0, outputs, vectors);
       pack_lanes<Plain>(rows_view<S>(call.x, group).at(lane0, o0), width, vectors, outputs, x);
+      if (call.gate.kept.data)
+        unpack_planes(y, outputs, vectors, width, static_cast<S*>(call.gate.kept.data) + offset, p.out);
       gate_planes(call.gate, y, x, shift_there ? shift : nullptr, outputs, vectors);
     }
-    const int64_t offset = (group * p.rows + lane0) * p.out + o0;
     if (plan.outer_splits > 1) {
       auto* partial = reinterpret_cast<Acc*>(execution.partials) + split * p.groups * p.rows * p.out;
       unpack_planes(y, outputs, vectors, width, partial + offset, p.out);

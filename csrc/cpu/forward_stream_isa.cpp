@@ -170,6 +170,7 @@ class ForwardStream {
     for_activation(call.gate.activation, [&](auto act) {
       write_each([&](Acc sum, int64_t b, int64_t o) {
         finite &= sum - sum == 0;
+        if (call.gate.kept.data) from_acc(sum, static_cast<S*>(call.gate.kept.data)[b * p.out + o]);
         return (act.value(Vec<Acc>{} + sum)[0] + Acc(call.gate.offset)) * to_acc(x(b, o));
       });
     });

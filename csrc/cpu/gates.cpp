@@ -2,7 +2,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -67,26 +69,29 @@ void run_linear(DType dtype, const Arguments& a, const Problem& p, const Tensor&
   kernels.linear(dtype, call, plan, workspace.execution);
 }
 
-Tensor gated(const char* op, const Arguments& a, Activation activation, double offset) {
+// y and, with `keep`, what the activation was taken of.
+std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation activation, double offset, bool keep) {
   const Problem p = checked(op, a);
   const DType dtype = dtype_of(a.x.scalar_type(), op, "x");
   Tensor y = on_huge_pages(torch::stable::new_empty(a.x, {p.rows, p.out}));
-  if (y.numel() == 0) return y;
+  Tensor kept = on_huge_pages(torch::stable::new_empty(a.x, {keep ? p.rows : 0, p.out}));
+  if (y.numel() == 0) return {y, kept};
   const Kernels& kernels = selected_kernels();
   const bool softmax = activation == Activation::softmax;
-  GateSpec gate{true, activation, offset, operand(a.shift_weight, false), operand(a.shift_bias, false), nullptr};
+  GateSpec gate{true, activation, offset, operand(a.shift_weight, false), operand(a.shift_bias, false), {}, nullptr};
+  if (keep) gate.kept.data = kept.mutable_data_ptr();
   if (outputs_in_lanes(p, kernels.machine(dtype), a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(), softmax)) {
     run_linear(dtype, a, p, y, gate);
-    return y;
+    return {y, kept};
   }
   const ForwardPlan plan = plan_of(p, kernels.machine(dtype), a, softmax);
   const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   ForwardCall call{p, operand(a.x, false), operand(a.z, false), {}, operand(a.weight_z, false),
                    operand(a.weight_x, false), operand(a.bias, false), {y.mutable_data_ptr()}};
-  Optional kept;
+  Optional weight;
   if (a.weight.has_value()) {
-    kept = with_contiguous_groups(*a.weight, false);
-    call.weight = weight_operand(*kept, false);
+    weight = with_contiguous_groups(*a.weight, false);
+    call.weight = weight_operand(*weight, false);
   }
   int not_finite = 0;
   const bool guarded = a.weight.has_value() && may_overflow(dtype);
@@ -96,23 +101,26 @@ Tensor gated(const char* op, const Arguments& a, Activation activation, double o
   kernels.forward(dtype, call, plan, workspace.execution);
   if (afterwards) {
     if (guarded && !all_finite(y)) not_finite = 1;
+    if (keep) std::memcpy(kept.mutable_data_ptr(), y.const_data_ptr(), size_t(y.numel() * storage_bytes(dtype)));
     kernels.softmax_rows(dtype, call.x, call.y, p.rows, p.out, workspace.execution);
   }
-  if (not_finite) return torch::stable::to(gated(op, in_double(a), activation, offset), a.x.scalar_type());
-  return y;
+  if (!not_finite) return {y, kept};
+  const auto [exact, exact_kept] = gated(op, in_double(a), activation, offset, keep);
+  return {torch::stable::to(exact, a.x.scalar_type()), torch::stable::to(exact_kept, a.x.scalar_type())};
 }
 
-Tensor diagonal(const Tensor& x, const Tensor& z, const Tensor& weight, const Optional& bias,
+std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tensor& weight, const Optional& bias,
                 const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
-                std::string activation, double offset) {
+                std::string activation, double offset, bool keep_gate) {
   constexpr const char* op = "diagonal";
-  return gated(op, {x, z, {}, weight, weight_x, bias, shift_weight, shift_bias}, activation_of(activation, op, true), offset);
+  const Arguments arguments{x, z, {}, weight, weight_x, bias, shift_weight, shift_bias};
+  return gated(op, arguments, activation_of(activation, op, true), offset, keep_gate);
 }
 
-Tensor gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
-                         const Optional& weight_x, const Optional& bias, std::string activation) {
+std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
+                         const Optional& weight_x, const Optional& bias, std::string activation, bool keep_gate) {
   constexpr const char* op = "gated_interaction";
-  return gated(op, {x, z, weight, weight_z, weight_x, bias, {}, {}}, activation_of(activation, op, true), 0.0);
+  return gated(op, {x, z, weight, weight_z, weight_x, bias, {}, {}}, activation_of(activation, op, true), 0.0, keep_gate);
 }
 
 // Scratch bytes and algorithm of a gate for sizes [B, Z, X]; `terms` has a bit for each of (W, U, V, shift).

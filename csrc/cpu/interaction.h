@@ -23,6 +23,7 @@ struct GateSpec {
   Activation activation = Activation::identity;
   double offset = 0;
   Operand shift_weight = {}, shift_bias = {};
+  Result kept = {};           // p for the backward pass, laid out as y, where it is wanted
   int* not_finite = nullptr;  // set to 1 where some p is not finite, which act may hide; may be null
 };
 

@@ -94,6 +94,7 @@ class Linear {
   template <class Act>
   void gate(Act act, const Block& b, const Acc* planes, const Acc* shifts, const Acc* bias, const Acc* shift_bias,
             S* out) const {
+    S* kept = call.gate.kept.data ? static_cast<S*>(call.gate.kept.data) + (out - static_cast<S*>(call.y.data)) : nullptr;
     const Acc offset = Acc(call.gate.offset);
     const S* x = static_cast<const S*>(call.x.data) + b.row0 * call.x.row + b.lane0 * call.x.col;
     constexpr int64_t kAhead = 4, kLine = 64 / int64_t(sizeof(S));
@@ -106,6 +107,7 @@ class Linear {
           const int64_t at = (first * b.rows + m * n + v) * L, lane = (first + v) * L, valid = b.width - lane;
           V p = load<V>(planes + at);
           if (bias) p += load<V>(bias + lane);
+          if (kept) store_lanes<Acc>(kept + m * call.out + lane, 1, valid, p);
           V y = (act.value(p) + offset) * load_lanes<Acc>(row + lane * call.x.col, call.x.col, valid);
           if (shifts) y += load<V>(shifts + at);
           if (shift_bias) y += load<V>(shift_bias + lane);

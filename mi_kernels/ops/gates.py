@@ -4,8 +4,10 @@
     shift  t = C z + d                            optional
     y = (act(p) + s) * x + t                      O = X
 
-The compiled kernels make y in one pass. Backward computes p again and takes the elementwise part from
-``modulate_grads``, everything else from the primitives of the dense interaction: no rule is written twice.
+The compiled kernels make y in one pass. Where something is differentiated they keep p, one tensor like y: making
+it again is a seventh product of a training step beside six of its size (docs/performance.md). Backward takes the
+elementwise part from ``modulate_grads``, everything else from the primitives of the dense interaction: no rule is
+written twice.
 """
 
 import torch
@@ -40,14 +42,14 @@ def gate(
     """y = (act(z^T W x + U z + V x + c) + s) * x + (C z + d), differentiable."""
     tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
     if differentiating(tensors):
-        return Gate.call(portable, activation, scale_offset, *tensors)
-    return _kernel(portable, activation, scale_offset, *tensors)
+        return Gate.call(portable, activation, scale_offset, *tensors)[0]
+    return _kernel(portable, activation, scale_offset, False, *tensors)[0]
 
 
-def _kernel(portable, activation, scale_offset, x, z, weight, weight_z, weight_x, bias, c, d):
+def _kernel(portable, activation, scale_offset, keep, x, z, weight, weight_z, weight_x, bias, c, d):
     if weight is None and weight_z is not None:
-        return _DIAGONAL[portable](x, z, weight_z, bias, c, d, weight_x, activation, scale_offset)
-    return _GATED[portable](x, z, weight, weight_z, weight_x, bias, activation)
+        return _DIAGONAL[portable](x, z, weight_z, bias, c, d, weight_x, activation, scale_offset, keep)
+    return _GATED[portable](x, z, weight, weight_z, weight_x, bias, activation, keep)
 
 
 def _linear(portable: bool, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
@@ -57,39 +59,41 @@ def _linear(portable: bool, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
     return dense.forward(portable, z.narrow(-1, 0, 0), z, None, weight, None, bias)
 
 
-def composed(portable: bool, activation: str, scale_offset: float, *tensors: Maybe) -> Tensor:
-    """The same from its parts; every tensor may have one more leading dimension of groups."""
+def composed(portable: bool, activation: str, scale_offset: float, *tensors: Maybe) -> tuple[Tensor, Tensor]:
+    """y and p from their parts; every tensor may have one more leading dimension of groups."""
     x, z, weight, weight_z, weight_x, bias, c, d = tensors
     assert x is not None and z is not None
     p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
     shift = _linear(portable, z, c, d)
-    return elementwise.modulate(portable, x, p, shift, activation, scale_offset)
+    return elementwise.modulate(portable, x, p, shift, activation, scale_offset), p
 
 
 class Gate(Rule):
     @staticmethod
     def forward(portable, activation, scale_offset, *tensors):
-        return _kernel(portable, activation, scale_offset, *tensors)
+        return _kernel(portable, activation, scale_offset, True, *tensors)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.portable, ctx.activation, ctx.scale_offset, *tensors = inputs
-        Rule.save(ctx, *tensors)
+        ctx.mark_non_differentiable(output[1])
+        Rule.save(ctx, *tensors, output[1])
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         if grad is None:
             return (None,) * 11
-        x, z, weight, weight_z, weight_x, bias, c, _ = ctx.saved_tensors
+        *tensors, p = ctx.saved_tensors
+        x, z, weight, weight_z, weight_x, bias, c, _ = tensors
         portable, need = ctx.portable, ctx.needs_input_grad[3:]
         need_gate = need[0] and (weight is not None or weight_x is not None) or any(need[1:6])
         dx = by_gate_x = by_gate_z = by_shift_z = None
         weights: tuple[Maybe, ...] = (None,) * 4
         if need[0] or need_gate:
-            p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
+            if differentiating(tensors):  # the kept p is a constant to them
+                p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
             rule = (portable, (need[0], need_gate), ctx.activation, ctx.scale_offset)
             dx, dp = elementwise.gate_grads(*rule, grad, x, p)
-            del p  # its memory is wanted
             if dp is not None:
                 need_weights = (need[2], need[3], need[4], need[5])
                 matrices = (weight, weight_z, weight_x)
@@ -103,7 +107,7 @@ class Gate(Rule):
     @staticmethod
     @nests
     def jvp(ctx, _, __, ___, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t, c_t, d_t):
-        x, z, weight, weight_z, weight_x, bias, c, d = primals(ctx)
+        x, z, weight, weight_z, weight_x, bias, c, d, _ = primals(ctx)
         portable, rule = ctx.portable, (ctx.activation, ctx.scale_offset)
         p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
         p_t = _gate_tangent(
@@ -121,16 +125,17 @@ class Gate(Rule):
         if x_t is not None:
             terms.append(elementwise.modulate(portable, x_t, p, None, *rule))
         tangent = add(*terms)
-        return torch.zeros_like(x) if tangent is None else tangent
+        return torch.zeros_like(x) if tangent is None else tangent, None
 
     @staticmethod
     def vmap(info, in_dims, portable, activation, scale_offset, x, z, *weights):
         fold = Fold(info.batch_size, x, in_dims[3])
         rule = (portable, activation, scale_offset)
         if unbatched(in_dims[5:], weights):
-            return fold.unrows(gate(*rule, fold.rows(x, in_dims[3]), fold.rows(z, in_dims[4]), *weights))
+            rows = fold.rows(x, in_dims[3]), fold.rows(z, in_dims[4])
+            return fold.all(fold.unrows, Gate.call(*rule, *rows, *weights))
         args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[3:], strict=True)]
-        return fold.ungroups(composed(*rule, *args))
+        return fold.all(fold.ungroups, composed(*rule, *args))
 
 
 def _gate_tangent(portable: bool, tensors: tuple[Maybe, ...], tangents: tuple[Maybe, ...]) -> Maybe:

@@ -18,12 +18,14 @@ def diagonal(
     weight_x: Maybe,
     activation: str,
     scale_offset: float,
-) -> Tensor:
-    """y of ``mi_kernels::diagonal``."""
-    y = activations.value(activation, dense.forward(x, z, None, weight, weight_x, bias))
+    keep_gate: bool,
+) -> tuple[Tensor, Tensor]:
+    """``mi_kernels::diagonal``."""
+    p = dense.forward(x, z, None, weight, weight_x, bias)
+    y = activations.value(activation, p)
     if scale_offset != 0:
         y = y + scale_offset
     y = y * x
     if shift_weight is not None or shift_bias is not None:
         y += dense.forward(x, z, None, shift_weight, None, shift_bias)
-    return y
+    return y, p if keep_gate else p.new_empty(0, p.shape[1])

@@ -16,6 +16,8 @@ def gated_interaction(
     weight_x: Maybe,
     bias: Maybe,
     activation: str,
-) -> Tensor:
-    """y of ``mi_kernels::gated_interaction``."""
-    return activations.value(activation, dense.forward(x, z, weight, weight_z, weight_x, bias)) * x
+    keep_gate: bool,
+) -> tuple[Tensor, Tensor]:
+    """``mi_kernels::gated_interaction``."""
+    p = dense.forward(x, z, weight, weight_z, weight_x, bias)
+    return activations.value(activation, p) * x, p if keep_gate else p.new_empty(0, p.shape[1])

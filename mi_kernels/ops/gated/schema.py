@@ -1,6 +1,8 @@
 """Schema and fake of the dense gate, rows B, context Z, features X.
 
-    gated_interaction   y = act(z^T W x + U z + V x + c) * x              [B, X]
+    gated_interaction   p = z^T W x + U z + V x + c,  y = act(p) * x              [B, X]
+
+It returns y and, with ``keep_gate``, p in the dtype of x, which spares the backward pass a product; else [0, X].
 
 Its derivatives are those of the dense interaction and of modulation (ops/gates.py).
 """
@@ -9,14 +11,14 @@ from mi_kernels.ops.gated import portable
 from mi_kernels.ops.library import define
 
 
-def _gated_fake(x, z, weight, weight_z, weight_x, bias, activation):
-    return x.new_empty(x.shape)
+def _gated_fake(x, z, weight, weight_z, weight_x, bias, activation, keep_gate):
+    return x.new_empty(x.shape), x.new_empty(x.shape[0] if keep_gate else 0, x.shape[1])
 
 
 define(
     "gated_interaction",
     "(Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x, Tensor? bias,"
-    " str activation) -> Tensor",
+    " str activation, bool keep_gate) -> (Tensor, Tensor)",
     portable.gated_interaction,
     _gated_fake,
 )
