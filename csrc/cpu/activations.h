@@ -234,6 +234,11 @@ struct HardSigmoid {
   }
 };
 
+// Whether PyTorch selects where f' is 0, so that Inf does not become NaN there, rather than multiply.
+constexpr bool selects(Activation activation) {
+  return activation == Activation::relu || activation == Activation::hardsigmoid;
+}
+
 // Calls f with the elementwise activation of that name.
 template <class F>
 void for_activation(Activation activation, F&& f) {

@@ -19,9 +19,6 @@ using plan::ceil_div;
 using plan::max;
 using plan::min;
 
-// Results from this size on are written past the caches: they would not be there when the next pass comes.
-constexpr int64_t kStreamBytes = 32 << 20;
-
 using Sizes = std::vector<int64_t>;
 
 Sizes strides_of(const Tensor& t) {
@@ -103,7 +100,6 @@ void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Option
   call.y = y.mutable_data_ptr();
   call.activation = activation;
   call.offset = offset;
-  call.stream = y.numel() * storage_bytes(dtype) >= kStreamBytes;
   call.chunks = ceil_div(call.inner.size, kModulateChunk);
   call.row_step = max(min(kModulateTask / min(call.inner.size, kModulateChunk), call.rows), 1);
   call.tasks = ceil_div(call.rows, call.row_step) * call.chunks;
@@ -166,7 +162,6 @@ void grads_into(Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& pattern
   call.dshift = dshift ? dshift->mutable_data_ptr() : nullptr;
   call.activation = activation;
   call.offset = offset;
-  call.stream = dx && dx->numel() * storage_bytes(dtype) >= kStreamBytes;
   const ModulateGradsPlan p = plan_grads(call, dtype);
   Demand demand(p.tasks, p.operations, p.worker_bytes, p.partial_bytes);
   if (p.operations > kModulateTask) demand.workers = max(min(torch::stable::get_num_threads(), p.tasks), 1);

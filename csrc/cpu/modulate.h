@@ -33,7 +33,6 @@ struct ModulateCall {
   void* y;                        // contiguous along the inner axis
   Activation activation;
   double offset;
-  bool stream;  // y is larger than the caches: write past them
   int64_t rows, chunks, row_step, tasks;
 };
 
@@ -47,7 +46,6 @@ struct ModulateGradsCall {
   void *dx, *dscale, *dshift;  // null where not wanted; the sums have the strides of kShift, and kY is dx
   Activation activation;
   double offset;
-  bool stream;
 };
 
 // A unit is what one sum is taken for: a chunk of the inner axis, where it is kept, at one place of the kept axes.

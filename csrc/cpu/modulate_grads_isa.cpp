@@ -57,10 +57,12 @@ class ModulateGrads {
     S* dx = call.dx ? static_cast<S*>(call.dx) + kept.at(kY) + first : nullptr;
     S* dscale = static_cast<S*>(call.dscale) + kept.at(kShift) + first;
     const Acc offset = Acc(call.offset);
+    const bool selected = selects(call.activation);
     for_activation(call.activation, [&](auto act) {
       const auto step = [&](const S* g, const S* at_x, const S* at_scale, S* to_x, S* to_scale) {
         const Vec<Acc> grads = load_acc<L>(g), s = load_acc<L>(at_scale);
-        store_acc<L>(to_scale, act.first(s) * grads * load_acc<L>(at_x));
+        const Vec<Acc> slope = act.first(s), product = slope * grads * load_acc<L>(at_x);
+        store_acc<L>(to_scale, selected ? Vec<Acc>(slope == Acc(0) ? Vec<Acc>{} : product) : product);
         if (to_x) store_acc<L>(to_x, (act.value(s) + offset) * grads);
       };
       int64_t i = 0;
@@ -109,6 +111,7 @@ class ModulateGrads {
       if (sums()) keep_partial(unit, split, b);
       return;
     }
+    if (short_rows()) return each_row(t * plan.unit_step, min((t + 1) * plan.unit_step, plan.units), b);
     for (int64_t unit = t * plan.unit_step; unit < min((t + 1) * plan.unit_step, plan.units); ++unit) {
       accumulate(unit, 0, plan.rows, b);
       if (!sums()) continue;
@@ -116,6 +119,49 @@ class ModulateGrads {
       clear(b.products, width(unit));
       clear(b.plains, width(unit));
     }
+  }
+
+  // Units of one short run each, one stride from unit to unit: finding their operands as any axes have them, and one
+  // activation at a time, would cost as much as the runs.
+  bool short_rows() const {
+    return !call.inner_kept && plan.rows == 1 && call.kept_axes == 1 && call.inner.size <= 16 * L &&
+           call.inner.stride[kGrad] == 1 && (!call.dscale || call.inner.stride[kX] == 1);
+  }
+
+  void each_row(int64_t begin, int64_t end, const Buffers& b) const {
+    const Axis& axis = call.kept[0];
+    const auto at = [&](const void* data, int operand, int64_t row) {
+      return static_cast<const S*>(data) + row * axis.stride[operand];
+    };
+    const auto result = [&](void* data, int64_t row) -> S& { return static_cast<S*>(data)[row * axis.stride[kShift]]; };
+    Acc *gates = b.product, *slopes = b.plain;
+    for (int64_t first = begin; first < end; first += kModulateChunk) {
+      const int64_t count = min(end - first, kModulateChunk), stride = axis.stride[kScale];
+      if (call.dx) activate_run(call.activation, Acc(call.offset), at(call.scale, kScale, first), stride, count, gates);
+      if (call.dscale) slopes_run(at(call.scale, kScale, first), stride, count, slopes);
+      for (int64_t row = first; row < first + count; ++row) {
+        b.gate[0] = gates[row - first];
+        b.products[0] = b.plains[0] = 0;
+        S* dx = call.dx ? static_cast<S*>(call.dx) + row * axis.stride[kY] : nullptr;
+        dispatch([&](auto flags) {
+          sum_run<flags.dx, flags.product, flags.plain>(at(call.grad, kGrad, row), at(call.x, kX, row), dx,
+                                                        call.inner.size, b);
+        });
+        if (call.dscale) from_acc(times_slope(slopes[row - first], b.products[0]), result(call.dscale, row));
+        if (call.dshift) from_acc(Acc(b.plains[0]), result(call.dshift, row));
+      }
+    }
+  }
+
+  Acc times_slope(Acc slope, double sum) const {
+    return selects(call.activation) && slope == 0 ? Acc(0) : Acc(double(slope) * sum);
+  }
+
+  // act'(scale) of a run.
+  void slopes_run(const S* scale, int64_t stride, int64_t n, Acc* out) const {
+    for_activation(call.activation, [&](auto act) {
+      map_run(scale, stride, n, out, [&](const Vec<Acc>& v) { return act.first(v); });
+    });
   }
 
   double* partial(int64_t unit, int64_t split) const {
@@ -164,7 +210,6 @@ class ModulateGrads {
       }
       if (piece + 1 == pieces) walk.next();
     }
-    if (call.stream && call.dx) finish_streaming();
   }
 
   template <bool X, bool P, bool G>
@@ -187,15 +232,9 @@ class ModulateGrads {
   // A sum for each element of the run.
   template <bool X, bool P, bool G>
   void columns(const S* grad, const S* x, S* dx, int64_t n, bool fresh, const Buffers& b) const {
-    const auto step = [&](int64_t i, auto lanes, auto stream) {
+    const auto step = [&](int64_t i, auto lanes) {
       const auto g = load_run<lanes>(grad + i);
-      if constexpr (X) {
-        if constexpr (stream) {
-          stream_run<lanes>(dx + i, g * load_run<lanes>(b.gate + i));
-        } else {
-          store_run<lanes>(dx + i, g * load_run<lanes>(b.gate + i));
-        }
-      }
+      if constexpr (X) store_run<lanes>(dx + i, g * load_run<lanes>(b.gate + i));
       if constexpr (P) {
         auto product = g * load_run<lanes>(x + i);
         if (!fresh) product += load_run<lanes>(b.product + i);
@@ -203,7 +242,7 @@ class ModulateGrads {
       }
       if constexpr (G) store_run<lanes>(b.plain + i, fresh ? g : g + load_run<lanes>(b.plain + i));
     };
-    walk_run<X>(dx, n, step);
+    walk_run(n, step);
   }
 
   // One sum for the whole run, by four chains of lanes.
@@ -213,15 +252,9 @@ class ModulateGrads {
     const Acc gate = X ? b.gate[0] : Acc(0);
     V product[4] = {}, plain[4] = {};
     Acc last_product = 0, last_plain = 0;
-    const auto step = [&](int64_t i, auto lanes, auto stream) {
+    const auto step = [&](int64_t i, auto lanes) {
       const auto g = load_run<lanes>(grad + i);
-      if constexpr (X) {
-        if constexpr (stream) {
-          stream_run<lanes>(dx + i, g * gate);
-        } else {
-          store_run<lanes>(dx + i, g * gate);
-        }
-      }
+      if constexpr (X) store_run<lanes>(dx + i, g * gate);
       if constexpr (lanes == 1) {
         if constexpr (P) last_product += g * to_acc(x[i]);
         if constexpr (G) last_plain += g;
@@ -231,24 +264,18 @@ class ModulateGrads {
         if constexpr (G) plain[chain] += g;
       }
     };
-    walk_run<X>(dx, n, step);
+    walk_run(n, step);
     if constexpr (P)
       b.products[0] += double(sum_lanes(V((product[0] + product[1]) + (product[2] + product[3])))) + double(last_product);
     if constexpr (G)
       b.plains[0] += double(sum_lanes(V((plain[0] + plain[1]) + (plain[2] + plain[3])))) + double(last_plain);
   }
 
-  // Whole vectors, and single elements before an aligned address of dx, where it is streamed, and at the end.
-  template <bool X, class F>
-  MI_INLINE void walk_run(const S* dx, int64_t n, F&& step) const {
+  template <class F>
+  static MI_INLINE void walk_run(int64_t n, F&& step) {
     int64_t i = 0;
-    if (X && call.stream) {
-      for (; i < n && reinterpret_cast<uintptr_t>(dx + i) % 64 != 0; ++i) step(i, Index<1>{}, Index<0>{});
-      for (; i + L <= n; i += L) step(i, Index<L>{}, Index<1>{});
-    } else {
-      for (; i + L <= n; i += L) step(i, Index<L>{}, Index<0>{});
-    }
-    for (; i < n; ++i) step(i, Index<1>{}, Index<0>{});
+    for (; i + L <= n; i += L) step(i, Index<L>{});
+    for (; i < n; ++i) step(i, Index<1>{});
   }
 
   void flush(int64_t n, const Buffers& b) const {
@@ -263,11 +290,9 @@ class ModulateGrads {
     const int64_t stride = call.inner.stride[kShift], offset = kept.at(kShift) + first * stride;
     if (call.dscale) {
       const S* scale = static_cast<const S*>(call.scale) + kept.at(kScale) + first * call.inner.stride[kScale];
-      for_activation(call.activation, [&](auto act) {
-        map_run(scale, call.inner.stride[kScale], n, b.gate, [&](const Vec<Acc>& v) { return act.first(v); });
-      });
+      slopes_run(scale, call.inner.stride[kScale], n, b.gate);
       S* to = static_cast<S*>(call.dscale) + offset;
-      for (int64_t i = 0; i < n; ++i) from_acc(Acc(double(b.gate[i]) * b.products[i]), to[i * stride]);
+      for (int64_t i = 0; i < n; ++i) from_acc(times_slope(b.gate[i], b.products[i]), to[i * stride]);
     }
     if (call.dshift) {
       S* to = static_cast<S*>(call.dshift) + offset;

@@ -4,10 +4,6 @@
 #include "activations.h"
 #include "family.h"
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 namespace mi_kernels::MI_ISA {
 
 // A place on some axes, and how far it is from the start of each operand.
@@ -92,29 +88,6 @@ void activate_run(Activation activation, Acc offset, const S* scale, int64_t str
   for_activation(activation, [&](auto act) {
     map_run(scale, stride, n, out, [&](const Vec<Acc>& v) { return act.value(v) + offset; });
   });
-}
-
-// Past the caches, where there is such a store and the address allows it; N lanes of accumulation type.
-template <int N, class S, class V>
-MI_INLINE void stream_run(S* p, const V& v) {
-#if defined(__SSE2__)
-  constexpr int kBytes = N * int(sizeof(S));
-  if constexpr (N > 1 && kBytes >= 16) {
-    alignas(64) S block[N];
-    store_acc<N>(block, v);
-    unroll<kBytes / 16>([&](auto part) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(p) + part, load<__m128i>(reinterpret_cast<const __m128i*>(block) + part));
-    });
-    return;
-  }
-#endif
-  store_run<N>(p, v);
-}
-
-inline void finish_streaming() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
 }
 
 }  // namespace mi_kernels::MI_ISA
