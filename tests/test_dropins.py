@@ -240,3 +240,4 @@ def test_film_names_the_argument_that_is_wrong():
         assert layer(x, z.bfloat16()).dtype == torch.float32
         with pytest.raises(TypeError, match="^FiLM: z: expected a dtype of .*, got torch.int64$"):
             layer(x, z.long())
+    assert layer.to("meta")(x.to("meta"), z.to("meta")).shape == (4, 2)  # a device without autocast

@@ -176,8 +176,8 @@ class FiLM(nn.Module):
     The parameters start as zeros: with s = 1 and the identity for act, y = x.
 
     Raises:
-        TypeError: a size is no integer, ``scale_offset`` no number, ``dtype`` no floating-point dtype, or x or
-            z no dense tensor of the dtype of the parameters (under autocast, of any floating-point dtype).
+        TypeError: a size is no integer, ``scale_offset`` no number, ``dtype`` no floating-point dtype, or x
+            or z no dense tensor of the dtype of the parameters (under autocast, of any floating-point dtype).
         ValueError: a size is negative, the activation is unknown or softmax, ``channel_dim`` is neither 1 nor
             -1, or the shapes or devices of x and z do not fit.
 
@@ -238,7 +238,9 @@ class FiLM(nn.Module):
         )
 
     def _check(self, x: Tensor, z: Tensor) -> None:
-        if torch.is_autocast_enabled(self.weight.device.type):  # which brings the dtypes together
+        device = self.weight.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            # Autocast brings the dtypes together.
             check_tensors("FiLM", ("x",), (x,), 1, FLOATING)
             check_tensors("FiLM", ("z",), (z,), 1, FLOATING)
         else:
