@@ -136,7 +136,7 @@ def diagonal(
             portable, activation, float(scale_offset), rows_of(x, lead), rows_of(z, lead), *weights
         )
         return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
-    contexts = z.reshape(-1, z.shape[-1])
+    contexts = rows_of(z, z.shape[:-1])
     gate = _per_context(portable, contexts, weight, bias, z.shape[:-1], len(lead))
     shift = None
     if shift_weight is not None:
@@ -205,8 +205,7 @@ def _check_modulate(
     check_activation(op, activation, activations.NAMES)
     check_number(op, "scale_offset", scale_offset)
     check_tensors(op, ("x", "scale", "shift"), (x, scale, shift), 2, FLOATING)
-    for name, tensor in (("x", x), ("scale", scale)):
-        check_rank(op, name, tensor, 1)
+    check_rank(op, "x", x, 1)
     shape = broadcast_like(op, ("x", "scale"), x.shape, scale)
     return shape if shift is None else broadcast_like(op, ("x and scale", "shift"), shape, shift)
 

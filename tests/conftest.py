@@ -59,3 +59,11 @@ def _seed_and_threads():
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Nothing compiled by another test is left, and nothing is left for the next one."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -48,3 +48,14 @@ def gradients_of(y: Tensor, arguments, grad: Tensor, needs: tuple[bool, ...]) ->
         return tuple(torch.zeros_like(t) for t in wanted)
     found = torch.autograd.grad(y, wanted, grad, allow_unused=True)
     return tuple(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True))
+
+
+COMPILE = {"fullgraph": True, "dynamic": True}
+
+
+def with_gradients(function, arguments) -> list[Tensor]:
+    """y of fresh leaves, and the gradients of sum(y^2) by each of them."""
+    leaves = [t if t is None else t.detach().clone().requires_grad_() for t in arguments]
+    y = function(*leaves)
+    y.float().pow(2).sum().backward()
+    return [y.detach(), *(t.grad for t in leaves if t is not None)]

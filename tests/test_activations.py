@@ -125,3 +125,45 @@ def test_softmax_is_stable(place):
     scale = torch.tensor([[1e4, 1e4 - 1, -1e4, 0, 3], [-1e4] * 5], device=place.device)
     y = mi.modulate(x, scale, activation="softmax")
     torch.testing.assert_close(y, torch.softmax(scale, -1), rtol=1e-6, atol=0)
+
+
+def tangents_and_curvatures(name, t, ones):
+    """f' and f'' by the rules of this package: forward mode, and backward of backward."""
+
+    def function(s):
+        return mi.modulate(ones, s, activation=name)
+
+    slope = torch.func.jvp(function, (t,), (ones,))[1]
+    curved = torch.func.grad(lambda s: torch.func.grad(lambda u: function(u).sum())(s).sum())(t)
+    return slope, curved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", TORCH)
+def test_derivatives_beyond_reverse_mode(name, dtype, place):
+    """As accurate as one rounding of the exact ones, and finite wherever t is."""
+    wide = [0.0, 12, 30, 50, 100, 300, 1e3, 6e4, *torch.linspace(-12, 12, 2001).tolist()]
+    t = torch.tensor([*wide, *(-value for value in wide)]).to(dtype).to(place.device)
+    found = tangents_and_curvatures(name, t, torch.ones_like(t))
+    act, exact = activations.ELEMENTWISE[name], t.double()
+    for result, truth in zip(found, (act.first(exact), act.second(exact)), strict=True):
+        # f' of sigmoid and tanh is a difference from 1, whose digits float32 does not have.
+        limit = torch.finfo(dtype).eps * truth.abs() + 3e-6 * truth.abs().clamp(min=0.5) + 2**-24
+        assert ((result.double() - truth).abs() <= limit).all()
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize("name", ["relu", "hardsigmoid"])
+def test_nothing_comes_through_where_it_is_flat(name, mode, place):
+    """PyTorch selects there and does not multiply: f' = 0 makes no NaN of Inf."""
+    if (mode, place.backend) == ("reverse", "cpu"):
+        pytest.skip("the compiled kernel multiplies: 0 * Inf is NaN there")
+    x = torch.full((3, 4), math.inf, device=place.device)
+    scale = torch.full((3, 4), -5.0, device=place.device)
+    if mode == "forward":
+        y = torch.func.jvp(lambda s: mi.modulate(torch.ones_like(x), s, activation=name), (scale,), (x,))[1]
+        assert y.eq(0).all()
+    else:
+        scale.requires_grad_()
+        (grad,) = torch.autograd.grad(mi.modulate(x, scale, activation=name).sum(), scale)
+        assert grad.eq(0).all()

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from functorch.compile import make_boxed_func
+from helpers import COMPILE, with_gradients
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
@@ -12,21 +13,7 @@ import mi_kernels as mi
 from mi_kernels import backends
 from mi_kernels.testing.samples import ALL_TERMS, EMPTY, MIDDLE, ODD, WEIGHT_ONLY, Sample, Shape
 
-OPTIONS = {"fullgraph": True, "dynamic": True}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-def with_gradients(function, arguments):
-    leaves = [t if t is None else t.detach().clone().requires_grad_() for t in arguments]
-    y = function(*leaves)
-    y.float().pow(2).sum().backward()
-    return [y.detach(), *(t.grad for t in leaves if t is not None)]
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def between_neighbours(x, z, *weights):
@@ -38,7 +25,7 @@ def between_neighbours(x, z, *weights):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_compiled_equals_eager(dtype, terms, place):
     arguments = Sample(MIDDLE, terms).arguments(dtype, place.device)
-    compiled = torch.compile(mi.interaction, **OPTIONS)
+    compiled = torch.compile(mi.interaction, **COMPILE)
     torch.testing.assert_close(
         with_gradients(compiled, arguments), with_gradients(mi.interaction, arguments), rtol=0, atol=0
     )
@@ -47,7 +34,7 @@ def test_compiled_equals_eager(dtype, terms, place):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_compiled_between_neighbours(dtype, place):
     arguments = Sample(MIDDLE).arguments(dtype, place.device)
-    found = with_gradients(torch.compile(between_neighbours, **OPTIONS), arguments)
+    found = with_gradients(torch.compile(between_neighbours, **COMPILE), arguments)
     # Inductor keeps float32 between elementwise operations where eager rounds to 16 bits.
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
     for one, other in zip(found, with_gradients(between_neighbours, arguments), strict=True):
@@ -58,7 +45,7 @@ def test_compiled_between_neighbours(dtype, place):
 @pytest.mark.parametrize("shape", [*EMPTY, Shape("1d", (), 4, 6, 5)], ids=lambda shape: shape.name)
 def test_compiled_shapes(shape, terms, place):
     arguments = Sample(shape, terms).arguments(torch.float32, place.device)
-    compiled = torch.compile(mi.interaction, backend="aot_eager", **OPTIONS)
+    compiled = torch.compile(mi.interaction, backend="aot_eager", **COMPILE)
     torch.testing.assert_close(
         with_gradients(compiled, arguments), with_gradients(mi.interaction, arguments), rtol=0, atol=0
     )
@@ -67,7 +54,7 @@ def test_compiled_shapes(shape, terms, place):
 def test_batch_size_does_not_recompile(place):
     """One graph serves all batch sizes from 2 on; sizes 0 and 1 may take one more each."""
     counter = CompileCounter()
-    compiled = torch.compile(mi.interaction, backend=counter, **OPTIONS)
+    compiled = torch.compile(mi.interaction, backend=counter, **COMPILE)
     for batch in (7, 2, 64, 33):
         arguments = Sample(Shape("batch", (batch,), 3, 5, 4)).arguments(torch.float32, place.device)
         torch.testing.assert_close(compiled(*arguments), mi.interaction(*arguments), rtol=0, atol=0)
@@ -104,7 +91,7 @@ def test_compiled_calls_the_operations(place):
     """Each operation stays one call in the graph, forward and backward; nothing falls back to einsum."""
     arguments = Sample(ODD).arguments(torch.float32, place.device, requires_grad=True)
     recorder = Recorder()
-    torch.compile(mi.interaction, backend=recorder.backend, **OPTIONS)(*arguments).sum().backward()
+    torch.compile(mi.interaction, backend=recorder.backend, **COMPILE)(*arguments).sum().backward()
     forward, backward = recorder.names
     assert forward == suffixed(["interaction"], place)
     assert backward == suffixed(["interaction_input_grads", "interaction_weight_grads"], place)
@@ -114,7 +101,7 @@ def test_partial_gradients_stay_partial(place):
     arguments = Sample(ODD).arguments(torch.float32, place.device)
     arguments[0].requires_grad_()
     recorder = Recorder()
-    torch.compile(mi.interaction, backend=recorder.backend, **OPTIONS)(*arguments).sum().backward()
+    torch.compile(mi.interaction, backend=recorder.backend, **COMPILE)(*arguments).sum().backward()
     (call,) = recorder.graphs[1]
     assert recorder.names[1] == suffixed(["interaction_input_grads"], place)
     assert call.args[6:8] == (True, False)
@@ -126,7 +113,7 @@ def test_compile_around_a_functional_gradient(place):
     def gradient(*tensors):
         return torch.func.grad(lambda *t: mi.interaction(*t).pow(2).sum(), (0, 1, 2))(*tensors)
 
-    compiled = torch.compile(gradient, backend="aot_eager", **OPTIONS)
+    compiled = torch.compile(gradient, backend="aot_eager", **COMPILE)
     torch.testing.assert_close(compiled(*arguments), gradient(*arguments), rtol=1e-12, atol=1e-12)
 
 
@@ -163,7 +150,7 @@ def test_double_backward_through_a_compiled_gradient(place):
         slope = torch.func.grad(lambda x: mi.interaction(x, *others).pow(2).sum())(x)
         return slope.pow(2).sum()
 
-    compiled = torch.compile(torch.func.grad(penalty, (0, 1, 2)), backend="aot_eager", **OPTIONS)
+    compiled = torch.compile(torch.func.grad(penalty, (0, 1, 2)), backend="aot_eager", **COMPILE)
     torch.testing.assert_close(
         compiled(*arguments), torch.func.grad(penalty, (0, 1, 2))(*arguments), rtol=1e-12, atol=1e-12
     )
@@ -173,7 +160,7 @@ def test_compiled_vmap(place):
     x, z, w, u, v, c = Sample(ODD).arguments(torch.float64, place.device)
     stack = torch.stack([w, -w])
     function = torch.vmap(mi.interaction, (None, None, 0, None, None, None))
-    compiled = torch.compile(function, backend="aot_eager", **OPTIONS)
+    compiled = torch.compile(function, backend="aot_eager", **COMPILE)
     torch.testing.assert_close(
         compiled(x, z, stack, u, v, c), function(x, z, stack, u, v, c), rtol=1e-12, atol=1e-12
     )
@@ -186,7 +173,7 @@ def test_autocast_inside_compile(place):
         with torch.autocast(place.device, torch.bfloat16):
             return mi.interaction(*tensors)
 
-    compiled = torch.compile(cast, backend="aot_eager", **OPTIONS)
+    compiled = torch.compile(cast, backend="aot_eager", **COMPILE)
     found, expected = with_gradients(compiled, arguments), with_gradients(cast, arguments)
     assert found[0].dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -198,14 +185,14 @@ def test_backend_chosen_inside_compile():
             return mi.interaction(*tensors)
 
     recorder = Recorder()
-    torch.compile(portable, backend=recorder.backend, **OPTIONS)(*Sample(ODD).arguments(torch.float32))
+    torch.compile(portable, backend=recorder.backend, **COMPILE)(*Sample(ODD).arguments(torch.float32))
     assert recorder.names == [["interaction_portable"]]
 
 
 def test_backend_chosen_outside_compile():
     """A compiled function follows the choice at each call, although its graph was made under another one."""
     recorder = Recorder()
-    compiled = torch.compile(mi.interaction, backend=recorder.backend, **OPTIONS)
+    compiled = torch.compile(mi.interaction, backend=recorder.backend, **COMPILE)
     arguments = Sample(ODD).arguments(torch.float32)
     for name in ("portable", "reference", "portable", "auto"):
         with mi.backend(name):
@@ -226,7 +213,7 @@ def test_compiled_training_step(place):
     eager = mi.nn.MultiplicativeInteraction(7, 3, 11, device=place.device)
     twin = copy.deepcopy(eager)
     x, z, *_ = Sample(ODD).arguments(torch.float32, place.device)
-    for layer, run in ((eager, eager), (twin, torch.compile(twin, **OPTIONS))):
+    for layer, run in ((eager, eager), (twin, torch.compile(twin, **COMPILE))):
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         for _ in range(3):
             optimizer.zero_grad()

@@ -222,3 +222,22 @@ def test_modules_start_as_documented_and_say_what_is_wrong():
     ):
         with pytest.raises(ValueError, match="^(FiLM|DiagonalInteraction|GatedInteraction): .*expected"):
             bad()
+
+
+def test_film_names_the_argument_that_is_wrong():
+    layer, x, z = mi.nn.FiLM(2, 3), torch.ones(4, 2), torch.ones(4, 3)
+    for arguments, error, message in (
+        ((x, z.double()), TypeError, r"z: expected torch.float32 \(the dtype of weight\), got torch.float64"),
+        ((x.double(), z), TypeError, r"x: expected torch.float32 \(the dtype of weight\), got torch.float64"),
+        ((x, z.long()), TypeError, "z: expected torch.float32 .*, got torch.int64"),
+        (([1.0], z), TypeError, "x: expected a torch.Tensor, got list"),
+        ((x, None), TypeError, "z: expected a torch.Tensor, got NoneType"),
+        ((x, z.to("meta")), ValueError, r"z: expected device cpu \(that of weight\), got meta"),
+    ):
+        with pytest.raises(error, match=f"^FiLM: {message}$"):
+            layer(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):  # any floating-point dtypes go together
+        assert layer(x, z.bfloat16()).dtype == torch.float32
+        with pytest.raises(TypeError, match="^FiLM: z: expected a dtype of .*, got torch.int64$"):
+            layer(x, z.long())
+    assert layer.to("meta")(x.to("meta"), z.to("meta")).shape == (4, 2)  # a device without autocast

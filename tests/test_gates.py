@@ -197,6 +197,15 @@ def test_shared_contexts_are_computed_once(place):
     assert spy.names == ["diagonal"]
 
 
+@pytest.mark.parametrize("lead", [(), (2, 1)], ids=["one-in-all", "one-per-sequence"])
+def test_shared_contexts_without_features(lead, place):
+    """Gate and shift are the biases alone."""
+    x, bias = torch.randn(2, 5, 4, device=place.device), torch.randn(4, device=place.device)
+    z, empty = torch.zeros(*lead, 0, device=place.device), torch.zeros(4, 0, device=place.device)
+    assert torch.equal(mi.diagonal(x, z, empty, bias), bias * x)
+    torch.testing.assert_close(mi.diagonal(x, z, empty, bias, empty, bias), bias * x + bias)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_but_the_inputs_is_saved(op, place):
     tensors = Gate(op, GATE_ODD, GATE_TERMS[op]).arguments(torch.float32, place.device, requires_grad=True)

@@ -147,6 +147,18 @@ def test_only_what_is_asked_for(sample, needs, place):
             torch.testing.assert_close(tensor.grad, truth, rtol=1e-12, atol=1e-12)
 
 
+def test_numbers_as_tensors(place):
+    """scale and shift without dimensions broadcast, also those that vmap makes of a vector."""
+    x, numbers = torch.randn(3, 4, device=place.device), torch.randn(3, device=place.device)
+    scale, shift = numbers[0].clone().requires_grad_(), numbers[1].clone().requires_grad_()
+    y = mi.modulate(x, scale, shift, activation="tanh")
+    torch.testing.assert_close(y, torch.tanh(scale) * x + shift)
+    grads = torch.autograd.grad(y.sum(), (scale, shift))
+    torch.testing.assert_close(grads, ((1 - torch.tanh(scale) ** 2) * x.sum(), torch.tensor(12.0).to(x)))
+    mapped = torch.vmap(mi.modulate)(x, numbers, numbers)
+    torch.testing.assert_close(mapped, numbers[:, None] * x + numbers[:, None])
+
+
 def test_memory_format_is_kept(place):
     x, scale, shift = MAPS.arguments(torch.float32, place.device)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()

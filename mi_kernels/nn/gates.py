@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from mi_kernels import gating
 from mi_kernels.ops import activations
-from mi_kernels.validation import check_activation, check_floating, check_number, check_size
+from mi_kernels.validation import (
+    FLOATING,
+    check_activation,
+    check_floating,
+    check_number,
+    check_size,
+    check_tensors,
+)
 
 
 def _parameters(
@@ -169,9 +176,10 @@ class FiLM(nn.Module):
     The parameters start as zeros: with s = 1 and the identity for act, y = x.
 
     Raises:
-        TypeError: a size is no integer, ``scale_offset`` no number, or ``dtype`` no floating-point dtype.
+        TypeError: a size is no integer, ``scale_offset`` no number, ``dtype`` no floating-point dtype, or x
+            or z no dense tensor of the dtype of the parameters (under autocast, of any floating-point dtype).
         ValueError: a size is negative, the activation is unknown or softmax, ``channel_dim`` is neither 1 nor
-            -1, or the shapes of x and z do not fit.
+            -1, or the shapes or devices of x and z do not fit.
 
     Source: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
     """
@@ -230,6 +238,13 @@ class FiLM(nn.Module):
         )
 
     def _check(self, x: Tensor, z: Tensor) -> None:
+        device = self.weight.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            # Autocast brings the dtypes together.
+            check_tensors("FiLM", ("x",), (x,), 1, FLOATING)
+            check_tensors("FiLM", ("z",), (z,), 1, FLOATING)
+        else:
+            check_tensors("FiLM", ("weight", "x", "z"), (self.weight, x, z), 3, FLOATING)
         if x.dim() < 2 or x.shape[self.channel_dim] != self.features:
             where = "dimension 1" if self.channel_dim == 1 else "the last dimension"
             raise ValueError(f"FiLM: x: expected size {self.features} in {where}, got shape {list(x.shape)}")

@@ -4,6 +4,9 @@ Values are PyTorch's own functions, so that they agree with it at every extreme.
 hardsigmoid, and at NaN, the first derivative is that of PyTorch's backward formulas. The compiled kernels
 have the same formulas in ``csrc/cpu/activations.h``, f and f' only: second derivatives are taken here.
 
+Derivatives of 16-bit arguments are taken in float32: t^3 and t^2 leave the range of float16 long before f'
+and f'' do anything of note, and PyTorch's own kernels compute in float32 too.
+
 softmax is not elementwise; it normalises over the last dimension and its derivative is a matrix.
 """
 
@@ -14,6 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mi_kernels.ops.interaction.portable import accumulation_dtype
 
 _ROOT_HALF = math.sqrt(0.5)
 _DENSITY = 1 / math.sqrt(2 * math.pi)
@@ -63,20 +68,23 @@ def _gelu_second(t: Tensor) -> Tensor:
     return _density(t) * (2 - t.square())
 
 
-def _gelu_tanh_parts(t: Tensor) -> tuple[Tensor, Tensor]:
-    h = torch.tanh(_TANH_SCALE * (t + _TANH_CUBE * t * t * t))
-    return h, _TANH_SCALE * (1 + 3 * _TANH_CUBE * t.square())  # tanh u and u'
+def _gelu_tanh_parts(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """tanh u, its derivative and u'."""
+    u = _TANH_SCALE * (t + _TANH_CUBE * t * t * t)
+    # 1 - tanh^2 u would lose the digits that the second derivative multiplies by up to t u'^2.
+    tanh_slope = 4 * torch.sigmoid(2 * u) * torch.sigmoid(-2 * u)
+    return torch.tanh(u), tanh_slope, _TANH_SCALE * (1 + 3 * _TANH_CUBE * t.square())
 
 
 def _gelu_tanh_first(t: Tensor) -> Tensor:
-    h, slope = _gelu_tanh_parts(t)
-    return 0.5 * (1 + h) + 0.5 * t * (1 - h.square()) * slope
+    h, tanh_slope, slope = _gelu_tanh_parts(t)
+    return 0.5 * (1 + h) + 0.5 * t * tanh_slope * slope
 
 
 def _gelu_tanh_second(t: Tensor) -> Tensor:
-    h, slope = _gelu_tanh_parts(t)
+    h, tanh_slope, slope = _gelu_tanh_parts(t)
     curvature = 6 * _TANH_SCALE * _TANH_CUBE * t
-    return (1 - h.square()) * (slope + 0.5 * t * (curvature - 2 * h * slope.square()))
+    return tanh_slope * (slope + 0.5 * t * (curvature - 2 * h * slope.square()))
 
 
 def _silu_first(t: Tensor) -> Tensor:
@@ -109,6 +117,8 @@ ELEMENTWISE = {
     "hardsigmoid": Activation(_hardsigmoid, _hardsigmoid_first, torch.zeros_like),
 }
 NAMES = (*ELEMENTWISE, "softmax")
+# Where they are flat nothing comes through, not even Inf: PyTorch selects, it does not multiply by 0.
+MASKED = ("relu", "hardsigmoid")
 
 
 def value(name: str, t: Tensor) -> Tensor:
@@ -120,7 +130,17 @@ def tangent(name: str, t: Tensor, direction: Tensor) -> Tensor:
     """The derivative of act at t along a direction."""
     if name == "identity":
         return direction
-    if name != "softmax":
-        return ELEMENTWISE[name].first(t) * direction
-    p = torch.softmax(t, -1)
-    return p * (direction - (p * direction).sum(-1, keepdim=True))
+    wide = t.to(accumulation_dtype(t.dtype))
+    if name == "softmax":
+        p = torch.softmax(wide, -1)
+        return (p * (direction - (p * direction).sum(-1, keepdim=True))).to(t.dtype)
+    slope = ELEMENTWISE[name].first(wide)
+    product = slope * direction
+    if name in MASKED:
+        product = torch.where(slope == 0, torch.zeros_like(product), product)
+    return product.to(t.dtype)
+
+
+def curvature(name: str, t: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """The second derivative of an elementwise act at t along two directions."""
+    return (ELEMENTWISE[name].second(t.to(accumulation_dtype(t.dtype))) * one * other).to(t.dtype)

@@ -155,7 +155,7 @@ class ModulateGrads(Rule):
         x_c, scale_c, shift_c = spread(cotangents, ctx.want)
         grad, x, scale = ctx.saved_tensors
         need = ctx.needs_input_grad[5:]
-        portable, act = ctx.portable, activations.ELEMENTWISE[ctx.activation]
+        portable = ctx.portable
         slope = None  # f'(scale) scale_c, of the size of scale
         if scale_c is not None and (need[0] or need[1]):
             slope = activations.tangent(ctx.activation, scale, scale_c)
@@ -175,7 +175,8 @@ class ModulateGrads(Rule):
                 rule = (portable, (False, True, False), ctx.activation, ctx.scale_offset)
                 terms.append(modulate_grads(*rule, grad, x_c, scale, ())[1])
             if scale_c is not None and ctx.activation != "identity":
-                terms.append(act.second(scale) * scale_c * _reduced(portable, grad, x, scale))
+                reduced = _reduced(portable, grad, x, scale)
+                terms.append(activations.curvature(ctx.activation, scale, scale_c, reduced))
             by_scale = add(*terms)
         return None, None, None, None, None, by_grad, by_x, by_scale
 
@@ -197,8 +198,8 @@ class ModulateGrads(Rule):
             if want_x:
                 by_x = _times(portable, grad, activations.tangent(ctx.activation, scale, scale_t))
             if want_scale and ctx.activation != "identity":
-                second = activations.ELEMENTWISE[ctx.activation].second(scale)
-                by_scale = second * scale_t * _reduced(portable, grad, x, scale)
+                reduced = _reduced(portable, grad, x, scale)
+                by_scale = activations.curvature(ctx.activation, scale, scale_t, reduced)
             terms.append((by_x, by_scale, None))
         tangents = [add(*parts) for parts in zip(*terms, strict=True)]
         return keep([z if t is None else t for z, t in zip(zero, tangents, strict=True)], ctx.want)

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
-from mi_kernels.ops.interaction.portable import accumulation_dtype
 from mi_kernels.ops.modulate import reference
 
 Maybe = Tensor | None
@@ -36,8 +35,7 @@ def modulate_grads(
         torch.mul(grad, gate + scale_offset if scale_offset != 0 else gate, out=dx)
     if want_scale:
         dscale = torch.empty_like(scale, memory_format=torch.contiguous_format)
-        slope = activations.ELEMENTWISE[activation].first(scale.to(accumulation_dtype(x.dtype)))
-        dscale.copy_((grad * x).sum_to_size(scale.shape) * slope)
+        dscale.copy_(activations.tangent(activation, scale, (grad * x).sum_to_size(scale.shape)))
     if want_shift:
         dshift = grad.sum_to_size(shift_size).clone(memory_format=torch.contiguous_format)
     return dx, dscale, dshift
