@@ -160,7 +160,9 @@ def test_nothing_comes_through_where_it_is_flat(name, mode, size, place):
     x = torch.full((30, 40), math.inf, device=place.device)
     scale = torch.full(size, -5.0, device=place.device)
     if mode == "forward":
-        y = torch.func.jvp(lambda s: mi.modulate(torch.ones_like(x), s, activation=name), (scale,), (scale.abs() * math.inf,))[1]
+        y = torch.func.jvp(
+            lambda s: mi.modulate(torch.ones_like(x), s, activation=name), (scale,), (scale.abs() * math.inf,)
+        )[1]
         assert y.eq(0).all()
     else:
         scale.requires_grad_()

@@ -4,10 +4,10 @@
     shift  t = C z + d                            optional
     y = (act(p) + s) * x + t                      O = X
 
-The compiled kernels make y in one pass. Where something is differentiated they keep p, one tensor like y: making
-it again is a seventh product of a training step beside six of its size (docs/performance.md). Backward takes the
-elementwise part from ``modulate_grads``, everything else from the primitives of the dense interaction: no rule is
-written twice.
+The compiled kernels make y in one pass. Where something is differentiated they keep p, one tensor like y:
+making it again is a seventh product of a training step beside six of its size (docs/performance.md).
+Backward takes the elementwise part from ``modulate_grads``, everything else from the primitives of the dense
+interaction: no rule is written twice.
 """
 
 import torch

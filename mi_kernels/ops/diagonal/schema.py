@@ -2,7 +2,8 @@
 
     diagonal   p = z A^T + x G^T + a,  y = (act(p) + s) * x + (z C^T + c)        [B, X]
 
-It returns y and, with ``keep_gate``, p in the dtype of x, which spares the backward pass a product; else [0, X].
+It returns y and, with ``keep_gate``, p in the dtype of x, which spares the backward pass a product, or
+[0, X] in its place.
 
 Its derivatives are those of the dense interaction and of modulation (ops/gates.py).
 """
@@ -11,7 +12,9 @@ from mi_kernels.ops.diagonal import portable
 from mi_kernels.ops.library import define
 
 
-def _diagonal_fake(x, z, weight, bias, shift_weight, shift_bias, weight_x, activation, scale_offset, keep_gate):
+def _diagonal_fake(
+    x, z, weight, bias, shift_weight, shift_bias, weight_x, activation, scale_offset, keep_gate
+):
     return x.new_empty(x.shape), x.new_empty(x.shape[0] if keep_gate else 0, x.shape[1])
 
 

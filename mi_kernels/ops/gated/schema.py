@@ -2,7 +2,8 @@
 
     gated_interaction   p = z^T W x + U z + V x + c,  y = act(p) * x              [B, X]
 
-It returns y and, with ``keep_gate``, p in the dtype of x, which spares the backward pass a product; else [0, X].
+It returns y and, with ``keep_gate``, p in the dtype of x, which spares the backward pass a product, or
+[0, X] in its place.
 
 Its derivatives are those of the dense interaction and of modulation (ops/gates.py).
 """
