@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.ops.interaction import autograd, reference
+from mi_kernels.ops.interaction import autograd, costs, plan_shared, reference, shared
 from mi_kernels.ops.interaction.packed import PackedWeight
-from mi_kernels.ops.interaction.plan import Plan, plan
+from mi_kernels.ops.interaction.plan import Plan
 from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors
 
 
@@ -106,8 +106,8 @@ def _explained(spelling: "_Spelling") -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
-        _check(spelling, x, z, *weights)
-        return plan(backends.choose(x), x, z, weights)
+        lead = _check(spelling, x, z, *weights)
+        return plan_shared.plan(backends.choose(x), lead, x, z, weights)
 
     return planner
 
@@ -134,13 +134,23 @@ EXPLAINED: dict[str, tuple[Callable, Callable[..., Plan]]] = {
 }
 
 
-def _interaction(spelling: _Spelling, x: Any, z: Any, weight: Any, *others: Tensor | None) -> Tensor:
+def _interaction(
+    spelling: _Spelling, x: Any, z: Any, weight: Any, *others: Tensor | None, force: str | None = None
+) -> Tensor:
+    """``force``: a plan of costs.py by name, for tests and benchmarks; else the cheapest one."""
     packed, weight = weight if isinstance(weight, PackedWeight) else None, _unpacked(weight)
     x, z, *weights = autocast((x, z, weight, *others))
     lead = _check(spelling, x, z, *weights)
     chosen = backends.choose(x)
     if chosen == "reference":
         return reference.interaction(x, z, *weights)
+    portable = chosen == "portable"
+    sharing = shared.compare(chosen, lead, x, z, weights)
+    if sharing is not None:
+        places, found = sharing
+        how = force or costs.cheapest(found).plan
+        if how != costs.FUSED:
+            return shared.interaction(portable, how, places, x, z, *weights)
     x, z, words = rows_of(x, lead), rows_of(z, lead), None
     if (
         packed is not None
@@ -149,8 +159,21 @@ def _interaction(spelling: _Spelling, x: Any, z: Any, weight: Any, *others: Tens
         and not torch.compiler.is_compiling()
     ):
         words = packed.words()
-    y = autograd.forward(chosen == "portable", x, z, *weights, words=words)
+    y = autograd.forward(portable, x, z, *weights, words=words)
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
+
+
+def interaction_by(
+    plan: str,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    weight_z: Tensor | None = None,
+    weight_x: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """:func:`interaction` by one plan of ops/interaction/costs.py, for tests and benchmarks. Not public."""
+    return _interaction(_INTERACTION, x, z, weight, weight_z, weight_x, bias, force=plan)
 
 
 def _unpacked(weight: Any) -> Any:
