@@ -13,7 +13,8 @@ from mi_kernels.ops.interaction.costs import FUSED, PER_X, PER_Z, Sizes, Wanted
 from mi_kernels.ops.interaction.shared import layout
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.memory import peak_memory
-from mi_kernels.testing.samples import LAYOUTS, SHARED, Sample, Shape, shared_samples
+from mi_kernels.testing.samples import LAYOUTS, Sample, Shape
+from mi_kernels.testing.shared_samples import SHARED, shared_samples
 
 PLANS = (FUSED, PER_Z, PER_X)
 GENERATED = (PER_Z, PER_X)

@@ -168,18 +168,6 @@ BROADCAST = (
     Shape("long-sequences", (16, 19), 64, 16, 3, context_batch=(16, 1)),
     Shape("one-sequence", (6, 16), 8, 5, 64, context_batch=(16,)),
 )
-# Rows that share contexts, contexts that share inputs, and both, with common dimensions on either side.
-SHARED = (
-    Shape("one-context", (60,), 9, 17, 13, context_batch=(1,)),
-    Shape("one-input", (), 9, 17, 13, context_batch=(60,)),
-    Shape("groups", (5, 12), 7, 19, 11, context_batch=(5, 1)),
-    Shape("groups-inside", (12, 5), 7, 19, 11, context_batch=(1, 5)),
-    Shape("inputs-shared", (5, 1), 7, 19, 11, context_batch=(5, 12)),
-    Shape("outer-many", (14, 1), 6, 5, 7, context_batch=(1, 9)),
-    Shape("interleaved", (2, 1, 6, 3), 5, 8, 9, context_batch=(2, 4, 1, 3)),
-    Shape("pairs-of-tokens", (3, 1, 8), 6, 7, 5, context_batch=(3, 9, 1)),
-    Shape("single-dims", (1, 10, 1), 4, 6, 5, context_batch=(3, 1, 1)),
-)
 EMPTY = (
     Shape("no-rows", (0,), 3, 4, 5),
     Shape("no-rows-3d", (2, 0, 3), 3, 4, 5),
@@ -214,20 +202,6 @@ def samples() -> Iterator[Sample]:
     for magnitude in (100.0, 0.01):
         yield Sample(MIDDLE, magnitude=magnitude)
         yield Sample(THREADED, magnitude=magnitude)
-
-
-def shared_samples() -> Iterator[Sample]:
-    """The cases with different leading dimensions of x and z, for each plan that can be chosen there."""
-    for shape in (*SHARED, *BROADCAST):
-        yield Sample(shape)
-        yield Sample(shape, WEIGHT_ONLY)
-    for terms in term_subsets():
-        if terms[0] and terms not in (ALL_TERMS, WEIGHT_ONLY):
-            yield Sample(SHARED[2], terms)
-            yield Sample(SHARED[6], terms)
-    for layout in LAYOUTS[1:]:
-        for shape in (SHARED[0], SHARED[4], SHARED[6]):
-            yield Sample(shape, layout=layout)
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,15 @@ def fused(sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device
 
 
 def shared(
-    plan: str, sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device: str
+    plan: str,
+    sizes: Sizes,
+    wanted: Wanted,
+    dtype: torch.dtype,
+    backend: str,
+    device: str,
+    products: int = 1,
 ) -> Cost | None:
-    """Generate, then apply; None where nothing is shared or W' would be too large.
+    """Generate, then apply in a number of products; None where nothing is shared or W' would be too large.
 
     W' has C S O X elements. It is held only if that is less than B Z X, B O X and B O Z elements, which no
     plan may hold, or no more than W has; so is the gradient of z for each output, C S O Z elements.
@@ -126,7 +132,7 @@ def shared(
         elements += 2 * rows * out * (1 + (wanted.x or generated))
     if backend == "portable":
         elements += rows * out
-    return _cost(plan, operations, elements, 2 * (generate + apply), dtype, device)
+    return _cost(plan, operations, elements, 2 * (generate + apply * products), dtype, device)
 
 
 def _cost(plan: str, operations: int, elements: int, calls: int, dtype: torch.dtype, device: str) -> Cost:
@@ -136,11 +142,13 @@ def _cost(plan: str, operations: int, elements: int, calls: int, dtype: torch.dt
     return Cost(plan, operations, moved, time + calls * rates.call)
 
 
-def compare(sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device: str) -> tuple[Cost, ...]:
+def compare(
+    sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device: str, products: int = 1
+) -> tuple[Cost, ...]:
     """The costs of all plans that there are, the fused one first."""
     costs = [fused(sizes, wanted, dtype, backend, device)]
     for plan in (PER_Z, PER_X):
-        cost = shared(plan, sizes, wanted, dtype, backend, device)
+        cost = shared(plan, sizes, wanted, dtype, backend, device, products)
         if cost is not None:
             costs.append(cost)
     return tuple(costs)

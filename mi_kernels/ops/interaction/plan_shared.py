@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import costs, shared
+from mi_kernels.ops.interaction import costs, ragged, shared
 from mi_kernels.ops.interaction import plan as dense
 from mi_kernels.ops.interaction.plan import Plan
 from mi_kernels.ops.rules import Maybe
@@ -73,6 +73,31 @@ def _generated(
     scratch = _scratch(places, sizes, x, z, weights) if backend == "cpu" else None
     forward = step("forward", generate + apply + offset, scratch)
     return replace(forward, backward=tuple(backward))
+
+
+def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
+    """The plan of checked arguments x [N, X] and z [G, Z], whose groups have the numbers ``segment_ids``."""
+    shape = (len(x), z.shape[-1])
+    rows = torch.empty(shape, dtype=z.dtype, device="meta", requires_grad=z.requires_grad)
+    fused = dense.plan(backend, x, rows, weights)
+    if fused.scratch is not None:
+        fused = replace(fused, scratch=fused.scratch + rows.numel() * rows.element_size())
+    weight = weights[0]
+    if weight is None or backend == "reference":
+        return fused
+    order = ragged.segments(segment_ids, len(z))
+    found = ragged.compare(backend, order, x, z, weights)
+    best = costs.cheapest(found)
+    if best.plan == costs.FUSED:
+        return replace(fused, alternatives=found)
+    out, context, width = weight.shape
+    operations = 2 * out * width * (len(order.groups) * context + len(x))
+    why = f"{_WHY[best.plan]}; one grouped product for each of {len(order.buckets)} lengths of groups"
+
+    def step(one: Plan) -> Plan:
+        return replace(one, algorithm=best.plan, operations=operations, scratch=None, why=why)
+
+    return replace(step(fused), backward=tuple(map(step, fused.backward)), alternatives=found)
 
 
 def _scratch(
