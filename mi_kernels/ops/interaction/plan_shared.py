@@ -92,7 +92,7 @@ def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights
         return replace(fused, alternatives=found)
     out, context, width = weight.shape
     operations = 2 * out * width * (len(order.groups) * context + len(x))
-    why = f"{_WHY[best.plan]}; one grouped product for each of {len(order.buckets)} lengths of groups"
+    why = f"{_WHY[best.plan]}; in {len(order.buckets)} products of groups of one length"
 
     def step(one: Plan) -> Plan:
         return replace(one, algorithm=best.plan, operations=operations, scratch=None, why=why)

@@ -1,8 +1,8 @@
 """Groups of unequal length: rows in any order, each with the number of the group whose context it has.
 
-Rows are brought into an order where groups of one length follow each other, so that each length is one
-grouped product and nothing is padded. Without W' at hand there is a second way, one context for each row
-(N Z elements) and the fused pass; costs.py compares them.
+Groups of one length that follow each other are one grouped product; nothing is padded. Rows are brought into
+an order where all groups of one length follow each other, unless they lie well as they come. Without W' at
+hand there is a second way, one context for each row (N Z elements) and the fused pass; costs.py compares.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Bucket(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """The groups that are not empty in the order of their length, and the rows in that order."""
+    """The groups that are not empty in the order of their buckets, and the rows in that order."""
 
     groups: Tensor  # [G'], numbers of groups
     rows: Tensor | None  # [N], numbers of rows; None where they are in order
@@ -54,20 +54,27 @@ def check(op: str, segment_ids: object, x: Tensor, groups: int) -> None:
 def segments(segment_ids: Tensor, count: int) -> Segments:
     """The order of rows whose groups are ``segment_ids``, numbers below ``count``."""
     lengths = torch.bincount(segment_ids, minlength=count)
-    by_length = torch.argsort(lengths, stable=True)
-    values, counts = torch.unique_consecutive(lengths[by_length], return_counts=True)
-    buckets = [
-        Bucket(groups, length)
-        for length, groups in zip(values.tolist(), counts.tolist(), strict=True)
-        if length > 0
-    ]
-    place = torch.empty_like(by_length)
-    place[by_length] = torch.arange(count, device=segment_ids.device)
+    filled = lengths.nonzero().squeeze(1)
+    by_length = filled[torch.argsort(lengths[filled], stable=True)]
+    buckets = _buckets(lengths[by_length])
+    if _ascending(segment_ids):
+        runs = _buckets(lengths[filled])
+        # Up to twice as many products are cheaper than rows that are moved, there and back.
+        if len(runs) <= 2 * len(buckets):
+            return Segments(filled, None, runs)
+    place = torch.empty_like(lengths)
+    place[by_length] = torch.arange(len(by_length), device=segment_ids.device)
     key = place[segment_ids]
-    in_order = bool((key[1:] >= key[:-1]).all())
-    rows = None if in_order else torch.argsort(key, stable=True)
-    filled = sum(bucket.groups for bucket in buckets)
-    return Segments(by_length[count - filled :], rows, tuple(buckets))
+    return Segments(by_length, None if _ascending(key) else torch.argsort(key, stable=True), buckets)
+
+
+def _ascending(numbers: Tensor) -> bool:
+    return bool((numbers[1:] >= numbers[:-1]).all())
+
+
+def _buckets(lengths: Tensor) -> tuple[Bucket, ...]:
+    values, counts = torch.unique_consecutive(lengths, return_counts=True)
+    return tuple(map(Bucket, counts.tolist(), values.tolist()))
 
 
 def _by_bucket(portable: bool, order: Segments, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
