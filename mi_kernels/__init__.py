@@ -5,18 +5,21 @@ from mi_kernels._version import __version__
 from mi_kernels.backends import backend
 from mi_kernels.functional import bilinear, explain, interaction
 from mi_kernels.gating import diagonal, gated_interaction, modulate
+from mi_kernels.hyper import apply_generated, generate
 from mi_kernels.nn.conversion import convert
 from mi_kernels.ops.interaction.packed import PackedWeight, pack
 
 __all__ = [
     "PackedWeight",
     "__version__",
+    "apply_generated",
     "backend",
     "bilinear",
     "convert",
     "diagonal",
     "explain",
     "gated_interaction",
+    "generate",
     "interaction",
     "modulate",
     "nn",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.ops.interaction import autograd, reference
+from mi_kernels.ops.interaction import autograd, costs, plan_shared, ragged, reference, shared
 from mi_kernels.ops.interaction.packed import PackedWeight
-from mi_kernels.ops.interaction.plan import Plan, plan
+from mi_kernels.ops.interaction.plan import Plan
 from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors
 
 
@@ -22,6 +22,8 @@ def interaction(
     weight_z: Tensor | None = None,  # [O, Z]
     weight_x: Tensor | None = None,  # [O, X]
     bias: Tensor | None = None,  # [O]
+    *,
+    segment_ids: Tensor | None = None,  # [N]
 ) -> Tensor:
     r"""Dense multiplicative interaction of an input and a context, in one pass.
 
@@ -35,9 +37,19 @@ def interaction(
         weight_z: U of shape ``[O, Z]``, optional.
         weight_x: V of shape ``[O, X]``, optional.
         bias: c of shape ``[O]``, optional.
+        segment_ids: for inputs in groups of unequal length, one context for each group: ``x [N, X]``,
+            ``z [G, Z]``, and row n has context ``segment_ids[n]``. int64 of shape ``[N]`` with numbers from
+            0 to G - 1, sorted or not; a group may be empty. ``torch.repeat_interleave(lengths)`` makes such
+            numbers of the lengths of packed sequences.
 
     Returns:
         y of shape ``[..., O]`` in the dtype of the inputs (the autocast dtype under autocast).
+
+    Where rows share a context (or contexts an input), ``W' = z W + V`` is generated once for each context
+    and applied to its rows, if that is estimated to be faster and W' is small enough
+    (ops/interaction/costs.py); ``explain`` says which. Groups of one length are one product; nothing is
+    padded. Under ``torch.compile`` the numbers in ``segment_ids`` are not looked at: each row gets its own
+    copy of its context (N Z elements), and numbers out of range are found by PyTorch's indexing.
 
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits accumulate in float32)
     or an integer dtype, and lie on one device. Differentiable in all arguments, to any order, in
@@ -50,7 +62,8 @@ def interaction(
 
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
-    return _interaction(_INTERACTION, x, z, weight, weight_z, weight_x, bias)
+    weights = weight, weight_z, weight_x, bias
+    return _interaction(_INTERACTION, x, z, *weights, segment_ids=segment_ids)
 
 
 def bilinear(
@@ -106,8 +119,11 @@ def _explained(spelling: "_Spelling") -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
-        _check(spelling, x, z, *weights)
-        return plan(backends.choose(x), x, z, weights)
+        segment_ids = bound.get("segment_ids")
+        lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
+        if segment_ids is not None:
+            return plan_shared.ragged_plan(backends.choose(x), segment_ids, x, z, weights)
+        return plan_shared.plan(backends.choose(x), lead, x, z, weights)
 
     return planner
 
@@ -134,13 +150,31 @@ EXPLAINED: dict[str, tuple[Callable, Callable[..., Plan]]] = {
 }
 
 
-def _interaction(spelling: _Spelling, x: Any, z: Any, weight: Any, *others: Tensor | None) -> Tensor:
+def _interaction(
+    spelling: _Spelling,
+    x: Any,
+    z: Any,
+    weight: Any,
+    *others: Tensor | None,
+    segment_ids: Tensor | None = None,
+    force: str | None = None,
+) -> Tensor:
+    """``force``: a plan of costs.py by name, for tests and benchmarks; else the cheapest one."""
     packed, weight = weight if isinstance(weight, PackedWeight) else None, _unpacked(weight)
     x, z, *weights = autocast((x, z, weight, *others))
-    lead = _check(spelling, x, z, *weights)
+    lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if chosen == "reference":
-        return reference.interaction(x, z, *weights)
+        return reference.interaction(x, z if segment_ids is None else z[segment_ids], *weights)
+    if segment_ids is not None:
+        return ragged.interaction(chosen, segment_ids, x, z, *weights, force=force)
+    portable = chosen == "portable"
+    sharing = shared.compare(chosen, lead, x, z, weights)
+    if sharing is not None:
+        places, found = sharing
+        how = force or costs.cheapest(found).plan
+        if how != costs.FUSED:
+            return shared.interaction(portable, how, places, x, z, *weights)
     x, z, words = rows_of(x, lead), rows_of(z, lead), None
     if (
         packed is not None
@@ -149,20 +183,43 @@ def _interaction(spelling: _Spelling, x: Any, z: Any, weight: Any, *others: Tens
         and not torch.compiler.is_compiling()
     ):
         words = packed.words()
-    y = autograd.forward(chosen == "portable", x, z, *weights, words=words)
+    y = autograd.forward(portable, x, z, *weights, words=words)
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
+
+
+def interaction_by(
+    plan: str,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    weight_z: Tensor | None = None,
+    weight_x: Tensor | None = None,
+    bias: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """:func:`interaction` by one plan of ops/interaction/costs.py, for tests and benchmarks. Not public."""
+    weights = weight, weight_z, weight_x, bias
+    return _interaction(_INTERACTION, x, z, *weights, segment_ids=segment_ids, force=plan)
 
 
 def _unpacked(weight: Any) -> Any:
     return weight.weight if isinstance(weight, PackedWeight) else weight
 
 
-def _check(spelling: _Spelling, x: Tensor, z: Tensor, *weights: Tensor | None) -> torch.Size:
+def _check(
+    spelling: _Spelling, x: Tensor, z: Tensor, *weights: Tensor | None, segment_ids: Tensor | None = None
+) -> torch.Size:
     op, (x_name, z_name, *weight_names), (o_axis, z_axis, x_axis), required = spelling
     check_tensors(op, spelling.arguments, (x, z, *weights), required)
     check_rank(op, x_name, x, 1)
     check_rank(op, z_name, z, 1)
-    lead = broadcast_leading(op, (x_name, z_name), x, z)
+    if segment_ids is None:
+        lead = broadcast_leading(op, (x_name, z_name), x, z)
+    else:
+        check_shape(op, x_name, x, {"N": None, x_axis: None})
+        check_shape(op, z_name, z, {"G": None, z_axis: None})
+        ragged.check(op, segment_ids, x, z.shape[0])
+        lead = x.shape[:-1]
     if all(weight is None for weight in weights):
         raise ValueError(f"{op}: expected at least one of {', '.join(weight_names)}, got None for all")
     sizes: dict[str, int | None] = {o_axis: None, z_axis: z.shape[-1], x_axis: x.shape[-1]}

@@ -80,16 +80,17 @@ def check_shape(
     raise ValueError(f"{op}: {name}: expected shape [{axes}], got {list(sizes)}")
 
 
-def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor) -> torch.Size:
-    """The common leading dimensions of two inputs, all dimensions but their last."""
-    if x.shape[:-1] == z.shape[:-1]:
-        return x.shape[:-1]
+def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor, features: int = 1) -> torch.Size:
+    """The common leading dimensions of two inputs: all but the last, or but the last ``features`` of z."""
+    x_lead, z_lead = x.shape[:-1], z.shape[:-features]
+    if x_lead == z_lead:
+        return x_lead
     try:
-        return torch.broadcast_shapes(x.shape[:-1], z.shape[:-1])
+        return torch.broadcast_shapes(x_lead, z_lead)
     except RuntimeError:
         raise ValueError(
             f"{op}: {names[1]}: expected leading dimensions that broadcast with those of {names[0]}"
-            f" {list(x.shape[:-1])}, got {list(z.shape[:-1])}"
+            f" {list(x_lead)}, got {list(z_lead)}"
         ) from None
 
 
@@ -137,3 +138,22 @@ def check_number(op: str, name: str, value: object) -> None:
     """A coefficient is a real number."""
     if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
         raise TypeError(f"{op}: {name}: expected a float, got {type(value).__name__}")
+
+
+def check_segments(op: str, segment_ids: object, x: Tensor, groups: int, look: bool) -> None:
+    """Numbers of groups, int64 [N] from 0 to G - 1; the numbers themselves only with ``look``."""
+    if not isinstance(segment_ids, Tensor):
+        raise TypeError(f"{op}: segment_ids: expected a torch.Tensor, got {type(segment_ids).__name__}")
+    if segment_ids.dtype != torch.int64:
+        raise TypeError(f"{op}: segment_ids: expected torch.int64, got {segment_ids.dtype}")
+    if segment_ids.device != x.device:
+        raise ValueError(
+            f"{op}: segment_ids: expected device {x.device} (that of x), got {segment_ids.device}"
+        )
+    check_shape(op, "segment_ids", segment_ids, {"N": x.shape[0]})
+    if not look or segment_ids.numel() == 0:
+        return
+    least, most = (int(value) for value in torch.aminmax(segment_ids))
+    if least < 0 or most >= groups:
+        found = least if least < 0 else most
+        raise ValueError(f"{op}: segment_ids: expected numbers from 0 to G - 1 = {groups - 1}, got {found}")

@@ -1,6 +1,16 @@
 """Modules: parameters, initialisation and state dict. The arithmetic is in the public functions."""
 
 from mi_kernels.nn.gates import DiagonalInteraction, FiLM, GatedInteraction
+from mi_kernels.nn.hyper import BoundLinear, HyperLinear, HyperMLP
 from mi_kernels.nn.interaction import Bilinear, MultiplicativeInteraction
 
-__all__ = ["Bilinear", "DiagonalInteraction", "FiLM", "GatedInteraction", "MultiplicativeInteraction"]
+__all__ = [
+    "Bilinear",
+    "BoundLinear",
+    "DiagonalInteraction",
+    "FiLM",
+    "GatedInteraction",
+    "HyperLinear",
+    "HyperMLP",
+    "MultiplicativeInteraction",
+]

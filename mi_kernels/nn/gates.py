@@ -29,10 +29,10 @@ def _parameters(
         module.register_parameter(name, empty)
 
 
-def _draw(weight: Tensor | None, fan_in: int, terms: int) -> None:
-    """Uniform with variance 1 / (terms * fan_in)."""
+def _draw(weight: Tensor | None, fan_in: int, terms: int, gain: float = 1.0) -> None:
+    """Uniform with variance gain^2 / (terms * fan_in)."""
     if weight is not None and weight.numel() > 0:
-        bound = math.sqrt(3 / (terms * max(fan_in, 1)))
+        bound = gain * math.sqrt(3 / (terms * max(fan_in, 1)))
         nn.init.uniform_(weight, -bound, bound)
 
 

@@ -1,7 +1,6 @@
 """What a call of a gate or a modulation will do, as :func:`mi_kernels.explain` tells it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from mi_kernels.ops.interaction.plan import Plan
 from mi_kernels.ops.interaction.plan import plan as dense_plan
+from mi_kernels.ops.interaction.shared import gradients_wanted
 from mi_kernels.testing import counts
 
 Maybe = Tensor | None
@@ -31,7 +31,7 @@ def modulate(backend: str, shape: torch.Size, x: Tensor, scale: Tensor, shift: M
     elements, item = math.prod(shape), x.element_size()
     sizes = (elements, scale.numel(), 0 if shift is None else shift.numel())
     count = counts.modulate(sizes, item)
-    wanted = _wanted(x, scale, shift)
+    wanted = gradients_wanted((x, scale, shift))
     backward: tuple[Plan, ...] = ()
     native = backend == "cpu"
     if any(wanted):
@@ -66,7 +66,7 @@ def diagonal(
     )
     algorithm = "per context" if shared else "gate in the epilogue" if backend == "cpu" else "elementwise"
     backward: tuple[Plan, ...] = ()
-    if any(_wanted(x, z, weight, bias, c, d, g)):
+    if any(gradients_wanted((x, z, weight, bias, c, d, g))):
         gate = dense_plan(backend, x, z, (None, weight, g, bias))
         grads = counts.modulate_grads((rows * width, rows * width, 0), x.element_size())
         backward = (_plan("gate_grads", backend, "recompute", grads, None), *gate.backward)
@@ -101,10 +101,6 @@ def _gate_scratch(rows: int, context: int, width: int, dtype: torch.dtype, terms
     bits = sum(bit << place for place, bit in enumerate(terms))
     text = torch.ops.mi_kernels.cpu_gate_plan([rows, context, width], dtype, bits, False)
     return int(dict(field.split("=") for field in text.split(";"))["scratch"])
-
-
-def _wanted(*tensors: Maybe) -> Sequence[bool]:
-    return [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
 
 
 def _plan(op: str, backend: str, algorithm: str, count: counts.Count, scratch: int | None) -> Plan:

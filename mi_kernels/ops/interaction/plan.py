@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.interaction import portable
+from mi_kernels.ops.interaction.costs import Cost
+from mi_kernels.ops.interaction.shared import gradients_wanted
 from mi_kernels.testing import counts
 from mi_kernels.testing.samples import Shape
 
@@ -45,6 +47,8 @@ class Plan:
             alone, and None if not known.
         why: the reason, in one sentence.
         backward: the plans of the gradients that the arguments ask for.
+        alternatives: where x and z do not have the same leading dimensions, what each plan costs with all
+            gradients wanted, the chosen one included (costs.py).
     """
 
     op: str
@@ -55,6 +59,7 @@ class Plan:
     scratch: int | None
     why: str
     backward: "tuple[Plan, ...]" = ()
+    alternatives: tuple[Cost, ...] = ()
 
     def __str__(self) -> str:
         scratch = "unknown" if self.scratch is None else f"{self.scratch:,} bytes"
@@ -62,18 +67,17 @@ class Plan:
             f"{self.op}: {self.algorithm} on the {self.backend} backend",
             f"  operations {self.operations:,}, ideal traffic {self.bytes:,} bytes, scratch {scratch}",
             f"  why: {self.why}",
+            *(f"  plan {cost}" for cost in self.alternatives),
         ]
         return "\n".join(lines + [str(plan) for plan in self.backward])
 
 
 def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -> Plan:
-    """The plan of checked arguments x, z and (W, U, V, c) on ``backend``."""
+    """The plan of checked arguments x, z and (W, U, V, c) on ``backend``, every row by itself."""
     out = portable.out_features(*weights)
     shape = Shape("call", tuple(x.shape[:-1]), z.shape[-1], x.shape[-1], out, tuple(z.shape[:-1]))
     present = tuple(weight is not None for weight in weights)
-    wanted = [tensor is not None and tensor.requires_grad for tensor in (x, z, *weights)]
-    if not torch.is_grad_enabled():
-        wanted = [False] * 6
+    wanted = gradients_wanted((x, z, *weights))
     backward = []
     if any(wanted[:2]):
         backward.append(_step("input_grads", backend, shape, x.dtype, present, wanted))
@@ -126,9 +130,14 @@ def _step(
         chunk = row_step * feature_step * shape.width
         scratch = chunk * portable.accumulation_dtype(dtype).itemsize if terms[0] else 0
     else:
-        bits = sum(bit << place for place, bit in enumerate((*terms, *wanted[:2])))
         sizes = [1, shape.rows, shape.context, shape.width, shape.out]
-        text = torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, bits)
-        fields = dict(field.split("=") for field in text.split(";"))
-        algorithm, scratch = fields["algorithm"], int(fields["scratch"])
+        algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2]))
     return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, _WHY[algorithm])
+
+
+def compiled(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:
+    """Algorithm and bytes of scratch of a compiled kernel for sizes [G, B, Z, X, O]; flags: terms, wants."""
+    bits = sum(bit << place for place, bit in enumerate(flags))
+    text = torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, bits)
+    fields = dict(field.split("=") for field in text.split(";"))
+    return fields["algorithm"], int(fields["scratch"])

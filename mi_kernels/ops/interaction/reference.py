@@ -4,6 +4,37 @@ import torch
 from torch import Tensor
 
 
+def generate(
+    z: Tensor,  # [..., Z]
+    weight: Tensor | None,  # [O, Z, X]
+    weight_z: Tensor | None = None,  # [O, Z]
+    weight_x: Tensor | None = None,  # [O, X]
+    bias: Tensor | None = None,  # [O]
+) -> tuple[Tensor, Tensor | None]:
+    """W' = z W + V [..., O, X] and b' = U z + c [..., O]; W or V is there."""
+    lead = z.shape[:-1]
+    terms = [] if weight is None else [torch.einsum("...i,oij->...oj", z, weight)]
+    terms += [] if weight_x is None else [weight_x]
+    offsets = [] if weight_z is None else [torch.einsum("...i,oi->...o", z, weight_z)]
+    offsets += [] if bias is None else [bias]
+    generated = sum(terms[1:], terms[0])
+    generated = generated.expand(*lead, *generated.shape[-2:])
+    if not offsets:
+        return generated, None
+    offset = sum(offsets[1:], offsets[0])
+    return generated, offset.expand(*lead, offset.shape[-1])
+
+
+def apply_generated(
+    x: Tensor,  # [..., X]
+    weight: Tensor,  # [..., O, X]
+    bias: Tensor | None = None,  # [..., O]
+) -> Tensor:
+    """y = W' x + b'."""
+    y = torch.einsum("...oj,...j->...o", weight, x)
+    return y if bias is None else y + bias
+
+
 def interaction(
     x: Tensor,  # [..., X]
     z: Tensor,  # [..., Z]

@@ -1,0 +1,148 @@
+"""The public functions of hypernetworks: generate weights from contexts, apply generated weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_kernels import backends
+from mi_kernels.functional import autocast
+from mi_kernels.ops.interaction import ragged, reference, shared
+from mi_kernels.validation import broadcast_leading, broadcast_like, check_rank, check_shape, check_tensors
+
+
+def generate(
+    z: Tensor,  # [..., Z]
+    weight: Tensor | None,  # [O, Z, X]
+    weight_z: Tensor | None = None,  # [O, Z]
+    weight_x: Tensor | None = None,  # [O, X]
+    bias: Tensor | None = None,  # [O]
+) -> tuple[Tensor, Tensor | None]:
+    r"""The affine layer that a context stands for: the weights and the bias that a hypernetwork generates.
+
+    .. math:: W'_{oj} = \sum_i z_i W_{oij} + V_{oj}, \quad b'_o = \sum_i U_{oi} z_i + c_o
+
+    Args:
+        z: contexts of shape ``[..., Z]``.
+        weight: W of shape ``[O, Z, X]``, or None.
+        weight_z: U of shape ``[O, Z]``, optional.
+        weight_x: V of shape ``[O, X]``, optional.
+        bias: c of shape ``[O]``, optional.
+
+    Returns:
+        W' of shape ``[..., O, X]`` and b' of shape ``[..., O]``, or None for b' without U and c.
+        ``W' x + b'`` is :func:`mi_kernels.interaction`. For several contexts W' is a view whose memory has
+        the outputs first: :func:`apply_generated` reads it as it lies, ``view`` needs ``contiguous`` before.
+
+    Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
+
+    Raises:
+        TypeError: an argument is no dense tensor, or its dtype is unsupported or not that of ``z``.
+        ValueError: a rank, size or device does not fit, or W and V are both None.
+
+    Source: Ha et al., "HyperNetworks", ICLR 2017; Jayakumar et al., "Multiplicative Interactions and Where to
+    Find Them", ICLR 2020, section 3.
+    """
+    z, weight, weight_z, weight_x, bias = autocast((z, weight, weight_z, weight_x, bias))
+    _check_generate(z, weight, weight_z, weight_x, bias)
+    chosen = backends.choose(z)
+    if chosen == "reference":
+        return reference.generate(z, weight, weight_z, weight_x, bias)
+    lead = z.shape[:-1]
+    contexts = z.reshape(-1, z.shape[-1]) if z.numel() else z.reshape(lead.numel(), z.shape[-1])
+    generated, offset = shared.generate(chosen == "portable", contexts, weight, weight_z, weight_x, bias)
+    assert generated is not None
+    # Without W or U these are V and c: a result never shares memory with an argument.
+    generated = generated.clone() if weight is None else generated
+    if offset is not None:
+        offset = offset.clone() if weight_z is None else offset
+        offset = offset.view(*lead, offset.shape[-1])
+    return generated.view(*lead, *generated.shape[1:]), offset
+
+
+def apply_generated(
+    x: Tensor,  # [..., X]
+    weight: Tensor,  # [..., O, X]
+    bias: Tensor | None = None,  # [..., O]
+    *,
+    segment_ids: Tensor | None = None,  # [N]
+) -> Tensor:
+    r"""Generated layers applied to inputs, each to its own.
+
+    .. math:: y_o = \sum_j W'_{oj} x_j + b'_o
+
+    Args:
+        x: inputs of shape ``[..., X]``.
+        weight: W' of shape ``[..., O, X]``, as :func:`generate` returns it. Its leading dimensions broadcast
+            with those of ``x``: ``[B, 1, O, X]`` for tokens ``[B, T, X]`` makes the tokens of a sample the
+            rows of one product. Nothing is copied out for them.
+        bias: b' of shape ``[..., O]``, whose leading dimensions broadcast to those of ``weight``. Optional.
+        segment_ids: for inputs in groups of unequal length. ``x [N, X]``, ``weight [G, O, X]`` and
+            ``bias [G, O]``; row n belongs to group ``segment_ids[n]``. See :func:`mi_kernels.interaction`.
+
+    Returns:
+        y of shape ``[..., O]``, contiguous, in the dtype of the inputs (the autocast dtype under autocast).
+
+    Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
+
+    Raises:
+        TypeError: an argument is no dense tensor, or its dtype is unsupported or not that of ``x``.
+        ValueError: a rank, size, device or group number does not fit.
+
+    Source: Ha et al., "HyperNetworks", ICLR 2017.
+    """
+    x, weight, bias = autocast((x, weight, bias))
+    lead = _check_apply(x, weight, bias, segment_ids)
+    if bias is not None:
+        bias = bias.expand(weight.shape[:-1])
+    chosen = backends.choose(x)
+    if segment_ids is not None:
+        if chosen == "reference":
+            rows = None if bias is None else bias[segment_ids]
+            return reference.apply_generated(x, weight[segment_ids], rows)
+        return ragged.apply(chosen == "portable", segment_ids, x, weight, bias)
+    if chosen == "reference":
+        return reference.apply_generated(x, weight, bias)
+    places = shared.layout(x.shape[:-1], weight.shape[:-2], lead)
+    offset = None if bias is None else places.contexts(bias, 1)
+    y = shared.apply(chosen == "portable", places.rows(x), places.contexts(weight, 2), offset)
+    return places.result(y)
+
+
+def _check_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> None:
+    op, names = "generate", ("z", "weight", "weight_z", "weight_x", "bias")
+    check_tensors(op, names, (z, weight, weight_z, weight_x, bias), 1)
+    check_rank(op, "z", z, 1)
+    if weight is None and weight_x is None:
+        raise ValueError(f"{op}: expected at least one of weight, weight_x, got None for both")
+    sizes: dict[str, int | None] = {"O": None, "Z": z.shape[-1], "X": None}
+    for name, tensor, axes in zip(names[1:], (weight, weight_z, weight_x, bias), _AXES, strict=True):
+        if tensor is not None:
+            check_shape(op, name, tensor, {axis: sizes[axis] for axis in axes})
+            sizes |= dict(zip(axes, tensor.shape, strict=True))
+
+
+_AXES = ("OZX", "OZ", "OX", "O")
+
+
+def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size:
+    op = "apply_generated"
+    check_tensors(op, ("x", "weight", "bias"), (x, weight, bias), 2)
+    check_rank(op, "x", x, 1)
+    check_rank(op, "weight", weight, 2)
+    if weight.shape[-1] != x.shape[-1]:
+        expected = f"[..., O, X={x.shape[-1]}]"
+        raise ValueError(f"{op}: weight: expected shape {expected}, got {list(weight.shape)}")
+    if bias is not None:
+        check_rank(op, "bias", bias, 1)
+        if broadcast_like(op, ("weight", "bias"), weight.shape[:-1], bias) != weight.shape[:-1]:
+            expected = f"a shape that broadcasts to {list(weight.shape[:-1])}"
+            raise ValueError(f"{op}: bias: expected {expected}, got {list(bias.shape)}")
+    if segment_ids is None:
+        return broadcast_leading(op, ("x", "weight"), x, weight, features=2)
+    check_shape(op, "x", x, {"N": None, "X": None})
+    check_shape(op, "weight", weight, {"G": None, "O": None, "X": None})
+    if bias is not None:
+        check_rank(op, "bias", bias, 2)
+    ragged.check(op, segment_ids, x, weight.shape[0])
+    return x.shape[:-1]

@@ -1,0 +1,273 @@
+"""Layers whose weights a context generates."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mi_kernels import functional, hyper
+from mi_kernels.nn.gates import _draw, _parameters
+from mi_kernels.validation import check_floating, check_size
+
+
+class BoundLinear(nn.Module):
+    r"""Generated layers for fixed contexts: :math:`y = W' x + b'`, one layer for each context.
+
+    Args:
+        weight: W' of shape ``[..., O, X]``.
+        bias: b' of shape ``[..., O]``, or None.
+
+    Shape:
+        ``x [..., X]``, whose leading dimensions broadcast with those of W', gives ``y [..., O]``.
+
+    Attributes:
+        weight, bias: parameters that ask for no gradient.
+
+    Raises:
+        TypeError, ValueError: see :func:`mi_kernels.apply_generated`.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return hyper.apply_generated(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"weight={list(self.weight.shape)}, bias={self.bias is not None}"
+
+
+class HyperLinear(nn.Module):
+    r"""A linear layer whose weights and bias are generated from a context.
+
+    .. math:: y = W'(z) x + b'(z), \quad W'(z) = z W + V, \quad b'(z) = U z + c
+
+    Args:
+        in_features: X, the size of the input.
+        out_features: O, the size of the output.
+        context_features: Z, the size of the context that generates.
+        bias: whether the layer that is generated has a bias: U and c.
+        context_network: any module that makes the context ``[..., Z]`` of what ``forward`` is given.
+        gain: factor of W' at the start, for inputs that come out of an activation.
+        device: where the parameters lie.
+        dtype: dtype of the parameters, a floating-point one.
+
+    Shape:
+        ``x [..., X]`` and ``z [..., Z]`` (or what the context network takes), whose leading dimensions
+        broadcast, give ``y [..., O]``. With ``segment_ids`` as in :func:`mi_kernels.interaction`.
+
+    Attributes:
+        weight: W of shape ``[O, Z, X]``.
+        weight_z: U of shape ``[O, Z]``, or None.
+        weight_x: V of shape ``[O, X]``.
+        bias: c of shape ``[O]``, or None.
+        context_network: the module, or None.
+
+    The start is hyperfan-in: V and c are zero, W and U are uniform with mean zero and variances
+
+    .. math:: s_W^2 = gain^2 / (k X Z), \quad s_U^2 = 1 / (k Z)
+
+    with k = 2 with a bias and 1 without. For a context of unit variance, W' has variance gain^2 / (k X), and
+    for x of unit variance (1 / gain^2 after an activation) y has variance 1: that of the input is kept,
+    whatever the sizes are.
+
+    Raises:
+        TypeError: a size is no integer, or ``dtype`` is no floating-point dtype.
+        ValueError: a size is negative.
+        TypeError, ValueError: see :func:`mi_kernels.interaction`.
+
+    Source: Ha et al., "HyperNetworks", ICLR 2017; initialisation: Chang et al., "Principled Weight
+    Initialization for Hypernetworks", ICLR 2020.
+    """
+
+    __constants__ = ["in_features", "out_features", "context_features"]
+    in_features: int
+    out_features: int
+    context_features: int
+    weight: Tensor
+    weight_z: Tensor | None
+    weight_x: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        context_features: int,
+        bias: bool = True,
+        context_network: nn.Module | None = None,
+        gain: float = 1.0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.context_features = context_features
+        self.gain = gain
+        for name in self.__constants__:
+            check_size("HyperLinear", name, getattr(self, name))
+        check_floating("HyperLinear", dtype)
+        o, z, x = out_features, context_features, in_features
+        shapes: dict[str, tuple[int, ...] | None] = {
+            "weight": (o, z, x),
+            "weight_z": (o, z) if bias else None,
+            "weight_x": (o, x),
+            "bias": (o,) if bias else None,
+        }
+        _parameters(self, shapes, device, dtype)
+        self.context_network = context_network
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew from torch's random stream, in the order W, U."""
+        terms = 1 if self.weight_z is None else 2
+        _draw(self.weight, self.in_features * self.context_features, terms, self.gain)
+        _draw(self.weight_z, self.context_features, terms)
+        for zero in (self.weight_x, self.bias):
+            if zero is not None:
+                nn.init.zeros_(zero)
+
+    def _context(self, z: Tensor) -> Tensor:
+        return z if self.context_network is None else self.context_network(z)
+
+    def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        weights = self.weight, self.weight_z, self.weight_x, self.bias
+        return functional.interaction(x, self._context(z), *weights, segment_ids=segment_ids)
+
+    @torch.no_grad()
+    def bind(self, z: Tensor) -> nn.Module:
+        """The layer of a fixed context, or the layers of several.
+
+        Args:
+            z: a context ``[Z]`` (or what the context network takes for one), or contexts ``[..., Z]``.
+
+        Returns:
+            An :class:`torch.nn.Linear` for one context without leading dimensions, else a
+            :class:`BoundLinear`: bind ``z [B, 1, Z]`` for inputs ``[B, T, X]``. Its weights are copies that
+            ask for no gradient and know nothing of later changes.
+        """
+        weights = self.weight, self.weight_z, self.weight_x, self.bias
+        weight, bias = hyper.generate(self._context(z), *weights)
+        weight = weight.contiguous()
+        if weight.dim() > 2:
+            return BoundLinear(weight, bias)
+        # On the meta device first: the weights that nn.Linear would draw are not wanted.
+        layer = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias, requires_grad=False)
+        return layer.train(self.training)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"context_features={self.context_features}, bias={self.bias is not None}"
+        )
+
+
+class _Elementwise(nn.Module):
+    """A function as a module, for nn.Sequential."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+class HyperMLP(nn.Module):
+    r"""A multilayer perceptron, all of whose weights and biases are generated from a context.
+
+    Args:
+        sizes: X, the widths of the hidden layers, O: at least two.
+        context_features: Z, the size of the context that generates.
+        activation: an elementwise function between the layers.
+        bias: whether the layers have biases.
+        context_network: any module that makes the context of what ``forward`` is given, once for all layers.
+        device: where the parameters lie.
+        dtype: dtype of the parameters, a floating-point one.
+
+    Shape:
+        As :class:`HyperLinear`. Every layer is one call for all samples.
+
+    Attributes:
+        layers: an ``nn.ModuleList`` of :class:`HyperLinear`.
+        context_network: the module, or None.
+
+    Each layer after the first starts with the gain that gives its inputs, activations of a normal variable,
+    the mean square 1 again.
+
+    Raises:
+        TypeError, ValueError: as :class:`HyperLinear`; there are fewer than two sizes, or the activation
+            cannot be called.
+
+    Source: as :class:`HyperLinear`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        context_features: int,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+        bias: bool = True,
+        context_network: nn.Module | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if len(sizes) < 2:
+            raise ValueError(f"HyperMLP: sizes: expected at least 2, got {list(sizes)}")
+        if not callable(activation):
+            raise TypeError(f"HyperMLP: activation: expected a function, got {type(activation).__name__}")
+        self.activation = activation if isinstance(activation, nn.Module) else _Elementwise(activation)
+        gain = _gain(self.activation)
+        self.layers = nn.ModuleList(
+            HyperLinear(
+                width,
+                out,
+                context_features,
+                bias,
+                gain=gain if number else 1.0,
+                device=device,
+                dtype=dtype,
+            )
+            for number, (width, out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        )
+        self.context_network = context_network
+
+    def _context(self, z: Tensor) -> Tensor:
+        return z if self.context_network is None else self.context_network(z)
+
+    def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        z = self._context(z)
+        for number, layer in enumerate(self.layers):
+            x = layer(self.activation(x) if number else x, z, segment_ids)
+        return x
+
+    @torch.no_grad()
+    def bind(self, z: Tensor) -> nn.Sequential:
+        """The network of fixed contexts, of layers as :meth:`HyperLinear.bind` returns them."""
+        z = self._context(z)
+        modules: list[nn.Module] = []
+        for layer in self.layers:
+            assert isinstance(layer, HyperLinear)
+            modules += [self.activation, layer.bind(z)] if modules else [layer.bind(z)]
+        return nn.Sequential(*modules)
+
+
+@torch.no_grad()
+def _gain(activation: nn.Module) -> float:
+    """1 / sqrt(E f(n)^2) of a standard normal n, from 4096 quantiles."""
+    quantiles = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    mean = activation(math.sqrt(2) * torch.erfinv(2 * quantiles - 1)).double().square().mean().item()
+    return mean**-0.5 if mean > 0 and math.isfinite(mean) else 1.0

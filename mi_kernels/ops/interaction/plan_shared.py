@@ -1,0 +1,137 @@
+"""What a call of the dense interaction will do where x and z have different leading dimensions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.interaction import costs, ragged, shared
+from mi_kernels.ops.interaction import plan as dense
+from mi_kernels.ops.interaction.plan import Plan
+from mi_kernels.ops.rules import Maybe
+
+_WHY = {
+    costs.PER_Z: "rows share contexts: W' = z W + V is made once for each of them and applied to its rows",
+    costs.PER_X: "contexts share inputs: W x + U is made once for each input and applied to its contexts",
+}
+
+
+def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
+    """The plan of checked arguments x, z and (W, U, V, c) on ``backend``."""
+    sharing = shared.compare(backend, lead, x, z, weights)
+    if sharing is None:
+        return dense.plan(backend, x, z, weights)
+    places, found = sharing
+    how = costs.cheapest(found).plan
+    if how == costs.FUSED:
+        return replace(dense.plan(backend, x, z, weights), alternatives=found)
+    wanted = shared.gradients_wanted((x, z, *weights))
+    if how == costs.PER_X:
+        weight, weight_z, weight_x, bias = weights
+        assert weight is not None
+        places, x, z = places.mirrored(), z, x
+        weights = weight.transpose(1, 2), weight_x, weight_z, bias
+        wanted = [wanted[1], wanted[0], wanted[2], wanted[4], wanted[3], wanted[5]]
+    return replace(_generated(how, backend, places, x, z, weights, wanted), alternatives=found)
+
+
+def _generated(
+    how: str,
+    backend: str,
+    places: shared.Layout,
+    x: Tensor,
+    z: Tensor,
+    weights: Sequence[Maybe],
+    wanted: Sequence[bool],
+) -> Plan:
+    """The plan of W' [C, S, O, X] for contexts z, applied to rows x, with all operations of the kernels."""
+    weight, weight_z, weight_x, bias = weights
+    assert weight is not None
+    sizes = places.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
+    contexts, out, context, width = sizes.common * sizes.of_z, sizes.out, sizes.context, sizes.width
+    generate, apply = 2 * contexts * out * width * context, 2 * sizes.rows * out * width
+    offset = contexts * out * (2 * context * (weight_z is not None) + (bias is not None))
+    item, result = x.element_size(), sizes.rows * out
+    parameters = sum(tensor.numel() for tensor in weights if tensor is not None)
+    moved = (x.numel() + z.numel() + parameters + result + 2 * contexts * out * width) * item
+
+    def step(op: str, operations: int, scratch: int | None = None) -> Plan:
+        return Plan(op, backend, how, operations, moved, scratch, _WHY[how])
+
+    want_x, want_z, want_weight, want_weight_z, want_weight_x, want_bias = wanted
+    generated = want_z or want_weight or want_weight_x
+    backward = []
+    if want_x or want_z:
+        # The gradient of W' counts where it is taken first.
+        operations = apply * (want_x + want_z) + (generate + offset) * want_z
+        backward.append(step("input_grads", operations))
+    if want_weight or want_weight_z or want_weight_x or want_bias:
+        first = generated and not want_z
+        operations = apply * first + generate * want_weight + offset * want_weight_z
+        backward.append(step("weight_grads", operations))
+    scratch = _scratch(places, sizes, x, z, weights) if backend == "cpu" else None
+    forward = step("forward", generate + apply + offset, scratch)
+    return replace(forward, backward=tuple(backward))
+
+
+def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
+    """The plan of checked arguments x [N, X] and z [G, Z], whose groups have the numbers ``segment_ids``."""
+    shape = (len(x), z.shape[-1])
+    rows = torch.empty(shape, dtype=z.dtype, device="meta", requires_grad=z.requires_grad)
+    fused = dense.plan(backend, x, rows, weights)
+    if fused.scratch is not None:
+        fused = replace(fused, scratch=fused.scratch + rows.numel() * rows.element_size())
+    weight = weights[0]
+    if weight is None or backend == "reference":
+        return fused
+    order = ragged.segments(segment_ids, len(z))
+    found = ragged.compare(backend, order, x, z, weights)
+    best = costs.cheapest(found)
+    if best.plan == costs.FUSED:
+        return replace(fused, alternatives=found)
+    out, context, width = weight.shape
+    operations = 2 * out * width * (len(order.groups) * context + len(x))
+    why = f"{_WHY[best.plan]}; in {len(order.buckets)} products of groups of one length"
+
+    def step(one: Plan) -> Plan:
+        return replace(one, algorithm=best.plan, operations=operations, scratch=None, why=why)
+
+    return replace(step(fused), backward=tuple(map(step, fused.backward)), alternatives=found)
+
+
+def _scratch(
+    places: shared.Layout, sizes: costs.Sizes, x: Tensor, z: Tensor, weights: Sequence[Maybe]
+) -> int:
+    """Bytes that the forward pass allocates at most at one time, less those of its result."""
+    _, weight_z, weight_x, bias = weights
+    groups, of_z, of_x, context, width, out = sizes
+    contexts, item = groups * of_z, x.element_size()
+
+    def kernel(count: int, rows: int, features: int, outs: int, has_bias: bool) -> int:
+        flags = (False, False, True, has_bias)
+        return dense.compiled("forward", [count, rows, 0, features, outs], x.dtype, flags)[1]
+
+    has_offset = weight_z is not None or bias is not None
+    copies = _copy(z, places.contexts_first)
+    generated = contexts * out * width * item
+    held = copies + generated
+    making = held + kernel(out, contexts, context, width, weight_x is not None)
+    if weight_z is not None:
+        held += contexts * out * item
+        making = max(making, held + kernel(1, contexts, context, out, bias is not None))
+    if has_offset and of_z > 1:
+        held += contexts * out * item
+    result = sizes.rows * out * item
+    held += _copy(x, places.rows)
+    applying = held + result + kernel(groups, of_x, width, of_z * out, has_offset)
+    return max(making, applying) - result
+
+
+def _copy(tensor: Tensor, arrange: Callable[[Tensor], Tensor]) -> int:
+    """Bytes of the copy that a rearrangement makes, 0 where it is a view. Nothing is computed."""
+    shadow = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    with torch.no_grad():
+        arranged = arrange(shadow)
+    is_view = arranged is shadow or arranged._base is shadow
+    return 0 if is_view else arranged.numel() * arranged.element_size()

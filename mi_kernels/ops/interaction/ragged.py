@@ -1,0 +1,144 @@
+"""Groups of unequal length: rows in any order, each with the number of the group whose context it has.
+
+Groups of one length that follow each other are one grouped product; nothing is padded. Rows are brought into
+an order where all groups of one length follow each other, unless they lie well as they come. Without W' at
+hand there is a second way, one context for each row (N Z elements) and the fused pass; costs.py compares.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.interaction import autograd, costs, shared
+from mi_kernels.ops.interaction.portable import accumulation_dtype
+from mi_kernels.ops.rules import Maybe
+from mi_kernels.validation import check_segments
+
+
+class Bucket(NamedTuple):
+    """Groups of one length, which follow each other."""
+
+    groups: int
+    length: int
+
+
+class Segments(NamedTuple):
+    """The groups that are not empty in the order of their buckets, and the rows in that order."""
+
+    groups: Tensor  # [G'], numbers of groups
+    rows: Tensor | None  # [N], numbers of rows; None where they are in order
+    buckets: tuple[Bucket, ...]
+
+    def inverse(self) -> Tensor:
+        assert self.rows is not None
+        places = torch.empty_like(self.rows)
+        places[self.rows] = torch.arange(len(self.rows), device=self.rows.device)
+        return places
+
+
+def opaque(segment_ids: Tensor) -> bool:
+    """Whether the numbers cannot be looked at: under torch.compile, vmap over them, and without data."""
+    if torch.compiler.is_compiling() or segment_ids.device.type == "meta":
+        return True
+    return torch._C._functorch.is_functorch_wrapped_tensor(segment_ids)
+
+
+def check(op: str, segment_ids: object, x: Tensor, groups: int) -> None:
+    """The numbers fit x [N, X] and the number of groups, as far as they can be looked at."""
+    look = isinstance(segment_ids, Tensor) and not opaque(segment_ids)
+    check_segments(op, segment_ids, x, groups, look)
+
+
+def segments(segment_ids: Tensor, count: int) -> Segments:
+    """The order of rows whose groups are ``segment_ids``, numbers below ``count``."""
+    lengths = torch.bincount(segment_ids, minlength=count)
+    filled = lengths.nonzero().squeeze(1)
+    by_length = filled[torch.argsort(lengths[filled], stable=True)]
+    buckets = _buckets(lengths[by_length])
+    if _ascending(segment_ids):
+        runs = _buckets(lengths[filled])
+        # Up to twice as many products are cheaper than rows that are moved, there and back.
+        if len(runs) <= 2 * len(buckets):
+            return Segments(filled, None, runs)
+    place = torch.empty_like(lengths)
+    place[by_length] = torch.arange(len(by_length), device=segment_ids.device)
+    key = place[segment_ids]
+    return Segments(by_length, None if _ascending(key) else torch.argsort(key, stable=True), buckets)
+
+
+def _ascending(numbers: Tensor) -> bool:
+    return bool((numbers[1:] >= numbers[:-1]).all())
+
+
+def _buckets(lengths: Tensor) -> tuple[Bucket, ...]:
+    values, counts = torch.unique_consecutive(lengths, return_counts=True)
+    return tuple(map(Bucket, counts.tolist(), values.tolist()))
+
+
+def _by_bucket(portable: bool, order: Segments, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+    """y [N, O], where W' [G', O, X] and b' [G', O] are in the order of the groups."""
+    if order.rows is not None:
+        x = x.index_select(0, order.rows)
+    counts = [bucket.groups for bucket in order.buckets]
+    # split, not slices: the derivative of a slice has the size of the whole, for each of them.
+    rows = x.split([bucket.groups * bucket.length for bucket in order.buckets])
+    offsets = [None] * len(counts) if bias is None else bias.unsqueeze(1).split(counts)
+    parts = []
+    for bucket, part, layers, offset in zip(
+        order.buckets, rows, weight.unsqueeze(1).split(counts), offsets, strict=True
+    ):
+        y = shared.apply(portable, part.unflatten(0, tuple(bucket)), layers, offset)
+        parts.append(y.reshape(len(part), y.shape[-1]))
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return y if order.rows is None else y.index_select(0, order.inverse())
+
+
+def apply(portable: bool, segment_ids: Tensor, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+    """y [N, O] of x [N, X], W' [G, O, X] and b' [G, O]. W' is copied unless its order is that of lengths."""
+    if opaque(segment_ids) or len(segment_ids) == 0:
+        rows = weight.index_select(0, segment_ids).unsqueeze(1)
+        bias = None if bias is None else bias.index_select(0, segment_ids).unsqueeze(1)
+        return shared.apply(portable, x.unsqueeze(1), rows, bias).flatten(0, 2)
+    order = segments(segment_ids, weight.shape[0])
+    if not torch.equal(order.groups, torch.arange(weight.shape[0], device=weight.device)):
+        weight = weight.index_select(0, order.groups)
+        bias = None if bias is None else bias.index_select(0, order.groups)
+    return _by_bucket(portable, order, x, weight, bias)
+
+
+def compare(
+    backend: str, order: Segments, x: Tensor, z: Tensor, weights: Sequence[Maybe]
+) -> tuple[costs.Cost, ...]:
+    """The costs of both ways; W is there."""
+    weight = weights[0]
+    assert weight is not None
+    groups = len(order.groups)
+    sizes = costs.Sizes(
+        groups, 1, max(len(x) // max(groups, 1), 1), z.shape[-1], x.shape[-1], weight.shape[0]
+    )
+    wanted = costs.Wanted(*shared.gradients_wanted((x, z, *weights[:3])))
+    # The rows that do not divide are left out; they change nothing.
+    return costs.compare(sizes, wanted, x.dtype, backend, x.device.type, len(order.buckets))
+
+
+def interaction(
+    backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, *weights: Maybe, force: str | None = None
+) -> Tensor:
+    """y [N, O] of x [N, X] and z [G, Z]."""
+    portable = backend == "portable"
+    if weights[0] is None or opaque(segment_ids):
+        return autograd.forward(portable, x, contexts_of_rows(z, segment_ids), *weights)
+    order = segments(segment_ids, z.shape[0])
+    plan = force or costs.cheapest(compare(backend, order, x, z, weights)).plan
+    if plan == costs.FUSED or not order.buckets:
+        return autograd.forward(portable, x, contexts_of_rows(z, segment_ids), *weights)
+    generated, offset = shared.generate(portable, z.index_select(0, order.groups), *weights)
+    assert generated is not None
+    return _by_bucket(portable, order, x, generated, offset)
+
+
+def contexts_of_rows(z: Tensor, segment_ids: Tensor) -> Tensor:
+    """z [G, Z] as [N, Z]. Its gradient is summed in the accumulation dtype."""
+    return z.to(accumulation_dtype(z.dtype)).index_select(0, segment_ids).to(z.dtype)

@@ -1,0 +1,177 @@
+"""The dense interaction where rows share a context: generate W' once for each, then apply it.
+
+    generate   W'[g,o,j] = sum_i z[g,i] W[o,i,j] + V[o,j],   b'[g,o] = sum_i U[o,i] z[g,i] + c[o]
+    apply      y[c,s,t,o] = sum_j W'[c,s,o,j] x[c,t,j] + b'[c,s,o]
+
+Both are the linear form (without W) of the primitives in autograd.py, whose groups are outputs in `generate`
+and contexts in `apply`; so derivatives of every order follow, and dW' is summed over the rows of a context
+before W is touched. Nothing is expanded in memory: groups may have stride 0.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.interaction import autograd, costs
+from mi_kernels.ops.rules import Maybe
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How two tensors with leading dimensions meet: places of ``lead`` that both have, or one alone."""
+
+    lead: tuple[int, ...]
+    common: tuple[int, ...]  # C
+    of_z: tuple[int, ...]  # S
+    of_x: tuple[int, ...]  # T
+
+    def _size(self, places: tuple[int, ...]) -> int:
+        return math.prod([self.lead[place] for place in places])
+
+    def sizes(self, context: int, width: int, out: int) -> costs.Sizes:
+        common, of_z, of_x = (self._size(places) for places in (self.common, self.of_z, self.of_x))
+        return costs.Sizes(common, of_z, of_x, context, width, out)
+
+    def _gather(
+        self, tensor: Tensor, features: int, first: tuple[int, ...], second: tuple[int, ...]
+    ) -> Tensor:
+        rank = len(self.lead)
+        tensor = tensor[(None,) * (rank + features - tensor.dim())]
+        rest = [place for place in range(rank) if place not in first and place not in second]
+        order = (*first, *second, *rest, *range(rank, rank + features))
+        sizes = (self._size(first), self._size(second), *tensor.shape[rank:])
+        return tensor.permute(order).reshape(sizes)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x [..., X] as [C, T, X]."""
+        return self._gather(x, 1, self.common, self.of_x)
+
+    def contexts(self, tensor: Tensor, features: int) -> Tensor:
+        """z [..., Z], or W' [..., O, X], as [C, S, ...]."""
+        return self._gather(tensor, features, self.common, self.of_z)
+
+    def contexts_first(self, z: Tensor) -> Tensor:
+        """z [..., Z] as [S, C, Z]."""
+        return self._gather(z, 1, self.of_z, self.common)
+
+    def result(self, y: Tensor) -> Tensor:
+        """y [C, S, T, O] as [..., O], contiguous."""
+        order = (*self.common, *self.of_z, *self.of_x)
+        dropped = [place for place in range(len(self.lead)) if place not in order]
+        places = (*order, *dropped)
+        y = y.reshape(*(self.lead[place] for place in places), y.shape[-1])
+        back = [places.index(place) for place in range(len(places))]
+        return y.permute(*back, len(places)).contiguous()
+
+    def mirrored(self) -> "Layout":
+        return Layout(self.lead, self.common, self.of_x, self.of_z)
+
+
+def layout(x_lead: torch.Size, z_lead: torch.Size, lead: torch.Size) -> Layout:
+    """The layout of leading dimensions that broadcast to ``lead``. Dimensions of size 1 belong nowhere."""
+    rank = len(lead)
+    x_sizes = (*(1,) * (rank - len(x_lead)), *x_lead)
+    z_sizes = (*(1,) * (rank - len(z_lead)), *z_lead)
+    common, of_z, of_x = [], [], []
+    for place in range(rank):
+        if x_sizes[place] == z_sizes[place]:
+            if x_sizes[place] != 1:
+                common.append(place)
+        elif x_sizes[place] == 1:
+            of_z.append(place)
+        else:
+            of_x.append(place)
+    return Layout(tuple(lead), tuple(common), tuple(of_z), tuple(of_x))
+
+
+def gradients_wanted(tensors: Sequence[Maybe]) -> list[bool]:
+    """Which of the tensors have a gradient coming, when a call is made now."""
+    enabled = torch.is_grad_enabled()
+    return [enabled and tensor is not None and tensor.requires_grad for tensor in tensors]
+
+
+def compare(
+    backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence[Maybe]
+) -> tuple[Layout, tuple[costs.Cost, ...]] | None:
+    """The layout of a call and the costs of its plans, or None where nothing is shared."""
+    weight = weights[0]
+    if weight is None or x.shape[:-1] == z.shape[:-1] or backend == "reference":
+        return None
+    places = layout(x.shape[:-1], z.shape[:-1], lead)
+    sizes = places.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
+    wanted = costs.Wanted(*gradients_wanted((x, z, *weights[:3])))
+    return places, costs.compare(sizes, wanted, x.dtype, backend, x.device.type)
+
+
+def linear(portable: bool, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+    """y[g,t,p] = sum_j weight[g,p,j] x[g,t,j] + bias[g,p]; the groups g may be missing."""
+    return autograd.forward(portable, x, x.narrow(-1, 0, 0), None, None, weight, bias)
+
+
+def generate(
+    portable: bool, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe
+) -> tuple[Maybe, Maybe]:
+    """W' [G, O, X], whose memory is [O, G, X], and b' [G, O] of contexts z [G, Z]; None without any term."""
+    generated = offset = None
+    if weight is not None:
+        per_output = z.expand(weight.shape[0], *z.shape)
+        generated = linear(portable, per_output, weight.transpose(1, 2), weight_x).transpose(0, 1)
+    elif weight_x is not None:
+        generated = weight_x.expand(z.shape[0], *weight_x.shape)
+    if weight_z is not None:
+        offset = linear(portable, z, weight_z, bias)
+    elif bias is not None:
+        offset = bias.expand(z.shape[0], *bias.shape)
+    return generated, offset
+
+
+def apply(portable: bool, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+    """y [C, S, T, O] of x [C, T, X], W' [C, S, O, X] and b' [C, S, O].
+
+    The S contexts of a row become outputs of one product, in the order in which W' lies.
+    """
+    groups, of_z, out, width = weight.shape
+    if of_z == 1:
+        y = _grouped(portable, x, weight.squeeze(1), None if bias is None else bias.squeeze(1))
+        return y.unsqueeze(1)
+    if weight.stride(1) < weight.stride(2):  # [C, O, S, X]
+        weight, bias = weight.transpose(1, 2), None if bias is None else bias.transpose(1, 2)
+        order = (0, 3, 1, 2)
+    else:
+        order = (0, 2, 1, 3)
+    sizes = weight.shape[1:3]
+    weight = weight.reshape(groups, of_z * out, width)
+    bias = None if bias is None else bias.reshape(groups, of_z * out)
+    return _grouped(portable, x, weight, bias).unflatten(-1, sizes).permute(order)
+
+
+def _grouped(portable: bool, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+    """A single group is taken for none, which has the faster kernels."""
+    if x.shape[0] != 1:
+        return linear(portable, x, weight, bias)
+    bias = None if bias is None else bias.squeeze(0)
+    return linear(portable, x.squeeze(0), weight.squeeze(0), bias).unsqueeze(0)
+
+
+def interaction(portable: bool, plan: str, places: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
+    """y [..., O] of x [..., X] and z [..., Z] by one of the plans that share; W is there."""
+    weight, weight_z, weight_x, bias = weights
+    assert weight is not None, "without W there is nothing to share"
+    if plan == costs.PER_X:
+        places, x, z = places.mirrored(), z, x
+        weight, weight_z, weight_x = weight.transpose(1, 2), weight_x, weight_z
+    return places.result(_generate_and_apply(portable, places, x, z, weight, weight_z, weight_x, bias))
+
+
+def _generate_and_apply(portable: bool, places: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
+    # In the order [S, C], S and O of the generated weights are one dimension of a view.
+    z = places.contexts_first(z)
+    of_z, groups = z.shape[:2]
+    generated, offset = generate(portable, z.flatten(0, 1), *weights)
+    assert generated is not None
+    generated = generated.unflatten(0, (of_z, groups)).transpose(0, 1)
+    offset = None if offset is None else offset.unflatten(0, (of_z, groups)).transpose(0, 1)
+    return apply(portable, places.rows(x), generated, offset)
