@@ -90,7 +90,10 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   ForwardCall call{p, operand(x, a.grouped), operand(z, a.grouped), {}, operand(weight_z, a.grouped),
                    operand(weight_x, a.grouped), operand(bias, a.grouped), {y.mutable_data_ptr()}};
   const LinearTerm terms[2] = {term(call.z, call.weight_z, p.context), term(call.x, call.weight_x, p.width)};
-  if (!weight.has_value() && (terms[0].depth || terms[1].depth) && outputs_in_lanes(p.rows, p.out, std::max(terms[0].depth, terms[1].depth), true, machine_of(dtype))) {
+  const bool across =
+      std::all_of(terms, terms + 2, [](const LinearTerm& t) { return !t.depth || (t.matrix.row == 1 && t.matrix.col != 1); });
+  if (!weight.has_value() && (terms[0].depth || terms[1].depth) &&
+      outputs_in_lanes(p.rows, p.out, std::max(terms[0].depth, terms[1].depth), !across, machine_of(dtype))) {
     run_linear(dtype, x, {p.groups, p.rows, p.out, {terms[0], terms[1]}, call.bias, call.y});
   } else {
     Optional kept;
@@ -226,7 +229,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 std::string cpu_isa() { return describe_isa(); }
 
 // The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O]; `terms` has a bit for each of
-// (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz.
+// (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz; 64 says of the forward pass that U and V are
+// contiguous along the outputs.
 std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
   STD_TORCH_CHECK(sizes.size() == 5, "cpu_interaction_plan: sizes: expected [G, B, Z, X, O], got ", sizes.size());
   for (const int64_t size : sizes)
@@ -241,7 +245,7 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   // Scratch of a product without W that takes so many elements to so many outputs, or 0 if it is not made that way.
   const auto linear = [&](int64_t out, int64_t first, int64_t second) -> int64_t {
     if (want[0] || first + second == 0) return 0;
-    if (!outputs_in_lanes(p.rows, out, std::max(first, second), primitive == "forward", machine)) return 0;
+    if (!outputs_in_lanes(p.rows, out, std::max(first, second), primitive == "forward" && !(terms & 64), machine)) return 0;
     const int64_t depths[3] = {first ? first : second, first ? second : 0, 0};
     return demand_of(plan_linear(p.groups, p.rows, out, depths, false, machine)).bytes();
   };

@@ -125,7 +125,7 @@ ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool w
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool along, const Machine& m) {
   // Its rows have to pay for the matrix, which is packed for each region; with the rows in the lanes the operands and
   // the results are transposed, which weighs as much at 3/4 as many elements along the sum.
-  const int64_t fewest = along ? max(depth * 3 / 4, 48) : 16;
+  const int64_t fewest = along ? max(depth * 3 / 4, 48) : 1;
   return rows >= fewest && 4 * round_up(out, m.lanes) <= 5 * out;
 }
 

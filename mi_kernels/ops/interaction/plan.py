@@ -136,7 +136,8 @@ def _step(
 
 
 def compiled(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:
-    """Algorithm and bytes of scratch of a compiled kernel for sizes [G, B, Z, X, O]; flags: terms, wants."""
+    """Algorithm and bytes of scratch of a compiled kernel for sizes [G, B, Z, X, O]; flags: terms, wants, and
+    for a forward pass without W whether its matrices are contiguous along the outputs."""
     bits = sum(bit << place for place, bit in enumerate(flags))
     text = torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, bits)
     fields = dict(field.split("=") for field in text.split(";"))

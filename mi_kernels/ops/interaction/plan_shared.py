@@ -104,19 +104,21 @@ def _scratch(
     places: shared.Layout, sizes: costs.Sizes, x: Tensor, z: Tensor, weights: Sequence[Maybe]
 ) -> int:
     """Bytes that the forward pass allocates at most at one time, less those of its result."""
-    _, weight_z, weight_x, bias = weights
+    weight, weight_z, weight_x, bias = weights
+    assert weight is not None
+    across = weight.stride(2) == 1 and weight.stride(1) != 1  # W is read along the outputs
     groups, of_z, of_x, context, width, out = sizes
     contexts, item = groups * of_z, x.element_size()
 
-    def kernel(count: int, rows: int, features: int, outs: int, has_bias: bool) -> int:
-        flags = (False, False, True, has_bias)
+    def kernel(count: int, rows: int, features: int, outs: int, has_bias: bool, across: bool = False) -> int:
+        flags = (False, False, True, has_bias, False, False, across)
         return dense.compiled("forward", [count, rows, 0, features, outs], x.dtype, flags)[1]
 
     has_offset = weight_z is not None or bias is not None
     copies = _copy(z, places.contexts_first)
     generated = contexts * out * width * item
     held = copies + generated
-    making = held + kernel(out, contexts, context, width, weight_x is not None)
+    making = held + kernel(out, contexts, context, width, weight_x is not None, across)
     if weight_z is not None:
         held += contexts * out * item
         making = max(making, held + kernel(1, contexts, context, out, bias is not None))
@@ -125,7 +127,10 @@ def _scratch(
     result = sizes.rows * out * item
     held += _copy(x, places.rows)
     applying = held + result + kernel(groups, of_x, width, of_z * out, has_offset)
-    return max(making, applying) - result
+    # As apply() leaves it: the contexts of a row lie innermost.
+    applied = torch.empty(groups, of_x, out, of_z, dtype=x.dtype, device="meta").permute(0, 3, 1, 2)
+    arranging = result + _copy(applied, places.result)
+    return max(making, applying, arranging) - result
 
 
 def _copy(tensor: Tensor, arrange: Callable[[Tensor], Tensor]) -> int:
