@@ -111,7 +111,7 @@ def diagonal(
         y of shape ``[..., X]`` in the dtype of the inputs (the autocast dtype under autocast).
 
     Dtypes and derivatives as :func:`modulate`. With a context for each row nothing of the size of x is stored
-    but y; backward computes the gate again.
+    but y, and where something is differentiated what the activation is taken of, which backward needs.
 
     Raises:
         TypeError, ValueError: as :func:`modulate`; a rank or size does not fit.
@@ -173,7 +173,8 @@ def gated_interaction(
     Returns:
         y of shape ``[..., X]`` in the dtype of the inputs (the autocast dtype under autocast).
 
-    Dtypes and derivatives as :func:`modulate`. Nothing but the inputs is saved for backward.
+    Dtypes and derivatives as :func:`modulate`. Backward keeps the inputs and what the
+    activation is taken of, one tensor like y.
 
     Raises:
         TypeError, ValueError: as :func:`modulate`; a rank or size does not fit, or all four weights are None.

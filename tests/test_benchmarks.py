@@ -10,7 +10,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import base, measure, passes, peers, report, run, shapes, summary, tables, timing
+from benchmarks import (
+    base,
+    gates,
+    hyper,
+    measure,
+    passes,
+    peers,
+    report,
+    run,
+    shapes,
+    summary,
+    tables,
+    timing,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TINY = ["--rounds", "2", "--shortest", "0.01"]
@@ -282,3 +295,24 @@ def test_two_processes_measure_in_turns():
         assert len(case["head"]["samples_s"]) == len(case["base"]["samples_s"]) == 2
         assert math.isclose(case["base_over_head"], case["base"]["median_s"] / case["head"]["median_s"])
     assert len(tables.base_rows({"cases": found})) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "families"),
+    [
+        (gates, ["--shape", "small", "tokens-cached"], {"diagonal", "modulate"}),
+        (hyper, ["--shape", "pairs"], {"shared", "generate", "apply"}),
+    ],
+    ids=["gates", "hyper"],
+)
+def test_the_other_benchmarks_run(module, options, families, tmp_path, capsys):
+    """Each candidate's results are compared with float64; the times of such a short run mean nothing."""
+    output = tmp_path / "result.json"
+    short = ["--rounds", "1", "--shortest", "0.0001", "--dtype", "float32", "--output", str(output)]
+    assert module.main([*options, *short]) == 0
+    found = json.loads(output.read_text())["cases"]
+    assert {case["family"] for case in found} >= families
+    for case in found:
+        for name, candidate in case["candidates"].items():
+            assert candidate["median_s"] > 0 and candidate.get("error", 0) < 1e-5, name
+    assert "geometric mean" in capsys.readouterr().out

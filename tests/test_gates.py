@@ -207,7 +207,7 @@ def test_shared_contexts_without_features(lead, place):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_nothing_but_the_inputs_is_saved(op, place):
+def test_the_inputs_and_the_gate_are_saved(op, place):
     tensors = Gate(op, GATE_ODD, GATE_TERMS[op]).arguments(torch.float32, place.device, requires_grad=True)
     addresses = {t.data_ptr() for t in tensors}
     saved = []

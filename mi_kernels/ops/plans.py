@@ -22,7 +22,8 @@ _WHY = {
     "gate in the epilogue": "gate and shift are made tile by tile; activation, product and shift follow while"
     " the tile is in cache",
     "per context": "the context is shared: gate and shift are made once for each, then x is modulated",
-    "recompute": "the gate is made again, then gradients of modulation and of the dense interaction follow",
+    "kept gate": "what the activation was taken of was kept; gradients of modulation and of the dense"
+    " interaction follow",
 }
 
 
@@ -69,7 +70,7 @@ def diagonal(
     if any(gradients_wanted((x, z, weight, bias, c, d, g))):
         gate = dense_plan(backend, x, z, (None, weight, g, bias))
         grads = counts.modulate_grads((rows * width, rows * width, 0), x.element_size())
-        backward = (_plan("gate_grads", backend, "recompute", grads, None), *gate.backward)
+        backward = (_plan("gate_grads", backend, "kept gate", grads, None), *gate.backward)
     scratch = None
     if backend == "cpu" and not shared:
         terms = (False, True, g is not None, c is not None or d is not None)
@@ -92,7 +93,7 @@ def gated(backend: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe)
         return forward
     grads = counts.modulate_grads((elements, elements, 0), x.element_size())
     return replace(
-        forward, backward=(_plan("gate_grads", backend, "recompute", grads, None), *dense.backward)
+        forward, backward=(_plan("gate_grads", backend, "kept gate", grads, None), *dense.backward)
     )
 
 

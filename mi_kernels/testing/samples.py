@@ -371,6 +371,7 @@ def _square(shape: Shape) -> Shape:
 
 GATE_TERMS = {"diagonal": "AaCcG", "gated_interaction": "WUVc"}
 GATE_ODD, GATE_MIDDLE, GATE_THREADED = (_square(shape) for shape in (ODD, MIDDLE, THREADED))
+GATE_TALL = Shape("tall", (310,), 70, 101, 101)  # rows enough for the outputs to lie in the lanes
 
 
 def gates(op: str) -> Iterator[Gate]:
@@ -381,11 +382,12 @@ def gates(op: str) -> Iterator[Gate]:
         yield Gate(op, shape, every)
     choices = ("A", "Aa", "AaCc", "AC", "Ac", "AG") if op == "diagonal" else ("W", "U", "V", "c", "UVc", "WU")
     for terms in choices:
-        for shape in (GATE_ODD, GATE_THREADED, _square(EMPTY[3]), _square(BROADCAST[4])):
+        for shape in (GATE_ODD, GATE_THREADED, GATE_TALL, _square(EMPTY[3]), _square(BROADCAST[4])):
             yield Gate(op, shape, terms)
     for layout in LAYOUTS[1:]:
         yield Gate(op, GATE_MIDDLE, every, layout)
         yield Gate(op, GATE_THREADED, every[:4], layout)
+        yield Gate(op, GATE_TALL, every[:4] if op == "diagonal" else "UVc", layout)
     for activation in ("identity", "tanh", "relu", "gelu", "gelu_tanh", "silu", "hardsigmoid", "softmax"):
         yield Gate(op, GATE_THREADED, every, activation=activation)
     yield Gate(op, _square(ORDINARY[11]), every[:4], activation="softmax")
