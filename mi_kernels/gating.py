@@ -277,13 +277,13 @@ def _explain_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_off
 def _explain_diagonal(activation: str, scale_offset: float, weight_x: Any, **arguments: Any) -> Plan:
     tensors = autocast((*arguments.values(), weight_x))
     lead = _check_diagonal(tensors, activation, scale_offset)
-    return plans.diagonal(backends.choose(tensors[0]), lead, *tensors)
+    return plans.diagonal(backends.choose(tensors[0]), activation, lead, *tensors)
 
 
 def _explain_gated(activation: str, **arguments: Any) -> Plan:
     tensors = autocast(tuple(arguments.values()))
     lead = _check_gated(tensors, activation)
-    return plans.gated(backends.choose(tensors[0]), lead, *tensors)
+    return plans.gated(backends.choose(tensors[0]), activation, lead, *tensors)
 
 
 EXPLAINED["diagonal"] = (diagonal, _explain_diagonal)

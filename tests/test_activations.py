@@ -168,3 +168,13 @@ def test_nothing_comes_through_where_it_is_flat(name, mode, size, place):
         scale.requires_grad_()
         (grad,) = torch.autograd.grad(mi.modulate(x, scale, activation=name).sum(), scale)
         assert grad.eq(0).all()
+
+
+@pytest.mark.parametrize("size", [(2, 40), (1, 40), (2, 1)], ids=str)
+def test_a_slope_that_vanishes_beside_inf(size, place):
+    """f' (g x), not (f' g) x: f' g would vanish, and 0 * Inf is NaN."""
+    x = torch.full((2, 40), math.inf, device=place.device)
+    scale = torch.full(size, -69.0, device=place.device, requires_grad=True)
+    y = mi.modulate(x, scale, activation="sigmoid")
+    (grad,) = torch.autograd.grad(y, scale, torch.full_like(x, 1e-20))
+    assert grad.eq(math.inf).all()

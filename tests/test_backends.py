@@ -187,6 +187,19 @@ def test_explain_of_zero_sizes(empty, place):
     assert plan.operations == 0
 
 
+def test_explain_of_zero_sizes_without_w(place):
+    """Of each axis, forward and both input gradients, and of gates."""
+    ones = torch.ones
+    for context, width, out in ((4, 8, 0), (4, 0, 16), (0, 8, 16), (0, 0, 0)):
+        x, z = ones(100, width, requires_grad=True), ones(100, context, requires_grad=True)
+        plan = mi.explain(mi.interaction, x, z, None, ones(out, context), ones(out, width))
+        assert plan.operations == 2 * 100 * out * (context + width)
+    for context, width in ((4, 0), (0, 8), (0, 0)):
+        x, z, a = ones(100, width), ones(100, context), ones(width, context)
+        mi.explain(mi.diagonal, x, z, a)
+        mi.explain(mi.gated_interaction, x, z, None, a)
+
+
 def test_a_backend_is_checked_when_it_is_named():
     with pytest.raises(ValueError, match="expected one of .*, got 'foo'"):
         mi.backend("foo")

@@ -75,3 +75,23 @@ def test_a_row_does_not_depend_on_the_others(dtype, place):
     x[0] = z[0] = float("nan")
     moved = mi.interaction(x, z, None, u, v, c)
     assert torch.equal(y[:-1], moved[1:])
+
+
+def test_equal_rows_give_equal_results(place):
+    """Also the last one of so many that it is alone in its task."""
+    x = torch.randn(300, generator=torch.Generator().manual_seed(0)).expand(32769, 300).contiguous()
+    weight = torch.randn(256, 300, generator=torch.Generator().manual_seed(1))
+    x, weight = x.to(place.device), weight.to(place.device)
+    y = mi.interaction(x, x[:, :0], None, None, weight)
+    if place.backend == "cpu":
+        assert torch.equal(y, y[:1].expand_as(y))
+    else:
+        assert torch.allclose(y, y[:1].expand_as(y), rtol=1e-4, atol=1e-4)
+
+
+def test_the_shift_of_a_gate_is_summed_before_it_is_added(place):
+    """As the formula has it: g x + (C z + c), where (g x + C z) + c would overflow."""
+    x, z, big = torch.full((100, 48), 3e38), torch.ones(100, 1), torch.full((48, 1), 3e38)
+    x, z, big = x.to(place.device), z.to(place.device), big.to(place.device)
+    y = mi.diagonal(x, z, torch.zeros_like(big), None, big, -big.squeeze(1), scale_offset=1.0)
+    assert torch.equal(y, x)

@@ -45,6 +45,35 @@ def test_explain_tells_the_scratch_memory(shape, transposed):
     )
 
 
+@pytest.mark.parametrize("rows", [64, 4096])
+@pytest.mark.parametrize("across", [False, True])
+def test_explain_tells_the_scratch_memory_without_w(rows, across):
+    x, z = torch.randn(rows, 256), torch.randn(rows, 64)
+    if backends.choose(x) != "cpu":
+        pytest.skip("no compiled kernels")
+    weight_z, weight_x = torch.randn(128, 64), torch.randn(128, 256)
+    if across:
+        weight_z, weight_x = (t.t().contiguous().t() for t in (weight_z, weight_x))
+    plan = mi.explain(mi.interaction, x, z, None, weight_z, weight_x)
+    y = mi.interaction(x, z, None, weight_z, weight_x)
+    assert peak_memory(lambda: mi.interaction(x, z, None, weight_z, weight_x)) == plan.scratch + _bytes(y)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("shift", ["", "C", "c", "Cc"])
+def test_explain_tells_the_scratch_memory_of_gates(shift, activation):
+    x, z, a = torch.randn(4096, 256), torch.randn(4096, 64), torch.randn(256, 64)
+    if backends.choose(x) != "cpu":
+        pytest.skip("no compiled kernels")
+    shifts = a if "C" in shift else None, x[0] if "c" in shift else None
+
+    def call(function):
+        return function(x, z, a, None, *shifts, activation=activation)
+
+    plan = call(lambda *t, **options: mi.explain(mi.diagonal, *t, **options))
+    assert peak_memory(lambda: call(mi.diagonal)) == plan.scratch + _bytes(x)
+
+
 @pytest.fixture
 def leaves(place):
     if place.device != "cpu":

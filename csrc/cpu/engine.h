@@ -3,7 +3,8 @@
 // A product has a row operand, broadcast element by element, and a lane operand, held in vectors. Each
 // comes from a producer, which packs what lies in memory or generates it on the way; each finished
 // register tile goes through an epilogue. A family chooses producers, an epilogue and what lies in the
-// lanes: the batch (forward, input gradients) or the features of the result (weight gradients).
+// lanes: the batch (forward, input gradients with W), the outputs (products without W, whose "features" are rows of
+// the batch) or the features of the result (weight gradients).
 //
 // Packed layouts, in words of Mul::pair elements along K:
 //   rows   [tile][K][kRows]              one tile after another
@@ -234,15 +235,16 @@ __attribute__((noinline, flatten)) void sweep(const Rows& rows, int64_t begin, i
 //
 // A row producer has pack_rows(m0, m1, k0, depth, words), which writes the tiles of these rows. One that `copies`
 // may also write them one after the other, where they are contiguous along K: that is cheaper by the transposition.
-// One that is `direct` may also be read in place, by whole tiles.
+// One that is `direct` may also be read in place, by whole tiles. `all_rows`: of all tasks, where the sums of a row
+// must not depend on how many rows its task has.
 template <class Mul, class Rows, class Epilogue>
 void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t depth,
               const typename Mul::Word* lanes, int64_t vectors, typename Mul::Word* buffer,
-              const Epilogue& epilogue) {
+              const Epilogue& epilogue, int64_t all_rows = 0) {
   using Elem = typename Mul::Elem;
   constexpr int L = Simd<typename Mul::Word>::lanes;
   const int64_t words = ceil_div(depth, Mul::pair);
-  const int64_t chain = chain_length<Mul>(words, m1 - m0 < 4 * kRows || vectors == 1);
+  const int64_t chain = chain_length<Mul>(words, (all_rows ? all_rows : m1 - m0) < 4 * kRows || vectors == 1);
   const auto visit = [&](const auto& source, int64_t begin, int64_t end, bool in_place) {
     for_strips(vectors, [&](auto n, int64_t first) {
       sweep<n.value, Mul>(source, begin, end, in_place && first == 0, words, chain, lanes + first * L * words, first,

@@ -1,4 +1,5 @@
-// The gated forms on the CPU: the forward pass of the dense interaction with a gate in its epilogue.
+// The gated forms on the CPU: the forward pass of the dense interaction, or a product without W, with a gate in its
+// epilogue.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -123,7 +124,7 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
   return gated(op, {x, z, weight, weight_z, weight_x, bias, {}, {}}, activation_of(activation, op, true), 0.0, keep_gate);
 }
 
-// Scratch bytes and algorithm of a gate for sizes [B, Z, X]; `terms` has a bit for each of (W, U, V, shift).
+// Scratch bytes and algorithm of a gate for sizes [B, Z, X]; `terms` has a bit for each of (W, U, V, shift, C).
 std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax) {
   STD_TORCH_CHECK(sizes.size() == 3, "cpu_gate_plan: sizes: expected [B, Z, X], got ", sizes.size());
   const Problem p{1, sizes[0], sizes[1], sizes[2], sizes[2]};
@@ -131,7 +132,7 @@ std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarT
   const ForwardPlan f = plan_gate(p, machine, terms & 1, terms & 2, terms & 4, terms & 8, softmax);
   Demand demand(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
   if (outputs_in_lanes(p, machine, terms & 1, terms & 2, terms & 4, softmax)) {
-    const LinearPlan l = plan_of(p, machine, terms & 2, terms & 4, terms & 8);
+    const LinearPlan l = plan_of(p, machine, terms & 2, terms & 4, terms & 16);
     demand = {l.tasks, l.operations, l.worker_bytes, 0};
   }
   const char* order = !(terms & 1)                        ? "linear"

@@ -61,7 +61,7 @@ struct LinearCall {
   LinearTerm terms[2];
   Operand bias;
   Result y;
-  GateSpec gate = {};  // its shift_bias alone
+  GateSpec gate = {};  // without its shift_weight, which is `shift`
   LinearTerm shift = {};
   Operand x = {};
 };

@@ -1,6 +1,6 @@
 // Products without W, y[b, o] = sum_k in[b, k] M[o, k]: U z + V x, the gradients through them, and the gates made of
-// them. The outputs lie in the lanes and rows of the batch are read in place, so a finished sum is stored as it is and
-// a gate meets x where that lies; with the batch in the lanes both would have to be transposed.
+// them. The outputs lie in the lanes and rows of the batch are read in place (or copied as they are multiplied, where
+// dtype or strides want it), so a finished sum is stored as it is and a gate meets x where that lies; with the batch in the lanes both would have to be transposed.
 #include "activations.h"
 #include "epilogues.h"
 #include "family.h"
@@ -79,7 +79,7 @@ class Linear {
     pack_lanes<Mul>(matrix.at(b.lane0, k0), b.width, b.vectors, depth, b.lanes);
     const S* rows = static_cast<const S*>(r.data) + b.group * r.group + b.row0 * r.row;
     contract<Mul>(WeightRows<Mul, S>{rows, r.row * b.rows, r.row, r.col, b.rows}, 0, b.rows, k0, depth, b.lanes,
-                  b.vectors, b.buffer, epilogue);
+                  b.vectors, b.buffer, epilogue, call.rows);
   }
 
   // The lanes' part of a vector that every row gets, in whole vectors.
@@ -109,8 +109,10 @@ class Linear {
           if (bias) p += load<V>(bias + lane);
           if (kept) store_lanes<Acc>(kept + m * call.out + lane, 1, valid, p);
           V y = (act.value(p) + offset) * load_lanes<Acc>(row + lane * call.x.col, call.x.col, valid);
-          if (shifts) y += load<V>(shifts + at);
-          if (shift_bias) y += load<V>(shift_bias + lane);
+          V shift{};
+          if (shifts) shift = load<V>(shifts + at);
+          if (shift_bias) shift += load<V>(shift_bias + lane);
+          y += shift;
           store_lanes<Acc>(out + m * call.out + lane, 1, valid, y);
         }
       });

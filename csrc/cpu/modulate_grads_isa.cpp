@@ -61,7 +61,7 @@ class ModulateGrads {
     for_activation(call.activation, [&](auto act) {
       const auto step = [&](const S* g, const S* at_x, const S* at_scale, S* to_x, S* to_scale) {
         const Vec<Acc> grads = load_acc<L>(g), s = load_acc<L>(at_scale);
-        const Vec<Acc> slope = act.first(s), product = slope * grads * load_acc<L>(at_x);
+        const Vec<Acc> slope = act.first(s), product = slope * (grads * load_acc<L>(at_x));
         store_acc<L>(to_scale, selected ? Vec<Acc>(slope == Acc(0) ? Vec<Acc>{} : product) : product);
         if (to_x) store_acc<L>(to_x, (act.value(s) + offset) * grads);
       };
@@ -140,7 +140,7 @@ class ModulateGrads {
       if (call.dx) activate_run(call.activation, Acc(call.offset), at(call.scale, kScale, first), stride, count, gates);
       if (call.dscale) slopes_run(at(call.scale, kScale, first), stride, count, slopes);
       for (int64_t row = first; row < first + count; ++row) {
-        b.gate[0] = gates[row - first];
+        if (call.dx) b.gate[0] = gates[row - first];
         b.products[0] = b.plains[0] = 0;
         S* dx = call.dx ? static_cast<S*>(call.dx) + row * axis.stride[kY] : nullptr;
         dispatch([&](auto flags) {

@@ -126,11 +126,12 @@ bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool along, cons
   // Its rows have to pay for the matrix, which is packed for each region; with the rows in the lanes the operands and
   // the results are transposed, which weighs as much at 3/4 as many elements along the sum.
   const int64_t fewest = along ? max(depth * 3 / 4, 48) : 1;
-  return rows >= fewest && 4 * round_up(out, m.lanes) <= 5 * out;
+  return out > 0 && depth > 0 && rows >= fewest && 4 * round_up(out, m.lanes) <= 5 * out;
 }
 
 LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate, const Machine& m) {
   constexpr int64_t kMostRows = 1024, kFewestRows = 512, kPlaneBytes = 512 << 10;
+  constexpr int64_t kFewTasks = 4, kFewestSharedRows = 32;
   LinearPlan l{};
   const int64_t sum = depths[0] + depths[1], longest = max(max(depths[0], depths[1]), depths[2]);
   l.operations = 2 * groups * rows * out * (sum + depths[2] + (gate ? 8 : 0));
@@ -142,7 +143,10 @@ LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t 
   l.lane_blocks = ceil_div(vectors, l.vectors);
   const int64_t row_bytes = planes * l.vectors * m.lanes * m.acc_bytes;
   const int64_t most = planes ? max(min(kPlaneBytes / row_bytes, kMostRows), kFewestRows) : kMostRows;
-  const int64_t wanted = splits(kTasks, groups * l.lane_blocks, l.operations, rows / kFewestRows);
+  // Each region packs the matrix again, so they are large, unless there would be too few of them.
+  int64_t wanted = splits(kTasks, groups * l.lane_blocks, l.operations, rows / kFewestRows);
+  if (groups * l.lane_blocks * wanted < kFewTasks)
+    wanted = splits(kFewTasks, groups * l.lane_blocks, l.operations, rows / kFewestSharedRows);
   const int64_t blocks = max(wanted, ceil_div(rows, most));
   l.row_step = round_up(ceil_div(rows, blocks), 8);  // whole tiles
   l.row_blocks = ceil_div(rows, l.row_step);

@@ -48,6 +48,7 @@ def modulate(backend: str, shape: torch.Size, x: Tensor, scale: Tensor, shift: M
 
 def diagonal(
     backend: str,
+    activation: str,
     lead: torch.Size,
     x: Tensor,
     z: Tensor,
@@ -73,12 +74,12 @@ def diagonal(
         backward = (_plan("gate_grads", backend, "kept gate", grads, None), *gate.backward)
     scratch = None
     if backend == "cpu" and not shared:
-        terms = (False, True, g is not None, c is not None or d is not None)
-        scratch = _gate_scratch(rows, context, width, x.dtype, terms)
+        terms = (False, True, g is not None, c is not None or d is not None, c is not None)
+        scratch = _gate_scratch(rows, context, width, x.dtype, terms, activation)
     return replace(_plan("diagonal", backend, algorithm, count, scratch), backward=backward)
 
 
-def gated(backend: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe) -> Plan:
+def gated(backend: str, activation: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe) -> Plan:
     """The plan of checked arguments on ``backend``."""
     dense = dense_plan(backend, x, z, weights)
     elements = math.prod(lead) * x.shape[-1]
@@ -86,8 +87,8 @@ def gated(backend: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe)
     forward = replace(dense, op="gated_interaction", algorithm=f"{dense.algorithm}, {algorithm}")
     forward = replace(forward, operations=dense.operations + elements, why=f"{dense.why}; {_WHY[algorithm]}")
     if backend == "cpu":
-        terms = (*(t is not None for t in weights[:3]), False)
-        scratch = _gate_scratch(math.prod(lead), z.shape[-1], x.shape[-1], x.dtype, terms)
+        terms = (*(t is not None for t in weights[:3]), False, False)
+        scratch = _gate_scratch(math.prod(lead), z.shape[-1], x.shape[-1], x.dtype, terms, activation)
         forward = replace(forward, scratch=scratch)
     if not dense.backward:
         return forward
@@ -97,10 +98,12 @@ def gated(backend: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe)
     )
 
 
-def _gate_scratch(rows: int, context: int, width: int, dtype: torch.dtype, terms: tuple[bool, ...]) -> int:
-    """Bytes that the compiled forward pass of a gate takes; terms are W, U, V and a shift."""
+def _gate_scratch(
+    rows: int, context: int, width: int, dtype: torch.dtype, terms: tuple[bool, ...], activation: str
+) -> int:
+    """Bytes that the compiled forward pass of a gate takes; terms are W, U, V, a shift, and C in it."""
     bits = sum(bit << place for place, bit in enumerate(terms))
-    text = torch.ops.mi_kernels.cpu_gate_plan([rows, context, width], dtype, bits, False)
+    text = torch.ops.mi_kernels.cpu_gate_plan([rows, context, width], dtype, bits, activation == "softmax")
     return int(dict(field.split("=") for field in text.split(";"))["scratch"])
 
 

@@ -83,7 +83,8 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
         backward.append(_step("input_grads", backend, shape, x.dtype, present, wanted))
     if any(wanted[2:]):
         backward.append(_step("weight_grads", backend, shape, x.dtype, tuple(wanted[2:]), wanted))
-    forward = _step("forward", backend, shape, x.dtype, present, wanted)
+    across = weights[0] is None and all(map(_across, weights[1:3]))
+    forward = _step("forward", backend, shape, x.dtype, present, wanted, across)
     if forward.scratch is not None:
         weight_copy = _weight_copy(backend, weights[0])
         rows = sum(_broadcast_copy(tensor, shape.lead) for tensor in (x, z))
@@ -93,6 +94,11 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
             for step in backward
         ]
     return replace(forward, backward=tuple(backward))
+
+
+def _across(matrix: Tensor | None) -> bool:
+    """Whether a matrix lies along its outputs, as csrc/cpu/interaction.cpp tells it."""
+    return matrix is None or matrix.shape[1] == 0 or (matrix.stride(0) == 1 and matrix.stride(1) != 1)
 
 
 def _broadcast_copy(tensor: Tensor, lead: torch.Size) -> int:
@@ -119,6 +125,7 @@ def _step(
     dtype: torch.dtype,
     terms: tuple[bool, ...],
     wanted: Sequence[bool],
+    across: bool = False,
 ) -> Plan:
     count = getattr(counts, primitive)(shape, dtype, terms)
     scratch: int | None = None
@@ -131,7 +138,7 @@ def _step(
         scratch = chunk * portable.accumulation_dtype(dtype).itemsize if terms[0] else 0
     else:
         sizes = [1, shape.rows, shape.context, shape.width, shape.out]
-        algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2]))
+        algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2], across))
     return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, _WHY[algorithm])
 
 
