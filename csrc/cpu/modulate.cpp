@@ -132,7 +132,7 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
     p.splits = max(min(min(plan::kTasks / p.units, p.rows / 16), p.operations / kModulateTask), 1);
   p.row_step = max(ceil_div(p.rows, p.splits), 1);
   p.splits = max(ceil_div(p.rows, p.row_step), 1);
-  p.unit_step = p.splits > 1 ? 1 : max(min(kModulateTask / max(unit_elements, 1), p.units), 1);
+  p.unit_step = p.splits > 1 ? 1 : max(min(kModulateTask / 4 / max(unit_elements, 1), p.units), 1);
   p.tasks = p.splits > 1 ? p.units * p.splits : ceil_div(p.units, p.unit_step);
   p.worker_bytes = kModulateChunk * (3 * accumulator_bytes(dtype) + 2 * 8 + 2 * storage_bytes(dtype));
   if (p.splits > 1) p.partial_bytes = p.units * p.splits * 2 * (call.inner_kept ? width : 1) * 8;

@@ -126,7 +126,9 @@ bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool along, cons
   // Its rows have to pay for the matrix, which is packed for each region; with the rows in the lanes the operands and
   // the results are transposed, which weighs as much at 3/4 as many elements along the sum.
   const int64_t fewest = along ? max(depth * 3 / 4, 48) : 1;
-  return out > 0 && depth > 0 && rows >= fewest && 4 * round_up(out, m.lanes) <= 5 * out;
+  // Lanes may be empty, a few, or half of them where the other way transposes the matrix.
+  const int64_t lanes = round_up(out, m.lanes);
+  return depth > 0 && rows >= fewest && (along ? 4 * lanes <= 5 * out : lanes <= 2 * out) && out > 0;
 }
 
 LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate, const Machine& m) {

@@ -80,10 +80,11 @@ class WeightGrads {
       const int64_t end = min((split + 1) * r.batch_step, p.rows);
       for (int64_t b = split * r.batch_step; b < end; b += kChain) {
         for (int64_t l = 0; l < width; l += L) {
+          const int64_t at = max(min(l, width - L), 0);  // whole vectors: the last one meets lanes again
           V chain{};
           for (int64_t k = b; k < min(b + kChain, end); ++k)
-            chain += load_lanes<Acc>(&grad(l0 + l, k), grad.w_stride, width - l);
-          for (int i = 0; i < L; ++i) sums[l + i] += Sum(chain[i]);
+            chain += load_lanes<Acc>(&grad(l0 + at, k), grad.w_stride, width - at);
+          for (int64_t i = l - at; i < L; ++i) sums[at + i] += Sum(chain[i]);
         }
       }
       const int64_t offset = group * p.out + l0;
