@@ -27,9 +27,10 @@ def draw(result: dict[str, Any], folder: Path, stem: str) -> list[Path]:
     for dtype, work, cases in summary.groups(plain):
         paths.append(folder / f"{stem}-bars-{dtype}-{work.replace('+', '-')}.png")
         _save(_bars(cases, f"{dtype}, {work}"), paths[-1])
-    for dtype in dict.fromkeys(case["dtype"] for case in plain):
+    single = [case for case in plain if case["pass"] != "double-backward"]
+    for dtype in dict.fromkeys(case["dtype"] for case in single):
         paths.append(folder / f"{stem}-roofline-{dtype}.png")
-        cases = [case for case in plain if case["dtype"] == dtype and case["pass"] != "double-backward"]
+        cases = [case for case in single if case["dtype"] == dtype]
         _save(_roofline(cases, result["ceilings"], dtype), paths[-1])
     for dtype, work, cases in summary.groups(swept):
         paths.append(folder / f"{stem}-sweep-{dtype}-{work.replace('+', '-')}.png")
