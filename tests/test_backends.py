@@ -187,6 +187,18 @@ def test_explain_of_zero_sizes(empty, place):
     assert plan.operations == 0
 
 
+@pytest.mark.parametrize("empty", ["x", "z", "out", "rows"])
+def test_explain_of_zero_sizes_without_a_product(empty, place):
+    """The compiled planner divides by the number of outputs of a plain product."""
+    sizes = {"rows": 60, "z": 3, "x": 4, "out": 5} | {empty: 0}
+    rows, context, width, out = sizes.values()
+    u, v = torch.ones(out, context, requires_grad=True), torch.ones(out, width)
+    x, z = torch.ones(rows, width, requires_grad=True), torch.ones(rows, context, requires_grad=True)
+    for terms in ((u, None), (None, v), (u, v)):
+        plan = mi.explain(mi.interaction, x, z, None, *terms)
+        assert plan.op == "forward" and plan.backward[0].op == "input_grads"
+
+
 def test_a_backend_is_checked_when_it_is_named():
     with pytest.raises(ValueError, match="expected one of .*, got 'foo'"):
         mi.backend("foo")

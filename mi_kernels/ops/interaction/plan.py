@@ -138,6 +138,13 @@ def _step(
 def compiled(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:
     """Algorithm and bytes of scratch of a compiled kernel for sizes [G, B, Z, X, O]; flags: terms, wants, and
     for a forward pass without W whether its matrices are contiguous along the outputs."""
+    *_, context, width, out = sizes
+    if not flags[0]:
+        # Nothing is made where there are no outputs, and the library would divide by their number.
+        if primitive == "forward" and out == 0:
+            return "linear", 0
+        if primitive == "input_grads":
+            flags = (*flags[:4], flags[4] and width > 0, flags[5] and context > 0)
     bits = sum(bit << place for place, bit in enumerate(flags))
     text = torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, bits)
     fields = dict(field.split("=") for field in text.split(";"))
