@@ -209,13 +209,25 @@ def test_empty(shape, place):
 
 
 def test_bound_on_generated_weights():
-    """W' is held where it is smaller than W, or than each of B*Z*X, B*O*X and B*O*Z; else it is no choice."""
+    """W' is held where it is no larger than W, or than B*Z*X, B*O*X and B*O*Z; else it is no choice."""
     arguments = (Wanted(), torch.float32, "cpu", "cpu")
     for sizes in (Sizes(1, 1, 2, 1, 1000, 1000), Sizes(64, 1, 32, 32, 64, 64), Sizes(512, 1, 2, 600, 64, 64)):
         assert costs.shared(PER_Z, sizes, *arguments) is not None
     for sizes in (Sizes(64, 1, 2, 1, 1000, 1000), Sizes(64, 1, 2, 2, 64, 64), Sizes(64, 1, 1, 32, 64, 64)):
         assert costs.shared(PER_Z, sizes, *arguments) is None
     assert costs.shared(PER_X, Sizes(64, 32, 1, 64, 32, 64), *arguments) is not None
+    # As many elements as B*O*Z (X = T Z), and in the gradient of z as many as B*Z*X (O = T X).
+    for wanted in (Wanted(), Wanted(True, True, True, True, True)):
+        assert costs.shared(PER_Z, Sizes(32, 1, 64, 4, 256, 256), wanted, *arguments[1:]) is not None
+        assert costs.shared(PER_Z, Sizes(32, 1, 63, 4, 256, 256), wanted, *arguments[1:]) is None
+    # Without the gradient of z all of these fit; with it, the last two would be larger than B*Z*X or B*O*X.
+    for sizes, fits in (
+        (Sizes(32, 1, 16, 8, 8, 128), True),
+        (Sizes(32, 1, 16, 9, 8, 129), False),
+        (Sizes(1000, 1, 2, 512, 64, 100), False),
+    ):
+        assert costs.shared(PER_Z, sizes, *arguments) is not None
+        assert (costs.shared(PER_Z, sizes, Wanted(z=True), *arguments[1:]) is not None) == fits
 
 
 def test_more_rows_never_lead_back_to_the_fused_plan():
