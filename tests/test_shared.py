@@ -255,3 +255,26 @@ def test_compiled_with_dynamic_sizes(place):
         grads = (torch.autograd.grad(y.pow(2).sum(), arguments) for y in (found, expected))
         torch.testing.assert_close(next(grads), next(grads), rtol=0, atol=0)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("rows", [2, 300])
+def test_exported_with_dynamic_sizes(rows, place):
+    """The planner puts no bounds on the sizes of an exported graph, whichever plan the example has."""
+
+    class Model(torch.nn.Module):
+        def forward(self, x, z, weight):
+            return mi.interaction(x, z, weight)
+
+    groups, tokens = (torch.export.Dim(name, min=2) for name in ("groups", "tokens"))
+    options = {"dtype": torch.float64, "device": place.device}
+    weight = torch.randn(16, 8, 16, **options)
+
+    def arguments(groups, rows):
+        sizes = ((groups, rows, 16), (groups, 1, 8))
+        return *(torch.randn(*size, **options) for size in sizes), weight
+
+    shapes = ({0: groups, 1: tokens}, {0: groups}, {})
+    program = torch.export.export(Model(), arguments(4, rows), dynamic_shapes=shapes, strict=False)
+    for sizes in ((2, 2), (3, 800), (40, 3)):
+        inputs = arguments(*sizes)
+        torch.testing.assert_close(program.module()(*inputs), reference.interaction(*inputs))

@@ -8,7 +8,8 @@ that z alone has (S) and those that x alone has (T). There are B = C S T rows, a
     per_x      the same with x and z, U and V in each other's place             2 C T Z X O + 2 B Z O
 
 The choice is a pure function of sizes, dtype, backend and wanted gradients. Costs are integers, because under
-torch.compile the sizes may be symbols: a comparison of costs is then a guard.
+torch.compile the sizes may be symbols: a comparison of costs is then a guard. torch.export has no guards: an
+exported graph keeps the plan of the example's sizes, which computes the same at all others.
 """
 
 from typing import NamedTuple
