@@ -83,6 +83,10 @@ def apply_generated(
     Returns:
         y of shape ``[..., O]``, contiguous, in the dtype of the inputs (the autocast dtype under autocast).
 
+    With ``segment_ids`` there is one product for each length of groups. Under ``torch.compile`` (and other
+    tracers), and under ``torch.vmap`` over ``segment_ids``, the numbers are not looked at: each row gets its
+    own copy of its W' (N O X elements), and numbers out of range are found by PyTorch's indexing.
+
     Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
 
     Raises:
@@ -98,8 +102,8 @@ def apply_generated(
     chosen = backends.choose(x)
     if segment_ids is not None:
         if chosen == "reference":
-            rows = None if bias is None else bias[segment_ids]
-            return reference.apply_generated(x, weight[segment_ids], rows)
+            rows = None if bias is None else ragged.of_rows(bias, segment_ids)
+            return reference.apply_generated(x, ragged.of_rows(weight, segment_ids), rows)
         return ragged.apply(chosen == "portable", segment_ids, x, weight, bias)
     if chosen == "reference":
         return reference.apply_generated(x, weight, bias)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import Spy, gradients_of
 from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import mi_kernels as mi
 from mi_kernels.functional import interaction_by
@@ -288,6 +289,45 @@ def test_compiled_with_dynamic_sizes(name, place):
         grads = (torch.autograd.grad(y.pow(2).sum(), arguments) for y in (found, expected))
         torch.testing.assert_close(next(grads), next(grads), rtol=1e-11, atol=1e-12)
     torch._dynamo.reset()
+
+
+def traced(mode, function, arguments):
+    if mode == "jit":
+        return torch.jit.trace(function, arguments, check_trace=False)
+    return make_fx(function, tracing_mode=mode)(*arguments)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic", "jit"])
+def test_tracers_do_not_freeze_the_numbers(mode, place):
+    """Traced with some groups, run with others."""
+    x, z, *weights = MIXED.arguments(torch.float64, place.device)
+    ids = MIXED.segment_ids(place.device)
+    other = ids.new_zeros(ids.shape)
+    layers = mi.generate(z, *weights)
+    run = traced(mode, lambda i, *a: mi.interaction(*a, segment_ids=i), (ids, x, z, *weights))
+    expected = reference.interaction(x, z[other], *weights)
+    torch.testing.assert_close(run(other, x, z, *weights), expected)
+    run = traced(mode, lambda i, *a: mi.apply_generated(*a, segment_ids=i), (ids, x, *layers))
+    torch.testing.assert_close(run(other, x, *layers), expected)
+
+
+@pytest.mark.parametrize("number", [-1, 4])
+def test_numbers_out_of_range_are_found_where_they_are_not_looked_at(number, fresh_compiler):
+    """Inductor, and indexing with brackets, would count negative numbers from the end."""
+    x, z, weight, layers = (torch.randn(*size) for size in ((4, 5), (4, 2), (6, 2, 5), (4, 6, 5)))
+    bad = torch.tensor([0, number, 1, 2])
+    for function, arguments in ((mi.interaction, (x, z, weight)), (mi.apply_generated, (x, layers))):
+
+        def call(ids, function=function, arguments=arguments):
+            return function(*arguments, segment_ids=ids)
+
+        compiled = torch.compile(call, fullgraph=True)
+        torch.testing.assert_close(compiled(bad.clamp(0, 3)), call(bad.clamp(0, 3)))
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            compiled(bad)
+        for backend in ("auto", "portable", "reference"):
+            with mi.backend(backend), pytest.raises((IndexError, RuntimeError), match="out of"):
+                torch.func.vmap(call)(torch.stack([bad, bad]))
 
 
 def test_autocast(place):
