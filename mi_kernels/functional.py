@@ -94,7 +94,8 @@ def explain(op: Callable | str, *arguments: Any, **keywords: Any) -> Plan:
     """What ``op(*arguments)`` would do, without doing it.
 
     Args:
-        op: a public function of this package that computes, or its name.
+        op: a public function of this package that computes, or its name. For a module, the function that
+            it calls.
         arguments, keywords: the arguments of that function; those that require grad ask for gradients.
 
     Returns:
