@@ -199,6 +199,19 @@ def test_explain_of_zero_sizes_without_a_product(empty, place):
         assert plan.op == "forward" and plan.backward[0].op == "input_grads"
 
 
+@pytest.mark.parametrize("empty", ["x", "z", "rows"])
+def test_explain_of_gates_of_zero_sizes(empty, place):
+    """As above: a gate has as many outputs as features."""
+    sizes = {"rows": 60, "z": 3, "x": 4} | {empty: 0}
+    rows, context, width = sizes.values()
+    x, z = torch.ones(rows, width, requires_grad=True), torch.ones(rows, context, requires_grad=True)
+    w, u, v = torch.ones(width, context, width), torch.ones(width, context), torch.ones(width, width)
+    for terms in ((w, None, None), (None, u, None), (None, None, v), (w, u, v)):
+        assert mi.explain("gated_interaction", x, z, *terms).op == "gated_interaction"
+    for terms in ((u,), (u, None, u)):
+        assert mi.explain("diagonal", x, z, *terms).op == "diagonal"
+
+
 def test_a_backend_is_checked_when_it_is_named():
     with pytest.raises(ValueError, match="expected one of .*, got 'foo'"):
         mi.backend("foo")

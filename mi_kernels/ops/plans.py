@@ -99,6 +99,8 @@ def gated(backend: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe)
 
 def _gate_scratch(rows: int, context: int, width: int, dtype: torch.dtype, terms: tuple[bool, ...]) -> int:
     """Bytes that the compiled forward pass of a gate takes; terms are W, U, V and a shift."""
+    if width == 0:  # nothing is made, and the library would divide by the number of features
+        return 0
     bits = sum(bit << place for place, bit in enumerate(terms))
     text = torch.ops.mi_kernels.cpu_gate_plan([rows, context, width], dtype, bits, False)
     return int(dict(field.split("=") for field in text.split(";"))["scratch"])
