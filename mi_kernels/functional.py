@@ -48,8 +48,10 @@ def interaction(
     Where rows share a context (or contexts an input), ``W' = z W + V`` is generated once for each context
     and applied to its rows, if that is estimated to be faster and W' is small enough
     (ops/interaction/costs.py); ``explain`` says which. Groups of one length are one product; nothing is
-    padded. Under ``torch.compile`` the numbers in ``segment_ids`` are not looked at: each row gets its own
-    copy of its context (N Z elements), and numbers out of range are found by PyTorch's indexing.
+    padded. Under ``torch.compile`` (and other tracers), and under ``torch.vmap`` over ``segment_ids``, the
+    numbers are not looked at: each row gets its own copy of its context (N Z elements), and numbers out of
+    range are found by PyTorch's indexing. Nested tensors are refused: pass ``x.values()`` and
+    ``torch.repeat_interleave(x.offsets().diff())``.
 
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits accumulate in float32)
     or an integer dtype, and lie on one device. Differentiable in all arguments, to any order, in
@@ -92,7 +94,8 @@ def explain(op: Callable | str, *arguments: Any, **keywords: Any) -> Plan:
     """What ``op(*arguments)`` would do, without doing it.
 
     Args:
-        op: a public function of this package that computes, or its name.
+        op: a public function of this package that computes, or its name. For a module, the function that
+            it calls.
         arguments, keywords: the arguments of that function; those that require grad ask for gradients.
 
     Returns:
@@ -165,7 +168,8 @@ def _interaction(
     lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if chosen == "reference":
-        return reference.interaction(x, z if segment_ids is None else z[segment_ids], *weights)
+        z = z if segment_ids is None else ragged.of_rows(z, segment_ids)
+        return reference.interaction(x, z, *weights)
     if segment_ids is not None:
         return ragged.interaction(chosen, segment_ids, x, z, *weights, force=force)
     portable = chosen == "portable"

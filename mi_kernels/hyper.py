@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.functional import autocast
-from mi_kernels.ops.interaction import ragged, reference, shared
+from mi_kernels.functional import EXPLAINED, autocast
+from mi_kernels.ops.interaction import plan_generated, ragged, reference, shared
+from mi_kernels.ops.interaction.plan import Plan
 from mi_kernels.validation import broadcast_leading, broadcast_like, check_rank, check_shape, check_tensors
 
 
@@ -46,18 +47,19 @@ def generate(
     z, weight, weight_z, weight_x, bias = autocast((z, weight, weight_z, weight_x, bias))
     _check_generate(z, weight, weight_z, weight_x, bias)
     chosen = backends.choose(z)
+    lead, generated, offset = z.shape[:-1], None, None
     if chosen == "reference":
-        return reference.generate(z, weight, weight_z, weight_x, bias)
-    lead = z.shape[:-1]
-    contexts = z.reshape(-1, z.shape[-1]) if z.numel() else z.reshape(lead.numel(), z.shape[-1])
-    generated, offset = shared.generate(chosen == "portable", contexts, weight, weight_z, weight_x, bias)
+        generated, offset = reference.generate(z, weight, weight_z, weight_x, bias)
+    else:
+        contexts = z.reshape(lead.numel(), z.shape[-1])
+        generated, offset = shared.generate(chosen == "portable", contexts, weight, weight_z, weight_x, bias)
     assert generated is not None
     # Without W or U these are V and c: a result never shares memory with an argument.
     generated = generated.clone() if weight is None else generated
     if offset is not None:
         offset = offset.clone() if weight_z is None else offset
         offset = offset.view(*lead, offset.shape[-1])
-    return generated.view(*lead, *generated.shape[1:]), offset
+    return generated.view(*lead, *generated.shape[-2:]), offset
 
 
 def apply_generated(
@@ -83,6 +85,10 @@ def apply_generated(
     Returns:
         y of shape ``[..., O]``, contiguous, in the dtype of the inputs (the autocast dtype under autocast).
 
+    With ``segment_ids`` there is one product for each length of groups. Under ``torch.compile`` (and other
+    tracers), and under ``torch.vmap`` over ``segment_ids``, the numbers are not looked at: each row gets its
+    own copy of its W' (N O X elements), and numbers out of range are found by PyTorch's indexing.
+
     Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
 
     Raises:
@@ -98,8 +104,8 @@ def apply_generated(
     chosen = backends.choose(x)
     if segment_ids is not None:
         if chosen == "reference":
-            rows = None if bias is None else bias[segment_ids]
-            return reference.apply_generated(x, weight[segment_ids], rows)
+            rows = None if bias is None else ragged.of_rows(bias, segment_ids)
+            return reference.apply_generated(x, ragged.of_rows(weight, segment_ids), rows)
         return ragged.apply(chosen == "portable", segment_ids, x, weight, bias)
     if chosen == "reference":
         return reference.apply_generated(x, weight, bias)
@@ -146,3 +152,19 @@ def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size
         check_rank(op, "bias", bias, 2)
     ragged.check(op, segment_ids, x, weight.shape[0])
     return x.shape[:-1]
+
+
+def _explain_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> Plan:
+    z, *weights = autocast((z, weight, weight_z, weight_x, bias))
+    _check_generate(z, *weights)
+    return plan_generated.generate(backends.choose(z), z, weights)
+
+
+def _explain_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> Plan:
+    x, weight, bias = autocast((x, weight, bias))
+    lead = _check_apply(x, weight, bias, segment_ids)
+    return plan_generated.apply(backends.choose(x), x, weight, bias, lead, segment_ids)
+
+
+EXPLAINED["generate"] = (generate, _explain_generate)
+EXPLAINED["apply_generated"] = (apply_generated, _explain_apply)

@@ -18,6 +18,10 @@ DTYPES = (
     torch.int8,
     torch.uint8,
 )
+_JAGGED_ADVICE = (
+    "; for groups of unequal length pass their rows, x.values(), one context or layer for each group, and"
+    " segment_ids=torch.repeat_interleave(x.offsets().diff())"
+)
 
 
 def check_tensors(
@@ -36,7 +40,9 @@ def check_tensors(
             raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(tensor).__name__}")
         if tensor.layout is not torch.strided or tensor.is_nested:
             kind = "nested" if tensor.is_nested else tensor.layout
-            raise TypeError(f"{op}: {name}: expected a dense (strided) tensor, got {kind}")
+            jagged = tensor.layout is torch.jagged and name == "x"
+            advice = _JAGGED_ADVICE if jagged and op in ("interaction", "apply_generated") else ""
+            raise TypeError(f"{op}: {name}: expected a dense (strided) tensor, got {kind}{advice}")
         if first is None:
             if tensor.dtype not in dtypes:
                 known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -144,6 +150,9 @@ def check_segments(op: str, segment_ids: object, x: Tensor, groups: int, look: b
     """Numbers of groups, int64 [N] from 0 to G - 1; the numbers themselves only with ``look``."""
     if not isinstance(segment_ids, Tensor):
         raise TypeError(f"{op}: segment_ids: expected a torch.Tensor, got {type(segment_ids).__name__}")
+    if segment_ids.layout is not torch.strided or segment_ids.is_nested:
+        kind = "nested" if segment_ids.is_nested else segment_ids.layout
+        raise TypeError(f"{op}: segment_ids: expected a dense (strided) tensor, got {kind}")
     if segment_ids.dtype != torch.int64:
         raise TypeError(f"{op}: segment_ids: expected torch.int64, got {segment_ids.dtype}")
     if segment_ids.device != x.device:
@@ -156,4 +165,5 @@ def check_segments(op: str, segment_ids: object, x: Tensor, groups: int, look: b
     least, most = (int(value) for value in torch.aminmax(segment_ids))
     if least < 0 or most >= groups:
         found = least if least < 0 else most
-        raise ValueError(f"{op}: segment_ids: expected numbers from 0 to G - 1 = {groups - 1}, got {found}")
+        expected = f"numbers from 0 to G - 1 = {groups - 1}" if groups else "none, as G = 0"
+        raise ValueError(f"{op}: segment_ids: expected {expected}, got {found}")

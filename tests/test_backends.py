@@ -187,17 +187,29 @@ def test_explain_of_zero_sizes(empty, place):
     assert plan.operations == 0
 
 
-def test_explain_of_zero_sizes_without_w(place):
-    """Of each axis, forward and both input gradients, and of gates."""
-    ones = torch.ones
-    for context, width, out in ((4, 8, 0), (4, 0, 16), (0, 8, 16), (0, 0, 0)):
-        x, z = ones(100, width, requires_grad=True), ones(100, context, requires_grad=True)
-        plan = mi.explain(mi.interaction, x, z, None, ones(out, context), ones(out, width))
-        assert plan.operations == 2 * 100 * out * (context + width)
-    for context, width in ((4, 0), (0, 8), (0, 0)):
-        x, z, a = ones(100, width), ones(100, context), ones(width, context)
-        mi.explain(mi.diagonal, x, z, a)
-        mi.explain(mi.gated_interaction, x, z, None, a)
+@pytest.mark.parametrize("empty", ["x", "z", "out", "rows"])
+def test_explain_of_zero_sizes_without_a_product(empty, place):
+    """The compiled planner cuts outputs into blocks, of which there are none."""
+    sizes = {"rows": 60, "z": 3, "x": 4, "out": 5} | {empty: 0}
+    rows, context, width, out = sizes.values()
+    u, v = torch.ones(out, context, requires_grad=True), torch.ones(out, width)
+    x, z = torch.ones(rows, width, requires_grad=True), torch.ones(rows, context, requires_grad=True)
+    for terms in ((u, None), (None, v), (u, v)):
+        plan = mi.explain(mi.interaction, x, z, None, *terms)
+        assert plan.op == "forward" and plan.backward[0].op == "input_grads"
+
+
+@pytest.mark.parametrize("empty", ["x", "z", "rows"])
+def test_explain_of_gates_of_zero_sizes(empty, place):
+    """As above: a gate has as many outputs as features."""
+    sizes = {"rows": 60, "z": 3, "x": 4} | {empty: 0}
+    rows, context, width = sizes.values()
+    x, z = torch.ones(rows, width, requires_grad=True), torch.ones(rows, context, requires_grad=True)
+    w, u, v = torch.ones(width, context, width), torch.ones(width, context), torch.ones(width, width)
+    for terms in ((w, None, None), (None, u, None), (None, None, v), (w, u, v)):
+        assert mi.explain("gated_interaction", x, z, *terms).op == "gated_interaction"
+    for terms in ((u,), (u, None, u)):
+        assert mi.explain("diagonal", x, z, *terms).op == "diagonal"
 
 
 def test_a_backend_is_checked_when_it_is_named():

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from helpers import Spy, gradients_of
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import mi_kernels as mi
+from mi_kernels import backends
 from mi_kernels.functional import interaction_by
 from mi_kernels.ops.interaction import reference
 from mi_kernels.ops.interaction.costs import FUSED, PER_Z
@@ -258,11 +261,14 @@ def test_shared_layers_are_not_copied_out(place):
     assert peak_memory(lambda: mi.apply_generated(x, weight)) <= results + (1 << 20) < weight.nbytes * 64
 
 
-def test_results_share_no_memory_with_arguments(place):
-    z, v, c = (torch.ones(*size, device=place.device) for size in ((3, 2), (5, 4), (5,)))
-    weight, bias = mi.generate(z, None, None, v, c)
-    weight.zero_(), bias.zero_()
-    assert v.eq(1).all() and c.eq(1).all()
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_results_share_no_memory_with_arguments(backend, place):
+    for lead in ((3,), ()):
+        z, v, c = (torch.ones(*size, device=place.device) for size in ((*lead, 2), (5, 4), (5,)))
+        with mi.backend(place.backend if backend == "auto" else backend):
+            weight, bias = mi.generate(z, None, None, v, c)
+        weight.zero_(), bias.zero_()
+        assert v.eq(1).all() and c.eq(1).all()
 
 
 @pytest.mark.parametrize("name", ["interaction", "generate", "apply"])
@@ -288,6 +294,101 @@ def test_compiled_with_dynamic_sizes(name, place):
         grads = (torch.autograd.grad(y.pow(2).sum(), arguments) for y in (found, expected))
         torch.testing.assert_close(next(grads), next(grads), rtol=1e-11, atol=1e-12)
     torch._dynamo.reset()
+
+
+def traced(mode, function, arguments):
+    if mode == "jit":
+        return torch.jit.trace(function, arguments, check_trace=False)
+    return make_fx(function, tracing_mode=mode)(*arguments)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic", "jit"])
+def test_tracers_do_not_freeze_the_numbers(mode, place):
+    """Traced with some groups, run with others."""
+    x, z, *weights = MIXED.arguments(torch.float64, place.device)
+    ids = MIXED.segment_ids(place.device)
+    other = ids.new_zeros(ids.shape)
+    layers = mi.generate(z, *weights)
+    run = traced(mode, lambda i, *a: mi.interaction(*a, segment_ids=i), (ids, x, z, *weights))
+    expected = reference.interaction(x, z[other], *weights)
+    torch.testing.assert_close(run(other, x, z, *weights), expected)
+    run = traced(mode, lambda i, *a: mi.apply_generated(*a, segment_ids=i), (ids, x, *layers))
+    torch.testing.assert_close(run(other, x, *layers), expected)
+
+
+@pytest.mark.parametrize("number", [-1, 4])
+def test_numbers_out_of_range_are_found_where_they_are_not_looked_at(number, fresh_compiler):
+    """Inductor, and indexing with brackets, would count negative numbers from the end."""
+    x, z, weight, layers = (torch.randn(*size) for size in ((4, 5), (4, 2), (6, 2, 5), (4, 6, 5)))
+    bad = torch.tensor([0, number, 1, 2])
+    for function, arguments in ((mi.interaction, (x, z, weight)), (mi.apply_generated, (x, layers))):
+
+        def call(ids, function=function, arguments=arguments):
+            return function(*arguments, segment_ids=ids)
+
+        compiled = torch.compile(call, fullgraph=True)
+        torch.testing.assert_close(compiled(bad.clamp(0, 3)), call(bad.clamp(0, 3)))
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            compiled(bad)
+        for backend in ("auto", "portable", "reference"):
+            with mi.backend(backend), pytest.raises((IndexError, RuntimeError), match="out of"):
+                torch.func.vmap(call)(torch.stack([bad, bad]))
+
+
+def test_numbers_without_data():
+    """Fake and meta tensors have shapes alone; so have the results and the plans."""
+    tensors = [torch.randn(*size) for size in ((4, 5), (3, 2), (6, 2, 5), (3, 6, 5))]
+    tensors.append(torch.zeros(4, dtype=torch.int64))
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(t) for t in tensors]
+    for x, z, weight, layers, ids in (fakes, [t.to("meta") for t in tensors]):
+        assert mi.interaction(x, z, weight, segment_ids=ids).shape == (4, 6)
+        assert mi.apply_generated(x, layers, segment_ids=ids).shape == (4, 6)
+        assert mi.explain("interaction", x, z, weight, segment_ids=ids).operations == 2 * 4 * 6 * 2 * 5
+        assert mi.explain("apply_generated", x, layers, segment_ids=ids).operations == 2 * 4 * 6 * 5
+
+
+def test_explain_counts_the_same_for_equal_groups_either_way(place):
+    sample = Ragged("equal", (300,) * 9, 32, 64, 64)
+    x, z, *weights = sample.arguments(torch.float32, place.device, requires_grad=True)
+    ragged = mi.explain(mi.interaction, x, z, *weights, segment_ids=sample.segment_ids(place.device))
+    dense = mi.explain(mi.interaction, x.unflatten(0, (9, 300)), z.unsqueeze(1), *weights)
+    for one, other in zip((ragged, *ragged.backward), (dense, *dense.backward), strict=True):
+        found = (one.op, one.algorithm, one.operations, one.bytes)
+        assert found == (other.op, other.algorithm, other.operations, other.bytes)
+
+
+@pytest.mark.parametrize("backend", ["auto", "portable", "reference"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_explain_generate_and_apply(gradients, backend):
+    x, z, *weights = Sample(TINY).arguments(torch.float32, requires_grad=gradients)
+    layers = [t.detach().requires_grad_(gradients) for t in mi.generate(z, *weights)]
+    with mi.backend(backend):
+        generated, applied = mi.explain(mi.generate, z, *weights), mi.explain("apply_generated", x, *layers)
+    contexts, rows, width, out, context = 2, 6, TINY.width, TINY.out, TINY.context
+    assert generated.operations == contexts * out * (2 * width * context + 2 * context + 1)
+    assert applied.operations == rows * out * (2 * width + 1)
+    for plan in (generated, applied):
+        assert [step.op for step in plan.backward] == ["input_grads", "weight_grads"] * gradients
+        assert plan.algorithm == ("einsum" if backend == "reference" else "linear")
+    ids = torch.tensor([0, 1, 1, 0, 1, 1])
+    ragged = mi.explain("apply_generated", x.flatten(0, 1), layers[0].squeeze(1), segment_ids=ids)
+    assert ragged.operations == 2 * rows * out * width and "in 2 products" in ragged.why
+    with pytest.raises(ValueError, match="^generate: weight: expected shape"):
+        mi.explain("generate", z, weights[0][:, :0])
+
+
+@pytest.mark.parametrize("terms", ["WUVc", "W", "Wc", "UVc", "V"])
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_explain_tells_the_scratch_memory_of_generate(layout, terms):
+    if backends.cpu_library_error() is not None:
+        pytest.skip("no compiled kernels")
+    present = tuple(letter in terms for letter in "WUVc")
+    sample = Sample(Shape("layers", (40, 30), 24, 65, 33), present, layout)
+    _, z, *weights = sample.arguments(torch.float32)
+    results = sum(t.nbytes for t in mi.generate(z, *weights) if t is not None)
+    peak = peak_memory(lambda: mi.generate(z, *weights))
+    assert peak == mi.explain("generate", z, *weights).scratch + results
 
 
 def test_autocast(place):

@@ -89,6 +89,17 @@ def test_messages(op, changed, error, message):
     [
         ([0, 1], TypeError, "segment_ids: expected a torch.Tensor, got list"),
         (torch.zeros(4), TypeError, "segment_ids: expected torch.int64, got torch.float32"),
+        (torch.zeros(4).int(), TypeError, "segment_ids: expected torch.int64, got torch.int32"),
+        (
+            torch.zeros(4).long().to_sparse(),
+            TypeError,
+            r"segment_ids: expected a dense \(strided\) tensor, got torch.sparse_coo",
+        ),
+        (
+            torch.nested.nested_tensor([torch.zeros(4).long()], layout=torch.jagged),
+            TypeError,
+            r"segment_ids: expected a dense \(strided\) tensor, got nested",
+        ),
         (torch.zeros(3).long(), ValueError, r"segment_ids: expected shape \[N=4\], got \[3\]"),
         (torch.zeros(4, 1).long(), ValueError, r"segment_ids: expected shape \[N=4\], got \[4, 1\]"),
         (torch.zeros(4, device="meta").long(), ValueError, r"segment_ids: expected device cpu \(that of x\)"),
@@ -116,3 +127,27 @@ def test_messages_about_ragged_shapes():
         mi.interaction(torch.ones(4, 5), torch.ones(2), weight, segment_ids=ids)
     with pytest.raises(ValueError, match=r"^apply_generated: weight: expected shape \[G, O, X\]"):
         mi.apply_generated(torch.ones(4, 5), torch.ones(6, 5), segment_ids=ids)
+
+
+def test_numbers_of_no_groups():
+    with pytest.raises(ValueError, match="^interaction: segment_ids: expected none, as G = 0, got 3"):
+        mi.interaction(
+            torch.ones(4, 5), torch.ones(0, 2), torch.ones(6, 2, 5), segment_ids=torch.full((4,), 3)
+        )
+
+
+def test_nested_tensors_are_told_what_to_do():
+    """And what they are told to do is right."""
+    parts = [torch.randn(length, 5) for length in (2, 0, 3)]
+    nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    z, weight = torch.randn(3, 2), torch.randn(6, 2, 5)
+    advice = r".* got nested; .* x.values\(\), .*=torch.repeat_interleave\(x.offsets\(\).diff\(\)\)$"
+    with pytest.raises(TypeError, match=f"^interaction: x: {advice}"):
+        mi.interaction(nested, z, weight)
+    with pytest.raises(TypeError, match=f"^apply_generated: x: {advice}"):
+        mi.apply_generated(nested, mi.generate(z, weight)[0])
+    with pytest.raises(TypeError, match="^generate: z: .* got nested$"):
+        mi.generate(nested, weight)
+    ids = torch.repeat_interleave(nested.offsets().diff())
+    expected = torch.cat([mi.interaction(part, one, weight) for part, one in zip(parts, z, strict=True)])
+    torch.testing.assert_close(mi.interaction(nested.values(), z, weight, segment_ids=ids), expected)

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -173,15 +175,108 @@ def test_every_layer_is_one_set_of_products():
             "HyperMLP: activation: expected a function, got str",
         ),
         (
+            lambda: mi.nn.HyperMLP(3, 2),
+            TypeError,
+            "HyperMLP: sizes: expected a sequence of int, got int",
+        ),
+        (
+            lambda: mi.nn.HyperLinear(1, 2, 3, gain="2"),
+            TypeError,
+            "HyperLinear: gain: expected a float, got str",
+        ),
+        (
             lambda: mi.nn.HyperLinear(4, 2, 3)(torch.ones(5, 4), torch.ones(5, 2)),
             ValueError,
-            r"interaction: weight: expected shape \[O, Z=2, X=4\]",
+            r"HyperLinear: z: expected shape \[..., Z=3\], got \[5, 2\]",
+        ),
+        (
+            lambda: mi.nn.HyperLinear(4, 2, 3).bind(torch.ones(2)),
+            ValueError,
+            r"HyperLinear: z: expected shape \[..., Z=3\], got \[2\]",
+        ),
+        (
+            lambda: mi.nn.HyperMLP([4, 2], 3, context_network=nn.Linear(5, 7))(
+                torch.ones(6, 4), torch.ones(6, 5)
+            ),
+            ValueError,
+            r"HyperMLP: context_network: expected shape \[..., Z=3\], got \[6, 7\]",
+        ),
+        (
+            lambda: mi.nn.HyperLinear(4, 2, 3, context_network=nn.LSTM(5, 3))(
+                torch.ones(6, 4), torch.ones(6, 5)
+            ),
+            TypeError,
+            "HyperLinear: context_network: expected a torch.Tensor, got tuple",
         ),
     ],
 )
 def test_messages(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_an_activation_with_parameters_is_copied_into_the_bound_network():
+    module = mi.nn.HyperMLP([5, 8, 4], 3, nn.PReLU(init=0.5))
+    assert module.layers[1].gain == pytest.approx((2 / 1.25) ** 0.5, rel=1e-3)
+    bound, x = module.bind(torch.randn(2, 3)), torch.randn(2, 5)
+    before = bound(x)
+    with torch.no_grad():
+        module.activation.weight.fill_(9.0)
+    assert torch.equal(bound(x), before)
+    assert not any(parameter.requires_grad for parameter in bound.parameters())
+    assert module.activation.weight.requires_grad
+
+
+def test_the_default_device_does_not_matter_to_the_gain():
+    expected = mi.nn.HyperMLP([5, 8, 4], 3).layers[1].gain
+    with torch.device("meta"):
+        module = mi.nn.HyperMLP([5, 8, 4], 3)
+        assert mi.nn.HyperMLP([5, 8, 4], 3, nn.PReLU()).layers[1].gain == 1
+    assert module.layers[1].gain == expected and module.layers[1].weight.is_meta
+
+
+@pytest.mark.parametrize("lead", [(), (2,)], ids=str)
+def test_bound_under_autocast(lead):
+    """The weights keep the dtype of the module, so that the layer runs without autocast, too."""
+    module, z, x = mi.nn.HyperMLP([5, 8, 4], 3), torch.randn(*lead, 3), torch.randn(2, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        bound = module.bind(z)
+    assert all(parameter.dtype == torch.float32 for parameter in bound.parameters())
+    torch.testing.assert_close(bound(x), module(x, z), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 2), (5, 0, 2), (5, 4, 0)], ids=str)
+def test_zero_sizes(sizes):
+    width, out, context = sizes
+    module = mi.nn.HyperLinear(*sizes)
+    for lead in ((), (3,)):
+        z, x = torch.randn(*lead, context), torch.randn(3, width)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            bound = module.bind(z)
+        assert torch.equal(bound(x), module(x, z)) and bound(x).shape == (3, out)
+
+
+def test_bound_layers_take_the_mode_and_leave_the_random_stream():
+    for training in (True, False):
+        module = mi.nn.HyperMLP([5, 8, 4], 3, nn.Dropout()).train(training)
+        for z in (torch.randn(3), torch.randn(2, 3)):
+            before = torch.get_rng_state()
+            assert all(part.training == training for part in module.bind(z).modules())
+            assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("form", ["pickle", "export"])
+def test_bound_layers_of_several_contexts_can_be_saved(form, module):
+    bound, x = module.bind(torch.randn(2, 1, 3, **F64)), torch.randn(2, 7, 5, **F64)
+    if form == "pickle":
+        other = pickle.loads(pickle.dumps(bound))
+    else:
+        shapes = ({1: torch.export.Dim("tokens", min=2)},)
+        other = torch.export.export(bound, (x,), dynamic_shapes=shapes).module()
+    for tokens in (7, 30):
+        x = torch.randn(2, tokens, 5, **F64)
+        torch.testing.assert_close(other(x), bound(x))
 
 
 def test_compiled():

@@ -209,13 +209,25 @@ def test_empty(shape, place):
 
 
 def test_bound_on_generated_weights():
-    """W' is held where it is smaller than W, or than each of B*Z*X, B*O*X and B*O*Z; else it is no choice."""
+    """W' is held where it is no larger than W, or than B*Z*X, B*O*X and B*O*Z; else it is no choice."""
     arguments = (Wanted(), torch.float32, "cpu", "cpu")
     for sizes in (Sizes(1, 1, 2, 1, 1000, 1000), Sizes(64, 1, 32, 32, 64, 64), Sizes(512, 1, 2, 600, 64, 64)):
         assert costs.shared(PER_Z, sizes, *arguments) is not None
     for sizes in (Sizes(64, 1, 2, 1, 1000, 1000), Sizes(64, 1, 2, 2, 64, 64), Sizes(64, 1, 1, 32, 64, 64)):
         assert costs.shared(PER_Z, sizes, *arguments) is None
     assert costs.shared(PER_X, Sizes(64, 32, 1, 64, 32, 64), *arguments) is not None
+    # As many elements as B*O*Z (X = T Z), and in the gradient of z as many as B*Z*X (O = T X).
+    for wanted in (Wanted(), Wanted(True, True, True, True, True)):
+        assert costs.shared(PER_Z, Sizes(32, 1, 64, 4, 256, 256), wanted, *arguments[1:]) is not None
+        assert costs.shared(PER_Z, Sizes(32, 1, 63, 4, 256, 256), wanted, *arguments[1:]) is None
+    # Without the gradient of z all of these fit; with it, the last two would be larger than B*Z*X or B*O*X.
+    for sizes, fits in (
+        (Sizes(32, 1, 16, 8, 8, 128), True),
+        (Sizes(32, 1, 16, 9, 8, 129), False),
+        (Sizes(1000, 1, 2, 512, 64, 100), False),
+    ):
+        assert costs.shared(PER_Z, sizes, *arguments) is not None
+        assert (costs.shared(PER_Z, sizes, Wanted(z=True), *arguments[1:]) is not None) == fits
 
 
 def test_more_rows_never_lead_back_to_the_fused_plan():
@@ -243,3 +255,26 @@ def test_compiled_with_dynamic_sizes(place):
         grads = (torch.autograd.grad(y.pow(2).sum(), arguments) for y in (found, expected))
         torch.testing.assert_close(next(grads), next(grads), rtol=0, atol=0)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("rows", [2, 300])
+def test_exported_with_dynamic_sizes(rows, place):
+    """The planner puts no bounds on the sizes of an exported graph, whichever plan the example has."""
+
+    class Model(torch.nn.Module):
+        def forward(self, x, z, weight):
+            return mi.interaction(x, z, weight)
+
+    groups, tokens = (torch.export.Dim(name, min=2) for name in ("groups", "tokens"))
+    options = {"dtype": torch.float64, "device": place.device}
+    weight = torch.randn(16, 8, 16, **options)
+
+    def arguments(groups, rows):
+        sizes = ((groups, rows, 16), (groups, 1, 8))
+        return *(torch.randn(*size, **options) for size in sizes), weight
+
+    shapes = ({0: groups, 1: tokens}, {0: groups}, {})
+    program = torch.export.export(Model(), arguments(4, rows), dynamic_shapes=shapes, strict=False)
+    for sizes in ((2, 2), (3, 800), (40, 3)):
+        inputs = arguments(*sizes)
+        torch.testing.assert_close(program.module()(*inputs), reference.interaction(*inputs))

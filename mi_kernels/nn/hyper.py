@@ -1,14 +1,30 @@
 """Layers whose weights a context generates."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mi_kernels import functional, hyper
 from mi_kernels.nn.gates import _draw, _parameters
-from mi_kernels.validation import check_floating, check_size
+from mi_kernels.validation import check_floating, check_number, check_size
+
+
+def _context(module: nn.Module, z: Any, size: int) -> Tensor:
+    """The context that ``module`` makes of what it was given, of ``size`` features."""
+    name, op = "z", type(module).__name__
+    if module.context_network is not None:
+        assert isinstance(module.context_network, nn.Module)
+        name, z = "context_network", module.context_network(z)
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(z).__name__}")
+    # Nested tensors are left to the functions, which say more about them.
+    if not z.is_nested and (z.dim() == 0 or z.shape[-1] != size):
+        raise ValueError(f"{op}: {name}: expected shape [..., Z={size}], got {list(z.shape)}")
+    return z
 
 
 class BoundLinear(nn.Module):
@@ -112,6 +128,7 @@ class HyperLinear(nn.Module):
         self.gain = gain
         for name in self.__constants__:
             check_size("HyperLinear", name, getattr(self, name))
+        check_number("HyperLinear", "gain", gain)
         check_floating("HyperLinear", dtype)
         o, z, x = out_features, context_features, in_features
         shapes: dict[str, tuple[int, ...] | None] = {
@@ -133,12 +150,10 @@ class HyperLinear(nn.Module):
             if zero is not None:
                 nn.init.zeros_(zero)
 
-    def _context(self, z: Tensor) -> Tensor:
-        return z if self.context_network is None else self.context_network(z)
-
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         weights = self.weight, self.weight_z, self.weight_x, self.bias
-        return functional.interaction(x, self._context(z), *weights, segment_ids=segment_ids)
+        z = _context(self, z, self.context_features)
+        return functional.interaction(x, z, *weights, segment_ids=segment_ids)
 
     @torch.no_grad()
     def bind(self, z: Tensor) -> nn.Module:
@@ -149,16 +164,19 @@ class HyperLinear(nn.Module):
 
         Returns:
             An :class:`torch.nn.Linear` for one context without leading dimensions, else a
-            :class:`BoundLinear`: bind ``z [B, 1, Z]`` for inputs ``[B, T, X]``. Its weights are copies that
-            ask for no gradient and know nothing of later changes.
+            :class:`BoundLinear`: bind ``z [B, 1, Z]`` for inputs ``[B, T, X]``. Its weights are copies in
+            the dtype of this layer's, also under autocast; they ask for no gradient and know nothing of
+            later changes.
         """
         weights = self.weight, self.weight_z, self.weight_x, self.bias
-        weight, bias = hyper.generate(self._context(z), *weights)
-        weight = weight.contiguous()
+        weight, bias = hyper.generate(_context(self, z, self.context_features), *weights)
+        weight = weight.to(self.weight.dtype).contiguous()
+        bias = None if bias is None else bias.to(self.weight.dtype)
         if weight.dim() > 2:
-            return BoundLinear(weight, bias)
-        # On the meta device first: the weights that nn.Linear would draw are not wanted.
-        layer = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
+            return BoundLinear(weight, bias).train(self.training)
+        # Of one weight, on the meta device: those that nn.Linear would draw are not wanted.
+        layer = nn.Linear(1, 1, bias is not None, device="meta")
+        layer.in_features, layer.out_features = self.in_features, self.out_features
         layer.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:
             layer.bias = nn.Parameter(bias, requires_grad=False)
@@ -205,7 +223,7 @@ class HyperMLP(nn.Module):
         context_network: the module, or None.
 
     Each layer after the first starts with the gain that gives its inputs, activations of a normal variable,
-    the mean square 1 again.
+    the mean square 1 again (1 for an activation whose parameters lie on the meta device).
 
     Raises:
         TypeError, ValueError: as :class:`HyperLinear`; there are fewer than two sizes, or the activation
@@ -225,6 +243,8 @@ class HyperMLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(sizes, Sequence):
+            raise TypeError(f"HyperMLP: sizes: expected a sequence of int, got {type(sizes).__name__}")
         if len(sizes) < 2:
             raise ValueError(f"HyperMLP: sizes: expected at least 2, got {list(sizes)}")
         if not callable(activation):
@@ -243,31 +263,40 @@ class HyperMLP(nn.Module):
             )
             for number, (width, out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
         )
+        self.context_features = context_features
         self.context_network = context_network
 
-    def _context(self, z: Tensor) -> Tensor:
-        return z if self.context_network is None else self.context_network(z)
-
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        z = self._context(z)
+        z = _context(self, z, self.context_features)
         for number, layer in enumerate(self.layers):
             x = layer(self.activation(x) if number else x, z, segment_ids)
         return x
 
     @torch.no_grad()
     def bind(self, z: Tensor) -> nn.Sequential:
-        """The network of fixed contexts, of layers as :meth:`HyperLinear.bind` returns them."""
-        z = self._context(z)
+        """The network of fixed contexts, of layers as :meth:`HyperLinear.bind` returns them.
+
+        The activation is copied, too: the two networks share nothing.
+        """
+        z = _context(self, z, self.context_features)
+        activation = copy.deepcopy(self.activation).requires_grad_(False)
         modules: list[nn.Module] = []
         for layer in self.layers:
             assert isinstance(layer, HyperLinear)
-            modules += [self.activation, layer.bind(z)] if modules else [layer.bind(z)]
-        return nn.Sequential(*modules)
+            modules += [activation, layer.bind(z)] if modules else [layer.bind(z)]
+        return nn.Sequential(*modules).train(self.training)
 
 
 @torch.no_grad()
 def _gain(activation: nn.Module) -> float:
-    """1 / sqrt(E f(n)^2) of a standard normal n, from 4096 quantiles."""
-    quantiles = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
-    mean = activation(math.sqrt(2) * torch.erfinv(2 * quantiles - 1)).double().square().mean().item()
+    """1 / sqrt(E f(n)^2) of a standard normal n, from 4096 quantiles; 1 where that cannot be known.
+
+    An activation with parameters is asked in their dtype, where they lie.
+    """
+    like = next(activation.parameters(), torch.empty(0, dtype=torch.float64, device="cpu"))
+    if like.is_meta:
+        return 1.0
+    quantiles = (torch.arange(4096, dtype=torch.float64, device="cpu") + 0.5) / 4096
+    normal = (math.sqrt(2) * torch.erfinv(2 * quantiles - 1)).to(like)
+    mean = activation(normal).double().square().mean().item()
     return mean**-0.5 if mean > 0 and math.isfinite(mean) else 1.0

@@ -8,7 +8,8 @@ that z alone has (S) and those that x alone has (T). There are B = C S T rows, a
     per_x      the same with x and z, U and V in each other's place             2 C T Z X O + 2 B Z O
 
 The choice is a pure function of sizes, dtype, backend and wanted gradients. Costs are integers, because under
-torch.compile the sizes may be symbols: a comparison of costs is then a guard.
+torch.compile the sizes may be symbols: a comparison of costs is then a guard. torch.export has no guards: an
+exported graph keeps the plan of the example's sizes, which computes the same at all others.
 """
 
 from typing import NamedTuple
@@ -107,8 +108,10 @@ def shared(
 ) -> Cost | None:
     """Generate, then apply in a number of products; None where nothing is shared or W' would be too large.
 
-    W' has C S O X elements. It is held only if that is less than B Z X, B O X and B O Z elements, which no
-    plan may hold, or no more than W has; so is the gradient of z for each output, C S O Z elements.
+    W' has C S O X elements. It is held only if that is no more than B Z X, B O X and B O Z elements, the
+    sizes of what it replaces, or than W has; so is the gradient of z for each output, C S O Z elements. As
+    many is allowed: with X = T Z, no more memory than einsum's B O Z elements saves the fused plan's
+    operations (Z = 4, X = 256, T = 64: 1.4 to 1.9 times the speed).
     """
     if plan == PER_X:
         sizes, wanted = sizes.mirrored(), wanted.mirrored()
@@ -117,8 +120,8 @@ def shared(
         return None
     contexts, rows = common * of_z, sizes.rows
     held = contexts * out * width
-    small = contexts <= context or (width < of_x * context and out < of_x * context)
-    if not small or (wanted.z and contexts > width and out >= of_x * width):
+    small = contexts <= context or (width <= of_x * context and out <= of_x * context)
+    if not small or (wanted.z and contexts > width and max(out, context) > of_x * width):
         return None
     generated = wanted.z or wanted.weights or wanted.weight_x  # the gradient of W'
     generate = 1 + wanted.z + wanted.weights

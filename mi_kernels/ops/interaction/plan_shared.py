@@ -33,31 +33,40 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
         places, x, z = places.mirrored(), z, x
         weights = weight.transpose(1, 2), weight_x, weight_z, bias
         wanted = [wanted[1], wanted[0], wanted[2], wanted[4], wanted[3], wanted[5]]
-    return replace(_generated(how, backend, places, x, z, weights, wanted), alternatives=found)
+    weight = weights[0]
+    assert weight is not None
+    sizes = places.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
+    scratch = _scratch(places, sizes, x, z, weights) if backend == "cpu" else None
+    counted = (sizes.common * sizes.of_z, sizes.rows)
+    explained = _generated(how, backend, counted, x, z, weights, wanted, _WHY[how])
+    return replace(explained, scratch=scratch, alternatives=found)
 
 
 def _generated(
     how: str,
     backend: str,
-    places: shared.Layout,
+    counted: tuple[int, int],
     x: Tensor,
     z: Tensor,
     weights: Sequence[Maybe],
     wanted: Sequence[bool],
+    why: str,
 ) -> Plan:
-    """The plan of W' [C, S, O, X] for contexts z, applied to rows x, with all operations of the kernels."""
-    weight, weight_z, weight_x, bias = weights
+    """The plan of W' for contexts z, applied to rows x, with all operations of the kernels.
+
+    ``counted``: how many contexts generate and how many rows y has.
+    """
+    (contexts, rows), (weight, weight_z, _, bias) = counted, weights
     assert weight is not None
-    sizes = places.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
-    contexts, out, context, width = sizes.common * sizes.of_z, sizes.out, sizes.context, sizes.width
-    generate, apply = 2 * contexts * out * width * context, 2 * sizes.rows * out * width
+    out, context, width = weight.shape
+    generate, apply = 2 * contexts * out * width * context, 2 * rows * out * width
     offset = contexts * out * (2 * context * (weight_z is not None) + (bias is not None))
-    item, result = x.element_size(), sizes.rows * out
+    item, result = x.element_size(), rows * out
     parameters = sum(tensor.numel() for tensor in weights if tensor is not None)
     moved = (x.numel() + z.numel() + parameters + result + 2 * contexts * out * width) * item
 
-    def step(op: str, operations: int, scratch: int | None = None) -> Plan:
-        return Plan(op, backend, how, operations, moved, scratch, _WHY[how])
+    def step(op: str, operations: int) -> Plan:
+        return Plan(op, backend, how, operations, moved, None, why)
 
     want_x, want_z, want_weight, want_weight_z, want_weight_x, want_bias = wanted
     generated = want_z or want_weight or want_weight_x
@@ -70,9 +79,7 @@ def _generated(
         first = generated and not want_z
         operations = apply * first + generate * want_weight + offset * want_weight_z
         backward.append(step("weight_grads", operations))
-    scratch = _scratch(places, sizes, x, z, weights) if backend == "cpu" else None
-    forward = step("forward", generate + apply + offset, scratch)
-    return replace(forward, backward=tuple(backward))
+    return replace(step("forward", generate + apply + offset), backward=tuple(backward))
 
 
 def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
@@ -83,21 +90,18 @@ def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights
     if fused.scratch is not None:
         fused = replace(fused, scratch=fused.scratch + rows.numel() * rows.element_size())
     weight = weights[0]
-    if weight is None or backend == "reference":
+    if weight is None or backend == "reference" or ragged.opaque(segment_ids):
         return fused
     order = ragged.segments(segment_ids, len(z))
     found = ragged.compare(backend, order, x, z, weights)
     best = costs.cheapest(found)
     if best.plan == costs.FUSED:
         return replace(fused, alternatives=found)
-    out, context, width = weight.shape
-    operations = 2 * out * width * (len(order.groups) * context + len(x))
     why = f"{_WHY[best.plan]}; in {len(order.buckets)} products of groups of one length"
-
-    def step(one: Plan) -> Plan:
-        return replace(one, algorithm=best.plan, operations=operations, scratch=None, why=why)
-
-    return replace(step(fused), backward=tuple(map(step, fused.backward)), alternatives=found)
+    wanted = shared.gradients_wanted((x, z, *weights))
+    counted = (len(order.groups), len(x))
+    explained = _generated(best.plan, backend, counted, x, z, weights, wanted, why)
+    return replace(explained, alternatives=found)
 
 
 def _scratch(

@@ -10,11 +10,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from mi_kernels.ops.interaction import autograd, costs, shared
 from mi_kernels.ops.interaction.portable import accumulation_dtype
 from mi_kernels.ops.rules import Maybe
 from mi_kernels.validation import check_segments
+
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx is at work
 
 
 class Bucket(NamedTuple):
@@ -39,8 +42,11 @@ class Segments(NamedTuple):
 
 
 def opaque(segment_ids: Tensor) -> bool:
-    """Whether the numbers cannot be looked at: under torch.compile, vmap over them, and without data."""
-    if torch.compiler.is_compiling() or segment_ids.device.type == "meta":
+    """Whether the numbers cannot be looked at, or would be frozen: under torch.compile and every other
+    tracer, under vmap over them, and without data."""
+    if torch.compiler.is_compiling() or segment_ids.device.type == "meta" or torch.jit.is_tracing():
+        return True
+    if isinstance(segment_ids, FakeTensor) or torch._C._get_dispatch_mode(_PROXY) is not None:
         return True
     return torch._C._functorch.is_functorch_wrapped_tensor(segment_ids)
 
@@ -98,8 +104,8 @@ def _by_bucket(portable: bool, order: Segments, x: Tensor, weight: Tensor, bias:
 def apply(portable: bool, segment_ids: Tensor, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y [N, O] of x [N, X], W' [G, O, X] and b' [G, O]. W' is copied unless its order is that of lengths."""
     if opaque(segment_ids) or len(segment_ids) == 0:
-        rows = weight.index_select(0, segment_ids).unsqueeze(1)
-        bias = None if bias is None else bias.index_select(0, segment_ids).unsqueeze(1)
+        rows = of_rows(weight, segment_ids).unsqueeze(1)
+        bias = None if bias is None else of_rows(bias, segment_ids).unsqueeze(1)
         return shared.apply(portable, x.unsqueeze(1), rows, bias).flatten(0, 2)
     order = segments(segment_ids, weight.shape[0])
     if not torch.equal(order.groups, torch.arange(weight.shape[0], device=weight.device)):
@@ -141,4 +147,12 @@ def interaction(
 
 def contexts_of_rows(z: Tensor, segment_ids: Tensor) -> Tensor:
     """z [G, Z] as [N, Z]. Its gradient is summed in the accumulation dtype."""
-    return z.to(accumulation_dtype(z.dtype)).index_select(0, segment_ids).to(z.dtype)
+    return of_rows(z.to(accumulation_dtype(z.dtype)), segment_ids).to(z.dtype)
+
+
+def of_rows(tensor: Tensor, segment_ids: Tensor) -> Tensor:
+    """tensor [G, ...] as [N, ...]."""
+    if opaque(segment_ids):
+        # Inductor makes of index_select an index that counts negative numbers from the end.
+        segment_ids = segment_ids.masked_fill(segment_ids < 0, tensor.shape[0])
+    return tensor.index_select(0, segment_ids)

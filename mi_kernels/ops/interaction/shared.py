@@ -93,6 +93,14 @@ def gradients_wanted(tensors: Sequence[Maybe]) -> list[bool]:
     return [enabled and tensor is not None and tensor.requires_grad for tensor in tensors]
 
 
+def _of_example(size: int) -> int:
+    """A size as it is in the example that is exported; 0, where nothing is shared, if it depends on data."""
+    node = getattr(size, "node", None)  # a torch.SymInt has one
+    if node is None:
+        return size
+    return node.hint if node.has_hint() else 0
+
+
 def compare(
     backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence[Maybe]
 ) -> tuple[Layout, tuple[costs.Cost, ...]] | None:
@@ -102,6 +110,8 @@ def compare(
         return None
     places = layout(x.shape[:-1], z.shape[:-1], lead)
     sizes = places.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        sizes = costs.Sizes(*map(_of_example, sizes))
     wanted = costs.Wanted(*gradients_wanted((x, z, *weights[:3])))
     return places, costs.compare(sizes, wanted, x.dtype, backend, x.device.type)
 

@@ -1,0 +1,104 @@
+"""What a call of generate or of apply_generated will do, as :func:`mi_kernels.explain` tells it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.interaction import ragged, shared
+from mi_kernels.ops.interaction.plan import Plan, compiled
+from mi_kernels.ops.interaction.plan_shared import _copy
+from mi_kernels.ops.rules import Maybe
+
+_GENERATE = "W' = z W + V is one product in groups, one group for each output; b' = U z + c is another"
+_APPLY = "the rows of a layer are the rows of one product in groups, one group for each layer"
+_EINSUM = "the formula as it stands: the oracle, not meant to be fast"
+
+
+def generate(backend: str, z: Tensor, weights: Sequence[Maybe]) -> Plan:
+    """The plan of checked arguments z and (W, U, V, c)."""
+    weight, weight_z, weight_x, bias = weights
+    like = weight if weight is not None else weight_x
+    assert like is not None
+    contexts, context, out, width = math.prod(z.shape[:-1]), z.shape[-1], like.shape[0], like.shape[-1]
+    by_weight, by_weight_z = 2 * contexts * out * width * context, 2 * contexts * out * context
+    has_offset = weight_z is not None or bias is not None
+    results = contexts * out * (width + has_offset)
+    moved = _bytes(results, z, *weights)
+    want_z, *want = shared.gradients_wanted((z, *weights))
+
+    def step(op: str, has_weight: bool, has_weight_z: bool, more: int = 0) -> Plan:
+        operations = by_weight * has_weight + by_weight_z * has_weight_z + more
+        return _plan(op, backend, operations, moved, _GENERATE)
+
+    backward = []
+    if want_z:
+        backward.append(step("input_grads", weight is not None, weight_z is not None))
+    if any(want):
+        backward.append(step("weight_grads", want[0], want[1]))
+    more = contexts * out * (bias is not None)
+    forward = step("forward", weight is not None, weight_z is not None, more)
+    return replace(forward, scratch=_generate_scratch(backend, z, weights), backward=tuple(backward))
+
+
+def _generate_scratch(backend: str, z: Tensor, weights: Sequence[Maybe]) -> int | None:
+    """Bytes allocated at most at one time, less those of W' and b'."""
+    if backend != "cpu":
+        return None
+    weight, weight_z, weight_x, bias = weights
+    contexts, context, item = math.prod(z.shape[:-1]), z.shape[-1], z.element_size()
+    copy = _copy(z, lambda tensor: tensor.reshape(contexts, context))
+    # What is made last is held beside the results; what is made first, before the other result is there.
+    first = last = 0
+    if weight_z is not None:
+        last = _linear(z.dtype, 1, contexts, context, weight_z.shape[0], bias is not None)
+    if weight is not None:
+        out, width, across = weight.shape[0], weight.shape[2], weight.stride(2) == 1 and weight.stride(1) != 1
+        first = _linear(z.dtype, out, contexts, context, width, weight_x is not None, across)
+        if weight_z is not None or bias is not None:
+            first -= contexts * out * item
+    elif weight_x is not None:  # its copy is made last
+        last -= contexts * weight_x.numel() * item
+    return copy + max(first, last, 0)
+
+
+def apply(
+    backend: str, x: Tensor, weight: Tensor, bias: Maybe, lead: torch.Size, segment_ids: Tensor | None
+) -> Plan:
+    """The plan of checked arguments x, W' and b'; y has the leading dimensions ``lead``."""
+    out, width = weight.shape[-2:]
+    rows, why = math.prod(lead), _APPLY
+    product = 2 * rows * out * width
+    if segment_ids is not None and ragged.opaque(segment_ids):
+        why = "the numbers of the groups cannot be looked at: each row gets its own copy of a layer"
+    elif segment_ids is not None and rows > 0:
+        order = ragged.segments(segment_ids, len(weight))
+        why = f"{_APPLY}; in {len(order.buckets)} products of groups of one length"
+    moved = _bytes(rows * out, x, weight, bias)
+    want_x, *want = shared.gradients_wanted((x, weight, bias))
+    backward = []
+    if want_x:
+        backward.append(_plan("input_grads", backend, product, moved, why))
+    if any(want):
+        backward.append(_plan("weight_grads", backend, product * want[0], moved, why))
+    operations = product + rows * out * (bias is not None)
+    return replace(_plan("forward", backend, operations, moved, why), backward=tuple(backward))
+
+
+def _plan(op: str, backend: str, operations: int, moved: int, why: str) -> Plan:
+    algorithm, why = ("einsum", _EINSUM) if backend == "reference" else ("linear", why)
+    return Plan(op, backend, algorithm, operations, moved, None, why)
+
+
+def _bytes(results: int, *tensors: Maybe) -> int:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return (results + sum(tensor.numel() for tensor in present)) * present[0].element_size()
+
+
+def _linear(
+    dtype: torch.dtype, groups: int, rows: int, features: int, out: int, bias: bool, across: bool = False
+) -> int:
+    flags = (False, False, True, bias, False, False, across)
+    return compiled("forward", [groups, rows, 0, features, out], dtype, flags)[1]
