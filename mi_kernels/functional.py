@@ -173,7 +173,8 @@ def _interaction(
     if segment_ids is not None:
         return ragged.interaction(chosen, segment_ids, x, z, *weights, force=force)
     portable = chosen == "portable"
-    alike = len(lead) == 1 and x.dim() == z.dim() == 2 and len(x) == len(z)  # sooner told than by shapes
+    # Sooner told than by whole shapes. Not len(): it would make a symbolic size a number.
+    alike = len(lead) == 1 and x.dim() == z.dim() == 2 and x.shape[0] == z.shape[0]
     sharing = None if alike else shared.compare(chosen, lead, x, z, weights)
     if sharing is not None:
         places, found = sharing

@@ -60,6 +60,8 @@ def test_large_weight(place):
     (dx,) = torch.autograd.grad(mi.interaction(leaf, z, weight), leaf, grad)
     close(dx, torch.einsum("bo,bi,oij->bj", grad[:, -3:].float(), z.float(), last.float()))
 
+    if place.backend == "portable":
+        return  # PyTorch's own operators do the addressing; dW is summed in float32, in all 18 GiB
     weight.requires_grad_()
     (dw,) = torch.autograd.grad(mi.interaction(x, z, weight), weight, grad)
     close(dw[-3:], torch.einsum("bo,bi,bj->oij", grad[:, -3:].float(), z.float(), x.float()))

@@ -83,8 +83,8 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
         backward.append(_step("input_grads", backend, shape, x.dtype, present, wanted))
     if any(wanted[2:]):
         backward.append(_step("weight_grads", backend, shape, x.dtype, tuple(wanted[2:]), wanted))
-    across = weights[0] is None and all(map(_across, weights[1:3]))
-    forward = _step("forward", backend, shape, x.dtype, present, wanted, across)
+    lies_across = weights[0] is None and all(map(across, weights[1:3]))
+    forward = _step("forward", backend, shape, x.dtype, present, wanted, lies_across)
     if forward.scratch is not None:
         weight_copy = _weight_copy(backend, weights[0])
         rows = sum(_broadcast_copy(tensor, shape.lead) for tensor in (x, z))
@@ -96,7 +96,7 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
     return replace(forward, backward=tuple(backward))
 
 
-def _across(matrix: Tensor | None) -> bool:
+def across(matrix: Tensor | None) -> bool:
     """Whether a matrix lies along its outputs, as csrc/cpu/interaction.cpp tells it."""
     return matrix is None or matrix.shape[1] == 0 or (matrix.stride(0) == 1 and matrix.stride(1) != 1)
 
@@ -125,7 +125,7 @@ def _step(
     dtype: torch.dtype,
     terms: tuple[bool, ...],
     wanted: Sequence[bool],
-    across: bool = False,
+    lies_across: bool = False,
 ) -> Plan:
     count = getattr(counts, primitive)(shape, dtype, terms)
     scratch: int | None = None
@@ -138,7 +138,7 @@ def _step(
         scratch = chunk * portable.accumulation_dtype(dtype).itemsize if terms[0] else 0
     else:
         sizes = [1, shape.rows, shape.context, shape.width, shape.out]
-        algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2], across))
+        algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2], lies_across))
     return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, _WHY[algorithm])
 
 
