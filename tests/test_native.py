@@ -110,7 +110,7 @@ def test_values_and_gradients_on_each_instruction_set(isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_gates_on_each_instruction_set(isa):
-    """The error rule of the gates and of modulation, as their own tests state it, in float32."""
+    """The error rule of the gates and of modulation, as their own tests state it, in float32, on the larger shapes."""
     if isa not in backends.cpu_isa()["supported"]:
         pytest.skip(f"this machine or build has no {isa}")
     if isa == backends.cpu_isa()["selected"]:
@@ -122,7 +122,7 @@ def test_gates_on_each_instruction_set(isa):
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "MI_KERNELS_CPU_ISA": isa}
     run = subprocess.run([*command, *files], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 100
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 60
 
 
 @pytest.mark.parametrize("isa", ["sse9", "AVX2", "avx2 "])
