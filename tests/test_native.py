@@ -110,7 +110,7 @@ def test_values_and_gradients_on_each_instruction_set(isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_gates_on_each_instruction_set(isa):
-    """The error rule of the gates and of modulation, as their own tests state it, in float32, on the larger shapes."""
+    """The error rule of the gates and of modulation, as their own tests state it, float32."""
     if isa not in backends.cpu_isa()["supported"]:
         pytest.skip(f"this machine or build has no {isa}")
     if isa == backends.cpu_isa()["selected"]:
