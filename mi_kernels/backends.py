@@ -1,5 +1,7 @@
 """Which implementation runs: the choice of a backend, and the reason where one cannot run."""
 
+import importlib.util
+import os
 import re
 import sys
 import threading
@@ -71,9 +73,24 @@ def why_not(name: str) -> str | None:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     if name == "cpu":
         return _cpu_error or (cpu_isa() or {}).get("error")
-    if name in ("triton", "cuda"):
-        return f"this version of mi_kernels has no {name} kernels yet"
+    if name == "triton":
+        return _triton_error()
+    if name == "cuda":
+        return "this version of mi_kernels has no cuda kernels yet"
     return None
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_error() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if interpreting() or torch.cuda.is_available():
+        return None
+    return "there is no GPU that Triton reaches (with TRITON_INTERPRET=1 its kernels run on the CPU, slowly)"
 
 
 def backend(name: str) -> AbstractContextManager[None]:
@@ -112,12 +129,13 @@ def choose(tensor: torch.Tensor) -> str:
     if name == "auto":
         compiled = _cpu_error is None and tensor.device.type == "cpu" and tensor.dtype in COMPILED_DTYPES
         return "cpu" if compiled else "portable"
-    if name == "cpu":
-        if tensor.device.type != "cpu":
-            raise ValueError(f"backend: 'cpu' takes tensors on cpu, got device {tensor.device}")
+    if name in ("cpu", "cuda", "triton"):
+        device = "cpu" if name == "cpu" or (name == "triton" and interpreting()) else "cuda"
+        if tensor.device.type != device:
+            raise ValueError(f"backend: {name!r} takes tensors on {device}, got device {tensor.device}")
         if tensor.dtype not in COMPILED_DTYPES:
             names = ", ".join(str(dtype) for dtype in COMPILED_DTYPES)
-            raise ValueError(f"backend: 'cpu' takes {names}, got {tensor.dtype}")
+            raise ValueError(f"backend: {name!r} takes {names}, got {tensor.dtype}")
     return name
 
 

@@ -172,7 +172,6 @@ def _interaction(
         return reference.interaction(x, z, *weights)
     if segment_ids is not None:
         return ragged.interaction(chosen, segment_ids, x, z, *weights, force=force)
-    portable = chosen == "portable"
     # Sooner told than by whole shapes. Not len(): it would make a symbolic size a number.
     alike = len(lead) == 1 and x.dim() == z.dim() == 2 and x.shape[0] == z.shape[0]
     sharing = None if alike else shared.compare(chosen, lead, x, z, weights)
@@ -180,7 +179,7 @@ def _interaction(
         places, found = sharing
         how = force or costs.cheapest(found).plan
         if how != costs.FUSED:
-            return shared.interaction(portable, how, places, x, z, *weights)
+            return shared.interaction(chosen, how, places, x, z, *weights)
     x, z, words = rows_of(x, lead), rows_of(z, lead), None
     if (
         packed is not None
@@ -189,7 +188,7 @@ def _interaction(
         and not torch.compiler.is_compiling()
     ):
         words = packed.words()
-    y = autograd.forward(portable, x, z, *weights, words=words)
+    y = autograd.forward(chosen, x, z, *weights, words=words)
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
 
 

@@ -76,7 +76,7 @@ def modulate(
     if x.shape != shape:
         x = x.expand(shape)
     scale, shift = _same_rank(scale, x.dim()), None if shift is None else _same_rank(shift, x.dim())
-    return elementwise.modulate(chosen == "portable", x, scale, shift, activation, float(scale_offset))
+    return elementwise.modulate(chosen, x, scale, shift, activation, float(scale_offset))
 
 
 def diagonal(
@@ -129,22 +129,19 @@ def diagonal(
         return diagonal_reference.diagonal(
             x, z, weight, bias, shift_weight, shift_bias, weight_x=weight_x, **options
         )
-    portable = chosen == "portable"
     if not shared:
         weights = (None, weight, weight_x, bias, shift_weight, shift_bias)
-        y = gates.gate(
-            portable, activation, float(scale_offset), rows_of(x, lead), rows_of(z, lead), *weights
-        )
+        y = gates.gate(chosen, activation, float(scale_offset), rows_of(x, lead), rows_of(z, lead), *weights)
         return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
     contexts = rows_of(z, z.shape[:-1])
-    gate = _per_context(portable, contexts, weight, bias, z.shape[:-1], len(lead))
+    gate = _per_context(chosen, contexts, weight, bias, z.shape[:-1], len(lead))
     shift = None
     if shift_weight is not None:
-        shift = _per_context(portable, contexts, shift_weight, shift_bias, z.shape[:-1], len(lead))
+        shift = _per_context(chosen, contexts, shift_weight, shift_bias, z.shape[:-1], len(lead))
     elif shift_bias is not None:
         shift = _same_rank(shift_bias, len(lead) + 1)
     x = x.expand(*lead, x.shape[-1])
-    return elementwise.modulate(portable, x, gate, shift, activation, float(scale_offset))
+    return elementwise.modulate(chosen, x, gate, shift, activation, float(scale_offset))
 
 
 def gated_interaction(
@@ -189,7 +186,7 @@ def gated_interaction(
     if chosen == "reference":
         return gated_reference.gated_interaction(x, z, *weights, activation=activation)
     arguments = (rows_of(x, lead), rows_of(z, lead), *weights, None, None)
-    y = gates.gate(chosen == "portable", activation, 0.0, *arguments)
+    y = gates.gate(chosen, activation, 0.0, *arguments)
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
 
 
@@ -239,10 +236,10 @@ def _check_features(op: str, names: Sequence[str], axes: Sequence[str], tensors:
 
 
 def _per_context(
-    portable: bool, z: Tensor, weight: Tensor, bias: Tensor | None, lead: torch.Size, rank: int
+    backend: str, z: Tensor, weight: Tensor, bias: Tensor | None, lead: torch.Size, rank: int
 ) -> Tensor:
     """z W^T + b of each context, its leading dimensions spread to ``rank`` of them."""
-    y = dense.forward(portable, z.narrow(-1, 0, 0), z, None, weight, None, bias)
+    y = dense.forward(backend, z.narrow(-1, 0, 0), z, None, weight, None, bias)
     return y.view(*(1,) * (rank - len(lead)), *lead, y.shape[-1])
 
 

@@ -52,7 +52,7 @@ def generate(
         generated, offset = reference.generate(z, weight, weight_z, weight_x, bias)
     else:
         contexts = z.reshape(lead.numel(), z.shape[-1])
-        generated, offset = shared.generate(chosen == "portable", contexts, weight, weight_z, weight_x, bias)
+        generated, offset = shared.generate(chosen, contexts, weight, weight_z, weight_x, bias)
     assert generated is not None
     # Without W or U these are V and c: a result never shares memory with an argument.
     generated = generated.clone() if weight is None else generated
@@ -106,12 +106,12 @@ def apply_generated(
         if chosen == "reference":
             rows = None if bias is None else ragged.of_rows(bias, segment_ids)
             return reference.apply_generated(x, ragged.of_rows(weight, segment_ids), rows)
-        return ragged.apply(chosen == "portable", segment_ids, x, weight, bias)
+        return ragged.apply(chosen, segment_ids, x, weight, bias)
     if chosen == "reference":
         return reference.apply_generated(x, weight, bias)
     places = shared.layout(x.shape[:-1], weight.shape[:-2], lead)
     offset = None if bias is None else places.contexts(bias, 1)
-    y = shared.apply(chosen == "portable", places.rows(x), places.contexts(weight, 2), offset)
+    y = shared.apply(chosen, places.rows(x), places.contexts(weight, 2), offset)
     return places.result(y)
 
 

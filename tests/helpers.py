@@ -7,10 +7,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mi_kernels.ops.interaction import reference
 
 
+def plain(name: str) -> str:
+    """The name of an operation without the suffix of a twin."""
+    return name.removesuffix("_portable").removesuffix("_triton")
+
+
 class Spy(TorchDispatchMode):
     """Records the calls of this package's operations.
 
-    ``calls``: name and arguments, ``names``: names alone, both without the suffix of the portable twin;
+    ``calls``: name and arguments, ``names``: names alone, both without the suffix of a twin;
     ``raw``: full names.
     """
 
@@ -23,7 +28,7 @@ class Spy(TorchDispatchMode):
         if func.namespace == "mi_kernels":
             name = func.__name__.split(".")[0]
             self.raw.append(name)
-            self.calls.append((name.removesuffix("_portable"), args))
+            self.calls.append((plain(name), args))
         return func(*args, **(kwargs or {}))
 
     @property

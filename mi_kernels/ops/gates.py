@@ -17,17 +17,17 @@ from mi_kernels.ops import activations
 from mi_kernels.ops.diagonal import schema as _diagonal  # noqa: F401  (defines the operation)
 from mi_kernels.ops.gated import schema as _gated  # noqa: F401  (defines the operation)
 from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.library import overload
+from mi_kernels.ops.library import overloads
 from mi_kernels.ops.modulate import autograd as elementwise
 from mi_kernels.ops.rules import Fold, Maybe, Rule, add, differentiating, nests, primals, unbatched
 
-_DIAGONAL = tuple(overload("diagonal", portable) for portable in (False, True))
-_GATED = tuple(overload("gated_interaction", portable) for portable in (False, True))
+_DIAGONAL = overloads("diagonal")
+_GATED = overloads("gated_interaction")
 
 
 @torch.compiler.allow_in_graph
 def gate(
-    portable: bool,
+    backend: str,
     activation: str,
     scale_offset: float,
     x: Tensor,  # [B, X]
@@ -42,40 +42,40 @@ def gate(
     """y = (act(z^T W x + U z + V x + c) + s) * x + (C z + d), differentiable."""
     tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
     if differentiating(tensors):
-        return Gate.call(portable, activation, scale_offset, *tensors)[0]
-    return _kernel(portable, activation, scale_offset, False, *tensors)[0]
+        return Gate.call(backend, activation, scale_offset, *tensors)[0]
+    return _kernel(backend, activation, scale_offset, False, *tensors)[0]
 
 
-def _kernel(portable, activation, scale_offset, keep, x, z, weight, weight_z, weight_x, bias, c, d):
+def _kernel(backend, activation, scale_offset, keep, x, z, weight, weight_z, weight_x, bias, c, d):
     if weight is None and weight_z is not None:
-        return _DIAGONAL[portable](x, z, weight_z, bias, c, d, weight_x, activation, scale_offset, keep)
-    return _GATED[portable](x, z, weight, weight_z, weight_x, bias, activation, keep)
+        return _DIAGONAL[backend](x, z, weight_z, bias, c, d, weight_x, activation, scale_offset, keep)
+    return _GATED[backend](x, z, weight, weight_z, weight_x, bias, activation, keep)
 
 
-def _linear(portable: bool, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
+def _linear(backend: str, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
     """C z + d, of the rows of z."""
     if weight is None and bias is None:
         return None
-    return dense.forward(portable, z.narrow(-1, 0, 0), z, None, weight, None, bias)
+    return dense.forward(backend, z.narrow(-1, 0, 0), z, None, weight, None, bias)
 
 
-def composed(portable: bool, activation: str, scale_offset: float, *tensors: Maybe) -> tuple[Tensor, Tensor]:
+def composed(backend: str, activation: str, scale_offset: float, *tensors: Maybe) -> tuple[Tensor, Tensor]:
     """y and p from their parts; every tensor may have one more leading dimension of groups."""
     x, z, weight, weight_z, weight_x, bias, c, d = tensors
     assert x is not None and z is not None
-    p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
-    shift = _linear(portable, z, c, d)
-    return elementwise.modulate(portable, x, p, shift, activation, scale_offset), p
+    p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
+    shift = _linear(backend, z, c, d)
+    return elementwise.modulate(backend, x, p, shift, activation, scale_offset), p
 
 
 class Gate(Rule):
     @staticmethod
-    def forward(portable, activation, scale_offset, *tensors):
-        return _kernel(portable, activation, scale_offset, True, *tensors)
+    def forward(backend, activation, scale_offset, *tensors):
+        return _kernel(backend, activation, scale_offset, True, *tensors)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.portable, ctx.activation, ctx.scale_offset, *tensors = inputs
+        ctx.backend, ctx.activation, ctx.scale_offset, *tensors = inputs
         ctx.mark_non_differentiable(output[1])
         Rule.save(ctx, *tensors, output[1])
 
@@ -85,52 +85,52 @@ class Gate(Rule):
             return (None,) * 11
         *tensors, p = ctx.saved_tensors
         x, z, weight, weight_z, weight_x, bias, c, _ = tensors
-        portable, need = ctx.portable, ctx.needs_input_grad[3:]
+        backend, need = ctx.backend, ctx.needs_input_grad[3:]
         need_gate = need[0] and (weight is not None or weight_x is not None) or any(need[1:6])
         dx = by_gate_x = by_gate_z = by_shift_z = None
         weights: tuple[Maybe, ...] = (None,) * 4
         if need[0] or need_gate:
             if differentiating(tensors):  # the kept p is a constant to them
-                p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
-            rule = (portable, (need[0], need_gate), ctx.activation, ctx.scale_offset)
+                p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
+            rule = (backend, (need[0], need_gate), ctx.activation, ctx.scale_offset)
             dx, dp = elementwise.gate_grads(*rule, grad, x, p)
             if dp is not None:
                 need_weights = (need[2], need[3], need[4], need[5])
                 matrices = (weight, weight_z, weight_x)
-                by_gate_x, by_gate_z = dense.input_grads(portable, (need[0], need[1]), dp, x, z, *matrices)
-                weights = dense.weight_grads(portable, need_weights, dp, x, z)
+                by_gate_x, by_gate_z = dense.input_grads(backend, (need[0], need[1]), dp, x, z, *matrices)
+                weights = dense.weight_grads(backend, need_weights, dp, x, z)
         if need[1]:
-            _, by_shift_z = dense.input_grads(portable, (False, True), grad, x, z, None, c, None)
-        _, dc, _, dd = dense.weight_grads(portable, (False, need[6], False, need[7]), grad, x, z)
+            _, by_shift_z = dense.input_grads(backend, (False, True), grad, x, z, None, c, None)
+        _, dc, _, dd = dense.weight_grads(backend, (False, need[6], False, need[7]), grad, x, z)
         return None, None, None, add(dx, by_gate_x), add(by_gate_z, by_shift_z), *weights, dc, dd
 
     @staticmethod
     @nests
     def jvp(ctx, _, __, ___, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t, c_t, d_t):
         x, z, weight, weight_z, weight_x, bias, c, d, _ = primals(ctx)
-        portable, rule = ctx.portable, (ctx.activation, ctx.scale_offset)
-        p = dense.forward(portable, x, z, weight, weight_z, weight_x, bias)
+        backend, rule = ctx.backend, (ctx.activation, ctx.scale_offset)
+        p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
         p_t = _gate_tangent(
-            portable,
+            backend,
             (x, z, weight, weight_z, weight_x),
             (x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t),
         )
         terms = [
-            None if z_t is None else _linear(portable, z_t, c, None),
-            _linear(portable, z, c_t, d_t),
+            None if z_t is None else _linear(backend, z_t, c, None),
+            _linear(backend, z, c_t, d_t),
         ]
         if p_t is not None:
             direction = activations.tangent(ctx.activation, p, p_t)
-            terms.append(elementwise.modulate(portable, x, direction, None, "identity", 0.0))
+            terms.append(elementwise.modulate(backend, x, direction, None, "identity", 0.0))
         if x_t is not None:
-            terms.append(elementwise.modulate(portable, x_t, p, None, *rule))
+            terms.append(elementwise.modulate(backend, x_t, p, None, *rule))
         tangent = add(*terms)
         return torch.zeros_like(x) if tangent is None else tangent, None
 
     @staticmethod
-    def vmap(info, in_dims, portable, activation, scale_offset, x, z, *weights):
+    def vmap(info, in_dims, backend, activation, scale_offset, x, z, *weights):
         fold = Fold(info.batch_size, x, in_dims[3])
-        rule = (portable, activation, scale_offset)
+        rule = (backend, activation, scale_offset)
         if unbatched(in_dims[5:], weights):
             rows = fold.rows(x, in_dims[3]), fold.rows(z, in_dims[4])
             return fold.all(fold.unrows, Gate.call(*rule, *rows, *weights))
@@ -138,16 +138,16 @@ class Gate(Rule):
         return fold.all(fold.ungroups, composed(*rule, *args))
 
 
-def _gate_tangent(portable: bool, tensors: tuple[Maybe, ...], tangents: tuple[Maybe, ...]) -> Maybe:
+def _gate_tangent(backend: str, tensors: tuple[Maybe, ...], tangents: tuple[Maybe, ...]) -> Maybe:
     """The tangent of p: the sum over its factors of p with that factor replaced."""
     x, z, weight, weight_z, weight_x = tensors
     x_t, z_t, *weights_t = tangents
     assert x is not None and z is not None
     terms: list[Maybe] = []
     if x_t is not None and (weight is not None or weight_x is not None):
-        terms.append(dense.forward(portable, x_t, z, weight, None, weight_x, None))
+        terms.append(dense.forward(backend, x_t, z, weight, None, weight_x, None))
     if z_t is not None and (weight is not None or weight_z is not None):
-        terms.append(dense.forward(portable, x, z_t, weight, weight_z, None, None))
+        terms.append(dense.forward(backend, x, z_t, weight, weight_z, None, None))
     if any(weight is not None for weight in weights_t):
-        terms.append(dense.forward(portable, x, z, *weights_t))
+        terms.append(dense.forward(backend, x, z, *weights_t))
     return add(*terms)

@@ -1,11 +1,14 @@
 """The one place where schemas meet the dispatcher.
 
 Every operation is defined here, in Python, so that the package imports without a compiler; the
-compiled libraries only add kernels for their dispatch keys. Each schema is defined twice: under its
-own name, where a compiled kernel may take over, and as ``<name>_portable``, which is always the
-pure-PyTorch implementation, whatever is installed.
+compiled libraries only add kernels for their dispatch keys. Each schema is defined three times: under its
+own name, where a compiled kernel may take over; as ``<name>_portable``, which is always the pure-PyTorch
+implementation, whatever is installed; and as ``<name>_triton``, whose kernel is the function of the same
+name in the ``triton`` module beside the ``portable`` one, imported when it is first called.
 """
 
+import functools
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -15,7 +18,7 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
 def define(name: str, schema: str, portable: Callable, fake: Callable) -> None:
-    """Define ``name`` and ``name_portable`` with one schema, one fake and one portable kernel."""
+    """Define ``name``, ``name_portable`` and ``name_triton`` with one schema and one fake."""
 
     # A call that mixes meta and real tensors comes here too, and would get uninitialised memory back.
     def checked_fake(*arguments):
@@ -24,24 +27,40 @@ def define(name: str, schema: str, portable: Callable, fake: Callable) -> None:
             raise RuntimeError(f"{name}: expected all tensors on one device, got {sorted(map(str, devices))}")
         return fake(*arguments)
 
-    # The caller has cast already; autocast must not cast the kernel's own float32 intermediates again.
-    def kernel(*arguments):
-        device = arguments[0].device.type
-        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-            return portable(*arguments)
-        with torch.autocast(device, enabled=False):
-            return portable(*arguments)
-
-    for op in (name, f"{name}_portable"):
+    kernels = {name: portable, f"{name}_portable": portable, f"{name}_triton": _triton_twin(portable)}
+    for op, kernel in kernels.items():
         LIBRARY.define(op + schema)
-        LIBRARY.impl(op, kernel, "CompositeExplicitAutograd")
+        LIBRARY.impl(op, _without_autocast(kernel), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{op}", checked_fake, lib=LIBRARY)
 
 
-def overload(name: str, portable: bool) -> torch._ops.OpOverload:
-    """The dispatcher entry of ``name``, compiled where possible or always portable."""
-    packet = getattr(torch.ops.mi_kernels, f"{name}_portable" if portable else name)
-    return packet.default
+def _without_autocast(kernel: Callable) -> Callable:
+    # The caller has cast already; autocast must not cast the kernel's own float32 intermediates again.
+    def shielded(*arguments):
+        device = arguments[0].device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return kernel(*arguments)
+        with torch.autocast(device, enabled=False):
+            return kernel(*arguments)
+
+    return shielded
+
+
+def _triton_twin(portable: Callable) -> Callable:
+    @functools.cache
+    def kernel() -> Callable:
+        module = importlib.import_module(portable.__module__.removesuffix("portable") + "triton")
+        return getattr(module, portable.__name__)
+
+    return lambda *arguments: kernel()(*arguments)
+
+
+def overloads(name: str) -> dict[str, torch._ops.OpOverload]:
+    """The dispatcher entry of ``name`` on each backend."""
+    compiled, portable, triton = (
+        getattr(torch.ops.mi_kernels, name + suffix).default for suffix in ("", "_portable", "_triton")
+    )
+    return {"cpu": compiled, "cuda": compiled, "portable": portable, "triton": triton}
 
 
 # Questions to the compiled CPU library: its instruction sets as "compiled;supported;selected", and the plan

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.interaction import schema  # noqa: F401  (defines the operations)
-from mi_kernels.ops.library import overload
+from mi_kernels.ops.library import overloads
 from mi_kernels.ops.rules import (
     Fold,
     Maybe,
@@ -30,16 +30,16 @@ from mi_kernels.ops.rules import (
     unbatched,
 )
 
-_FORWARD = tuple(overload("interaction", portable) for portable in (False, True))
-_PACKED_FORWARD = overload("interaction_packed", False)
-_INPUT_GRADS = tuple(overload("interaction_input_grads", portable) for portable in (False, True))
-_WEIGHT_GRADS = tuple(overload("interaction_weight_grads", portable) for portable in (False, True))
+_FORWARD = overloads("interaction")
+_PACKED_FORWARD = overloads("interaction_packed")["cpu"]
+_INPUT_GRADS = overloads("interaction_input_grads")
+_WEIGHT_GRADS = overloads("interaction_weight_grads")
 
 
 # Dynamo does not trace a Function that has a jvp; AOTAutograd does, so the call is opaque to the former.
 @torch.compiler.allow_in_graph
 def forward(
-    portable: bool,
+    backend: str,
     x: Tensor,  # [(G,) B, X]
     z: Tensor,  # [(G,) B, Z]
     weight: Maybe,  # [(G,) O, Z, X]
@@ -53,14 +53,14 @@ def forward(
     ``words``: W as packed.py lays it out; used if nothing is differentiated.
     """
     if differentiating((x, z, weight, weight_z, weight_x, bias)):
-        return Forward.call(portable, x, z, weight, weight_z, weight_x, bias)
+        return Forward.call(backend, x, z, weight, weight_z, weight_x, bias)
     if words is not None:
         return _PACKED_FORWARD(x, z, weight, words, weight_z, weight_x, bias)
-    return _FORWARD[portable](x, z, weight, weight_z, weight_x, bias)
+    return _FORWARD[backend](x, z, weight, weight_z, weight_x, bias)
 
 
 def input_grads(
-    portable: bool,
+    backend: str,
     want: tuple[bool, bool],
     grad: Tensor,
     x: Tensor,
@@ -77,38 +77,38 @@ def input_grads(
     if not any(want):
         return None, None
     if differentiating((grad, x, z, weight, weight_z, weight_x)):
-        results = InputGrads.call(portable, want, grad, x, z, weight, weight_z, weight_x)
+        results = InputGrads.call(backend, want, grad, x, z, weight, weight_z, weight_x)
         return tuple(spread(results, want))
-    results = _INPUT_GRADS[portable](grad, x, z, weight, weight_z, weight_x, *want)
+    results = _INPUT_GRADS[backend](grad, x, z, weight, weight_z, weight_x, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
 
 
 def weight_grads(
-    portable: bool, want: tuple[bool, bool, bool, bool], grad: Tensor, x: Tensor, z: Tensor
+    backend: str, want: tuple[bool, bool, bool, bool], grad: Tensor, x: Tensor, z: Tensor
 ) -> tuple[Maybe, ...]:
     """(dL/dW, dL/dU, dL/dV, dL/dc), each None where it is not wanted. Differentiable."""
     if not any(want):
         return None, None, None, None
     if differentiating((grad, x, z)):
-        return tuple(spread(WeightGrads.call(portable, want, grad, x, z), want))
-    results = _WEIGHT_GRADS[portable](grad, x, z, *want)
+        return tuple(spread(WeightGrads.call(backend, want, grad, x, z), want))
+    results = _WEIGHT_GRADS[backend](grad, x, z, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
 
 
-def _forward_or_none(portable: bool, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
+def _forward_or_none(backend: str, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
     if all(weight is None for weight in weights):
         return None
-    return forward(portable, x, z, *weights)
+    return forward(backend, x, z, *weights)
 
 
 class Forward(Rule):
     @staticmethod
-    def forward(portable, x, z, weight, weight_z, weight_x, bias):
-        return _FORWARD[portable](x, z, weight, weight_z, weight_x, bias)
+    def forward(backend, x, z, weight, weight_z, weight_x, bias):
+        return _FORWARD[backend](x, z, weight, weight_z, weight_x, bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.portable, x, z, weight, weight_z, weight_x, _ = inputs
+        ctx.backend, x, z, weight, weight_z, weight_x, _ = inputs
         ctx.out_features = output.shape[-1]
         Rule.save(ctx, x, z, weight, weight_z, weight_x)
 
@@ -120,8 +120,8 @@ class Forward(Rule):
         need = ctx.needs_input_grad
         return (
             None,
-            *input_grads(ctx.portable, need[1:3], grad, x, z, weight, weight_z, weight_x),
-            *weight_grads(ctx.portable, need[3:7], grad, x, z),
+            *input_grads(ctx.backend, need[1:3], grad, x, z, weight, weight_z, weight_x),
+            *weight_grads(ctx.backend, need[3:7], grad, x, z),
         )
 
     @staticmethod
@@ -129,31 +129,31 @@ class Forward(Rule):
     def jvp(ctx, _, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t):
         x, z, weight, weight_z, weight_x = primals(ctx)
         tangent = add(
-            None if x_t is None else _forward_or_none(ctx.portable, x_t, z, weight, None, weight_x, None),
-            None if z_t is None else _forward_or_none(ctx.portable, x, z_t, weight, weight_z, None, None),
-            _forward_or_none(ctx.portable, x, z, weight_t, weight_z_t, weight_x_t, bias_t),
+            None if x_t is None else _forward_or_none(ctx.backend, x_t, z, weight, None, weight_x, None),
+            None if z_t is None else _forward_or_none(ctx.backend, x, z_t, weight, weight_z, None, None),
+            _forward_or_none(ctx.backend, x, z, weight_t, weight_z_t, weight_x_t, bias_t),
         )
         return x.new_zeros((*x.shape[:-1], ctx.out_features)) if tangent is None else tangent
 
     @staticmethod
-    def vmap(info, in_dims, portable, x, z, weight, weight_z, weight_x, bias):
+    def vmap(info, in_dims, backend, x, z, weight, weight_z, weight_x, bias):
         fold = Fold(info.batch_size, x, in_dims[1])
         weights = (weight, weight_z, weight_x, bias)
         if unbatched(in_dims[3:], weights):
-            y = forward(portable, fold.rows(x, in_dims[1]), fold.rows(z, in_dims[2]), *weights)
+            y = forward(backend, fold.rows(x, in_dims[1]), fold.rows(z, in_dims[2]), *weights)
             return fold.unrows(y)
         args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[1:], strict=True)]
-        return fold.ungroups(forward(portable, *args))
+        return fold.ungroups(forward(backend, *args))
 
 
 class InputGrads(Rule):
     @staticmethod
-    def forward(portable, want, grad, x, z, weight, weight_z, weight_x):
-        return keep(_INPUT_GRADS[portable](grad, x, z, weight, weight_z, weight_x, *want), want)
+    def forward(backend, want, grad, x, z, weight, weight_z, weight_x):
+        return keep(_INPUT_GRADS[backend](grad, x, z, weight, weight_z, weight_x, *want), want)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.portable, ctx.want, *tensors = inputs
+        ctx.backend, ctx.want, *tensors = inputs
         Rule.save(ctx, *tensors)
 
     @staticmethod
@@ -164,12 +164,12 @@ class InputGrads(Rule):
         grads: list[Maybe] = [None] * 6
         if need[0]:
             grads[0] = add(
-                None if x_c is None else forward(ctx.portable, x_c, z, weight, None, weight_x, None),
-                None if z_c is None else forward(ctx.portable, x, z_c, weight, weight_z, None, None),
+                None if x_c is None else forward(ctx.backend, x_c, z, weight, None, weight_x, None),
+                None if z_c is None else forward(ctx.backend, x, z_c, weight, weight_z, None, None),
             )
         # Each cotangent stands where its argument stood, so the derivative by the other one is left.
         grads[1:3] = input_grads(
-            ctx.portable,
+            ctx.backend,
             (need[1] and z_c is not None, need[2] and x_c is not None),
             grad,
             x if x_c is None else x_c,
@@ -181,9 +181,9 @@ class InputGrads(Rule):
         by_x: tuple[Maybe, ...] = (None,) * 4
         by_z = by_x
         if x_c is not None:
-            by_x = weight_grads(ctx.portable, (need[3], False, need[5], False), grad, x_c, z)
+            by_x = weight_grads(ctx.backend, (need[3], False, need[5], False), grad, x_c, z)
         if z_c is not None:
-            by_z = weight_grads(ctx.portable, (need[3], need[4], False, False), grad, x, z_c)
+            by_z = weight_grads(ctx.backend, (need[3], need[4], False, False), grad, x, z_c)
         grads[3:] = add(by_x[0], by_z[0]), by_z[1], by_x[2]
         return (None, None, *grads)
 
@@ -193,9 +193,9 @@ class InputGrads(Rule):
         grad, x, z, weight, weight_z, weight_x = primals(ctx)
         by_grad: tuple[Maybe, ...] = (None, None)
         if grad_t is not None:
-            by_grad = input_grads(ctx.portable, ctx.want, grad_t, x, z, weight, weight_z, weight_x)
+            by_grad = input_grads(ctx.backend, ctx.want, grad_t, x, z, weight, weight_z, weight_x)
         by_inputs = input_grads(
-            ctx.portable,
+            ctx.backend,
             (ctx.want[0] and z_t is not None, ctx.want[1] and x_t is not None),
             grad,
             x if x_t is None else x_t,
@@ -204,7 +204,7 @@ class InputGrads(Rule):
             None,
             None,
         )
-        by_weights = input_grads(ctx.portable, ctx.want, grad, x, z, weight_t, weight_z_t, weight_x_t)
+        by_weights = input_grads(ctx.backend, ctx.want, grad, x, z, weight_t, weight_z_t, weight_x_t)
         tangents = []
         for like, *terms in zip((x, z), by_grad, by_inputs, by_weights, strict=True):
             tangent = add(*terms)
@@ -212,24 +212,24 @@ class InputGrads(Rule):
         return keep(tangents, ctx.want)
 
     @staticmethod
-    def vmap(info, in_dims, portable, want, grad, x, z, weight, weight_z, weight_x):
+    def vmap(info, in_dims, backend, want, grad, x, z, weight, weight_z, weight_x):
         fold = Fold(info.batch_size, grad, in_dims[2])
         weights = (weight, weight_z, weight_x)
         if unbatched(in_dims[5:], weights):
             g, x, z = (fold.rows(t, d) for t, d in zip((grad, x, z), in_dims[2:5], strict=True))
-            return fold.all(fold.unrows, keep(input_grads(portable, want, g, x, z, *weights), want))
+            return fold.all(fold.unrows, keep(input_grads(backend, want, g, x, z, *weights), want))
         folded = [fold.groups(t, d) for t, d in zip((grad, x, z, *weights), in_dims[2:], strict=True)]
-        return fold.all(fold.ungroups, keep(input_grads(portable, want, *folded), want))
+        return fold.all(fold.ungroups, keep(input_grads(backend, want, *folded), want))
 
 
 class WeightGrads(Rule):
     @staticmethod
-    def forward(portable, want, grad, x, z):
-        return keep(_WEIGHT_GRADS[portable](grad, x, z, *want), want)
+    def forward(backend, want, grad, x, z):
+        return keep(_WEIGHT_GRADS[backend](grad, x, z, *want), want)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.portable, ctx.want, *tensors = inputs
+        ctx.backend, ctx.want, *tensors = inputs
         Rule.save(ctx, *tensors)
 
     @staticmethod
@@ -239,12 +239,12 @@ class WeightGrads(Rule):
         need = ctx.needs_input_grad[2:]
         by_grad = None
         if need[0]:
-            by_grad = _forward_or_none(ctx.portable, x, z, weight_c, weight_z_c, weight_x_c, bias_c)
+            by_grad = _forward_or_none(ctx.backend, x, z, weight_c, weight_z_c, weight_x_c, bias_c)
         return (
             None,
             None,
             by_grad,
-            *input_grads(ctx.portable, need[1:3], grad, x, z, weight_c, weight_z_c, weight_x_c),
+            *input_grads(ctx.backend, need[1:3], grad, x, z, weight_c, weight_z_c, weight_x_c),
         )
 
     @staticmethod
@@ -254,13 +254,13 @@ class WeightGrads(Rule):
         want_weight, want_weight_z, want_weight_x, _ = ctx.want
         terms = []
         if grad_t is not None:
-            terms.append(weight_grads(ctx.portable, ctx.want, grad_t, x, z))
+            terms.append(weight_grads(ctx.backend, ctx.want, grad_t, x, z))
         if x_t is not None:
             want = (want_weight, False, want_weight_x, False)
-            terms.append(weight_grads(ctx.portable, want, grad, x_t, z))
+            terms.append(weight_grads(ctx.backend, want, grad, x_t, z))
         if z_t is not None:
             want = (want_weight, want_weight_z, False, False)
-            terms.append(weight_grads(ctx.portable, want, grad, x, z_t))
+            terms.append(weight_grads(ctx.backend, want, grad, x, z_t))
         groups, sizes = grad.shape[:-2], (grad.shape[-1], z.shape[-1], x.shape[-1])
         shapes = (sizes, sizes[:2], sizes[::2], sizes[:1])
         tangents = []
@@ -270,7 +270,7 @@ class WeightGrads(Rule):
         return keep(tangents, ctx.want)
 
     @staticmethod
-    def vmap(info, in_dims, portable, want, grad, x, z):
+    def vmap(info, in_dims, backend, want, grad, x, z):
         fold = Fold(info.batch_size, grad, in_dims[2])
         folded = [fold.groups(t, d) for t, d in zip((grad, x, z), in_dims[2:], strict=True)]
-        return fold.all(fold.ungroups, keep(weight_grads(portable, want, *folded), want))
+        return fold.all(fold.ungroups, keep(weight_grads(backend, want, *folded), want))

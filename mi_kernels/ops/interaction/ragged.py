@@ -83,7 +83,7 @@ def _buckets(lengths: Tensor) -> tuple[Bucket, ...]:
     return tuple(map(Bucket, counts.tolist(), values.tolist()))
 
 
-def _by_bucket(portable: bool, order: Segments, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+def _by_bucket(backend: str, order: Segments, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y [N, O], where W' [G', O, X] and b' [G', O] are in the order of the groups."""
     if order.rows is not None:
         x = x.index_select(0, order.rows)
@@ -95,23 +95,23 @@ def _by_bucket(portable: bool, order: Segments, x: Tensor, weight: Tensor, bias:
     for bucket, part, layers, offset in zip(
         order.buckets, rows, weight.unsqueeze(1).split(counts), offsets, strict=True
     ):
-        y = shared.apply(portable, part.unflatten(0, tuple(bucket)), layers, offset)
+        y = shared.apply(backend, part.unflatten(0, tuple(bucket)), layers, offset)
         parts.append(y.reshape(len(part), y.shape[-1]))
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return y if order.rows is None else y.index_select(0, order.inverse())
 
 
-def apply(portable: bool, segment_ids: Tensor, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+def apply(backend: str, segment_ids: Tensor, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y [N, O] of x [N, X], W' [G, O, X] and b' [G, O]. W' is copied unless its order is that of lengths."""
     if opaque(segment_ids) or len(segment_ids) == 0:
         rows = of_rows(weight, segment_ids).unsqueeze(1)
         bias = None if bias is None else of_rows(bias, segment_ids).unsqueeze(1)
-        return shared.apply(portable, x.unsqueeze(1), rows, bias).flatten(0, 2)
+        return shared.apply(backend, x.unsqueeze(1), rows, bias).flatten(0, 2)
     order = segments(segment_ids, weight.shape[0])
     if not torch.equal(order.groups, torch.arange(weight.shape[0], device=weight.device)):
         weight = weight.index_select(0, order.groups)
         bias = None if bias is None else bias.index_select(0, order.groups)
-    return _by_bucket(portable, order, x, weight, bias)
+    return _by_bucket(backend, order, x, weight, bias)
 
 
 def compare(
@@ -133,16 +133,15 @@ def interaction(
     backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, *weights: Maybe, force: str | None = None
 ) -> Tensor:
     """y [N, O] of x [N, X] and z [G, Z]."""
-    portable = backend == "portable"
     if weights[0] is None or opaque(segment_ids):
-        return autograd.forward(portable, x, contexts_of_rows(z, segment_ids), *weights)
+        return autograd.forward(backend, x, contexts_of_rows(z, segment_ids), *weights)
     order = segments(segment_ids, z.shape[0])
     plan = force or costs.cheapest(compare(backend, order, x, z, weights)).plan
     if plan == costs.FUSED or not order.buckets:
-        return autograd.forward(portable, x, contexts_of_rows(z, segment_ids), *weights)
-    generated, offset = shared.generate(portable, z.index_select(0, order.groups), *weights)
+        return autograd.forward(backend, x, contexts_of_rows(z, segment_ids), *weights)
+    generated, offset = shared.generate(backend, z.index_select(0, order.groups), *weights)
     assert generated is not None
-    return _by_bucket(portable, order, x, generated, offset)
+    return _by_bucket(backend, order, x, generated, offset)
 
 
 def contexts_of_rows(z: Tensor, segment_ids: Tensor) -> Tensor:

@@ -116,36 +116,36 @@ def compare(
     return places, costs.compare(sizes, wanted, x.dtype, backend, x.device.type)
 
 
-def linear(portable: bool, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y[g,t,p] = sum_j weight[g,p,j] x[g,t,j] + bias[g,p]; the groups g may be missing."""
-    return autograd.forward(portable, x, x.narrow(-1, 0, 0), None, None, weight, bias)
+    return autograd.forward(backend, x, x.narrow(-1, 0, 0), None, None, weight, bias)
 
 
 def generate(
-    portable: bool, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe
+    backend: str, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe
 ) -> tuple[Maybe, Maybe]:
     """W' [G, O, X], whose memory is [O, G, X], and b' [G, O] of contexts z [G, Z]; None without any term."""
     generated = offset = None
     if weight is not None:
         per_output = z.expand(weight.shape[0], *z.shape)
-        generated = linear(portable, per_output, weight.transpose(1, 2), weight_x).transpose(0, 1)
+        generated = linear(backend, per_output, weight.transpose(1, 2), weight_x).transpose(0, 1)
     elif weight_x is not None:
         generated = weight_x.expand(z.shape[0], *weight_x.shape)
     if weight_z is not None:
-        offset = linear(portable, z, weight_z, bias)
+        offset = linear(backend, z, weight_z, bias)
     elif bias is not None:
         offset = bias.expand(z.shape[0], *bias.shape)
     return generated, offset
 
 
-def apply(portable: bool, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+def apply(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y [C, S, T, O] of x [C, T, X], W' [C, S, O, X] and b' [C, S, O].
 
     The S contexts of a row become outputs of one product, in the order in which W' lies.
     """
     groups, of_z, out, width = weight.shape
     if of_z == 1:
-        y = _grouped(portable, x, weight.squeeze(1), None if bias is None else bias.squeeze(1))
+        y = _grouped(backend, x, weight.squeeze(1), None if bias is None else bias.squeeze(1))
         return y.unsqueeze(1)
     if weight.stride(1) < weight.stride(2):  # [C, O, S, X]
         weight, bias = weight.transpose(1, 2), None if bias is None else bias.transpose(1, 2)
@@ -155,33 +155,33 @@ def apply(portable: bool, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     sizes = weight.shape[1:3]
     weight = weight.reshape(groups, of_z * out, width)
     bias = None if bias is None else bias.reshape(groups, of_z * out)
-    return _grouped(portable, x, weight, bias).unflatten(-1, sizes).permute(order)
+    return _grouped(backend, x, weight, bias).unflatten(-1, sizes).permute(order)
 
 
-def _grouped(portable: bool, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+def _grouped(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """A single group is taken for none, which has the faster kernels."""
     if x.shape[0] != 1:
-        return linear(portable, x, weight, bias)
+        return linear(backend, x, weight, bias)
     bias = None if bias is None else bias.squeeze(0)
-    return linear(portable, x.squeeze(0), weight.squeeze(0), bias).unsqueeze(0)
+    return linear(backend, x.squeeze(0), weight.squeeze(0), bias).unsqueeze(0)
 
 
-def interaction(portable: bool, plan: str, places: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
+def interaction(backend: str, plan: str, places: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
     """y [..., O] of x [..., X] and z [..., Z] by one of the plans that share; W is there."""
     weight, weight_z, weight_x, bias = weights
     assert weight is not None, "without W there is nothing to share"
     if plan == costs.PER_X:
         places, x, z = places.mirrored(), z, x
         weight, weight_z, weight_x = weight.transpose(1, 2), weight_x, weight_z
-    return places.result(_generate_and_apply(portable, places, x, z, weight, weight_z, weight_x, bias))
+    return places.result(_generate_and_apply(backend, places, x, z, weight, weight_z, weight_x, bias))
 
 
-def _generate_and_apply(portable: bool, places: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
+def _generate_and_apply(backend: str, places: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
     # In the order [S, C], S and O of the generated weights are one dimension of a view.
     z = places.contexts_first(z)
     of_z, groups = z.shape[:2]
-    generated, offset = generate(portable, z.flatten(0, 1), *weights)
+    generated, offset = generate(backend, z.flatten(0, 1), *weights)
     assert generated is not None
     generated = generated.unflatten(0, (of_z, groups)).transpose(0, 1)
     offset = None if offset is None else offset.unflatten(0, (of_z, groups)).transpose(0, 1)
-    return apply(portable, places.rows(x), generated, offset)
+    return apply(backend, places.rows(x), generated, offset)

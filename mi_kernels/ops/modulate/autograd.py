@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
-from mi_kernels.ops.library import overload
+from mi_kernels.ops.library import overloads
 from mi_kernels.ops.modulate import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, keep, nests, primals, spread
 
-_MODULATE = tuple(overload("modulate", portable) for portable in (False, True))
-_MODULATE_GRADS = tuple(overload("modulate_grads", portable) for portable in (False, True))
+_MODULATE = overloads("modulate")
+_MODULATE_GRADS = overloads("modulate_grads")
 
 
 @torch.compiler.allow_in_graph
 def modulate(
-    portable: bool,
+    backend: str,
     x: Tensor,
     scale: Tensor,  # as many dimensions as x, each of its size or 1
     shift: Maybe,  # the same
@@ -37,12 +37,12 @@ def modulate(
     if activation == "softmax":
         scale, activation = torch.softmax(scale, -1), "identity"
     if differentiating((x, scale, shift)):
-        return Modulate.call(portable, activation, scale_offset, x, scale, shift)
-    return _MODULATE[portable](x, scale, shift, activation, scale_offset)
+        return Modulate.call(backend, activation, scale_offset, x, scale, shift)
+    return _MODULATE[backend](x, scale, shift, activation, scale_offset)
 
 
 def modulate_grads(
-    portable: bool,
+    backend: str,
     want: Sequence[bool],
     activation: str,
     scale_offset: float,
@@ -53,21 +53,21 @@ def modulate_grads(
 ) -> tuple[Maybe, ...]:
     """(dx, dscale, dshift), each None where it is not wanted. Differentiable; not for softmax."""
     if want[2] and tuple(shift_size) == tuple(grad.shape):
-        return *modulate_grads(portable, (*want[:2], False), activation, scale_offset, grad, x, scale, ())[
+        return *modulate_grads(backend, (*want[:2], False), activation, scale_offset, grad, x, scale, ())[
             :2
         ], grad
     want = tuple(want)
     if not any(want):
         return None, None, None
     if differentiating((grad, x, scale)):
-        results = ModulateGrads.call(portable, want, activation, scale_offset, shift_size, grad, x, scale)
+        results = ModulateGrads.call(backend, want, activation, scale_offset, shift_size, grad, x, scale)
         return tuple(spread(results, want))
-    results = _MODULATE_GRADS[portable](grad, x, scale, shift_size, activation, scale_offset, *want)
+    results = _MODULATE_GRADS[backend](grad, x, scale, shift_size, activation, scale_offset, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
 
 
 def gate_grads(
-    portable: bool,
+    backend: str,
     want: tuple[bool, bool],
     activation: str,
     scale_offset: float,
@@ -77,31 +77,31 @@ def gate_grads(
 ) -> tuple[Maybe, Maybe]:
     """(dx, dgate) of (act(gate) + s) * x, of softmax too. Differentiable."""
     if activation != "softmax":
-        rule = (portable, (*want, False), activation, scale_offset)
+        rule = (backend, (*want, False), activation, scale_offset)
         dx, dgate, _ = modulate_grads(*rule, grad, x, gate, ())
         return dx, dgate
     p = torch.softmax(gate, -1)
-    dx, dp, _ = modulate_grads(portable, (*want, False), "identity", scale_offset, grad, x, p, ())
+    dx, dp, _ = modulate_grads(backend, (*want, False), "identity", scale_offset, grad, x, p, ())
     return dx, None if dp is None else p * (dp - (p * dp).sum(-1, keepdim=True))
 
 
-def _times(portable: bool, x: Tensor, factor: Tensor) -> Tensor:
-    return modulate(portable, x, factor, None, "identity", 0.0)
+def _times(backend: str, x: Tensor, factor: Tensor) -> Tensor:
+    return modulate(backend, x, factor, None, "identity", 0.0)
 
 
-def _reduced(portable: bool, one: Tensor, other: Tensor, like: Tensor) -> Any:
+def _reduced(backend: str, one: Tensor, other: Tensor, like: Tensor) -> Any:
     """R[one * other], of the size of ``like``."""
-    return modulate_grads(portable, (False, True, False), "identity", 0.0, one, other, like, ())[1]
+    return modulate_grads(backend, (False, True, False), "identity", 0.0, one, other, like, ())[1]
 
 
 class Modulate(Rule):
     @staticmethod
-    def forward(portable, activation, scale_offset, x, scale, shift):
-        return _MODULATE[portable](x, scale, shift, activation, scale_offset)
+    def forward(backend, activation, scale_offset, x, scale, shift):
+        return _MODULATE[backend](x, scale, shift, activation, scale_offset)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.portable, ctx.activation, ctx.scale_offset, x, scale, shift = inputs
+        ctx.backend, ctx.activation, ctx.scale_offset, x, scale, shift = inputs
         ctx.shift_size = () if shift is None else shift.shape
         Rule.save(ctx, x, scale)
 
@@ -111,7 +111,7 @@ class Modulate(Rule):
             return (None,) * 6
         x, scale = ctx.saved_tensors
         want, size = ctx.needs_input_grad[3:], ctx.shift_size
-        rule = (ctx.portable, want, ctx.activation, ctx.scale_offset)
+        rule = (ctx.backend, want, ctx.activation, ctx.scale_offset)
         return (None, None, None, *modulate_grads(*rule, grad, x, scale, size))
 
     @staticmethod
@@ -121,11 +121,11 @@ class Modulate(Rule):
         by_scale = None
         if scale_t is not None:
             direction = activations.tangent(ctx.activation, scale, scale_t)
-            by_scale = modulate(ctx.portable, x, direction, shift_t, "identity", 0.0)
+            by_scale = modulate(ctx.backend, x, direction, shift_t, "identity", 0.0)
             shift_t = None
         by_x = None
         if x_t is not None:
-            by_x = modulate(ctx.portable, x_t, scale, shift_t, ctx.activation, ctx.scale_offset)
+            by_x = modulate(ctx.backend, x_t, scale, shift_t, ctx.activation, ctx.scale_offset)
             shift_t = None
         tangent = add(by_x, by_scale)
         if tangent is None:
@@ -133,21 +133,21 @@ class Modulate(Rule):
         return tangent
 
     @staticmethod
-    def vmap(info, in_dims, portable, activation, scale_offset, x, scale, shift):
+    def vmap(info, in_dims, backend, activation, scale_offset, x, scale, shift):
         x = _in_front(x, in_dims[3], info.batch_size)
         scale, shift = (_in_front(t, d, 1) for t, d in zip((scale, shift), in_dims[4:], strict=True))
-        return modulate(portable, x, scale, shift, activation, scale_offset), 0
+        return modulate(backend, x, scale, shift, activation, scale_offset), 0
 
 
 class ModulateGrads(Rule):
     @staticmethod
-    def forward(portable, want, activation, scale_offset, shift_size, grad, x, scale):
-        results = _MODULATE_GRADS[portable](grad, x, scale, shift_size, activation, scale_offset, *want)
+    def forward(backend, want, activation, scale_offset, shift_size, grad, x, scale):
+        results = _MODULATE_GRADS[backend](grad, x, scale, shift_size, activation, scale_offset, *want)
         return keep(results, want)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.portable, ctx.want, ctx.activation, ctx.scale_offset, ctx.shift_size, *tensors = inputs
+        ctx.backend, ctx.want, ctx.activation, ctx.scale_offset, ctx.shift_size, *tensors = inputs
         Rule.save(ctx, *tensors)
 
     @staticmethod
@@ -155,27 +155,27 @@ class ModulateGrads(Rule):
         x_c, scale_c, shift_c = spread(cotangents, ctx.want)
         grad, x, scale = ctx.saved_tensors
         need = ctx.needs_input_grad[5:]
-        portable = ctx.portable
+        backend = ctx.backend
         slope = None  # f'(scale) scale_c, of the size of scale
         if scale_c is not None and (need[0] or need[1]):
             slope = activations.tangent(ctx.activation, scale, scale_c)
         by_grad = by_x = by_scale = None
         if need[0]:
-            terms = [None if slope is None else _times(portable, x, slope)]
+            terms = [None if slope is None else _times(backend, x, slope)]
             if x_c is not None:
-                terms.append(modulate(portable, x_c, scale, shift_c, ctx.activation, ctx.scale_offset))
+                terms.append(modulate(backend, x_c, scale, shift_c, ctx.activation, ctx.scale_offset))
             elif shift_c is not None:
                 terms.append(shift_c.expand(grad.shape))
             by_grad = add(*terms)
         if need[1] and slope is not None:
-            by_x = _times(portable, grad, slope)
+            by_x = _times(backend, grad, slope)
         if need[2]:
             terms = []
             if x_c is not None:
-                rule = (portable, (False, True, False), ctx.activation, ctx.scale_offset)
+                rule = (backend, (False, True, False), ctx.activation, ctx.scale_offset)
                 terms.append(modulate_grads(*rule, grad, x_c, scale, ())[1])
             if scale_c is not None and ctx.activation != "identity":
-                reduced = _reduced(portable, grad, x, scale)
+                reduced = _reduced(backend, grad, x, scale)
                 terms.append(activations.curvature(ctx.activation, scale, scale_c, reduced))
             by_scale = add(*terms)
         return None, None, None, None, None, by_grad, by_x, by_scale
@@ -184,32 +184,32 @@ class ModulateGrads(Rule):
     @nests
     def jvp(ctx, _, __, ___, ____, _____, grad_t, x_t, scale_t):
         grad, x, scale = primals(ctx)
-        portable, (want_x, want_scale, _) = ctx.portable, ctx.want
+        backend, (want_x, want_scale, _) = ctx.backend, ctx.want
         rule = (ctx.activation, ctx.scale_offset)
         zero = (x.new_zeros(x.shape), scale.new_zeros(scale.shape), grad.new_zeros(ctx.shift_size))
         terms: list[tuple[Maybe, ...]] = [(None, None, None)]
         if grad_t is not None:
-            terms.append(modulate_grads(portable, ctx.want, *rule, grad_t, x, scale, ctx.shift_size))
+            terms.append(modulate_grads(backend, ctx.want, *rule, grad_t, x, scale, ctx.shift_size))
         if x_t is not None and want_scale:
             want = (False, True, False)
-            terms.append(modulate_grads(portable, want, *rule, grad, x_t, scale, ()))
+            terms.append(modulate_grads(backend, want, *rule, grad, x_t, scale, ()))
         if scale_t is not None:
             by_x = by_scale = None
             if want_x:
-                by_x = _times(portable, grad, activations.tangent(ctx.activation, scale, scale_t))
+                by_x = _times(backend, grad, activations.tangent(ctx.activation, scale, scale_t))
             if want_scale and ctx.activation != "identity":
-                reduced = _reduced(portable, grad, x, scale)
+                reduced = _reduced(backend, grad, x, scale)
                 by_scale = activations.curvature(ctx.activation, scale, scale_t, reduced)
             terms.append((by_x, by_scale, None))
         tangents = [add(*parts) for parts in zip(*terms, strict=True)]
         return keep([z if t is None else t for z, t in zip(zero, tangents, strict=True)], ctx.want)
 
     @staticmethod
-    def vmap(info, in_dims, portable, want, activation, scale_offset, shift_size, grad, x, scale):
+    def vmap(info, in_dims, backend, want, activation, scale_offset, shift_size, grad, x, scale):
         size = info.batch_size
         grad, x, scale = (_in_front(t, d, size) for t, d in zip((grad, x, scale), in_dims[5:], strict=True))
         shift_size = (size, *shift_size) if want[2] else shift_size
-        results = modulate_grads(portable, want, activation, scale_offset, grad, x, scale, shift_size)
+        results = modulate_grads(backend, want, activation, scale_offset, grad, x, scale, shift_size)
         results = keep(results, want)
         return results, (0,) * len(results)
 
