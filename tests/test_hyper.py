@@ -214,12 +214,12 @@ def test_vmap_over_the_numbers(place):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
-def test_layout_changes_no_bit(layout, place):
+def test_layouts_agree(layout, place):
+    """Not in every bit: for a few contexts the order of a sum is that in which W lies."""
     _, z, *weights = Sample(SHARED[2], layout=layout).arguments(torch.float32, place.device)
     copies = [t.clone(memory_format=torch.contiguous_format) for t in (z, *weights)]
-    tolerance = 0 if place.backend == "cpu" else 1e-5
     found, expected = mi.generate(z, *weights), mi.generate(*copies)
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_threads_and_order_change_no_bit(place):

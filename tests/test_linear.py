@@ -1,4 +1,4 @@
-"""Products without W where there are many rows: outputs in the lanes, sums in one stretch or in several."""
+"""Products without W: of many rows, outputs in the lanes, sums in one stretch or in several; of a few, streamed."""
 
 import pytest
 import torch
@@ -20,6 +20,12 @@ SHAPES = {
     "one-output": (Shape("one-output", (300,), 48, 20, 1), (False, True, True, True)),
     "regions": (Shape("regions", (2100,), 16, 20, 300), (False, True, False, False)),
     "nothing-to-sum": (Shape("nothing-to-sum", (200,), 0, 40, 50), (False, True, True, True)),
+    # Streamed: tiles have up to 4 rows, chains 32 vectors of 16 along the sum, 16 vectors across it.
+    "one-row": (Shape("one-row", (1,), 1203, 9, 61), (False, True, True, True)),
+    "two-rows": (Shape("two-rows", (2,), 64, 32, 400), (False, True, True, False)),
+    "three-rows": (Shape("three-rows", (3,), 71, 33, 150), (False, True, True, True)),
+    "seven-rows": (Shape("seven-rows", (7,), 33, 101, 79), (False, True, False, True)),
+    "few-outputs": (Shape("few-outputs", (5,), 601, 20, 7), (False, True, True, True)),
 }
 
 
@@ -49,9 +55,9 @@ def test_error_rule(name, layout, dtype, place):
 
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", [2, 8, 70])
+@pytest.mark.parametrize("rows", [1, 2, 8, 70])
 def test_generated_weights(rows, dtype, groups, place):
-    """Groups, and matrices that lie along their outputs, with a few rows each."""
+    """Groups of matrices that lie along their outputs and along the sum."""
 
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -60,8 +66,8 @@ def test_generated_weights(rows, dtype, groups, place):
         return x.to(place.device), w.to(place.device)
 
     check_errors(
-        lambda x, w: [mi.apply_generated(x, w.mT.unsqueeze(1))],
-        lambda x, w: [torch.einsum("gtj,gjo->gto", x, w)],
+        lambda x, w: [mi.apply_generated(x, m.unsqueeze(1)) for m in (w.mT, w.mT.contiguous())],
+        lambda x, w: [torch.einsum("gtj,gjo->gto", x, w)] * 2,
         draw,
     )
 
@@ -75,6 +81,20 @@ def test_a_row_does_not_depend_on_the_others(dtype, place):
     x[0] = z[0] = float("nan")
     moved = mi.interaction(x, z, None, u, v, c)
     assert torch.equal(y[:-1], moved[1:])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_nothing_beyond_a_row_is_taken_for_it(rows, dtype, place):
+    """Vectors that reach over the end of an output see the next one, or NaN, or the end of the memory."""
+    memory = torch.full((40, 50), float("nan"), dtype=dtype, device=place.device)
+    weight = memory[:, :37]
+    weight.copy_(torch.ones(40, 37))
+    weight[3] = float("inf")
+    for matrix in (weight, weight[:37].mT):
+        x = torch.ones(rows, matrix.shape[1], dtype=dtype, device=place.device)
+        y = mi.interaction(x, x[:, :0], None, None, matrix)
+        assert torch.equal(y, matrix.sum(1).expand_as(y))
 
 
 def test_equal_rows_give_equal_results(place):

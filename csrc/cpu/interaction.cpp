@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -20,8 +21,6 @@ namespace mi_kernels {
 namespace {
 
 using torch::headeronly::ScalarType;
-
-Machine machine_of(DType dtype) { return selected_kernels().machine(dtype); }
 
 Operand packed_operand(const char* op, const Tensor& words, const Problem& p, const ForwardPlan& plan, DType element) {
   const bool width_inside = plan.order == Order::width_inside;
@@ -47,13 +46,29 @@ Operand transposed(const Operand& o) { return {o.data, o.group, o.col, o.row}; }
 
 Demand demand_of(const LinearPlan& plan) { return {plan.tasks, plan.operations, plan.worker_bytes, 0}; }
 
-void run_linear(DType dtype, const Tensor& like, LinearCall call) {
-  if (!call.terms[0].rows.data) std::swap(call.terms[0], call.terms[1]);
+// The plan of a product without W whose outputs lie in the lanes or whose matrix is streamed, or nothing if it is to be
+// made with its rows in the lanes. `across`: the matrix lies along the outputs.
+std::optional<LinearPlan> plan_of_linear(int64_t groups, int64_t rows, int64_t out, int64_t first, int64_t second,
+                                         bool across, const Machine& machine) {
+  if (first + second == 0) return {};
+  if (linear_streams(rows, out, across, machine))
+    return plan_linear_stream(groups, rows, out, {first, second}, across, machine);
+  if (!outputs_in_lanes(rows, out, std::max(first, second), !across, machine)) return {};
+  return plan_linear(groups, rows, out, {first ? first : second, first ? second : 0, 0}, false, machine);
+}
+
+// Whether the product was made.
+bool run_linear(DType dtype, const Tensor& like, LinearCall call) {
+  bool across = true;
+  for (const LinearTerm& t : call.terms) across &= !t.depth || (t.matrix.row == 1 && t.matrix.col != 1);
   const Kernels& kernels = selected_kernels();
-  const LinearPlan plan = plan_linear(call.groups, call.rows, call.out, {call.terms[0].depth, call.terms[1].depth, 0},
-                                      false, kernels.machine(dtype));
-  const Workspace workspace(like, demand_of(plan));
-  kernels.linear(dtype, call, plan, workspace.execution);
+  const auto plan = plan_of_linear(call.groups, call.rows, call.out, call.terms[0].depth, call.terms[1].depth, across,
+                                   kernels.machine(dtype));
+  if (!plan) return false;
+  if (!call.terms[0].rows.data) std::swap(call.terms[0], call.terms[1]);
+  const Workspace workspace(like, demand_of(*plan));
+  (plan->stream ? kernels.linear_stream : kernels.linear)(dtype, call, *plan, workspace.execution);
+  return true;
 }
 
 void run_forward(DType dtype, const Tensor& like, ForwardCall call, const Optional& words) {
@@ -89,13 +104,10 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
 
   ForwardCall call{p, operand(x, a.grouped), operand(z, a.grouped), {}, operand(weight_z, a.grouped),
                    operand(weight_x, a.grouped), operand(bias, a.grouped), {y.mutable_data_ptr()}};
-  const LinearTerm terms[2] = {term(call.z, call.weight_z, p.context), term(call.x, call.weight_x, p.width)};
-  const bool across =
-      std::all_of(terms, terms + 2, [](const LinearTerm& t) { return !t.depth || (t.matrix.row == 1 && t.matrix.col != 1); });
-  if (!weight.has_value() && (terms[0].depth || terms[1].depth) &&
-      outputs_in_lanes(p.rows, p.out, std::max(terms[0].depth, terms[1].depth), !across, machine_of(dtype))) {
-    run_linear(dtype, x, {p.groups, p.rows, p.out, {terms[0], terms[1]}, call.bias, call.y});
-  } else {
+  const LinearCall without_weight{p.groups, p.rows, p.out,
+                                  {term(call.z, call.weight_z, p.context), term(call.x, call.weight_x, p.width)},
+                                  call.bias, call.y};
+  if (weight.has_value() || !run_linear(dtype, x, without_weight)) {
     Optional kept;
     if (weight.has_value()) {
       kept = with_contiguous_groups(*weight, a.grouped);
@@ -133,10 +145,7 @@ void take_linear(DType dtype, const Tensor& like, const InputGradsCall& call, co
                  Result& result) {
   const Problem& p = call.problem;
   const LinearTerm product = term(call.grad, transposed(matrix), p.out);
-  if (!result.data || !product.depth || !outputs_in_lanes(p.rows, features, p.out, false, machine_of(dtype)))
-    return;
-  run_linear(dtype, like, {p.groups, p.rows, features, {product, {}}, {}, result});
-  result = {};
+  if (result.data && run_linear(dtype, like, {p.groups, p.rows, features, {product, {}}, {}, result})) result = {};
 }
 
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
@@ -229,8 +238,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 std::string cpu_isa() { return describe_isa(); }
 
 // The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O]; `terms` has a bit for each of
-// (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz; 64 says of the forward pass that U and V are
-// contiguous along the outputs.
+// (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz; 64 says that U and V are contiguous along the
+// outputs.
 std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
   STD_TORCH_CHECK(sizes.size() == 5, "cpu_interaction_plan: sizes: expected [G, B, Z, X, O], got ", sizes.size());
   for (const int64_t size : sizes)
@@ -244,10 +253,9 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   };
   // Scratch of a product without W that takes so many elements to so many outputs, or 0 if it is not made that way.
   const auto linear = [&](int64_t out, int64_t first, int64_t second) -> int64_t {
-    if (want[0] || first + second == 0) return 0;
-    if (!outputs_in_lanes(p.rows, out, std::max(first, second), primitive == "forward" && !(terms & 64), machine)) return 0;
-    const int64_t depths[3] = {first ? first : second, first ? second : 0, 0};
-    return demand_of(plan_linear(p.groups, p.rows, out, depths, false, machine)).bytes();
+    const bool across = bool(terms & 64) == (primitive == "forward");
+    const auto plan = want[0] ? std::nullopt : plan_of_linear(p.groups, p.rows, out, first, second, across, machine);
+    return plan ? demand_of(*plan).bytes() : 0;
   };
   if (primitive == "forward") {
     const ForwardPlan f = plan_forward(p, machine, want[0], want[1], want[2]);

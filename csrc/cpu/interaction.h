@@ -80,6 +80,7 @@ struct Kernels {
   DType (*element)(DType);         // in which elements are multiplied
   void (*forward)(DType, const ForwardCall&, const ForwardPlan&, const Execution&);
   void (*linear)(DType, const LinearCall&, const LinearPlan&, const Execution&);
+  void (*linear_stream)(DType, const LinearCall&, const LinearPlan&, const Execution&);
   void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);
   void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);
   // In place, y[b] = softmax(y[b]) * x[b] for rows of y.
@@ -96,6 +97,7 @@ struct Kernels {
   void forward(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                          \
   void forward_stream(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                   \
   void linear(DType, const LinearCall&, const LinearPlan&, const Execution&);                             \
+  void linear_stream(DType, const LinearCall&, const LinearPlan&, const Execution&);                      \
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);                \
   void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);         \
   void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);             \

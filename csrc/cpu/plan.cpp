@@ -161,6 +161,29 @@ LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t 
   return l;
 }
 
+bool linear_streams(int64_t rows, int64_t out, bool across, const Machine& m) {
+  // Along the sum every output costs an addition of lanes; where pairs are put together, every element costs that.
+  const int64_t most = across && m.pair == 1 ? 2 * kLinearStreamRows : kLinearStreamRows;
+  return rows <= most && (!across || out >= m.lanes);
+}
+
+LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool across, const Machine& m) {
+  constexpr int64_t kFewestVectors = 4, kTileRows = 4;
+  LinearPlan l{};
+  l.stream = true, l.across = across;
+  l.operations = 2 * groups * rows * out * (depths[0] + depths[1]);
+  const int64_t vectors = ceil_div(out, m.lanes);
+  l.lane_blocks = splits(kTasks, groups, l.operations, ceil_div(vectors, kFewestVectors));
+  l.vectors = ceil_div(vectors, l.lane_blocks);
+  l.lane_blocks = ceil_div(vectors, l.vectors);
+  l.group_step = ceil_div(groups, max(splits(kTasks, 1, l.operations, groups * l.lane_blocks) / l.lane_blocks, 1));
+  l.tasks = ceil_div(groups, l.group_step) * l.lane_blocks;
+  const int64_t element = m.word_bytes / m.pair, vector = m.lanes * m.pair;
+  for (const int64_t depth : depths) l.worker_bytes += round_up(rows * round_up(depth, vector) * element, kAlign);
+  l.worker_bytes += kTileRows * m.lanes * m.lanes * m.acc_bytes;
+  return l;
+}
+
 namespace {
 
 // One product makes T for both gradients: tasks are ranges of the context and of the width.

@@ -114,8 +114,13 @@ struct WeightGradsPlan {
   int64_t worker_bytes, partial_bytes;
 };
 
-// A product without W: regions of rows of the batch times lanes of outputs.
+// Rows up to which a product without W streams its matrix.
+inline constexpr int64_t kLinearStreamRows = 8;
+
+// A product without W: regions of rows of the batch times lanes of outputs, or, for a few rows, stretches of outputs.
 struct LinearPlan {
+  bool stream, across;  // across: lanes run along the outputs
+  int64_t group_step;   // groups of one task of the stream
   int64_t row_step, row_blocks, vectors, lane_blocks;
   int64_t depth;  // elements along K packed at a time
   bool kept;      // sums are kept in planes until they are whole
@@ -128,6 +133,9 @@ ForwardPlan plan_gate(const Problem&, const Machine&, bool weight, bool weight_z
                       bool whole_rows);
 // `depths`: lengths of the sums, of two terms and of a gate's shift; `gate`: whether there is one.
 LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate, const Machine&);
+// Whether a product without W streams its matrix, which lies along its outputs (`across`) or along the sum.
+bool linear_streams(int64_t rows, int64_t out, bool across, const Machine&);
+LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool across, const Machine&);
 // Whether a product without W wants its outputs in the lanes, as plan_linear has them, rather than its rows. `along`:
 // the matrix is contiguous along the sum, so that packing transposes it.
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool along, const Machine&);

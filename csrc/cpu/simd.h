@@ -226,4 +226,25 @@ MI_INLINE void transpose(V (&rows)[N]) {
   });
 }
 
+// Lane l of the result is the sum of the lanes of rows[l]: the rounds of transpose(), whose vectors are added.
+template <class V, int N>
+MI_INLINE V sum_each(V (&rows)[N]) {
+  using Int = decltype(rows[0] == rows[0]);
+  unroll<6>([&](auto round) {
+    constexpr int s = 1 << round;
+    if constexpr (s < N) {
+      Int low, high;
+      for (int l = 0; l < N; ++l) {
+        low[l] = (l & s) == 0 ? l : N + l - s;
+        high[l] = (l & s) == 0 ? l + s : N + l;
+      }
+      unroll<N / (2 * s)>([&](auto pair) {
+        constexpr int r = 2 * s * pair.value;
+        rows[r] = __builtin_shuffle(rows[r], rows[r + s], low) + __builtin_shuffle(rows[r], rows[r + s], high);
+      });
+    }
+  });
+  return rows[0];
+}
+
 }  // namespace mi_kernels::MI_ISA

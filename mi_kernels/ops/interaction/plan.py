@@ -79,11 +79,11 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
     present = tuple(weight is not None for weight in weights)
     wanted = gradients_wanted((x, z, *weights))
     backward = []
+    lies_across = weights[0] is None and all(map(across, weights[1:3]))
     if any(wanted[:2]):
-        backward.append(_step("input_grads", backend, shape, x.dtype, present, wanted))
+        backward.append(_step("input_grads", backend, shape, x.dtype, present, wanted, lies_across))
     if any(wanted[2:]):
         backward.append(_step("weight_grads", backend, shape, x.dtype, tuple(wanted[2:]), wanted))
-    lies_across = weights[0] is None and all(map(across, weights[1:3]))
     forward = _step("forward", backend, shape, x.dtype, present, wanted, lies_across)
     if forward.scratch is not None:
         weight_copy = _weight_copy(backend, weights[0])
@@ -144,7 +144,7 @@ def _step(
 
 def compiled(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:
     """Algorithm and bytes of scratch of a compiled kernel for sizes [G, B, Z, X, O]; flags: terms, wants, and
-    for a forward pass without W whether its matrices are contiguous along the outputs."""
+    without W whether its matrices are contiguous along the outputs."""
     bits = sum(bit << place for place, bit in enumerate(flags))
     text = torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, bits)
     fields = dict(field.split("=") for field in text.split(";"))
