@@ -1,4 +1,4 @@
-"""Products without W: of many rows, outputs in the lanes, sums in one stretch or in several; of a few, streamed."""
+"""Products without W: of many rows, outputs in the lanes, in one or several stretches; of a few, streamed."""
 
 import pytest
 import torch
