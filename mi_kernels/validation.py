@@ -89,15 +89,27 @@ def check_shape(
 def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor, features: int = 1) -> torch.Size:
     """The common leading dimensions of two inputs: all but the last, or but the last ``features`` of z."""
     x_lead, z_lead = x.shape[:-1], z.shape[:-features]
-    if x_lead == z_lead:
-        return x_lead
-    try:
-        return torch.broadcast_shapes(x_lead, z_lead)
-    except RuntimeError:
+    lead = _broadcast(x_lead, z_lead)
+    if lead is None:
         raise ValueError(
             f"{op}: {names[1]}: expected leading dimensions that broadcast with those of {names[0]}"
             f" {list(x_lead)}, got {list(z_lead)}"
-        ) from None
+        )
+    return lead
+
+
+def _broadcast(shape: torch.Size, other: torch.Size) -> torch.Size | None:
+    """``torch.broadcast_shapes``, which takes longer than a small kernel; None where it would raise."""
+    if shape == other:
+        return shape
+    longer, shorter = (shape, other) if len(shape) >= len(other) else (other, shape)
+    sizes = list(longer)
+    for place, size in enumerate(shorter, len(longer) - len(shorter)):
+        if sizes[place] == 1:
+            sizes[place] = size
+        elif size != 1 and size != sizes[place]:
+            return None
+    return torch.Size(sizes)
 
 
 def check_size(op: str, name: str, size: int) -> None:
@@ -117,21 +129,13 @@ def check_floating(op: str, dtype: torch.dtype | None) -> None:
 
 def broadcast_like(op: str, names: tuple[str, str], shape: torch.Size, tensor: Tensor) -> torch.Size:
     """The common shape of what has been broadcast so far and one more tensor."""
-    other = tensor.shape
-    if shape == other:
-        return shape
-    # torch.broadcast_shapes takes longer than a small kernel.
-    longer, shorter = (shape, other) if len(shape) >= len(other) else (other, shape)
-    sizes = list(longer)
-    for place, size in enumerate(shorter, len(longer) - len(shorter)):
-        if sizes[place] == 1:
-            sizes[place] = size
-        elif size != 1 and size != sizes[place]:
-            raise ValueError(
-                f"{op}: {names[1]}: expected a shape that broadcasts with that of {names[0]} {list(shape)},"
-                f" got {list(other)}"
-            )
-    return torch.Size(sizes)
+    common = _broadcast(shape, tensor.shape)
+    if common is None:
+        raise ValueError(
+            f"{op}: {names[1]}: expected a shape that broadcasts with that of {names[0]} {list(shape)},"
+            f" got {list(tensor.shape)}"
+        )
+    return common
 
 
 def check_activation(op: str, name: object, known: Sequence[str]) -> None:

@@ -39,11 +39,12 @@ class Layout:
         self, tensor: Tensor, features: int, first: tuple[int, ...], second: tuple[int, ...]
     ) -> Tensor:
         rank = len(self.lead)
-        tensor = tensor[(None,) * (rank + features - tensor.dim())]
+        if tensor.dim() < rank + features:
+            tensor = tensor[(None,) * (rank + features - tensor.dim())]
         rest = [place for place in range(rank) if place not in first and place not in second]
         order = (*first, *second, *rest, *range(rank, rank + features))
         sizes = (self._size(first), self._size(second), *tensor.shape[rank:])
-        return tensor.permute(order).reshape(sizes)
+        return _arranged(tensor, order, sizes)
 
     def rows(self, x: Tensor) -> Tensor:
         """x [..., X] as [C, T, X]."""
@@ -62,12 +63,19 @@ class Layout:
         order = (*self.common, *self.of_z, *self.of_x)
         dropped = [place for place in range(len(self.lead)) if place not in order]
         places = (*order, *dropped)
-        y = y.reshape(*(self.lead[place] for place in places), y.shape[-1])
+        y = _arranged(y, range(y.dim()), (*(self.lead[place] for place in places), y.shape[-1]))
         back = [places.index(place) for place in range(len(places))]
-        return y.permute(*back, len(places)).contiguous()
+        return _arranged(y, (*back, len(places)), None).contiguous()
 
     def mirrored(self) -> "Layout":
         return Layout(self.lead, self.common, self.of_x, self.of_z)
+
+
+def _arranged(tensor: Tensor, order: Sequence[int], sizes: tuple[int, ...] | None) -> Tensor:
+    """Permuted, then reshaped. What changes nothing is left out: every view is a step of the backward pass."""
+    if any(place != axis for axis, place in enumerate(order)):
+        tensor = tensor.permute(*order)
+    return tensor if sizes is None or tensor.shape == sizes else tensor.reshape(sizes)
 
 
 def layout(x_lead: torch.Size, z_lead: torch.Size, lead: torch.Size) -> Layout:
