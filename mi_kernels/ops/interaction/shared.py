@@ -72,7 +72,7 @@ class Layout:
 
 
 def _arranged(tensor: Tensor, order: Sequence[int], sizes: tuple[int, ...] | None) -> Tensor:
-    """Permuted, then reshaped. What changes nothing is left out: every view is a step of the backward pass."""
+    """Permuted, then reshaped, as far as that changes anything: every view is a step of the backward pass."""
     if any(place != axis for axis, place in enumerate(order)):
         tensor = tensor.permute(*order)
     return tensor if sizes is None or tensor.shape == sizes else tensor.reshape(sizes)
