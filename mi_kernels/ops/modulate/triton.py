@@ -16,7 +16,7 @@ from torch import Tensor
 from mi_kernels.ops.interaction.portable import accumulation_dtype
 from mi_kernels.ops.modulate import axes, portable
 from mi_kernels.ops.triton import activations
-from mi_kernels.ops.triton.launch import on_device_of
+from mi_kernels.ops.triton.launch import cdiv, launch
 
 Maybe = Tensor | None
 # The second kernel's tile: its rows are splits. Few columns, so that few results still make several programs.
@@ -142,6 +142,7 @@ def _modulate_grads_kernel(
     dx_strides,
     sum_strides,  # of dscale and of dshift
     sum_size,  # elements of one of them
+    splits,  # programs that share a sum
     SCALE_BY_ROW: tl.constexpr,
     SCALE_BY_COLUMN: tl.constexpr,
     REDUCE_ROWS: tl.constexpr,
@@ -152,7 +153,8 @@ def _modulate_grads_kernel(
 ):
     M, N, outer_sizes, depth_sizes = sizes[0], sizes[1], sizes[2], sizes[3]
     n_tiles, m_tiles = tl.cdiv(N, BN), tl.cdiv(M, BM)
-    place = tl.program_id(0)
+    program = tl.program_id(0)
+    place, i_split = program // splits, program % splits
     m_first, n_first = place * 0, place * 0
     steps, m_steps, n_steps = depth_sizes[0] * depth_sizes[1] * depth_sizes[2], 1, 1
     if REDUCE_COLUMNS:
@@ -166,8 +168,7 @@ def _modulate_grads_kernel(
         m_first = place % m_tiles
         place = place // m_tiles
     steps = steps * m_steps * n_steps
-    share = tl.cdiv(steps, tl.num_programs(1))
-    i_split = tl.program_id(1)
+    share = tl.cdiv(steps, splits)
 
     i_m = m_first.to(tl.int64) * BM + tl.arange(0, BM)
     i_n = n_first.to(tl.int64) * BN + tl.arange(0, BN)
@@ -239,16 +240,16 @@ def modulate(x: Tensor, scale: Tensor, shift: Maybe, activation: str, scale_offs
     plan = axes.tiling(tuple(x.shape), strides, (False,) * x.dim(), x.element_size())
     if plan is None:
         return portable.modulate(x, scale, shift, activation, scale_offset)
-    with on_device_of(x):
-        _modulate_kernel[(plan.programs,)](
-            *(x, y, scale, shift, scale_offset, plan.sizes),
-            *(plan.strides(1), plan.strides(0), plan.strides(2)),
-            None if shift is None else plan.strides(3),
-            *plan.varies(2),
-            *((False, False) if shift is None else plan.varies(3)),
-            *(activation, plan.BM, plan.BN),
-            num_warps=axes.WARPS,
-        )
+    arguments = {
+        **{"p_x": x, "p_y": y, "p_scale": scale, "p_shift": shift, "scale_offset": scale_offset},
+        **{"sizes": plan.sizes, "x_strides": plan.strides(1), "y_strides": plan.strides(0)},
+        "scale_strides": plan.strides(2),
+        "shift_strides": None if shift is None else plan.strides(3),
+        **dict(zip(("SCALE_BY_ROW", "SCALE_BY_COLUMN"), plan.varies(2), strict=True)),
+        **dict(zip(("SHIFT_BY_ROW", "SHIFT_BY_COLUMN"), plan.varies(-1), strict=True)),
+        **{"ACTIVATION": activation, "BM": plan.BM, "BN": plan.BN},
+    }
+    launch(x.device, _modulate_kernel, plan.programs, arguments, axes.WARPS, 1)
     return y
 
 
@@ -310,17 +311,21 @@ def _pass(
         scratch = x.new_empty((len(sums), plan.splits, size), dtype=accumulation_dtype(x.dtype))
         parts = iter(scratch)
         into = [None if t is None else next(parts) for t in into]
-    with on_device_of(x):
-        _modulate_grads_kernel[(plan.programs, plan.splits)](
-            *(grad, operands[2], operands[3], dx, *into, scale_offset, plan.sizes),
-            *(plan.strides(1), plan.strides(2), plan.strides(3), plan.strides(0), plan.strides(4), size),
-            *plan.varies(3),
-            *(plan.rows.reduced, plan.columns.reduced, activation, plan.BM, plan.BN),
-            num_warps=axes.WARPS,
-        )
-        if plan.splits > 1:
-            for part, total in zip(scratch, sums, strict=True):
-                _add_splits(part, total)
+    arguments = {
+        **{"p_grad": grad, "p_x": operands[2], "p_scale": operands[3], "p_dx": dx},
+        **{"p_dscale": into[0], "p_dshift": into[1], "scale_offset": scale_offset, "sizes": plan.sizes},
+        **{"grad_strides": plan.strides(1), "x_strides": plan.strides(2), "scale_strides": plan.strides(3)},
+        **{"dx_strides": plan.strides(0), "sum_strides": plan.strides(4), "sum_size": size},
+        "splits": plan.splits,
+        **dict(zip(("SCALE_BY_ROW", "SCALE_BY_COLUMN"), plan.varies(3), strict=True)),
+        **{"REDUCE_ROWS": plan.rows.reduced, "REDUCE_COLUMNS": plan.columns.reduced},
+        **{"ACTIVATION": activation, "BM": plan.BM, "BN": plan.BN},
+    }
+    programs = plan.programs * plan.splits
+    launch(x.device, _modulate_grads_kernel, programs, arguments, axes.WARPS, 1)
+    if plan.splits > 1:
+        for part, total in zip(scratch, sums, strict=True):
+            _add_splits(part, total)
     return True
 
 
@@ -328,5 +333,5 @@ def _add_splits(parts: Tensor, total: Tensor) -> None:
     splits, size = parts.shape
     BN = min(FINISH_COLUMNS, triton.next_power_of_2(size))
     BS = min(FINISH // BN, triton.next_power_of_2(splits))
-    grid = (triton.cdiv(size, BN),)
-    _add_splits_kernel[grid](parts, total, size, splits, BS, BN, num_warps=axes.WARPS)
+    arguments = {"p_parts": parts, "p_out": total, "size": size, "splits": splits, "BS": BS, "BN": BN}
+    launch(parts.device, _add_splits_kernel, cdiv(size, BN), arguments, axes.WARPS, 1)

@@ -1,1 +1,4 @@
-"""What the Triton kernels of all families share. Imported only where a Triton operation is called."""
+"""What the Triton kernels of every family share: one main loop, the choice of tiles, launches.
+
+Compiled ahead of time for many GPUs and run in Triton's interpreter; not yet run on a GPU.
+"""
