@@ -112,9 +112,14 @@ def valid(tile: Tile, problem: Problem) -> bool:
         return False
     return (
         registers(tile, problem) <= 255
-        and shared_memory(tile, problem) <= _SHARED.get(problem.capability, _SHARED_ELSEWHERE)
+        and shared_memory(tile, problem) <= available_shared_memory(problem.capability)
         and not _hazard(tile, problem)
     )
+
+
+def available_shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes that a thread block can have."""
+    return _SHARED.get(capability, _SHARED_ELSEWHERE)
 
 
 def _hazard(tile: Tile, problem: Problem) -> bool:
