@@ -184,7 +184,6 @@ def _interaction(
     count, M, N, I, K = sizes
     operands = {
         "y": operand(y, 4),
-        "p": operand(p, 3),
         "x": operand(x, 3),
         "z": operand(z, 3),
         "w": operand(weight, 4),
@@ -198,6 +197,7 @@ def _interaction(
         "dz": operand(dz, 4),
     }
     arguments = operands | {
+        "p": p,
         "M": M,
         "N": N,
         "I": I,
