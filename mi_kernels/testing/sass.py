@@ -139,7 +139,9 @@ def _hazards(body: list[Instruction]) -> list[Instruction]:
                 groups = groups[-left:] if left else []
             elif write and not _NO_DESTINATION.match(write.group(1)):
                 first = int(write.group(2))
-                busy = {r + k for group in (*groups, issued) for r in group for k in range(_OPERAND_REGISTERS)}
+                busy = {
+                    r + k for group in (*groups, issued) for r in group for k in range(_OPERAND_REGISTERS)
+                }
                 if busy & set(range(first, first + _width(write.group(1)))):
                     found.add((address, line[:60]))
     return sorted(found)

@@ -15,9 +15,15 @@ from mi_kernels.ops.triton.engine import accumulate, remaining, right, tile, til
 
 
 @triton.jit
-def gated(acc, shift, b_gate, ACTIVATION: tl.constexpr, OFFSET: tl.constexpr):
+def gated(acc, shift, b_gate, scale_offset, ACTIVATION: tl.constexpr):
     """Epilogue (act(p) + s) * x + shift."""
-    return (activations.value(ACTIVATION, acc) + OFFSET) * b_gate + shift
+    return (activations.value(ACTIVATION, acc) + number(scale_offset, acc.dtype)) * b_gate + shift
+
+
+@triton.jit
+def number(value, DTYPE: tl.constexpr):
+    """[1, 1] in the dtype of accumulation."""
+    return tl.full([1, 1], value, tl.float64).to(DTYPE)
 
 
 @triton.jit
@@ -41,9 +47,9 @@ def interaction(
     K,
     splits,  # parts of the sum over i, each a program of its own
     parts,  # how many partial sums there are
+    scale_offset: tl.float64,  # Triton's own choice for a number is float32
     EPILOGUE: tl.constexpr,  # a function, called where there is a gate
     ACTIVATION: tl.constexpr,
-    OFFSET: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
     STYLE: tl.constexpr,
@@ -106,7 +112,7 @@ def interaction(
             tl.store(p + origin + o_y, acc, mask=m_tile)
         if dz is None and gate is not None:
             b_gate = result_tile(gate, group, row, column, rows, columns, m_tile).to(ACCUMULATE)
-            acc = EPILOGUE(acc, shift, b_gate, ACTIVATION, OFFSET)
+            acc = EPILOGUE(acc, shift, b_gate, scale_offset, ACTIVATION)
         tl.store(y[0] + split * y[1] + origin + o_y, acc, mask=m_tile)
 
 
@@ -175,7 +181,7 @@ def softmax_gate(
     shift,  # the same, or None
     x,  # (pointer, strides of row, column)
     N,
-    OFFSET: tl.constexpr,
+    scale_offset: tl.float64,
     BN: tl.constexpr,
 ):
     """y = (softmax(gate) + s) * x + shift of a row; p is the gate in the dtype of y."""
@@ -190,13 +196,16 @@ def softmax_gate(
     total = tl.zeros((BN,), p_gate.dtype.element_ty)
     for start in range(0, N, BN):
         b_gate = tl.load(p_gate + start, mask=columns < N - start, other=float("-inf"))
-        total += tl.exp(b_gate - most)
+        total += activations.exp(b_gate - most)
     whole = tl.sum(total, 0)
     for start in range(0, N, BN):
         m_columns = columns < N - start
         b_gate = tl.load(p_gate + start, mask=m_columns, other=0.0)
         b_x = tl.load(x[0] + row * x[1] + (start + columns).to(tl.int64) * x[2], mask=m_columns, other=0.0)
-        b_y = (tl.exp(b_gate - most) / whole + OFFSET) * b_x.to(b_gate.dtype)
+        b_y = activations.exp(b_gate - most) / whole + tl.full((BN,), scale_offset, tl.float64).to(
+            b_gate.dtype
+        )
+        b_y *= b_x.to(b_gate.dtype)
         if shift is not None:
             b_y += tl.load(shift[0] + row * shift[1] + start + columns, mask=m_columns, other=0.0)
         tl.store(y[0] + row * y[1] + start + columns, b_y, mask=m_columns)
