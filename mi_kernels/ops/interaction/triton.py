@@ -83,18 +83,38 @@ def together(
     weight = weight.transpose(-3, -1)  # [X, Z, O]
     step = rows_at_once(grad, x, weight)
     for start in range(0, grad.shape[-2], step):
-        g, x_, z_, dx_, dz_ = (
-            None if t is None else t[..., start : start + step, :] for t in (grad, x, z, dx, dz)
+        rows = slice(start, start + step)
+        of_rows(
+            grad[..., rows, :],
+            x[..., rows, :],
+            z[..., rows, :],
+            weight,
+            by_x,
+            by_z,
+            None if dx is None else dx[..., rows, :],
+            dz[..., rows, :],
         )
-        parts = 1 if dx is None else paired_parts(g, x_, weight)
-        y = dx_
-        if parts > 1:
-            y = x.new_empty(parts, groups_of(x), *x_.shape[-2:], dtype=accumulation_dtype(x.dtype))
-        sums = paired(y, g, z_, weight, x_, by_x, dz_ if by_z is None else None)
-        if parts > 1:
-            contraction(dx_, g, g, weight_x=by_x, sums=y)
-        if sums is not None:
-            contraction(dz_, g, g, weight_x=by_z, sums=sums)
+
+
+def of_rows(
+    grad: Tensor,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,  # [(G,) X, Z, O]
+    by_x: Maybe,
+    by_z: Maybe,
+    dx: Maybe,
+    dz: Tensor,
+) -> None:
+    """`together` of so many rows that the partial sums of dz are small."""
+    y, parts = dx, 1 if dx is None else paired_parts(grad, x, weight)
+    if parts > 1:
+        y = x.new_empty(parts, groups_of(x), *x.shape[-2:], dtype=accumulation_dtype(x.dtype))
+    sums = paired(y, grad, z, weight, x, by_x, dz if by_z is None else None)
+    if dx is not None and parts > 1:
+        contraction(dx, grad, grad, weight_x=by_x, sums=y)
+    if sums is not None:
+        contraction(dz, grad, grad, weight_x=by_z, sums=sums)
 
 
 def weight_grads(

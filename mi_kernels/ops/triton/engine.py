@@ -15,7 +15,8 @@ and does not leave the range of float16; it is also what makes T = g W_i, of whi
 
 Operands are tuples (pointer, strides...), None where a term is absent; any stride, 0 included. Where a tile
 begins is counted in int64; within a tile in int32 as long as its strides allow that (INDEX), which leaves
-registers to the sums. Rows, columns and k beyond the sizes are masked in both operands: no NaN comes from padding.
+registers to the sums. Rows, columns and k beyond the sizes are masked in both operands, so that no NaN comes
+from padding.
 """
 
 import triton
@@ -65,7 +66,8 @@ def accumulate(
     p_a, o_a, m_a, stride_a = a
     p_b, o_b, m_b, stride_bi, stride_bk = b
     lanes = tl.arange(0, BK)
-    k_steps = tl.cdiv(last - first, BK)
+    # 64-bit divisions are slow, and these are within 31 bits.
+    k_steps, count = tl.cast(tl.cdiv(last - first, BK), tl.int32), tl.cast(count, tl.int32)
     if STYLE == "held":
         turns, steps = k_steps, count
     else:
@@ -104,7 +106,11 @@ def accumulate(
                         b_s = tl.load(s[0] + i * s[3] + s[1], mask=s[2], other=0.0)
                         acc += part * b_s.to(acc.dtype)[:, None]
                     if pair is not None:
-                        tl.store(pair[1] + i * pair[4] + pair[2], tl.sum(part * pair[0], 1), mask=pair[3])
+                        tl.store(
+                            pair[1] + i * pair[4] + pair[2],
+                            tl.sum(part * pair[0].to(acc.dtype), 1),
+                            mask=pair[3],
+                        )
                     part = tl.zeros_like(acc)
             else:
                 acc = tl.dot(b_a, b_b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
@@ -119,13 +125,11 @@ def accumulate(
 def tile_of(M, N, BM: tl.constexpr, BN: tl.constexpr):
     """Which tile a program makes, and of which matrix. Bands of rows share columns of W in the L2 cache."""
     BAND: tl.constexpr = 8
-    down, across = tl.cdiv(M, BM), tl.cdiv(N, BN)
-    program = tl.program_id(0).to(tl.int64)
-    place = program % (down * across)
-    band = place // (BAND * across)
+    down, across = tl.cast(tl.cdiv(M, BM), tl.int32), tl.cast(tl.cdiv(N, BN), tl.int32)
+    matrix, place = tl.program_id(0) // (down * across), tl.program_id(0) % (down * across)
+    band, within = place // (BAND * across), place % (BAND * across)
     height = tl.minimum(down - band * BAND, BAND)
-    within = place % (BAND * across)
-    return program // (down * across), band * BAND + within % height, within // height
+    return matrix, (band * BAND + within % height).to(tl.int64), (within // height).to(tl.int64)
 
 
 @triton.jit

@@ -15,15 +15,21 @@ from mi_kernels.ops.triton.engine import accumulate, remaining, right, tile, til
 
 
 @triton.jit
-def gated(acc, shift, b_gate, ACTIVATION: tl.constexpr, OFFSET: tl.constexpr):
+def gated(acc, shift, b_gate, scale_offset, ACTIVATION: tl.constexpr):
     """Epilogue (act(p) + s) * x + shift."""
-    return (activations.value(ACTIVATION, acc) + OFFSET) * b_gate + shift
+    return (activations.value(ACTIVATION, acc) + number(scale_offset, acc.dtype)) * b_gate + shift
+
+
+@triton.jit
+def number(value, DTYPE: tl.constexpr):
+    """[1, 1] in the dtype of accumulation."""
+    return tl.full([1, 1], value, tl.float64).to(DTYPE)
 
 
 @triton.jit
 def interaction(
     y,  # (pointer, strides of split, group, row, column), or None
-    p,  # (pointer, strides of group, row, column): what the activation is taken of, or None
+    p,  # pointer: what the activation is taken of, laid out as y; or None
     x,  # (pointer, strides of group, row, k)   [G, M, K]
     z,  # (pointer, strides of group, row, i)   [G, M, I]
     w,  # (pointer, strides of group, column, i, k)   [G, N, I, K], or None
@@ -41,9 +47,9 @@ def interaction(
     K,
     splits,  # parts of the sum over i, each a program of its own
     parts,  # how many partial sums there are
+    scale_offset: tl.float64,  # Triton's own choice for a number is float32
     EPILOGUE: tl.constexpr,  # a function, called where there is a gate
     ACTIVATION: tl.constexpr,
-    OFFSET: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
     STYLE: tl.constexpr,
@@ -54,7 +60,7 @@ def interaction(
 ):
     """y = epilogue(z^T W x + U z + V x + bias + sums, C z + shift bias); dz_i = sum_n x (W_i x)."""
     matrix, down, across = tile_of(M, N, BM, BN)
-    group, split = matrix // splits, matrix % splits
+    group, split = (matrix // splits).to(tl.int64), (matrix % splits).to(tl.int64)
     row, column = down * BM, across * BN
     rows, columns, lanes = tl.arange(0, BM).to(INDEX), tl.arange(0, BN).to(INDEX), tl.arange(0, BK).to(INDEX)
     m_rows, m_columns = rows < remaining(M, row, BM), columns < remaining(N, column, BN)
@@ -70,7 +76,7 @@ def interaction(
         count = tl.minimum(each, I - start)
         pair = None
         if dz is not None:
-            b_gate = result_tile(gate, group, row, column, rows, columns, m_tile).to(ACCUMULATE)
+            b_gate = result_tile(gate, group, row, column, rows, columns, m_tile)
             p_dz = dz[0] + across * dz[1] + group * dz[2] + row * dz[3] + start * dz[4]
             pair = b_gate, p_dz, rows * dz[3], m_rows, dz[4]
         p_w, o_w = tile(w[0] + group * w[1] + column * w[2] + start * w[3], w[4], w[2], lanes, columns)
@@ -98,18 +104,16 @@ def interaction(
         if sums is not None:
             p_sums = sums[0] + group * sums[2] + row * sums[3] + column * sums[4]
             p_sums, o_sums = tile(p_sums, sums[3], sums[4], rows, columns)
-            for part in range(parts):
+            for _ in range(parts):
                 acc += tl.load(p_sums + o_sums, mask=m_tile, other=0.0)
                 p_sums += sums[1]
+        origin, o_y = tile(group * y[2] + row * y[3] + column * y[4], y[3], y[4], rows, columns)
         if p is not None:
-            p_p, o_p = tile(p[0] + group * p[1] + row * p[2] + column * p[3], p[2], p[3], rows, columns)
-            tl.store(p_p + o_p, acc, mask=m_tile)
+            tl.store(p + origin + o_y, acc, mask=m_tile)
         if dz is None and gate is not None:
             b_gate = result_tile(gate, group, row, column, rows, columns, m_tile).to(ACCUMULATE)
-            acc = EPILOGUE(acc, shift, b_gate, ACTIVATION, OFFSET)
-        p_y = y[0] + split * y[1] + group * y[2] + row * y[3] + column * y[4]
-        p_y, o_y = tile(p_y, y[3], y[4], rows, columns)
-        tl.store(p_y + o_y, acc, mask=m_tile)
+            acc = EPILOGUE(acc, shift, b_gate, scale_offset, ACTIVATION)
+        tl.store(y[0] + split * y[1] + origin + o_y, acc, mask=m_tile)
 
 
 @triton.jit
@@ -149,7 +153,8 @@ def weight_grads(
 ):
     """dW[o, i, j] = sum_b (g[b, o] z[b, i]) x[b, j] of a tile of o and j; without z the product g^T x."""
     matrix, down, across = tile_of(M, N, BM, BN)
-    split, i, group = matrix % splits, matrix // splits % I, matrix // splits // I
+    split, i = (matrix % splits).to(tl.int64), (matrix // splits % I).to(tl.int64)
+    group = (matrix // splits // I).to(tl.int64)
     out_feature, column = down * BM, across * BN
     outs, columns, lanes = tl.arange(0, BM).to(INDEX), tl.arange(0, BN).to(INDEX), tl.arange(0, BK).to(INDEX)
     m_outs, m_columns = outs < remaining(M, out_feature, BM), columns < remaining(N, column, BN)
@@ -176,7 +181,7 @@ def softmax_gate(
     shift,  # the same, or None
     x,  # (pointer, strides of row, column)
     N,
-    OFFSET: tl.constexpr,
+    scale_offset: tl.float64,
     BN: tl.constexpr,
 ):
     """y = (softmax(gate) + s) * x + shift of a row; p is the gate in the dtype of y."""
@@ -191,13 +196,16 @@ def softmax_gate(
     total = tl.zeros((BN,), p_gate.dtype.element_ty)
     for start in range(0, N, BN):
         b_gate = tl.load(p_gate + start, mask=columns < N - start, other=float("-inf"))
-        total += tl.exp(b_gate - most)
+        total += activations.exp(b_gate - most)
     whole = tl.sum(total, 0)
     for start in range(0, N, BN):
         m_columns = columns < N - start
         b_gate = tl.load(p_gate + start, mask=m_columns, other=0.0)
         b_x = tl.load(x[0] + row * x[1] + (start + columns).to(tl.int64) * x[2], mask=m_columns, other=0.0)
-        b_y = (tl.exp(b_gate - most) / whole + OFFSET) * b_x.to(b_gate.dtype)
+        b_y = activations.exp(b_gate - most) / whole + tl.full((BN,), scale_offset, tl.float64).to(
+            b_gate.dtype
+        )
+        b_y *= b_x.to(b_gate.dtype)
         if shift is not None:
             b_y += tl.load(shift[0] + row * shift[1] + start + columns, mask=m_columns, other=0.0)
         tl.store(y[0] + row * y[1] + start + columns, b_y, mask=m_columns)

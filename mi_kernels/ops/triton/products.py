@@ -51,13 +51,15 @@ def with_features(matrix: Maybe) -> Maybe:
     return None if matrix is None or 0 in matrix.shape else matrix
 
 
-def _problem(primitive: str, like: Tensor, sizes: tuple[int, ...], *operands: Maybe, second=False) -> Problem:
+Sizes = tuple[int, int, int, int, int]  # G, M, N, I, K
+
+
+def _problem(primitive: str, like: Tensor, sizes: Sizes, *operands: Maybe, second: bool = False) -> Problem:
     item = like.element_size()
     strides = [stride for t in operands if t is not None for stride in t.stride()]
     aligned = all(stride == 1 or stride * item % 16 == 0 for stride in strides)
-    return Problem(
-        primitive, like.dtype, precision(like.dtype), *target(like.device), aligned, *sizes, second=second
-    )
+    capability, old = target(like.device)
+    return Problem(primitive, like.dtype, precision(like.dtype), capability, old, aligned, *sizes, second)
 
 
 def _constants(tile: Tile, dtype: torch.dtype, operands: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def contraction(
     if weight is not None and x.shape[-1] <= SHORT < z.shape[-1]:
         x, z, weight, weight_z, weight_x = z, x, weight.mT, weight_x, weight_z
     p = torch.empty_like(y) if gate is not None and gate.keep else None
-    sizes = groups_of(y), *y.shape[-2:], z.shape[-1], x.shape[-1]
+    sizes = groups_of(y), y.shape[-2], y.shape[-1], z.shape[-1], x.shape[-1]
     tile = None
     if weight is not None:
         problem = _problem("forward", x, sizes, x, z, weight)
@@ -128,7 +130,7 @@ def paired(
     The sums go to ``result``, if there is one and one tile of columns holds them all; else they are returned,
     a part for each tile, as [tiles, G, M, I]. So does y: with parts, V is left to who adds them.
     """
-    count, (M, N), I, K = groups_of(x), partner.shape[-2:], weight.shape[-2], x.shape[-1]
+    count, (M, N), I, K = groups_of(x), partner.shape[-2:], weight.shape[-2], x.shape[-1]  # noqa: E741
     problem = _paired_problem(y is not None, x, partner, weight)
     tile = choose(problem)
     parts = y.shape[0] if y is not None and y.dim() == 4 else 1
@@ -146,7 +148,8 @@ def paired(
 
 
 def _paired_problem(both: bool, x: Tensor, partner: Tensor, weight: Tensor) -> Problem:
-    sizes = groups_of(x), *partner.shape[-2:], weight.shape[-2], x.shape[-1]
+    M, N = partner.shape[-2:]
+    sizes = groups_of(x), M, N, weight.shape[-2], x.shape[-1]
     return _problem("input_grads" if both else "context_grad", x, sizes, x, weight, partner)
 
 
@@ -165,7 +168,7 @@ def rows_at_once(x: Tensor, partner: Tensor, weight: Tensor) -> int:
 
 def _interaction(
     tile: Tile,
-    sizes: tuple[int, ...],
+    sizes: Sizes,
     y: Maybe,
     x: Tensor,
     z: Tensor,
@@ -181,10 +184,9 @@ def _interaction(
     dz: Maybe = None,
     splits: int = 1,
 ) -> None:
-    count, M, N, I, K = sizes
+    count, M, N, I, K = sizes  # noqa: E741
     operands = {
         "y": operand(y, 4),
-        "p": operand(p, 3),
         "x": operand(x, 3),
         "z": operand(z, 3),
         "w": operand(weight, 4),
@@ -198,6 +200,7 @@ def _interaction(
         "dz": operand(dz, 4),
     }
     arguments = operands | {
+        "p": p,
         "M": M,
         "N": N,
         "I": I,
@@ -206,7 +209,7 @@ def _interaction(
         "parts": 0 if sums is None else sums.shape[0],
         "EPILOGUE": kernels.gated,
         "ACTIVATION": "identity" if gate is None else gate.activation,
-        "OFFSET": 0.0 if gate is None else gate.scale_offset,
+        "scale_offset": 0.0 if gate is None else gate.scale_offset,
         **_constants(tile, x.dtype, operands),
     }
     programs = count * splits * cdiv(M, tile.BM) * cdiv(N, tile.BN)
@@ -220,7 +223,7 @@ def weight_grad(
     x: Tensor,  # [(G,) B, N]
 ) -> None:
     """Write dW[m, i, n] = sum_b grad[b, m] z[b, i] x[b, n], or without z the product grad^T x."""
-    rows, M, N, I = *grad.shape[-2:], x.shape[-1], 1 if z is None else z.shape[-1]
+    rows, M, N, I = *grad.shape[-2:], x.shape[-1], 1 if z is None else z.shape[-1]  # noqa: E741
     count = groups_of(grad)
     primitive = "matrix_grad" if z is None else "weight_grad"
     problem = _problem(primitive, x, (count * I, M, N, 1, rows), grad, x)
@@ -241,7 +244,7 @@ def weight_grad(
 
 
 def _weight_grads(tile: Tile, parts: int, each: int, dw: Tensor, grad: Tensor, z: Maybe, x: Tensor) -> None:
-    count, (M, I, N) = groups_of(grad), dw.shape[-3:]
+    count, (M, I, N) = groups_of(grad), dw.shape[-3:]  # noqa: E741
     operands = {"dw": operand(dw, 5), "g": operand(grad, 3), "z": operand(z, 3), "x": operand(x, 3)}
     arguments = operands | {
         "M": M,
@@ -267,11 +270,10 @@ def gated(
         p = contraction(y, x, z, weight, weight_z, weight_x, bias, gate)
         return y, nothing if p is None else p
     # The rows are needed whole, so gate and shift wait for them in the dtype of accumulation.
-    wide = {"dtype": accumulation_dtype(x.dtype)}
-    whole, shift = torch.empty_like(y, **wide), None
+    whole, shift = torch.empty_like(y, dtype=accumulation_dtype(x.dtype)), None
     contraction(whole, x, z, weight, weight_z, weight_x, bias)
     if gate.shift_weight is not None or gate.shift_bias is not None:
-        shift = torch.empty_like(y, **wide)
+        shift = torch.empty_like(whole)
         contraction(shift, x, z, None, gate.shift_weight, None, gate.shift_bias)
     p = torch.empty_like(y) if gate.keep else None
     arguments = {
@@ -281,7 +283,7 @@ def gated(
         "shift": operand(shift, 2),
         "x": operand(x, 2),
         "N": x.shape[1],
-        "OFFSET": gate.scale_offset,
+        "scale_offset": gate.scale_offset,
         "BN": min(max(16, 1 << (x.shape[1] - 1).bit_length()), 1024),
     }
     launch(x.device, kernels.softmax_gate, x.shape[0] if x.shape[1] else 0, arguments, 4, 1)

@@ -71,7 +71,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Tile:
-    """Block sizes of the result (BM, BN) and of the sum (BK), warps, pipeline stages and style (engine.py)."""
+    """Blocks of the result (BM, BN) and of the sum (BK), warps, pipeline stages and style (engine.py)."""
 
     BM: int
     BN: int
@@ -203,8 +203,12 @@ def _heuristic(problem: Problem) -> Tile:
     if problem.primitive == "sum":
         return replace(_shaped(problem, 32, 128), stages=1)
     if not problem.aligned:  # every element is loaded by itself, and has an address of its own
-        return _fitted(problem, _shaped(problem, 64, 64))
-    if problem.primitive == "input_grads" or problem.second:
+        tile = _fitted(problem, _shaped(problem, 64, 32 if problem.second else 64))
+        return replace(tile, BK=min(tile.BK, 32))
+    if problem.second:
+        tile = _fitted(problem, _shaped(problem, 128, 64))
+        return replace(tile, warps=8) if tile.BM == 128 else tile
+    if problem.primitive == "input_grads":
         return _fitted(problem, _shaped(problem, 128, 128))
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
     return _fitted(problem, _shaped(problem, 128, 256 if wide else 128))

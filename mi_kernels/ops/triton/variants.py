@@ -1,7 +1,7 @@
 """Every kernel as it is really launched, for ahead-of-time compilation: no GPU is needed, nor a driver.
 
-The launches are recorded from the operations themselves, on meta tensors, so that what is compiled here is what
-runs there: the same constants, tiles, and specialisations of arguments.
+The launches are recorded from the operations themselves, on meta tensors, so that what is compiled here is
+what runs there: the same constants, tiles, and specialisations of arguments.
 """
 
 from functools import partial
@@ -61,11 +61,13 @@ def _run(dtype: torch.dtype, names: tuple[str, ...], B: int, Z: int, X: int, O: 
         interaction.input_grads(grad, x, z, None, u, v, *want)
     interaction.weight_grads(grad, x, z, True, True, True, True)
     w, u, v, c = empty(X, Z, X), empty(X, Z), empty(X, X), empty(X)
+    for keep in (True, False):
+        gated.gated_interaction(x, z, w, u, v, c, "sigmoid", keep)
+        diagonal.diagonal(x, z, u, c, u, c, None, "sigmoid", 0.0, keep)
+    diagonal.diagonal(x, z, u, c, u, c, None, "softmax", 1.0, True)
     for activation in names:
-        for keep in (True, False):
-            gated.gated_interaction(x, z, w, u, v, c, activation, keep)
-            diagonal.diagonal(x, z, u, c, u, c, None, activation, 0.0, keep)
-            diagonal.diagonal(x, z, u, None, None, None, v, activation, 1.0, keep)
+        gated.gated_interaction(x, z, w, None, None, c, activation, False)
+        diagonal.diagonal(x, z, u, None, None, None, v, activation, 1.0, True)
 
 
 def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width: int) -> None:
