@@ -178,6 +178,8 @@ def main(argv: list[str] | None = None) -> int:
     if reason is not None:
         print(f"aot: {reason}", file=sys.stderr)
         return 2
+    command = ["python", "benchmarks/aot.py", *(sys.argv[1:] if argv is None else argv)]
+    facts = environment.facts(command)
     jobs = [(capability, dtype) for capability in options.capability for dtype in options.dtype]
     found: list[Report] = []
     with ProcessPoolExecutor(options.jobs) as pool:
@@ -190,8 +192,7 @@ def main(argv: list[str] | None = None) -> int:
                     print(f"  {where}: {fault}", flush=True)
     print(table(found))
     if options.output is not None:
-        command = ["python", "benchmarks/aot.py", *(sys.argv[1:] if argv is None else argv)]
-        result = environment.facts(command) | {"kernels": [asdict(report) for report in found]}
+        result = facts | {"kernels": [asdict(report) for report in found]}
         options.output.write_text(json.dumps(result, indent=1) + "\n")
         options.output.with_suffix(".md").write_text(table(found) + "\n")
     return int(any(report.faults for report in found))

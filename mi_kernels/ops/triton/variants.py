@@ -35,7 +35,8 @@ def launches(
         names = activations.NAMES if sizes == SIZES[0] and not short else ("sigmoid",)
         with recording(capability, *(() if old is None else (old,))) as recorded:
             _run(dtype, names, *sizes)
-            _run_modulation(dtype, names, sizes[0], sizes[2])
+            if sizes in SIZES[:2]:
+                _run_modulation(dtype, names, sizes[0], sizes[2])
         for launch in recorded:
             options, *rest = _specialised(launch, capability)
             key = (launch.kernel.__name__, options.num_warps, options.num_stages, *rest)
@@ -75,16 +76,17 @@ def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width
     samples, tokens = 16, -(-rows // 16)
     maps = _empty(dtype, samples, width, tokens, 4)
     last = maps.contiguous(memory_format=torch.channels_last)
+    matrix = _empty(dtype, rows, width)
     for x, sizes in (
+        (matrix, (rows, width)),
+        (matrix, (rows, 1)),
+        (matrix, (1, width)),
         (_empty(dtype, samples, tokens, width), (samples, 1, width)),
         *((x, (samples, width, 1, 1)) for x in (maps, last)),
         (maps, (1, width, 1, 1)),
-        (_empty(dtype, rows, width), (rows, 1)),
-        (_empty(dtype, rows, width), (1, width)),
-        (_empty(dtype, rows, width), (rows, width)),
     ):
         scale = _empty(dtype, *sizes)
-        for name in names:
+        for name in names if sizes == (rows, width) else ("sigmoid",):
             if name != "softmax":
                 modulation.modulate(x, scale, scale, name, 1.0)
                 modulation.modulate_grads(x, x, scale, list(sizes), name, 1.0, True, True, True)
