@@ -1,12 +1,12 @@
 """Machine code of compiled kernels: what it uses, and a hazard to look for on Hopper.
 
-    python -m mi_kernels.testing.sass FILE...      cubins, libraries with GPU code, or text from a disassembler
+    python -m mi_kernels.testing.sass FILE...     cubins, libraries with GPU code, or disassembled text
 
 A wgmma runs on after it was issued. If its left operand is in registers, they must not be written before a
 wait has let its group finish; Triton before 3.9 does write them (triton issue 9433), and the result is wrong
 without a word. In each loop with such instructions this reports the writes to registers of a group that was
-not waited for. A heuristic: the body is walked in a straight line, three times over, and the destination of an
-instruction is its first register, unless it is a store.
+not waited for. A heuristic: the body is walked in a straight line, three times over, and the destination of
+an instruction is its first register, unless it is a store.
 
 Exit status: 0 no hazard, 1 a hazard, 2 a file could not be read.
 """

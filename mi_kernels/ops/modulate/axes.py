@@ -91,6 +91,8 @@ TILE_BYTES, WARPS = 4096, 4
 # Where there are fewer programs than a large GPU holds at once (132 processors with 8 of them), tiles shrink
 # to a quarter and sums are split. The interpreter runs one program after the other, in milliseconds each.
 FEW_PROGRAMS = 8 if interpreting() else 1024
+# Tiles of one split, at least: their sums, in float32, are then a small part of what was read.
+STEPS_OF_A_SPLIT = 4
 # Columns of a tile where a scale serves many rows, so that its activation is computed for several at once.
 SHARED_COLUMNS = 512
 
@@ -118,7 +120,7 @@ def tiling(
         if made.programs * made.steps >= FEW_PROGRAMS:
             break
         elements //= 2
-    splits = max(1, min(made.steps, FEW_PROGRAMS // made.programs)) if any(reduced) else 1
+    splits = max(1, min(made.steps // STEPS_OF_A_SPLIT, FEW_PROGRAMS // made.programs))
     return made._replace(splits=splits)
 
 

@@ -181,6 +181,7 @@ def _modulate_grads_kernel(
     wide = tl.float64 if p_grad.dtype.element_ty == tl.float64 else tl.float32
     sum_scale, sum_shift = tl.zeros([BM, BN], wide), tl.zeros([BM, BN], wide)
     o_grad = _offset(place, outer_sizes, grad_strides[2])
+    o_sum = _offset(place, outer_sizes, sum_strides[2]) + i_split.to(tl.int64) * sum_size
     first = i_split * share
     for turn in tl.range(0, tl.minimum(share, steps - first)):
         step = first + turn
@@ -199,15 +200,14 @@ def _modulate_grads_kernel(
             p = _pointers(p_dx, dx_strides, o, j_m, j_n, True, True)
             tl.store(p, (b_gate * b_grad).to(p.dtype.element_ty), m_m[:, None] & m_n[None, :])
 
-    o = _offset(place, outer_sizes, sum_strides[2]) + i_split.to(tl.int64) * sum_size
     m = _mask(i_m < M, i_n < N, not REDUCE_ROWS, not REDUCE_COLUMNS)
     if p_dscale is not None:
         b_dscale = activations.tangent(ACTIVATION, b_scale, _summed(sum_scale, REDUCE_ROWS, REDUCE_COLUMNS))
-        p = _pointers(p_dscale, sum_strides, o, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
+        p = _pointers(p_dscale, sum_strides, o_sum, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
         tl.store(p, b_dscale.to(p.dtype.element_ty), m)
     if p_dshift is not None:
         b_dshift = _summed(sum_shift, REDUCE_ROWS, REDUCE_COLUMNS)
-        p = _pointers(p_dshift, sum_strides, o, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
+        p = _pointers(p_dshift, sum_strides, o_sum, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
         tl.store(p, b_dshift.to(p.dtype.element_ty), m)
 
 

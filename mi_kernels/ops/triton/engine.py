@@ -36,7 +36,8 @@ def lanes_scaled(b_a, b_s):
     """a[m, k] s[k]. In float16 the product is one of float32 that keeps 11 bits: g z may be tiny or huge."""
     if b_a.dtype == tl.float16:
         return rounded_to_tf32(b_a.to(tl.float32) * b_s.to(tl.float32)[None, :])
-    return b_a * b_s[None, :]
+    else:  # another type: Triton takes no two from one function that returns before its end
+        return b_a * b_s[None, :]
 
 
 @triton.jit

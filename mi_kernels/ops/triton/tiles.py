@@ -5,6 +5,7 @@ writes and that may be committed; it is empty until someone has measured. Every 
 :func:`valid`.
 """
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator
@@ -112,9 +113,14 @@ def valid(tile: Tile, problem: Problem) -> bool:
         return False
     return (
         registers(tile, problem) <= 255
-        and shared_memory(tile, problem) <= _SHARED.get(problem.capability, _SHARED_ELSEWHERE)
+        and shared_memory(tile, problem) <= available_shared_memory(problem.capability)
         and not _hazard(tile, problem)
     )
+
+
+def available_shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes that a thread block can have."""
+    return _SHARED.get(capability, _SHARED_ELSEWHERE)
 
 
 def _hazard(tile: Tile, problem: Problem) -> bool:
@@ -236,6 +242,20 @@ def table() -> dict[str, Tile]:
 def written(choices: dict[str, Tile]) -> str:
     """The text of a table."""
     return json.dumps({key: asdict(tile) for key, tile in sorted(choices.items())}, indent=1) + "\n"
+
+
+@contextlib.contextmanager
+def using(choices: dict[str, Tile]) -> Iterator[None]:
+    """With other choices in front of the table's, for a tuner and for tests."""
+    before = dict(table())
+    table().update(choices)
+    choose.cache_clear()
+    try:
+        yield
+    finally:
+        table().clear()
+        table().update(before)
+        choose.cache_clear()
 
 
 @functools.lru_cache(maxsize=4096)

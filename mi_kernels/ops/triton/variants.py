@@ -4,6 +4,7 @@ The launches are recorded from the operations themselves, on meta tensors, so th
 what runs there: the same constants, tiles, and specialisations of arguments.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,27 +16,40 @@ from mi_kernels.ops import activations
 from mi_kernels.ops.diagonal import triton as diagonal
 from mi_kernels.ops.gated import triton as gated
 from mi_kernels.ops.interaction import triton as interaction
+from mi_kernels.ops.modulate import triton as modulation
 from mi_kernels.ops.triton.launch import Launch, recording
 
 # B, Z, X, O: powers of two, ragged ones, one output, one row.
 SIZES = ((4096, 32, 256, 256), (1000, 17, 100, 75), (4096, 16, 64, 1), (1, 64, 1024, 1024))
 
 
-def launches(capability: tuple[int, int], dtype: torch.dtype, old: bool | None = None) -> list[Launch]:
-    """The distinct kernels of all primitives at ``SIZES`` with their heuristic or tabled tiles."""
+def launches(
+    capability: tuple[int, int], dtype: torch.dtype, old: bool | None = None, short: bool = False
+) -> list[Launch]:
+    """The distinct kernels of all operations at ``SIZES`` with their heuristic or tabled tiles.
+
+    ``short``: at the first of them, with one activation.
+    """
     found: dict[str, Launch] = {}
-    for sizes in SIZES:
+    for sizes in SIZES[:1] if short else SIZES:
+        names = activations.NAMES if sizes == SIZES[0] and not short else ("sigmoid",)
         with recording(capability, *(() if old is None else (old,))) as recorded:
-            _run(dtype, *sizes)
+            _run(dtype, names, *sizes)
+            if sizes in SIZES[:2]:
+                _run_modulation(dtype, names, sizes[0], sizes[2])
         for launch in recorded:
-            found.setdefault(str(_specialised(launch, capability)[1:]), launch)
+            options, *rest = _specialised(launch, capability)
+            key = (launch.kernel.__name__, options.num_warps, options.num_stages, *rest)
+            found.setdefault(str(key), launch)
     return list(found.values())
 
 
-def _run(dtype: torch.dtype, B: int, Z: int, X: int, O: int) -> None:  # noqa: E741
-    def empty(*sizes: int) -> torch.Tensor:
-        return torch.empty(sizes, dtype=dtype, device="meta")
+def _empty(dtype: torch.dtype, *sizes: int) -> torch.Tensor:
+    return torch.empty(sizes, dtype=dtype, device="meta")
 
+
+def _run(dtype: torch.dtype, names: tuple[str, ...], B: int, Z: int, X: int, O: int) -> None:  # noqa: E741
+    empty = partial(_empty, dtype)
     x, z, grad = empty(B, X), empty(B, Z), empty(B, O)
     w, u, v, c = empty(O, Z, X), empty(O, Z), empty(O, X), empty(O)
     interaction.forward(x, z, w, u, v, c)
@@ -52,10 +66,33 @@ def _run(dtype: torch.dtype, B: int, Z: int, X: int, O: int) -> None:  # noqa: E
         gated.gated_interaction(x, z, w, u, v, c, "sigmoid", keep)
         diagonal.diagonal(x, z, u, c, u, c, None, "sigmoid", 0.0, keep)
     diagonal.diagonal(x, z, u, c, u, c, None, "softmax", 1.0, True)
-    if (B, Z, X, O) == SIZES[0]:
-        for activation in activations.NAMES:
-            gated.gated_interaction(x, z, w, None, None, c, activation, False)
-            diagonal.diagonal(x, z, u, None, None, None, v, activation, 1.0, True)
+    for activation in names:
+        gated.gated_interaction(x, z, w, None, None, c, activation, False)
+        diagonal.diagonal(x, z, u, None, None, None, v, activation, 1.0, True)
+
+
+def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width: int) -> None:
+    """Tokens, maps in both memory formats, one scale for each row, each feature, each element."""
+    samples, tokens = 16, -(-rows // 16)
+    maps = _empty(dtype, samples, width, tokens, 4)
+    last = maps.contiguous(memory_format=torch.channels_last)
+    matrix = _empty(dtype, rows, width)
+    for x, sizes in (
+        (matrix, (rows, width)),
+        (matrix, (rows, 1)),
+        (matrix, (1, width)),
+        (_empty(dtype, samples, tokens, width), (samples, 1, width)),
+        *((x, (samples, width, 1, 1)) for x in (maps, last)),
+        (maps, (1, width, 1, 1)),
+    ):
+        scale = _empty(dtype, *sizes)
+        for name in names if sizes == (rows, width) else ("sigmoid",):
+            if name != "softmax":
+                modulation.modulate(x, scale, scale, name, 1.0)
+                modulation.modulate_grads(x, x, scale, list(sizes), name, 1.0, True, True, True)
+        modulation.modulate(x, scale, None, "identity", 0.0)
+        for want in ((True, False, False), (False, True, False), (False, False, True)):
+            modulation.modulate_grads(x, x, scale, list(sizes), "identity", 0.0, *want)
 
 
 def _specialised(launch: Launch, capability: tuple[int, int]) -> tuple[Any, ...]:
