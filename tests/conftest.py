@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 
 def _places() -> list[Place]:
-    if backends.interpreting():
+    if backends.interpreting():  # test_triton.py runs tests so, in a process of their own
         return [Place("triton", "cpu")]
     places = [Place(name, "cpu") for name in ("portable", "cpu") if backends.why_not(name) is None]
     if torch.cuda.is_available():

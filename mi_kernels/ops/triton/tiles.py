@@ -200,7 +200,7 @@ def _shaped(problem: Problem, most_rows: int, most_columns: int) -> Tile:
 
 def _heuristic(problem: Problem) -> Tile:
     if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
-        return replace(_fitted(problem, _shaped(problem, 64, 64)), stages=2)
+        return replace(_fitted(problem, _shaped(problem, 64, 64)), stages=2, warps=8)
     if problem.primitive == "sum":
         return replace(_shaped(problem, 32, 128), stages=1)
     if not problem.aligned:  # every element is loaded by itself, and has an address of its own
