@@ -185,17 +185,20 @@ def main(argv: list[str] | None = None) -> int:
     with ProcessPoolExecutor(options.jobs) as pool:
         for job, group in zip(jobs, pool.map(partial(_collected, short=options.short), jobs), strict=True):
             found += group
+            if options.output is not None:
+                _save(options.output, facts, found)
             print(f"{job[0]} {job[1]}: {len(group)} kernels", flush=True)
             for report in group:
                 for fault in report.faults:
                     where = f"{report.kernel} {report.constants} {report.warps} warps, {report.stages} stages"
                     print(f"  {where}: {fault}", flush=True)
     print(table(found))
-    if options.output is not None:
-        result = facts | {"kernels": [asdict(report) for report in found]}
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-        options.output.with_suffix(".md").write_text(table(found) + "\n")
     return int(any(report.faults for report in found))
+
+
+def _save(path: Path, facts: dict[str, Any], found: list[Report]) -> None:
+    path.write_text(json.dumps(facts | {"kernels": [asdict(report) for report in found]}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -205,11 +205,13 @@ def _heuristic(problem: Problem) -> Tile:
         return replace(_shaped(problem, 32, 128), stages=1)
     if not problem.aligned:  # every element is loaded by itself, and has an address of its own
         tile = _fitted(problem, _shaped(problem, 64, 32 if problem.second else 64))
-        return replace(tile, BK=min(tile.BK, 32))
+        return replace(tile, BK=min(tile.BK, 64 // problem.dtype.itemsize))
     if problem.second:
         tile = _fitted(problem, _shaped(problem, 128, 64))
         return replace(tile, warps=8) if tile.BM == 128 else tile
     if problem.primitive == "input_grads":
+        if problem.capability not in ((9, 0), (10, 0)):  # mma spills 18 registers at 128x128, none at 64x128
+            return replace(_fitted(problem, _shaped(problem, 64, 128)), warps=8)
         return _fitted(problem, _shaped(problem, 128, 128))
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
     return _fitted(problem, _shaped(problem, 128, 256 if wide else 128))
