@@ -22,6 +22,8 @@ _ACCUMULATE = {torch.float32: tl.float32, torch.float64: tl.float64}
 SHORT = 8
 # A partial sum of dz holds a number for each row, i and tile of columns. Rows are cut so that it fits.
 PARTIAL_BYTES = 128 << 20
+# 256 steps by each of two strides below this stay in the range of int32.
+WIDE_STRIDE = 1 << 22
 
 
 class Gate(NamedTuple):
@@ -70,8 +72,7 @@ def _constants(tile: Tile, dtype: torch.dtype, operands: dict[str, Any]) -> dict
         "ACCUMULATE": _ACCUMULATE[accumulation_dtype(dtype)],
         "PRECISION": "tf32" if widened else precision(dtype),
         "STYLE": tile.style,
-        # 256 steps by each of two strides stay in the range of int32.
-        "INDEX": tl.int64 if max(strides) >= 1 << 22 else tl.int32,
+        "INDEX": tl.int64 if max(strides) >= WIDE_STRIDE else tl.int32,
         "BM": tile.BM,
         "BN": tile.BN,
         "BK": tile.BK,

@@ -22,6 +22,7 @@ _MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
 _MULTIPROCESSORS_ELSEWHERE = 128
 MAX_SPLITS = 32
 STEPS_OF_A_SPLIT = 8  # loop turns below which a part is all start and end
+FEW = 1 << 21  # elements of partial sums that stay in an L2 cache
 
 
 @dataclass(frozen=True)
@@ -200,18 +201,20 @@ def _shaped(problem: Problem, most_rows: int, most_columns: int) -> Tile:
 
 def _heuristic(problem: Problem) -> Tile:
     if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
-        return replace(_fitted(problem, _shaped(problem, 64, 64)), stages=2, warps=8)
+        tile = _shaped(problem, 64, 64)
+        return _fitted(problem, replace(tile, stages=2, warps=8 if tile.BM * tile.BN == 64 * 64 else 4))
     if problem.primitive == "sum":
         return replace(_shaped(problem, 32, 128), stages=1)
     if not problem.aligned:  # every element is loaded by itself, and has an address of its own
-        tile = _fitted(problem, _shaped(problem, 64, 32 if problem.second else 64))
-        return replace(tile, BK=min(tile.BK, 64 // problem.dtype.itemsize))
+        tile = _shaped(problem, 64, 32 if problem.second else 64)
+        return _fitted(problem, replace(tile, BK=max(min(tile.BK, 64 // problem.dtype.itemsize), 16)))
     if problem.second:
-        tile = _fitted(problem, _shaped(problem, 128, 64))
-        return replace(tile, warps=8) if tile.BM == 128 else tile
+        tile = _shaped(problem, 128, 64)
+        return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
     if problem.primitive == "input_grads":
         if problem.capability not in ((9, 0), (10, 0)):  # mma spills 18 registers at 128x128, none at 64x128
-            return replace(_fitted(problem, _shaped(problem, 64, 128)), warps=8)
+            tile = _shaped(problem, 64, 128)
+            return _fitted(problem, replace(tile, warps=8) if tile.BN == 128 else tile)
         return _fitted(problem, _shaped(problem, 128, 128))
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
     return _fitted(problem, _shaped(problem, 128, 256 if wide else 128))
@@ -278,6 +281,13 @@ def splits(problem: Problem, tile: Tile) -> int:
     turns = -(-problem.depth // tile.BK) * problem.context
     over_rows = problem.primitive in ("weight_grad", "matrix_grad")
     length = turns if over_rows else problem.context
-    most = min(problem.multiprocessors // max(programs, 1), MAX_SPLITS, turns // STEPS_OF_A_SPLIT, length)
+    # Beyond what is small anyway, partial sums must not grow to what the fused form spares: B*Z*X and the like.
+    room = FEW // max(problem.batch * problem.rows * problem.columns, 1)
+    if not over_rows:
+        context, depth, columns = problem.context, problem.depth, max(problem.columns, 1)
+        room = max(room, min(context, depth, context * depth // columns) // 4)
+    most = min(
+        problem.multiprocessors // max(programs, 1), MAX_SPLITS, turns // STEPS_OF_A_SPLIT, length, room
+    )
     each = -(-length // max(most, 1))
     return -(-length // each) if each else 1
