@@ -2,8 +2,8 @@
 
 TRITON_INTERPRET is read when the kernels are made, so the tests marked `INTERPRETED`, and a selection of the
 tests of every backend, run in a second pytest. The interpreter takes milliseconds for a program: samples are
-small. bfloat16 is left out: the interpreter holds its numbers as integers and computes garbage. It is compiled
-ahead of time (test_triton_aot.py) and run on GPUs only.
+small. bfloat16 is left out: the interpreter holds its numbers as integers and computes garbage. It is
+compiled ahead of time (test_triton_aot.py), and run on GPUs only.
 """
 
 import os
