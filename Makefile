@@ -10,10 +10,10 @@ NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test bench lint clean FORCE
+.PHONY: help build demo test bench gpu-check lint clean FORCE
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build  ## train a model with nn.Bilinear, convert it, and compare both
 	$(BIN)/python -m mi_kernels demo
@@ -23,6 +23,10 @@ test: build  ## run the whole test suite
 
 bench: build  ## measure against the alternatives
 	$(BIN)/python -m mi_kernels bench
+
+# No .venv: the Python that is there, with its packages, for machines without a network. PYTHON names another.
+gpu-check:  ## on a GPU, with the packages of $(PYTHON): build, test, measure, within 10 minutes
+	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 lint: $(VENV)/.installed  ## check style and types
 	$(BIN)/ruff check .

@@ -38,9 +38,9 @@ class Case:
     scaled: int | None = None  # the first argument that is a weight: divided by the root of its last sizes
     copies: bool = False  # whether a copy of the first argument is timed beside
 
-    def arguments(self, dtype: torch.dtype, seed: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        drawn = (torch.randn(size, generator=generator) for size in self.sizes)
+    def arguments(self, dtype: torch.dtype, seed: int, device: str = "cpu") -> list[Tensor]:
+        generator = torch.Generator(device).manual_seed(seed)
+        drawn = (torch.randn(size, generator=generator, device=device) for size in self.sizes)
         return [(t * self._scale(number)).to(dtype) for number, t in enumerate(drawn)]
 
     def _scale(self, number: int) -> float:
@@ -64,8 +64,15 @@ def start(function: Callable[..., Tensor], arguments: list[Tensor], work: str) -
     return lambda: run
 
 
-def measure(case: Case, dtype: torch.dtype, work: str, options: argparse.Namespace) -> dict[str, Any]:
-    arguments = case.arguments(dtype, options.seed)
+def measure(
+    case: Case,
+    dtype: torch.dtype,
+    work: str,
+    options: argparse.Namespace,
+    device: str = "cpu",
+    clock: timing.Clock = timing.wall,
+) -> dict[str, Any]:
+    arguments = case.arguments(dtype, options.seed, device)
     functions = dict(case.functions)
     if options.compile:
         torch._dynamo.reset()
@@ -79,13 +86,15 @@ def measure(case: Case, dtype: torch.dtype, work: str, options: argparse.Namespa
         error = max(relative_error(r, t) for r, t in zip(results, truth, strict=True))
         outputs = sum(r.nbytes for r in results)
         del results
-        extra = peak_memory(starts[name]()) - outputs
+        extra = peak_memory(starts[name](), device) - outputs
         facts[name] = {"error": error, "extra_bytes_beyond_results": extra}
     if case.copies and work == "forward":
         x, target = arguments[0], torch.empty_like(arguments[0])
         starts |= {"clone": lambda: x.clone, "copy_": lambda: lambda: target.copy_(x)}
     samples: dict[str, list[float]] = {name: [] for name in starts}
-    for name, _, one in timing.interleave(starts, options.rounds, options.shortest, 20.0, seed=options.seed):
+    for name, _, one in timing.interleave(
+        starts, options.rounds, options.shortest, 20.0, seed=options.seed, clock=clock
+    ):
         samples[name].append(one.seconds)
     candidates = {
         name: timing.statistics_of(values) | {"samples_s": values} | facts.get(name, {})

@@ -49,29 +49,35 @@ def machine() -> dict[str, Any]:
     }
 
 
-def ceilings(dtypes: list[torch.dtype], size: int = 2048, seconds: float = 0.5) -> dict[str, Any]:
+def ceilings(
+    dtypes: list[torch.dtype],
+    size: int = 2048,
+    seconds: float = 0.5,
+    device: str = "cpu",
+    clock: timing.Clock = timing.wall,
+) -> dict[str, Any]:
     """Copy bandwidth (bytes read and written) and the rate of a large square torch.mm, the best of many."""
-    source = torch.ones(size * size * 16)
+    source = torch.ones(size * size * 16, device=device)
     target = torch.empty_like(source)
-    copy = _best(lambda: target.copy_(source), seconds)
+    copy = _best(lambda: target.copy_(source), seconds, clock)
     rates = {}
-    if torch.float32 in dtypes and torch.backends.mkldnn.is_available():
+    if device == "cpu" and torch.float32 in dtypes and torch.backends.mkldnn.is_available():
         square = peers.Sizes(size, 1, size, size)
         rates["float32 oneDNN"] = 2 * size**3 / _best(peers.onednn_gemm("forward", square), seconds)
     for dtype in dtypes:
-        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-        out = torch.empty(size, size, dtype=dtype)
-        best = _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), seconds)
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty(size, size, dtype=dtype, device=device)
+        best = _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), seconds, clock)
         rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / best
     return {"copy_bytes_per_s": 2 * source.nbytes / copy, "mm_operations_per_s": rates, "mm_size": size}
 
 
-def _best(run, seconds: float) -> float:
+def _best(run, seconds: float, clock: timing.Clock = timing.wall) -> float:
     run()
     end = time.perf_counter() + seconds
-    best = timing.sample(lambda: run, 1).seconds
+    best = timing.sample(lambda: run, 1, clock=clock).seconds
     while time.perf_counter() < end:
-        best = min(best, timing.sample(lambda: run, 1).seconds)
+        best = min(best, timing.sample(lambda: run, 1, clock=clock).seconds)
     return best
 
 

@@ -41,6 +41,23 @@ class Limits:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a case runs: the device, its clock, and the backends of ours that take part."""
+
+    device: str = "cpu"
+    clock: timing.Clock = timing.wall
+    backends: tuple[str, ...] = ("auto",)
+
+    def finish(self) -> None:
+        """Wait for what was started."""
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+
+HERE = Place()
+
+
 @dataclass
 class Candidate:
     """Something that is timed, or the reason why it is not."""
@@ -84,21 +101,26 @@ def count(entry: Entry, work: str, dtype: torch.dtype) -> counts.Count:
 
 
 def measure(
-    entry: Entry, dtype: torch.dtype, work: str, rivals: Iterable[str], limits: Limits
+    entry: Entry,
+    dtype: torch.dtype,
+    work: str,
+    rivals: Iterable[str],
+    limits: Limits,
+    place: Place = HERE,
 ) -> dict[str, Any]:
     """The case as a dict that `json` can write."""
     sizes = sizes_of(entry)
-    operands = passes.random_operands(sizes, dtype, limits.seed)
+    operands = passes.random_operands(sizes, dtype, limits.seed, place.device)
     if any(name.startswith(peers.COMPILED) for name in rivals):
         torch._dynamo.reset()  # its limit of recompilations counts all shapes together
     with OPT_EINSUM.flags(enabled=False):  # or torch.einsum is opt_einsum wherever that is installed
-        candidates = list(_candidates(sizes, dtype, work, rivals, operands, limits))
+        candidates = list(_candidates(sizes, dtype, work, rivals, operands, limits, place))
         truth = exact(work, operands)
         for candidate in candidates:
             if candidate.start is not None:
-                _try(candidate, truth, limits)
+                _try(candidate, truth, limits, place)
         del truth
-        _time(candidates, limits)
+        _time(candidates, limits, place)
     needed = count(entry, work, dtype)
     return {
         "shape": {"name": entry.shape.name, **sizes._asdict(), "origin": entry.origin},
@@ -110,14 +132,31 @@ def measure(
     }
 
 
+def _ours(backend: str) -> Callable[..., Tensor]:
+    if backend == "auto":
+        return mi.interaction
+    return mi.backend(backend)(mi.interaction)
+
+
 def _candidates(
-    sizes: Sizes, dtype: torch.dtype, work: str, rivals: Iterable[str], operands: Operands, limits: Limits
+    sizes: Sizes,
+    dtype: torch.dtype,
+    work: str,
+    rivals: Iterable[str],
+    operands: Operands,
+    limits: Limits,
+    place: Place,
 ) -> Iterator[Candidate]:
-    yield Candidate(OURS, "ours", passes.start(work, mi.interaction, operands), arrange=lambda w: w)
+    for backend in place.backends:
+        name = OURS if backend == "auto" else f"{OURS} {backend}"
+        start = passes.start(work, _ours(backend), operands)
+        yield Candidate(name, "ours", start, arrange=lambda w: w)
     for name in rivals:
         yield _rival(name, sizes, work, operands, limits)
-    made = {name: partial(peers.gemm, work, sizes, dtype, by) for name, by in GEMM_NAMES.items()}
-    if dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    made = {
+        name: partial(peers.gemm, work, sizes, dtype, by, place.device) for name, by in GEMM_NAMES.items()
+    }
+    if place.device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
         made[ONEDNN] = partial(peers.onednn_gemm, work, sizes)
     for name, make in made.items():
         candidate = Candidate(name, "onednn" if name == ONEDNN else "gemm")
@@ -159,25 +198,26 @@ def _rival(name: str, sizes: Sizes, work: str, operands: Operands, limits: Limit
     return candidate
 
 
-def _try(candidate: Candidate, truth: tuple[Tensor, ...], limits: Limits) -> None:
+def _try(candidate: Candidate, truth: tuple[Tensor, ...], limits: Limits, place: Place) -> None:
     """First calls of a candidate: is it too slow, does it fail, how wrong is it, what memory does it take."""
     try:
         if candidate.probe is not None:
-            predicted = PROBE_PART * timing.sample(candidate.probe, 1).seconds
+            predicted = PROBE_PART * timing.sample(candidate.probe, 1, clock=place.clock).seconds
             if predicted > limits.call:
                 candidate.facts["predicted_s"] = predicted
                 candidate.give_up(f"skipped: time, about {predicted:.0f} s a call")
                 return
         begin = time.perf_counter()
         results = candidate.start()()
+        place.finish()
         candidate.seconds = time.perf_counter() - begin
         if candidate.kind in ("ours", "rival"):
             candidate.facts["error"] = _error(results, truth, candidate.arrange)
         del results
         # What is prepared (the graph of first derivatives) is alive during the call and counts.
-        candidate.facts["extra_bytes"] = peak_memory(lambda: _held(candidate.start()))
+        candidate.facts["extra_bytes"] = peak_memory(lambda: _held(candidate.start()), place.device)
         if candidate.name.startswith(peers.COMPILED) or candidate.seconds < 1:
-            candidate.seconds = timing.sample(candidate.start, 1).seconds
+            candidate.seconds = timing.sample(candidate.start, 1, clock=place.clock).seconds
     except Exception as error:
         if candidate.kind == "ours":
             raise
@@ -216,7 +256,7 @@ def exact(work: str, operands: Operands) -> tuple[Tensor, ...]:
     return by_row if dw is None else (*by_row, dw)
 
 
-def _time(candidates: list[Candidate], limits: Limits) -> None:
+def _time(candidates: list[Candidate], limits: Limits, place: Place = HERE) -> None:
     running = {candidate.name: candidate for candidate in candidates if candidate.start is not None}
     samples = timing.interleave(
         {name: candidate.start for name, candidate in running.items()},
@@ -225,6 +265,7 @@ def _time(candidates: list[Candidate], limits: Limits) -> None:
         limits.longest,
         {name: candidate.seconds for name, candidate in running.items()},
         limits.seed,
+        place.clock,
     )
     for name, calls, sample in samples:
         running[name].samples.append(sample.seconds)

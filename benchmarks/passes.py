@@ -76,10 +76,12 @@ def start_with_graph(function: Callable, operands: Operands) -> Callable[[], Run
     return lambda: lambda: (function(*leaves),)
 
 
-def random_operands(sizes: tuple[int, int, int, int], dtype: torch.dtype, seed: int = 0) -> Operands:
+def random_operands(
+    sizes: tuple[int, int, int, int], dtype: torch.dtype, seed: int = 0, device: str = "cpu"
+) -> Operands:
     """Normal values, with W scaled so that y is of order 1; sizes are (B, Z, X, O)."""
     B, Z, X, O = sizes  # noqa: E741
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     shapes = [(B, X), (B, Z), (O, Z, X), (B, O), (B, X), (B, Z), (O, Z, X)]
-    x, z, weight, *rest = (torch.randn(shape, generator=generator) for shape in shapes)
+    x, z, weight, *rest = (torch.randn(shape, generator=generator, device=device) for shape in shapes)
     return Operands(x, z, weight * (Z * X) ** -0.5, *rest).to(dtype)

@@ -158,15 +158,17 @@ def compiled(function: Function) -> Function:
 GEMMS = {"forward": (1, 0, 0), "forward+backward": (1, 1, 1), "double-backward": (3, 2, 2)}
 
 
-def gemm(work: str, sizes: Sizes, dtype: torch.dtype, transposed: bool) -> Callable[[], tuple]:
+def gemm(
+    work: str, sizes: Sizes, dtype: torch.dtype, transposed: bool, device: str = "cpu"
+) -> Callable[[], tuple]:
     """torch.mm of the same work on a ready P [B, Z X], into ready results; W as [O, Z X] or [Z X, O].
 
     Not a rival: P is given, and nothing is reduced to dx and dz. It shows what the machine can do.
     """
     B, Z, X, O = sizes  # noqa: E741
-    generator = torch.Generator().manual_seed(0)
-    p, g = (torch.randn(shape, generator=generator).to(dtype) for shape in ((B, Z * X), (B, O)))
-    stored = torch.randn((Z * X, O) if transposed else (O, Z * X), generator=generator).to(dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = ((B, Z * X), (B, O), (Z * X, O) if transposed else (O, Z * X))
+    p, g, stored = (torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes)
     w = stored.t() if transposed else stored  # [O, Z X]
     y, t, dw = torch.empty_like(g), torch.empty_like(p), torch.empty_like(stored)
     forward, input_grads, weight_grads = GEMMS[work]

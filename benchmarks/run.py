@@ -155,7 +155,7 @@ def _measure(options: argparse.Namespace, result: dict[str, Any]) -> None:
         starved = summary.starved(found, result["machine"]["threads"])
         if starved:
             say(f"warning: less than 90 % of {result['machine']['threads']} cores for {', '.join(starved)}")
-        _save(options.output, result)
+        save(options.output, result)
     if not options.sweep:
         _overhead(options, result)
 
@@ -182,7 +182,7 @@ def _base(options: argparse.Namespace, result: dict[str, Any]) -> None:
     print(tables.text_table(tables.BASE_COLUMNS, tables.base_rows(result["base"])))
 
 
-def _save(path: Path, result: dict[str, Any]) -> None:
+def save(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(result, indent=1) + "\n")
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.sweep:
         result["figures"] = summary.figures(result["cases"], result["overhead"])
     result["duration_s"] = time.perf_counter() - begin
-    _save(options.output, result)
+    save(options.output, result)
     if result["figures"]:
         print("\n" + tables.text_table(tables.FIGURE_COLUMNS, tables.figure_rows(result["figures"])))
     print(f"\n{options.output}")

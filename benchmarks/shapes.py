@@ -65,8 +65,16 @@ SMOKE = (
     _entry("tiny-odd", 7, 3, 5, 2, "only to see that the benchmarks run"),
     _entry("tiny-row", 1, 4, 3, 6, "only to see that the benchmarks run"),
 )
+# A GPU is not busy with the shapes above. In the order in which they are measured there: time may run out.
+GPU_LARGE = (
+    _entry("gpu-512", 16384, 64, 512, 512, "a 512-wide layer conditioned on a 64-dimensional context"),
+    _entry("gpu-1024", 16384, 32, 1024, 1024, "a 1024-wide layer conditioned on a 32-dimensional context"),
+    _entry("gpu-cube", 32768, 128, 128, 128, "two 128-wide streams fused, at the batch of a GPU"),
+    _entry("gpu-256", 65536, 32, 256, 256, "a 256-wide layer conditioned on a 32-dimensional task embedding"),
+)
 SUITES = {
     "full": FULL,
+    "gpu": (*GPU_LARGE, *FULL),
     "quick": tuple(entry for entry in FULL if entry.shape.name in QUICK_NAMES),
     "smoke": SMOKE,
 }
@@ -88,7 +96,7 @@ SWEEP_VALUES = {
 
 def by_name(names: list[str]) -> tuple[Entry, ...]:
     """The entries of any suite with these names, in this order; ValueError for a name that there is not."""
-    known = {entry.shape.name: entry for entry in (*FULL, *SMOKE)}
+    known = {entry.shape.name: entry for entry in (*FULL, *GPU_LARGE, *SMOKE)}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"--shape: no shape is called {', '.join(unknown)}; there are {', '.join(known)}")

@@ -20,7 +20,19 @@ class Sample(NamedTuple):
 WARM = 0.5
 
 
-def sample(start: Start, calls: int, warm: bool = False) -> Sample:
+Clock = Callable[[Callable[[], object], int], Sample]  # (run, calls) -> the mean of calls in a row
+
+
+def wall(run: Callable[[], object], calls: int) -> Sample:
+    """By the clock on the wall: for what has happened when a call returns. GPUs have theirs in gpu.py."""
+    begin, busy = time.perf_counter(), time.process_time()
+    for _ in range(calls):
+        run()
+    seconds, busy = time.perf_counter() - begin, time.process_time() - busy
+    return Sample(seconds / calls, busy / seconds)
+
+
+def sample(start: Start, calls: int, warm: bool = False, clock: Clock = wall) -> Sample:
     """The mean of ``calls`` calls in a row; what ``start`` prepares is not timed.
 
     ``warm``: one call before, so that memory which other candidates have cooled down (in caches, or given
@@ -32,21 +44,17 @@ def sample(start: Start, calls: int, warm: bool = False) -> Sample:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        begin, busy = time.perf_counter(), time.process_time()
-        for _ in range(calls):
-            run()
-        wall, busy = time.perf_counter() - begin, time.process_time() - busy
-        return Sample(wall / calls, busy / wall)
+        return clock(run, calls)
     finally:
         if enabled:
             gc.enable()
 
 
-def calibrate(start: Start, shortest: float) -> tuple[int, float]:
+def calibrate(start: Start, shortest: float, clock: Clock = wall) -> tuple[int, float]:
     """(calls, seconds of one call) so that one sample lasts at least ``shortest`` seconds; warms up, too."""
     calls = 1
     while True:
-        seconds = sample(start, calls).seconds
+        seconds = sample(start, calls, clock=clock).seconds
         if seconds * calls >= shortest:
             return calls, seconds
         # At most tenfold at once: the first calls are slow, and the clock is coarse against a single one.
@@ -61,6 +69,7 @@ def interleave(
     longest: float,
     expected: Mapping[str, float] | None = None,
     seed: int = 0,
+    clock: Clock = wall,
 ) -> Iterator[tuple[str, int, Sample]]:
     """Yields (name, calls, sample), round by round, each round in another order.
 
@@ -70,7 +79,7 @@ def interleave(
     plan: dict[str, tuple[int, int, bool]] = {}
     for name, start in starts.items():
         seconds = (expected or {}).get(name, 0.0)
-        calls, seconds = (1, seconds) if seconds >= shortest else calibrate(start, shortest)
+        calls, seconds = (1, seconds) if seconds >= shortest else calibrate(start, shortest, clock)
         plan[name] = calls, max(1, min(rounds, int(longest / (seconds * calls)))), seconds < WARM
     order = random.Random(seed)
     for number in range(rounds):
@@ -78,7 +87,7 @@ def interleave(
         order.shuffle(names)
         for name in names:
             calls, _, warm = plan[name]
-            yield name, calls, sample(starts[name], calls, warm)
+            yield name, calls, sample(starts[name], calls, warm, clock)
 
 
 def statistics_of(samples: list[float]) -> dict[str, float]:

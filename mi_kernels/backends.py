@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from mi_kernels import verified
+
 NAMES = ("auto", "reference", "portable", "cpu", "triton", "cuda")
 COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PACKAGE = Path(__file__).parent
@@ -97,7 +99,8 @@ def backend(name: str) -> AbstractContextManager[None]:
     """Run the operations of this thread on one backend inside a ``with`` block.
 
     Args:
-        name: ``"auto"`` (compiled kernels where they exist for device and dtype, else portable),
+        name: ``"auto"`` (compiled kernels where they exist for device and dtype, on GPUs only where the
+            test suite has passed on such hardware, else portable),
             ``"reference"`` (einsum, differentiated by PyTorch), ``"portable"`` (pure PyTorch, bounded
             memory, any device), ``"cpu"`` (C++ kernels), ``"triton"`` or ``"cuda"``.
 
@@ -127,6 +130,8 @@ def choose(tensor: torch.Tensor) -> str:
     """
     name = _selected.name
     if name == "auto":
+        if tensor.device.type == "cuda":
+            return _automatic_on_gpu(tensor.device, tensor.dtype)
         compiled = _cpu_error is None and tensor.device.type == "cpu" and tensor.dtype in COMPILED_DTYPES
         return "cpu" if compiled else "portable"
     if name in ("cpu", "cuda", "triton"):
@@ -137,6 +142,12 @@ def choose(tensor: torch.Tensor) -> str:
             names = ", ".join(str(dtype) for dtype in COMPILED_DTYPES)
             raise ValueError(f"backend: {name!r} takes {names}, got {tensor.dtype}")
     return name
+
+
+def _automatic_on_gpu(device: torch.device, dtype: torch.dtype) -> str:
+    """A compiled backend only where the suite has passed on such hardware (verified.py)."""
+    name = verified.backend_for(device, dtype)
+    return "portable" if name is None or why_not(name) is not None else name
 
 
 @cache

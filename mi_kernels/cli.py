@@ -1,4 +1,4 @@
-"""The command line: `python -m mi_kernels doctor | demo | bench`."""
+"""The command line: `python -m mi_kernels doctor | demo | bench | tune`."""
 
 import argparse
 import subprocess
@@ -19,10 +19,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="what is installed, what runs here and why the rest does not")
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
-    # These two parse their own arguments, --help included.
+    # These parse their own arguments, --help included.
     for name, summary in (
         ("demo", "train a model with nn.Bilinear, convert it, and compare both"),
         ("bench", "measure against the alternatives (needs a checkout of the repository)"),
+        ("tune", "time the tiles of the Triton kernels on this GPU and write the table of choices"),
     ):
         commands.add_parser(name, help=summary, add_help=False, allow_abbrev=False)
     return parser
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _demo(rest)
     if options.command == "bench":
         return _bench(rest)
+    if options.command == "tune":
+        from mi_kernels import tune
+
+        return tune.main(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return _doctor(options.json)

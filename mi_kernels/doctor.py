@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mi_kernels import backends
+from mi_kernels import backends, verified
 from mi_kernels._version import __version__
 
 
@@ -15,8 +15,9 @@ def report() -> dict[str, Any]:
     """All the facts, as a dict that `json` can write.
 
     Keys: `versions` (None where a package cannot be imported), `machine`, `build` and `instruction_sets`
-    (None without compiled libraries), `cpu_library_error`, and `backends`: for each name, None if it runs
-    here, else the reason why it does not.
+    (None without compiled libraries), `cpu_library_error`, `backends`: for each name, None if it runs here,
+    else the reason why it does not; and `verified`: the GPUs on which the test suite has passed, which are
+    those where `auto` takes compiled kernels.
     """
     return {
         "versions": {
@@ -35,6 +36,7 @@ def report() -> dict[str, Any]:
         "instruction_sets": backends.cpu_isa(),
         "cpu_library_error": backends.cpu_library_error(),
         "backends": {name: backends.why_not(name) for name in backends.NAMES if name != "auto"},
+        "verified": verified.as_rows(),
     }
 
 
@@ -53,6 +55,11 @@ def as_text() -> str:
             name: "runs" if why_not is None else f"does not run: {why_not}"
             for name, why_not in facts["backends"].items()
         },
+        "auto on GPUs": {
+            f"{row['backend']} on {row['capability']}": f"{row['dtypes']} ({row['device']}, {row['date']})"
+            for row in facts["verified"]
+        }
+        or {"portable": "no compiled backend has passed the test suite on a GPU"},
     }
     width = max(len(key) for entries in sections.values() for key in entries)
     lines = []

@@ -195,7 +195,9 @@ def test_median_and_quartiles():
 
 def test_rounds_are_interleaved_and_slow_candidates_sit_out(monkeypatch):
     cost = {"fast": 0.001, "slow": 3.0}
-    monkeypatch.setattr(timing, "sample", lambda start, calls, warm=False: timing.Sample(cost[start], 1.0))
+    monkeypatch.setattr(
+        timing, "sample", lambda start, calls, warm=False, clock=None: timing.Sample(cost[start], 1.0)
+    )
     samples = list(timing.interleave({"fast": "fast", "slow": "slow"}, rounds=4, shortest=0.01, longest=7.0))
     assert [name for name, _, _ in samples[:2]] in (["fast", "slow"], ["slow", "fast"])
     assert sorted(name for name, _, _ in samples) == ["fast"] * 4 + ["slow"] * 2

@@ -13,6 +13,7 @@ from mi_kernels.testing import counts
 
 Maybe = Tensor | None
 
+_FUSED = ("cpu", "triton")  # backends with kernels of these operations
 _WHY = {
     "one pass": "x is read once and y written once; the activation is taken of scale as it lies, once for all"
     " rows that share it",
@@ -21,6 +22,7 @@ _WHY = {
     "elementwise": "PyTorch's own operations, one after the other",
     "gate in the epilogue": "gate and shift are made tile by tile; activation, product and shift follow while"
     " the tile is in cache",
+    "rows after the tiles": "softmax needs whole rows: gate and shift are made by tiles and wait in memory",
     "per context": "the context is shared: gate and shift are made once for each, then x is modulated",
     "kept gate": "what the activation was taken of was kept; gradients of modulation and of the dense"
     " interaction follow",
@@ -34,7 +36,7 @@ def modulate(backend: str, shape: torch.Size, x: Tensor, scale: Tensor, shift: M
     count = counts.modulate(sizes, item)
     wanted = gradients_wanted((x, scale, shift))
     backward: tuple[Plan, ...] = ()
-    native = backend == "cpu"
+    native = backend in _FUSED
     if any(wanted):
         back = counts.modulate_grads(sizes, item)
         algorithm = "one pass, sums" if native else "elementwise"
@@ -66,16 +68,16 @@ def diagonal(
     count = counts.diagonal(
         rows, contexts, context, width, c is not None, g is not None, parameters, x.element_size()
     )
-    algorithm = "per context" if shared else "gate in the epilogue" if backend == "cpu" else "elementwise"
+    algorithm = "per context" if shared else _algorithm(backend, activation)
     backward: tuple[Plan, ...] = ()
     if any(gradients_wanted((x, z, weight, bias, c, d, g))):
         gate = dense_plan(backend, x, z, (None, weight, g, bias))
         grads = counts.modulate_grads((rows * width, rows * width, 0), x.element_size())
         backward = (_plan("gate_grads", backend, "kept gate", grads, None), *gate.backward)
     scratch = None
-    if backend == "cpu" and not shared:
+    if backend in _FUSED and not shared:
         terms = (False, True, g is not None, c is not None or d is not None, c is not None)
-        scratch = _gate_scratch(rows, context, width, x.dtype, terms, activation)
+        scratch = _gate_scratch(backend, rows, context, x, terms, activation)
     return replace(_plan("diagonal", backend, algorithm, count, scratch), backward=backward)
 
 
@@ -83,12 +85,12 @@ def gated(backend: str, activation: str, lead: torch.Size, x: Tensor, z: Tensor,
     """The plan of checked arguments on ``backend``."""
     dense = dense_plan(backend, x, z, weights)
     elements = math.prod(lead) * x.shape[-1]
-    algorithm = "gate in the epilogue" if backend == "cpu" else "elementwise"
+    algorithm = _algorithm(backend, activation)
     forward = replace(dense, op="gated_interaction", algorithm=f"{dense.algorithm}, {algorithm}")
     forward = replace(forward, operations=dense.operations + elements, why=f"{dense.why}; {_WHY[algorithm]}")
-    if backend == "cpu":
+    if backend in _FUSED:
         terms = (*(t is not None for t in weights[:3]), False, False)
-        scratch = _gate_scratch(math.prod(lead), z.shape[-1], x.shape[-1], x.dtype, terms, activation)
+        scratch = _gate_scratch(backend, math.prod(lead), z.shape[-1], x, terms, activation)
         forward = replace(forward, scratch=scratch)
     if not dense.backward:
         return forward
@@ -98,13 +100,41 @@ def gated(backend: str, activation: str, lead: torch.Size, x: Tensor, z: Tensor,
     )
 
 
+def _algorithm(backend: str, activation: str) -> str:
+    if backend == "triton" and activation == "softmax":
+        return "rows after the tiles"
+    return "gate in the epilogue" if backend in _FUSED else "elementwise"
+
+
 def _gate_scratch(
-    rows: int, context: int, width: int, dtype: torch.dtype, terms: tuple[bool, ...], activation: str
+    backend: str, rows: int, context: int, x: Tensor, terms: tuple[bool, ...], activation: str
 ) -> int:
-    """Bytes that the compiled forward pass of a gate takes; terms are W, U, V, a shift, and C in it."""
+    """Bytes that the forward pass of a gate takes; terms are W, U, V, a shift, and C in it."""
+    width = x.shape[-1]
+    if backend == "triton":
+        return _triton_gate_scratch(rows, context, x, terms, activation)
     bits = sum(bit << place for place, bit in enumerate(terms))
-    text = torch.ops.mi_kernels.cpu_gate_plan([rows, context, width], dtype, bits, activation == "softmax")
+    sizes, softmax = [rows, context, width], activation == "softmax"
+    text = torch.ops.mi_kernels.cpu_gate_plan(sizes, x.dtype, bits, softmax)
     return int(dict(field.split("=") for field in text.split(";"))["scratch"])
+
+
+def _triton_gate_scratch(
+    rows: int, context: int, like: Tensor, terms: tuple[bool, ...], activation: str
+) -> int:
+    from mi_kernels.ops.triton.plan import record, without_data  # needs the package triton
+    from mi_kernels.ops.triton.products import Gate, gated
+
+    width = like.shape[-1]
+    x, z = without_data((rows, width), (rows, context), dtype=like.dtype)
+    sizes = ((width, context, width), (width, context), (width, width), (width,), (width, context))
+    has_w, has_u, has_v, has_shift, has_c = terms
+    there = (has_w, has_u, has_v, has_shift, has_c)
+    w, u, v, d, c = without_data(
+        *(s if t else None for s, t in zip(sizes, there, strict=True)), dtype=like.dtype
+    )
+    assert x is not None
+    return record(gated, (Gate(activation, 0.0, x, c, d, False), z, w, u, v, None), like.device)[1]
 
 
 def _plan(op: str, backend: str, algorithm: str, count: counts.Count, scratch: int | None) -> Plan:

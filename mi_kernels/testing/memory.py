@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-def peak_memory(fn: Callable[[], object]) -> int:
+def peak_memory(fn: Callable[[], object], device: str = "cpu") -> int:
     """The most bytes of CPU memory that were allocated at one time while ``fn()`` ran, above the start.
 
     Method: PyTorch's profiler records an event for each allocation (positive) and each release
@@ -19,7 +19,15 @@ def peak_memory(fn: Callable[[], object]) -> int:
     Not seen: memory from other allocators (malloc in a library, Python objects, GPUs), and allocations
     in threads that ``fn`` starts itself. Caches that fill on a first call are part of that call: run
     ``fn`` once before, if they should not count.
+
+    With a GPU for ``device``, the same of its memory, by the statistics of PyTorch's allocator there.
     """
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = fn()
+        del result
+        return max(torch.cuda.max_memory_allocated(device) - before, 0)
     # The profiler's own log lines ("USDT: ... profiler_start") would end up among the caller's output.
     # The variable is read when the first profiler of the process starts.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")

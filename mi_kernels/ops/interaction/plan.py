@@ -5,8 +5,9 @@ it and says it in words. It is a pure function of shapes, dtype, instruction set
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,10 +82,10 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
     backward = []
     lies_across = weights[0] is None and all(map(across, weights[1:3]))
     if any(wanted[:2]):
-        backward.append(_step("input_grads", backend, shape, x.dtype, present, wanted, lies_across))
+        backward.append(_step("input_grads", backend, shape, x, present, wanted, lies_across))
     if any(wanted[2:]):
-        backward.append(_step("weight_grads", backend, shape, x.dtype, tuple(wanted[2:]), wanted))
-    forward = _step("forward", backend, shape, x.dtype, present, wanted, lies_across)
+        backward.append(_step("weight_grads", backend, shape, x, tuple(wanted[2:]), wanted))
+    forward = _step("forward", backend, shape, x, present, wanted, lies_across)
     if forward.scratch is not None:
         weight_copy = _weight_copy(backend, weights[0])
         rows = sum(_broadcast_copy(tensor, shape.lead) for tensor in (x, z))
@@ -122,11 +123,12 @@ def _step(
     primitive: str,
     backend: str,
     shape: Shape,
-    dtype: torch.dtype,
+    like: Tensor,
     terms: tuple[bool, ...],
     wanted: Sequence[bool],
     lies_across: bool = False,
 ) -> Plan:
+    dtype = like.dtype
     count = getattr(counts, primitive)(shape, dtype, terms)
     scratch: int | None = None
     if backend == "reference":
@@ -136,10 +138,36 @@ def _step(
         row_step, feature_step = portable.chunks(shape.rows, shape.context, shape.width)
         chunk = row_step * feature_step * shape.width
         scratch = chunk * portable.accumulation_dtype(dtype).itemsize if terms[0] else 0
+    elif backend == "triton":
+        algorithm, scratch, why = _on_triton(primitive, shape, like, terms, wanted)
+        return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, why)
     else:
         sizes = [1, shape.rows, shape.context, shape.width, shape.out]
         algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2], lies_across))
     return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, _WHY[algorithm])
+
+
+def _on_triton(
+    primitive: str, shape: Shape, like: Tensor, terms: tuple[bool, ...], wanted: Sequence[bool]
+) -> tuple[str, int, str]:
+    """Algorithm, scratch and reason of the Triton kernels, as if all operands were contiguous."""
+    from mi_kernels.ops.interaction import triton as kernels  # needs the package triton
+    from mi_kernels.ops.triton.plan import describe, record, without_data
+
+    B, Z, X, O = shape.rows, shape.context, shape.width, shape.out  # noqa: E741
+    rows = without_data((B, O), (B, X), (B, Z), dtype=like.dtype)
+    sizes = [size if there else None for size, there in zip(shape.sizes()[2:], terms, strict=True)]
+    weights = without_data(*sizes, dtype=like.dtype)
+    kernel: Callable[..., Any]
+    arguments: list[Any]
+    if primitive == "forward":
+        kernel, arguments = kernels.forward, [*rows[1:], *weights]
+    elif primitive == "input_grads":
+        kernel, arguments = kernels.input_grads, [*rows, *weights[:3], *wanted[:2]]
+    else:
+        kernel, arguments = kernels.weight_grads, [*rows, *terms]
+    launches, scratch = record(kernel, arguments, like.device)
+    return describe(launches)[0], scratch, describe(launches)[1]
 
 
 def compiled(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:

@@ -1,0 +1,63 @@
+"""What a call will launch and what scratch it takes: recorded from the call, on tensors without data."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.triton.launch import Launch, recording, target
+
+_WHY = {
+    "linear": "without W the sum is a plain matrix product",
+    "held": "z_i x is generated from a tile of x that stays in registers while W streams by",
+    "scaled": "z_i x is generated a tile at a time in registers, between memory and the matrix instruction",
+    "promoted": "x W_i is summed over x and then scaled by z_i in the accumulation dtype, which rounds less"
+    " and keeps the range of float16",
+    "reduced": "few outputs: z W_o is made tile by tile and reduced with x at once",
+    "together": "T = g W_i is made tile by tile and both reductions, dx and dz, are taken of it",
+    "lanes": "g z_i is generated along the rows of the batch, which are the lanes of the product with x",
+    "nothing": "there is nothing to add up",
+}
+
+
+def without_data(*shapes: Sequence[int] | None, dtype: torch.dtype) -> list[Tensor | None]:
+    """Meta tensors of these shapes."""
+    return [None if s is None else torch.empty(s, dtype=dtype, device="meta") for s in shapes]
+
+
+def record(
+    kernel: Callable[..., Any], arguments: Sequence[Any], device: torch.device
+) -> tuple[list[Launch], int]:
+    """The launches of a call, and the bytes of scratch that its largest launch has before it."""
+    capability, old = target(device)
+    with recording(capability, old) as launches:
+        results = kernel(*arguments)
+    results = results if isinstance(results, tuple) else (results,)
+    known = {_storage(t) for t in (*arguments, *results) if isinstance(t, Tensor)}
+    scratch = 0
+    for launch in launches:
+        operands = (a[0] for a in launch.arguments.values() if isinstance(a, tuple))
+        sizes = {_storage(t): t.untyped_storage().nbytes() for t in operands}
+        scratch = max(scratch, sum(size for storage, size in sizes.items() if storage not in known))
+    return launches, scratch
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def describe(launches: Sequence[Launch]) -> tuple[str, str]:
+    """The name of the form that the launches take, and why, in words."""
+    for launch in launches:
+        arguments = launch.arguments
+        name = arguments.get("STYLE", "linear")
+        if arguments.get("dz") is not None:
+            name = "reduced" if arguments["y"] is None else "together"
+        if arguments.get("w") is not None or name == "lanes":
+            parts = arguments["splits"]
+            shared = f"; {parts} programs share a sum and their parts are added in order" if parts > 1 else ""
+            tile = "x".join(str(arguments[size]) for size in ("BM", "BN", "BK"))
+            return name, f"{_WHY[name]} (tiles of {tile}){shared}"
+    name = "linear" if launches else "nothing"
+    return name, _WHY[name]

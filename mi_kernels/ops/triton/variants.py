@@ -1,0 +1,111 @@
+"""Every kernel as it is really launched, for ahead-of-time compilation: no GPU is needed, nor a driver.
+
+The launches are recorded from the operations themselves, on meta tensors, so that what is compiled here is
+what runs there: the same constants, tiles, and specialisations of arguments.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from mi_kernels.ops import activations
+from mi_kernels.ops.diagonal import triton as diagonal
+from mi_kernels.ops.gated import triton as gated
+from mi_kernels.ops.interaction import triton as interaction
+from mi_kernels.ops.modulate import triton as modulation
+from mi_kernels.ops.triton.launch import Launch, recording
+
+# B, Z, X, O: powers of two, ragged ones, one output, one row.
+SIZES = ((4096, 32, 256, 256), (1000, 17, 100, 75), (4096, 16, 64, 1), (1, 64, 1024, 1024))
+
+
+def launches(
+    capability: tuple[int, int], dtype: torch.dtype, old: bool | None = None, short: bool = False
+) -> list[Launch]:
+    """The distinct kernels of all operations at ``SIZES`` with their heuristic or tabled tiles.
+
+    ``short``: at the first of them, with one activation, and modulation with all of its results.
+    """
+    found: dict[str, Launch] = {}
+    for sizes in SIZES[:1] if short else SIZES:
+        names = activations.NAMES if sizes == SIZES[0] and not short else ("sigmoid",)
+        with recording(capability, *(() if old is None else (old,))) as recorded:
+            _run(dtype, names, *sizes)
+            if sizes in SIZES[:2]:
+                _run_modulation(dtype, names, sizes[0], sizes[2], short)
+        for launch in recorded:
+            options, *rest = _specialised(launch, capability)
+            key = (launch.kernel.__name__, options.num_warps, options.num_stages, *rest)
+            found.setdefault(str(key), launch)
+    return list(found.values())
+
+
+def _empty(dtype: torch.dtype, *sizes: int) -> torch.Tensor:
+    return torch.empty(sizes, dtype=dtype, device="meta")
+
+
+def _run(dtype: torch.dtype, names: tuple[str, ...], B: int, Z: int, X: int, O: int) -> None:  # noqa: E741
+    empty = partial(_empty, dtype)
+    x, z, grad = empty(B, X), empty(B, Z), empty(B, O)
+    w, u, v, c = empty(O, Z, X), empty(O, Z), empty(O, X), empty(O)
+    interaction.forward(x, z, w, u, v, c)
+    interaction.forward(x, z, w, None, None, None)
+    interaction.forward(x, z, None, None, v, c)
+    interaction.forward(z.expand(O, B, Z), x.expand(O, B, X), None, None, w.mT, v)
+    for want in ((True, True), (True, False), (False, True)):
+        interaction.input_grads(grad, x, z, w, u, v, *want)
+        interaction.input_grads(grad, x, z, w, None, None, *want)
+        interaction.input_grads(grad, x, z, None, u, v, *want)
+    interaction.weight_grads(grad, x, z, True, True, True, True)
+    w, u, v, c = empty(X, Z, X), empty(X, Z), empty(X, X), empty(X)
+    for keep in (True, False):
+        gated.gated_interaction(x, z, w, u, v, c, "sigmoid", keep)
+        diagonal.diagonal(x, z, u, c, u, c, None, "sigmoid", 0.0, keep)
+    diagonal.diagonal(x, z, u, c, u, c, None, "softmax", 1.0, True)
+    for activation in names:
+        gated.gated_interaction(x, z, w, None, None, c, activation, False)
+        diagonal.diagonal(x, z, u, None, None, None, v, activation, 1.0, True)
+
+
+def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width: int, short: bool) -> None:
+    """Tokens, maps in both memory formats, one scale for each row, each feature, each element."""
+    samples, tokens = 16, -(-rows // 16)
+    maps = _empty(dtype, samples, width, tokens, 4)
+    last = maps.contiguous(memory_format=torch.channels_last)
+    matrix = _empty(dtype, rows, width)
+    for x, sizes in (
+        (matrix, (rows, width)),
+        (matrix, (rows, 1)),
+        (matrix, (1, width)),
+        (_empty(dtype, samples, tokens, width), (samples, 1, width)),
+        *((x, (samples, width, 1, 1)) for x in (maps, last)),
+        (maps, (1, width, 1, 1)),
+    ):
+        scale = _empty(dtype, *sizes)
+        for name in names if sizes == (rows, width) else ("sigmoid",):
+            if name != "softmax":
+                modulation.modulate(x, scale, scale, name, 1.0)
+                modulation.modulate_grads(x, x, scale, list(sizes), name, 1.0, True, True, True)
+        if short:
+            continue
+        modulation.modulate(x, scale, None, "identity", 0.0)
+        for want in ((True, False, False), (False, True, False), (False, False, True)):
+            modulation.modulate_grads(x, x, scale, list(sizes), "identity", 0.0, *want)
+
+
+def _specialised(launch: Launch, capability: tuple[int, int]) -> tuple[Any, ...]:
+    backend = make_backend(GPUTarget("cuda", capability[0] * 10 + capability[1], 32))
+    kernel = launch.kernel
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = binder(**launch.arguments, **launch.options)
+    return kernel._pack_args(backend, options, bound, specialization, options)
+
+
+def source(launch: Launch, capability: tuple[int, int]) -> tuple[ASTSource, dict[str, Any]]:
+    """What ``triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)`` takes."""
+    _, signature, constants, attributes = _specialised(launch, capability)
+    return ASTSource(launch.kernel, signature, constants, attributes), dict(launch.options)

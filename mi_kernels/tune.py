@@ -1,0 +1,168 @@
+"""Times the tiles of the Triton kernels on this GPU and writes the table of choices: ``mi-kernels tune``.
+
+Nothing is tuned on a call; this is opt-in. The table is ops/triton/table.json, or the file that
+``--output`` names, and can be committed. A tile is only taken if its results are as right as those of the
+heuristic's tile.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_kernels import backends
+from mi_kernels.testing.errors import relative_error
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+Call = Callable[[], Sequence[Tensor]]
+Measure = Callable[[Call], float]  # seconds; RuntimeError where the tile does not run
+
+
+def calls(sizes: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, tuple[Call, Call]]:
+    """The primitives of a dense interaction at [B, Z, X, O], by name: in Triton, and in PyTorch."""
+    from mi_kernels.ops.interaction import portable
+    from mi_kernels.ops.interaction import triton as kernels
+
+    B, Z, X, O = sizes  # noqa: E741
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, device=device) * scale).to(dtype)
+
+    x, z, grad, weight = draw(B, X), draw(B, Z), draw(B, O), draw(O, Z, X, scale=(Z * X) ** -0.5)
+    linear = draw(O, Z), draw(O, X), draw(O)
+
+    def of(module: Any) -> dict[str, Call]:
+        return {
+            "forward": lambda: (module.forward(x, z, weight, None, None, None),),
+            "forward with U, V and c": lambda: (module.forward(x, z, weight, *linear),),
+            "input gradients": lambda: module.input_grads(grad, x, z, weight, None, None, True, True),
+            "weight gradient": lambda: module.weight_grads(grad, x, z, True, False, False, False)[:1],
+        }
+
+    ours, theirs = of(kernels), of(portable)
+    return {name: (ours[name], theirs[name]) for name in ours}
+
+
+@contextmanager
+def _watched() -> Iterator[list[Any]]:
+    """The problems whose tiles are asked for meanwhile, each once, in order."""
+    from mi_kernels.ops.triton import products, tiles
+
+    seen: dict[Any, None] = {}
+
+    def choose(problem: Any) -> Any:
+        seen.setdefault(problem)
+        return tiles.choose(problem)
+
+    found: list[Any] = []
+    original, products.choose = products.choose, choose  # type: ignore[assignment]
+    try:
+        yield found
+    finally:
+        products.choose = original
+        found += seen
+
+
+def tune(
+    call: Call, truth: Call, measure: Measure, most: int, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """The fastest valid tile of each problem in a call, by the table's key, where it beats the first."""
+    from mi_kernels.ops.triton import tiles
+
+    exact = [t.double() for t in truth()]
+    with _watched() as problems:
+        results = call()
+    limit = 2 * _error(results, exact)
+    found = {}
+    for problem in problems:
+        timed: dict[Any, float] = {}
+        for tile in islice(tiles.candidates(problem), most):
+            with tiles.using({problem.key: tile}):
+                try:
+                    if _error(call(), exact) <= limit:
+                        timed[tile] = measure(call)
+                except RuntimeError as error:  # of Triton too: too much shared memory, say
+                    say(f"  {tile}: {str(error).splitlines()[0][:100]}")
+        if not timed:
+            say(f"{problem.key}: no tile runs")
+            continue
+        first, best = next(iter(timed)), min(timed, key=timed.__getitem__)
+        times = f"{1e6 * timed[first]:.1f} us, best of {len(timed)} {1e6 * timed[best]:.1f} us"
+        say(f"{problem.key}: {times} {best}")
+        if timed[best] < timed[first]:
+            found[problem.key] = best
+    return found
+
+
+def _error(results: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    return max(relative_error(r, t) for r, t in zip(results, exact, strict=True))
+
+
+def _measure(call: Call) -> float:
+    from triton.testing import do_bench
+
+    return do_bench(call, warmup=10, rep=50, return_mode="median") / 1e3
+
+
+def _cold(call: Call) -> float:
+    """Seconds of a first call, compilation included."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected four positive numbers B,Z,X,O, got {text!r}")
+    return sizes
+
+
+def why_not() -> str | None:
+    """Why nothing can be timed here, or None."""
+    if backends.interpreting():
+        return "TRITON_INTERPRET=1 is set: the interpreter's times say nothing about a GPU"
+    return backends.why_not("triton")
+
+
+def _write(path: Path, choices: dict[str, Any]) -> None:
+    from mi_kernels.ops.triton import tiles
+
+    path.write_text(tiles.written(choices))
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    summary = "Time the tiles of the Triton kernels on this GPU and write the table of choices."
+    parser = argparse.ArgumentParser(prog="mi-kernels tune", description=summary)
+    parser.add_argument("--sizes", nargs="+", type=_sizes, metavar="B,Z,X,O", required=True)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
+    parser.add_argument("--most", type=int, default=60, help="tiles tried for each product (60)")
+    parser.add_argument("--output", type=Path, help="the table (ops/triton/table.json in the package)")
+    options = parser.parse_args(None if argv is None else list(argv))
+    reason = why_not()
+    if reason is not None:
+        print(f"tune: {reason}", file=sys.stderr)
+        return 1
+    from mi_kernels.ops.triton import tiles
+
+    choices = dict(tiles.table())
+    for dtype in options.dtype:
+        for sizes in options.sizes:
+            for name, (call, truth) in calls(sizes, getattr(torch, dtype), "cuda").items():
+                print(f"{name}, {dtype}, B,Z,X,O = {sizes}: first call {_cold(call):.2f} s", flush=True)
+                choices |= tune(call, truth, _measure, options.most)
+                _write(options.output or tiles.TABLE, choices)
+    print(options.output or tiles.TABLE)
+    return 0

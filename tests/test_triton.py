@@ -1,0 +1,274 @@
+"""The Triton backend without a GPU: choices of the host, and kernels in the interpreter.
+
+TRITON_INTERPRET is read when the kernels are made, so the tests marked `INTERPRETED`, and a selection of the
+tests of every backend, run in a second pytest. The interpreter takes milliseconds for a program: samples are
+small. bfloat16 is left out: the interpreter holds its numbers as integers and computes garbage. It is
+compiled ahead of time (test_triton_aot.py), and run on GPUs only.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import gradients_of
+
+import mi_kernels as mi
+from mi_kernels import backends
+from mi_kernels.ops.interaction import reference
+from mi_kernels.testing.samples import MIDDLE, Sample, Shape
+
+pytest.importorskip("triton")
+from mi_kernels.ops.interaction import triton as interaction
+from mi_kernels.ops.triton import plan, products, tiles
+from mi_kernels.ops.triton.launch import recording
+from mi_kernels.ops.triton.tiles import Problem, Tile
+
+INTERPRETED = pytest.mark.skipif(not backends.interpreting(), reason="part of test_in_the_interpreter")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+CAPABILITIES = ((7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
+PRIMITIVES = ("forward", "linear", "sum", "input_grads", "context_grad", "weight_grad", "matrix_grad")
+# Products side by side, rows, columns, and the lengths of both sums.
+SIZES = (
+    (1, 4096, 256, 32, 256),
+    (1, 1000, 75, 17, 100),
+    (7, 1, 1, 1, 1),
+    (1, 1, 1024, 64, 1024),
+    (256, 64, 3, 1, 9000),
+)
+SPLIT = Shape("split", (20,), 40, 33, 20)
+
+# Tests of every backend that take seconds in the interpreter, by name; {} stands for each of the words.
+SELECTION = {
+    "test_interaction.py::test_values[triton-{}-torch.float32]": (
+        "one odd odd-WU odd-Vc odd-c prime one-output long-context few-rows no-rows no-context no-input"
+        " no-features no-output nothing no-context-WU middle-transposed middle-gaps middle-expanded"
+    ),
+    "test_interaction.py::test_values[triton-{}-torch.float16]": "odd prime-W one-output middle-gaps",
+    "test_interaction.py::test_nan_and_inf_reach_what_depends_on_them_and_nothing_else"
+    "[triton-odd-{}-torch.float32-nan]": "x z weight weight_z weight_x bias",
+    "test_interaction.py::test_{}[triton]": "result_is_contiguous_and_new bilinear_agrees_with_torch",
+    "test_gradients.py::test_error_rule[triton-{}-torch.float32]": (
+        "odd odd-WU prime one-output long-context no-rows no-context no-input no-output middle-gaps"
+        " shared-context"
+    ),
+    "test_gradients.py::test_error_rule[triton-{}-torch.float16]": "odd prime-W middle-transposed",
+    "test_gradients.py::test_error_rule[triton-{}-torch.float64]": "prime",
+    "test_gradients.py::test_gradient_of_nan_input[triton-{}]": "x z weight",
+    "test_gradients.py::test_only_what_is_asked_for_is_computed[triton-{}]": "x z W U V c xzWUVc xW zU",
+    "test_gradients.py::test_gradient_layouts[triton-{}]": "gaps expanded",
+    "test_gradients.py::test_{}[triton]": (
+        "third_order_equals_that_of_einsum nothing_but_the_inputs_is_saved one_tensor_as_several_arguments"
+    ),
+    "test_gates.py::test_error_rule[triton-{}-torch.float32]": (
+        "diagonal-odd-AaCcG diagonal-odd-A diagonal-odd-Ac gated_interaction-odd-WUVc gated_interaction-odd-V"
+    ),
+    "test_gates.py::test_error_rule[triton-{}-torch.float16]": "diagonal-odd-AC gated_interaction-odd-WUVc",
+    "test_gates.py::test_third_order[triton-{}]": "diagonal-sigmoid gated_interaction-softmax",
+    "test_gates.py::test_nan_and_inf[triton-{}]": "diagonal-nan diagonal-inf gated_interaction-nan",
+    "test_gates.py::test_explain[triton-{}]": "diagonal gated_interaction",
+    "test_functional_transforms.py::test_vmap_over_any_arguments[triton-{}-1]": "x W xzWUVc",
+    "test_functional_transforms.py::test_{}[triton]": "grad_vjp_jvp",
+    "test_shared.py::test_empty[triton-{}]": "shape0 shape1",
+}
+
+
+def names():
+    return [name.format(word) for name, words in SELECTION.items() for word in words.split()]
+
+
+@pytest.mark.skipif(backends.interpreting(), reason="this is the interpreter")
+@pytest.mark.parametrize("half", [0, 1])
+def test_in_the_interpreter(half):
+    """In two processes, which the workers of one run can share."""
+    here = Path(__file__).parent
+    own = [__file__] if half else []
+    tests = [str(here / name) for name in names()[half::2]] + own
+    options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    root = Path(mi.__file__).parents[1]
+    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+def problems():
+    for primitive, dtype, capability in product(PRIMITIVES, DTYPES, CAPABILITIES):
+        for sizes, old, aligned in product(SIZES, (False, True), (False, True)):
+            for precision in ("ieee", "tf32") if dtype == torch.float32 else ("ieee",):
+                yield Problem(primitive, dtype, precision, capability, old, aligned, *sizes)
+
+
+def test_chosen_tiles_are_valid():
+    for problem in problems():
+        tile = tiles.choose(problem)
+        assert tiles.valid(tile, problem), (problem, tile)
+        assert min(tile.BM, tile.BN, tile.BK) >= 16
+        parts = tiles.splits(problem, tile)
+        assert 1 <= parts <= tiles.MAX_SPLITS
+
+
+def test_candidates_are_valid_and_begin_with_the_choice():
+    problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256)
+    found = list(tiles.candidates(problem))
+    assert found[0] == tiles.choose(problem) and len(set(found)) == len(found) > 20
+    assert all(tiles.valid(tile, problem) for tile in found)
+
+
+def test_the_hazard_of_hopper_is_avoided():
+    """Triton before 3.9: no generated operand in registers in a pipelined loop."""
+    for problem in problems():
+        if problem.capability == (9, 0) and problem.old:
+            tile = tiles.choose(problem)
+            assert tile.style in ("plain", "promoted") or tile.stages == 1
+            for style in ("held", "scaled", "lanes"):
+                assert not tiles.valid(replace(tile, style=style, stages=2), problem)
+    problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), True, True, 1, 4096, 256, 32, 256)
+    assert tiles.choose(problem).style == "promoted"
+    assert tiles.choose(replace(problem, old=False)).style == "held"
+
+
+def test_a_table_comes_first_if_it_is_valid():
+    problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), True, True, 1, 4096, 256, 32, 256)
+    good, bad = Tile(64, 64, 32, 4, 2, "promoted"), Tile(64, 64, 32, 4, 2, "scaled")
+    before = tiles.choose(problem)
+    with tiles.using({problem.key: good}):
+        assert tiles.choose(problem) == good
+    with tiles.using({problem.key: bad}):  # the hazard
+        assert tiles.choose(problem) == before
+
+
+def test_float32_products_are_as_exact_as_asked():
+    x, w = torch.empty(64, 32, device="meta"), torch.empty(16, 32, device="meta")
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for asked in ("ieee", "tf32"):
+            torch.backends.cuda.matmul.fp32_precision = asked
+            with recording((9, 0)) as launches:
+                interaction.forward(x, x[:, :0], None, None, w, None)
+            assert [launch.arguments["PRECISION"] for launch in launches] == [asked]
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("sizes", [(4096, 64, 256, 256), (16384, 128, 512, 512), (64, 512, 512, 8)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scratch_is_bounded(sizes, dtype):
+    """No tensor of B*Z*X, B*O*X or B*O*Z elements, and in all no more than is said."""
+    B, Z, X, O = sizes  # noqa: E741
+    shapes = (B, O), (B, X), (B, Z), (O, Z, X), (O, Z), (O, X), (O,)
+    grad, x, z, w, u, v, c = tensors = plan.without_data(*shapes, dtype=dtype)
+    wide = products.accumulation_dtype(dtype).itemsize
+    calls = {
+        interaction.forward: (x, z, w, u, v, c),
+        interaction.input_grads: (grad, x, z, w, u, v, True, True),
+        interaction.weight_grads: (grad, x, z, True, True, True, True),
+    }
+    own = {t.untyped_storage()._cdata for t in tensors}
+    for kernel, arguments in calls.items():
+        launches, scratch = plan.record(kernel, arguments, x.device)
+        assert scratch <= products.PARTIAL_BYTES + wide * max(tiles.FEW, B * X * 32)
+        for launch in launches:
+            for operand in (a[0] for a in launch.arguments.values() if isinstance(a, tuple)):
+                if operand.untyped_storage()._cdata not in own and operand.shape[-3:] != w.shape:
+                    assert operand.numel() <= max(min(B * Z * X, B * O * X, B * O * Z) / 4, tiles.FEW)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("style", ["held", "scaled", "promoted"])
+def test_styles_agree(style, monkeypatch):
+    """float64 and float32 take every style here; the choice would be one for each dtype."""
+
+    def chosen(problem):
+        tile = tiles.choose(problem)
+        return replace(tile, style=style) if problem.primitive == "forward" else tile
+
+    monkeypatch.setattr(products, "choose", chosen)
+    for shape in (MIDDLE, SPLIT):
+        arguments = Sample(shape).arguments(torch.float64)
+        with mi.backend("triton"):
+            y = mi.interaction(*arguments)
+        torch.testing.assert_close(y, reference.interaction(*arguments), rtol=1e-12, atol=1e-12)
+
+
+def results(sample, dtype, *, arguments=None):
+    """y, its gradients, and those of the squared gradients."""
+    leaves = [t.detach().requires_grad_() for t in arguments or sample.arguments(dtype)]
+    with mi.backend("triton"):
+        y = mi.interaction(*leaves)
+        first = torch.autograd.grad(y, leaves, sample.cotangent(dtype), create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(2).sum() for g in first[:5]), leaves[:5])
+    return [y.detach(), *(g.detach() for g in first), *second]
+
+
+@INTERPRETED
+def test_same_bits_where_programs_share_a_sum():
+    sample = Sample(SPLIT)
+    x, z, w, *_ = sample.arguments(torch.float32)
+    launches, scratch = plan.record(interaction.forward, (x, z, w, None, None, None), x.device)
+    assert launches[0].arguments["splits"] > 1 and scratch > 0
+    assert all(
+        torch.equal(a, b) for a, b in zip(*(results(sample, torch.float32) for _ in "ab"), strict=True)
+    )
+
+
+@INTERPRETED
+def test_distances_beyond_32_bits(monkeypatch):
+    """Strides from 2^22 on are counted in int64 within a tile too."""
+    sample = Sample(Shape("far", (3,), 2, 5, 4))
+    arguments = sample.arguments(torch.float16)
+    far = [torch.empty(2 << 22, dtype=torch.float16).as_strided((3, n), ((1 << 22) - 1, 1)) for n in (5, 2)]
+    for tensor, values in zip(far, arguments[:2], strict=True):
+        tensor.copy_(values)
+    expected = results(sample, torch.float16)
+    monkeypatch.setattr(products, "WIDE_STRIDE", 1 << 21)
+    found = results(sample, torch.float16, arguments=[*far, *arguments[2:]])
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@INTERPRETED
+def test_rows_in_pieces_give_the_same_gradients(monkeypatch):
+    sample = Sample(Shape("pieces", (37,), 5, 70, 4))
+    expected = results(sample, torch.float32)
+    monkeypatch.setattr(products, "PARTIAL_BYTES", 300)
+    found = results(sample, torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@INTERPRETED
+@pytest.mark.parametrize("scales", [(300.0, 300.0, 1e-4, 1e-3), (300.0, 1e-3, 1e-2, 1e-5)], ids=str)
+def test_products_leave_the_range_of_float16(scales):
+    """z x and g z overflow or vanish in float16; what they add up to does not."""
+    sample = Sample(Shape("range", (64,), 3, 8, 5), (True, False, False, False))
+    x, z, w = (t * s for t, s in zip(sample.arguments(torch.float64)[:3], scales, strict=False))
+    grad = sample.cotangent(torch.float64) * scales[3]
+    half = [t.half() for t in (grad, x, z, w)]
+
+    def gradients(grad, *leaves):
+        leaves = [t.detach().requires_grad_() for t in leaves]
+        y = mi.interaction(*leaves)
+        return [y.detach(), *gradients_of(y, leaves, grad, (True,) * 3)]
+
+    with mi.backend("triton"):
+        found = gradients(*half)
+    with mi.backend("reference"):
+        exact = gradients(*(t.double() for t in half))
+    for ours, theirs in zip(found, exact, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-3
+
+
+@INTERPRETED
+def test_explained_as_launched():
+    x, z, w, *_ = Sample(SPLIT).arguments(torch.float32, requires_grad=True)
+    with mi.backend("triton"):
+        explained = mi.explain(mi.interaction, x, z, w)
+        assert mi.explain(mi.interaction, x, z, None, weight_x=w[:, 0]).algorithm == "linear"
+        assert mi.explain(mi.interaction, x, z, w[:1]).algorithm == "reduced"
+    _, scratch = plan.record(interaction.forward, (x, z, w, None, None, None), x.device)
+    assert explained.algorithm == "promoted" and explained.scratch == scratch
+    assert [step.algorithm for step in explained.backward] == ["together", "lanes"]

@@ -1,0 +1,98 @@
+"""Every kind of Triton kernel compiles for GPUs that are not here; the search for the wgmma hazard finds it.
+
+The whole (all sizes, activations, capabilities and dtypes) is one command: python benchmarks/aot.py
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mi_kernels import backends
+from mi_kernels.testing import sass
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import aot
+
+WHY_NOT = aot.why_not() or ("the kernels are made for the interpreter" if backends.interpreting() else None)
+needs_tools = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+
+
+@needs_tools
+@pytest.mark.parametrize(("capability", "dtype"), [(80, "float16"), (90, "bfloat16"), (100, "tf32")])
+def test_compiled_ahead_of_time(capability, dtype, tmp_path):
+    """In a process of its own: nothing that another test compiled, and nothing of Triton's cache, counts."""
+    command = [
+        sys.executable,
+        "benchmarks/aot.py",
+        "--short",
+        "--capability",
+        str(capability),
+        "--dtype",
+        dtype,
+    ]
+    environment = {
+        "PYTHONPATH": str(aot.environment.ROOT),
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PATH": "/usr/bin:/bin",
+    }
+    done = subprocess.run(
+        [*command, "--jobs", "1"], cwd=aot.environment.ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    name = {90: "wgmma", 100: "tcgen05"}.get(capability, "mma")
+    assert f"| {capability} | {dtype} |" in done.stdout and name in done.stdout
+
+
+def test_expected_instructions():
+    product, none = {"w": "an operand"}, {"w": None}
+    for capability, large in ((80, "mma"), (89, "mma"), (90, "wgmma"), (100, "tcgen05"), (120, "mma")):
+        assert aot.expected({"BM": 128}, product, capability, "bfloat16") == large
+        assert aot.expected({"BM": 16}, product, capability, "bfloat16") == "mma"
+    assert aot.expected({"BM": 128}, none, 90, "bfloat16") is None
+    assert aot.expected({"BM": 128}, product, 90, "float32") is None
+
+
+def test_tools_that_are_missing_are_named(monkeypatch):
+    monkeypatch.setattr(sass, "disassembler", lambda name: None)
+    assert aot.why_not() == "cuobjdump: not found on PATH nor in the package triton"
+
+
+LOOP = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0100*/                   HMUL2.BF16_V2 R24, R4, R5 ;
+        /*0110*/                   HGMMA.64x128x16.F32.BF16 R56, R24, gdesc[UR4], R56, gsb0 ;
+        /*0120*/                   {first} ;
+        /*0130*/                   {second} ;
+        /*0140*/               @P0 BRA 0x100 ;
+"""
+WAIT, WRITE = "WARPGROUP.DEPBAR.LE gsb0, 0x0", "HMUL2.BF16_V2 R26, R4, R5"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "hazards"), [(WAIT, WRITE, 0), (WRITE, WAIT, 1), ("NOP", "NOP", 1)]
+)
+def test_writes_before_the_wait_are_found(first, second, hazards, tmp_path, capsys):
+    text = LOOP.format(first=first, second=second)
+    (loop,) = sass.loops(text)
+    assert (loop.start, loop.end) == (0x100, 0x140) and len(loop.hazards) == hazards
+    path = tmp_path / "kernel.sass"
+    path.write_text(text)
+    assert sass.main([str(path)]) == int(hazards > 0)
+    assert "1 loops with wgmma from registers" in capsys.readouterr().out
+
+
+def test_stores_and_other_registers_are_no_hazard():
+    for harmless in ("STG.E.128 [R26], R4", "FADD R28, R1, R2", "ISETP.GE.AND P0, PT, R24, R2, PT"):
+        (loop,) = sass.loops(LOOP.format(first=harmless, second=WAIT))
+        assert loop.hazards == []
+    (loop,) = sass.loops(LOOP.format(first="LDS.128 R22, [R2]", second=WAIT))
+    assert len(loop.hazards) == 1  # R22 to R25
+
+
+def test_files_that_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "broken").write_bytes(b"\x7fELF nothing")
+    assert sass.main([str(tmp_path / "broken")]) == 2
+    assert "no disassembler could read it" in capsys.readouterr().out

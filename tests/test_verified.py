@@ -1,0 +1,89 @@
+"""`auto` on GPUs: only what has passed the suite on such hardware. Devices and entries are made up here."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import mi_kernels as mi
+from mi_kernels import backends, doctor, verified
+from mi_kernels.verified import Verified
+
+HOPPER = Verified(
+    backend="triton",
+    capability=(9, 0),
+    dtypes=(torch.bfloat16, torch.float32),
+    device="made up",
+    date="2026-01-02",
+    versions={"torch": "2.11.0", "triton": "3.6.0"},
+    results="benchmarks/results/made-up.json",
+)
+
+
+def tensor(dtype=torch.bfloat16, device="cuda"):
+    """As much of a tensor as the choice looks at."""
+    return SimpleNamespace(device=torch.device(device, 0), dtype=dtype)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of capability 9.0 with Triton 3.6, and both backends able to run."""
+    monkeypatch.setattr(verified, "_capability", lambda index: (9, 0))
+    monkeypatch.setattr(verified, "_triton", lambda: "3.6.1")
+    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    return monkeypatch
+
+
+def test_nothing_is_verified_yet_and_auto_is_portable():
+    """To be replaced by the test of an entry's results, once there is one."""
+    assert verified.VERIFIED == ()
+    for dtype in backends.COMPILED_DTYPES:
+        assert backends.choose(tensor(dtype)) == "portable"
+
+
+def test_an_entry_is_chosen_for_its_capability_and_dtypes(gpu):
+    gpu.setattr(verified, "VERIFIED", (HOPPER,))
+    assert backends.choose(tensor()) == backends.choose(tensor(torch.float32)) == "triton"
+    assert backends.choose(tensor(torch.float16)) == backends.choose(tensor(torch.int64)) == "portable"
+    gpu.setattr(verified, "_capability", lambda index: (10, 0))
+    assert backends.choose(tensor()) == "portable"
+
+
+def test_another_release_of_triton_was_not_verified(gpu):
+    gpu.setattr(verified, "VERIFIED", (HOPPER,))
+    for version in ("3.7.0", "4.6.0", None):
+        gpu.setattr(verified, "_triton", lambda version=version: version)
+        assert backends.choose(tensor()) == "portable"
+
+
+def test_a_backend_that_cannot_run_is_not_chosen(gpu):
+    gpu.setattr(verified, "VERIFIED", (HOPPER,))
+    gpu.setattr(backends, "why_not", lambda name: "a reason")
+    assert backends.choose(tensor()) == "portable"
+
+
+def test_the_first_entry_wins(gpu):
+    gpu.setattr(verified, "VERIFIED", (Verified("cuda", *list(vars(HOPPER).values())[1:]), HOPPER))
+    assert backends.choose(tensor()) == "cuda"
+
+
+def test_other_devices_are_not_asked(gpu):
+    gpu.setattr(verified, "VERIFIED", (HOPPER,))
+    assert backends.choose(tensor(device="xpu")) == "portable"
+
+
+def test_a_name_overrules_the_table(gpu):
+    with mi.backend("portable"):
+        gpu.setattr(verified, "VERIFIED", (HOPPER,))
+        assert backends.choose(tensor()) == "portable"
+
+
+def test_doctor_shows_the_table(gpu):
+    assert doctor.report()["verified"] == []
+    assert "no compiled backend has passed the test suite on a GPU" in doctor.as_text()
+    gpu.setattr(verified, "VERIFIED", (HOPPER,))
+    (row,) = doctor.report()["verified"]
+    assert row["capability"] == "9.0" and row["versions"] == "torch 2.11.0, triton 3.6.0"
+    assert (
+        "triton on 9.0" in doctor.as_text() and "bfloat16, float32 (made up, 2026-01-02)" in doctor.as_text()
+    )
