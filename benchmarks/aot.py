@@ -180,22 +180,29 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     command = ["python", "benchmarks/aot.py", *(sys.argv[1:] if argv is None else argv)]
     facts = environment.facts(command)
-    jobs = [(capability, dtype) for capability in options.capability for dtype in options.dtype]
+    jobs = [(capability, dtype) for dtype in options.dtype for capability in options.capability]
     found: list[Report] = []
     with ProcessPoolExecutor(options.jobs) as pool:
         for job, group in zip(jobs, pool.map(partial(_collected, short=options.short), jobs), strict=True):
             found += group
+            if options.output is not None:
+                _save(options.output, facts, found)
             print(f"{job[0]} {job[1]}: {len(group)} kernels", flush=True)
             for report in group:
                 for fault in report.faults:
                     where = f"{report.kernel} {report.constants} {report.warps} warps, {report.stages} stages"
                     print(f"  {where}: {fault}", flush=True)
     print(table(found))
-    if options.output is not None:
-        result = facts | {"kernels": [asdict(report) for report in found]}
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-        options.output.with_suffix(".md").write_text(table(found) + "\n")
     return int(any(report.faults for report in found))
+
+
+def _save(path: Path, facts: dict[str, Any], found: list[Report]) -> None:
+    """A line of JSON for each kernel, and the table with what it depends on."""
+    kernels = ",\n".join(json.dumps(asdict(report)) for report in found)
+    path.write_text(f'{json.dumps(facts)[:-1]}, "kernels": [\n{kernels}\n]}}\n')
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "triton"))
+    head = f"{facts['date']}, commit {facts['commit']['revision']}, {versions}, `{facts['command']}`"
+    path.with_suffix(".md").write_text(f"{head}\n\n{table(found)}\n")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ BUILD_SHARE, TEST_SHARE = 0.25, 0.6  # of the time that is left then, at most
 OUTCOME = re.compile(
     r"\b(PASSED|FAILED|ERROR|SKIPPED)\b (tests/\S+)|(tests/\S+) (PASSED|FAILED|ERROR|SKIPPED)\b"
 )
+# Each takes many seconds to compile, so that they run at one shape.
 COMPILED = ("compile:einsum", "compile:materialised", "compile:x-first")
 RIVALS = ("einsum", "materialised", "x-first", "z-first")
 
@@ -155,25 +156,37 @@ def benchmark(budget: Budget, device: str, result: dict[str, Any], save) -> None
     for kind, what, dtype, work in _steps():
         if budget.left() < 5:
             return
-        if kind == "dense":
-            rivals = [*RIVALS, *(COMPILED if what in shapes.GPU_LARGE[:2] else ())]
-            result["cases"].append(measure.measure(what, dtype, work, rivals, limits, place))
-        else:
-            for backend in ours:
-                with backends.backend(backend):
-                    found = cases.measure(what, dtype, work, _gate_options(), device, clock)
-                result["gates"].append(found | {"backend": backend})
-        result["unmeasured"].remove(f"{kind} {_name(what)} {dtype} {work}")
-        print(f"measured {kind} {_name(what)} {dtype} {work}, {budget.left():.0f} s left", flush=True)
+        name = f"{kind} {_name(what)} {dtype} {work}"
+        try:
+            if isinstance(what, shapes.Entry):
+                rivals = [*RIVALS, *(COMPILED if what is shapes.GPU_LARGE[0] else ())]
+                result["cases"].append(measure.measure(what, dtype, work, rivals, limits, place))
+            else:
+                result["gates"] += _gates(what, dtype, work, place)
+        except Exception as error:  # a kernel that fails must not cost the other figures
+            result["broken"][name] = f"{type(error).__name__}: {error}"[:500]
+        result["unmeasured"].remove(name)
+        print(f"measured {name}, {budget.left():.0f} s left", flush=True)
         save(result)
+
+
+def _gates(case: cases.Case, dtype: torch.dtype, work: str, place: measure.Place) -> list[dict[str, Any]]:
+    found = []
+    for backend in place.backends:
+        options = _gate_options(case.name == "tokens" and backend == place.backends[0])
+        with backends.backend(backend):
+            measured = cases.measure(case, dtype, work, options, place.device, place.clock)
+        found.append(measured | {"backend": backend})
+    return found
 
 
 def _name(what: shapes.Entry | cases.Case) -> str:
     return what.shape.name if isinstance(what, shapes.Entry) else what.name
 
 
-def _gate_options() -> argparse.Namespace:
-    return cases.parser("", gates.FAMILIES).parse_args(["--rounds", "5", "--shortest", "0.002", "--compile"])
+def _gate_options(compiled: bool) -> argparse.Namespace:
+    options = ["--rounds", "5", "--shortest", "0.002", *(["--compile"] if compiled else [])]
+    return cases.parser("", gates.FAMILIES).parse_args(options)
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -200,7 +213,15 @@ def main(argv: list[str] | None = None) -> int:
     command = ["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)]
     result = {"schema": 1, **environment.facts(command), "gpu": gpu.facts(options.device)}
     path = options.output or run.RESULTS / f"{gpu.slug(result['gpu']['name'])}.json"
-    result |= {"build": None, "tests": None, "ceilings": None, "cases": [], "gates": [], "figures": []}
+    result |= {
+        "build": None,
+        "tests": None,
+        "ceilings": None,
+        "cases": [],
+        "gates": [],
+        "broken": {},
+        "figures": [],
+    }
     if "build" not in options.skip:
         result["build"] = build(BUILD_SHARE * budget.left())
         print(f"build: {result['build']['status']}", flush=True)

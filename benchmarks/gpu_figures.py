@@ -74,5 +74,6 @@ def summary_lines(result: dict[str, Any]) -> Iterator[str]:
     for row in result["figures"]:
         value = "" if row["measured"] is None else f"{row['measured']:.2f} ({row['shape']})"
         yield f"  {row['figure']}: {value} target {row['target']:g}: {words[row['reached']]}"
+    yield from (f"  failed: {name}: {error}" for name, error in result.get("broken", {}).items())
     if result.get("unmeasured"):
         yield f"  not measured for lack of time: {len(result['unmeasured'])} cases"

@@ -106,10 +106,15 @@ def test_results_are_saved_as_they_come(monkeypatch):
         environment, "ceilings", lambda dtypes, _, *rest: ceilings(dtypes, 32, 0.01, *rest[1:])
     )
     saved = []
-    result = {"cases": [], "gates": [], "figures": []}
+    result = {"cases": [], "gates": [], "broken": {}, "figures": []}
     gpu_check.benchmark(gpu_check.Budget(60), "cpu", result, lambda r: saved.append(len(r["cases"])))
     assert saved == [1, 2] and result["unmeasured"] == [] and result["ceilings"]["copy_bytes_per_s"] > 0
-    result["cases"].clear()
+    monkeypatch.setattr(measure, "measure", lambda *arguments: 1 / 0)
+    gpu_check.benchmark(gpu_check.Budget(60), "cpu", result, lambda r: None)
+    assert (
+        list(result["broken"].values()) == ["ZeroDivisionError: division by zero"]
+        and len(result["cases"]) == 2
+    )
     gpu_check.benchmark(gpu_check.Budget(0), "cpu", result, saved.append)
     assert saved == [1, 2] and len(result["unmeasured"]) == 2
 

@@ -21,9 +21,7 @@ needs_tools = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
 @needs_tools
-@pytest.mark.parametrize(
-    ("capability", "dtype"), [(80, "float16"), (90, "bfloat16"), (90, "tf32"), (100, "bfloat16")]
-)
+@pytest.mark.parametrize(("capability", "dtype"), [(80, "float16"), (90, "bfloat16"), (100, "tf32")])
 def test_compiled_ahead_of_time(capability, dtype, tmp_path):
     """In a process of its own: nothing that another test compiled, and nothing of Triton's cache, counts."""
     command = [

@@ -207,11 +207,14 @@ def _heuristic(problem: Problem) -> Tile:
         return replace(_shaped(problem, 32, 128), stages=1)
     if not problem.aligned:  # every element is loaded by itself, and has an address of its own
         tile = _shaped(problem, 64, 32 if problem.second else 64)
-        return _fitted(problem, replace(tile, BK=min(tile.BK, 32)))
+        return _fitted(problem, replace(tile, BK=max(min(tile.BK, 64 // problem.dtype.itemsize), 16)))
     if problem.second:
         tile = _shaped(problem, 128, 64)
         return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
     if problem.primitive == "input_grads":
+        if problem.capability not in ((9, 0), (10, 0)):  # mma spills 18 registers at 128x128, none at 64x128
+            tile = _shaped(problem, 64, 128)
+            return _fitted(problem, replace(tile, warps=8) if tile.BN == 128 else tile)
         return _fitted(problem, _shaped(problem, 128, 128))
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
     return _fitted(problem, _shaped(problem, 128, 256 if wide else 128))

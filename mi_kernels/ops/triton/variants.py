@@ -28,7 +28,7 @@ def launches(
 ) -> list[Launch]:
     """The distinct kernels of all operations at ``SIZES`` with their heuristic or tabled tiles.
 
-    ``short``: at the first of them, with one activation.
+    ``short``: at the first of them, with one activation, and modulation with all of its results.
     """
     found: dict[str, Launch] = {}
     for sizes in SIZES[:1] if short else SIZES:
@@ -36,7 +36,7 @@ def launches(
         with recording(capability, *(() if old is None else (old,))) as recorded:
             _run(dtype, names, *sizes)
             if sizes in SIZES[:2]:
-                _run_modulation(dtype, names, sizes[0], sizes[2])
+                _run_modulation(dtype, names, sizes[0], sizes[2], short)
         for launch in recorded:
             options, *rest = _specialised(launch, capability)
             key = (launch.kernel.__name__, options.num_warps, options.num_stages, *rest)
@@ -71,7 +71,7 @@ def _run(dtype: torch.dtype, names: tuple[str, ...], B: int, Z: int, X: int, O: 
         diagonal.diagonal(x, z, u, None, None, None, v, activation, 1.0, True)
 
 
-def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width: int) -> None:
+def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width: int, short: bool) -> None:
     """Tokens, maps in both memory formats, one scale for each row, each feature, each element."""
     samples, tokens = 16, -(-rows // 16)
     maps = _empty(dtype, samples, width, tokens, 4)
@@ -90,6 +90,8 @@ def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width
             if name != "softmax":
                 modulation.modulate(x, scale, scale, name, 1.0)
                 modulation.modulate_grads(x, x, scale, list(sizes), name, 1.0, True, True, True)
+        if short:
+            continue
         modulation.modulate(x, scale, None, "identity", 0.0)
         for want in ((True, False, False), (False, True, False), (False, False, True)):
             modulation.modulate_grads(x, x, scale, list(sizes), "identity", 0.0, *want)
