@@ -120,7 +120,8 @@ void run_all(const std::vector<Case>& cases, uint32_t seeds) {
 int main(int argc, char** argv) {
   const uint32_t seeds = argc > 1 ? uint32_t(std::atoi(argv[1])) : 2;
   const std::vector<Case> few = {
-      {{1, 130, 5, 72, 24, true, true, true, true}},  // odd context, a partial block of inputs, two tiles of rows
+      // An odd context, a partial block of inputs, tiles past the ends, more tiles than blocks.
+      {{1, 130, 5, 72, 136, true, true, true, true}, false, -1, 2},
       {{1, 5, 12, 16, 11, true, true, true, true}},   // rows of y that the copy engine cannot write
   };
   std::vector<Case> all = few;
