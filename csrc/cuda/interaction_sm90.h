@@ -3,6 +3,8 @@
 
 #include "engine_sm90.cuh"
 
+struct CUstream_st;  // cudaStream_t, without the headers of CUDA
+
 namespace mi_kernels::cuda::sm90 {
 
 struct ForwardOperands {
@@ -87,5 +89,8 @@ Call<M> forward_call(const ForwardOperands& f, Encode&& encode) {
   if (call.store_blocks) call.y = encode(y, kWarpgroupRows);
   return call;
 }
+
+// Launches it on the current device. The caller has seen to it that refusal() is null and no dimension of y is empty.
+void run_forward(const ForwardOperands& f, const ForwardChoice& choice, bool bfloat16, CUstream_st* stream);
 
 }  // namespace mi_kernels::cuda::sm90

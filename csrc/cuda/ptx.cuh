@@ -105,9 +105,6 @@ struct Hopper {
   }
 
   // ---- the copy engine: boxes of four-dimensional tensor maps ----
-  static MI_DEVICE void prefetch(const CUtensorMap* map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-  }
   static MI_DEVICE void load(const CUtensorMap* map, uint32_t to, uint32_t barrier, int c0, int c1, int c2, int c3) {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
