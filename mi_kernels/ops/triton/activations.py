@@ -1,0 +1,151 @@
+"""Activations of gates in Triton: f and f' by name, the formulas of ``ops/activations.py``.
+
+Arguments are float32, or float64 where the operands are. Triton's own exp is ``ex2.approx(t log2 e)`` in
+float32, off by about |t| units of the last place, and it has no tanh that runs on every target and in the
+interpreter; so both are made here, from a reduction t = k log 2 + r whose r is exact.
+"""
+
+import triton
+import triton.language as tl
+
+# A constexpr stands on the right of a tensor: on its left the interpreter makes no tensor of the product.
+_LOG2E = tl.constexpr(1.4426950408889634)
+# log 2 in two parts; the high one has trailing zeros, so that its product with k is exact.
+_LOG2_HIGH = tl.constexpr(float.fromhex("0x1.62e4p-1"))
+_LOG2_LOW = tl.constexpr(float.fromhex("0x1.7f7d1cp-20"))
+_LOG2_HIGH_64 = tl.constexpr(float.fromhex("0x1.62e42fefa38p-1"))
+_LOG2_LOW_64 = tl.constexpr(float.fromhex("0x1.ef35793c7673p-45"))
+_ROOT_HALF = tl.constexpr(0.7071067811865476)
+_DENSITY = tl.constexpr(0.3989422804014327)
+_TANH_SCALE = tl.constexpr(0.7978845608028654)
+_TANH_CUBE = tl.constexpr(0.044715)
+_TANH_CUBE_3 = tl.constexpr(0.134145)
+
+
+@triton.jit
+def _reduced(t):
+    """(k, r) with t = k log 2 + r, |r| <= log(2) / 2."""
+    k = tl.floor(t * _LOG2E + 0.5)
+    if t.dtype == tl.float64:
+        return k, (t - k * _LOG2_HIGH_64) - k * _LOG2_LOW_64
+    else:
+        return k, (t - k * _LOG2_HIGH) - k * _LOG2_LOW
+
+
+@triton.jit
+def exp(t):
+    """e^t; in float32 within 3 units of the last place, Inf from 88.4 on."""
+    if t.dtype == tl.float64:
+        return tl.exp(t)
+    else:
+        bounded = tl.where(t > 89.0, 89.0, t)  # a NaN stays
+        bounded = tl.where(bounded < -105.0, -105.0, bounded)
+        k, r = _reduced(bounded)
+        return tl.exp2(r * _LOG2E) * tl.exp2(k)
+
+
+@triton.jit
+def _small_expm1(r):
+    """e^r - 1 for |r| <= log(2) / 2: r + r^2 q(r), q a minimax polynomial."""
+    if r.dtype == tl.float64:
+        q = 2.0926941090615536736e-9 * r + 2.511228843238610704e-8
+        q = q * r + 2.7557233365243381885e-7
+        q = q * r + 2.7557234099292213311e-6
+        q = q * r + 0.000024801587373738906899
+        q = q * r + 0.000198412698971945492
+        q = q * r + 0.0013888888888858438171
+        q = q * r + 0.0083333333333166847213
+        q = q * r + 0.041666666666666724539
+        q = q * r + 0.16666666666666683914
+        q = q * r + 0.49999999999999999966
+    else:
+        q = 0.001395054047 * r + 0.008368917868
+        q = q * r + 0.04166620506
+        q = q * r + 0.166665186
+        q = q * r + 0.5000000095
+    return r + r * r * q
+
+
+@triton.jit
+def tanh(t):
+    """e / (e + 2) with e = e^(2 |t|) - 1, which keeps the digits of small t."""
+    size = tl.abs(t)
+    bounded = tl.where(size > 20.0, 20.0, size)
+    k, r = _reduced(bounded + bounded)
+    power = tl.exp2(k)
+    e = power * _small_expm1(r) + (power - 1.0)
+    h = e / (e + 2.0)
+    return tl.where(t < 0.0, -h, tl.where(size == 0.0, t, h))
+
+
+@triton.jit
+def sigmoid(t):
+    return 1.0 / (1.0 + exp(-t))
+
+
+@triton.jit
+def _gelu_tanh_inner(t):
+    return tanh((t + t * t * t * _TANH_CUBE) * _TANH_SCALE)
+
+
+@triton.jit
+def value(name: tl.constexpr, t):
+    """f(t)."""
+    if name == "sigmoid":
+        return sigmoid(t)
+    elif name == "tanh":
+        return tanh(t)
+    elif name == "relu":
+        return tl.where(t < 0.0, 0.0, t)
+    elif name == "gelu":
+        return t * 0.5 * (1.0 + tl.erf(t * _ROOT_HALF))
+    elif name == "gelu_tanh":
+        return 0.5 * t * (1.0 + _gelu_tanh_inner(t))
+    elif name == "silu":
+        return t / (1.0 + exp(-t))
+    elif name == "hardsigmoid":
+        raised = tl.where(t + 3.0 < 0.0, 0.0, t + 3.0)
+        return tl.where(raised > 6.0, 6.0, raised) / 6.0
+    else:
+        tl.static_assert(name == "identity", "unknown activation")
+        return t
+
+
+@triton.jit
+def slope(name: tl.constexpr, t):
+    """f'(t); at the kinks and at NaN that of PyTorch's backward formulas."""
+    if name == "sigmoid":
+        s = sigmoid(t)
+        return (1.0 - s) * s
+    elif name == "tanh":
+        h = tanh(t)
+        return 1.0 - h * h
+    elif name == "relu":
+        return tl.where(t <= 0.0, 0.0, 1.0).to(t.dtype)
+    elif name == "gelu":
+        return 0.5 * (1.0 + tl.erf(t * _ROOT_HALF)) + t * (exp(-0.5 * t * t) * _DENSITY)
+    elif name == "gelu_tanh":
+        h = _gelu_tanh_inner(t)
+        inner_slope = (1.0 + t * t * _TANH_CUBE_3) * _TANH_SCALE
+        return 0.5 * (1.0 + h) + 0.5 * t * (1.0 - h * h) * inner_slope
+    elif name == "silu":
+        s = sigmoid(t)
+        return s * (1.0 + t * (1.0 - s))
+    elif name == "hardsigmoid":
+        return tl.where((t > -3.0) & (t < 3.0), tl.full(t.shape, 1.0 / 6.0, t.dtype), 0.0)
+    else:
+        tl.static_assert(name == "identity", "unknown activation")
+        return tl.full(t.shape, 1.0, t.dtype)
+
+
+@triton.jit
+def tangent(name: tl.constexpr, t, direction):
+    """f'(t) times a direction; where f is flat nothing comes through, not even Inf."""
+    if name == "identity":
+        return direction
+    else:
+        by = slope(name, t)
+        product = by * direction
+        if name == "relu" or name == "hardsigmoid":
+            product = tl.where(by == 0.0, 0.0, product)
+        return product

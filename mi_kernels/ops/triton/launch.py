@@ -1,0 +1,86 @@
+"""Starts kernels: on the device of the tensors and its current stream, unless there is nothing to do."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+
+class Target(NamedTuple):
+    """What kernels are compiled for: compute capability, and whether Triton is older than 3.9."""
+
+    capability: tuple[int, int]
+    old: bool
+
+
+class Launch(NamedTuple):
+    """One kernel with its arguments, constants included, and its options."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+
+class Recorder(NamedTuple):
+    target: Target
+    launches: list[Launch]
+
+
+_OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
+_recorders: list[Recorder] = []
+
+
+@functools.cache
+def _device_target(index: int | None) -> Target:
+    return Target(torch.cuda.get_device_capability(index), _OLD)
+
+
+def target(device: torch.device) -> Target:
+    """The target of a device; the interpreter computes what the kernels of capability 8.0 would."""
+    if _recorders:
+        return _recorders[-1].target
+    return _device_target(device.index) if device.type == "cuda" else Target((8, 0), _OLD)
+
+
+def launch(
+    device: torch.device, kernel: Any, programs: int, arguments: dict[str, Any], warps: int, stages: int
+) -> None:
+    """Run ``programs`` instances of a kernel; none where the result is empty."""
+    if programs == 0:
+        return
+    # Stated because the default depends on the version; a product of floats is not to be rounded twice.
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    if _recorders:
+        _recorders[-1].launches.append(Launch(kernel, programs, arguments, options))
+        return
+    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with guard:
+        kernel[(programs,)](**arguments, **options)
+
+
+@contextlib.contextmanager
+def recording(capability: tuple[int, int], old: bool = _OLD) -> Iterator[list[Launch]]:
+    """Kernels are listed instead of started, as they would be on a device of this capability.
+
+    Meta tensors can stand for real ones.
+    """
+    recorder = Recorder(Target(capability, old), [])
+    _recorders.append(recorder)
+    try:
+        yield recorder.launches
+    finally:
+        _recorders.pop()
+
+
+def operand(tensor: Tensor | None, dims: int) -> tuple[Any, ...] | None:
+    """A tensor with its strides, as kernels take it; missing leading dimensions have stride 0."""
+    return None if tensor is None else (tensor, *(0,) * (dims - tensor.dim()), *tensor.stride())
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
