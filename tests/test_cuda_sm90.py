@@ -1,14 +1,26 @@
-"""The sm_90a engine without a GPU: its index functions, and the engine itself on the machine of sm90/machine.h."""
+"""The sm_90a engine without a GPU: its index functions, the engine itself on the machine of sm90/machine.h,
+and what the compiler for 90a makes of it."""
 
+import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+
+from mi_kernels.testing import sass
 
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++") or shutil.which("c++")
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+NVCC = shutil.which("nvcc") or shutil.which(
+    "nvcc", path=os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"
+)
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+needs_nvcc = pytest.mark.skipif(
+    NVCC is None or sass.disassembler("cuobjdump") is None, reason="no nvcc or no cuobjdump"
+)
 
 
 def build(source: Path, program: Path, *flags: str) -> Path:
@@ -23,11 +35,13 @@ def run(program: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
 
 
+@needs_compiler
 def test_layouts_agree_with_the_documents(tmp_path):
     done = run(build(ROOT / "tests/sm90/layouts.cpp", tmp_path / "layouts", "-O1"))
     assert done.returncode == 0, done.stderr
 
 
+@needs_compiler
 def test_the_engine_agrees_with_the_formula(tmp_path):
     done = run(build(ROOT / "tests/sm90/engine.cpp", tmp_path / "engine", "-O2"), "2")
     assert done.returncode == 0, done.stderr
@@ -36,7 +50,11 @@ def test_the_engine_agrees_with_the_formula(tmp_path):
 # What goes wrong on hardware only now and then: the machine has to notice each. (file, text, replacement)
 FAULTS = {
     "operand overwritten while wgmma reads it": ("engine_sm90.cuh", "mma_wait<1>()", "mma_wait<2>()"),
-    "sums read before wgmma is done": ("engine_sm90.cuh", "mma_wait<0>();\n      M::hold(left)", "mma_wait<1>()"),
+    "sums read before wgmma is done": (
+        "engine_sm90.cuh",
+        "mma_wait<0>();\n      M::hold(left)",
+        "mma_wait<1>()",
+    ),
     "stage released while wgmma reads it": (
         "engine_sm90.cuh",
         "release(ring.stage == 0 ? Shape::kStages - 1 : ring.stage - 1);\n    advance",
@@ -58,6 +76,7 @@ FAULTS = {
 }
 
 
+@needs_compiler
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_machine_notices(fault, tmp_path):
     name, text, replacement = FAULTS[fault]
@@ -70,3 +89,64 @@ def test_the_machine_notices(fault, tmp_path):
     done = run(program, "2")
     assert done.returncode == 1, "nothing was noticed"
     assert done.stderr
+
+
+# Outputs per tile, blocks of a cluster, element type of every kernel in interaction_sm90.cu.
+KERNELS = {(out, cluster, "BF16") for out in (64, 128, 256) for cluster in (1, 2)}
+KERNELS |= {(out, cluster, "F16") for out in (64, 128) for cluster in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What nvcc says of the kernels, and their machine code by outputs per tile, cluster and element type."""
+    cubin = tmp_path_factory.mktemp("sm90") / "interaction_sm90.cubin"
+    torch_headers = Path(torch.__file__).parent / "include"
+    command = [NVCC, "-gencode=arch=compute_90a,code=sm_90a", "-std=c++20", "-O3", "-Xptxas=-v", "-cubin"]
+    command += [
+        "--expt-relaxed-constexpr",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-isystem",
+        torch_headers,
+    ]
+    source = ROOT / "csrc/cuda/interaction_sm90.cu"
+    done = subprocess.run([*command, "-o", cubin, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = {}
+    for text in re.split(r"Function : ", sass.text_of(cubin))[1:]:
+        name = re.search(r"(Bf16|F16)ENS\d_5ShapeILi(\d+)ELi(\d)E", text.split("\n", 1)[0])
+        kernels[int(name[2]), int(name[3]), name[1].upper()] = text
+    return done.stderr, kernels
+
+
+@needs_nvcc
+def test_every_kernel_compiles_without_spills(compiled):
+    report, kernels = compiled
+    assert set(kernels) == KERNELS
+    assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(KERNELS)
+    assert "erialized" not in report and "warning" not in report.lower(), report
+    for text in kernels.values():
+        assert not re.search(r"\b(LDL|STL)\b", text), "local memory"
+        # setmaxnreg gives a consumer 232.
+        assert max(int(r) for r in re.findall(r"\bR(\d+)\b", text)) < 232
+
+
+@needs_nvcc
+def test_the_machine_code_uses_the_tensor_cores_and_the_copy_engine(compiled):
+    for (out, cluster, dtype), text in compiled[1].items():
+        products = re.findall(r"HGMMA\.64x(\d+)x16\.F32(\.BF16)? R\d+, (R\d+), gdesc", text)
+        assert len(products) == text.count("HGMMA"), "a left operand is not in registers"
+        # Scaled: even and odd steps, the one that is left, and that of U. Exact: a step, and that of U.
+        assert len(products) == 4 * (4 if dtype == "BF16" else 2)
+        assert {(int(n), bf16 == ".BF16") for n, bf16, _ in products} == {(out, dtype == "BF16")}
+        loads = re.findall(r"UTMALDG\.4D(\.MULTICAST)?", text)
+        assert len(loads) == 5 and loads.count(".MULTICAST") == (3 if cluster == 2 else 0)  # x, z; W, U, V
+        assert "UTMASTG.4D" in text and "USETMAXREG" in text
+        assert ("UCGABAR_ARV" in text) == (cluster == 2)
+
+
+@needs_nvcc
+def test_no_operand_is_overwritten_while_it_is_read(compiled):
+    for key, text in compiled[1].items():
+        found = list(sass.loops(text))
+        assert found, f"{key}: no loop with wgmma from registers"
+        assert [loop.hazards for loop in found if loop.hazards] == [], key
