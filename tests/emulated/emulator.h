@@ -7,8 +7,10 @@
 #include <ucontext.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <type_traits>
 #include <vector>
@@ -19,7 +21,7 @@ namespace mi_kernels::cuda {
 
 class Block {
  public:
-  static constexpr int kStack = 256 << 10, kWarp = 32;
+  static constexpr int kStack = 64 << 10, kThreads = 256, kWarp = 32;
   static inline Block* now = nullptr;
 
   int64_t index[3];
@@ -39,7 +41,7 @@ class Block {
     ucontext_t start;
     jmp_buf place;
     bool started = false, done = false;
-    std::vector<std::vector<Copy>> groups{{}};
+    std::vector<std::vector<Copy>> groups{1};
     int64_t exchanges = 0;
   };
   struct Lane {
@@ -47,8 +49,8 @@ class Block {
     const char* address;
   };
 
-  Block(int threads, size_t shared_bytes) : shared(shared_bytes + 128), threads_(threads), warps_(threads / kWarp + 1) {
-    stacks_.resize(size_t(threads) * kStack);
+  Block(int threads, size_t shared_bytes) : shared(shared_bytes + 128), threads_(threads), warps_(threads / kWarp) {
+    if (threads > kThreads) std::abort();
   }
 
   void run(const std::function<void()>& body, int64_t x, int64_t y) {
@@ -108,7 +110,7 @@ class Block {
     if (t.started) _longjmp(t.place, 1);
     t.started = true;
     getcontext(&t.start);
-    t.start.uc_stack.ss_sp = stacks_.data() + size_t(current_) * kStack;
+    t.start.uc_stack.ss_sp = stacks_.get() + size_t(current_) * kStack;
     t.start.uc_stack.ss_size = kStack;
     t.start.uc_link = nullptr;
     makecontext(&t.start, &Block::entry, 0);
@@ -126,7 +128,8 @@ class Block {
   Barrier block_;
   std::vector<Warp> warps_;
   std::vector<Thread> threads_state_;
-  std::vector<char> stacks_;
+  // Not a vector, which would clear it for every launch.
+  static inline const std::unique_ptr<char[]> stacks_{new char[size_t(kThreads) * kStack]};
   const std::function<void()>* body_ = nullptr;
   jmp_buf scheduler_;
 };
