@@ -50,7 +50,8 @@ def cuda_options() -> list[str]:
     """What the environment says of the CUDA kernels, for CMake, which decides where it says nothing."""
     force, archs = os.environ.get("FORCE_CUDA", ""), os.environ.get("MI_KERNELS_CUDA_ARCHS", "")
     wanted = "AUTO" if force == "" else "OFF" if force == "0" else "ON"
-    return [f"-DMI_CUDA={wanted}", f"-DMI_CUDA_ARCHS={';'.join(archs.replace(',', ' ').replace(';', ' ').split())}"]
+    listed = ";".join(archs.replace(",", " ").replace(";", " ").split())
+    return [f"-DMI_CUDA={wanted}", f"-DMI_CUDA_ARCHS={listed}"]
 
 
 class CMakeBuild(build_ext):

@@ -41,6 +41,7 @@ list(REMOVE_ITEM cuda_sources ${sm90_sources})
 
 add_library(mi_cuda_options INTERFACE)
 target_link_libraries(mi_cuda_options INTERFACE mi_stable_abi)
+target_include_directories(mi_cuda_options SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_options(mi_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-unused-parameter,-Wno-psabi;--expt-relaxed-constexpr;-Xptxas=-warn-spills>")
 

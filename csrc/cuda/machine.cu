@@ -1,6 +1,7 @@
 // The GPUs of this process and torch's streams on them.
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include <array>
 #include <mutex>
@@ -28,8 +29,6 @@ CurrentStream find_current_stream() {
   return reinterpret_cast<CurrentStream>(found);
 }
 
-}  // namespace
-
 const Machine& machine_of(int device) {
   static constexpr int kDevices = 64;
   static std::array<Machine, kDevices> machines;
@@ -44,11 +43,25 @@ const Machine& machine_of(int device) {
   return machines[size_t(device)];
 }
 
-cudaStream_t current_stream(int device) {
+void* current_stream(int device) {
   static const CurrentStream get = find_current_stream();
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
-  return static_cast<cudaStream_t>(stream);
+  return stream;
 }
+
+}  // namespace
+
+struct Place::Guard {
+  torch::stable::accelerator::DeviceGuard device;
+};
+
+Place::Place(const Tensor& like) {
+  const int device = int(like.get_device_index());
+  guard_ = std::make_unique<Guard>(Guard{torch::stable::accelerator::DeviceGuard(device)});
+  stream_ = current_stream(device);
+  machine_ = machine_of(device);
+}
+Place::~Place() = default;
 
 }  // namespace mi_kernels::cuda
