@@ -43,6 +43,7 @@ struct Call {
   Elements bias;      // [groups, out]: `row` is not used
   uint16_t* result;   // y [groups, rows, out], contiguous
   bool store_blocks;  // through the tensor map of y, else element by element
+  int split;          // Shape::kSplit: blocks that share a tile, a cluster for each tile
 };
 
 template <class M, class T, class Shape>
@@ -81,10 +82,10 @@ struct Producer {
     }
     advance<Shape::kStages>(ring);
   }
-  MI_DEVICE void weights(Factor factor, int block, int contexts, bool plain) {
+  MI_DEVICE void weights(Factor factor, int block, int first, int contexts, bool plain) {
     const int col = block * kDepth, group = tile.group;
     MI_NO_UNROLL
-    for (int i = 0; i < contexts; ++i) block_of(&call.weight, col, i, group * call.weight_group);
+    for (int i = first; i < first + contexts; ++i) block_of(&call.weight, col, i, group * call.weight_group);
     if (!plain) return;
     if (factor == Factor::x)
       block_of(&call.weight_x, col, 0, group * call.weight_x_group);
@@ -100,6 +101,7 @@ struct Consumer {
   const Call<M>& call;
   const uint32_t base;
   const int warpgroup, thread;  // within the warpgroup
+  const Share share;
   const uint16_t* scales[2] = {};
   Ring ring = {};
   uint32_t left[kInstructions][4];       // the operand
@@ -110,8 +112,8 @@ struct Consumer {
   using Scale = uint32_t;
   MI_DEVICE static uint16_t half(Scale z, int row) { return uint16_t(row == 0 ? z : z >> 16); }
 
-  MI_DEVICE Consumer(const Call<M>& c, uint32_t b, int warp)
-      : call(c), base(b), warpgroup(warp / 4), thread(M::thread() % kWarpgroupThreads) {}
+  MI_DEVICE Consumer(const Call<M>& c, uint32_t b, int warp, Share part)
+      : call(c), base(b), warpgroup(warp / 4), thread(M::thread() % kWarpgroupThreads), share(part) {}
 
   MI_DEVICE uint32_t stage() const { return base + uint32_t(ring.stage * Shape::kStageBytes); }
   MI_DEVICE void wait() { M::template barrier_wait<false>(base + uint32_t(Shape::full(ring.stage)), ring.phase); }
@@ -126,7 +128,7 @@ struct Consumer {
   }
 
   MI_DEVICE float bias(const Tile& tile, int out) const {
-    if (!call.problem.bias || out >= call.problem.out) return 0;
+    if (!call.problem.bias || out >= call.problem.out || share.index > 0) return 0;
     return M::template widen<T>(call.bias.data[tile.group * call.bias.group + int64_t(out) * call.bias.col]);
   }
 
@@ -158,8 +160,9 @@ struct Consumer {
     advance<Shape::kStages>(ring);
   }
 
-  MI_DEVICE Scale scale(int i, int contexts) const {
-    if (i >= contexts) return T::kOne * 0x10001u;
+  // Past the last context, 1: what V and U are multiplied with.
+  MI_DEVICE Scale scale(int i, int last) const {
+    if (i >= last) return T::kOne * 0x10001u;
     const int64_t at = i * call.scales.col;
     return scales[0][at] | uint32_t(scales[1][at]) << 16;
   }
@@ -184,12 +187,12 @@ struct Consumer {
     advance<Shape::kStages>(ring);
   }
 
-  MI_DEVICE void scaled_weights(int contexts, int count) {
-    Scale even = scale(0, contexts), odd = scale(1, contexts);
+  MI_DEVICE void scaled_weights(int from, int last, int count) {
+    Scale even = scale(from, last), odd = scale(from + 1, last);
     MI_NO_UNROLL
     for (int i = 0; i + 1 < count; i += 2) {
       const Scale now = even, then = odd;
-      even = scale(i + 2, contexts), odd = scale(i + 3, contexts);
+      even = scale(from + i + 2, last), odd = scale(from + i + 3, last);
       scaled_step<0>(now, i == 0);
       scaled_step<1>(then, false);
     }
@@ -197,16 +200,17 @@ struct Consumer {
     M::template mma_wait<0>();
     M::hold(scaled[0]);
     M::hold(scaled[1]);
+    M::hold(sums);
     release(ring.stage == 0 ? Shape::kStages - 1 : ring.stage - 1);
   }
 
-  MI_DEVICE void exact_weights(int contexts, int count) {
+  MI_DEVICE void exact_weights(int from, int last, int count) {
     float part[kSums];
-    Scale next = scale(0, contexts);
+    Scale next = scale(from, last);
     MI_NO_UNROLL
     for (int i = 0; i < count; ++i) {
       const Scale z = next;
-      next = scale(i + 1, contexts);
+      next = scale(from + i + 1, last);
       wait();
       M::mma_fence();
       const uint64_t block = matrix_descriptor(stage());
@@ -225,12 +229,12 @@ struct Consumer {
     }
   }
 
-  MI_DEVICE void weights(Factor, int, int contexts, bool plain) {
+  MI_DEVICE void weights(Factor, int, int from, int contexts, bool plain) {
     const int count = contexts + (plain ? 1 : 0);
     if constexpr (kExact)
-      exact_weights(contexts, count);
+      exact_weights(from, from + contexts, count);
     else
-      scaled_weights(contexts, count);
+      scaled_weights(from, from + contexts, count);
   }
 
   // ---- the result ----
@@ -265,22 +269,44 @@ struct Consumer {
     M::store_commit();
   }
 
-  MI_DEVICE void store_elements(const Tile& tile) {
+  MI_DEVICE void store_pair(const Tile& tile, int row, int col, uint32_t pair) {
     const Problem& p = call.problem;
-    pairs([&](int row, int col, uint32_t pair) {
-      const int b = tile.row + warpgroup * kWarpgroupRows + row, o = tile.out + col;
-      if (b >= p.rows) return;
-      uint16_t* y = call.result + (int64_t(tile.group) * p.rows + b) * p.out + o;
-      if (o < p.out) y[0] = uint16_t(pair);
-      if (o + 1 < p.out) y[1] = uint16_t(pair >> 16);
-    });
+    const int b = tile.row + warpgroup * kWarpgroupRows + row, o = tile.out + col;
+    if (b >= p.rows) return;
+    uint16_t* y = call.result + (int64_t(tile.group) * p.rows + b) * p.out + o;
+    if (o < p.out) y[0] = uint16_t(pair);
+    if (o + 1 < p.out) y[1] = uint16_t(pair >> 16);
+  }
+
+  // Where blocks share a tile: each stores a part of the columns, whose sums it adds in the order of the shares, so that
+  // the result does not depend on who was first.
+  MI_DEVICE void store_share(const Tile& tile) {
+    const int index = M::fresh(warpgroup * kWarpgroupThreads + thread);
+    M::sync_consumers();  // the other warpgroup may still read the stages
+    MI_UNROLL
+    for (int r = 0; r < kSums; ++r) M::shared_store(base + uint32_t(Shape::sum_byte(index, r)), sums[r]);
+    M::sync_cluster();
+    const int mine = kSums / share.count;
+    MI_NO_UNROLL
+    for (int r = share.index * mine; r < (share.index + 1) * mine; r += 2) {
+      float low = 0, high = 0;
+      MI_NO_UNROLL
+      for (int s = 0; s < share.count; ++s) {
+        low += M::shared_load_at(base + uint32_t(Shape::sum_byte(index, r)), s);
+        high += M::shared_load_at(base + uint32_t(Shape::sum_byte(index, r + 1)), s);
+      }
+      const Place place = sum_place(index % kWarpgroupThreads, r);
+      store_pair(tile, place.row, place.col, M::template pack<T>(low, high));
+    }
   }
 
   MI_DEVICE void finish(const Tile& tile) {
-    if (call.store_blocks)
+    if constexpr (Shape::kSplit)
+      store_share(tile);
+    else if (call.store_blocks)
       store_blocks(tile);
     else
-      store_elements(tile);
+      pairs([&](int row, int col, uint32_t pair) { store_pair(tile, row, col, pair); });
   }
 };
 
@@ -296,13 +322,17 @@ MI_DEVICE void forward(const Call<M>& call, const void* shared) {
     }
     M::barrier_init_fence();
   }
+  // Blocks that only share a tile meet when they have something to exchange.
   if constexpr (Shape::kCluster > 1)
     M::sync_cluster();
   else
     M::sync_block();
 
   const Schedule<Shape> schedule(call.problem);
-  const int first = M::block() / Shape::kCluster, step = M::blocks() / Shape::kCluster;
+  Share share;
+  if constexpr (Shape::kSplit) share = {M::rank(), call.split};
+  const int together = Shape::kCluster * share.count;
+  const int first = M::block() / together, step = M::blocks() / together;
   if (warp >= kConsumerWarps) {
     M::template give_registers<kLoaderRegisters>();
     if (M::thread() == kConsumerWarps * 32) {
@@ -310,24 +340,25 @@ MI_DEVICE void forward(const Call<M>& call, const void* shared) {
       MI_NO_UNROLL
       for (int unit = first; unit < schedule.units; unit += step) {
         producer.tile = schedule.tile(unit, rank);
-        walk(call.problem, producer);
+        walk(call.problem, share, producer);
       }
     }
     M::sync_warp();
+    if constexpr (Shape::kSplit) M::sync_cluster();  // that of store_share()
   } else {
     M::template take_registers<kConsumerRegisters>();
-    Consumer<M, T, Shape, kExact> consumer(call, base, warp);
+    Consumer<M, T, Shape, kExact> consumer(call, base, warp, share);
     MI_NO_UNROLL
     for (int unit = first; unit < schedule.units; unit += step) {
       const Tile tile = schedule.tile(unit, rank);
       consumer.begin(tile);
-      walk(call.problem, consumer);
+      walk(call.problem, share, consumer);
       consumer.finish(tile);
     }
     if (consumer.thread == 0) M::store_wait();
   }
-  // No block may end while another of its cluster still writes to its shared memory or arrives on its barriers.
-  if constexpr (Shape::kCluster > 1) M::sync_cluster();
+  // No block may end while another of its cluster still uses its shared memory or its barriers.
+  if constexpr (Shape::kCluster > 1 || Shape::kSplit) M::sync_cluster();
 }
 
 }  // namespace mi_kernels::cuda::sm90

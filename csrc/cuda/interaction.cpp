@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "calls.h"
+#include "forward_sm90.h"
 #include "modulate_call.h"
 #include "registration.h"
 
@@ -35,12 +36,13 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   if (y.numel() == 0) return y;
   const Place place(x);
   Optional kept;
-  const Operand w = contiguous_weight(weight, a.grouped, kept);
+  const Operand ox = operand(x, a.grouped), oz = operand(z, a.grouped), w = contiguous_weight(weight, a.grouped, kept);
+  const Operand u = operand(weight_z, a.grouped), v = operand(weight_x, a.grouped), c = operand(bias, a.grouped);
+  if (run_forward_sm90(place, p, dtype, ox, oz, w, u, v, c, y.mutable_data_ptr())) return y;
   for_dtype(dtype, [&](auto t) {
     using T = decltype(t);
-    const auto call = forward_call<T>(p, operand(x, a.grouped), operand(z, a.grouped), w, operand(weight_z, a.grouped),
-                                      operand(weight_x, a.grouped), operand(bias, a.grouped),
-                                      output<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out), place.machine());
+    const auto call = forward_call<T>(p, ox, oz, w, u, v, c, output<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out),
+                                      place.machine());
     run_product<T>(place, x, call, launch_forward<T>);
   });
   return y;
@@ -211,6 +213,7 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   Grid grid{};
   int64_t bytes = 0;
   if (primitive == "forward") {
+    if (const std::string plan = describe_forward_sm90(p, dtype, terms, machine); !plan.empty()) return plan;
     grid = plan_product(p.groups, p.rows, p.out, terms & 1 ? weight : 0, true, dtype, machine);
     bytes = scratch(grid, p.groups * p.rows * p.out);
   } else if (primitive == "input_grads" && terms & 1) {

@@ -3,8 +3,6 @@
 
 #include "engine_sm90.cuh"
 
-struct CUstream_st;  // cudaStream_t, without the headers of CUDA
-
 namespace mi_kernels::cuda::sm90 {
 
 struct ForwardOperands {
@@ -18,6 +16,7 @@ struct ForwardOperands {
 struct ForwardChoice {
   int out_tile;  // Shape::kOut: 64, 128 or 256
   int cluster;   // Shape::kCluster
+  int split;     // blocks that share a tile; more than 1: Shape::kSplit
   bool exact;
   int blocks;
 };
@@ -42,30 +41,37 @@ inline const char* refusal(const ForwardOperands& f) {
   return nullptr;
 }
 
-// Times of a tile relative to 256 outputs on all processors. *Estimates*: a step takes 16 packed products for 4 wgmmas
-// of kOut columns, so that a narrow tile spends more of its time on them; nothing has been measured.
+// The choice with the least time by these *estimates*, in steps of one column; nothing has been measured. A step takes the
+// tensor cores kOut columns and the consumers 16 packed products; a tile has an end worth 8 steps; and the exchange of sums
+// through another block's shared memory is worth 16.
 inline ForwardChoice choose_forward(const Problem& p, bool bfloat16, int processors) {
-  // Products z x overflow float16 where z W x does not.
-  ForwardChoice best{0, 1, !bfloat16, 0};
-  best.cluster = p.rows > kRows ? 2 : 1;
-  const int units = divide_up(p.rows, kRows * best.cluster) * p.groups, at_once = processors / best.cluster;
+  const auto steps = double(divide_up(p.width, kDepth)) * ((p.weight ? p.context : 0) + (p.weight_x ? 1 : 0)) +
+                     (p.weight_z ? divide_up(p.context, kDepth) : 0);
+  ForwardChoice best{};
   double least = 0;
-  for (const int out : {64, 128, 256}) {
-    if (best.exact && out > 128) continue;  // two accumulators of 256 columns do not fit into the registers
-    const int64_t tiles = int64_t(units) * divide_up(p.out, out);
-    const double time = double((tiles + at_once - 1) / at_once) * (out + 16);
-    if (best.out_tile != 0 && time > least) continue;
-    least = time;
-    best.out_tile = out;
-    best.blocks = int(tiles < at_once ? tiles : at_once) * best.cluster;
-  }
+  for (const int out : {64, 128, 256})
+    for (const int split : {1, 2, 4, 8}) {
+      // Products z x overflow float16 where z W x does not: the exact form. Two accumulators of 256 columns do not fit.
+      ForwardChoice c{out, split == 1 && p.rows > kRows ? 2 : 1, split, !bfloat16, 0};
+      if ((c.exact || split > 1) && out > 128) continue;
+      const int64_t units = int64_t(divide_up(p.rows, kRows * c.cluster)) * divide_up(p.out, out) * p.groups;
+      const int at_once = processors / (c.cluster * split);
+      if (split > 1 && (units > at_once || !p.weight || p.context < 2 * split)) continue;
+      const auto waves = double((units + at_once - 1) / at_once);
+      const double time = waves * (steps / split + 8 + (split > 1 ? 16 : 0)) * (out + 16);
+      if (best.out_tile != 0 && time >= least) continue;
+      least = time;
+      best = c;
+      best.blocks = int(units < at_once ? units : at_once) * c.cluster * split;
+    }
   return best;
 }
 
 // The arguments of the kernel of a shape. encode(view, rows of a box) makes a tensor map of boxes [rows, 64].
 template <class M, class Shape, class Encode>
-Call<M> forward_call(const ForwardOperands& f, Encode&& encode) {
+Call<M> forward_call(const ForwardOperands& f, int split, Encode&& encode) {
   Call<M> call = {};
+  call.split = split;
   call.problem = f.problem;
   call.scales = f.scales;
   call.bias = f.bias;
@@ -91,6 +97,6 @@ Call<M> forward_call(const ForwardOperands& f, Encode&& encode) {
 }
 
 // Launches it on the current device. The caller has seen to it that refusal() is null and no dimension of y is empty.
-void run_forward(const ForwardOperands& f, const ForwardChoice& choice, bool bfloat16, CUstream_st* stream);
+void run_forward(const ForwardOperands& f, const ForwardChoice& choice, bool bfloat16, void* stream);
 
 }  // namespace mi_kernels::cuda::sm90

@@ -52,6 +52,13 @@ Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t wid
   return g;
 }
 
+bool prefers_sm90(const Problem& p, DType dtype, bool weight, const Machine& machine) {
+  if (machine.arch != 90 || storage_bytes(dtype) != 2 || !weight || p.context == 0) return false;
+  // Tiles of 128 rows and at least 64 outputs, steps of 64 inputs. *Estimates*: the engine is worth while where half of
+  // the rows and outputs and three quarters of the inputs are there.
+  return p.rows >= 64 && p.out >= 32 && p.width >= 48 * ceil_div(p.width, 64);
+}
+
 bool whole_chunks(const void* data, DType dtype, int64_t along, int64_t length, int64_t line, int64_t group, int64_t item) {
   const int64_t elements = 16 / storage_bytes(dtype);
   return along == 1 && length % elements == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0 && line % elements == 0 &&

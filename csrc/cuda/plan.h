@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../dtypes.h"
+#include "../operand.h"
 #include "machine.h"
 #include "mma_layout.h"
 
@@ -28,6 +29,10 @@ struct Grid {
 Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, bool may_split, DType, const Machine&);
 // T[rows][width] of each of `context` items, summed over them to dx and along itself to dz; splits are of the items.
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType, const Machine&);
+
+// Whether a forward pass is one for the sm_90a engine; where its tensors are not aligned to 16 bytes, the mma engine takes
+// it all the same.
+bool prefers_sm90(const Problem&, DType, bool weight, const Machine&);
 
 // Whether an operand can be brought in chunks of sixteen bytes: contiguous along a line of whole chunks, every line,
 // group and item of which begins on a multiple of sixteen bytes. The only place that decides it.

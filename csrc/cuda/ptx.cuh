@@ -110,6 +110,7 @@ struct Hopper {
   static MI_DEVICE void sync_warpgroup(int warpgroup) {
     asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
   }
+  static MI_DEVICE void sync_consumers() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
   static MI_DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
   }
@@ -181,6 +182,19 @@ struct Hopper {
   static MI_DEVICE void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
   static MI_DEVICE void shared_store(uint32_t to, uint32_t value) {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+  }
+  static MI_DEVICE void shared_store(uint32_t to, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+  }
+  // From the same address in block `rank` of the cluster.
+  static MI_DEVICE float shared_load_at(uint32_t from, int rank) {
+    float value;
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];\n}\n"
+        : "=f"(value)
+        : "r"(from), "r"(rank)
+        : "memory");
+    return value;
   }
 
   // ---- registers ----

@@ -92,10 +92,13 @@ MI_HOST_DEVICE constexpr void advance(Ring& ring) {
   ring.phase ^= ring.stage == 0 ? 1u : 0u;
 }
 
-// The shape of a kernel: kOut outputs per tile, kCluster blocks (neighbours along the rows) that share their weights.
-template <int kOutputs, int kBlocks>
+// The shape of a kernel: kOut outputs per tile; kCluster blocks, neighbours along the rows, that share their weights; or
+// kSplit: a cluster of blocks for one tile, each with a share of the steps, where there are few tiles.
+template <int kOutputs, int kBlocks, bool kShareTile = false>
 struct Shape {
   static constexpr int kOut = kOutputs, kCluster = kBlocks;
+  static constexpr bool kSplit = kShareTile;
+  static_assert(!kSplit || kCluster == 1);
   static constexpr int kWeightBytes = kOut * kRowBytes;
   static constexpr int kOperandBytes = kRows * kRowBytes;
   static constexpr int kStageBytes = kWeightBytes > kOperandBytes ? kWeightBytes : kOperandBytes;
@@ -104,15 +107,19 @@ struct Shape {
   static constexpr int kBarrierBytes = 256;
   static constexpr int kFit = (kSharedBytes - kAlignment - kResultBytes - kBarrierBytes) / kStageBytes;
   static constexpr int kStages = kFit < 8 ? kFit : 8;
-  // From the first multiple of 1024: stages, results, then the barriers: full and empty of each stage.
+  // From the first multiple of 1024: stages, results, then the barriers: full and empty of each stage. Where blocks share
+  // a tile, their sums take the place of the stages at the end.
   static constexpr int kResults = kStages * kStageBytes;
   static constexpr int kBarriers = kResults + kResultBytes;
   static constexpr int kBytes = kAlignment + kBarriers + kBarrierBytes;
   static_assert(kOut % 64 == 0 && kOut <= 256 && (kCluster == 1 || kCluster == 2));
   static_assert(kStages >= 3 && 2 * kStages * 8 <= kBarrierBytes && kBytes <= kSharedBytes);
+  static_assert(kRows * kOut * 4 <= kResults, "the sums do not fit into the stages");
   static_assert(kStageBytes % kAlignment == 0 && kResultBytes % kAlignment == 0);
   static_assert(kWeightBytes / kCluster % kAlignment == 0, "each block of a cluster loads whole groups of eight rows");
 
+  // The r-th sum of a thread, where all threads of a warp write to different banks.
+  MI_HOST_DEVICE static constexpr int sum_byte(int thread, int r) { return (r * kConsumerWarps * 32 + thread) * 4; }
   MI_HOST_DEVICE static constexpr int full(int stage) { return kBarriers + 8 * stage; }
   MI_HOST_DEVICE static constexpr int empty(int stage) { return kBarriers + 8 * (kStages + stage); }
 };
@@ -147,20 +154,30 @@ struct Schedule {
 
 enum class Factor { x, z };
 
-// Walks the steps of a tile: visitor.operand(factor, block) for an operand, then visitor.weights(factor, block, contexts,
-// plain) for the `contexts` blocks of W and, if `plain`, the block of V or U that are multiplied with it.
+// The part of a tile's steps that one block takes where several share them: each takes a part of the contexts, V counts
+// as one more, and there are at least as many as shares.
+struct Share {
+  int index = 0, count = 1;
+};
+
+// Walks the steps of a tile, or a share of them: visitor.operand(factor, block) for an operand, then
+// visitor.weights(factor, block, first, contexts, plain) for the blocks of W from context `first` on and, if `plain`, the
+// block of V or U that are multiplied with it.
 template <class Visitor>
-MI_HOST_DEVICE void walk(const Problem& p, Visitor& visitor) {
-  const int contexts = p.weight ? p.context : 0;
-  if (contexts > 0 || p.weight_x)
+MI_HOST_DEVICE void walk(const Problem& p, Share share, Visitor& visitor) {
+  const int contexts = p.weight ? p.context : 0, all = contexts + (p.weight_x ? 1 : 0);
+  const int first = int(int64_t(all) * share.index / share.count);
+  const int last = int(int64_t(all) * (share.index + 1) / share.count);
+  const bool plain = last > contexts;
+  if (last > first)
     for (int block = 0; block < divide_up(p.width, kDepth); ++block) {
       visitor.operand(Factor::x, block);
-      visitor.weights(Factor::x, block, contexts, p.weight_x);
+      visitor.weights(Factor::x, block, first, last - first - (plain ? 1 : 0), plain);
     }
   if (p.weight_z)
-    for (int block = 0; block < divide_up(p.context, kDepth); ++block) {
+    for (int block = share.index; block < divide_up(p.context, kDepth); block += share.count) {
       visitor.operand(Factor::z, block);
-      visitor.weights(Factor::z, block, 0, true);
+      visitor.weights(Factor::z, block, 0, 0, true);
     }
 }
 

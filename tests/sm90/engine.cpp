@@ -47,6 +47,7 @@ struct Case {
   bool shared_weights = false;
   int bad_row = -1;      // x is NaN there
   int blocks = 0;        // of the grid, 0: as many as there are tiles
+  int split = 1;         // blocks for each tile
 };
 
 template <class T, class Shape, bool kExact>
@@ -72,10 +73,10 @@ void run(const Case& test, uint32_t seed) {
   if (p.bias) f.bias = {c.memory.data() + c.start, c.stride[0], 0, 1};
   if (const char* why = sm90::refusal(f)) emulated::fail(why);
   const auto call = sm90::forward_call<emulated::Machine, Shape>(
-      f, [](const sm90::View& view, int rows) { return emulated::Map{view, rows}; });
+      f, test.split, [](const sm90::View& view, int rows) { return emulated::Map{view, rows}; });
   const sm90::Schedule<Shape> schedule(p);
-  const int blocks = test.blocks ? test.blocks : schedule.units * Shape::kCluster;
-  emulated::launch(blocks, Shape::kCluster, seed, [&] { sm90::forward<emulated::Machine, T, Shape, kExact>(call, nullptr); });
+  const int blocks = test.blocks ? test.blocks : schedule.units * Shape::kCluster * test.split;
+  emulated::launch(blocks, Shape::kCluster * test.split, seed, [&] { sm90::forward<emulated::Machine, T, Shape, kExact>(call, nullptr); });
 
   // Half a step of the last digit of a number.
   const auto half_step = [](double value) { return value == 0 ? 0 : std::ldexp(1.0, std::ilogb(value) - (kBf ? 8 : 11)); };
@@ -136,6 +137,11 @@ int main(int argc, char** argv) {
       {{1, 300, 3, 40, 200, true, true, false, true}, false, -1, 2},  // more tiles than blocks
   });
   const std::vector<Case> wide = {{{1, 140, 6, 72, 300, true, true, true, true}, false, 139, 2}, few[1]};
+  const std::vector<Case> split = {
+      {{1, 7, 5, 136, 24, true, true, true, true}, false, -1, 0, 2},
+      {{2, 130, 9, 40, 40, true, true, true, true}, true, -1, 0, 4},
+      {{1, 3, 70, 16, 11, true, true, false, true}, false, 2, 0, 8},
+  };
   using namespace sm90;
 #ifndef MI_FEW
   run_all<Bf16, Shape<64, 1>, false>(all, seeds);
@@ -146,9 +152,11 @@ int main(int argc, char** argv) {
   run_all<Bf16, Shape<64, 1>, true>(few, seeds);
   run_all<F16, Shape<64, 2>, true>(all, seeds);
   run_all<F16, Shape<128, 1>, true>(few, seeds);
+  run_all<Bf16, Shape<64, 1, true>, false>(split, seeds);
+  run_all<F16, Shape<128, 1, true>, true>({split[1]}, seeds);
 #else
   run_all<Bf16, Shape<64, 2>, false>(few, seeds);
-  run_all<F16, Shape<64, 2>, true>(few, seeds);
+  run_all<F16, Shape<64, 1, true>, true>(split, seeds);
 #endif
   std::puts("the engine agrees with the formula");
 }

@@ -128,7 +128,7 @@ struct Block {
   std::vector<uint8_t> shared = std::vector<uint8_t>(228 * 1024, 0xFF);
   std::set<uint32_t> unfenced;
   std::map<uint32_t, Barrier> barriers;
-  Meeting all, warps[kThreads / 32], warpgroups[kThreads / 128];
+  Meeting all, consumers, warps[kThreads / 32], warpgroups[kThreads / 128];
 };
 
 struct Cluster {
@@ -274,6 +274,7 @@ struct Machine {
   static void sync_warp() { meet(my_warp()); }
   static void sync_block() { meet(here().all); }
   static void sync_warpgroup(int warpgroup) { meet(here().warpgroups[warpgroup]); }
+  static void sync_consumers() { meet(here().consumers); }
   static void sync_cluster() { meet(world->everyone); }
   static void barrier_init(uint32_t address, int count) {
     require(address % 8 == 0 && !here().barriers.count(address), "a barrier is not aligned, or initialised twice");
@@ -325,6 +326,13 @@ struct Machine {
     std::memcpy(&here().shared[to], &value, 4);
     here().unfenced.insert(to);
     world->now->unfenced.push_back(to);
+  }
+  static void shared_store(uint32_t to, float value) { shared_store(to, bits_of(value)); }
+  static float shared_load_at(uint32_t from, int rank) {
+    require(from % 4 == 0 && rank < world->cluster, "a load from another block's shared memory");
+    float value;
+    std::memcpy(&value, &world->members[size_t(rank)].shared[from], 4);
+    return value;
   }
 
   template <int kCount>
@@ -404,7 +412,7 @@ inline void run_cluster(Cluster& c) {
   c.everyone.expected = c.cluster * kThreads;
   for (int b = 0; b < c.cluster; ++b) {
     Block& block = c.members[size_t(b)];
-    block.all.expected = kThreads;
+    block.all.expected = kThreads, block.consumers.expected = 256;
     for (Meeting& m : block.warps) m.expected = 32;
     for (Meeting& m : block.warpgroups) m.expected = 128;
     for (int i = 0; i < kThreads; ++i) {
