@@ -98,18 +98,13 @@ KERNELS |= {(out, cluster, "F16") for out in (64, 128) for cluster in (1, 2)}
 KERNELS |= {(out, "split", dtype) for out in (64, 128) for dtype in ("BF16", "F16")}
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compile_kernels(folder: Path) -> tuple[str, dict[tuple, str]]:
     """What nvcc says of the kernels, and their machine code by what KERNELS has."""
-    cubin = tmp_path_factory.mktemp("sm90") / "interaction_sm90.cubin"
+    cubin = folder / "interaction_sm90.cubin"
     torch_headers = Path(torch.__file__).parent / "include"
     command = [NVCC, "-gencode=arch=compute_90a,code=sm_90a", "-std=c++20", "-O3", "-Xptxas=-v", "-cubin"]
-    command += [
-        "--expt-relaxed-constexpr",
-        "-DTORCH_TARGET_VERSION=0x020b000000000000",
-        "-isystem",
-        torch_headers,
-    ]
+    command += ["--expt-relaxed-constexpr", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    command += ["-isystem", torch_headers]
     source = ROOT / "csrc/cuda/interaction_sm90.cu"
     done = subprocess.run([*command, "-o", cubin, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -121,9 +116,7 @@ def compiled(tmp_path_factory):
     return done.stderr, kernels
 
 
-@needs_nvcc
-def test_every_kernel_compiles_without_spills(compiled):
-    report, kernels = compiled
+def check_resources(report: str, kernels: dict[tuple, str]) -> None:
     assert set(kernels) == KERNELS
     assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(KERNELS)
     assert "erialized" not in report and "warning" not in report.lower(), report
@@ -133,9 +126,8 @@ def test_every_kernel_compiles_without_spills(compiled):
         assert max(int(r) for r in re.findall(r"\bR(\d+)\b", text)) < 232
 
 
-@needs_nvcc
-def test_the_machine_code_uses_the_tensor_cores_and_the_copy_engine(compiled):
-    for (out, cluster, dtype), text in compiled[1].items():
+def check_instructions(kernels: dict[tuple, str]) -> None:
+    for (out, cluster, dtype), text in kernels.items():
         products = re.findall(r"HGMMA\.64x(\d+)x16\.F32(\.BF16)? R\d+, (R\d+), gdesc", text)
         assert len(products) == text.count("HGMMA"), "a left operand is not in registers"
         # Scaled: even and odd steps, the one that is left, and that of U. Exact: a step, and that of U.
@@ -147,9 +139,18 @@ def test_the_machine_code_uses_the_tensor_cores_and_the_copy_engine(compiled):
         assert ("UCGABAR_ARV" in text) == (cluster != 1)
 
 
-@needs_nvcc
-def test_no_operand_is_overwritten_while_it_is_read(compiled):
-    for key, text in compiled[1].items():
+def check_hazards(kernels: dict[tuple, str]) -> None:
+    """No left operand is overwritten while a wgmma may read it."""
+    for key, text in kernels.items():
         found = list(sass.loops(text))
         assert found, f"{key}: no loop with wgmma from registers"
         assert [loop.hazards for loop in found if loop.hazards] == [], key
+
+
+@needs_nvcc
+def test_what_the_compiler_makes_of_it(tmp_path):
+    """No spills; the tensor cores and the copy engine are used as meant; no hazard."""
+    report, kernels = compile_kernels(tmp_path)
+    check_resources(report, kernels)
+    check_instructions(kernels)
+    check_hazards(kernels)

@@ -1,6 +1,7 @@
 // The dense forward pass on the sm_90a engine, host side: which tensors it takes, which kernel, with which arguments.
 #pragma once
 
+#include "../operand.h"
 #include "engine_sm90.cuh"
 
 namespace mi_kernels::cuda::sm90 {
@@ -20,6 +21,50 @@ struct ForwardChoice {
   bool exact;
   int blocks;
 };
+
+// Groups that share one matrix have a stride of 0 between them.
+inline View view(const Operand& o, int64_t groups, int64_t rows, int64_t cols) {
+  if (!o.data) return {};
+  const bool apart = groups > 1 && o.group != 0;
+  return {o.data, {cols, 1, rows, apart ? groups : 1}, {o.col, 0, o.row, o.group}, apart ? 1 : 0};
+}
+inline View weight_view(const Operand& o, const mi_kernels::Problem& p) {  // contiguous within a group
+  View v = view(o, p.groups, p.out, p.width);
+  v.size[1] = p.context;
+  v.stride[0] = 1;
+  v.stride[1] = p.width;
+  v.stride[2] = p.context * p.width;
+  return v;
+}
+inline Elements elements(const Operand& o, int64_t row, int64_t col) {
+  return {static_cast<const uint16_t*>(o.data), o.group, row, col};
+}
+
+inline bool fits_int(const mi_kernels::Problem& p) {
+  for (const int64_t size : {p.groups, p.rows, p.context, p.width, p.out})
+    if (size >= int64_t(1) << 30) return false;
+  return true;
+}
+inline Problem problem(const mi_kernels::Problem& p, bool weight, bool weight_z, bool weight_x, bool bias) {
+  return {int(p.groups), int(p.rows), int(p.context), int(p.width), int(p.out), weight, weight_z, weight_x, bias};
+}
+
+// W is contiguous within a group, y altogether.
+inline ForwardOperands forward_operands(const mi_kernels::Problem& p, const Operand& x, const Operand& z,
+                                        const Operand& weight, const Operand& weight_z, const Operand& weight_x,
+                                        const Operand& bias, void* y) {
+  ForwardOperands f{};
+  f.problem = problem(p, weight.data, weight_z.data, weight_x.data, bias.data);
+  f.x = view(x, p.groups, p.rows, p.width);
+  f.z = view(z, p.groups, p.rows, p.context);
+  if (weight.data) f.weight = weight_view(weight, p);
+  f.weight_z = view(weight_z, p.groups, p.out, p.context);
+  f.weight_x = view(weight_x, p.groups, p.out, p.width);
+  f.scales = elements(z, z.row, z.col);
+  f.bias = elements(bias, 0, bias.row);  // its only dimension
+  f.result = static_cast<uint16_t*>(y);
+  return f;
+}
 
 inline bool reads_x(const Problem& p) { return (p.weight && p.context > 0) || p.weight_x; }
 

@@ -11,13 +11,14 @@ struct Tensor {
   std::vector<uint16_t> memory;
   int64_t start = 0, size[4], stride[4];
 
-  // `padding`: elements of each row beyond the last; `shared`: one slice for all of dimension 0.
-  Tensor(std::vector<int64_t> sizes, int64_t multiple, bool shared, std::mt19937& random, double scale, bool bfloat16) {
+  // Rows are padded to more than a multiple of `padding`, or not at all if it is 0; `shared`: one slice for all of
+  // dimension 0.
+  Tensor(std::vector<int64_t> sizes, int64_t padding, bool shared, std::mt19937& random, double scale, bool bfloat16) {
     int64_t span = 1;
     for (int d = 3; d >= 0; --d) {
       size[d] = sizes[size_t(d)];
       stride[d] = d == 0 && shared ? 0 : span;
-      if (d == 3) span = (size[3] + multiple - 1) / multiple * multiple + multiple;
+      if (d == 3) span = padding ? size[3] / padding * padding + 2 * padding : size[3];
       else if (!(d == 0 && shared)) span *= size[d];
     }
     memory.assign(size_t(span + 64), 0x7FFF);
@@ -34,11 +35,9 @@ struct Tensor {
   double value(int64_t a, int64_t b, int64_t c, int64_t d, bool bfloat16) const {
     return emulated::widen(memory[size_t(at(a, b, c, d))], bfloat16);
   }
-  // As the tensor maps see it: X, Z, O, G from [G, O, Z, X].
-  sm90::View view() const {
-    const bool groups = stride[0] != 0;
-    return {memory.data() + start, {size[3], size[2], size[1], groups ? size[0] : 1},
-            {stride[3], stride[2], stride[1], stride[0]}, groups ? 1 : 0};
+  mi_kernels::Operand operand(bool present, int row_dimension) const {
+    if (!present) return {};
+    return {memory.data() + start, stride[0], row_dimension == 3 ? 1 : stride[row_dimension], 1};
   }
 };
 
@@ -57,7 +56,7 @@ void run(const Case& test, uint32_t seed) {
   std::mt19937 random(seed + 17);
   const int64_t g = p.groups, b = p.rows, i = p.context, j = p.width, o = p.out;
   Tensor x({g, b, 1, j}, 8, false, random, 1, kBf), z({g, b, 1, i}, 8, false, random, 1, kBf);
-  Tensor w({g, o, i, j}, 8, test.shared_weights, random, 1, kBf), u({g, o, 1, i}, 8, test.shared_weights, random, 1, kBf);
+  Tensor w({g, o, i, j}, 0, test.shared_weights, random, 1, kBf), u({g, o, 1, i}, 8, test.shared_weights, random, 1, kBf);
   Tensor v({g, o, 1, j}, 8, test.shared_weights, random, 1, kBf), c({g, 1, 1, o}, 3, test.shared_weights, random, 1, kBf);
   if (test.bad_row >= 0) x.memory[size_t(x.at(0, test.bad_row, 0, 0))] = 0x7FFF;
   constexpr uint16_t kUntouched = 0x7FFE;
@@ -65,12 +64,9 @@ void run(const Case& test, uint32_t seed) {
   int64_t start = 0;
   while (reinterpret_cast<uintptr_t>(memory.data() + start) % 16 != 0) ++start;
 
-  sm90::ForwardOperands f{p, x.view(), z.view(), {}, {}, {}, {}, {}, memory.data() + start};
-  if (p.weight) f.weight = w.view();
-  if (p.weight_z) f.weight_z = u.view();
-  if (p.weight_x) f.weight_x = v.view();
-  f.scales = {z.memory.data() + z.start, z.stride[0], z.stride[1], 1};
-  if (p.bias) f.bias = {c.memory.data() + c.start, c.stride[0], 0, 1};
+  const sm90::ForwardOperands f = sm90::forward_operands(
+      {g, b, i, j, o}, x.operand(true, 1), z.operand(true, 1), w.operand(p.weight, 1), u.operand(p.weight_z, 1),
+      v.operand(p.weight_x, 1), c.operand(p.bias, 3), memory.data() + start);
   if (const char* why = sm90::refusal(f)) emulated::fail(why);
   const auto call = sm90::forward_call<emulated::Machine, Shape>(
       f, test.split, [](const sm90::View& view, int rows) { return emulated::Map{view, rows}; });

@@ -92,6 +92,7 @@ void stages() {
 // Every element of y belongs to exactly one tile, for any sizes.
 template <class S>
 void schedules() {
+  static_assert(Shape<64, 1, true>::sum_byte(255, 31) == 64 * 128 * 4 - 4);
   for (const int groups : {1, 3})
     for (const int rows : {1, 127, 128, 129, 256, 257, 700})
       for (const int out : {1, 63, 64, 65, 256, 257}) {
@@ -138,12 +139,16 @@ void choices() {
         const Problem p{1, rows, 16, 64, out, true, false, false, false};
         const ForwardChoice c = choose_forward(p, bfloat16, 132);
         require(c.exact == !bfloat16 && c.out_tile <= (c.exact ? 128 : 256), "kernels that do not exist");
-        require(c.cluster == (rows > 128 ? 2 : 1) && c.blocks >= c.cluster && c.blocks <= 132 && c.blocks % c.cluster == 0,
+        require(c.cluster == (rows > 128 && c.split == 1 ? 2 : 1) && c.blocks >= c.cluster && c.blocks <= 132 && c.blocks % c.cluster == 0,
                 "blocks");
       }
   const auto out_tile = [](int rows, int out) {
     return choose_forward({1, rows, 64, 256, out, true, false, false, false}, true, 132).out_tile;
   };
+  // Few tiles: blocks share them, as many as fit, without a cluster for the weights.
+  const ForwardChoice few = choose_forward({1, 256, 64, 512, 256, true, false, false, false}, true, 132);
+  require(few.split > 1 && few.out_tile <= 128 && few.cluster == 1 && few.blocks <= 132 && few.blocks % few.split == 0, "few");
+  require(choose_forward({1, 256, 3, 512, 256, true, false, false, false}, true, 132).split == 1, "a share without a context");
   require(out_tile(1 << 14, 4096) == 256 && out_tile(1 << 14, 64) == 64 && out_tile(1024, 512) == 64, "choice of a tile");
 }
 
