@@ -58,7 +58,11 @@ def _compile(sources: list[Path], directory: Path, library: Path) -> None:
     torch_directory = Path(torch.__file__).parent
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     flags += ["-I", str(ROOT / "csrc"), "-isystem", str(torch_directory / "include")]
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DMI_DISPATCH_KEY=CPU", f"-DMI_OPERATORS={NAMESPACE}"]
+    flags += [
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-DMI_DISPATCH_KEY=CPU",
+        f"-DMI_OPERATORS={NAMESPACE}",
+    ]
     objects = [directory / f"{source.stem}.o" for source in sources]
     compilers = [
         subprocess.Popen([COMPILER, *flags, "-c", source, "-o", to], stderr=subprocess.PIPE, text=True)
