@@ -1,7 +1,7 @@
 """The CUDA kernels on the host: `install` makes them the backend "cuda" of tensors on the CPU.
 
-The sources are those of the CUDA library but for the launches (launches.cpp) and the instructions (emulator.h): the
-checks, plans, index arithmetic, pipelines and epilogues are the ones that a GPU runs.
+The sources are those of the CUDA library but for the launches (launches.cpp) and the instructions
+(emulator.h): the checks, plans, index arithmetic, pipelines and epilogues are the ones that a GPU runs.
 """
 
 import fcntl
@@ -30,7 +30,8 @@ HOLDERS = {
     "modulate": modulate._MODULATE,
     "modulate_grads": modulate._MODULATE_GRADS,
 }
-# Bank conflicts of ldmatrix since the last question; the number of processors that plans are made for, which it sets.
+# Bank conflicts of ldmatrix since the last question; the number of processors that plans are made for, which
+# the question sets.
 QUESTIONS = ("emulated_conflicts() -> int", "emulated_processors(int count) -> int")
 _library: list[torch.library.Library] = []
 
