@@ -41,30 +41,19 @@ def objects(tmp_path_factory):
     if NVCC is None:
         pytest.skip("no nvcc")
     directory = tmp_path_factory.mktemp("cuda")
-    flags = [
-        "-std=c++20",
-        "-O3",
-        "-DNDEBUG",
-        "--expt-relaxed-constexpr",
-        "-DTORCH_TARGET_VERSION=0x020b000000000000",
-    ]
-    flags += [
-        "-I",
-        ROOT / "csrc",
-        "-isystem",
-        Path(torch.__file__).parent / "include",
-        "-Xptxas",
-        "-v",
-        "-Xcompiler",
-        "-fPIC",
-        "-c",
-    ]
+    includes = ("-I", ROOT / "csrc", "-isystem", Path(torch.__file__).parent / "include")
+    defines = ("-DNDEBUG", "-DTORCH_TARGET_VERSION=0x020b000000000000")
+    flags = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-Xcompiler", "-fPIC", "-c")
 
     def compiled(name: str) -> tuple[Path, str]:
         archs = ("90a",) if name.endswith("_sm90.cu") else ARCHITECTURES
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         to = directory / (name + ".o")
-        run = subprocess.run([NVCC, *flags, *codes, SOURCES / name, "-o", to], capture_output=True, text=True)
+        run = subprocess.run(
+            [NVCC, *flags, *defines, *includes, *codes, SOURCES / name, "-o", to],
+            capture_output=True,
+            text=True,
+        )
         assert run.returncode == 0, run.stderr[-3000:]
         return to, run.stderr
 
@@ -132,9 +121,8 @@ def test_library_links_and_loads_without_cuda(objects, tmp_path):
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     flags += ["-I", ROOT / "csrc", "-isystem", torch_directory / "include"]
     library = tmp_path / "libmi_kernels_cuda.so"
-    hosts = [path for path in SOURCES.glob("*.cpp")]
     host_objects = []
-    for path in hosts:
+    for path in SOURCES.glob("*.cpp"):
         to = tmp_path / (path.stem + ".o")
         subprocess.run(["g++", *flags, "-c", path, "-o", to], check=True)
         host_objects.append(to)

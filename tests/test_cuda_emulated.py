@@ -1,7 +1,7 @@
 """The CUDA kernels without a GPU: the same sources on an emulator, under the suite's own tests.
 
 What this shows: checks, plans, index arithmetic, layouts of fragments and of shared memory, waits, barriers,
-epilogues, reductions. What it does not: that a GPU does what the PTX ISA says, its rounding of matrix products, speed.
+epilogues, reductions. What it does not: that a GPU does what the PTX ISA says, how it rounds, its speed.
 """
 
 import os
