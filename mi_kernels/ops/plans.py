@@ -34,7 +34,7 @@ def modulate(backend: str, shape: torch.Size, x: Tensor, scale: Tensor, shift: M
     count = counts.modulate(sizes, item)
     wanted = gradients_wanted((x, scale, shift))
     backward: tuple[Plan, ...] = ()
-    native = backend == "cpu"
+    native = backend in ("cpu", "cuda")
     if any(wanted):
         back = counts.modulate_grads(sizes, item)
         algorithm = "one pass, sums" if native else "elementwise"
@@ -66,7 +66,9 @@ def diagonal(
     count = counts.diagonal(
         rows, contexts, context, width, c is not None, g is not None, parameters, x.element_size()
     )
-    algorithm = "per context" if shared else "gate in the epilogue" if backend == "cpu" else "elementwise"
+    algorithm = (
+        "per context" if shared else "gate in the epilogue" if backend in ("cpu", "cuda") else "elementwise"
+    )
     backward: tuple[Plan, ...] = ()
     if any(gradients_wanted((x, z, weight, bias, c, d, g))):
         gate = dense_plan(backend, x, z, (None, weight, g, bias))
@@ -83,7 +85,7 @@ def gated(backend: str, activation: str, lead: torch.Size, x: Tensor, z: Tensor,
     """The plan of checked arguments on ``backend``."""
     dense = dense_plan(backend, x, z, weights)
     elements = math.prod(lead) * x.shape[-1]
-    algorithm = "gate in the epilogue" if backend == "cpu" else "elementwise"
+    algorithm = "gate in the epilogue" if backend in ("cpu", "cuda") else "elementwise"
     forward = replace(dense, op="gated_interaction", algorithm=f"{dense.algorithm}, {algorithm}")
     forward = replace(forward, operations=dense.operations + elements, why=f"{dense.why}; {_WHY[algorithm]}")
     if backend == "cpu":

@@ -1,7 +1,7 @@
 """The CUDA kernels on the host: `install` makes them the backend "cuda" of tensors on the CPU.
 
-The sources are those of the CUDA library but for the launches (launches.cpp) and the instructions (emulator.h): the
-checks, plans, index arithmetic, pipelines and epilogues are the ones that a GPU runs.
+The sources are those of the CUDA library but for the launches (launches.cpp) and the instructions
+(emulator.h): the checks, plans, index arithmetic, pipelines and epilogues are the ones that a GPU runs.
 """
 
 import fcntl
@@ -30,7 +30,8 @@ HOLDERS = {
     "modulate": modulate._MODULATE,
     "modulate_grads": modulate._MODULATE_GRADS,
 }
-# Bank conflicts of ldmatrix since the last question; the number of processors that plans are made for, which it sets.
+# Bank conflicts of ldmatrix since the last question; the number of processors that plans are made for, which
+# the question sets.
 QUESTIONS = ("emulated_conflicts() -> int", "emulated_processors(int count) -> int")
 _library: list[torch.library.Library] = []
 
@@ -58,7 +59,11 @@ def _compile(sources: list[Path], directory: Path, library: Path) -> None:
     torch_directory = Path(torch.__file__).parent
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     flags += ["-I", str(ROOT / "csrc"), "-isystem", str(torch_directory / "include")]
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DMI_DISPATCH_KEY=CPU", f"-DMI_OPERATORS={NAMESPACE}"]
+    flags += [
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-DMI_DISPATCH_KEY=CPU",
+        f"-DMI_OPERATORS={NAMESPACE}",
+    ]
     objects = [directory / f"{source.stem}.o" for source in sources]
     compilers = [
         subprocess.Popen([COMPILER, *flags, "-c", source, "-o", to], stderr=subprocess.PIPE, text=True)
