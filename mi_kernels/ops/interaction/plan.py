@@ -28,6 +28,8 @@ _WHY = {
     "context_lanes": "x is shorter than z: the products g x are generated and meet z in the vector lanes",
     "linear": "without W the sum is a plain matrix product",
     "mma": "the products z x (or T = g W) are made a tile at a time on chip and meet the matrix instructions",
+    "wgmma": "the products z x are made in registers, where Hopper's matrix instructions read them",
+    "wgmma-exact": "as wgmma, but z meets what comes out of x W for one context: z x would overflow float16",
     "fma": "as on the matrix instructions, with multiply-adds in the dtype itself",
     "chunked": "the generated operand z x (or T) is made a chunk at a time and met by one matmul",
     "einsum": "the formula term by term: the oracle, not meant to be fast",
