@@ -2,6 +2,9 @@
 
 Environment variables:
     MI_KERNELS_SKIP_NATIVE=1  build no native part: the package runs on its pure PyTorch backends
+    FORCE_CUDA=1 | 0          build the CUDA kernels, or leave them out; without it they are built where
+                              torch has CUDA and an nvcc is found. No GPU is needed
+    MI_KERNELS_CUDA_ARCHS     build them for these architectures, such as "80;89;90a;100;120"
     MAX_JOBS                  number of parallel compiler processes (default: the number of CPUs)
     CMAKE_ARGS                extra arguments for the CMake configure step
 """
@@ -21,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CPU_LIBRARY = "mi_kernels.libmi_kernels_cpu"
+CUDA_LIBRARY = "mi_kernels.libmi_kernels_cuda"
 SKIP_NATIVE = os.environ.get("MI_KERNELS_SKIP_NATIVE", "0") not in ("", "0")
 
 # PyPI's cmake and ninja put their programs beside the interpreter, which is not on PATH when a virtual
@@ -42,6 +46,14 @@ def require_build_tools() -> None:
         )
 
 
+def cuda_options() -> list[str]:
+    """What the environment says of the CUDA kernels, for CMake, which decides where it says nothing."""
+    force, archs = os.environ.get("FORCE_CUDA", ""), os.environ.get("MI_KERNELS_CUDA_ARCHS", "")
+    wanted = "AUTO" if force == "" else "OFF" if force == "0" else "ON"
+    listed = ";".join(archs.replace(",", " ").replace(";", " ").split())
+    return [f"-DMI_CUDA={wanted}", f"-DMI_CUDA_ARCHS={listed}"]
+
+
 class CMakeBuild(build_ext):
     """One CMake run builds all the extensions. The directory is kept, so that a rebuild is incremental."""
 
@@ -51,6 +63,7 @@ class CMakeBuild(build_ext):
             *("-S", ROOT, "-B", build_dir, "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=SEARCH_PATH)}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            *cuda_options(),
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
@@ -68,7 +81,7 @@ class CMakeBuild(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         # Loaded by torch.ops.load_library, not imported: no Python version in its name.
-        if fullname == CPU_LIBRARY:
+        if fullname in (CPU_LIBRARY, CUDA_LIBRARY):
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
@@ -78,7 +91,14 @@ if not SKIP_NATIVE:
     # before it builds, but runs this file once before that.
     require_build_tools()
 
+# CMake decides whether there is a CUDA library; an optional extension may be missing.
+EXTENSIONS = [
+    Extension("mi_kernels._C", []),
+    Extension(CPU_LIBRARY, []),
+    Extension(CUDA_LIBRARY, [], optional=True),
+]
+
 setup(
-    ext_modules=[] if SKIP_NATIVE else [Extension("mi_kernels._C", []), Extension(CPU_LIBRARY, [])],
+    ext_modules=[] if SKIP_NATIVE else EXTENSIONS,
     cmdclass={"build_ext": CMakeBuild},
 )

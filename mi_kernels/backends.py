@@ -19,6 +19,7 @@ NAMES = ("auto", "reference", "portable", "cpu", "triton", "cuda")
 COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PACKAGE = Path(__file__).parent
 _LIBRARY = _PACKAGE / "libmi_kernels_cpu.so"
+_CUDA_LIBRARY = _PACKAGE / "libmi_kernels_cuda.so"
 
 
 class _Selected(threading.local):
@@ -39,6 +40,18 @@ def _load_cpu_library() -> str | None:
     return None
 
 
+def _load_cuda_library() -> str | None:
+    if not _CUDA_LIBRARY.exists():
+        return "the CUDA library was not built (FORCE_CUDA=1 pip install . --no-build-isolation builds it)"
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA"
+    try:
+        torch.ops.load_library(str(_CUDA_LIBRARY))
+    except OSError as error:
+        return f"the CUDA library could not be loaded: {error}"
+    return None
+
+
 def _importing_level() -> int:
     """The ``stacklevel`` of the statement that imports this package; import machinery does not count."""
     frame, level = sys._getframe(1), 1
@@ -53,6 +66,7 @@ def _importing_level() -> int:
 
 
 _cpu_error = _load_cpu_library()
+_cuda_error = _load_cuda_library()
 if _cpu_error is not None:
     warnings.warn(
         f"mi_kernels runs on its portable backend: {_cpu_error}",
@@ -78,7 +92,7 @@ def why_not(name: str) -> str | None:
     if name == "triton":
         return _triton_error()
     if name == "cuda":
-        return "this version of mi_kernels has no cuda kernels yet"
+        return _cuda_error or (None if torch.cuda.is_available() else "there is no GPU that torch reaches")
     return None
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from emulated import backend as emulated
 from hypothesis import settings
 
 import mi_kernels as mi
@@ -32,6 +33,9 @@ class Place(NamedTuple):
 def _places() -> list[Place]:
     if backends.interpreting():  # test_triton.py runs tests so, in a process of their own
         return [Place("triton", "cpu")]
+    if "MI_KERNELS_TEST_EMULATED" in os.environ:  # the CUDA kernels on the host: test_cuda_emulated.py
+        emulated.install()
+        return [Place("cuda", "cpu")]
     places = [Place(name, "cpu") for name in ("portable", "cpu") if backends.why_not(name) is None]
     if torch.cuda.is_available():
         names = ("portable", "triton", "cuda")

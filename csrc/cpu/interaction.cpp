@@ -86,17 +86,7 @@ void run_forward(DType dtype, const Tensor& like, ForwardCall call, const Option
 Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& words,
                const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
   constexpr const char* op = "interaction";
-  Activations a = activations(op, x, z);
-  const int64_t lead = a.grouped ? 1 : 0;
-  const Optional& first = weight.has_value()     ? weight
-                          : weight_z.has_value() ? weight_z
-                          : weight_x.has_value() ? weight_x
-                                                 : bias;
-  STD_TORCH_CHECK(first.has_value(), op, ": expected at least one of weight, weight_z, weight_x and bias");
-  STD_TORCH_CHECK(first->dim() > lead, op, ": weight: expected more dimensions, got ", first->dim());
-  a.problem.out = first->size(lead);
-  check_weights(op, x, a, weight, weight_z, weight_x);
-  if (bias.has_value()) check_sizes(op, "bias", *bias, x, a.problem.groups, a.grouped, {a.problem.out});
+  const Activations a = forward_problem(op, x, z, weight, weight_z, weight_x, bias);
   const Problem& p = a.problem;
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
   Tensor y = empty_like(x, a, {p.rows, p.out});
@@ -151,10 +141,8 @@ void take_linear(DType dtype, const Tensor& like, const InputGradsCall& call, co
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
                                        const Optional& weight_z, const Optional& weight_x, bool want_x, bool want_z) {
   constexpr const char* op = "interaction_input_grads";
-  Activations a = activations(op, x, z);
-  a.problem.out = grad.dim() == x.dim() ? grad.size(grad.dim() - 1) : 0;
+  const Activations a = grads_problem(op, grad, x, z);
   const Problem& p = a.problem;
-  check_sizes(op, "grad", grad, x, p.groups, a.grouped, {p.rows, p.out});
   check_weights(op, x, a, weight, weight_z, weight_x);
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
   Tensor dx = want_x ? empty_like(x, a, {p.rows, p.width}) : nothing(x);
@@ -199,10 +187,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
                                                         bool want_weight, bool want_weight_z, bool want_weight_x,
                                                         bool want_bias) {
   constexpr const char* op = "interaction_weight_grads";
-  Activations a = activations(op, x, z);
-  a.problem.out = grad.dim() == x.dim() ? grad.size(grad.dim() - 1) : 0;
+  const Activations a = grads_problem(op, grad, x, z);
   const Problem& p = a.problem;
-  check_sizes(op, "grad", grad, x, p.groups, a.grouped, {p.rows, p.out});
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
   Tensor results[4] = {want_weight ? empty_like(x, a, {p.out, p.context, p.width}) : nothing(x),
                        want_weight_z ? empty_like(x, a, {p.out, p.context}) : nothing(x),

@@ -7,12 +7,6 @@
 
 namespace mi_kernels {
 
-// A strided operand of up to three dimensions, groups x rows x columns; data is null where it is absent.
-struct Operand {
-  const void* data = nullptr;
-  int64_t group = 0, row = 0, col = 0;
-};
-
 struct Result {
   void* data = nullptr;  // contiguous; null where it is not wanted
 };

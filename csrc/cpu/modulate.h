@@ -4,22 +4,12 @@
 #include <cstdint>
 
 #include "../activation.h"
+#include "../axes.h"
 #include "../dtypes.h"
 
 namespace mi_kernels {
 
 struct Execution;
-
-// Axes that are left when those which follow each other in memory have become one.
-inline constexpr int kMaxAxes = 16;
-
-// The operands of a call, all walked together.
-enum ModulateOperand : int { kX, kScale, kShift, kY, kGrad, kOperands };
-
-struct Axis {
-  int64_t size;
-  int64_t stride[kOperands];
-};
 
 // Elements of an inner run that are handled at a time, and of one task.
 inline constexpr int64_t kModulateChunk = 1024;

@@ -4,11 +4,9 @@
 
 #include <cstdint>
 
-namespace mi_kernels {
+#include "../operand.h"
 
-struct Problem {
-  int64_t groups, rows, context, width, out;  // G, B, Z, X, O
-};
+namespace mi_kernels {
 
 // What the planner has to know of the kernels of an instruction set for a dtype.
 struct Machine {

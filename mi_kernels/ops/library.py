@@ -68,3 +68,8 @@ def overloads(name: str) -> dict[str, torch._ops.OpOverload]:
 LIBRARY.define("cpu_isa() -> str")
 LIBRARY.define("cpu_gate_plan(int[] sizes, ScalarType dtype, int terms, bool softmax) -> str")
 LIBRARY.define("cpu_interaction_plan(str primitive, int[] sizes, ScalarType dtype, int terms) -> str")
+# The same of the CUDA library, on a GPU of an architecture (80, 90, ...) with so many multiprocessors.
+LIBRARY.define(
+    "cuda_interaction_plan(str primitive, int[] sizes, ScalarType dtype, int terms, int arch, int processors)"
+    " -> str"
+)

@@ -13,7 +13,8 @@ from mi_kernels.testing import counts
 
 Maybe = Tensor | None
 
-_FUSED = ("cpu", "triton")  # backends with kernels of these operations
+_FUSED = ("cpu", "triton", "cuda")  # backends with kernels of these operations
+_PLANNED = ("cpu", "triton")  # those whose scratch can be asked for
 _WHY = {
     "one pass": "x is read once and y written once; the activation is taken of scale as it lies, once for all"
     " rows that share it",
@@ -75,7 +76,7 @@ def diagonal(
         grads = counts.modulate_grads((rows * width, rows * width, 0), x.element_size())
         backward = (_plan("gate_grads", backend, "kept gate", grads, None), *gate.backward)
     scratch = None
-    if backend in _FUSED and not shared:
+    if backend in _PLANNED and not shared:
         terms = (False, True, g is not None, c is not None or d is not None, c is not None)
         scratch = _gate_scratch(backend, rows, context, x, terms, activation)
     return replace(_plan("diagonal", backend, algorithm, count, scratch), backward=backward)
@@ -88,7 +89,7 @@ def gated(backend: str, activation: str, lead: torch.Size, x: Tensor, z: Tensor,
     algorithm = _algorithm(backend, activation)
     forward = replace(dense, op="gated_interaction", algorithm=f"{dense.algorithm}, {algorithm}")
     forward = replace(forward, operations=dense.operations + elements, why=f"{dense.why}; {_WHY[algorithm]}")
-    if backend in _FUSED:
+    if backend in _PLANNED:
         terms = (*(t is not None for t in weights[:3]), False, False)
         scratch = _gate_scratch(backend, math.prod(lead), z.shape[-1], x, terms, activation)
         forward = replace(forward, scratch=scratch)

@@ -28,6 +28,10 @@ _WHY = {
     "width_lanes": "the products g z are generated a block at a time and meet x in the vector lanes",
     "context_lanes": "x is shorter than z: the products g x are generated and meet z in the vector lanes",
     "linear": "without W the sum is a plain matrix product",
+    "mma": "the products z x (or T = g W) are made a tile at a time on chip and meet the matrix instructions",
+    "wgmma": "the products z x are made in registers, where Hopper's matrix instructions read them",
+    "wgmma-exact": "as wgmma, but z meets what comes out of x W for one context: z x would overflow float16",
+    "fma": "as on the matrix instructions, with multiply-adds in the dtype itself",
     "chunked": "the generated operand z x (or T) is made a chunk at a time and met by one matmul",
     "einsum": "the formula term by term: the oracle, not meant to be fast",
 }
@@ -114,7 +118,7 @@ def _broadcast_copy(tensor: Tensor, lead: torch.Size) -> int:
 
 def _weight_copy(backend: str, weight: Tensor | None) -> int:
     """Bytes of the contiguous copy of W that the compiled kernels make of another layout."""
-    if backend != "cpu" or weight is None or weight.is_contiguous():
+    if backend not in ("cpu", "cuda") or weight is None or weight.is_contiguous():
         return 0
     return weight.numel() * weight.element_size()
 
@@ -141,6 +145,9 @@ def _step(
     elif backend == "triton":
         algorithm, scratch, why = _on_triton(primitive, shape, like, terms, wanted)
         return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, why)
+    elif backend == "cuda":
+        sizes = [1, shape.rows, shape.context, shape.width, shape.out]
+        algorithm, scratch = on_gpu(primitive, sizes, dtype, (*terms, *wanted[:2]))
     else:
         sizes = [1, shape.rows, shape.context, shape.width, shape.out]
         algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2], lies_across))
@@ -173,7 +180,21 @@ def _on_triton(
 def compiled(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:
     """Algorithm and bytes of scratch of a compiled kernel for sizes [G, B, Z, X, O]; flags: terms, wants, and
     without W whether its matrices are contiguous along the outputs."""
-    bits = sum(bit << place for place, bit in enumerate(flags))
-    text = torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, bits)
+    return _answer(torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, _bits(flags)))
+
+
+def on_gpu(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:
+    """The same of a CUDA kernel on the current GPU."""
+    gpu = torch.cuda.get_device_properties()
+    machine = 10 * gpu.major + gpu.minor, gpu.multi_processor_count
+    ask = torch.ops.mi_kernels.cuda_interaction_plan
+    return _answer(ask(primitive, sizes, dtype, _bits(flags), *machine))
+
+
+def _bits(flags: Sequence[bool]) -> int:
+    return sum(bit << place for place, bit in enumerate(flags))
+
+
+def _answer(text: str) -> tuple[str, int]:
     fields = dict(field.split("=") for field in text.split(";"))
     return fields["algorithm"], int(fields["scratch"])

@@ -1,0 +1,77 @@
+// Modulation on a GPU: checks, axes and launches; the arithmetic is in modulate_kernels.cuh.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../checks.h"
+#include "../modulate_axes.h"
+#include "modulate_call.h"
+#include "registration.h"
+
+namespace mi_kernels::cuda {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Optional& shift, Activation activation,
+                   double offset) {
+  if (y.numel() == 0) return;
+  const DType dtype = dtype_of(x.scalar_type(), "modulate", "x");
+  const Place place(x);
+  launch_modulate(place, dtype, modulate_call(y, x, scale, shift, activation, offset, dtype));
+}
+
+Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, std::string activation, double offset) {
+  constexpr const char* op = "modulate";
+  check_operand(op, "scale", scale, x);
+  if (shift.has_value()) check_operand(op, "shift", *shift, x);
+  Tensor y = torch::stable::empty_like(x);
+  modulate_into(y, x, scale, shift, activation_of(activation, op, false), offset);
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                  std::vector<int64_t> shift_size, std::string name, double offset,
+                                                  bool want_x, bool want_scale, bool want_shift) {
+  constexpr const char* op = "modulate_grads";
+  const Activation activation = activation_of(name, op, false);
+  const Sizes scale_size = check_grads(op, grad, x, scale, want_shift, shift_size);
+  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  Tensor dx = want_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
+  Tensor dscale = torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0});
+  Tensor dshift = torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0});
+  if (x.numel() == 0) {  // sums over nothing
+    if (dscale.numel() > 0) torch::stable::zero_(dscale);
+    if (dshift.numel() > 0) torch::stable::zero_(dshift);
+    return {dx, dscale, dshift};
+  }
+  const auto pass = [&](const Tensor* x_to, const Tensor* scale_to, const Tensor* shift_to, const Sizes& pattern) {
+    run_modulate_grads(modulate_grads_call(x_to, scale_to, shift_to, pattern, grad, x, scale, activation, offset, dtype), x,
+                       dtype);
+  };
+  const bool together = want_shift && shift_size == scale_size;
+  if (want_scale || (want_x && together))
+    pass(want_x ? &dx : nullptr, want_scale ? &dscale : nullptr, together ? &dshift : nullptr, scale_size);
+  else if (want_x)
+    modulate_into(dx, grad, scale, {}, activation, offset);
+  if (want_shift && !(together && (want_scale || want_x))) pass(nullptr, nullptr, &dshift, shift_size);
+  return {dx, dscale, dshift};
+}
+
+}  // namespace
+
+void run_modulate_grads(const ModulateGradsCall& call, const Tensor& like, DType dtype) {
+  const Place place(like);
+  const ModulateGradsPlan plan = plan_modulate_grads(call, dtype, place.machine());
+  const Scratch scratch(like, plan.partial_bytes);
+  launch_modulate_grads(place, dtype, call, plan, plan.partial_bytes ? scratch.at<void>() : nullptr);
+}
+
+}  // namespace mi_kernels::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, MI_DISPATCH_KEY, m) {
+  m.impl("modulate", TORCH_BOX(&mi_kernels::cuda::modulate));
+  m.impl("modulate_grads", TORCH_BOX(&mi_kernels::cuda::modulate_grads));
+}

@@ -1,0 +1,41 @@
+// How a call of the mma engine is cut into blocks: a pure function of sizes, dtype and machine.
+#pragma once
+
+#include <cstdint>
+
+#include "../dtypes.h"
+#include "../operand.h"
+#include "machine.h"
+#include "mma_layout.h"
+
+namespace mi_kernels::cuda {
+
+struct TileSize {
+  int64_t rows, cols, depth;
+};
+// Tiles of products, and of input gradients, which keep a second tile of sums.
+TileSize product_tile(DType);
+TileSize input_grads_tile(DType);
+
+// A grid of tiles in one dimension: rows fastest (blocks that run together share the weights), then columns, splits of
+// the sum, groups.
+struct Grid {
+  int64_t row_tiles, col_tiles, splits, step;  // step: places of the sum in a split, a multiple of the tile's depth
+  int64_t groups;
+  int64_t blocks() const { return row_tiles * col_tiles * splits * groups; }
+};
+
+// Results [groups][rows][cols] summed over depth; where it is split, partial sums of each split are kept.
+Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, bool may_split, DType, const Machine&);
+// T[rows][width] of each of `context` items, summed over them to dx and along itself to dz; splits are of the items.
+Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType, const Machine&);
+
+// Whether a forward pass is one for the sm_90a engine; where its tensors are not aligned to 16 bytes, the mma engine takes
+// it all the same.
+bool prefers_sm90(const Problem&, DType, bool weight, const Machine&);
+
+// Whether an operand can be brought in chunks of sixteen bytes: contiguous along a line of whole chunks, every line,
+// group and item of which begins on a multiple of sixteen bytes. The only place that decides it.
+bool whole_chunks(const void* data, DType, int64_t along, int64_t length, int64_t line, int64_t group, int64_t item);
+
+}  // namespace mi_kernels::cuda

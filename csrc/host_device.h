@@ -1,0 +1,16 @@
+// Marks of functions that run on a GPU, so that the same text compiles for the host.
+#pragma once
+
+#ifndef MI_HOST_DEVICE
+#if defined(__CUDACC__)
+#define MI_HOST_DEVICE __host__ __device__ __forceinline__
+#define MI_DEVICE __device__ __forceinline__
+#define MI_UNROLL _Pragma("unroll")
+#define MI_NO_UNROLL _Pragma("unroll 1")
+#else
+#define MI_HOST_DEVICE inline
+#define MI_DEVICE inline
+#define MI_UNROLL
+#define MI_NO_UNROLL
+#endif
+#endif

@@ -1,0 +1,103 @@
+"""The CUDA kernels on the host: `install` makes them the backend "cuda" of tensors on the CPU.
+
+The sources are those of the CUDA library but for the launches (launches.cpp) and the instructions
+(emulator.h): the checks, plans, index arithmetic, pipelines and epilogues are the ones that a GPU runs.
+"""
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+from mi_kernels import backends
+from mi_kernels.ops import gates
+from mi_kernels.ops.interaction import autograd as interaction
+from mi_kernels.ops.modulate import autograd as modulate
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE = "mi_kernels_emulated"
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+# What a user of an operation holds by its name, and where.
+HOLDERS = {
+    "interaction": interaction._FORWARD,
+    "interaction_input_grads": interaction._INPUT_GRADS,
+    "interaction_weight_grads": interaction._WEIGHT_GRADS,
+    "diagonal": gates._DIAGONAL,
+    "gated_interaction": gates._GATED,
+    "modulate": modulate._MODULATE,
+    "modulate_grads": modulate._MODULATE_GRADS,
+}
+# Bank conflicts of ldmatrix since the last question; the number of processors that plans are made for, which
+# the question sets.
+QUESTIONS = ("emulated_conflicts() -> int", "emulated_processors(int count) -> int")
+_library: list[torch.library.Library] = []
+
+
+def build() -> Path:
+    """The compiled library; compiled again only when a source has changed."""
+    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), ROOT / "tests/emulated/launches.cpp"]
+    digest = hashlib.sha256(torch.__version__.encode())
+    for path in sorted(path for part in ("csrc", "tests/emulated") for path in (ROOT / part).rglob("*.*")):
+        if path.suffix in (".h", ".cuh", ".cpp"):
+            digest.update(path.read_bytes())
+    directory = ROOT / "build" / "emulated"
+    directory.mkdir(parents=True, exist_ok=True)
+    library = directory / f"{digest.hexdigest()[:16]}.so"
+    with open(directory / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            for old in directory.glob("*.so"):
+                old.unlink()
+            _compile(sources, directory, library)
+    return library
+
+
+def _compile(sources: list[Path], directory: Path, library: Path) -> None:
+    torch_directory = Path(torch.__file__).parent
+    flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    flags += ["-I", str(ROOT / "csrc"), "-isystem", str(torch_directory / "include")]
+    flags += [
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-DMI_DISPATCH_KEY=CPU",
+        f"-DMI_OPERATORS={NAMESPACE}",
+    ]
+    objects = [directory / f"{source.stem}.o" for source in sources]
+    compilers = [
+        subprocess.Popen([COMPILER, *flags, "-c", source, "-o", to], stderr=subprocess.PIPE, text=True)
+        for source, to in zip(sources, objects, strict=True)
+    ]
+    messages = [compiler.communicate()[1] for compiler in compilers]
+    failed = [m for m, compiler in zip(messages, compilers, strict=True) if compiler.returncode]
+    assert not failed, "\n".join(failed)
+    link = [COMPILER, "-shared", *objects, "-o", library, "-L", torch_directory / "lib", "-ltorch_cpu"]
+    subprocess.run([*link, "-Wl,-z,defs"], check=True)
+
+
+def load():
+    """The emulated operations, as torch.ops has them."""
+    if not _library:
+        _library.append(torch.library.Library(NAMESPACE, "DEF"))
+        for name in (*HOLDERS, "cuda_interaction_plan"):
+            schema = str(getattr(torch.ops.mi_kernels, name).default._schema)
+            _library[0].define(schema.removeprefix("mi_kernels::"))
+        for question in QUESTIONS:
+            _library[0].define(question)
+        torch.ops.load_library(str(build()))
+    return getattr(torch.ops, NAMESPACE)
+
+
+def install() -> None:
+    """Make them what the backend "cuda" runs, for tensors on the CPU; for the rest of this process."""
+    operations, choose, why_not = load(), backends.choose, backends.why_not
+    for name, holder in HOLDERS.items():
+        holder["cuda"] = getattr(operations, name).default
+
+    def emulated_choice(tensor: torch.Tensor) -> str:
+        on_cpu = tensor.device.type == "cpu" and tensor.dtype in backends.COMPILED_DTYPES
+        return "cuda" if backends._selected.name == "cuda" and on_cpu else choose(tensor)
+
+    backends.choose = emulated_choice
+    backends.why_not = lambda name: None if name == "cuda" else why_not(name)

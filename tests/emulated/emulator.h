@@ -1,0 +1,212 @@
+// A GPU of sm_80 as the mma engine sees one, on the host: the threads of a block take turns, and instructions do what
+// the PTX ISA says of them. Asynchronous copies happen as late as the waits allow, and shared memory starts as NaN, so
+// that a missing wait or barrier shows.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <type_traits>
+#include <vector>
+
+#include "../../csrc/cuda/numbers.cuh"
+
+namespace mi_kernels::cuda {
+
+class Block {
+ public:
+  static constexpr int kStack = 64 << 10, kThreads = 256, kWarp = 32;
+  static inline Block* now = nullptr;
+
+  int64_t index[3];
+  std::vector<char> shared;
+  int64_t conflicts = 0;  // ldmatrix phases whose lines share banks
+
+  struct Barrier {
+    int arrived = 0;
+    int64_t generation = 0;
+  };
+  struct Copy {
+    void* to;
+    const void* from;
+    bool present;
+  };
+  struct Thread {
+    ucontext_t start;
+    jmp_buf place;
+    bool started = false, done = false;
+    std::vector<std::vector<Copy>> groups{1};
+    int64_t exchanges = 0;
+  };
+  struct Lane {
+    uint32_t a[4], b[2];
+    const char* address;
+  };
+
+  Block(int threads, size_t shared_bytes) : shared(shared_bytes + 128), threads_(threads), warps_(threads / kWarp) {
+    if (threads > kThreads) std::abort();
+  }
+
+  void run(const std::function<void()>& body, int64_t x, int64_t y) {
+    index[0] = x, index[1] = y, index[2] = 0;
+    std::memset(shared.data(), 0xff, shared.size());
+    body_ = &body;
+    now = this;
+    threads_state_.assign(size_t(threads_), Thread{});
+    for (int left = threads_; left > 0;) {
+      const int before = left;
+      const int64_t progress = progress_;
+      for (current_ = 0; current_ < threads_; ++current_) {
+        Thread& t = threads_state_[size_t(current_)];
+        if (t.done) continue;
+        resume(t);
+        left -= t.done;
+      }
+      if (left == before && progress == progress_) throw std::runtime_error("emulator: the threads wait for each other");
+    }
+    now = nullptr;
+  }
+
+  char* shared_memory() { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + 127) / 128 * 128); }
+  int thread() const { return current_; }
+  Thread& state() { return threads_state_[size_t(current_)]; }
+  void sync_block() { wait(block_, threads_); }
+  // What all lanes of a warp bring to a collective instruction. Two buffers in turn: a lane is at most one ahead.
+  const Lane* exchange(const Lane& mine) {
+    Warp& w = warps_[size_t(current_ / kWarp)];
+    Lane* lanes = w.lanes[state().exchanges++ % 2];
+    lanes[current_ % kWarp] = mine;
+    wait(w.barrier, kWarp);
+    return lanes;
+  }
+
+ private:
+  struct Warp {
+    Barrier barrier;
+    Lane lanes[2][kWarp];
+  };
+
+  void wait(Barrier& b, int count) {
+    const int64_t generation = b.generation;
+    ++progress_;
+    if (++b.arrived == count) {
+      b.arrived = 0;
+      ++b.generation;
+      return;
+    }
+    while (b.generation == generation) yield();
+  }
+  void yield() {
+    if (_setjmp(state().place) == 0) _longjmp(scheduler_, 1);
+  }
+  void resume(Thread& t) {
+    if (_setjmp(scheduler_) != 0) return;
+    if (t.started) _longjmp(t.place, 1);
+    t.started = true;
+    getcontext(&t.start);
+    t.start.uc_stack.ss_sp = stacks_.get() + size_t(current_) * kStack;
+    t.start.uc_stack.ss_size = kStack;
+    t.start.uc_link = nullptr;
+    makecontext(&t.start, &Block::entry, 0);
+    setcontext(&t.start);
+  }
+  static void entry() {
+    (*now->body_)();
+    now->state().done = true;
+    ++now->progress_;
+    _longjmp(now->scheduler_, 1);
+  }
+
+  int threads_, current_ = 0;
+  int64_t progress_ = 0;
+  Barrier block_;
+  std::vector<Warp> warps_;
+  std::vector<Thread> threads_state_;
+  // Not a vector, which would clear it for every launch.
+  static inline const std::unique_ptr<char[]> stacks_{new char[size_t(kThreads) * kStack]};
+  const std::function<void()>* body_ = nullptr;
+  jmp_buf scheduler_;
+};
+
+struct Emulated {
+  static int thread() { return Block::now->thread(); }
+  static int64_t block_x() { return Block::now->index[0]; }
+  static int64_t block_y() { return Block::now->index[1]; }
+  static int64_t block_z() { return Block::now->index[2]; }
+  static void sync_block() { Block::now->sync_block(); }
+  static char* shared() { return Block::now->shared_memory(); }
+
+  static void copy_async(void* to, const void* from, bool present) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) std::abort();
+    Block::now->state().groups.back().push_back({to, from, present});
+  }
+  static void commit() { Block::now->state().groups.emplace_back(); }
+  template <int kPending>
+  static void wait() {
+    auto& groups = Block::now->state().groups;  // the last one is still open
+    while (groups.size() > size_t(kPending) + 1) {
+      for (const auto& c : groups.front()) {
+        if (c.present)
+          std::memcpy(c.to, c.from, 16);
+        else
+          std::memset(c.to, 0, 16);
+      }
+      groups.erase(groups.begin());
+    }
+  }
+
+  template <bool kTransposed>
+  static void load_matrices(uint32_t (&r)[4], const void* shared) {
+    Block& block = *Block::now;
+    Block::Lane mine{};
+    mine.address = static_cast<const char*>(shared);
+    if (reinterpret_cast<uintptr_t>(shared) % 16) std::abort();
+    const auto* lanes = block.exchange(mine);
+    const int lane = block.thread() % 32;
+    for (int m = 0; m < 4; ++m) {
+      unsigned banks = 0;
+      for (int line = 0; line < 8; ++line) banks |= 1u << (reinterpret_cast<uintptr_t>(lanes[m * 8 + line].address) / 16 % 8);
+      block.conflicts += lane == 0 && banks != 0xff;
+      uint16_t pair[2];
+      for (int e = 0; e < 2; ++e) {
+        const int line = kTransposed ? lane % 4 * 2 + e : lane / 4, place = kTransposed ? lane / 4 : lane % 4 * 2 + e;
+        std::memcpy(&pair[e], lanes[m * 8 + line].address + place * 2, 2);
+      }
+      std::memcpy(&r[m], pair, 4);
+    }
+  }
+
+  // mma.m16n8k16: the layouts of its fragments are those of the PTX ISA.
+  template <class T>
+  static void mma(float* d, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    Block::Lane mine{};
+    std::memcpy(mine.a, a, sizeof a);
+    std::memcpy(mine.b, b, sizeof b);
+    const auto* lanes = Block::now->exchange(mine);
+    const int lane = Block::now->thread() % 32;
+    const auto element = [](uint32_t word, int half) {
+      const uint16_t bits = uint16_t(word >> (16 * half));
+      T t;
+      std::memcpy(&t, &bits, 2);
+      return float(t);
+    };
+    for (int e = 0; e < 4; ++e) {
+      const int row = lane / 4 + e / 2 * 8, col = lane % 4 * 2 + e % 2;
+      double sum = 0;
+      for (int k = 0; k < 16; ++k) {
+        const auto& left = lanes[row % 8 * 4 + k % 8 / 2];
+        const auto& right = lanes[col * 4 + k % 8 / 2];
+        sum += double(element(left.a[row / 8 + k / 8 * 2], k % 2)) * double(element(right.b[k / 8], k % 2));
+      }
+      d[e] += float(sum);
+    }
+  }
+};
+
+}  // namespace mi_kernels::cuda

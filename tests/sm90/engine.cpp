@@ -1,0 +1,158 @@
+// Runs the sm_90a engine on the machine of machine.h and compares with the formula: engine [seeds]
+#include "machine.h"
+
+namespace sm90 = mi_kernels::cuda::sm90;
+using sm90::Problem;
+
+namespace {
+
+// A tensor of 16-bit numbers with up to four dimensions, outermost first; what lies between its elements is NaN.
+struct Tensor {
+  std::vector<uint16_t> memory;
+  int64_t start = 0, size[4], stride[4];
+
+  // Rows are padded to more than a multiple of `padding`, or not at all if it is 0; `shared`: one slice for all of
+  // dimension 0.
+  Tensor(std::vector<int64_t> sizes, int64_t padding, bool shared, std::mt19937& random, double scale, bool bfloat16) {
+    int64_t span = 1;
+    for (int d = 3; d >= 0; --d) {
+      size[d] = sizes[size_t(d)];
+      stride[d] = d == 0 && shared ? 0 : span;
+      if (d == 3) span = padding ? size[3] / padding * padding + 2 * padding : size[3];
+      else if (!(d == 0 && shared)) span *= size[d];
+    }
+    memory.assign(size_t(span + 64), 0x7FFF);
+    while (reinterpret_cast<uintptr_t>(memory.data() + start) % 16 != 0) ++start;
+    std::normal_distribution<double> normal(0, scale);
+    for (int64_t a = 0; a < (shared ? 1 : size[0]); ++a)
+      for (int64_t b = 0; b < size[1]; ++b)
+        for (int64_t c = 0; c < size[2]; ++c)
+          for (int64_t d = 0; d < size[3]; ++d) memory[size_t(at(a, b, c, d))] = emulated::narrow(normal(random), bfloat16);
+  }
+  int64_t at(int64_t a, int64_t b, int64_t c, int64_t d) const {
+    return start + a * stride[0] + b * stride[1] + c * stride[2] + d * stride[3];
+  }
+  double value(int64_t a, int64_t b, int64_t c, int64_t d, bool bfloat16) const {
+    return emulated::widen(memory[size_t(at(a, b, c, d))], bfloat16);
+  }
+  mi_kernels::Operand operand(bool present, int row_dimension) const {
+    if (!present) return {};
+    return {memory.data() + start, stride[0], row_dimension == 3 ? 1 : stride[row_dimension], 1};
+  }
+};
+
+struct Case {
+  Problem p;
+  bool shared_weights = false;
+  int bad_row = -1;      // x is NaN there
+  int blocks = 0;        // of the grid, 0: as many as there are tiles
+  int split = 1;         // blocks for each tile
+};
+
+template <class T, class Shape, bool kExact>
+void run(const Case& test, uint32_t seed) {
+  const Problem& p = test.p;
+  constexpr bool kBf = T::kBfloat16;
+  std::mt19937 random(seed + 17);
+  const int64_t g = p.groups, b = p.rows, i = p.context, j = p.width, o = p.out;
+  Tensor x({g, b, 1, j}, 8, false, random, 1, kBf), z({g, b, 1, i}, 8, false, random, 1, kBf);
+  Tensor w({g, o, i, j}, 0, test.shared_weights, random, 1, kBf), u({g, o, 1, i}, 8, test.shared_weights, random, 1, kBf);
+  Tensor v({g, o, 1, j}, 8, test.shared_weights, random, 1, kBf), c({g, 1, 1, o}, 3, test.shared_weights, random, 1, kBf);
+  if (test.bad_row >= 0) x.memory[size_t(x.at(0, test.bad_row, 0, 0))] = 0x7FFF;
+  constexpr uint16_t kUntouched = 0x7FFE;
+  std::vector<uint16_t> memory(size_t(g * b * o + 256), kUntouched);
+  int64_t start = 0;
+  while (reinterpret_cast<uintptr_t>(memory.data() + start) % 16 != 0) ++start;
+
+  const sm90::ForwardOperands f = sm90::forward_operands(
+      {g, b, i, j, o}, x.operand(true, 1), z.operand(true, 1), w.operand(p.weight, 1), u.operand(p.weight_z, 1),
+      v.operand(p.weight_x, 1), c.operand(p.bias, 3), memory.data() + start);
+  if (const char* why = sm90::refusal(f)) emulated::fail(why);
+  const auto call = sm90::forward_call<emulated::Machine, Shape>(
+      f, test.split, [](const sm90::View& view, int rows) { return emulated::Map{view, rows}; });
+  const sm90::Schedule<Shape> schedule(p);
+  const int blocks = test.blocks ? test.blocks : schedule.units * Shape::kCluster * test.split;
+  emulated::launch(blocks, Shape::kCluster * test.split, seed, [&] { sm90::forward<emulated::Machine, T, Shape, kExact>(call, nullptr); });
+
+  // Half a step of the last digit of a number.
+  const auto half_step = [](double value) { return value == 0 ? 0 : std::ldexp(1.0, std::ilogb(value) - (kBf ? 8 : 11)); };
+  for (int64_t n = 0; n < int64_t(memory.size()); ++n)
+    if ((n < start || n >= start + g * b * o) && memory[size_t(n)] != kUntouched) emulated::fail("written outside of y");
+  for (int64_t k = 0; k < g; ++k)
+    for (int64_t r = 0; r < b; ++r)
+      for (int64_t q = 0; q < o; ++q) {
+        double truth = p.bias ? c.value(k, 0, 0, q, kBf) : 0, size = std::fabs(truth);
+        const auto add = [&](double term) { truth += term, size += std::fabs(term); };
+        for (int64_t m = 0; m < i && p.weight; ++m)
+          for (int64_t n = 0; n < j; ++n) {
+            double product = z.value(k, r, 0, m, kBf) * x.value(k, r, 0, n, kBf);
+            if (!kExact) product = emulated::widen(emulated::narrow(product, kBf), kBf);
+            add(product * w.value(k, q, m, n, kBf));
+          }
+        for (int64_t m = 0; m < i && p.weight_z; ++m) add(z.value(k, r, 0, m, kBf) * u.value(k, q, 0, m, kBf));
+        for (int64_t n = 0; n < j && p.weight_x; ++n) add(x.value(k, r, 0, n, kBf) * v.value(k, q, 0, n, kBf));
+        const uint16_t bits = memory[size_t(start + (k * b + r) * o + q)];
+        const double got = emulated::widen(bits, kBf);
+        // The last rounding, and those of the sums in float.
+        const bool good = bits != kUntouched && (std::isnan(truth) ? std::isnan(got)
+                                                  : std::fabs(got - truth) <= half_step(truth) + 4e-6 * size);
+        if (good) continue;
+        std::fprintf(stderr,
+                     "G %d B %d Z %d X %d O %d terms %d%d%d%d, kOut %d cluster %d exact %d bf16 %d seed %u: "
+                     "y[%d,%d,%d] is %g, expected %g\n",
+                     p.groups, p.rows, p.context, p.width, p.out, p.weight, p.weight_z, p.weight_x, p.bias, Shape::kOut,
+                     Shape::kCluster, kExact, kBf, seed, int(k), int(r), int(q), got, truth);
+        std::exit(1);
+      }
+}
+
+template <class T, class Shape, bool kExact>
+void run_all(const std::vector<Case>& cases, uint32_t seeds) {
+  for (const Case& test : cases)
+    for (uint32_t seed = 0; seed < seeds; ++seed) run<T, Shape, kExact>(test, seed);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const uint32_t seeds = argc > 1 ? uint32_t(std::atoi(argv[1])) : 2;
+  const std::vector<Case> few = {
+      // An odd context, a partial block of inputs, tiles past the ends, more tiles than blocks.
+      {{1, 130, 5, 72, 136, true, true, true, true}, false, -1, 2},
+      {{1, 5, 12, 16, 11, true, true, true, true}},   // rows of y that the copy engine cannot write
+  };
+  std::vector<Case> all = few;
+  all.insert(all.end(), {
+      {{2, 70, 2, 64, 96, true, false, true, false}, false, 3},
+      {{3, 33, 1, 16, 8, true, true, false, true}, true},
+      {{1, 20, 70, 40, 16, false, true, true, true}},
+      {{1, 9, 4, 8, 40, true, false, false, false}},
+      {{2, 3, 0, 0, 5, true, true, true, true}},  // only the bias is left
+      {{1, 3, 0, 9, 8, true, true, true, false}},
+      {{1, 3, 9, 0, 8, true, true, true, false}},
+      {{1, 300, 3, 40, 200, true, true, false, true}, false, -1, 2},  // more tiles than blocks
+  });
+  const std::vector<Case> wide = {{{1, 140, 6, 72, 300, true, true, true, true}, false, 139, 2}, few[1]};
+  const std::vector<Case> split = {
+      {{1, 7, 5, 136, 24, true, true, true, true}, false, -1, 0, 2},
+      {{2, 130, 9, 40, 40, true, true, true, true}, true, -1, 0, 4},
+      {{1, 3, 70, 16, 11, true, true, false, true}, false, 2, 0, 8},
+  };
+  using namespace sm90;
+#ifndef MI_FEW
+  run_all<Bf16, Shape<64, 1>, false>(all, seeds);
+  run_all<Bf16, Shape<64, 2>, false>(all, seeds);
+  run_all<Bf16, Shape<128, 2>, false>(few, seeds);
+  run_all<Bf16, Shape<256, 1>, false>(wide, seeds);
+  run_all<Bf16, Shape<256, 2>, false>(wide, seeds);
+  run_all<Bf16, Shape<64, 1>, true>(few, seeds);
+  run_all<F16, Shape<64, 2>, true>(all, seeds);
+  run_all<F16, Shape<128, 1>, true>(few, seeds);
+  run_all<Bf16, Shape<64, 1, true>, false>(split, seeds);
+  run_all<F16, Shape<128, 1, true>, true>({split[1]}, seeds);
+#else
+  run_all<Bf16, Shape<64, 2>, false>(few, seeds);
+  run_all<F16, Shape<64, 1, true>, true>(split, seeds);
+#endif
+  std::puts("the engine agrees with the formula");
+}

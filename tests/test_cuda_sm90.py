@@ -1,0 +1,156 @@
+"""The sm_90a engine without a GPU: its index functions, the engine itself on the machine of sm90/machine.h,
+and what the compiler for 90a makes of it."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mi_kernels.testing import sass
+
+ROOT = Path(__file__).parents[1]
+COMPILER = shutil.which("g++") or shutil.which("c++")
+NVCC = shutil.which("nvcc") or shutil.which(
+    "nvcc", path=os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"
+)
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+needs_nvcc = pytest.mark.skipif(
+    NVCC is None or sass.disassembler("cuobjdump") is None, reason="no nvcc or no cuobjdump"
+)
+
+
+def build(source: Path, program: Path, *flags: str) -> Path:
+    command = [COMPILER, "-std=c++20", "-Wall", "-Wextra", *flags, "-o", program, source]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stderr == ""
+    return program
+
+
+def run(program: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
+
+
+@needs_compiler
+def test_layouts_agree_with_the_documents(tmp_path):
+    done = run(build(ROOT / "tests/sm90/layouts.cpp", tmp_path / "layouts", "-O1"))
+    assert done.returncode == 0, done.stderr
+
+
+@needs_compiler
+def test_the_engine_agrees_with_the_formula(tmp_path):
+    done = run(build(ROOT / "tests/sm90/engine.cpp", tmp_path / "engine", "-O2"), "2")
+    assert done.returncode == 0, done.stderr
+
+
+# What goes wrong on hardware only now and then: the machine has to notice each. (file, text, replacement)
+FAULTS = {
+    "operand overwritten while wgmma reads it": ("engine_sm90.cuh", "mma_wait<1>()", "mma_wait<2>()"),
+    "sums read before wgmma is done": (
+        "engine_sm90.cuh",
+        "mma_wait<0>();\n      M::hold(left)",
+        "mma_wait<1>()",
+    ),
+    "stage released while wgmma reads it": (
+        "engine_sm90.cuh",
+        "release(ring.stage == 0 ? Shape::kStages - 1 : ring.stage - 1);\n    advance",
+        "release(ring.stage);\n    advance",
+    ),
+    "no wait for the weights": ("engine_sm90.cuh", "    wait();\n    M::mma_fence();", "    M::mma_fence();"),
+    "no wait for the operand": ("engine_sm90.cuh", "    wait();\n    MI_UNROLL", "    MI_UNROLL"),
+    "wrong parity": ("engine_sm90.cuh", "ring.phase ^ 1", "ring.phase"),
+    "no fence before wgmma": ("engine_sm90.cuh", "wait();\n    M::mma_fence();", "wait();"),
+    "no fence before the copy of the result": ("engine_sm90.cuh", "M::shared_fence();", ""),
+    "result overwritten while it is copied": ("engine_sm90.cuh", "if (thread == 0) M::store_wait();", ""),
+    "the other block's consumers are not asked": (
+        "engine_sm90.cuh",
+        "kConsumerWarps * Shape::kCluster",
+        "kConsumerWarps",
+    ),
+    "both blocks load the same half": ("engine_sm90.cuh", "tile.out + rank * kShare", "tile.out"),
+    "sums written over stages that are still read": ("engine_sm90.cuh", "M::sync_consumers();", ""),
+    "another swizzle": ("sm90_layout.h", "(address >> 3) & 0x70", "(address >> 3) & 0x30"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_machine_notices(fault, tmp_path):
+    name, text, replacement = FAULTS[fault]
+    for folder in ("csrc", "tests/sm90"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    source = tmp_path / "csrc/cuda" / name
+    assert text in source.read_text()
+    source.write_text(source.read_text().replace(text, replacement))
+    program = build(tmp_path / "tests/sm90/engine.cpp", tmp_path / "engine", "-O0", "-DMI_FEW")
+    done = run(program, "2")
+    assert done.returncode == 1, "nothing was noticed"
+    assert done.stderr
+
+
+# Every kernel in interaction_sm90.cu: outputs per tile, blocks of a cluster (or split), element type.
+KERNELS = {(out, cluster, "BF16") for out in (64, 128, 256) for cluster in (1, 2)}
+KERNELS |= {(out, cluster, "F16") for out in (64, 128) for cluster in (1, 2)}
+KERNELS |= {(out, "split", dtype) for out in (64, 128) for dtype in ("BF16", "F16")}
+
+
+def compile_kernels(folder: Path) -> tuple[str, dict[tuple, str]]:
+    """What nvcc says of the kernels, and their machine code by what KERNELS has."""
+    cubin = folder / "interaction_sm90.cubin"
+    torch_headers = Path(torch.__file__).parent / "include"
+    command = [NVCC, "-gencode=arch=compute_90a,code=sm_90a", "-std=c++20", "-O3", "-Xptxas=-v", "-cubin"]
+    command += ["--expt-relaxed-constexpr", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    command += ["-isystem", torch_headers]
+    source = ROOT / "csrc/cuda/interaction_sm90.cu"
+    done = subprocess.run([*command, "-o", cubin, source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = {}
+    for text in re.split(r"Function : ", sass.text_of(cubin))[1:]:
+        name = re.search(r"(Bf16|F16)ENS\d_5ShapeILi(\d+)ELi(\d)ELb(\d)E", text.split("\n", 1)[0])
+        cluster = "split" if name[4] == "1" else int(name[3])
+        kernels[int(name[2]), cluster, name[1].upper()] = text
+    return done.stderr, kernels
+
+
+def check_resources(report: str, kernels: dict[tuple, str]) -> None:
+    assert set(kernels) == KERNELS
+    assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == len(KERNELS)
+    assert "erialized" not in report and "warning" not in report.lower(), report
+    for text in kernels.values():
+        assert not re.search(r"\b(LDL|STL)\b", text), "local memory"
+        # setmaxnreg gives a consumer 232.
+        assert max(int(r) for r in re.findall(r"\bR(\d+)\b", text)) < 232
+
+
+def check_instructions(kernels: dict[tuple, str]) -> None:
+    for (out, cluster, dtype), text in kernels.items():
+        products = re.findall(r"HGMMA\.64x(\d+)x16\.F32(\.BF16)? R\d+, (R\d+), gdesc", text)
+        assert len(products) == text.count("HGMMA"), "a left operand is not in registers"
+        # Scaled: even and odd steps, the one that is left, and that of U. Exact: a step, and that of U.
+        assert len(products) == 4 * (4 if dtype == "BF16" else 2)
+        assert {(int(n), bf16 == ".BF16") for n, bf16, _ in products} == {(out, dtype == "BF16")}
+        loads = re.findall(r"UTMALDG\.4D(\.MULTICAST)?", text)
+        assert len(loads) == 5 and loads.count(".MULTICAST") == (3 if cluster == 2 else 0)  # x, z; W, U, V
+        assert ("UTMASTG.4D" in text) == (cluster != "split") and "USETMAXREG" in text
+        assert ("UCGABAR_ARV" in text) == (cluster != 1)
+
+
+def check_hazards(kernels: dict[tuple, str]) -> None:
+    """No left operand is overwritten while a wgmma may read it."""
+    for key, text in kernels.items():
+        found = list(sass.loops(text))
+        assert found, f"{key}: no loop with wgmma from registers"
+        assert [loop.hazards for loop in found if loop.hazards] == [], key
+
+
+@needs_nvcc
+def test_what_the_compiler_makes_of_it(tmp_path):
+    """No spills; the tensor cores and the copy engine are used as meant; no hazard."""
+    report, kernels = compile_kernels(tmp_path)
+    check_resources(report, kernels)
+    check_instructions(kernels)
+    check_hazards(kernels)
