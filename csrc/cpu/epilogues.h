@@ -169,20 +169,28 @@ struct StoreSums {
   int64_t rows;
   template <int N>
   MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
-    using V = Vec<Acc>;
     constexpr int L = Tile<Mul, N>::lanes;
-    const Acc* plane = planes + first * L * rows + m * N * L;
-    unroll<kRows>([&](auto r) {
-      if (r < valid) {
-        unroll<N>([&](auto n) {
-          const int64_t lane = (first + n) * L;
-          V sum = tile.acc[r][n];
-          if (planes) sum += load<V>(plane + (r * N + n) * L);
-          if (bias) sum += load<V>(bias + lane);
-          store_lanes<Acc>(out + (m + r) * stride + lane, 1, width - lane, sum);
-        });
+    Acc sums[kRows * N * L];
+    unroll<kRows>([&](auto r) { unroll<N>([&](auto n) { store(sums + (r * N + n) * L, tile.acc[r][n]); }); });
+    finish<N>(sums, m, valid, first);
+  }
+
+ private:
+  // Out of line: where this is inlined registers are short, and accumulators live in memory while they are summed.
+  template <int N>
+  __attribute__((noinline)) void finish(const Acc* sums, int64_t m, int64_t valid, int64_t first) const {
+    using V = Vec<Acc>;
+    constexpr int L = Simd<Acc>::lanes;
+    const Acc* plane = planes ? planes + first * L * rows + m * N * L : nullptr;
+    for (int64_t r = 0; r < valid; ++r) {
+      for (int n = 0; n < N; ++n) {
+        const int64_t lane = (first + n) * L;
+        V sum = load<V>(sums + (r * N + n) * L);
+        if (plane) sum += load<V>(plane + (r * N + n) * L);
+        if (bias) sum += load<V>(bias + lane);
+        store_lanes<Acc>(out + (m + r) * stride + lane, 1, width - lane, sum);
       }
-    });
+    }
   }
 };
 
