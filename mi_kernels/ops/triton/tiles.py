@@ -281,7 +281,7 @@ def splits(problem: Problem, tile: Tile) -> int:
     turns = -(-problem.depth // tile.BK) * problem.context
     over_rows = problem.primitive in ("weight_grad", "matrix_grad")
     length = turns if over_rows else problem.context
-    # Beyond what is small anyway, partial sums must not grow to what the fused form spares, such as B*Z*X.
+    # Beyond what is small anyway, partial sums must not grow to what the fused form spares: B*Z*X, B*O*X.
     room = FEW // max(problem.batch * problem.rows * problem.columns, 1)
     if not over_rows:
         context, depth, columns = problem.context, problem.depth, max(problem.columns, 1)
