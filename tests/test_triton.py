@@ -25,6 +25,8 @@ from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.samples import GATE_MIDDLE, GATE_TERMS, MIDDLE, Gate, Sample, Shape
 
 pytest.importorskip("triton")
+import triton
+
 from mi_kernels.ops.interaction import triton as interaction
 from mi_kernels.ops.triton import plan, products, tiles
 from mi_kernels.ops.triton.launch import recording
@@ -216,6 +218,18 @@ def test_same_bits_where_programs_share_a_sum():
     assert all(
         torch.equal(a, b) for a, b in zip(*(results(sample, torch.float32) for _ in "ab"), strict=True)
     )
+
+
+@pytest.mark.parametrize(("context", "wide"), [(8191, "int32"), (8192, "int64")])
+def test_which_strides_are_wide(context, wide):
+    """W has 512 * Z elements for each output; rows and parts may be further apart, they lead to a tile."""
+    x, z, w = plan.without_data((1 << 16, 512), (1 << 16, context), (64, context, 512), dtype=torch.bfloat16)
+    launches, _ = plan.record(interaction.forward, (x, z, w, None, None, None), x.device)
+    assert launches[0].arguments["INDEX"] == getattr(triton.language, wide)
+    launches, _ = plan.record(interaction.weight_grads, (x, z, x, True, True, True, True), x.device)
+    assert {launch.arguments["INDEX"] for launch in launches} == {getattr(triton.language, wide)} | {
+        triton.language.int32
+    }
 
 
 @INTERPRETED

@@ -24,6 +24,11 @@ SHORT = 8
 PARTIAL_BYTES = 128 << 20
 # 256 steps by each of two strides below this stay in the range of int32.
 WIDE_STRIDE = 1 << 22
+# Which strides of an operand, by their place in its tuple, are taken within a tile; the others lead to it.
+_WITHIN = {"w": (2, 4), "bias": (2,), "shift_bias": (2,), "dw": (3, 5), "dz": (3,)}
+_WITHIN |= dict.fromkeys(("x", "z", "u", "v", "c", "gate", "g"), (2, 3)) | dict.fromkeys(
+    ("y", "sums"), (3, 4)
+)
 
 
 class Gate(NamedTuple):
@@ -67,7 +72,7 @@ def _problem(primitive: str, like: Tensor, sizes: Sizes, *operands: Maybe, secon
 def _constants(tile: Tile, dtype: torch.dtype, operands: dict[str, Any]) -> dict[str, Any]:
     # Operands of dW in float16 are widened (engine.lanes_scaled), exactly in the 11 bits of tf32.
     widened = tile.style == "lanes" and dtype == torch.float16
-    strides = [stride for operand in operands.values() if operand is not None for stride in operand[1:]]
+    strides = [operand[k] for name, operand in operands.items() if operand for k in _WITHIN[name]]
     return {
         "ACCUMULATE": _ACCUMULATE[accumulation_dtype(dtype)],
         "PRECISION": "tf32" if widened else precision(dtype),
