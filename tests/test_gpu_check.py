@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import environment, gpu, gpu_check, gpu_figures, measure, shapes, timing
+from benchmarks import environment, gates, gpu, gpu_check, gpu_figures, measure, shapes, timing
 
 XDIST = """
 [gw0] [ 33%] PASSED tests/test_a.py::test_one[triton-cuda]
@@ -89,6 +89,20 @@ def test_each_backend_of_ours_is_measured():
     found = {c["name"]: c for c in case["candidates"] if c["kind"] == "ours"}
     assert set(found) == {"mi_kernels portable", "mi_kernels reference"}
     assert all(c["error"] < 1e-5 and c["median_s"] > 0 for c in found.values())
+
+
+def test_modulation_is_measured_on_each_backend():
+    place = measure.Place("cpu", timing.wall, ("portable", "reference"))
+    case = next(gates.modulations())
+    found = gpu_check._gates(case, torch.float32, "forward", place)
+    assert [entry["backend"] for entry in found] == ["portable", "reference"]
+    result = {
+        "cases": [],
+        "gates": [e | {"name": "tokens"} for e in found],
+        "ceilings": {"copy_bytes_per_s": 1e9},
+    }
+    shares = [row for row in gpu_figures.figures(result) if "bandwidth" in row["figure"]]
+    assert len(shares) == 2 and all(row["measured"] > 0 for row in shares)
 
 
 def test_names_of_files():
