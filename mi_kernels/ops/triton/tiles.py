@@ -215,7 +215,9 @@ def _heuristic(problem: Problem) -> Tile:
         if problem.capability not in ((9, 0), (10, 0)):  # mma spills 18 registers at 128x128, none at 64x128
             tile = _shaped(problem, 64, 128)
             return _fitted(problem, replace(tile, warps=8) if tile.BN == 128 else tile)
-        return _fitted(problem, _shaped(problem, 128, 128))
+        # x of the tile is held too: in tf32, 128x128 spills 14 registers, 128x64 in 8 warps none.
+        tile = _shaped(problem, 128, 128 if problem.dtype.itemsize == 2 else 64)
+        return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
     return _fitted(problem, _shaped(problem, 128, 256 if wide else 128))
 
