@@ -1,6 +1,8 @@
 // The engine for sm_80 and later: sums over k of left(row, k) right(col, k), tile by tile, for operands that bring
 // their chunks to shared memory themselves. cp.async keeps kStages - 1 stages under way; products that have to be made
 // are read before a stage is computed and stored after it.
+//
+// Compiled, and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
 
 #include "operands.cuh"

@@ -1,4 +1,7 @@
 # libmi_kernels_cuda.so: included by CMakeLists.txt where the CUDA kernels are wanted and MI_NVCC was found.
+if(CMAKE_VERSION VERSION_LESS 3.26)  # older ones do not know how to ask nvcc for C++20
+  message(FATAL_ERROR "CUDA kernels need CMake >= 3.26 (pip install cmake); FORCE_CUDA=0 leaves them out")
+endif()
 set(CMAKE_CUDA_COMPILER ${MI_NVCC})
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)

@@ -1,4 +1,5 @@
 // Modulation: y = (act(scale) + s) * x + shift in one pass, sixteen bytes at a time, and its gradients.
+// Compiled, and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
 
 #include "../activations.h"
