@@ -97,6 +97,41 @@ def test_nothing_beyond_a_row_is_taken_for_it(rows, dtype, place):
         assert torch.equal(y, matrix.sum(1).expand_as(y))
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("across", [False, True])
+def test_streamed_tasks_keep_to_their_memory(across, rows, dtype, place):
+    """Large enough for several workers; each has scratch beside that of the next."""
+    torch.set_num_threads(3)
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, 1030, generator=generator).to(dtype).to(place.device)
+    weight = torch.randn(1030, 1100, generator=generator).to(dtype).to(place.device).T
+    weight = weight if across else weight.contiguous()
+    expected = x.double() @ weight.double().T
+    for _ in range(5):
+        y = mi.interaction(x, x[:, :0], None, None, weight)
+        error = (y.double() - expected).norm() / expected.norm()
+        assert error < {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype, 1e-2)
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("depth", [2000, 20000])
+def test_streamed_sums_of_positive_numbers(depth, across, place):
+    """Rounding errors of one long sum grow with it; these are sums of sums."""
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.rand(4, depth, generator=generator).to(place.device)
+        weight = torch.rand(depth, 80, generator=generator).to(place.device).T
+        return x, weight if across else weight.contiguous()
+
+    check_errors(
+        lambda x, w: [mi.interaction(x, x[:, :0], None, None, w)],
+        lambda x, w: [torch.einsum("bk,ok->bo", x, w)],
+        draw,
+    )
+
+
 def test_equal_rows_give_equal_results(place):
     """Also the last one of so many that it is alone in its task."""
     x = torch.randn(300, generator=torch.Generator().manual_seed(0)).expand(32769, 300).contiguous()

@@ -45,18 +45,25 @@ def test_explain_tells_the_scratch_memory(shape, transposed):
     )
 
 
-@pytest.mark.parametrize("rows", [64, 4096])
-@pytest.mark.parametrize("across", [False, True])
-def test_explain_tells_the_scratch_memory_without_w(rows, across):
-    x, z = torch.randn(rows, 256), torch.randn(rows, 64)
+@pytest.mark.parametrize("width", [1, 256])
+@pytest.mark.parametrize("rows", [2, 64, 4096])
+@pytest.mark.parametrize("across", ["", "U", "UV"])
+def test_explain_tells_the_scratch_memory_without_w(rows, across, width):
+    x, z = torch.randn(rows, width), torch.randn(rows, 64)
     if backends.choose(x) != "cpu":
         pytest.skip("no compiled kernels")
-    weight_z, weight_x = torch.randn(128, 64), torch.randn(128, 256)
-    if across:
-        weight_z, weight_x = (t.t().contiguous().t() for t in (weight_z, weight_x))
+    weight_z, weight_x = torch.randn(128, 64), torch.randn(128, width)
+    if "U" in across:
+        weight_z = weight_z.t().contiguous().t()
+    if "V" in across:
+        weight_x = weight_x.t().contiguous().t()
     plan = mi.explain(mi.interaction, x, z, None, weight_z, weight_x)
     y = mi.interaction(x, z, None, weight_z, weight_x)
     assert peak_memory(lambda: mi.interaction(x, z, None, weight_z, weight_x)) == plan.scratch + _bytes(y)
+    plan = mi.explain(mi.interaction, x.requires_grad_(), z, None, weight_z, weight_x)
+    arguments = (y, x.detach(), z, None, weight_z, weight_x, True, False)
+    peak = peak_memory(lambda: torch.ops.mi_kernels.interaction_input_grads(*arguments))
+    assert peak == plan.backward[0].scratch + _bytes(x)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])

@@ -47,23 +47,25 @@ Operand transposed(const Operand& o) { return {o.data, o.group, o.col, o.row}; }
 Demand demand_of(const LinearPlan& plan) { return {plan.tasks, plan.operations, plan.worker_bytes, 0}; }
 
 // The plan of a product without W whose outputs lie in the lanes or whose matrix is streamed, or nothing if it is to be
-// made with its rows in the lanes. `across`: the matrix lies along the outputs.
-std::optional<LinearPlan> plan_of_linear(int64_t groups, int64_t rows, int64_t out, int64_t first, int64_t second,
-                                         bool across, const Machine& machine) {
+// made with its rows in the lanes.
+std::optional<LinearPlan> plan_of_linear(int64_t groups, int64_t rows, int64_t out, int64_t first, int64_t second, Lie lie,
+                                         const Machine& machine) {
   if (first + second == 0) return {};
-  if (linear_streams(rows, out, across, machine))
-    return plan_linear_stream(groups, rows, out, {first, second}, across, machine);
-  if (!outputs_in_lanes(rows, out, std::max(first, second), !across, machine)) return {};
+  if (linear_streams(rows, out, first + second, lie, machine))
+    return plan_linear_stream(groups, rows, out, {first, second}, lie == Lie::across, machine);
+  if (!outputs_in_lanes(rows, out, std::max(first, second), lie != Lie::across, machine)) return {};
   return plan_linear(groups, rows, out, {first ? first : second, first ? second : 0, 0}, false, machine);
 }
 
+Lie lie(bool along, bool across) { return along ? Lie::along : across ? Lie::across : Lie::neither; }
+
 // Whether the product was made.
 bool run_linear(DType dtype, const Tensor& like, LinearCall call) {
-  bool across = true;
-  for (const LinearTerm& t : call.terms) across &= !t.depth || (t.matrix.row == 1 && t.matrix.col != 1);
+  bool along = true, across = true;
+  for (const LinearTerm& t : call.terms) along &= !t.depth || t.matrix.col == 1, across &= !t.depth || t.matrix.row == 1;
   const Kernels& kernels = selected_kernels();
-  const auto plan = plan_of_linear(call.groups, call.rows, call.out, call.terms[0].depth, call.terms[1].depth, across,
-                                   kernels.machine(dtype));
+  const auto plan = plan_of_linear(call.groups, call.rows, call.out, call.terms[0].depth, call.terms[1].depth,
+                                   lie(along, across), kernels.machine(dtype));
   if (!plan) return false;
   if (!call.terms[0].rows.data) std::swap(call.terms[0], call.terms[1]);
   const Workspace workspace(like, demand_of(*plan));
@@ -224,8 +226,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 std::string cpu_isa() { return describe_isa(); }
 
 // The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O]; `terms` has a bit for each of
-// (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz; 64 says that U and V are contiguous along the
-// outputs.
+// (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz. 64 and 128 say that U is contiguous along the context
+// and along the outputs, 256 and 512 the same of V.
 std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
   STD_TORCH_CHECK(sizes.size() == 5, "cpu_interaction_plan: sizes: expected [G, B, Z, X, O], got ", sizes.size());
   for (const int64_t size : sizes)
@@ -238,25 +240,27 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
     return std::string("algorithm=") + algorithm + ";scratch=" + std::to_string(scratch);
   };
   // Scratch of a product without W that takes so many elements to so many outputs, or 0 if it is not made that way.
-  const auto linear = [&](int64_t out, int64_t first, int64_t second) -> int64_t {
-    const bool across = bool(terms & 64) == (primitive == "forward");
-    const auto plan = want[0] ? std::nullopt : plan_of_linear(p.groups, p.rows, out, first, second, across, machine);
+  const auto linear = [&](int64_t out, int64_t first, int64_t second, Lie how) -> int64_t {
+    const auto plan = want[0] ? std::nullopt : plan_of_linear(p.groups, p.rows, out, first, second, how, machine);
     return plan ? demand_of(*plan).bytes() : 0;
   };
+  const bool along_z = terms & 64, across_z = terms & 128, along_x = terms & 256, across_x = terms & 512;
   if (primitive == "forward") {
     const ForwardPlan f = plan_forward(p, machine, want[0], want[1], want[2]);
     const char* order = f.order == Order::stream         ? "stream"
                         : f.order == Order::width_inside ? "width_inside"
                                                          : "context_inside";
     const Demand demand(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
-    const int64_t direct = linear(p.out, want[1] * p.context, want[2] * p.width);
+    const int64_t direct = linear(p.out, want[1] * p.context, want[2] * p.width,
+                                  lie((!want[1] || !p.context || along_z) && (!want[2] || !p.width || along_x),
+                                      (!want[1] || !p.context || across_z) && (!want[2] || !p.width || across_x)));
     static constexpr const char* kElements[] = {"float64", "float32", "bfloat16", "float16"};
     return text(want[0] ? order : "linear", direct ? direct : demand.bytes()) +
            ";element=" + kElements[int(selected_kernels().element(dtype))] + ";pair=" + std::to_string(machine.pair);
   }
   if (primitive == "input_grads") {
-    const int64_t direct_x = terms & 16 && want[2] ? linear(p.width, p.out, 0) : 0;
-    const int64_t direct_z = terms & 32 && want[1] ? linear(p.context, p.out, 0) : 0;
+    const int64_t direct_x = terms & 16 && want[2] ? linear(p.width, p.out, 0, lie(across_x, along_x)) : 0;
+    const int64_t direct_z = terms & 32 && want[1] ? linear(p.context, p.out, 0, lie(across_z, along_z)) : 0;
     const bool rest_x = terms & 16 && !direct_x, rest_z = terms & 32 && !direct_z;
     const InputGradsPlan d = plan_input_grads(p, machine, want[0], rest_x, rest_z);
     const char* form = d.form == InputForm::stream     ? "stream"

@@ -1,5 +1,5 @@
-// Products without W for a few rows, y[b, o] = sum_k in[b, k] M[o, k]: the time is that of reading M, which is read once,
-// in place and in the order in which it lies. Lanes run along the sum where M does, else along the outputs.
+// Products without W for a few rows, y[b, o] = sum_k in[b, k] M[o, k]: the time is that of reading M, which is read in
+// place, from memory once. Lanes run along the sum where M does, else along the outputs.
 #include "epilogues.h"
 #include "family.h"
 
@@ -20,7 +20,8 @@ class LinearStream {
   static constexpr int kTileOutputs = kRows == 8 ? 4 : 2;
   template <int R>
   static constexpr int kTileVectors = (R == 1 ? 16 : R == 2 ? 12 : R == 3 ? 8 : 6) / (kRows == 8 ? 1 : 2);
-  static constexpr int64_t kChain = Mul::chain == kUnbounded ? int64_t(1) << 40 : Mul::chain / 2;
+  // Words of a chain, and chains of a stretch: sums of sums of sums, as a long one by one would round more.
+  static constexpr int64_t kChain = Mul::chain == kUnbounded ? int64_t(1) << 20 : Mul::chain / 2, kChains = 32;
 
   const LinearCall& call;
   const LinearPlan& plan;
@@ -31,12 +32,12 @@ class LinearStream {
     Elem* rows;
     int64_t stride, depth;
     View<S> matrix;
-    int64_t readable;  // elements from the first one of the matrix that vectors may read
+    int64_t readable;  // elements from the first one of the matrix that vectors may read, where it lies along the sum
   };
   struct Block {
     int64_t group, o0, outputs;
     Term terms[2];
-    Acc* sums;
+    Acc *sums, *stretch;  // of a tile, and the part that is being added up
   };
 
  public:
@@ -57,15 +58,24 @@ class LinearStream {
       b.terms[i].stride = ceil_div(b.terms[i].depth, E) * E;
       b.terms[i].rows = arena.take<Elem>(call.rows * b.terms[i].stride);
     }
-    b.sums = arena.take<Acc>(kTileRows * L * L);
+    b.sums = arena.take<Acc>(kLinearStreamVectors * L);
+    b.stretch = arena.take<Acc>(kLinearStreamVectors * L);
+    static_assert(kTileRows * L <= kLinearStreamVectors && kTileVectors<1> <= kLinearStreamVectors &&
+                  2 * kTileVectors<2> <= kLinearStreamVectors && 4 * kTileVectors<4> <= kLinearStreamVectors &&
+                  3 * kTileVectors<3> <= kLinearStreamVectors);
     for (b.group = g0; b.group < min(g0 + plan.group_step, call.groups); ++b.group) {
       for (int i = 0; i < 2 && call.terms[i].rows.data; ++i) take(call.terms[i], b.group, b.terms[i]);
-      for (int64_t row = 0; row < call.rows; row += kTileRows) {
-        switch (min(call.rows - row, kTileRows)) {
-          case 1: product<1>(b, row); break;
-          case 2: product<2>(b, row); break;
-          case 3: product<3>(b, row); break;
-          default: product<4>(b, row); break;
+      // A few outputs for all rows, so that what was read for one tile of rows is in the cache for the next.
+      const int64_t step = plan.across ? kTileVectors<1> * L : L;
+      for (int64_t o = b.o0; o < b.o0 + b.outputs; o += step) {
+        const int64_t outputs = min(b.o0 + b.outputs - o, step);
+        for (int64_t row = 0; row < call.rows; row += kTileRows) {
+          switch (min(call.rows - row, kTileRows)) {
+            case 1: product<1>(b, row, o, outputs); break;
+            case 2: product<2>(b, row, o, outputs); break;
+            case 3: product<3>(b, row, o, outputs); break;
+            default: product<4>(b, row, o, outputs); break;
+          }
         }
       }
     }
@@ -88,11 +98,11 @@ class LinearStream {
   }
 
   template <int R>
-  void product(const Block& b, int64_t row) const {
+  void product(const Block& b, int64_t row, int64_t o, int64_t outputs) const {
     if (plan.across)
-      across<R>(b, row);
+      across<R>(b, row, o, outputs);
     else
-      along<R>(b, row);
+      along<R>(b, row, o, outputs);
   }
 
   S* out(const Block& b, int64_t row, int64_t o) const {
@@ -104,23 +114,20 @@ class LinearStream {
     return load_lanes<Acc>(static_cast<const S*>(c.data) + b.group * c.group + o * c.row, c.row, valid);
   }
 
-  // Lanes along the sum: L outputs have a vector of sums each, which are then added up together.
+  // Lanes along the sum: up to L outputs have a vector of sums each, which are then added up together.
   template <int R>
-  void along(const Block& b, int64_t row) const {
-    for (int64_t o = b.o0; o < b.o0 + b.outputs; o += L) {
-      const int64_t valid = min(b.o0 + b.outputs - o, L);
-      for (int64_t first = 0; first < valid; first += kTileOutputs) {
-        if (valid - first >= kTileOutputs) {
-          dots<kTileOutputs, R>(b, row, o + first, b.sums + first * L);
-        } else {
-          for (int64_t m = first; m < valid; ++m) dots<1, R>(b, row, o + m, b.sums + m * L);
-        }
+  void along(const Block& b, int64_t row, int64_t o, int64_t valid) const {
+    for (int64_t first = 0; first < valid; first += kTileOutputs) {
+      if (valid - first >= kTileOutputs) {
+        dots<kTileOutputs, R>(b, row, o + first, b.sums + first * L);
+      } else {
+        for (int64_t m = first; m < valid; ++m) dots<1, R>(b, row, o + m, b.sums + m * L);
       }
-      for (int r = 0; r < R; ++r) {
-        V sums[L];
-        for (int m = 0; m < L; ++m) sums[m] = m < valid ? load<V>(b.sums + (r * L + m) * L) : V{};
-        store_lanes<Acc>(out(b, row + r, o), 1, valid, sum_each(sums) + bias(b, o, valid));
-      }
+    }
+    for (int r = 0; r < R; ++r) {
+      V sums[L];
+      for (int m = 0; m < L; ++m) sums[m] = m < valid ? load<V>(b.sums + (r * L + m) * L) : V{};
+      store_lanes<Acc>(out(b, row + r, o), 1, valid, sum_each(sums) + bias(b, o, valid));
     }
   }
 
@@ -131,15 +138,13 @@ class LinearStream {
     for (int i = 0; i < 2 && b.terms[i].rows; ++i) {
       const Term& t = b.terms[i];
       const Elem* rows = t.rows + row * t.stride;
-      const bool in_place = t.matrix.k_stride == 1;
-      const int64_t whole = in_place ? t.depth / E * E : 0;
+      const int64_t whole = t.depth / E * E;
       for (int64_t begin = 0; begin < t.depth; begin += kChain * E) {
         V acc[M][R]{};
         const int64_t end = min(begin + kChain * E, t.depth);
         for (int64_t k = begin; k < min(end, whole); k += E)
           step<M, R>(acc, rows, t.stride, k, [&](auto m) { return load_along<Mul>(&t.matrix(o + m, k)); });
-        for (int64_t k = max(begin, whole); k < end; k += E)
-          step<M, R>(acc, rows, t.stride, k, [&](auto m) { return partial(t, o + m, k); });
+        if (end > whole) step<M, R>(acc, rows, t.stride, whole, [&](auto m) { return partial(t, o + m, whole); });
         unroll<M>([&](auto m) { unroll<R>([&](auto r) { add_to(sums + (r * L + m) * L, acc[m][r], fresh); }); });
         fresh = false;
       }
@@ -158,10 +163,10 @@ class LinearStream {
     });
   }
 
-  // Up to a vector of an output from k on; zeros beyond its end, whatever lies there.
+  // The last elements of an output, from k on; zeros beyond its end, whatever lies there.
   Vec<Word> partial(const Term& t, int64_t o, int64_t k) const {
-    const int64_t valid = min(t.depth - k, E), begin = o * t.matrix.w_stride + k;
-    if (t.matrix.k_stride == 1 && begin + E <= t.readable) {
+    const int64_t valid = t.depth - k, begin = o * t.matrix.w_stride + k;
+    if (begin + E <= t.readable) {
       if constexpr (Mul::pair == 1) {
         return first_lanes(load_along<Mul>(t.matrix.data + begin), valid);
       } else {
@@ -173,21 +178,32 @@ class LinearStream {
     return load<Vec<Word>>(copy);
   }
 
-  // Lanes along the outputs, of which there are at least L. The last vector begins where it ends with them, so that
+  // Lanes along the outputs, of which a task has at least L. Its last vector begins where it ends with them, so that
   // some of its outputs are made twice.
   template <int R>
-  void across(const Block& b, int64_t row) const {
-    const int64_t end = b.o0 + b.outputs, vectors = b.outputs / L;
-    int64_t v = 0;
+  void across(const Block& b, int64_t row, int64_t o, int64_t outputs) const {
     constexpr int N = kTileVectors<R>;
-    for (; v + N <= vectors; v += N) columns<N, R>(b, row, b.o0 + v * L);
-    for (; v < vectors; ++v) columns<1, R>(b, row, b.o0 + v * L);
-    if (b.outputs % L != 0) columns<1, R>(b, row, end - L);
+    int64_t vectors = outputs / L, lane = o;
+    const auto take_columns = [&](auto n) {
+      if constexpr (n.value <= N)
+        for (; vectors >= n.value; vectors -= n.value, lane += n.value * L) columns<n.value, R>(b, row, lane);
+    };
+    take_columns(Index<N>{});
+    take_columns(Index<8>{});
+    take_columns(Index<4>{});
+    take_columns(Index<2>{});
+    take_columns(Index<1>{});
+    if (outputs % L != 0) columns<1, R>(b, row, o + outputs - L);
   }
 
   template <int N, int R>
   __attribute__((noinline, flatten)) void columns(const Block& b, int64_t row, int64_t o) const {
-    bool fresh = true;
+    bool fresh = true, fresh_stretch = true;
+    int64_t chains = 0;
+    const auto end_stretch = [&] {
+      for (int v = 0; v < R * N; ++v) add_to(b.sums + v * L, load<V>(b.stretch + v * L), fresh);
+      fresh = false, fresh_stretch = true, chains = 0;
+    };
     for (int i = 0; i < 2 && b.terms[i].rows; ++i) {
       const Term& t = b.terms[i];
       const Elem* rows = t.rows + row * t.stride;
@@ -212,10 +228,14 @@ class LinearStream {
             add(acc, whole, [&](auto n) { return load_across<Mul, L>(matrix + 2 * whole * step + n * L, zeros); });
           }
         }
-        unroll<R>([&](auto r) { unroll<N>([&](auto n) { add_to(b.sums + (r * N + n) * L, acc[r][n], fresh); }); });
-        fresh = false;
+        unroll<R>([&](auto r) {
+          unroll<N>([&](auto n) { add_to(b.stretch + (r * N + n) * L, acc[r][n], fresh_stretch); });
+        });
+        fresh_stretch = false;
+        if (++chains == kChains) end_stretch();
       }
     }
+    if (!fresh_stretch) end_stretch();
     for (int n = 0; n < N; ++n) {
       const V c = bias(b, o + n * L, L);
       for (int r = 0; r < R; ++r) store_acc<L>(out(b, row + r, o + n * L), load<V>(b.sums + (r * N + n) * L) + c);

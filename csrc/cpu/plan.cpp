@@ -161,26 +161,30 @@ LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t 
   return l;
 }
 
-bool linear_streams(int64_t rows, int64_t out, bool across, const Machine& m) {
+bool linear_streams(int64_t rows, int64_t out, int64_t depth, Lie lie, const Machine& m) {
+  const bool across = lie == Lie::across;
+  if (lie == Lie::neither || rows * depth > kLinearStreamElements) return false;
   // Along the sum every output costs an addition of lanes; where pairs are put together, every element costs that.
   const int64_t most = across && m.pair == 1 ? 2 * kLinearStreamRows : kLinearStreamRows;
   return rows <= most && (!across || out >= m.lanes);
 }
 
 LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool across, const Machine& m) {
-  constexpr int64_t kFewestVectors = 4, kTileRows = 4;
   LinearPlan l{};
   l.stream = true, l.across = across;
   l.operations = 2 * groups * rows * out * (depths[0] + depths[1]);
   const int64_t vectors = ceil_div(out, m.lanes);
-  l.lane_blocks = splits(kTasks, groups, l.operations, ceil_div(vectors, kFewestVectors));
+  // Across, a block is a run of memory for each element of the sum.
+  const int64_t fewest = across ? 16 : 1;
+  l.lane_blocks = splits(kTasks, groups, l.operations, vectors / fewest);
   l.vectors = ceil_div(vectors, l.lane_blocks);
+  while (across && out % (l.vectors * m.lanes) > 0 && out % (l.vectors * m.lanes) < m.lanes) ++l.vectors;
   l.lane_blocks = ceil_div(vectors, l.vectors);
   l.group_step = ceil_div(groups, max(splits(kTasks, 1, l.operations, groups * l.lane_blocks) / l.lane_blocks, 1));
   l.tasks = ceil_div(groups, l.group_step) * l.lane_blocks;
   const int64_t element = m.word_bytes / m.pair, vector = m.lanes * m.pair;
   for (const int64_t depth : depths) l.worker_bytes += round_up(rows * round_up(depth, vector) * element, kAlign);
-  l.worker_bytes += kTileRows * m.lanes * m.lanes * m.acc_bytes;
+  l.worker_bytes += 2 * kLinearStreamVectors * m.lanes * m.acc_bytes;
   return l;
 }
 

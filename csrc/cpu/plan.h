@@ -112,8 +112,11 @@ struct WeightGradsPlan {
   int64_t worker_bytes, partial_bytes;
 };
 
-// Rows up to which a product without W streams its matrix.
+// Rows up to which a product without W streams its matrix, elements of them that are copied at most, and vectors of
+// sums of a tile of it.
 inline constexpr int64_t kLinearStreamRows = 8;
+inline constexpr int64_t kLinearStreamElements = 1 << 18;
+inline constexpr int64_t kLinearStreamVectors = 64;
 
 // A product without W: regions of rows of the batch times lanes of outputs, or, for a few rows, stretches of outputs.
 struct LinearPlan {
@@ -131,8 +134,11 @@ ForwardPlan plan_gate(const Problem&, const Machine&, bool weight, bool weight_z
                       bool whole_rows);
 // `depths`: lengths of the sums, of two terms and of a gate's shift; `gate`: whether there is one.
 LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate, const Machine&);
-// Whether a product without W streams its matrix, which lies along its outputs (`across`) or along the sum.
-bool linear_streams(int64_t rows, int64_t out, bool across, const Machine&);
+// Along which axis the matrices of a product without W are contiguous: all along the sum, all along the outputs, or none
+// of both.
+enum class Lie { along, across, neither };
+// Whether a product without W streams its matrices.
+bool linear_streams(int64_t rows, int64_t out, int64_t depth, Lie lie, const Machine&);
 LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool across, const Machine&);
 // Whether a product without W wants its outputs in the lanes, as plan_linear has them, rather than its rows. `along`:
 // the matrix is contiguous along the sum, so that packing transposes it.

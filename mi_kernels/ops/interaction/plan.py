@@ -84,12 +84,12 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
     present = tuple(weight is not None for weight in weights)
     wanted = gradients_wanted((x, z, *weights))
     backward = []
-    lies_across = weights[0] is None and all(map(across, weights[1:3]))
+    how = (*lies(weights[1]), *lies(weights[2]))
     if any(wanted[:2]):
-        backward.append(_step("input_grads", backend, shape, x, present, wanted, lies_across))
+        backward.append(_step("input_grads", backend, shape, x, present, wanted, how))
     if any(wanted[2:]):
         backward.append(_step("weight_grads", backend, shape, x, tuple(wanted[2:]), wanted))
-    forward = _step("forward", backend, shape, x, present, wanted, lies_across)
+    forward = _step("forward", backend, shape, x, present, wanted, how)
     if forward.scratch is not None:
         weight_copy = _weight_copy(backend, weights[0])
         rows = sum(_broadcast_copy(tensor, shape.lead) for tensor in (x, z))
@@ -101,9 +101,9 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
     return replace(forward, backward=tuple(backward))
 
 
-def across(matrix: Tensor | None) -> bool:
-    """Whether a matrix lies along its outputs, as csrc/cpu/interaction.cpp tells it."""
-    return matrix is None or matrix.shape[1] == 0 or (matrix.stride(0) == 1 and matrix.stride(1) != 1)
+def lies(matrix: Tensor | None) -> tuple[bool, bool]:
+    """Whether a matrix [..., O, K] is contiguous along the sum, and along its outputs."""
+    return (False, False) if matrix is None else (matrix.stride(-1) == 1, matrix.stride(-2) == 1)
 
 
 def _broadcast_copy(tensor: Tensor, lead: torch.Size) -> int:
@@ -130,7 +130,7 @@ def _step(
     like: Tensor,
     terms: tuple[bool, ...],
     wanted: Sequence[bool],
-    lies_across: bool = False,
+    how: tuple[bool, ...] = (False,) * 4,
 ) -> Plan:
     dtype = like.dtype
     count = getattr(counts, primitive)(shape, dtype, terms)
@@ -150,7 +150,7 @@ def _step(
         algorithm, scratch = on_gpu(primitive, sizes, dtype, (*terms, *wanted[:2]))
     else:
         sizes = [1, shape.rows, shape.context, shape.width, shape.out]
-        algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2], lies_across))
+        algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2], *how))
     return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, _WHY[algorithm])
 
 
@@ -178,8 +178,8 @@ def _on_triton(
 
 
 def compiled(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:
-    """Algorithm and bytes of scratch of a compiled kernel for sizes [G, B, Z, X, O]; flags: terms, wants, and
-    without W whether its matrices are contiguous along the outputs."""
+    """Algorithm and bytes of scratch of a compiled kernel for sizes [G, B, Z, X, O]; flags: terms, wants, how
+    U and V lie."""
     return _answer(torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, _bits(flags)))
 
 

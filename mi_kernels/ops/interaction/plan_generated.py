@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.interaction import ragged, shared
-from mi_kernels.ops.interaction.plan import Plan, across, compiled
+from mi_kernels.ops.interaction.plan import Plan, compiled, lies
 from mi_kernels.ops.interaction.plan_shared import _copy
 from mi_kernels.ops.rules import Maybe
 
@@ -53,11 +53,11 @@ def _generate_scratch(backend: str, z: Tensor, weights: Sequence[Maybe]) -> int 
     # What is made last is held beside the results; what is made first, before the other result is there.
     first = last = 0
     if weight_z is not None:
-        last = _linear(z.dtype, 1, contexts, context, weight_z.shape[0], bias is not None, across(weight_z))
+        last = _linear(z.dtype, 1, contexts, context, weight_z.shape[0], bias is not None, lies(weight_z))
     if weight is not None:
         out, width = weight.shape[0], weight.shape[2]
-        lies_across = weight.stride(2) == 1 and weight.stride(1) != 1
-        first = _linear(z.dtype, out, contexts, context, width, weight_x is not None, lies_across)
+        how = lies(weight.transpose(1, 2))
+        first = _linear(z.dtype, out, contexts, context, width, weight_x is not None, how)
         if weight_z is not None or bias is not None:
             first -= contexts * out * item
     elif weight_x is not None:  # its copy is made last
@@ -99,7 +99,7 @@ def _bytes(results: int, *tensors: Maybe) -> int:
 
 
 def _linear(
-    dtype: torch.dtype, groups: int, rows: int, features: int, out: int, bias: bool, lies_across: bool
+    dtype: torch.dtype, groups: int, rows: int, features: int, out: int, bias: bool, how: tuple[bool, bool]
 ) -> int:
-    flags = (False, False, True, bias, False, False, lies_across)
+    flags = (False, False, True, bias, False, False, False, False, *how)
     return compiled("forward", [groups, rows, 0, features, out], dtype, flags)[1]

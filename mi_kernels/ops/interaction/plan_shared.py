@@ -110,26 +110,29 @@ def _scratch(
     """Bytes that the forward pass allocates at most at one time, less those of its result."""
     weight, weight_z, weight_x, bias = weights
     assert weight is not None
-    lies_across = weight.stride(2) == 1 and weight.stride(1) != 1  # W is read along the outputs
     groups, of_z, of_x, context, width, out = sizes
     contexts, item = groups * of_z, x.element_size()
 
     def kernel(
-        count: int, rows: int, features: int, outs: int, has_bias: bool, lies_across: bool = False
+        count: int,
+        rows: int,
+        features: int,
+        outs: int,
+        has_bias: bool,
+        how: tuple[bool, bool] = (True, False),
     ) -> int:
-        flags = (False, False, True, has_bias, False, False, lies_across)
+        flags = (False, False, True, has_bias, False, False, False, False, *how)
         return dense.compiled("forward", [count, rows, 0, features, outs], x.dtype, flags)[1]
 
     has_offset = weight_z is not None or bias is not None
     copies = _copy(z, places.contexts_first)
     generated = contexts * out * width * item
     held = copies + generated
-    making = held + kernel(out, contexts, context, width, weight_x is not None, lies_across)
+    how = dense.lies(weight.transpose(1, 2))
+    making = held + kernel(out, contexts, context, width, weight_x is not None, how)
     if weight_z is not None:
         held += contexts * out * item
-        making = max(
-            making, held + kernel(1, contexts, context, out, bias is not None, dense.across(weight_z))
-        )
+        making = max(making, held + kernel(1, contexts, context, out, bias is not None, dense.lies(weight_z)))
     if has_offset and of_z > 1:
         held += contexts * out * item
     result = sizes.rows * out * item
