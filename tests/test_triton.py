@@ -9,6 +9,7 @@ compiled ahead of time (test_triton_aot.py) and run on GPUs only.
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -29,7 +30,7 @@ import triton
 
 from mi_kernels.ops.interaction import triton as interaction
 from mi_kernels.ops.triton import plan, products, tiles
-from mi_kernels.ops.triton.launch import recording
+from mi_kernels.ops.triton.launch import recording, target
 from mi_kernels.ops.triton.tiles import Problem, Tile
 
 INTERPRETED = pytest.mark.skipif(not backends.interpreting(), reason="part of test_in_the_interpreter")
@@ -180,6 +181,39 @@ def test_scratch_is_bounded(sizes, dtype):
             for operand in (a[0] for a in launch.arguments.values() if isinstance(a, tuple)):
                 if operand.untyped_storage()._cdata not in own and operand.shape[-3:] != w.shape:
                     assert operand.numel() <= max(min(B * Z * X, B * O * X, B * O * Z) / 4, tiles.FEW)
+
+
+def test_another_thread_does_not_record():
+    """Autograd starts kernels in threads of its own, while this one may ask for a plan."""
+    seen = []
+    with recording((9, 0)):
+        thread = threading.Thread(target=lambda: seen.append(target(torch.device("cpu")).capability))
+        thread.start()
+        thread.join()
+        seen.append(target(torch.device("cpu")).capability)
+    assert seen == [(8, 0), (9, 0)]
+
+
+@INTERPRETED
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 3, 5, 9), (2, 20, 20, 9), (2, 17, 12, 2)], ids=str)
+def test_padding_makes_no_nan_of_inf(sizes, dtype):
+    """All numbers are positive, so that Inf in one operand is Inf in the results and never NaN."""
+    rows, context, width, out = sizes
+    for place in range(3):
+        operands = [torch.ones(rows, size, dtype=dtype) for size in (out, width, context)]
+        operands[place][0, 1] = float("inf")
+        grad, x, z = operands
+        weight = torch.full((out, context, width), 0.5, dtype=dtype)
+        results = (
+            interaction.forward(x, z, weight, None, None, None),
+            *interaction.input_grads(grad, x, z, weight, None, None, True, True),
+            interaction.weight_grads(grad, x, z, True, False, False, False)[0],
+        )
+        for result in results:
+            assert not result.isnan().any()
+        infinite = (results[0] if place else results[1]).isinf()
+        assert infinite[0].all() and not infinite[1:].any()
 
 
 @INTERPRETED

@@ -96,7 +96,8 @@ def accumulate(
             else:
                 b_a = tl.load(p_a + k * stride_a + o_a, mask=m_a & m_k[None, :], other=0.0)
             if STYLE == "held" or STYLE == "scaled":
-                b_a *= tl.load(s[0] + i * s[3] + s[1], mask=s[2], other=0.0)[:, None]
+                b_a = b_a * tl.load(s[0] + i * s[3] + s[1], mask=s[2], other=0.0)[:, None]
+                b_a = tl.where(m_k[None, :], b_a, tl.zeros_like(b_a))  # padding times Inf
             if STYLE == "lanes":
                 b_a = lanes_scaled(b_a, tl.load(s[0] + k * s[2] + s[1], mask=m_k, other=0.0))
                 b_b = b_b.to(b_a.dtype)
@@ -107,11 +108,9 @@ def accumulate(
                         b_s = tl.load(s[0] + i * s[3] + s[1], mask=s[2], other=0.0)
                         acc += part * b_s.to(acc.dtype)[:, None]
                     if pair is not None:
-                        tl.store(
-                            pair[1] + i * pair[4] + pair[2],
-                            tl.sum(part * pair[0].to(acc.dtype), 1),
-                            mask=pair[3],
-                        )
+                        # Columns of padding hold NaN where a row of a holds Inf.
+                        products = tl.where(m_b, part * pair[0].to(acc.dtype), 0.0)
+                        tl.store(pair[1] + i * pair[4] + pair[2], tl.sum(products, 1), mask=pair[3])
                     part = tl.zeros_like(acc)
             else:
                 acc = tl.dot(b_a, b_b, acc, input_precision=PRECISION, out_dtype=acc.dtype)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -32,7 +33,16 @@ class Recorder(NamedTuple):
 
 
 _OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
-_recorders: list[Recorder] = []
+
+
+class _Recorders(threading.local):
+    """Of this thread alone: autograd starts kernels in others."""
+
+    def __init__(self) -> None:
+        self.stack: list[Recorder] = []
+
+
+_recorders = _Recorders()
 
 
 @functools.cache
@@ -42,8 +52,8 @@ def _device_target(index: int | None) -> Target:
 
 def target(device: torch.device) -> Target:
     """The target of a device; the interpreter computes what the kernels of capability 8.0 would."""
-    if _recorders:
-        return _recorders[-1].target
+    if _recorders.stack:
+        return _recorders.stack[-1].target
     return _device_target(device.index) if device.type == "cuda" else Target((8, 0), _OLD)
 
 
@@ -55,8 +65,8 @@ def launch(
         return
     # Stated because the default depends on the version; a product of floats is not to be rounded twice.
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    if _recorders:
-        _recorders[-1].launches.append(Launch(kernel, programs, arguments, options))
+    if _recorders.stack:
+        _recorders.stack[-1].launches.append(Launch(kernel, programs, arguments, options))
         return
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
@@ -70,11 +80,11 @@ def recording(capability: tuple[int, int], old: bool = _OLD) -> Iterator[list[La
     Meta tensors can stand for real ones.
     """
     recorder = Recorder(Target(capability, old), [])
-    _recorders.append(recorder)
+    _recorders.stack.append(recorder)
     try:
         yield recorder.launches
     finally:
-        _recorders.pop()
+        _recorders.stack.pop()
 
 
 def operand(tensor: Tensor | None, dims: int) -> tuple[Any, ...] | None:
