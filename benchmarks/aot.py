@@ -8,7 +8,7 @@ Of each it is checked that
 
 * no register is spilled, and its shared memory is not more than the GPU has;
 * the products use the matrix instruction of the architecture: mma on 8.0, 8.9 and 12.0, wgmma on 9.0, tcgen05
-  on 10.0 (a tile of less than 64 rows has mma everywhere, float32 without tf32 has none);
+  on 10.0 (float64 and a tile of less than 64 rows have mma everywhere, float32 without tf32 has none);
 * on 9.0 no register is written while a wgmma still reads it (testing/sass.py).
 
 Nothing runs: this says nothing about results.
@@ -87,7 +87,7 @@ def expected(constants: dict[str, Any], arguments: dict[str, Any], capability: i
     products = "g" in arguments or any(operand is not None for operand in operands)
     if not products or dtype == "float32":
         return None
-    large = constants["BM"] >= LEAST_ROWS
+    large = constants["BM"] >= LEAST_ROWS and dtype != "float64"  # of which there is mma alone
     return _OF_CAPABILITY.get(capability, "mma") if large else "mma"
 
 

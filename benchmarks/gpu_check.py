@@ -5,53 +5,58 @@
 
 It uses the Python that runs it, with the packages that are there (torch with CUDA, triton, pytest,
 hypothesis, scipy; pytest-xdist, cmake, ninja and pybind11 where they are), and no network. Results are saved
-as they come: what is cut off by the time is missing, and the summary says so. Exit status: 0 all tests
-passed and everything ran, 1 not, 2 there is no GPU.
+as they come: what is cut off by the time is missing, and the summary says so. Exit status: 0 the build was
+made, all tests passed and everything was measured, of what --skip does not name; 1 not; 2 there is no GPU.
 
 The tests are those of tests/ on every backend that runs on this GPU, whatever `auto` may choose there.
 Passing them is what an entry in mi_kernels/verified.py means.
 """
 
 import argparse
+import json
 import os
-import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
+BEGUN = time.monotonic()  # before torch is imported, which takes seconds
 
-from benchmarks import cases, environment, gates, gpu, gpu_figures, measure, run, shapes
-from mi_kernels import backends
+import torch  # noqa: E402
 
-ROOT = environment.ROOT
+# Nothing here may import mi_kernels before the build: it looks for its libraries once, when it is imported.
+
+ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("build", "tests", "benchmark")
 # Files whose tests take a place, those of the kernels themselves first: time may run out.
 TESTS = (
     *("interaction", "modulate", "gates", "activations", "gradients", "linear", "shared", "packed"),
     *("determinism", "autocast", "overflow", "functional_transforms", "compile", "gates_compile", "hyper"),
 )
+BACKENDS = ("triton", "cuda", "portable")  # in the order of their tests
+WEIGHTS = {"triton": 2, "cuda": 2, "portable": 1}  # of their shares of the time for tests
 BUILD_SHARE, TEST_SHARE = 0.25, 0.6  # of the time that is left then, at most
-OUTCOME = re.compile(
-    r"\b(PASSED|FAILED|ERROR|SKIPPED)\b (tests/\S+)|(tests/\S+) (PASSED|FAILED|ERROR|SKIPPED)\b"
-)
-# Each takes many seconds to compile, so that they run at one shape.
-COMPILED = ("compile:einsum", "compile:materialised", "compile:x-first")
-RIVALS = ("einsum", "materialised", "x-first", "z-first")
+RESERVE = 5.0  # seconds at the end, to save and to say what there is
+GRACE = 3.0  # seconds between asking a phase to end and ending it
+CASES = (str(ROOT / "benchmarks" / "gpu_cases.py"),)
+OUTCOMES = ("passed", "failed", "error", "skipped")
 
 
 class Budget:
-    """Seconds that are left of the whole."""
+    """Seconds that are left of the whole, from ``begun`` (now)."""
 
-    def __init__(self, seconds: float):
-        self.end = time.monotonic() + seconds
+    def __init__(self, seconds: float, begun: float | None = None):
+        self.end = (time.monotonic() if begun is None else begun) + seconds
 
     def left(self) -> float:
         return max(self.end - time.monotonic(), 0.0)
@@ -67,126 +72,144 @@ def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tup
         output, _ = process.communicate(timeout=max(seconds, 1.0))
         return process.returncode, output
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 15)
+        for number in (signal.SIGTERM, signal.SIGKILL):  # what waits for the GPU may not hear the first
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=GRACE)
         output, _ = process.communicate()
         return None, output
 
 
-def build(seconds: float) -> dict[str, Any]:
+def build_environment(device: str) -> dict[str, str]:
+    """This GPU's architecture alone is compiled for, where nothing else is asked for."""
+    found = dict(os.environ)
+    nvcc = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    nvcc += [f"{home}/bin/nvcc" for home in homes if home]
+    # Without a compiler, naming an architecture would turn a build without CUDA kernels into a failure.
+    if not found.get("MI_KERNELS_CUDA_ARCHS") and any(path and Path(path).exists() for path in nvcc):
+        major, minor = torch.cuda.get_device_capability(device)
+        found["MI_KERNELS_CUDA_ARCHS"] = f"{major}{minor}" + ("a" if (major, minor) == (9, 0) else "")
+    return found
+
+
+def build(seconds: float, device: str) -> dict[str, Any]:
     """Compile the native libraries in place. Triton needs none of it."""
     missing = [name for name in ("cmake", "ninja", "pybind11") if find_spec(name) is None]
     if missing:
         return {"status": f"skipped: {', '.join(missing)} not installed"}
-    status, output = _run([sys.executable, "setup.py", "build_ext", "--inplace"], seconds, dict(os.environ))
+    environment = build_environment(device)
+    status, output = _run([sys.executable, "setup.py", "build_ext", "--inplace"], seconds, environment)
     words = {0: "built", None: "stopped: out of time"}
     return {
         "status": words.get(status, f"failed with status {status}"),
-        "end": output[-2000:] if status else "",
+        "archs": environment.get("MI_KERNELS_CUDA_ARCHS"),
+        "end": output[-2000:] if status != 0 else "",
     }
 
 
-def places() -> list[str]:
-    """The ids of the tests' places on this GPU (tests/conftest.py), ours first."""
-    names = [name for name in ("cuda", "triton", "portable") if backends.why_not(name) is None]
-    return [f"{name}-cuda" for name in names]
-
-
-def test_command(names: list[str], workers: int) -> list[str]:
+def test_command(place: str, workers: int) -> list[str]:
     files = [f"tests/test_{name}.py" for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--color=no", "--tb=short"]
-    command += ["-m", "not slow", "-k", " or ".join(names), "--maxfail=200"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "--tb=short"]
+    command += ["-p", "benchmarks.gpu_report", "-m", "not slow", "-k", place, "--maxfail=200"]
     if workers > 1 and find_spec("xdist") is not None:
         command += ["-n", str(workers)]
     return command + [name for name in files if (ROOT / name).exists()]
 
 
-def outcomes(output: str) -> dict[str, Any]:
-    """What pytest's lines say, as far as it came."""
+def outcomes(lines: str) -> dict[str, Any]:
+    """What gpu_report.py wrote, as far as it came: counts, failures, how much of which file is missing."""
+    collected: dict[str, None] = {}
     found: dict[str, str] = {}
-    for match in OUTCOME.finditer(output):
-        word, name, other, last = match.groups()
-        found[name or other] = word or last
-    counts = Counter(found.values())
-    failures = sorted(name for name, word in found.items() if word in ("FAILED", "ERROR"))
-    return {word.lower(): counts[word] for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")} | {
-        "failures": failures
-    }
-
-
-def test(seconds: float) -> dict[str, Any]:
-    """The suite on the places of this GPU."""
-    missing = [name for name in ("pytest", "hypothesis", "scipy") if find_spec(name) is None]
-    if missing:
-        return {"status": f"skipped: {', '.join(missing)} not installed", "passed": 0, "failures": []}
-    command = test_command(places(), min(os.cpu_count() or 1, 8))
-    status, output = _run(command, seconds, os.environ | {"PYTHONPATH": str(ROOT)})
-    found = outcomes(output)
-    words = {0: "passed", None: "stopped: out of time"}
-    end = output[-6000:] if status else ""
-    return {
-        "status": words.get(status, f"failed with status {status}"),
-        "command": command,
-        **found,
-        "end": end,
-    }
-
-
-def _steps() -> Iterator[tuple[str, shapes.Entry | cases.Case, torch.dtype, str]]:
-    """What is measured, the most important first."""
-    modulations = {case.name: case for case in gates.modulations()}
-    for work in ("forward", "forward+backward"):
-        for entry in shapes.GPU_LARGE:
-            yield "dense", entry, torch.bfloat16, work
-        for case in modulations.values():
-            yield "modulate", case, torch.bfloat16, work
-    for dtype in (torch.bfloat16, torch.float32):
-        for work in ("forward", "forward+backward"):
-            for entry in shapes.FULL if dtype == torch.bfloat16 else shapes.SUITES["gpu"]:
-                yield "dense", entry, dtype, work
-
-
-def benchmark(budget: Budget, device: str, result: dict[str, Any], save) -> None:
-    """Fills in the cases while there is time, saving after each."""
-    clock = gpu.clock_of(device)
-    ours = tuple(place.removesuffix("-cuda") for place in places())
-    place = measure.Place(device, clock, ours)
-    limits = measure.Limits(rounds=5, shortest=0.002, longest=2.0, call=2.0, memory=16 << 30)
-    result["ceilings"] = environment.ceilings([torch.bfloat16, torch.float32], 8192, 0.5, device, clock)
-    result["unmeasured"] = [f"{kind} {_name(what)} {dtype} {work}" for kind, what, dtype, work in _steps()]
-    for kind, what, dtype, work in _steps():
-        if budget.left() < 5:
-            return
-        name = f"{kind} {_name(what)} {dtype} {work}"
+    for text in lines.splitlines():
         try:
-            if isinstance(what, shapes.Entry):
-                rivals = [*RIVALS, *(COMPILED if what is shapes.GPU_LARGE[0] else ())]
-                result["cases"].append(measure.measure(what, dtype, work, rivals, limits, place))
-            else:
-                result["gates"] += _gates(what, dtype, work, place)
-        except Exception as error:  # a kernel that fails must not cost the other figures
-            result["broken"][name] = f"{type(error).__name__}: {error}"[:500]
-        result["unmeasured"].remove(name)
-        print(f"measured {name}, {budget.left():.0f} s left", flush=True)
-        save(result)
+            line = json.loads(text)
+        except ValueError:  # cut off
+            continue
+        if "collected" in line:
+            collected |= dict.fromkeys(line["collected"])
+        elif line["outcome"] == "failed":
+            found[line["id"]] = "failed" if line["when"] == "call" else "error"
+        elif line["outcome"] == "skipped" or line["when"] == "call":
+            found.setdefault(line["id"], line["outcome"])
+    counts = Counter(found.values())
+    missing = Counter(name.split("::")[0] for name in collected if name not in found)
+    return {word: counts[word] for word in OUTCOMES} | {
+        "collected": len(collected),
+        "failures": sorted(name for name, word in found.items() if word in ("failed", "error")),
+        "missing": dict(missing),
+    }
 
 
-def _gates(case: cases.Case, dtype: torch.dtype, work: str, place: measure.Place) -> list[dict[str, Any]]:
-    found = []
-    for backend in place.backends:
-        options = _gate_options(case.name == "tokens" and backend == place.backends[0])
-        with backends.backend(backend):
-            measured = cases.measure(case, dtype, work, options, place.device, place.clock)
-        found.append(measured | {"backend": backend})
-    return found
+def test_one(backend: str, seconds: float) -> dict[str, Any]:
+    """The suite on one backend."""
+    command = test_command(f"{backend}-cuda", min(os.cpu_count() or 1, 8))
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report"
+        report.touch()
+        variables = {"PYTHONPATH": str(ROOT), "MI_KERNELS_REPORT": str(report)}
+        status, output = _run(command, seconds, os.environ | variables)
+        found = outcomes(report.read_text())
+    words = {0: "passed", None: "stopped: out of time"}
+    word = words.get(status, f"failed with status {status}")
+    if status == 0 and (not found["passed"] or found["missing"]):
+        word = "failed: no test passed" if not found["passed"] else "failed: tests without an outcome"
+    end = output[-6000:] if word != "passed" else ""
+    return {"status": word, "command": command, **found, "end": end}
 
 
-def _name(what: shapes.Entry | cases.Case) -> str:
-    return what.shape.name if isinstance(what, shapes.Entry) else what.name
+def test(budget: Budget, result: dict[str, Any], save: Callable[[], None]) -> None:
+    """The suite on each backend that runs here, the most important files and backends first."""
+    missing = [name for name in ("pytest", "hypothesis", "scipy") if find_spec(name) is None]
+    names = [name for name in BACKENDS if result["backends"][name] is None]
+    end = Budget(TEST_SHARE * budget.left())
+    result["tests"] = {name: {"status": "not reached"} for name in names}
+    for number, name in enumerate(names):
+        if missing:
+            result["tests"][name] = {"status": f"skipped: {', '.join(missing)} not installed"}
+            continue
+        share = WEIGHTS[name] / sum(WEIGHTS[other] for other in names[number:])
+        result["tests"][name] = test_one(name, share * end.left())
+        print(f"tests on {name}: {result['tests'][name]['status']}", flush=True)
+        save()
 
 
-def _gate_options(compiled: bool) -> argparse.Namespace:
-    options = ["--rounds", "5", "--shortest", "0.002", *(["--compile"] if compiled else [])]
-    return cases.parser("", gates.FAMILIES).parse_args(options)
+def benchmark(
+    budget: Budget, device: str, path: Path, result: dict[str, Any], program: tuple[str, ...] = CASES
+) -> dict[str, Any]:
+    """The cases, measured by gpu_cases.py in processes of their own; what they left in ``path``."""
+    from benchmarks import run
+
+    end = budget.end - RESERVE - GRACE
+    while result["unmeasured"] and (seconds := end - time.monotonic()) > RESERVE:
+        result["under way"] = None
+        run.save(path, result)
+        command = [sys.executable, *program, str(path), device, str(end)]
+        status, output = _run(command, seconds, dict(os.environ))
+        print(output, end="", flush=True)
+        result = json.loads(path.read_text())
+        if status in (0, None):
+            break
+        if result["under way"] is None:  # it failed outside of all steps, and would again
+            result["broken"]["benchmark"] = f"status {status}: {output[-500:]}"
+            break
+        step, backend = result["under way"]["step"], result["under way"]["backend"]
+        key = f"{step} on {backend}" if backend else step
+        result["broken"].setdefault(key, f"ended with status {status}: {output[-500:]}")
+        if backend is None:  # all backends together: there is nothing to leave out
+            result["unmeasured"].remove(step)
+    return result
+
+
+def passed(result: dict[str, Any], skipped: Sequence[str]) -> bool:
+    """Whether everything that was not skipped by name ran, and passed."""
+    if "build" not in skipped and result["build"]["status"] != "built":
+        return False
+    tests = {} if result["tests"] is None else result["tests"]
+    if "tests" not in skipped and (not tests or any(t["status"] != "passed" for t in tests.values())):
+        return False
+    return not result["broken"] and ("benchmark" in skipped or not result["unmeasured"])
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -209,33 +232,30 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    budget = Budget(60 * options.minutes)
-    command = ["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)]
-    result = {"schema": 1, **environment.facts(command), "gpu": gpu.facts(options.device)}
-    path = options.output or run.RESULTS / f"{gpu.slug(result['gpu']['name'])}.json"
-    result |= {
-        "build": None,
-        "tests": None,
-        "ceilings": None,
-        "cases": [],
-        "gates": [],
-        "broken": {},
-        "figures": [],
-    }
+    budget = Budget(60 * options.minutes, BEGUN if argv is None else None)
+    built = None
     if "build" not in options.skip:
-        result["build"] = build(BUILD_SHARE * budget.left())
-        print(f"build: {result['build']['status']}", flush=True)
+        built = build(BUILD_SHARE * budget.left(), options.device)
+        print(f"build: {built['status']}", flush=True)
+    from benchmarks import environment, gpu, gpu_cases, gpu_figures, run
+    from mi_kernels import backends
+
+    command = ["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)]
+    result = {"schema": 2, **environment.facts(command), "gpu": gpu.facts(options.device)}
+    path = options.output or run.RESULTS / f"{gpu.slug(result['gpu']['name'])}.json"
+    result |= {"build": built, "backends": {name: backends.why_not(name) for name in BACKENDS}}
+    result |= {"tests": None, "ceilings": None, "cases": [], "gates": [], "broken": {}, "figures": []}
+    result |= {"unmeasured": [gpu_cases.name_of(step) for step in gpu_cases.steps()], "under way": None}
+    run.save(path, result)
     if "tests" not in options.skip:
-        result["tests"] = test(TEST_SHARE * budget.left())
-        run.save(path, result)
+        test(budget, result, lambda: run.save(path, result))
     if "benchmark" not in options.skip:
-        benchmark(budget, options.device, result, lambda found: run.save(path, found))
+        result = benchmark(budget, options.device, path, result)
     result["figures"] = gpu_figures.figures(result)
     run.save(path, result)
     print("\n".join(gpu_figures.summary_lines(result)))
     print(path)
-    passed = result["tests"] is None or result["tests"]["status"] == "passed"
-    return 0 if passed and not result["broken"] else 1
+    return 0 if passed(result, options.skip) else 1
 
 
 if __name__ == "__main__":

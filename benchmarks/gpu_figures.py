@@ -8,6 +8,7 @@ from mi_kernels.testing import counts
 
 GEMM_SHARE = {"forward": 0.60, "forward+backward": 0.55}  # of the time of cuBLAS of equal work, large shapes
 COPY_SHARE = 0.85  # of the bandwidth of a copy, by modulation forward
+COMPILED = ("triton", "cuda")  # the backends that have figures to reach
 RIVAL_OUTPUTS = 1024  # up to this many outputs, no rival may be faster
 LARGE_MAPS = ("tokens", "maps", "rows", "full")
 Figure = dict[str, Any]
@@ -20,15 +21,22 @@ def figures(result: dict[str, Any]) -> list[Figure]:
 
 def _dense(cases: list[summary.Case]) -> Iterator[Figure]:
     large = {entry.shape.name for entry in shapes.GPU_LARGE}
-    for work, target in GEMM_SHARE.items():
-        chosen = [
-            c for c in cases if (c["dtype"], c["pass"]) == ("bfloat16", work) and c["shape"]["name"] in large
-        ]
-        yield _row(
-            f"cuBLAS of equal work / ours, {work}, worst large shape", summary.worst(chosen, "gemm"), target
-        )
-        chosen = [c for c in cases if c["pass"] == work and c["shape"]["O"] <= RIVAL_OUTPUTS]
-        yield _row(f"best rival / ours, {work}, worst shape", summary.worst(chosen, "rival"), 1.0)
+    for backend in COMPILED:
+        own = [_only(case, backend) for case in cases]
+        for work, target in GEMM_SHARE.items():
+            of_pass = [case for case in own if case["pass"] == work]
+            chosen = [c for c in of_pass if c["dtype"] == "bfloat16" and c["shape"]["name"] in large]
+            figure = f"cuBLAS of equal work / {backend}, {work}, worst large shape"
+            yield _row(figure, summary.worst(chosen, "gemm"), target)
+            chosen = [c for c in of_pass if c["shape"]["O"] <= RIVAL_OUTPUTS]
+            figure = f"best rival / {backend}, {work}, worst shape"
+            yield _row(figure, summary.worst(chosen, "rival"), 1.0)
+
+
+def _only(case: summary.Case, backend: str) -> summary.Case:
+    """The case with one backend of ours; it may not be there."""
+    kept = [c for c in case["candidates"] if c["kind"] != "ours" or c["name"] == f"mi_kernels {backend}"]
+    return {**case, "candidates": kept}
 
 
 def _modulation(result: dict[str, Any]) -> Iterator[Figure]:
@@ -57,23 +65,31 @@ def _row(figure: str, worst: tuple[float, str] | None, target: float) -> Figure:
     return {"figure": figure, "measured": value, "shape": shape, "target": target, "reached": reached}
 
 
-def summary_of_tests(tests: dict[str, Any] | None) -> str:
-    if tests is None:
-        return "tests: not run"
-    counts_of = ", ".join(
-        f"{tests[word]} {word}" for word in ("passed", "failed", "error", "skipped") if word in tests
-    )
-    return f"tests: {tests['status']} ({counts_of})"
+def lines_of_tests(tests: dict[str, Any] | None) -> Iterator[str]:
+    """For each backend: how it ended, failures, and the files that were not, or not wholly, reached."""
+    if not tests:
+        yield "  tests: not run"
+    for backend, found in (tests or {}).items():
+        words = ("passed", "failed", "error", "skipped")
+        counts_of = ", ".join(f"{found[word]} {word}" for word in words if word in found)
+        of = f"{counts_of} of {found['collected']}" if "collected" in found else "0 passed"
+        yield f"  tests on {backend}: {found['status']} ({of})"
+        yield from (f"    {name}" for name in found.get("failures", [])[:20])
+        for file, count in found.get("missing", {}).items():
+            yield f"    not reached: {count} tests of {file}"
 
 
 def summary_lines(result: dict[str, Any]) -> Iterator[str]:
-    yield f"{result['gpu']['name']}: {summary_of_tests(result['tests'])}"
-    if result["tests"] is not None:
-        yield from (f"  {name}" for name in result["tests"]["failures"][:20])
+    yield result["gpu"]["name"]
+    yield f"  build: {result['build']['status'] if result['build'] else 'not run'}"
+    for backend, reason in result["backends"].items():
+        if reason is not None:
+            yield f"  {backend}: neither tested nor measured: {reason}"
+    yield from lines_of_tests(result["tests"])
     words = {True: "reached", False: "NOT REACHED", None: "not measured"}
     for row in result["figures"]:
         value = "" if row["measured"] is None else f"{row['measured']:.2f} ({row['shape']})"
         yield f"  {row['figure']}: {value} target {row['target']:g}: {words[row['reached']]}"
-    yield from (f"  failed: {name}: {error}" for name, error in result.get("broken", {}).items())
-    if result.get("unmeasured"):
-        yield f"  not measured for lack of time: {len(result['unmeasured'])} cases"
+    yield from (f"  failed: {name}: {error}" for name, error in result["broken"].items())
+    if result["unmeasured"]:
+        yield f"  {len(result['unmeasured'])} cases were not measured, {result['unmeasured'][0]} the first"

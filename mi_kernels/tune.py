@@ -22,7 +22,7 @@ from mi_kernels.testing.errors import relative_error
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 Call = Callable[[], Sequence[Tensor]]
-Measure = Callable[[Call], float]  # seconds; RuntimeError where the tile does not run
+Measure = Callable[[Call], float]  # seconds; what `does_not_run` lists where the tile does not run
 
 
 def calls(sizes: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, tuple[Call, Call]]:
@@ -70,6 +70,17 @@ def _watched() -> Iterator[list[Any]]:
         found += seen
 
 
+def does_not_run() -> tuple[type[Exception], ...]:
+    """What a tile that this GPU cannot run raises: too much shared memory, or refused by a compiler.
+
+    Not Triton's base class: that moved between its versions. RuntimeError is PyTorch's (of memory, say).
+    """
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    return (OutOfResources, PTXASError, CompilationError, RuntimeError)
+
+
 def tune(
     call: Call, truth: Call, measure: Measure, most: int, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
@@ -88,8 +99,9 @@ def tune(
                 try:
                     if _error(call(), exact) <= limit:
                         timed[tile] = measure(call)
-                except RuntimeError as error:  # of Triton too: too much shared memory, say
-                    say(f"  {tile}: {str(error).splitlines()[0][:100]}")
+                except does_not_run() as error:
+                    line = next(iter(str(error).splitlines()), "")[:100]
+                    say(f"  {tile}: {type(error).__name__}: {line}")
         if not timed:
             say(f"{problem.key}: no tile runs")
             continue

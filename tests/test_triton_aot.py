@@ -51,6 +51,7 @@ def test_expected_instructions():
     for capability, large in ((80, "mma"), (89, "mma"), (90, "wgmma"), (100, "tcgen05"), (120, "mma")):
         assert aot.expected({"BM": 128}, product, capability, "bfloat16") == large
         assert aot.expected({"BM": 16}, product, capability, "bfloat16") == "mma"
+        assert aot.expected({"BM": 128}, product, capability, "float64") == "mma"
     assert aot.expected({"BM": 128}, none, 90, "bfloat16") is None
     assert aot.expected({"BM": 128}, product, 90, "float32") is None
 

@@ -8,6 +8,8 @@ import torch
 from mi_kernels import backends, cli, tune
 
 pytest.importorskip("triton")
+from triton.runtime.errors import OutOfResources, PTXASError
+
 from mi_kernels.ops.triton import tiles
 from mi_kernels.ops.triton.launch import recording
 
@@ -86,14 +88,34 @@ def test_wrong_and_failing_tiles_are_not_taken(hopper, monkeypatch):
     errors = iter([1.0, *[2.1] * 100])  # of the heuristic, then of every tile
     monkeypatch.setattr(tune, "_error", lambda results, exact: next(errors))
     assert tune.tune(_forward()[0], lambda: (), lambda call: 1.0, 5, lambda text: None) == {}
-    monkeypatch.setattr(tune, "_error", lambda results, exact: 0.0)
 
-    def failing(call):
-        raise RuntimeError("out of resource: shared memory\nand more")
+
+@pytest.mark.parametrize(
+    "error", [OutOfResources(300000, 232448, "shared memory"), PTXASError("refused"), RuntimeError()]
+)
+def test_a_tile_that_does_not_run_costs_no_other(error, hopper):
+    """As Triton raises them: neither of its classes is a RuntimeError."""
+    failing = iter([True, False, False])
+
+    def measure(call):
+        if next(failing):
+            raise error
+        return 1.0
 
     lines = []
-    assert tune.tune(_forward()[0], lambda: (), failing, 2, lines.append) == {}
-    assert "out of resource: shared memory" in lines[0] and lines[-1].endswith("no tile runs")
+    assert tune.tune(_forward()[0], lambda: (), measure, 3, lines.append) == {}
+    assert type(error).__name__ in lines[0] and str(error)[:40] in lines[0] and "best of 2" in lines[-1]
+
+    def never(call):
+        raise error
+
+    assert tune.tune(_forward()[0], lambda: (), never, 2, lines.append) == {}
+    assert lines[-1].endswith("no tile runs")
+
+
+def test_a_mistake_in_a_kernel_is_not_taken_for_a_tile_that_does_not_run(hopper):
+    with pytest.raises(ZeroDivisionError):
+        tune.tune(_forward()[0], lambda: (), lambda call: 1 / 0, 2, lambda text: None)
 
 
 def test_what_is_written_is_read(tmp_path, monkeypatch):

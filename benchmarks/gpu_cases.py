@@ -1,0 +1,166 @@
+"""The measurements of gpu_check.py, in a process of their own: what ruins it costs one case of one backend.
+
+    python benchmarks/gpu_cases.py FILE DEVICE END       measures what FILE does not have yet
+
+END is the time to be done at, by time.monotonic(). Everything is in FILE, which is saved before and after
+each step. Exit status: 0 nothing is left or the time is over, RUINED the GPU gives nothing but errors any
+more; whoever started this starts it again.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import cases, environment, gates, gpu, gpu_figures, measure, passes, run, shapes
+from mi_kernels import backends
+
+RUINED = 3
+RESERVE = 5.0  # seconds; less is not enough for a step
+# Each takes many seconds to compile, so that they run at one shape.
+COMPILED = ("compile:einsum", "compile:materialised", "compile:x-first")
+RIVALS = ("einsum", "materialised", "x-first", "z-first")
+Result = dict[str, Any]
+Step = tuple[str, shapes.Entry | cases.Case, torch.dtype, str]
+
+
+def steps() -> Iterator[Step]:
+    """What is measured, the most important first."""
+    modulations = list(gates.modulations())
+    for work in ("forward", "forward+backward"):
+        for entry in shapes.GPU_LARGE:
+            yield "dense", entry, torch.bfloat16, work
+        for case in modulations:
+            yield "modulate", case, torch.bfloat16, work
+    for dtype in (torch.bfloat16, torch.float32):
+        for work in ("forward", "forward+backward"):
+            for entry in shapes.FULL if dtype == torch.bfloat16 else shapes.SUITES["gpu"]:
+                yield "dense", entry, dtype, work
+
+
+def name_of(step: Step) -> str:
+    kind, what, dtype, work = step
+    name = what.shape.name if isinstance(what, shapes.Entry) else what.name
+    return f"{kind} {name} {dtype} {work}"
+
+
+def broken(result: Result, step: str, backend: str | None, reason: str) -> None:
+    """Without a backend, it is the whole step that failed."""
+    result["broken"][f"{step} on {backend}" if backend else step] = reason
+
+
+def measure_all(
+    end: float, device: str, names: list[str], result: Result, save: Callable[[Result], None]
+) -> bool:
+    """Measures what is in result["unmeasured"]; False where the GPU is ruined."""
+    clock = gpu.clock_of(device)
+    if result["ceilings"] is None:
+        result["ceilings"] = environment.ceilings([torch.bfloat16, torch.float32], 8192, 0.5, device, clock)
+    for step in steps():
+        name = name_of(step)
+        if name not in result["unmeasured"]:
+            continue
+        if end - time.monotonic() < RESERVE:
+            break
+        try:
+            _measure(step, measure.Place(device, clock, tuple(names)), result, save)
+        except Exception as error:  # what fails must not cost the other figures
+            broken(result, name, result["under way"]["backend"], _reason(error))
+        if ruined(device):
+            save(result)
+            return False
+        result["unmeasured"].remove(name)
+        result["under way"] = None
+        result["figures"] = gpu_figures.figures(result)
+        print(f"measured {name}, {end - time.monotonic():.0f} s left", flush=True)
+        save(result)
+    return True
+
+
+def _under_way(result: Result, save: Callable[[Result], None], name: str, backend: str | None) -> None:
+    result["under way"] = {"step": name, "backend": backend}
+    save(result)
+
+
+def _measure(step: Step, place: measure.Place, result: Result, save: Callable[[Result], None]) -> None:
+    kind, what, dtype, work = step
+    name = name_of(step)
+    sound = []
+    for backend in place.backends:
+        if f"{name} on {backend}" in result["broken"]:  # by a process before this one
+            continue
+        _under_way(result, save, name, backend)
+        try:
+            with backends.backend(backend):
+                _try(what, dtype, work, place.device)
+            place.finish()
+        except Exception as error:
+            broken(result, name, backend, _reason(error))
+            if ruined(place.device):
+                return
+            gc.collect()  # operands that the error's traceback held
+            continue
+        sound.append(backend)
+    _under_way(result, save, name, None)
+    if not sound:
+        return
+    if isinstance(what, shapes.Entry):
+        limits = measure.Limits(rounds=5, shortest=0.002, longest=2.0, call=2.0, memory=16 << 30)
+        rivals = [*RIVALS, *(COMPILED if what is shapes.GPU_LARGE[0] else ())]
+        ours = measure.Place(place.device, place.clock, tuple(sound))
+        result["cases"].append(measure.measure(what, dtype, work, rivals, limits, ours))
+        return
+    for backend in sound:
+        options = gate_options(what.name == "tokens" and backend == sound[0])
+        try:
+            with backends.backend(backend):
+                found = cases.measure(what, dtype, work, options, place.device, place.clock)
+            result["gates"].append(found | {"backend": backend})
+        except Exception as error:
+            broken(result, name, backend, _reason(error))
+
+
+def _try(what: shapes.Entry | cases.Case, dtype: torch.dtype, work: str, device: str) -> None:
+    """One call on the backend that is selected."""
+    if isinstance(what, shapes.Entry):
+        operands = passes.random_operands(measure.sizes_of(what), dtype, 0, device)
+        passes.start(work, measure.mi.interaction, operands)()()
+    else:
+        cases.start(what.functions[cases.OURS], what.arguments(dtype, 0, device), work)()()
+
+
+def ruined(device: str) -> bool:
+    """Whether nothing runs any more, as after an illegal access."""
+    try:
+        return torch.ones(1, device=device).add(1).item() != 2
+    except RuntimeError:
+        return True
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def gate_options(compiled: bool) -> argparse.Namespace:
+    options = ["--rounds", "5", "--shortest", "0.002", *(["--compile"] if compiled else [])]
+    return cases.parser("", gates.FAMILIES).parse_args(options)
+
+
+def main(argv: list[str] | None = None) -> int:
+    path, device, end = sys.argv[1:] if argv is None else argv
+    result = json.loads(Path(path).read_text())
+    names = [name for name, reason in result["backends"].items() if reason is None]
+    save = lambda found: run.save(Path(path), found)  # noqa: E731
+    return 0 if measure_all(float(end), device, names, result, save) else RUINED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
