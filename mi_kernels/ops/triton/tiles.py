@@ -212,10 +212,11 @@ def _heuristic(problem: Problem) -> Tile:
         tile = _shaped(problem, 128, 64)
         return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
     if problem.primitive == "input_grads":
-        # At 128x128 mma spills 18 registers, and tf32 spills on every architecture; at 64x128 none does.
-        if problem.capability not in ((9, 0), (10, 0)) or problem.dtype == torch.float32:
-            tile = _shaped(problem, 64, 128)
-            return _fitted(problem, replace(tile, warps=8) if tile.BN == 128 else tile)
+        # At 128x128 mma spills 18 registers, and tf32 spills everywhere; 16 bits spill at 64x128 on mma.
+        mma = problem.capability not in ((9, 0), (10, 0))
+        if mma or problem.dtype == torch.float32:
+            tile = _shaped(problem, 64, 64 if mma and problem.dtype.itemsize == 2 else 128)
+            return _fitted(problem, replace(tile, warps=8) if tile.BM * tile.BN >= 64 * 64 else tile)
         return _fitted(problem, _shaped(problem, 128, 128))
     if problem.dtype == torch.float16 and problem.capability == (12, 0):  # 128x128 spills 2 to 6 registers
         tile = _shaped(problem, 128, 64)
