@@ -1,4 +1,7 @@
-"""`make gpu-check` as far as it goes without a GPU: clocks, budgets, what pytest said, figures."""
+"""`make gpu-check` as far as it goes without a GPU: clocks, budgets, what pytest said, figures.
+
+Longer than other files because it stands in for a GPU: small packages of tests and a child that fails in every way.
+"""
 
 import json
 import os

@@ -1,4 +1,5 @@
-// A CPU that runs the sm_90a engine: what Hopper in csrc/cuda/ptx.cuh is on the device.
+// A CPU that runs the sm_90a engine: what Hopper in csrc/cuda/ptx.cuh is on the device. One file, though a long one: its
+// parts (fibers, copies, wgmma, barriers) share the state of one struct, as those of Hopper do.
 //
 // Each thread of a cluster is a fiber. Everything asynchronous happens as late or as early as the rules of the PTX ISA
 // allow, chosen by a seed: copies land in any order, wgmma reads its registers and shared memory when it is waited for
