@@ -1,6 +1,6 @@
 """`make gpu-check` as far as it goes without a GPU: clocks, budgets, what pytest said, figures.
 
-Longer than other files because it stands in for a GPU: small packages of tests and a child that fails in every way.
+Longer than other files: what stands in for a GPU, and for each way in which a phase can fail, is here too.
 """
 
 import json

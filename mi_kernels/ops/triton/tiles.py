@@ -218,7 +218,7 @@ def _heuristic(problem: Problem) -> Tile:
             tile = _shaped(problem, 64, 64 if mma and problem.dtype.itemsize == 2 else 128)
             return _fitted(problem, replace(tile, warps=8) if tile.BM * tile.BN >= 64 * 64 else tile)
         return _fitted(problem, _shaped(problem, 128, 128))
-    if problem.dtype == torch.float16 and problem.capability == (12, 0):  # 128x128 spills 2 to 6 registers
+    if problem.dtype in (torch.float16, torch.float32) and problem.capability == (12, 0):  # 128x128 spills
         tile = _shaped(problem, 128, 64)
         return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
