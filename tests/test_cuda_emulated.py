@@ -90,6 +90,10 @@ SPLITS = [
     *((sizes, 1, torch.bfloat16) for sizes in ((131, 5, 72, 130), (37, 5, 13, 11))),
     ((300, 9, 16, 24), 5, torch.bfloat16),
     ((200, 9, 13, 5), 40, torch.float16),
+    # A few rows: whole chunks and odd ones, one block of rows and two, more splits than one.
+    *((sizes, 3, dtype) for sizes in ((3, 70, 64, 9), (1, 5, 7, 4)) for dtype in FLOATS),
+    ((8, 40, 33, 6), 60, torch.float32),
+    ((4, 301, 24, 3), 60, torch.float16),
 ]
 
 
@@ -106,13 +110,26 @@ def test_every_split_of_the_work(sizes, processors, dtype, emulated):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_groups_and_shared_weights(dtype, emulated):
-    arguments = draw((20, 3, 16, 24), dtype, groups=(3,))
+@pytest.mark.parametrize("rows", [20, 3])
+def test_groups_and_shared_weights(rows, dtype, emulated):
+    arguments = draw((rows, 3, 16, 24), dtype, groups=(3,))
     for shared in (False, True):
         if shared:
             arguments[2:6] = [t[:1].expand_as(t) for t in arguments[2:6]]
         for found, exact in zip(primitives(emulated, *arguments), truth(*arguments), strict=True):
             assert relative_error(found, exact) < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softmax"])
+def test_a_few_rows(activation, emulated):
+    """Gates on the streaming kernel, and products z x that float16 cannot hold."""
+    x, z, w, u, v, c, _ = draw((3, 40, 72, 72), torch.float16)
+    arguments = (400 * x, 400 * z, w / 160000, u / 400, v / 400, c)
+    expected = gated.gated_interaction(*(t.double() for t in arguments), activation, True)
+    for found, true in zip(emulated.gated_interaction(*arguments, activation, True), expected, strict=True):
+        assert relative_error(found, true) < 2 * LIMITS[torch.float16]
+    plan = emulated.cuda_interaction_plan("forward", [1, 3, 40, 72, 72], torch.float16, 15, 90, 132)
+    assert plan.startswith("algorithm=stream;scratch=")
 
 
 def test_the_same_bits_again(emulated):

@@ -86,6 +86,11 @@ void run_product(const Place& place, const Tensor& like, Call call, Launch&& lau
   launch_reduce<T>(place, call.out, splits);
 }
 
+template <class T>
+void launch_product(const Place& place, const ForwardCall<T>& call) {
+  call.streams ? launch_stream(place, call) : launch_forward(place, call);
+}
+
 // y = z^T W x + U z + V x + c; `weight` is of contiguous groups.
 template <class T>
 ForwardCall<T> forward_call(const Problem& p, const Operand& x, const Operand& z, const Operand& weight,
@@ -93,7 +98,9 @@ ForwardCall<T> forward_call(const Problem& p, const Operand& x, const Operand& z
                             const Machine& machine) {
   ForwardCall<T> call{};
   call.depth = weight.data ? p.context * p.width : 0;
-  call.grid = plan_product(p.groups, p.rows, p.out, call.depth, true, dtype_v<T>, machine);
+  call.streams = streams(p, dtype_v<T>);
+  call.grid = call.streams ? plan_stream(p, call.depth, dtype_v<T>, machine)
+                           : plan_product(p.groups, p.rows, p.out, call.depth, true, dtype_v<T>, machine);
   if (call.depth > 0) {
     call.products = products<T>(z, x, p);
     call.weight = weight_matrix<T>(weight, p);
@@ -104,6 +111,9 @@ ForwardCall<T> forward_call(const Problem& p, const Operand& x, const Operand& z
   call.right[1] = matrix<T>(weight_x, p.out, p.width);
   call.depths[0] = weight_z.data ? p.context : 0;
   call.depths[1] = weight_x.data ? p.width : 0;
+  call.stream_chunks = call.depth == 0 || (call.products.whole && call.weight.whole);
+  for (int q = 0; q < 2; ++q)
+    call.stream_chunks = call.stream_chunks && (call.depths[q] == 0 || (call.left[q].whole && call.right[q].whole));
   call.out = out;
   call.out.bias = static_cast<const T*>(bias.data);
   call.out.bias_group = bias.group;

@@ -35,6 +35,13 @@ struct Output {
   MI_DEVICE AccOf<T> biased(int64_t group, int64_t col, AccOf<T> sum) const {
     return bias ? sum + AccOf<T>(bias[group * bias_group + col * bias_col]) : sum;
   }
+  // A sum that this split has, which is a result where there are no other splits.
+  MI_DEVICE void put(int64_t split, int64_t group, int64_t row, int64_t col, AccOf<T> sum, AccOf<T> second) const {
+    if (partials)
+      partials[split * groups * rows * cols + place(group, row, col)] = sum;
+    else
+      finish(group, row, col, sum, second);
+  }
   MI_DEVICE void finish(int64_t group, int64_t row, int64_t col, AccOf<T> sum, AccOf<T> second) const {
     using Acc = AccOf<T>;
     Acc p = biased(group, col, sum);
@@ -50,6 +57,7 @@ struct Output {
 
 template <class T>
 struct ForwardCall {  // W first, then U and V
+  bool streams, stream_chunks;  // a few rows: the grid is one of stream.cuh, which reads chunks or elements
   Grid grid;
   Products<T> products;
   Matrix<T> weight;
@@ -140,10 +148,7 @@ MI_DEVICE void store_sums(const Output<typename Math::T>& out, const typename Ma
     const int64_t row = p.row_tile * Tile::kRows + r, col = p.col_tile * kCols + c;
     if (row >= out.rows || col >= out.cols) continue;
     const Acc sum = shared[r * kPitch + c], second = Math::kTwo ? shared[r * kPitch + kCols + c] : Acc(0);
-    if (out.partials)
-      out.partials[p.split * out.groups * out.rows * out.cols + out.place(p.group, row, col)] = sum;
-    else
-      out.finish(p.group, row, col, sum, second);
+    out.put(p.split, p.group, row, col, sum, second);
   }
 }
 

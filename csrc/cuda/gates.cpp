@@ -59,8 +59,8 @@ void run_softmax(const Place& place, const Tensor& like, const Problem& p, const
   auto product = gate;
   product.out.partials = scratch.at<Acc>();
   shift.out.partials = has_shift ? scratch.at<Acc>(partial_bytes(gate.out, gate.grid.splits)) : nullptr;
-  launch_forward(place, product);
-  if (has_shift) launch_forward(place, shift);
+  launch_product(place, product);
+  if (has_shift) launch_product(place, shift);
   launch_softmax<T>(place, product.out, gate.grid.splits, shift.out.partials, shift.grid.splits);
 }
 
@@ -72,7 +72,7 @@ void run_gated(const Place& place, const Tensor& like, const Problem& p, const A
   if (!a.weight.data && a.shift_weight.data && activation != Activation::softmax) return run_gate<T>(place, p, a, out);
   const auto call = forward_call<T>(p, a.x, a.z, a.weight, a.weight_z, a.weight_x, a.bias, out, place.machine());
   if (activation == Activation::softmax) return run_softmax<T>(place, like, p, call, a);
-  run_product<T>(place, like, call, launch_forward<T>);
+  run_product<T>(place, like, call, launch_product<T>);
 }
 
 std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& z, const Optional& weight,

@@ -43,7 +43,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
     using T = decltype(t);
     const auto call = forward_call<T>(p, ox, oz, w, u, v, c, output<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out),
                                       place.machine());
-    run_product<T>(place, x, call, launch_forward<T>);
+    run_product<T>(place, x, call, launch_product<T>);
   });
   return y;
 }
@@ -212,9 +212,13 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   const auto scratch = [&](const Grid& grid, int64_t results) { return grid.splits > 1 ? grid.splits * results * acc : 0; };
   Grid grid{};
   int64_t bytes = 0;
+  bool stream = false;
   if (primitive == "forward") {
     if (const std::string plan = describe_forward_sm90(p, dtype, terms, machine); !plan.empty()) return plan;
-    grid = plan_product(p.groups, p.rows, p.out, terms & 1 ? weight : 0, true, dtype, machine);
+    const int64_t depth = terms & 1 ? weight : 0;
+    stream = streams(p, dtype);
+    grid = stream ? plan_stream(p, depth, dtype, machine)
+                  : plan_product(p.groups, p.rows, p.out, depth, true, dtype, machine);
     bytes = scratch(grid, p.groups * p.rows * p.out);
   } else if (primitive == "input_grads" && terms & 1) {
     const InputGradsParts parts(p, dtype, machine, terms & 16, terms & 32, terms & 2, terms & 4);
@@ -231,7 +235,7 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
     grid = plan_product(p.groups, p.out, cols, p.rows, true, dtype, machine);
     bytes = scratch(grid, p.groups * p.out * cols);
   }
-  const char* path = storage_bytes(dtype) == 2 ? "mma" : "fma";
+  const char* path = stream ? "stream" : storage_bytes(dtype) == 2 ? "mma" : "fma";
   return std::string("algorithm=") + path + ";scratch=" + std::to_string(bytes) + ";blocks=" + std::to_string(grid.blocks()) +
          ";splits=" + std::to_string(grid.splits);
 }

@@ -9,6 +9,8 @@ namespace mi_kernels::cuda {
 template <class T>
 void launch_forward(const Place&, const ForwardCall<T>&);
 template <class T>
+void launch_stream(const Place&, const ForwardCall<T>&);
+template <class T>
 void launch_gate(const Place&, const GateCall<T>&);
 template <class T>
 void launch_weight_grads(const Place&, const WeightGradsCall<T>&);

@@ -27,6 +27,11 @@ struct Grid {
 
 // Results [groups][rows][cols] summed over depth; where it is split, partial sums of each split are kept.
 Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, bool may_split, DType, const Machine&);
+// The forward pass of a few rows, whose grid has tiles of kStreamOutputs outputs (stream.cuh).
+inline constexpr int kStreamOutputs = 4;
+bool streams(const Problem&, DType);
+constexpr int stream_rows(int64_t element_bytes) { return element_bytes == 2 ? 2 : 4; }  // of a block
+Grid plan_stream(const Problem&, int64_t depth, DType, const Machine&);
 // T[rows][width] of each of `context` items, summed over them to dx and along itself to dz; splits are of the items.
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType, const Machine&);
 

@@ -6,6 +6,7 @@
 #include "../../csrc/cuda/mma_kernels.h"
 #include "../../csrc/cuda/modulate_call.h"
 #include "../../csrc/cuda/modulate_kernels.cuh"
+#include "../../csrc/cuda/stream.cuh"
 #include "emulator.h"
 
 namespace mi_kernels::cuda {
@@ -57,6 +58,10 @@ void launch_forward(const Place&, const ForwardCall<T>& call) {
   run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(), [&] { forward_block<Emulated, Math>(call); });
 }
 template <class T>
+void launch_stream(const Place&, const ForwardCall<T>& call) {
+  run(call.grid.blocks(), 1, kEngineThreads, stream_shared_bytes<T>(), [&] { stream_block<Emulated, T>(call); });
+}
+template <class T>
 void launch_gate(const Place&, const GateCall<T>& call) {
   using Math = ProductMath<Emulated, T, true>;
   run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(), [&] { gate_block<Emulated, Math>(call); });
@@ -90,6 +95,7 @@ void launch_softmax(const Place&, const Output<T>& out, int64_t splits, const Ac
 
 #define MI_INSTANCES(T)                                                     \
   template void launch_forward<T>(const Place&, const ForwardCall<T>&);           \
+  template void launch_stream<T>(const Place&, const ForwardCall<T>&);            \
   template void launch_gate<T>(const Place&, const GateCall<T>&);                 \
   template void launch_weight_grads<T>(const Place&, const WeightGradsCall<T>&);  \
   template void launch_linear<T>(const Place&, const LinearCall<T>&);             \
