@@ -8,7 +8,7 @@
 #define MI_UNROLL _Pragma("unroll")
 #define MI_NO_UNROLL _Pragma("unroll 1")
 #else
-#define MI_HOST_DEVICE inline
+#define MI_HOST_DEVICE inline __attribute__((always_inline))
 #define MI_DEVICE inline
 #define MI_UNROLL
 #define MI_NO_UNROLL

@@ -1,20 +1,13 @@
-// Activations on vectors, f and f' side by side. Second derivatives are taken in Python (ops/activations.py),
-// where double backward is made of differentiable PyTorch code.
-//
-// exp and tanh come from one expm1: e^r - 1 = r + r^2 q(r) for |r| <= log(2) / 2, q a minimax polynomial (error below
-// 2^-28 in float, 2^-63 in double). The results are good to 2 units of the last place. NaN passes through all
-// comparisons as PyTorch lets it pass.
+// exp, tanh and erf on vectors, and the activations made of them. exp and tanh come from one expm1:
+// e^r - 1 = r + r^2 q(r) for |r| <= log(2) / 2, q a minimax polynomial (error below 2^-28 in float, 2^-63 in double).
+// The results are good to 2 units of the last place. NaN passes through all comparisons as PyTorch lets it pass.
 #pragma once
 
-#include <type_traits>
-
-#include "../activation.h"
+#include "../activations.h"
 #include "simd.h"
 
 namespace mi_kernels::MI_ISA {
 
-template <class V>
-using Lane = std::remove_cvref_t<decltype(V{}[0])>;
 template <class V>
 using IntOf = decltype(V{} < V{});
 template <class V>
@@ -74,12 +67,6 @@ MI_INLINE V power_of_two(const IntOf<V>& k) {
 }
 
 template <class V>
-MI_INLINE V clamp(const V& t, Lane<V> low, Lane<V> high) {  // a NaN stays
-  const V raised = t < low ? V{} + low : t;
-  return raised > high ? V{} + high : raised;
-}
-
-template <class V>
 MI_INLINE V exp(const V& t) {
   const auto [r, k] = kDouble<V> ? reduce(clamp(t, Lane<V>(-746), Lane<V>(710))) : reduce(clamp(t, Lane<V>(-104), Lane<V>(89)));
   const V e = Lane<V>(1) + small_expm1(r);
@@ -112,11 +99,6 @@ MI_INLINE V tanh(const V& t) {
   return with_sign(e / (e + Lane<V>(2)), t);
 }
 
-template <class V>
-MI_INLINE V sigmoid(const V& t) {
-  return Lane<V>(1) / (Lane<V>(1) + exp(-t));
-}
-
 // In float two minimax polynomials, t + t p(t^2) below 0.92 and 1 - exp(-t h(t)) above; in double libm's, lane by lane.
 template <class V>
 MI_INLINE V erf(const V& t) {
@@ -136,122 +118,19 @@ MI_INLINE V erf(const V& t) {
   }
 }
 
-struct Identity {
+struct VectorMath {
   template <class V>
-  static MI_INLINE V value(const V& t) {
-    return t;
+  static MI_INLINE V exp(const V& t) {
+    return MI_ISA::exp(t);
   }
   template <class V>
-  static MI_INLINE V first(const V&) {
-    return V{} + Lane<V>(1);
+  static MI_INLINE V tanh(const V& t) {
+    return MI_ISA::tanh(t);
+  }
+  template <class V>
+  static MI_INLINE V erf(const V& t) {
+    return MI_ISA::erf(t);
   }
 };
-
-struct Sigmoid {
-  template <class V>
-  static MI_INLINE V value(const V& t) {
-    return sigmoid(t);
-  }
-  template <class V>
-  static MI_INLINE V first(const V& t) {
-    const V s = sigmoid(t);
-    return (Lane<V>(1) - s) * s;
-  }
-};
-
-struct Tanh {
-  template <class V>
-  static MI_INLINE V value(const V& t) {
-    return tanh(t);
-  }
-  template <class V>
-  static MI_INLINE V first(const V& t) {
-    const V h = tanh(t);
-    return Lane<V>(1) - h * h;
-  }
-};
-
-struct Relu {
-  template <class V>
-  static MI_INLINE V value(const V& t) {
-    return t < Lane<V>(0) ? V{} : t;
-  }
-  template <class V>
-  static MI_INLINE V first(const V& t) {
-    return t <= Lane<V>(0) ? V{} : V{} + Lane<V>(1);
-  }
-};
-
-struct Gelu {
-  template <class V>
-  static MI_INLINE V value(const V& t) {
-    return t * Lane<V>(0.5) * (Lane<V>(1) + erf(V(t * Lane<V>(0.70710678118654752))));
-  }
-  template <class V>
-  static MI_INLINE V first(const V& t) {
-    const V density = Lane<V>(0.39894228040143268) * exp(V(Lane<V>(-0.5) * t * t));
-    return Lane<V>(0.5) * (Lane<V>(1) + erf(V(t * Lane<V>(0.70710678118654752)))) + t * density;
-  }
-};
-
-struct GeluTanh {
-  template <class V>
-  static MI_INLINE V inner(const V& t) {
-    return tanh(V(Lane<V>(0.79788456080286536) * (t + Lane<V>(0.044715) * t * t * t)));
-  }
-  template <class V>
-  static MI_INLINE V value(const V& t) {
-    return Lane<V>(0.5) * t * (Lane<V>(1) + inner(t));
-  }
-  template <class V>
-  static MI_INLINE V first(const V& t) {
-    const V h = inner(t), slope = Lane<V>(0.79788456080286536) * (Lane<V>(1) + Lane<V>(0.134145) * t * t);
-    return Lane<V>(0.5) * (Lane<V>(1) + h) + Lane<V>(0.5) * t * (Lane<V>(1) - h * h) * slope;
-  }
-};
-
-struct Silu {
-  template <class V>
-  static MI_INLINE V value(const V& t) {
-    return t / (Lane<V>(1) + exp(-t));
-  }
-  template <class V>
-  static MI_INLINE V first(const V& t) {
-    const V s = sigmoid(t);
-    return s * (Lane<V>(1) + t * (Lane<V>(1) - s));
-  }
-};
-
-struct HardSigmoid {
-  template <class V>
-  static MI_INLINE V value(const V& t) {
-    return clamp(V(t + Lane<V>(3)), Lane<V>(0), Lane<V>(6)) / Lane<V>(6);
-  }
-  template <class V>
-  static MI_INLINE V first(const V& t) {
-    const V inside = V{} + Lane<V>(1) / Lane<V>(6), below = t > Lane<V>(-3) ? inside : V{};
-    return t < Lane<V>(3) ? below : V{};
-  }
-};
-
-// Whether PyTorch selects where f' is 0, so that Inf does not become NaN there, rather than multiply.
-constexpr bool selects(Activation activation) {
-  return activation == Activation::relu || activation == Activation::hardsigmoid;
-}
-
-// Calls f with the elementwise activation of that name.
-template <class F>
-void for_activation(Activation activation, F&& f) {
-  switch (activation) {
-    case Activation::sigmoid: return f(Sigmoid{});
-    case Activation::tanh: return f(Tanh{});
-    case Activation::relu: return f(Relu{});
-    case Activation::gelu: return f(Gelu{});
-    case Activation::gelu_tanh: return f(GeluTanh{});
-    case Activation::silu: return f(Silu{});
-    case Activation::hardsigmoid: return f(HardSigmoid{});
-    default: return f(Identity{});
-  }
-}
 
 }  // namespace mi_kernels::MI_ISA

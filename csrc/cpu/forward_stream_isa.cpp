@@ -167,7 +167,7 @@ class ForwardStream {
     if (!call.gate.present) return write_each([](Acc sum, int64_t, int64_t) { return sum; });
     const auto x = rows_view<S>(call.x, group);
     bool finite = true;
-    for_activation(call.gate.activation, [&](auto act) {
+    for_activation<VectorMath>(call.gate.activation, [&](auto act) {
       write_each([&](Acc sum, int64_t b, int64_t o) {
         finite &= sum - sum == 0;
         if (call.gate.kept.data) from_acc(sum, static_cast<S*>(call.gate.kept.data)[b * p.out + o]);

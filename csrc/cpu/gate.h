@@ -54,7 +54,7 @@ void gate_planes(const GateSpec& gate, Acc* y, const Acc* x, const Acc* shift, i
   for (int l = 0; l < L; ++l)
     if (difference[l] != 0) tell_not_finite(gate);
   if (gate.activation != Activation::softmax) {
-    for_activation(gate.activation, [&](auto act) {
+    for_activation<VectorMath>(gate.activation, [&](auto act) {
       for (int64_t i = 0; i < count; i += L) write(i, act.value(load<V>(y + i)));
     });
     return;

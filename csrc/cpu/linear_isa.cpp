@@ -57,7 +57,7 @@ class Linear {
     if (&last != call.terms) add(b, call.terms[0], call.terms[0].depth, planes, fresh);
     if (call.gate.present) {
       add(b, last, last.depth, planes, fresh);
-      for_activation(call.gate.activation, [&](auto act) { gate(act, b, planes, shifts, bias, shift_bias, out); });
+      for_activation<VectorMath>(call.gate.activation, [&](auto act) { gate(act, b, planes, shifts, bias, shift_bias, out); });
       return;
     }
     const int64_t before = (last.depth - 1) / plan.depth * plan.depth;

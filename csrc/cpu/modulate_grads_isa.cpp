@@ -58,7 +58,7 @@ class ModulateGrads {
     S* dscale = static_cast<S*>(call.dscale) + kept.at(kShift) + first;
     const Acc offset = Acc(call.offset);
     const bool selected = selects(call.activation);
-    for_activation(call.activation, [&](auto act) {
+    for_activation<VectorMath>(call.activation, [&](auto act) {
       const auto step = [&](const S* g, const S* at_x, const S* at_scale, S* to_x, S* to_scale) {
         const Vec<Acc> grads = load_acc<L>(g), s = load_acc<L>(at_scale);
         const Vec<Acc> slope = act.first(s), product = slope * (grads * load_acc<L>(at_x));
@@ -159,7 +159,7 @@ class ModulateGrads {
 
   // act'(scale) of a run.
   void slopes_run(const S* scale, int64_t stride, int64_t n, Acc* out) const {
-    for_activation(call.activation, [&](auto act) {
+    for_activation<VectorMath>(call.activation, [&](auto act) {
       map_run(scale, stride, n, out, [&](const Vec<Acc>& v) { return act.first(v); });
     });
   }

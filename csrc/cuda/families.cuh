@@ -47,7 +47,7 @@ struct Output {
     Acc p = biased(group, col, sum);
     if (gate.present) {
       if (gate.kept) gate.kept[place(group, row, col)] = T(p);
-      for_activation(gate.activation, [&](auto act) { p = act.value(p); });
+      for_activation<ScalarMath>(gate.activation, [&](auto act) { p = act.value(p); });
       p = (p + Acc(gate.offset)) * Acc(gate.x[row * gate.x_row + col * gate.x_col]) + second;
       if (gate.shift_bias) p += Acc(gate.shift_bias[col * gate.shift_col]);
     }

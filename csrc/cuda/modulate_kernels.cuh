@@ -49,7 +49,7 @@ MI_DEVICE void store_run(T* p, const Chunk<T>& c, int64_t stride, int n, bool wh
 template <class T>
 MI_DEVICE void activate(Activation activation, double offset, const Chunk<T>& scale, AccOf<T> (&gate)[kChunk<T>]) {
   using Acc = AccOf<T>;
-  for_activation(activation, [&](auto act) {
+  for_activation<ScalarMath>(activation, [&](auto act) {
     MI_UNROLL for (int e = 0; e < kChunk<T>; ++e) gate[e] = act.value(Acc(scale.element[e])) + Acc(offset);
   });
 }
