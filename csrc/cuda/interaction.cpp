@@ -8,6 +8,7 @@
 #include "calls.h"
 #include "forward_sm90.h"
 #include "modulate_call.h"
+#include "precision.h"
 #include "registration.h"
 
 namespace mi_kernels::cuda {
@@ -31,7 +32,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   constexpr const char* op = "interaction";
   const Activations a = forward_problem(op, x, z, weight, weight_z, weight_x, bias);
   const Problem& p = a.problem;
-  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  const DType dtype = product_dtype(x, op);
   Tensor y = empty(x, a, {p.rows, p.out});
   if (y.numel() == 0) return y;
   const Place place(x);
@@ -39,7 +40,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   const Operand ox = operand(x, a.grouped), oz = operand(z, a.grouped), w = contiguous_weight(weight, a.grouped, kept);
   const Operand u = operand(weight_z, a.grouped), v = operand(weight_x, a.grouped), c = operand(bias, a.grouped);
   if (run_forward_sm90(place, p, dtype, ox, oz, w, u, v, c, y.mutable_data_ptr())) return y;
-  for_dtype(dtype, [&](auto t) {
+  for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
     const auto call = forward_call<T>(p, ox, oz, w, u, v, c, output<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out),
                                       place.machine());
@@ -120,13 +121,13 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   const Activations a = grads_problem(op, grad, x, z);
   const Problem& p = a.problem;
   check_weights(op, x, a, weight, weight_z, weight_x);
-  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  const DType dtype = product_dtype(x, op);
   Tensor dx = want_x ? empty(x, a, {p.rows, p.width}) : nothing(x);
   Tensor dz = want_z ? empty(z, a, {p.rows, p.context}) : nothing(z);
   if (dx.numel() + dz.numel() == 0) return {dx, dz};
   const Place place(x);
   const Operand g = operand(grad, a.grouped), u = operand(weight_z, a.grouped), v = operand(weight_x, a.grouped);
-  for_dtype(dtype, [&](auto t) {
+  for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
     if (weight.has_value() && weight->numel() > 0) {
       Optional kept;
@@ -161,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   constexpr const char* op = "interaction_weight_grads";
   const Activations a = grads_problem(op, grad, x, z);
   const Problem& p = a.problem;
-  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  const DType dtype = product_dtype(x, op);
   Tensor dw = want_weight ? empty(x, a, {p.out, p.context, p.width}) : nothing(x);
   Tensor du = want_weight_z ? empty(x, a, {p.out, p.context}) : nothing(x);
   Tensor dv = want_weight_x ? empty(x, a, {p.out, p.width}) : nothing(x);
@@ -169,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   const Operand g = operand(grad, a.grouped), ox = operand(x, a.grouped), oz = operand(z, a.grouped);
   if (dw.numel() + du.numel() + dv.numel() > 0) {
     const Place place(x);
-    for_dtype(dtype, [&](auto t) {
+    for_arithmetic(dtype, [&](auto t) {
       using T = decltype(t);
       const auto sum = [&](Tensor& to, int64_t cols, const Operand* features) {
         if (to.numel() == 0) return;
@@ -206,15 +207,18 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   constexpr const char* op = "cuda_interaction_plan";
   STD_TORCH_CHECK(sizes.size() == 5, op, ": sizes: expected [G, B, Z, X, O], got ", sizes.size());
   const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
-  const DType dtype = dtype_of(type, op, "dtype");
+  const DType dtype = product_dtype(dtype_of(type, op, "dtype"));
   const Machine machine{int(arch), int(processors), 0};
   const int64_t acc = accumulator_bytes(dtype), weight = p.context * p.width;
   const auto scratch = [&](const Grid& grid, int64_t results) { return grid.splits > 1 ? grid.splits * results * acc : 0; };
   Grid grid{};
   int64_t bytes = 0;
+  bool by_items = false;
   if (primitive == "forward") {
     if (const std::string plan = describe_forward_sm90(p, dtype, terms, machine); !plan.empty()) return plan;
-    grid = plan_product(p.groups, p.rows, p.out, terms & 1 ? weight : 0, true, dtype, machine);
+    const ForwardPlan plan = plan_forward(p, terms & 1 && weight > 0, dtype, machine);
+    grid = plan.grid;
+    by_items = plan.by_items;
     bytes = scratch(grid, p.groups * p.rows * p.out);
   } else if (primitive == "input_grads" && terms & 1) {
     const InputGradsParts parts(p, dtype, machine, terms & 16, terms & 32, terms & 2, terms & 4);
@@ -231,7 +235,9 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
     grid = plan_product(p.groups, p.out, cols, p.rows, true, dtype, machine);
     bytes = scratch(grid, p.groups * p.out * cols);
   }
-  const char* path = storage_bytes(dtype) == 2 ? "mma" : "fma";
+  const char* path = algorithm(dtype);
+  if (dtype == DType::f16 && terms & 1 && weight > 0 && primitive != "input_grads")
+    path = by_items ? "mma-exact" : "mma-widened";
   return std::string("algorithm=") + path + ";scratch=" + std::to_string(bytes) + ";blocks=" + std::to_string(grid.blocks()) +
          ";splits=" + std::to_string(grid.splits);
 }

@@ -7,6 +7,11 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+bool on_matrix_instructions(DType dtype) { return storage_bytes(dtype) == 2 || dtype == DType::tf32; }
+
+// What it takes to be worth a start of the pipeline and a partial sum.
+constexpr int64_t kLeastStages = 8;
+
 // Elements that partial sums may have in all.
 constexpr int64_t kPartialElements = int64_t(1) << 24;
 
@@ -21,13 +26,13 @@ int64_t splits_for(int64_t tiles, int64_t elements, int64_t units, int64_t least
 }  // namespace
 
 TileSize product_tile(DType dtype) {
-  const int64_t depth = kStageBytes / storage_bytes(dtype), side = storage_bytes(dtype) == 2 ? 128 : 64;
+  const int64_t depth = kStageBytes / storage_bytes(dtype), side = on_matrix_instructions(dtype) ? 128 : 64;
   return {side, side, depth};
 }
 
 TileSize input_grads_tile(DType dtype) {
   const int64_t depth = kStageBytes / storage_bytes(dtype);
-  return {storage_bytes(dtype) == 2 ? 128 : 64, 64, depth};
+  return {on_matrix_instructions(dtype) ? 128 : 64, 64, depth};
 }
 
 Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, bool may_split, DType dtype,
@@ -35,12 +40,26 @@ Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, boo
   const TileSize tile = product_tile(dtype);
   Grid g{ceil_div(rows, tile.rows), ceil_div(cols, tile.cols), 1, 0, groups};
   const int64_t steps = ceil_div(depth, tile.depth);
-  // Eight stages are what it takes to be worth a start of the pipeline and a partial sum.
-  if (may_split) g.splits = splits_for(g.row_tiles * g.col_tiles * groups, groups * rows * cols, steps, 8, machine);
+  if (may_split)
+    g.splits = splits_for(g.row_tiles * g.col_tiles * groups, groups * rows * cols, steps, kLeastStages, machine);
   const int64_t split_steps = std::max<int64_t>(ceil_div(steps, g.splits), 1);
   g.splits = std::max<int64_t>(ceil_div(steps, split_steps), 1);
   g.step = split_steps * tile.depth;
   return g;
+}
+
+ForwardPlan plan_forward(const Problem& p, bool weight, DType dtype, const Machine& machine) {
+  const int64_t depth = weight ? p.context * p.width : 0, stage = product_tile(dtype).depth;
+  const int64_t steps = ceil_div(p.width, stage);
+  // In float16 the products z x are made in tf32, at half the rate of matrix instructions. By items there are none, but the
+  // sums over X are padded to whole stages: better as long as that adds less than it saves.
+  const bool by_items = dtype == DType::f16 && (depth == 0 || 2 * p.width >= steps * stage);
+  if (!by_items || depth == 0) return {plan_product(p.groups, p.rows, p.out, depth, true, dtype, machine), by_items};
+  Grid g = plan_product(p.groups, p.rows, p.out, 0, false, dtype, machine);
+  g.splits = splits_for(g.blocks(), p.groups * p.rows * p.out, p.context, ceil_div(kLeastStages, steps), machine);
+  g.step = ceil_div(p.context, g.splits);
+  g.splits = ceil_div(p.context, g.step);
+  return {g, by_items};
 }
 
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType dtype, const Machine& machine) {
@@ -50,6 +69,11 @@ Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t wid
   g.step = std::max<int64_t>(ceil_div(context, g.splits), 1);
   g.splits = std::max<int64_t>(ceil_div(context, g.step), 1);
   return g;
+}
+
+const char* algorithm(DType dtype) {
+  if (dtype == DType::tf32) return "mma-tf32";
+  return on_matrix_instructions(dtype) ? "mma" : "fma";
 }
 
 bool prefers_sm90(const Problem& p, DType dtype, bool weight, const Machine& machine) {

@@ -27,8 +27,18 @@ struct Grid {
 
 // Results [groups][rows][cols] summed over depth; where it is split, partial sums of each split are kept.
 Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, bool may_split, DType, const Machine&);
+// The forward pass: tiles of outputs, whose sum is over W's products z x, or, by items, over Z sums of X; splits are of Z X
+// places or of Z items.
+struct ForwardPlan {
+  Grid grid;
+  bool by_items;
+};
+ForwardPlan plan_forward(const Problem&, bool weight, DType, const Machine&);
 // T[rows][width] of each of `context` items, summed over them to dx and along itself to dz; splits are of the items.
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType, const Machine&);
+
+// The arithmetic of a dtype, as a plan names it.
+const char* algorithm(DType);
 
 // Whether a forward pass is one for the sm_90a engine; where its tensors are not aligned to 16 bytes, the mma engine takes
 // it all the same.

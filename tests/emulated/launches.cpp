@@ -53,7 +53,14 @@ void launch_modulate_grads(const Place&, DType dtype, const ModulateGradsCall& c
 
 template <class T>
 void launch_forward(const Place&, const ForwardCall<T>& call) {
-  using Math = ProductMath<Emulated, T>;
+  if constexpr (Products<T>::kWidens) {
+    if (call.by_items) {
+      using Math = ForwardMath<Emulated, T, true>;
+      return run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(),
+                 [&] { forward_items_block<Emulated, Math>(call); });
+    }
+  }
+  using Math = ForwardMath<Emulated, T, false>;
   run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(), [&] { forward_block<Emulated, Math>(call); });
 }
 template <class T>
@@ -63,8 +70,12 @@ void launch_gate(const Place&, const GateCall<T>& call) {
 }
 template <class T>
 void launch_weight_grads(const Place&, const WeightGradsCall<T>& call) {
-  using Math = ProductMath<Emulated, T>;
-  run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(), [&] { weight_grads_block<Emulated, Math>(call); });
+  const auto start = [&](auto made) {
+    using Math = WeightGradsMath<Emulated, T, made.value>;
+    run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(),
+        [&] { weight_grads_block<Emulated, Math, made.value>(call); });
+  };
+  call.made ? start(std::true_type()) : start(std::false_type());
 }
 template <class T>
 void launch_linear(const Place&, const LinearCall<T>& call) {
