@@ -94,6 +94,8 @@ SPLITS = [
     *((sizes, 3, dtype) for sizes in ((3, 70, 64, 9), (1, 5, 7, 4)) for dtype in FLOATS),
     ((8, 40, 33, 6), 60, torch.float32),
     ((4, 301, 24, 3), 60, torch.float16),
+    ((5, 3, 1100, 2), 9, torch.float32),
+    ((2, 5, 40, 600), 2, torch.float64),
 ]
 
 
@@ -129,6 +131,8 @@ def test_a_few_rows(activation, emulated):
     for found, true in zip(emulated.gated_interaction(*arguments, activation, True), expected, strict=True):
         assert relative_error(found, true) < 2 * LIMITS[torch.float16]
     plan = emulated.cuda_interaction_plan("forward", [1, 3, 40, 72, 72], torch.float16, 15, 90, 132)
+    assert plan.startswith("algorithm=stream;scratch=")
+    plan = emulated.cuda_interaction_plan("input_grads", [1, 4, 40, 72, 72], torch.bfloat16, 63, 90, 132)
     assert plan.startswith("algorithm=stream;scratch=")
 
 

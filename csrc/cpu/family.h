@@ -107,6 +107,7 @@ void for_dtype(DType dtype, F&& f) {
     case DType::f32: return f(float{});
     case DType::bf16: return f(BFloat16{});
     case DType::f16: return f(Half{});
+    case DType::tf32: break;
   }
 }
 

@@ -9,6 +9,7 @@ namespace mi_kernels::cuda {
 template <class T>
 constexpr DType dtype_v = std::is_same_v<T, double>  ? DType::f64
                           : std::is_same_v<T, float> ? DType::f32
+                          : std::is_same_v<T, tf32>  ? DType::tf32
                           : std::is_same_v<T, bf16>  ? DType::bf16
                                                      : DType::f16;
 
@@ -88,7 +89,9 @@ void run_product(const Place& place, const Tensor& like, Call call, Launch&& lau
 
 template <class T>
 void launch_product(const Place& place, const ForwardCall<T>& call) {
-  call.streams ? launch_stream(place, call) : launch_forward(place, call);
+  if constexpr (!std::is_same_v<T, tf32>)
+    if (call.streams) return launch_stream(place, call);
+  launch_forward(place, call);
 }
 
 // y = z^T W x + U z + V x + c; `weight` is of contiguous groups.
@@ -97,13 +100,15 @@ ForwardCall<T> forward_call(const Problem& p, const Operand& x, const Operand& z
                             const Operand& weight_z, const Operand& weight_x, const Operand& bias, const Output<T>& out,
                             const Machine& machine) {
   ForwardCall<T> call{};
-  call.depth = weight.data ? p.context * p.width : 0;
-  call.streams = streams(p, dtype_v<T>);
-  call.grid = call.streams ? plan_stream(p, call.depth, dtype_v<T>, machine)
-                           : plan_product(p.groups, p.rows, p.out, call.depth, true, dtype_v<T>, machine);
-  if (call.depth > 0) {
+  const bool has_weight = weight.data && p.context * p.width > 0;
+  const ForwardPlan plan = plan_forward(p, has_weight, dtype_v<T>, machine);
+  call.streams = plan.streams;
+  call.grid = plan.grid;
+  call.by_items = plan.by_items;
+  if (has_weight) {
+    call.depth = plan.by_items ? p.width : p.context * p.width;
     call.products = products<T>(z, x, p);
-    call.weight = weight_matrix<T>(weight, p);
+    call.weight = plan.by_items ? weight_items<T>(weight, p) : weight_matrix<T>(weight, p);
   }
   call.left[0] = matrix<T>(z, p.rows, p.context);
   call.left[1] = matrix<T>(x, p.rows, p.width);

@@ -37,7 +37,7 @@ class Loader {
   // Stores what was read.
   MI_DEVICE void store(char* tile) {
     if constexpr (Operand::kMade) {
-      MI_UNROLL for (int q = 0; q < kN; ++q) store_chunk(reinterpret_cast<T*>(tile + byte(q)), Operand::made(raw_[q]));
+      MI_UNROLL for (int q = 0; q < kN; ++q) store_chunk(reinterpret_cast<T*>(tile + byte(q)), Operand::template made<Gpu>(raw_[q]));
     }
   }
 
@@ -78,23 +78,27 @@ class Loader {
   typename Operand::Raw raw_[kN];
 };
 
+template <class Acc, class Tile>
+struct TileSums {
+  Acc value[Tile::kSums] = {};
+  MI_DEVICE void clear() {
+    MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) value[s] = 0;
+  }
+  MI_DEVICE Acc at(int s) const { return value[s]; }
+};
+
 // Matrix instructions on 16-bit elements, sums in float. kTwo: two sums for each output; kHalf: only the first of them.
 template <class Gpu, class T_, class Tile_, bool kTwo_ = false>
 struct MmaMath {
   using T = T_;
   using Acc = float;
   using Tile = Tile_;
+  using Sums = TileSums<Acc, Tile>;
   static constexpr bool kTwo = kTwo_;
   static constexpr int kDepth = kStageBytes / 2;
-  struct Sums {
-    float value[Tile::kSums] = {};
-    MI_DEVICE void clear() {
-      MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) value[s] = 0;
-    }
-    MI_DEVICE float at(int s) const { return value[s]; }
-  };
+  static MI_DEVICE const Matrix<T>& operand(const Matrix<T>& m) { return m; }
 
-  template <Major kLeft, Major kRight, bool kHalf>
+  template <class L, class R, Major kLeft, Major kRight, bool kHalf>
   static MI_DEVICE void multiply(const char* left, const char* right, Sums& sums) {
     using Left = TileLayout<2, Tile::kRows, kLeft>;
     using Right = TileLayout<2, Tile::kCols, kRight>;
@@ -130,6 +134,68 @@ struct MmaMath {
   }
 };
 
+// Matrix instructions on tf32, sums in float. T is float32, whose elements lie in the tiles as they are and are rounded
+// where they are read, or float16, which is widened on the way.
+template <class Gpu, class T_, class Tile_, bool kTwo_ = false>
+struct Tf32Math {
+  using T = T_;
+  using Acc = float;
+  using Tile = Tile_;
+  using Sums = TileSums<Acc, Tile>;
+  static constexpr bool kTwo = kTwo_;
+  static constexpr int kDepth = kStageBytes / 4;
+  static MI_DEVICE auto operand(const Matrix<T>& m) {
+    if constexpr (std::is_same_v<T, tf32>)
+      return m;
+    else
+      return Widened<T>(m);
+  }
+
+  template <class L, class R, Major kLeft, Major kRight, bool kHalf>
+  static MI_DEVICE void multiply(const char* left, const char* right, Sums& sums) {
+    constexpr int kN = kHalf ? Tile::kN / 2 : Tile::kN;
+    const int warp = Gpu::thread() / 32;
+    MI_UNROLL for (int k = 0; k < kDepth; k += 8) {
+      uint32_t a[Tile::kM][4], b[kN][2];
+      MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
+        load<L, kLeft, Tile::kRows, 1, 2>(a[m], left, Tile::fragment_row(warp, m), k);
+      MI_UNROLL for (int n = 0; n < kN; n += 2) {
+        uint32_t r[4];
+        load<R, kRight, Tile::kCols, 2, 1>(r, right, Tile::fragment_col(warp, n, kTwo), k);
+        b[n][0] = r[0];
+        b[n][1] = r[1];
+        b[n + 1][0] = r[2];
+        b[n + 1][1] = r[3];
+      }
+      MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
+        MI_UNROLL for (int n = 0; n < kN; ++n)
+          Gpu::template mma<tf32>(sums.value + (m * Tile::kN + n) * 4, a[m], b[n]);
+    }
+  }
+
+ private:
+  // Four matrices of 8 rows and 4 places, beginning at (row, k): number q is q / kDown % 2 times 8 rows further down and
+  // q / kAlong % 2 times 4 places further along. This thread's element of each is at row lane / 4, place lane % 4.
+  template <class Operand, Major kMajor, int kRows, int kDown, int kAlong>
+  static MI_DEVICE void load(uint32_t (&r)[4], const char* tile, int row, int k) {
+    using Layout = TileLayout<4, kRows, kMajor>;
+    const int lane = Gpu::thread() % 32;
+    const auto element = [&](int q, int down, int along) {
+      return tile + Layout::byte(row + q / kDown % 2 * 8 + down, k + q / kAlong % 2 * 4 + along);
+    };
+    if constexpr (kMajor == Major::depth) {
+      Gpu::template load_matrices<false>(r, element(lane / 8, lane % 8, 0));
+    } else {
+      const char* const from[4] = {element(0, lane / 4, lane % 4), element(1, lane / 4, lane % 4),
+                                   element(2, lane / 4, lane % 4), element(3, lane / 4, lane % 4)};
+      Gpu::load_words(r, from);
+    }
+    if constexpr (!Operand::kRounded) {
+      MI_UNROLL for (int q = 0; q < 4; ++q) r[q] = Gpu::to_tf32(r[q]);
+    }
+  }
+};
+
 // Fused multiply-adds in the dtype itself, for exact checks. The sum of each stage is added to the sum of those: one
 // chain over all of k would round more than PyTorch's blocked sums.
 template <class Gpu, class T_, class Tile_ = FmaTile, bool kTwo_ = false>
@@ -137,17 +203,12 @@ struct FmaMath {
   using T = T_;
   using Acc = T_;
   using Tile = Tile_;
+  using Sums = TileSums<Acc, Tile>;
   static constexpr bool kTwo = kTwo_;
   static constexpr int kDepth = kStageBytes / int(sizeof(T));
-  struct Sums {
-    T value[Tile::kSums] = {};
-    MI_DEVICE void clear() {
-      MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) value[s] = 0;
-    }
-    MI_DEVICE T at(int s) const { return value[s]; }
-  };
+  static MI_DEVICE const Matrix<T>& operand(const Matrix<T>& m) { return m; }
 
-  template <Major kLeft, Major kRight, bool kHalf>
+  template <class L, class R, Major kLeft, Major kRight, bool kHalf>
   static MI_DEVICE void multiply(const char* left, const char* right, Sums& sums) {
     using Left = TileLayout<int(sizeof(T)), Tile::kRows, kLeft>;
     using Right = TileLayout<int(sizeof(T)), Tile::kCols, kRight>;
@@ -216,7 +277,7 @@ MI_DEVICE void accumulate(const L& left, const R& right, int64_t row0, int64_t c
       from_right.bring(right_tile(next));
     }
     Gpu::commit();
-    Math::template multiply<kLeft, kRight, kHalf>(left_tile(step), right_tile(step), sums);
+    Math::template multiply<L, R, kLeft, kRight, kHalf>(left_tile(step), right_tile(step), sums);
     if (next < total) {
       from_left.store(left_tile(next));
       from_right.store(right_tile(next));

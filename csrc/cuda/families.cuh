@@ -59,9 +59,10 @@ template <class T>
 struct ForwardCall {  // W first, then U and V
   bool streams, stream_chunks;  // a few rows: the grid is one of stream.cuh, which reads chunks or elements
   Grid grid;
+  bool by_items;  // W_i x first, then z_i; the items of weight are the i
   Products<T> products;
   Matrix<T> weight;
-  int64_t depth;
+  int64_t depth;  // Z X, or of the items X; 0 without W
   Matrix<T> left[2], right[2];
   int64_t depths[2];
   Output<T> out;
@@ -97,12 +98,14 @@ struct LinearCall {  // g M for a matrix [O][features]
 
 template <class T>
 struct InputGradsCall {  // T_i = g W_i tile by tile, dx = sum_i z_i T_i, dz_i = sum_j x_j T_ij
+  bool stream_chunks;  // whether stream_grads.cuh reads chunks or elements
+  GradsStream stream;
   Grid grid;
   Matrix<T> grad, weight;  // the items of weight are the i
   int64_t depth, rows, context, width;
   const T *x, *z;
   int64_t x_group, x_row, x_col, z_group, z_row, z_col;
-  AccOf<T>*dx, *dz;  // partial sums [split][G][B][X] and [width tile][G][B][Z]; null where not wanted
+  AccOf<T>*dx, *dz;  // partial sums [split][G][B][X] and [output split][width tile][G][B][Z]; null where not wanted
 };
 
 // Where a block is in its grid.
@@ -152,30 +155,73 @@ MI_DEVICE void store_sums(const Output<typename Math::T>& out, const typename Ma
   }
 }
 
+template <class Math>
+MI_DEVICE auto in_group(const Matrix<typename Math::T>& matrix, int64_t group) {
+  auto operand = Math::operand(matrix);
+  operand.to_group(group);
+  return operand;
+}
+
+// U z + V x, by the first split.
+template <class Gpu, class Math>
+MI_DEVICE void add_linear_terms(const ForwardCall<typename Math::T>& call, const TilePlace& p, typename Math::Sums& sums) {
+  using Tile = typename Math::Tile;
+  MI_NO_UNROLL for (int q = 0; q < 2 && p.split == 0; ++q)
+    accumulate<Gpu, Math, Major::depth, Major::depth>(
+        in_group<Math>(call.left[q], p.group), in_group<Math>(call.right[q], p.group), p.row_tile * Tile::kRows,
+        p.col_tile * Tile::kCols, 0, (call.depths[q] + Math::kDepth - 1) / Math::kDepth, 1, sums, Nothing{});
+}
+
 template <class Gpu, class Math>
 MI_DEVICE void forward_block(const ForwardCall<typename Math::T>& call) {
   using Tile = typename Math::Tile;
   const TilePlace p = tile_place(call.grid, Gpu::block_x());
-  const int64_t row0 = p.row_tile * Tile::kRows, col0 = p.col_tile * Tile::kCols;
   typename Math::Sums sums;
+  if (call.depth > 0) {
+    auto products = call.products;
+    products.to_group(p.group);
+    accumulate<Gpu, Math, Major::depth, Major::depth>(
+        products, in_group<Math>(call.weight, p.group), p.row_tile * Tile::kRows, p.col_tile * Tile::kCols,
+        p.split * call.grid.step, steps_of(call.grid, p.split, call.depth, Math::kDepth), 1, sums, Nothing{});
+  }
+  add_linear_terms<Gpu, Math>(call, p, sums);
+  store_sums<Gpu, Math>(call.out, sums, p);
+}
+
+// The same without products z x, which float16 cannot hold: x W_i for one i after the other, times z_i in float.
+template <class Gpu, class Math>
+MI_DEVICE void forward_items_block(const ForwardCall<typename Math::T>& call) {
+  using Tile = typename Math::Tile;
+  const TilePlace p = tile_place(call.grid, Gpu::block_x());
+  const int64_t row0 = p.row_tile * Tile::kRows, i0 = p.split * call.grid.step, rest = call.products.context - i0;
+  typename Math::Sums sums, total;
   if (call.depth > 0) {
     auto products = call.products;
     auto weight = call.weight;
     products.to_group(p.group);
     weight.to_group(p.group);
-    accumulate<Gpu, Math, Major::depth, Major::depth>(products, weight, row0, col0, p.split * call.grid.step,
-                                                      steps_of(call.grid, p.split, call.depth, Math::kDepth), 1, sums,
-                                                      Nothing{});
+    weight.data += i0 * weight.item;
+    const int64_t items = rest < call.grid.step ? rest : call.grid.step;
+    float own_z[Tile::kOwnRows];  // read an item ahead
+    const auto read_z = [&](int64_t item) {
+      MI_UNROLL for (int own = 0; own < Tile::kOwnRows; ++own) {
+        const int64_t row = row0 + Tile::row(Gpu::thread(), Tile::first_of(own));
+        const bool inside = row < call.out.rows && item < items;
+        own_z[own] = inside ? float(products.z[row * products.z_line + (i0 + item) * products.z_along]) : 0.0f;
+      }
+    };
+    read_z(0);
+    const auto consume = [&](int64_t item) {
+      MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) total.value[s] += own_z[Tile::own_row(s)] * sums.at(s);
+      sums.clear();
+      read_z(item + 1);
+    };
+    accumulate<Gpu, Math, Major::depth, Major::depth>(in_group<Math>(call.left[1], p.group), weight, row0,
+                                                      p.col_tile * Tile::kCols, 0,
+                                                      (call.depth + Math::kDepth - 1) / Math::kDepth, items, sums, consume);
   }
-  MI_NO_UNROLL for (int q = 0; q < 2 && p.split == 0; ++q) {
-    auto left = call.left[q], right = call.right[q];
-    left.to_group(p.group);
-    right.to_group(p.group);
-    accumulate<Gpu, Math, Major::depth, Major::depth>(left, right, row0, col0, 0,
-                                                      (call.depths[q] + Math::kDepth - 1) / Math::kDepth, 1, sums,
-                                                      Nothing{});
-  }
-  store_sums<Gpu, Math>(call.out, sums, p);
+  add_linear_terms<Gpu, Math>(call, p, total);
+  store_sums<Gpu, Math>(call.out, total, p);
 }
 
 template <class Gpu, class Math>
@@ -193,23 +239,23 @@ MI_DEVICE void gate_block(const GateCall<typename Math::T>& call) {
   store_sums<Gpu, Math>(call.out, sums, p);
 }
 
-template <class Gpu, class Math>
+template <class Gpu, class Math, bool kMade>
 MI_DEVICE void weight_grads_block(const WeightGradsCall<typename Math::T>& call) {
   using Tile = typename Math::Tile;
   const TilePlace p = tile_place(call.grid, Gpu::block_x());
   const int64_t row0 = p.row_tile * Tile::kRows, col0 = p.col_tile * Tile::kCols, k0 = p.split * call.grid.step;
   const int64_t steps = steps_of(call.grid, p.split, call.depth, Math::kDepth);
   typename Math::Sums sums;
-  auto grad = call.grad;
-  grad.to_group(p.group);
-  if (call.made) {
+  const auto multiply = [&](const auto& right) {
+    accumulate<Gpu, Math, Major::row, Major::row>(in_group<Math>(call.grad, p.group), right, row0, col0, k0, steps, 1, sums,
+                                                  Nothing{});
+  };
+  if constexpr (kMade) {
     auto products = call.products;
     products.to_group(p.group);
-    accumulate<Gpu, Math, Major::row, Major::row>(grad, products, row0, col0, k0, steps, 1, sums, Nothing{});
+    multiply(products);
   } else {
-    auto features = call.features;
-    features.to_group(p.group);
-    accumulate<Gpu, Math, Major::row, Major::row>(grad, features, row0, col0, k0, steps, 1, sums, Nothing{});
+    multiply(in_group<Math>(call.features, p.group));
   }
   store_sums<Gpu, Math>(call.out, sums, p);
 }
@@ -219,13 +265,10 @@ MI_DEVICE void linear_block(const LinearCall<typename Math::T>& call) {
   using Tile = typename Math::Tile;
   const TilePlace p = tile_place(call.grid, Gpu::block_x());
   typename Math::Sums sums;
-  auto grad = call.grad, matrix = call.matrix;
-  grad.to_group(p.group);
-  matrix.to_group(p.group);
-  accumulate<Gpu, Math, Major::depth, Major::row>(grad, matrix, p.row_tile * Tile::kRows, p.col_tile * Tile::kCols,
-                                                  p.split * call.grid.step,
-                                                  steps_of(call.grid, p.split, call.depth, Math::kDepth), 1, sums,
-                                                  Nothing{});
+  accumulate<Gpu, Math, Major::depth, Major::row>(
+      in_group<Math>(call.grad, p.group), in_group<Math>(call.matrix, p.group), p.row_tile * Tile::kRows,
+      p.col_tile * Tile::kCols, p.split * call.grid.step, steps_of(call.grid, p.split, call.depth, Math::kDepth), 1, sums,
+      Nothing{});
   store_sums<Gpu, Math>(call.out, sums, p);
 }
 
@@ -260,10 +303,9 @@ MI_DEVICE void input_grads_block(const InputGradsCall<typename Math::T>& call) {
   const auto consume = [&](int64_t item) {
     Acc own_z[Tile::kOwnRows], share[Tile::kOwnRows] = {};
     if (call.dx) {
-      MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) {
-        const int64_t row = row0 + Tile::row(thread, s);
-        if (s == 0 || Tile::own_row(s) != Tile::own_row(s - 1))
-          own_z[Tile::own_row(s)] = row < call.rows ? Acc(z[row * call.z_row + (i0 + item) * call.z_col]) : Acc(0);
+      MI_UNROLL for (int own = 0; own < Tile::kOwnRows; ++own) {
+        const int64_t row = row0 + Tile::row(thread, Tile::first_of(own));
+        own_z[own] = row < call.rows ? Acc(z[row * call.z_row + (i0 + item) * call.z_col]) : Acc(0);
       }
     }
     MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) {
@@ -274,9 +316,8 @@ MI_DEVICE void input_grads_block(const InputGradsCall<typename Math::T>& call) {
     }
     sums.clear();
     if (!call.dz) return;
-    MI_UNROLL for (int s = 0; s < Tile::kSums; ++s)
-      if (s == 0 || Tile::own_row(s) != Tile::own_row(s - 1))
-        shares[Tile::row(thread, s) * Tile::kTeam + Tile::member(thread)] = share[Tile::own_row(s)];
+    MI_UNROLL for (int own = 0; own < Tile::kOwnRows; ++own)
+      shares[Tile::row(thread, Tile::first_of(own)) * Tile::kTeam + Tile::member(thread)] = share[own];
     Gpu::sync_block();
     const int64_t row = row0 + thread;
     if (thread >= Tile::kRows || row >= call.rows) return;

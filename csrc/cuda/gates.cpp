@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "calls.h"
+#include "precision.h"
 #include "registration.h"
 
 namespace mi_kernels::cuda {
@@ -87,7 +88,7 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
   if (bias.has_value()) check_sizes(op, "bias", *bias, x, 1, false, {p.out});
   if (shift_weight.has_value()) check_sizes(op, "shift_weight", *shift_weight, x, 1, false, {p.out, p.context});
   if (shift_bias.has_value()) check_sizes(op, "shift_bias", *shift_bias, x, 1, false, {p.out});
-  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  const DType dtype = product_dtype(x, p, op);
   Tensor y = torch::stable::new_empty(x, {p.rows, p.out});
   Tensor kept = torch::stable::new_empty(x, {keep ? p.rows : 0, p.out});
   if (y.numel() == 0) return {y, kept};
@@ -99,7 +100,7 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
     contiguous = with_contiguous_groups(*weight, false);
     a.weight = weight_operand(*contiguous, false);
   }
-  for_dtype(dtype, [&](auto t) {
+  for_arithmetic(dtype, [&](auto t) {
     run_gated<decltype(t)>(place, x, p, a, activation, offset, y.mutable_data_ptr(), keep ? kept.mutable_data_ptr() : nullptr);
   });
   return {y, kept};

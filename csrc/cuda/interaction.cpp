@@ -8,6 +8,7 @@
 #include "calls.h"
 #include "forward_sm90.h"
 #include "modulate_call.h"
+#include "precision.h"
 #include "registration.h"
 
 namespace mi_kernels::cuda {
@@ -31,7 +32,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   constexpr const char* op = "interaction";
   const Activations a = forward_problem(op, x, z, weight, weight_z, weight_x, bias);
   const Problem& p = a.problem;
-  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  const DType dtype = product_dtype(x, p, op);
   Tensor y = empty(x, a, {p.rows, p.out});
   if (y.numel() == 0) return y;
   const Place place(x);
@@ -39,7 +40,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   const Operand ox = operand(x, a.grouped), oz = operand(z, a.grouped), w = contiguous_weight(weight, a.grouped, kept);
   const Operand u = operand(weight_z, a.grouped), v = operand(weight_x, a.grouped), c = operand(bias, a.grouped);
   if (run_forward_sm90(place, p, dtype, ox, oz, w, u, v, c, y.mutable_data_ptr())) return y;
-  for_dtype(dtype, [&](auto t) {
+  for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
     const auto call = forward_call<T>(p, ox, oz, w, u, v, c, output<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out),
                                       place.machine());
@@ -65,31 +66,45 @@ void run_linear(const Place& place, const Tensor& like, const Problem& p, const 
 
 // Partial sums of dx and of dz: those of the product with W, and one of U or V.
 struct InputGradsParts {
+  bool streams;
+  GradsStream stream{0, 1, 1, 0};
   Grid grid;
   int64_t dx, dz;
-  InputGradsParts(const Problem& p, DType dtype, const Machine& machine, bool want_x, bool want_z, bool u, bool v)
-      : grid(plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, machine)),
+  InputGradsParts(const Problem& p, bool chunks, DType dtype, const Machine& machine, bool want_x, bool want_z, bool u, bool v)
+      : streams(cuda::streams(p, dtype)),
+        grid(streams ? plan_grads_stream(p, chunks, dtype, machine, stream)
+                     : plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, machine)),
         dx(want_x ? grid.splits + v : 0),
-        dz(want_z ? grid.col_tiles + u : 0) {}
+        dz(want_z ? grid.col_tiles * stream.out_splits + u : 0) {}
   int64_t dx_elements(const Problem& p) const { return dx * p.groups * p.rows * p.width; }
   int64_t dz_elements(const Problem& p) const { return dz * p.groups * p.rows * p.context; }
 };
+
+template <class T>
+void launch_items(const Place& place, const InputGradsCall<T>& call, bool streams) {
+  if constexpr (!std::is_same_v<T, tf32>)
+    if (streams) return launch_stream_grads(place, call);
+  launch_input_grads(place, call);
+}
 
 template <class T>
 void run_input_grads(const Place& place, const Problem& p, const Tensor& like, const Operand& grad, const Operand& x,
                      const Operand& z, const Operand& weight, const Operand& weight_z, const Operand& weight_x, void* dx,
                      void* dz) {
   using Acc = AccOf<T>;
-  const InputGradsParts parts(p, dtype_v<T>, place.machine(), dx, dz, weight_z.data, weight_x.data);
+  const Matrix<T> items = weight_items<T>(weight, p);
+  const InputGradsParts parts(p, items.whole, dtype_v<T>, place.machine(), dx, dz, weight_z.data, weight_x.data);
   const int64_t dx_elements = parts.dx_elements(p);
   const Scratch scratch(like, (dx_elements + parts.dz_elements(p)) * int64_t(sizeof(Acc)));
   auto out_x = output<T>(dx, p.groups, p.rows, p.width), out_z = output<T>(dz, p.groups, p.rows, p.context);
   out_x.partials = scratch.at<Acc>();
   out_z.partials = out_x.partials + dx_elements;
   InputGradsCall<T> call{};
+  call.stream_chunks = items.whole;
+  call.stream = parts.stream;
   call.grid = parts.grid;
   call.grad = matrix<T>(grad, p.rows, p.out);
-  call.weight = weight_items<T>(weight, p);
+  call.weight = items;
   call.depth = p.out;
   call.rows = p.rows;
   call.context = p.context;
@@ -104,7 +119,7 @@ void run_input_grads(const Place& place, const Problem& p, const Tensor& like, c
   call.z_col = z.col;
   call.dx = dx ? out_x.partials : nullptr;
   call.dz = dz ? out_z.partials : nullptr;
-  launch_input_grads(place, call);
+  launch_items(place, call, parts.streams);
   const auto last = [&](const Output<T>& out, int64_t parts_before) {
     return out.partials + parts_before * out.groups * out.rows * out.cols;
   };
@@ -120,13 +135,13 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   const Activations a = grads_problem(op, grad, x, z);
   const Problem& p = a.problem;
   check_weights(op, x, a, weight, weight_z, weight_x);
-  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  const DType dtype = product_dtype(x, p, op);
   Tensor dx = want_x ? empty(x, a, {p.rows, p.width}) : nothing(x);
   Tensor dz = want_z ? empty(z, a, {p.rows, p.context}) : nothing(z);
   if (dx.numel() + dz.numel() == 0) return {dx, dz};
   const Place place(x);
   const Operand g = operand(grad, a.grouped), u = operand(weight_z, a.grouped), v = operand(weight_x, a.grouped);
-  for_dtype(dtype, [&](auto t) {
+  for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
     if (weight.has_value() && weight->numel() > 0) {
       Optional kept;
@@ -161,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   constexpr const char* op = "interaction_weight_grads";
   const Activations a = grads_problem(op, grad, x, z);
   const Problem& p = a.problem;
-  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  const DType dtype = product_dtype(x, op);
   Tensor dw = want_weight ? empty(x, a, {p.out, p.context, p.width}) : nothing(x);
   Tensor du = want_weight_z ? empty(x, a, {p.out, p.context}) : nothing(x);
   Tensor dv = want_weight_x ? empty(x, a, {p.out, p.width}) : nothing(x);
@@ -169,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   const Operand g = operand(grad, a.grouped), ox = operand(x, a.grouped), oz = operand(z, a.grouped);
   if (dw.numel() + du.numel() + dv.numel() > 0) {
     const Place place(x);
-    for_dtype(dtype, [&](auto t) {
+    for_arithmetic(dtype, [&](auto t) {
       using T = decltype(t);
       const auto sum = [&](Tensor& to, int64_t cols, const Operand* features) {
         if (to.numel() == 0) return;
@@ -206,22 +221,25 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   constexpr const char* op = "cuda_interaction_plan";
   STD_TORCH_CHECK(sizes.size() == 5, op, ": sizes: expected [G, B, Z, X, O], got ", sizes.size());
   const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
-  const DType dtype = dtype_of(type, op, "dtype");
+  const DType given = dtype_of(type, op, "dtype");
+  const DType dtype = primitive != "weight_grads" && streams(p, given) ? given : product_dtype(given);
   const Machine machine{int(arch), int(processors), 0};
   const int64_t acc = accumulator_bytes(dtype), weight = p.context * p.width;
   const auto scratch = [&](const Grid& grid, int64_t results) { return grid.splits > 1 ? grid.splits * results * acc : 0; };
   Grid grid{};
   int64_t bytes = 0;
-  bool stream = false;
+  ForwardPlan forward_plan{};
+  bool streamed = false;
   if (primitive == "forward") {
     if (const std::string plan = describe_forward_sm90(p, dtype, terms, machine); !plan.empty()) return plan;
-    const int64_t depth = terms & 1 ? weight : 0;
-    stream = streams(p, dtype);
-    grid = stream ? plan_stream(p, depth, dtype, machine)
-                  : plan_product(p.groups, p.rows, p.out, depth, true, dtype, machine);
+    forward_plan = plan_forward(p, terms & 1 && weight > 0, dtype, machine);
+    grid = forward_plan.grid;
+    streamed = forward_plan.streams;
     bytes = scratch(grid, p.groups * p.rows * p.out);
   } else if (primitive == "input_grads" && terms & 1) {
-    const InputGradsParts parts(p, dtype, machine, terms & 16, terms & 32, terms & 2, terms & 4);
+    const bool chunks = p.width % (16 / storage_bytes(dtype)) == 0;
+    const InputGradsParts parts(p, chunks, dtype, machine, terms & 16, terms & 32, terms & 2, terms & 4);
+    streamed = parts.streams;
     grid = parts.grid;
     bytes = (parts.dx_elements(p) + parts.dz_elements(p)) * acc;
   } else if (primitive == "input_grads") {
@@ -235,7 +253,10 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
     grid = plan_product(p.groups, p.out, cols, p.rows, true, dtype, machine);
     bytes = scratch(grid, p.groups * p.out * cols);
   }
-  const char* path = stream ? "stream" : storage_bytes(dtype) == 2 ? "mma" : "fma";
+  const char* path = algorithm(dtype);
+  if (dtype == DType::f16 && terms & 1 && weight > 0 && primitive != "input_grads")
+    path = forward_plan.by_items ? "mma-exact" : "mma-widened";
+  if (streamed) path = "stream";
   return std::string("algorithm=") + path + ";scratch=" + std::to_string(bytes) + ";blocks=" + std::to_string(grid.blocks()) +
          ";splits=" + std::to_string(grid.splits);
 }

@@ -20,9 +20,11 @@ inline constexpr int kStageBytes = 64;
 inline constexpr int kStages = 4;
 
 // Eight lines that ldmatrix reads together, at one logical chunk, lie in eight different chunks of the 128 bytes that
-// shared memory gives at a time: with 64-byte lines two of them share those 128 bytes, with longer ones none do.
-MI_HOST_DEVICE constexpr int swizzled(int line, int chunk, int per_line) {
-  return per_line == 4 ? chunk ^ ((line >> 1) & 3) : chunk ^ (line & 7);
+// shared memory gives at a time: with 64-byte lines two of them share those 128 bytes, with longer ones none do. Items of
+// four bytes in long lines are read one by one, a warp two neighbouring chunks of four lines.
+MI_HOST_DEVICE constexpr int swizzled(int line, int chunk, int per_line, int item) {
+  if (per_line == 4) return chunk ^ ((line >> 1) & 3);
+  return item == 4 ? chunk ^ ((line & 3) << 1) : chunk ^ (line & 7);
 }
 
 template <int kItem, int kRows, Major kMajor>
@@ -37,7 +39,7 @@ struct TileLayout {
   static_assert(kChunks % kEngineThreads == 0 && (kPerLine == 4 || kPerLine % 8 == 0));
 
   static MI_HOST_DEVICE constexpr int chunk_byte(int line, int chunk) {
-    return (line * kPerLine + swizzled(line, chunk, kPerLine)) * 16;
+    return (line * kPerLine + swizzled(line, chunk, kPerLine, kItem)) * 16;
   }
   // Of the element in `row` of the tile and place `k` of the stage.
   static MI_HOST_DEVICE constexpr int byte(int row, int k) {
@@ -62,7 +64,7 @@ struct MmaTile {
     const int place = warp % kWarpCols;
     return two ? n / (kN / 2) * (kCols / 2) + (place * (kN / 2) + n % (kN / 2)) * 8 : (place * kN + n) * 8;
   }
-  // Of sum `s` = (m, n, e) of a thread: the layout of the results of mma.m16n8k16.
+  // Of sum `s` = (m, n, e) of a thread: the layout of the results of mma.m16n8k16 and .m16n8k8.
   static MI_HOST_DEVICE constexpr int row(int thread, int s) {
     return fragment_row(thread / 32, s / (kN * 4)) + thread % 32 / 4 + (s % 4 / 2) * 8;
   }
@@ -72,6 +74,8 @@ struct MmaTile {
   // Sums of a thread with the same row have the same of these, 0 .. kM * 2 - 1, and threads of a row different members.
   static MI_HOST_DEVICE constexpr int own_row(int s) { return s / (kN * 4) * 2 + s % 4 / 2; }
   static constexpr int kOwnRows = kM * 2;
+  // The first sum in an own row.
+  static MI_HOST_DEVICE constexpr int first_of(int own) { return own / 2 * (kN * 4) + own % 2 * 2; }
   static MI_HOST_DEVICE constexpr int member(int thread) { return thread / 32 % kWarpCols * 4 + thread % 4; }
 };
 
@@ -84,6 +88,7 @@ struct FmaTile {
     return two ? n / 2 * (kCols / 2) + place * 2 + n % 2 : place * 4 + n;
   }
   static MI_HOST_DEVICE constexpr int own_row(int s) { return s / kN; }
+  static MI_HOST_DEVICE constexpr int first_of(int own) { return own * kN; }
   static MI_HOST_DEVICE constexpr int member(int thread) { return thread % 16; }
 };
 

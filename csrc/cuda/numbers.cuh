@@ -15,32 +15,42 @@ namespace mi_kernels::cuda {
 using bf16 = c10::BFloat16;
 using f16 = c10::Half;
 
+// A float32 of a product that may be rounded to tf32. It holds all its bits until it meets a matrix instruction.
+struct tf32 {
+  float value;
+  tf32() = default;
+  MI_HOST_DEVICE explicit tf32(float v) : value(v) {}
+  MI_HOST_DEVICE operator float() const { return value; }
+};
+
 template <class T>
 using AccOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class T>
 inline constexpr int kChunk = 16 / int(sizeof(T));  // elements of a chunk of sixteen bytes
 
-struct alignas(16) Bits16 {
-  uint32_t word[4];
+template <int kBytes>
+struct alignas(kBytes) Bits {
+  uint32_t word[kBytes / 4];
 };
 
-template <class T>
+template <class T, int kCount = kChunk<T>>
 union Chunk {
-  Bits16 bits;
-  T element[kChunk<T>];
-  MI_HOST_DEVICE Chunk() : bits{{0, 0, 0, 0}} {}
+  using All = Bits<kCount * int(sizeof(T))>;
+  All bits;
+  T element[kCount];
+  MI_HOST_DEVICE Chunk() : bits{} {}
 };
 
-template <class T>
-MI_HOST_DEVICE Chunk<T> load_chunk(const T* p) {
-  Chunk<T> c;
-  c.bits = *reinterpret_cast<const Bits16*>(p);
+template <class T, int kCount = kChunk<T>>
+MI_HOST_DEVICE Chunk<T, kCount> load_chunk(const T* p) {
+  Chunk<T, kCount> c;
+  c.bits = *reinterpret_cast<const typename Chunk<T, kCount>::All*>(p);
   return c;
 }
 template <class T>
 MI_HOST_DEVICE void store_chunk(T* p, const Chunk<T>& c) {
-  *reinterpret_cast<Bits16*>(p) = c.bits;
+  *reinterpret_cast<typename Chunk<T>::All*>(p) = c.bits;
 }
 
 // Calls f with a number of the dtype.
@@ -48,10 +58,16 @@ template <class F>
 void for_dtype(DType dtype, F&& f) {
   switch (dtype) {
     case DType::f64: return f(double{});
-    case DType::f32: return f(float{});
+    case DType::f32:
+    case DType::tf32: return f(float{});
     case DType::bf16: return f(bf16{});
     case DType::f16: return f(f16{});
   }
+}
+// The same where products are made.
+template <class F>
+void for_arithmetic(DType dtype, F&& f) {
+  dtype == DType::tf32 ? f(tf32{}) : for_dtype(dtype, f);
 }
 
 }  // namespace mi_kernels::cuda

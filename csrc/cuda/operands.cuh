@@ -1,5 +1,6 @@
 // The operands of the engine: matrices, two matrices that share a tile, and products z x that are made on the way to
 // shared memory. (line, along) are coordinates in the order in which an operand lies in memory, along within a line.
+// kMade: an operand is read into registers (Raw) and made of them. kRounded: its tf32 elements are, and need no rounding.
 #pragma once
 
 #include "mma_layout.h"
@@ -16,7 +17,7 @@ struct Matrix {
   bool whole = false;              // every chunk lies together, within `length`, on a multiple of sixteen bytes
 
   using Element = T;
-  static constexpr bool kPair = false, kMade = false;
+  static constexpr bool kPair = false, kMade = false, kRounded = false;
   struct Place {
     int64_t line, along;
   };
@@ -30,15 +31,43 @@ struct Matrix {
   // Brings the chunk at a place to shared memory.
   template <class Gpu>
   MI_DEVICE void bring(const Place& p, char* to) const {
-    const T* from = data + p.line * line + p.along * along;
-    const bool inside = p.line < lines && p.along < length;
-    if (whole) return Gpu::copy_async(to, inside ? from : data, inside);
-    Chunk<T> c;
-    if (inside) {
-      MI_UNROLL for (int e = 0; e < kChunk<T>; ++e)
-        if (p.along + e < length) c.element[e] = from[e * along];
+    if (whole) return Gpu::copy_async(to, inside(p) ? at(p) : data, inside(p));
+    store_chunk(reinterpret_cast<T*>(to), gathered<kChunk<T>>(p));
+  }
+
+ protected:
+  MI_DEVICE bool inside(const Place& p) const { return p.line < lines && p.along < length; }
+  MI_DEVICE const T* at(const Place& p) const { return data + p.line * line + p.along * along; }
+  template <int kCount>
+  MI_DEVICE Chunk<T, kCount> gathered(const Place& p) const {
+    Chunk<T, kCount> c;
+    if (inside(p)) {
+      MI_UNROLL for (int e = 0; e < kCount; ++e)
+        if (p.along + e < length) c.element[e] = at(p)[e * along];
     }
-    store_chunk(reinterpret_cast<T*>(to), c);
+    return c;
+  }
+};
+
+// A matrix in the tiles of tf32, which hold every float16.
+template <class T>
+struct Widened : Matrix<T> {
+  using Element = tf32;
+  static constexpr bool kMade = true, kRounded = true;
+  static constexpr int kCount = kChunk<tf32>;
+  using Place = typename Matrix<T>::Place;
+  using Raw = Chunk<T, kCount>;
+  MI_DEVICE explicit Widened(const Matrix<T>& m) : Matrix<T>(m) {}
+
+  MI_DEVICE Raw read(const Place& p) const {
+    if (!this->whole) return this->template gathered<kCount>(p);
+    return this->inside(p) ? load_chunk<T, kCount>(this->at(p)) : Raw();
+  }
+  template <class Gpu>
+  static MI_DEVICE Chunk<tf32> made(const Raw& raw) {
+    Chunk<tf32> c;
+    MI_UNROLL for (int e = 0; e < kCount; ++e) c.element[e] = tf32(float(raw.element[e]));
+    return c;
   }
 };
 
@@ -49,7 +78,7 @@ struct Pair {
   Matrix<T> first, second;
 
   using Element = T;
-  static constexpr bool kPair = true, kMade = false;
+  static constexpr bool kPair = true, kMade = false, kRounded = false;
   struct Place {
     typename Matrix<T>::Place at;
     bool is_second;
@@ -69,7 +98,8 @@ struct Pair {
   }
 };
 
-// z[b, i] x[b, j] with b as the line and (i, j) along it.
+// z[b, i] x[b, j] with b as the line and (i, j) along it. Of float16 they are tf32: its range is too small for them, and
+// as precise.
 template <class T>
 struct Products {
   const T *z = nullptr, *x = nullptr;
@@ -78,14 +108,16 @@ struct Products {
   int64_t z_group = 0, x_group = 0;
   bool whole = false;  // x lies in chunks, none of which reaches into the next i
 
-  using Element = T;
-  static constexpr bool kPair = false, kMade = true;
+  static constexpr bool kWidens = std::is_same_v<T, f16>;
+  using Element = std::conditional_t<kWidens, tf32, T>;
+  static constexpr bool kPair = false, kMade = true, kRounded = std::is_same_v<Element, tf32>;
+  static constexpr int kCount = kChunk<Element>;
   struct Place {
     int64_t line, i, j;
   };
   struct Raw {
-    Chunk<T> x;
-    T z;
+    Chunk<T, kCount> x;
+    T z[kWidens ? kCount : 1];  // one for all, where x may be a product already
   };
   MI_DEVICE void next_item() {}
   MI_DEVICE void to_group(int64_t g) {
@@ -112,20 +144,29 @@ struct Products {
 
   // In two steps, between which the engine computes: the reads, then the products.
   MI_DEVICE Raw read(const Place& p) const {
+    using Acc = AccOf<T>;
     Raw raw;
-    raw.z = T(0.0f);
+    const auto fill = [&](T value) {
+      MI_UNROLL for (T& factor : raw.z) factor = value;
+    };
+    fill(T(0.0f));
     if (p.line >= lines || p.i >= context) return raw;
     if (whole) {
-      raw.z = z[p.line * z_line + p.i * z_along];
-      raw.x = load_chunk(x + p.line * x_line + p.j);
+      fill(z[p.line * z_line + p.i * z_along]);
+      raw.x = load_chunk<T, kCount>(x + p.line * x_line + p.j);
       return raw;
     }
-    raw.z = T(1.0f);
+    if constexpr (!kWidens) fill(T(1.0f));
     int64_t i = p.i, j = p.j;
-    MI_UNROLL for (int e = 0; e < kChunk<T>; ++e) {
+    MI_UNROLL for (int e = 0; e < kCount; ++e) {
       if (i < context) {
-        using Acc = AccOf<T>;
-        raw.x.element[e] = T(Acc(z[p.line * z_line + i * z_along]) * Acc(x[p.line * x_line + j * x_along]));
+        const T z_i = z[p.line * z_line + i * z_along], x_j = x[p.line * x_line + j * x_along];
+        if constexpr (kWidens) {
+          raw.z[e] = z_i;
+          raw.x.element[e] = x_j;
+        } else {
+          raw.x.element[e] = T(Acc(z_i) * Acc(x_j));
+        }
       }
       if (++j == width) {
         j = 0;
@@ -134,10 +175,13 @@ struct Products {
     }
     return raw;
   }
-  static MI_DEVICE Chunk<T> made(const Raw& raw) {
-    Chunk<T> c;
-    MI_UNROLL for (int e = 0; e < kChunk<T>; ++e)
-      c.element[e] = T(AccOf<T>(raw.z) * AccOf<T>(raw.x.element[e]));
+  template <class Gpu>
+  static MI_DEVICE Chunk<Element> made(const Raw& raw) {
+    Chunk<Element> c;
+    MI_UNROLL for (int e = 0; e < kCount; ++e) {
+      c.element[e] = Element(AccOf<T>(raw.z[kWidens ? e : 0]) * AccOf<T>(raw.x.element[e]));
+      if constexpr (kRounded) c.bits.word[e] = Gpu::to_tf32(c.bits.word[e]);
+    }
     return c;
   }
 };

@@ -41,10 +41,25 @@ struct Ampere : Gpu {
                    : "memory");
     }
   }
-  // d += a b for tiles 16 x 16 and 16 x 8.
+  // Four words for each thread, each of which all threads of a warp read together.
+  static MI_DEVICE void load_words(uint32_t (&r)[4], const char* const (&shared)[4]) {
+    MI_UNROLL for (int q = 0; q < 4; ++q) r[q] = *reinterpret_cast<const uint32_t*>(shared[q]);
+  }
+  // The bits of a float, rounded to those of tf32: to the nearest, ties away from zero; NaN and Inf stay what they are.
+  // Matrix instructions alone would cut off what is beyond tf32.
+  static MI_DEVICE uint32_t to_tf32(uint32_t bits) {
+    uint32_t rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+    return rounded;
+  }
+  // d += a b for tiles 16 x 16 and 16 x 8, of tf32 16 x 8 and 8 x 8.
   template <class T>
   static MI_DEVICE void mma(float* d, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    if constexpr (std::is_same_v<T, bf16>) {
+    if constexpr (std::is_same_v<T, tf32>) {
+      asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                   : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    } else if constexpr (std::is_same_v<T, bf16>) {
       asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                    : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

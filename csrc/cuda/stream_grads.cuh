@@ -10,7 +10,8 @@
 namespace mi_kernels::cuda {
 
 // Outputs whose chunks of W are under way together.
-inline constexpr int kStreamDeep = 4;
+template <class T>
+inline constexpr int kStreamDeep = sizeof(T) == 8 ? 2 : 4;
 
 template <class T>
 constexpr int stream_grads_shared_bytes() {
@@ -23,18 +24,18 @@ MI_DEVICE void stream_outputs(const StreamMatrix<T>& grad, const T* from, int64_
                               int64_t end, AccOf<T> (&sums)[kStreamRows<T>][kN]) {
   using Acc = AccOf<T>;
   from += begin * line;
-  MI_NO_UNROLL for (int64_t o = begin; o < end; o += kStreamDeep) {
-    Chunk<T> weight[kStreamDeep];
-    MI_UNROLL for (int d = 0; d < kStreamDeep; ++d)
+  MI_NO_UNROLL for (int64_t o = begin; o < end; o += kStreamDeep<T>) {
+    Chunk<T> weight[kStreamDeep<T>];
+    MI_UNROLL for (int d = 0; d < kStreamDeep<T>; ++d)
       if (o + d < end) weight[d] = load_elements<kN>(from + d * line);
-    MI_UNROLL for (int d = 0; d < kStreamDeep; ++d) {
+    MI_UNROLL for (int d = 0; d < kStreamDeep<T>; ++d) {
       if (o + d >= end) break;
       MI_UNROLL for (int r = 0; r < kStreamRows<T>; ++r) {
         const Acc g = Acc(*grad.from(row0 + r, o + d));
         MI_UNROLL for (int e = 0; e < kN; ++e) sums[r][e] += g * Acc(weight[d].element[e]);
       }
     }
-    from += kStreamDeep * line;
+    from += kStreamDeep<T> * line;
   }
 }
 
@@ -54,13 +55,14 @@ MI_DEVICE void stream_grads(const InputGradsCall<T>& call) {
   using Acc = AccOf<T>;
   constexpr int kRows = kStreamRows<T>;
   const TilePlace p = tile_place(call.grid, Gpu::block_x());
-  const int team = call.team, teams = kEngineThreads / team, member = Gpu::thread() % team, own = Gpu::thread() / team;
+  const GradsStream& s = call.stream;
+  const int team = s.team, teams = kEngineThreads / team, member = Gpu::thread() % team, own = Gpu::thread() / team;
   // Splits are of the items first and of the outputs second.
-  const int64_t item_split = p.split % call.item_splits, out_split = p.split / call.item_splits;
+  const int64_t item_split = p.split % s.item_splits, out_split = p.split / s.item_splits;
   const int64_t row0 = p.row_tile * kRows, j = (p.col_tile * team + member) * kN;
-  const int64_t i0 = item_split * call.grid.step, o0 = out_split * call.out_step;
+  const int64_t i0 = item_split * call.grid.step, o0 = out_split * s.out_step;
   const int64_t i1 = i0 + call.grid.step < call.context ? i0 + call.grid.step : call.context;
-  const int64_t o1 = o0 + call.out_step < call.depth ? o0 + call.out_step : call.depth;
+  const int64_t o1 = o0 + s.out_step < call.depth ? o0 + s.out_step : call.depth;
   const StreamMatrix<T> grad(call.grad, p.group), weight(call.weight, p.group);
   const auto row = [&](int r) { return grad.within(row0 + r); };
   const T* z = call.z + p.group * call.z_group;

@@ -182,7 +182,27 @@ struct Emulated {
     }
   }
 
-  // mma.m16n8k16: the layouts of its fragments are those of the PTX ISA.
+  static void load_words(uint32_t (&r)[4], const char* const (&shared)[4]) {
+    Block& block = *Block::now;
+    Block::Lane mine{};
+    for (int q = 0; q < 4; ++q) {
+      std::memcpy(&r[q], shared[q], 4);
+      mine.a[q] = uint32_t(shared[q] - block.shared_memory());
+    }
+    const auto* lanes = block.exchange(mine);
+    for (int q = 0; q < 4 && block.thread() % 32 == 0; ++q) {
+      uint32_t banks = 0;
+      for (int lane = 0; lane < 32; ++lane) banks |= 1u << (lanes[lane].a[q] / 4 % 32);
+      block.conflicts += banks != 0xffffffff;
+    }
+  }
+  static uint32_t to_tf32(uint32_t bits) {
+    const bool finite = (bits >> 23 & 0xff) != 0xff;
+    if (finite) return (bits + 0x1000) & ~0x1fffu;
+    return bits & 0x7fffff ? 0x7fffffff : bits;
+  }
+
+  // mma.m16n8k16, of tf32 m16n8k8: the layouts of their fragments are those of the PTX ISA.
   template <class T>
   static void mma(float* d, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     Block::Lane mine{};
@@ -190,6 +210,22 @@ struct Emulated {
     std::memcpy(mine.b, b, sizeof b);
     const auto* lanes = Block::now->exchange(mine);
     const int lane = Block::now->thread() % 32;
+    if constexpr (std::is_same_v<T, tf32>) {
+      // Of a float the instruction reads the upper 19 bits.
+      const auto element = [](uint32_t word) {
+        float value;
+        std::memcpy(&value, &(word &= ~0x1fffu), 4);
+        return double(value);
+      };
+      for (int e = 0; e < 4; ++e) {
+        const int row = lane / 4 + e / 2 * 8, col = lane % 4 * 2 + e % 2;
+        double sum = 0;
+        for (int k = 0; k < 8; ++k)
+          sum += element(lanes[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2]) * element(lanes[col * 4 + k % 4].b[k / 4]);
+        d[e] += float(sum);
+      }
+      return;
+    } else {
     const auto element = [](uint32_t word, int half) {
       const uint16_t bits = uint16_t(word >> (16 * half));
       T t;
@@ -205,6 +241,7 @@ struct Emulated {
         sum += double(element(left.a[row / 8 + k / 8 * 2], k % 2)) * double(element(right.b[k / 8], k % 2));
       }
       d[e] += float(sum);
+    }
     }
   }
 };

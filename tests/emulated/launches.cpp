@@ -6,7 +6,7 @@
 #include "../../csrc/cuda/mma_kernels.h"
 #include "../../csrc/cuda/modulate_call.h"
 #include "../../csrc/cuda/modulate_kernels.cuh"
-#include "../../csrc/cuda/stream.cuh"
+#include "../../csrc/cuda/stream_grads.cuh"
 #include "emulator.h"
 
 namespace mi_kernels::cuda {
@@ -54,12 +54,24 @@ void launch_modulate_grads(const Place&, DType dtype, const ModulateGradsCall& c
 
 template <class T>
 void launch_forward(const Place&, const ForwardCall<T>& call) {
-  using Math = ProductMath<Emulated, T>;
+  if constexpr (Products<T>::kWidens) {
+    if (call.by_items) {
+      using Math = ForwardMath<Emulated, T, true>;
+      return run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(),
+                 [&] { forward_items_block<Emulated, Math>(call); });
+    }
+  }
+  using Math = ForwardMath<Emulated, T, false>;
   run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(), [&] { forward_block<Emulated, Math>(call); });
 }
 template <class T>
 void launch_stream(const Place&, const ForwardCall<T>& call) {
   run(call.grid.blocks(), 1, kEngineThreads, stream_shared_bytes<T>(), [&] { stream_block<Emulated, T>(call); });
+}
+template <class T>
+void launch_stream_grads(const Place&, const InputGradsCall<T>& call) {
+  run(call.grid.blocks(), 1, kEngineThreads, stream_grads_shared_bytes<T>(),
+      [&] { stream_grads_block<Emulated, T>(call); });
 }
 template <class T>
 void launch_gate(const Place&, const GateCall<T>& call) {
@@ -68,8 +80,12 @@ void launch_gate(const Place&, const GateCall<T>& call) {
 }
 template <class T>
 void launch_weight_grads(const Place&, const WeightGradsCall<T>& call) {
-  using Math = ProductMath<Emulated, T>;
-  run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(), [&] { weight_grads_block<Emulated, Math>(call); });
+  const auto start = [&](auto made) {
+    using Math = WeightGradsMath<Emulated, T, made.value>;
+    run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(),
+        [&] { weight_grads_block<Emulated, Math, made.value>(call); });
+  };
+  call.made ? start(std::true_type()) : start(std::false_type());
 }
 template <class T>
 void launch_linear(const Place&, const LinearCall<T>& call) {
@@ -95,7 +111,6 @@ void launch_softmax(const Place&, const Output<T>& out, int64_t splits, const Ac
 
 #define MI_INSTANCES(T)                                                     \
   template void launch_forward<T>(const Place&, const ForwardCall<T>&);           \
-  template void launch_stream<T>(const Place&, const ForwardCall<T>&);            \
   template void launch_gate<T>(const Place&, const GateCall<T>&);                 \
   template void launch_weight_grads<T>(const Place&, const WeightGradsCall<T>&);  \
   template void launch_linear<T>(const Place&, const LinearCall<T>&);             \
@@ -103,6 +118,10 @@ void launch_softmax(const Place&, const Output<T>& out, int64_t splits, const Ac
   template void launch_reduce<T>(const Place&, const Output<T>&, int64_t);        \
   template void launch_softmax<T>(const Place&, const Output<T>&, int64_t, const AccOf<T>*, int64_t);
 MI_FOR_EACH_DTYPE(MI_INSTANCES)
+#define MI_STREAMS(T)                                               \
+  template void launch_stream<T>(const Place&, const ForwardCall<T>&); \
+  template void launch_stream_grads<T>(const Place&, const InputGradsCall<T>&);
+MI_FOR_EACH_STORED_DTYPE(MI_STREAMS)
 
 }  // namespace mi_kernels::cuda
 

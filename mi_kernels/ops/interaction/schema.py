@@ -13,6 +13,7 @@ are again these three (docs/mathematics.md). `interaction_packed` is the forward
 (packed.py), for inference without groups. A result that is not wanted comes back with no elements.
 """
 
+from mi_kernels.ops import precision  # noqa: F401  (defines what the CUDA kernels ask)
 from mi_kernels.ops.interaction import portable
 from mi_kernels.ops.library import define
 

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mi_kernels.ops.interaction.portable import accumulation_dtype
+from mi_kernels.ops.precision import precision
 from mi_kernels.ops.triton import kernels
 from mi_kernels.ops.triton.launch import cdiv, launch, operand, target
 from mi_kernels.ops.triton.tiles import Problem, Tile, choose, splits
@@ -40,12 +41,6 @@ class Gate(NamedTuple):
     shift_weight: Maybe
     shift_bias: Maybe
     keep: bool
-
-
-def precision(dtype: torch.dtype) -> str:
-    """``"tf32"`` where PyTorch's own float32 products on GPUs may use it, else ``"ieee"``."""
-    asked = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if asked else "ieee"
 
 
 def groups_of(tensor: Tensor) -> int:

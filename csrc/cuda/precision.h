@@ -1,0 +1,26 @@
+// What products of a dtype are computed in.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include "../checks.h"
+#include "plan.h"
+
+namespace mi_kernels::cuda {
+
+// float32 becomes tf32 where torch allows it. The stable ABI does not know that setting, so the operation of
+// mi_kernels/ops/precision.py is asked.
+inline DType product_dtype(DType dtype) {
+  if (dtype != DType::f32) return dtype;
+  StableIValue answer[1];
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mi_kernels::tf32_allowed", "", answer, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<bool>(answer[0]) ? DType::tf32 : dtype;
+}
+inline DType product_dtype(const Tensor& x, const char* op) { return product_dtype(dtype_of(x.scalar_type(), op, "x")); }
+// The same of calls that may be streamed.
+inline DType product_dtype(const Tensor& x, const Problem& p, const char* op) {
+  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  return streams(p, dtype) ? dtype : product_dtype(dtype);
+}
+
+}  // namespace mi_kernels::cuda
