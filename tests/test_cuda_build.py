@@ -2,63 +2,29 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from cuda_objects import KERNELS, NVCC, ROOT, SOURCES, compiled
 
 from mi_kernels import backends
+from mi_kernels.testing import sass
 
-ROOT = Path(__file__).parents[1]
-SOURCES = ROOT / "csrc" / "cuda"
-TOOLS = (Path("/usr/local/cuda/bin"), *(Path(p) / "bin" for p in [os.environ.get("CUDA_HOME")] if p))
-
-
-def tool(name: str) -> str | None:
-    return shutil.which(name) or next((str(p / name) for p in TOOLS if (p / name).exists()), None)
-
-
-def cuobjdump() -> str | None:
-    """The toolkit's, or the one that comes with Triton."""
-    triton = Path(torch.__file__).parents[1] / "triton" / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return tool("cuobjdump") or (str(triton) if triton.exists() else None)
-
-
-NVCC = tool("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
-ARCHITECTURES = ("80", "90a")
-# By the architecture's own file names: *_sm90.cu are for 90a alone.
-KERNELS = sorted(path.name for path in SOURCES.glob("*.cu"))
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory):
-    """source name -> (object, what ptxas said), compiled as library.cmake does."""
-    if NVCC is None:
-        pytest.skip("no nvcc")
-    directory = tmp_path_factory.mktemp("cuda")
-    includes = ("-I", ROOT / "csrc", "-isystem", Path(torch.__file__).parent / "include")
-    defines = ("-DNDEBUG", "-DTORCH_TARGET_VERSION=0x020b000000000000")
-    flags = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-Xcompiler", "-fPIC", "-c")
+def objects():
+    """source name -> (object, what ptxas said)."""
+    return compiled(*KERNELS)
 
-    def compiled(name: str) -> tuple[Path, str]:
-        archs = ("90a",) if name.endswith("_sm90.cu") else ARCHITECTURES
-        codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-        to = directory / (name + ".o")
-        run = subprocess.run(
-            [NVCC, *flags, *defines, *includes, *codes, SOURCES / name, "-o", to],
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
-        return to, run.stderr
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(KERNELS, pool.map(compiled, KERNELS), strict=True))
+def functions(path: Path) -> dict[str, str]:
+    """The machine code for 80 of each kernel, by its symbol."""
+    return {text.split()[0]: text for text in re.split(r"Function : ", sass.text_of(path, "sm_80"))[1:]}
 
 
 @needs_nvcc
@@ -71,25 +37,30 @@ def test_no_kernel_spills(objects):
     assert kernels >= 2 * 4 * 9  # architectures, dtypes, kernels
 
 
+# What a kernel's symbol has of its operands' type, and the matrix instruction of each.
+HALF, TF32 = "HMMA.16816.F32", "HMMA.1688.F32.TF32"
+INSTRUCTIONS = {"BFloat16": f"{HALF}.BF16", "Half": HALF, "tf32": TF32}
+# Kernels in float16 whose operand are products: the forward pass but not by items, dW but not dU and dV.
+WIDENED = ("forward_kernelIN3c104HalfELb0", "weight_grads_kernelIN3c104HalfELb1")
+COUNT = {"forward_mma.cu": 6, "weight_grads_mma.cu": 10}
+
+
 @needs_nvcc
-@pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump")
+@pytest.mark.skipif(sass.disassembler("cuobjdump") is None, reason="no cuobjdump")
 @pytest.mark.parametrize("name", [name for name in KERNELS if name.endswith("_mma.cu")])
 def test_matrix_instructions_are_used(objects, name):
-    listing = subprocess.run(
-        [cuobjdump(), "-sass", "-arch", "sm_80", objects[name][0]], capture_output=True, text=True, check=True
-    )
-    functions = re.split(r"Function : ", listing.stdout)[1:]
-    assert len(functions) == 4
-    for function in functions:
-        instructions = re.findall(r"HMMA\.16816\.F32(\.BF16)?|LDGSTS|LDSM|DFMA|FFMA", function)
-        symbol = function.split()[0]
-        assert "LDGSTS" in function, f"{symbol}: no asynchronous copy"
-        if "BFloat16" in symbol:
-            assert "HMMA.16816.F32.BF16" in function and "LDSM" in function
-        elif "Half" in symbol:
-            assert "HMMA.16816.F32" in function and "LDSM" in function
-        else:
-            assert "HMMA" not in function and instructions
+    kernels = functions(objects[name][0])
+    assert len(kernels) == COUNT.get(name, 5)
+    for symbol, text in kernels.items():
+        expected = {code for dtype, code in INSTRUCTIONS.items() if dtype in symbol}
+        widened = any(part in symbol for part in WIDENED)
+        if widened:
+            expected = {TF32}
+        assert set(re.findall(r"HMMA\S+", text)) == expected, symbol
+        assert expected or re.search("DFMA|FFMA", text), symbol
+        assert ("LDGSTS" in text) != widened, symbol  # whose operands are both made
+        # tf32 that lies along the rows is read word by word.
+        assert ("LDSM" in text) == bool(expected) or "weight_grads" in symbol, symbol
 
 
 @needs_nvcc

@@ -8,17 +8,19 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from emulated import backend
 
-from mi_kernels.ops import activations
+from mi_kernels.ops import activations, precision
 from mi_kernels.ops.diagonal import portable as diagonal
 from mi_kernels.ops.gated import portable as gated
 from mi_kernels.ops.interaction import portable
-from mi_kernels.testing.errors import relative_error
+from mi_kernels.testing.errors import check_errors, relative_error
+from mi_kernels.testing.samples import lay_out
 
 pytestmark = pytest.mark.skipif(backend.COMPILER is None, reason="no C++ compiler")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -27,10 +29,15 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SUITE = {
     "test_interaction": (
         "test_values and (odd or past-powers or outer or no-input or no-features or offset or transposed)"
-        " and (bfloat16 or float32) and not threaded or nan_and_inf and middle-weight-torch.bfloat16",
-        60,
+        " and (bfloat16 or float32) and not threaded or nan_and_inf and middle-weight-torch.bfloat16"
+        " or float16 and not bfloat16 and (test_values and past-powers or nan_and_inf and odd)",
+        80,
     ),
-    "test_gradients": ("test_error_rule and (odd-UVc or no-input) and (float64 or bfloat16)", 4),
+    "test_gradients": (
+        "test_error_rule and ((odd-UVc or no-input) and (float64 or bfloat16) or odd-torch.float16)",
+        5,
+    ),
+    "test_overflow": ("range_of_float16", 10),
     "test_modulate": ("test_error_rule and not threaded and not long and (float64 or bfloat16)", 100),
     "test_gates": ("test_error_rule and odd-AaCcG and (float32 or bfloat16)", 2),
     "test_activations": ("(test_kernels_agree or test_small_values) and not float16", 20),
@@ -43,6 +50,14 @@ def emulated():
     before = operations.emulated_processors(4)
     yield operations
     operations.emulated_processors(before)
+
+
+@pytest.fixture
+def tf32(emulated):
+    settings = torch.backends.cuda.matmul
+    before, settings.fp32_precision = settings.fp32_precision, "tf32"
+    yield emulated
+    settings.fp32_precision = before
 
 
 @pytest.mark.parametrize("name", SUITE)
@@ -136,13 +151,108 @@ def test_a_few_rows(activation, emulated):
     assert plan.startswith("algorithm=stream;scratch=")
 
 
+def rounded(tensor):
+    """float32 as tf32 has it: to the nearest, ties away from zero."""
+    if tensor is None or tensor.dtype != torch.float32:
+        return tensor
+    return ((tensor.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
+@pytest.mark.parametrize("groups", [(), (2,)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "gaps"])
+@pytest.mark.parametrize(
+    ("sizes", "processors"), [((131, 5, 72, 140), 1), ((70, 6, 32, 20), 40), ((37, 5, 13, 11), 4)]
+)
+def test_error_rule_in_tf32(sizes, processors, layout, groups, tf32):
+    """Rivalled by einsum on operands rounded to tf32."""
+    tf32.emulated_processors(processors)
+    arguments = [lay_out(t, layout) for t in draw(sizes, torch.float32, groups)]
+
+    def einsum(*tensors):
+        x, z, w, u, v, c, g = map(rounded, tensors)
+        leaves = [t.detach().requires_grad_() for t in (x, z, w, u, v, c)]
+        subscripts = "gbi,goij,gbj->gbo" if groups else "bi,oij,bj->bo"
+        y = torch.einsum(subscripts, leaves[1], leaves[2], leaves[0]) + leaves[1] @ leaves[3].mT
+        y = y + leaves[0] @ leaves[4].mT + leaves[5].unsqueeze(-2)
+        return y.detach(), *torch.autograd.grad(y, leaves, g)
+
+    check_errors(lambda *t: primitives(tf32, *t), einsum, lambda _: arguments, most=1)
+    assert tf32.emulated_conflicts() == 0
+
+
+def test_tf32_is_rounded_not_cut_off(tf32):
+    """All numbers are positive, so cutting off would make every result smaller, by about 7e-4."""
+    arguments = [t.abs() + 1 for t in draw((70, 3, 40, 24), torch.float32)]
+    x, z, _, u, v, _, _ = arguments
+    found, exact = [*primitives(tf32, *arguments)], [*truth(*arguments)]
+    gate = (x, z, torch.cat((u, u))[:40], None, torch.cat((u, u))[:40], None, torch.cat((v, v))[:40])
+    found += tf32.diagonal(*gate, "identity", 0.0, True)
+    exact += diagonal.diagonal(*(t if t is None else t.double() for t in gate), "identity", 0.0, True)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert abs(float(((ours - theirs) / theirs).mean())) < 5e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", [(20, 3, 32, 9), (37, 5, 13, 11)], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_inf_reach_what_depends_on_them(value, sizes, dtype, tf32):
+    """Numbers are positive, so that Inf stays Inf."""
+    for index in range(7):
+        arguments = [t.abs() + 0.5 for t in draw(sizes, dtype)]
+        arguments[index].view(-1)[-1] = value
+        for found, exact in zip(primitives(tf32, *arguments), truth(*arguments), strict=True):
+            assert torch.equal(found.isnan(), exact.isnan()) and torch.equal(found.isinf(), exact.isinf())
+
+
+def test_the_setting_for_tf32_is_that_of_pytorch(emulated):
+    """The older spellings too, and one answer for both GPU backends."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    plan = partial(
+        emulated.cuda_interaction_plan, "forward", [1, 64, 8, 64, 64], arch=80, processors=4, terms=1
+    )
+    try:
+        for name, value, expected in (
+            ("fp32_precision", "tf32", "tf32"),
+            ("fp32_precision", "ieee", "ieee"),
+            ("fp32_precision", "none", "ieee"),
+            ("allow_tf32", True, "tf32"),
+            ("allow_tf32", False, "ieee"),
+        ):
+            setattr(settings, name, value)
+            assert precision.precision(torch.float32) == expected
+            algorithm = "mma-tf32" if expected == "tf32" else "fma"
+            assert plan(dtype=torch.float32).startswith(f"algorithm={algorithm};")
+            for dtype in (torch.float64, torch.bfloat16, torch.float16):
+                assert precision.precision(dtype) == "ieee"
+                assert "tf32" not in plan(dtype=dtype)
+    finally:
+        settings.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("width", "forward"), [(1, "widened"), (15, "widened"), (16, "exact"), (40, "exact"), (256, "exact")]
+)
+def test_styles_of_float16(width, forward, emulated):
+    """By items unless half of their stages would be padding; dW is made of products in float32."""
+
+    def algorithm(primitive, terms):
+        sizes = [1, 300, 9, width, 24]
+        text = emulated.cuda_interaction_plan(primitive, sizes, torch.float16, terms, 80, 108)
+        return re.match("algorithm=([^;]*);", text)[1]
+
+    assert algorithm("forward", 63) == f"mma-{forward}"
+    assert algorithm("weight_grads", 63) == "mma-widened"
+    assert {algorithm("input_grads", 63), algorithm("forward", 62), algorithm("weight_grads", 62)} == {"mma"}
+
+
 def test_the_same_bits_again(emulated):
     arguments = draw((70, 6, 32, 24), torch.bfloat16)
     first, second = (primitives(emulated, *arguments) for _ in range(2))
     assert all(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("activation", activations.NAMES)
 def test_gates_of_every_activation(activation, dtype, emulated):
     """Two tiles in each direction; the gates that were kept, too."""

@@ -1,22 +1,17 @@
 """The sm_90a engine without a GPU: its index functions, the engine itself on the machine of sm90/machine.h,
 and what the compiler for 90a makes of it."""
 
-import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-import torch
+from cuda_objects import NVCC, ROOT, compiled
 
 from mi_kernels.testing import sass
 
-ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++") or shutil.which("c++")
-NVCC = shutil.which("nvcc") or shutil.which(
-    "nvcc", path=os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"
-)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 needs_nvcc = pytest.mark.skipif(
     NVCC is None or sass.disassembler("cuobjdump") is None, reason="no nvcc or no cuobjdump"
@@ -92,28 +87,22 @@ def test_the_machine_notices(fault, tmp_path):
     assert done.stderr
 
 
-# Every kernel in interaction_sm90.cu: outputs per tile, blocks of a cluster (or split), element type.
+SOURCE = "interaction_sm90.cu"
+# Every kernel in it: outputs per tile, blocks of a cluster (or split), element type.
 KERNELS = {(out, cluster, "BF16") for out in (64, 128, 256) for cluster in (1, 2)}
 KERNELS |= {(out, cluster, "F16") for out in (64, 128) for cluster in (1, 2)}
 KERNELS |= {(out, "split", dtype) for out in (64, 128) for dtype in ("BF16", "F16")}
 
 
-def compile_kernels(folder: Path) -> tuple[str, dict[tuple, str]]:
+def compile_kernels() -> tuple[str, dict[tuple, str]]:
     """What nvcc says of the kernels, and their machine code by what KERNELS has."""
-    cubin = folder / "interaction_sm90.cubin"
-    torch_headers = Path(torch.__file__).parent / "include"
-    command = [NVCC, "-gencode=arch=compute_90a,code=sm_90a", "-std=c++20", "-O3", "-Xptxas=-v", "-cubin"]
-    command += ["--expt-relaxed-constexpr", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    command += ["-isystem", torch_headers]
-    source = ROOT / "csrc/cuda/interaction_sm90.cu"
-    done = subprocess.run([*command, "-o", cubin, source], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    path, report = compiled(SOURCE)[SOURCE]
     kernels = {}
-    for text in re.split(r"Function : ", sass.text_of(cubin))[1:]:
+    for text in re.split(r"Function : ", sass.text_of(path))[1:]:
         name = re.search(r"(Bf16|F16)ENS\d_5ShapeILi(\d+)ELi(\d)ELb(\d)E", text.split("\n", 1)[0])
         cluster = "split" if name[4] == "1" else int(name[3])
         kernels[int(name[2]), cluster, name[1].upper()] = text
-    return done.stderr, kernels
+    return report, kernels
 
 
 def check_resources(report: str, kernels: dict[tuple, str]) -> None:
@@ -148,9 +137,9 @@ def check_hazards(kernels: dict[tuple, str]) -> None:
 
 
 @needs_nvcc
-def test_what_the_compiler_makes_of_it(tmp_path):
+def test_what_the_compiler_makes_of_it():
     """No spills; the tensor cores and the copy engine are used as meant; no hazard."""
-    report, kernels = compile_kernels(tmp_path)
+    report, kernels = compile_kernels()
     check_resources(report, kernels)
     check_instructions(kernels)
     check_hazards(kernels)

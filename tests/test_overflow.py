@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from helpers import gradients_of
 
 import mi_kernels as mi
+from mi_kernels.testing.errors import relative_error
+from mi_kernels.testing.samples import WEIGHT_ONLY, Gate, Sample, Shape
 
 DTYPES = (torch.float32, torch.bfloat16)
 # (x, z, W, g): z x overflows; W x overflows; g z overflows; g W overflows. Zeros meet each of them.
@@ -50,6 +53,42 @@ def test_values_and_gradients(dtype, magnitudes, rows, place):
     _check(y.detach(), exact_y.detach())
     for ours, theirs in zip(torch.autograd.grad(y, leaves, grad), wanted, strict=True):
         _check(ours, theirs)
+
+
+# Of x, z, W and g: z x beyond 65504; g z around 1e-7, x W beyond 65504; z x around 1e-6, g W beyond 65504.
+SCALES = {"huge": (300, 300, 1e-2, 1e-2), "tiny": (300, 1e-3, 2e4, 1e-4), "small": (1e-3, 1e-3, 1e4, 100)}
+
+
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("width", [8, 32])
+def test_products_leave_the_range_of_float16(width, scales, place):
+    """z x and g z overflow or vanish in float16; what they add up to does not."""
+    sample = Sample(Shape("range", (64,), 3, width, 5), WEIGHT_ONLY)
+    tensors = *sample.arguments(torch.float64)[:3], sample.cotangent(torch.float64)
+    half = [(t * scale).half().to(place.device) for t, scale in zip(tensors, SCALES[scales], strict=True)]
+
+    def results(*tensors):
+        *leaves, grad = (t.detach().requires_grad_() for t in tensors)
+        y = mi.interaction(*leaves)
+        return [y.detach(), *gradients_of(y, leaves, grad.detach(), (True,) * 3)]
+
+    found = results(*half)
+    with mi.backend("reference"):
+        exact = results(*(t.double() for t in half))
+    for ours, theirs in zip(found, exact, strict=True):
+        assert relative_error(ours, theirs) < 1e-3
+
+
+@pytest.mark.parametrize("scales", [(300, 300, 1e-5), (0.1, 1e-5, 2e4)], ids=("huge", "small"))
+@pytest.mark.parametrize("width", [5, 32])
+def test_gates_leave_the_range_of_float16(width, scales, place):
+    sample = Gate("gated_interaction", Shape("range", (40,), 3, width, width), "W")
+    tensors = sample.arguments(torch.float64)[:3]
+    half = [(t * scale).half().to(place.device) for t, scale in zip(tensors, scales, strict=True)]
+    found = mi.gated_interaction(*half, activation="tanh")
+    with mi.backend("reference"):
+        exact = mi.gated_interaction(*(t.double() for t in half), activation="tanh")
+    assert relative_error(found, exact) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

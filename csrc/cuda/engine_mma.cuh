@@ -37,7 +37,8 @@ class Loader {
   // Stores what was read.
   MI_DEVICE void store(char* tile) {
     if constexpr (Operand::kMade) {
-      MI_UNROLL for (int q = 0; q < kN; ++q) store_chunk(reinterpret_cast<T*>(tile + byte(q)), Operand::template made<Gpu>(raw_[q]));
+      MI_UNROLL for (int q = 0; q < kN; ++q)
+        store_chunk(reinterpret_cast<T*>(tile + byte(q)), Operand::template made<Gpu>(raw_[q]));
     }
   }
 

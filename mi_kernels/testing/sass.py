@@ -64,14 +64,15 @@ def _output(name: str, *arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def text_of(path: Path) -> str:
-    """The instructions in a file, as text.
+def text_of(path: Path, architecture: str | None = None) -> str:
+    """The instructions in a file, as text; in one for several architectures, of one of them (``"sm_80"``).
 
     Raises OSError where the file cannot be read or no disassembler is found that understands it.
     """
     if path.read_bytes()[:4] != b"\x7fELF":
         return path.read_text(errors="replace")
-    for name, arguments in (("cuobjdump", ["-sass"]), ("nvdisasm", [])):
+    only = [] if architecture is None else ["-arch", architecture]
+    for name, arguments in (("cuobjdump", ["-sass", *only]), ("nvdisasm", [])):
         text = _output(name, *arguments, str(path))
         if text is not None and "/*0000*/" in text:
             return text

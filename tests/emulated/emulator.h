@@ -210,39 +210,27 @@ struct Emulated {
     std::memcpy(mine.b, b, sizeof b);
     const auto* lanes = Block::now->exchange(mine);
     const int lane = Block::now->thread() % 32;
-    if constexpr (std::is_same_v<T, tf32>) {
-      // Of a float the instruction reads the upper 19 bits.
-      const auto element = [](uint32_t word) {
-        float value;
-        std::memcpy(&value, &(word &= ~0x1fffu), 4);
-        return double(value);
-      };
-      for (int e = 0; e < 4; ++e) {
-        const int row = lane / 4 + e / 2 * 8, col = lane % 4 * 2 + e % 2;
-        double sum = 0;
-        for (int k = 0; k < 8; ++k)
-          sum += element(lanes[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2]) * element(lanes[col * 4 + k % 4].b[k / 4]);
-        d[e] += float(sum);
-      }
-      return;
-    } else {
-    const auto element = [](uint32_t word, int half) {
-      const uint16_t bits = uint16_t(word >> (16 * half));
-      T t;
-      std::memcpy(&t, &bits, 2);
-      return float(t);
-    };
+    constexpr int kPack = 4 / int(sizeof(T));  // elements of a register; half of the sum is four of them
     for (int e = 0; e < 4; ++e) {
       const int row = lane / 4 + e / 2 * 8, col = lane % 4 * 2 + e % 2;
       double sum = 0;
-      for (int k = 0; k < 16; ++k) {
-        const auto& left = lanes[row % 8 * 4 + k % 8 / 2];
-        const auto& right = lanes[col * 4 + k % 8 / 2];
-        sum += double(element(left.a[row / 8 + k / 8 * 2], k % 2)) * double(element(right.b[k / 8], k % 2));
+      for (int k = 0; k < 8 * kPack; ++k) {
+        const int high = k / (4 * kPack), owner = k % (4 * kPack) / kPack;
+        sum += element<T>(lanes[row % 8 * 4 + owner].a[row / 8 + high * 2], k % kPack) *
+               element<T>(lanes[col * 4 + owner].b[high], k % kPack);
       }
       d[e] += float(sum);
     }
-    }
+  }
+
+ private:
+  // Of a float the instruction reads the upper 19 bits.
+  template <class T>
+  static double element(uint32_t word, int place) {
+    word = std::is_same_v<T, tf32> ? word & ~0x1fffu : word >> (16 * place);
+    T t;
+    std::memcpy(&t, &word, sizeof t);
+    return double(float(t));
   }
 };
 

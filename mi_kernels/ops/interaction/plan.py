@@ -33,7 +33,7 @@ _WHY = {
     "wgmma-exact": "as wgmma, but z meets what comes out of x W for one context: z x would overflow float16",
     "mma-tf32": "as mma, on float32 rounded to tf32 as torch.backends.cuda.matmul allows it",
     "mma-exact": "as mma, but z meets what comes out of x W for one context: z x would overflow float16",
-    "mma-widened": "as mma in tf32, which has the 11 bits of float16 and a range that the products do not leave",
+    "mma-widened": "as mma, on products made in tf32, which is as precise as float16 and has a larger range",
     "fma": "as on the matrix instructions, with multiply-adds in the dtype itself",
     "chunked": "the generated operand z x (or T) is made a chunk at a time and met by one matmul",
     "einsum": "the formula term by term: the oracle, not meant to be fast",
