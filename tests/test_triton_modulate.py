@@ -5,13 +5,9 @@ this file. The interpreter takes milliseconds for a program: few draws of few sa
 test_modulate.py would take half an hour; those run on a GPU.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from helpers import assert_passes_interpreted
 from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
@@ -35,12 +31,7 @@ SPLIT = Modulation("split", (8, 700, 24), (1, 1, 24), (1, 1, 24))
 
 @pytest.mark.skipif(backends.interpreting(), reason="this is the interpreter")
 def test_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider", __file__]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
-    root = Path(mi.__file__).parents[1]
-    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
+    assert_passes_interpreted(__file__)
 
 
 def _collapsed(sample, layout="contiguous"):
