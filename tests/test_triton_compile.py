@@ -1,4 +1,4 @@
-"""torch.compile, torch.export, opcheck and autocast on Triton: the tests of every backend, in the interpreter."""
+"""torch.compile, torch.export, opcheck and autocast on Triton: tests of every backend, interpreted."""
 
 from pathlib import Path
 
