@@ -5,8 +5,8 @@
 
 Sizes are the first of ops/triton/variants.py: B, Z, X, O = 4096, 32, 256, 256, all terms. Imports are timed
 in new processes, compilation from source in one, each --rounds times; medians are printed. No GPU is needed:
-these are times of this machine's CPU. The time to load a kernel into a GPU is not in them, and Triton's cache,
-which lets a second process skip the compilation, is not used.
+these are times of this machine's CPU. The time to load a kernel into a GPU is not in them, nor is Triton's
+cache, which lets a second process skip the compilation.
 """
 
 import argparse
