@@ -62,7 +62,7 @@ def test_a_new_batch_size_compiles_little():
         "gated_interaction": 9,
         "modulate": 2,
     }
-    for batch in (5024, 8000, 5000, 7777, 8191):
+    for batch in (5024, 8000, 5000, 7777, 7999):
         for name, kernels in calls(batch).items():
             new = [kernels[key].kernel.__name__ for key in kernels.keys() - known[name].keys()]
             assert set(new) <= (set() if batch % 16 == 0 else {"weight_grads"}), (batch, name, new)
