@@ -123,8 +123,8 @@ def check(sample, dtype):
         )
 
 
-# Sums over the rows of a tile, which the interpreter's tl.sum adds one after the other where GPUs add them in a
-# tree; test_what_the_interpreter_adds has these sums to the bit.
+# Sums over the rows of a tile, which the interpreter's tl.sum adds one after the other where GPUs add them in
+# a tree; test_what_the_interpreter_adds has these sums to the bit.
 ADDED_IN_ORDER = ("batch-norm-channels_last",)
 LARGE = ("threaded", "many-rows", "long-features", "alternating", "tokens-transposed", "different-transposed")
 
