@@ -102,18 +102,25 @@ def reports(capability: int, dtype: str, short: bool = False) -> Iterator[Report
             yield _report(launch, capability, dtype)
 
 
-def _report(launch: Any, capability: int, dtype: str) -> Report:
+def compiled_anew(launch: Any, capability: int) -> tuple[Any, float]:
+    """A kernel compiled from its source, whatever Triton's cache has, and the seconds that this took."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from mi_kernels.ops.triton import tiles, variants
+    from mi_kernels.ops.triton import variants
 
     source, options = variants.source(launch, divmod(capability, 10))
     begin = time.perf_counter()
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.always_compile = True
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    seconds = time.perf_counter() - begin
+    return compiled, time.perf_counter() - begin
+
+
+def _report(launch: Any, capability: int, dtype: str) -> Report:
+    from mi_kernels.ops.triton import tiles
+
+    compiled, seconds = compiled_anew(launch, capability)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
@@ -137,7 +144,8 @@ def _report(launch: Any, capability: int, dtype: str) -> Report:
     if any(loop.hazards for loop in loops):
         faults.append("registers written while a wgmma may read them")
     return Report(
-        capability, dtype, launch.kernel.__name__, constants, options["num_warps"], options["num_stages"],
+        capability, dtype, launch.kernel.__name__, constants, launch.options["num_warps"],
+        launch.options["num_stages"],
         round(seconds, 3), found.registers, found.spilled, compiled.metadata.shared, instructions, len(loops),
         tuple(faults),
     )  # fmt: skip

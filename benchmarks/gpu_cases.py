@@ -115,8 +115,13 @@ def _measure(step: Step, place: measure.Place, result: Result, save: Callable[[R
     if isinstance(what, shapes.Entry):
         limits = measure.Limits(rounds=5, shortest=0.002, longest=2.0, call=2.0, memory=16 << 30)
         rivals = [*RIVALS, *(COMPILED if what is shapes.GPU_LARGE[0] else ())]
-        ours = measure.Place(place.device, place.clock, tuple(sound))
-        result["cases"].append(measure.measure(what, dtype, work, rivals, limits, ours))
+        ours = measure.Place(place.device, place.clock, tuple(sound), spared=True)
+        case = measure.measure(what, dtype, work, rivals, limits, ours)
+        failed = {c["name"].split()[-1]: c["status"] for c in case["candidates"] if _failed(c)}
+        for backend, reason in failed.items():
+            broken(result, name, backend, reason)
+        if not (failed and ruined(place.device)):  # else the next process measures the others
+            result["cases"].append(case)
         return
     for backend in sound:
         options = gate_options(what.name == "tokens" and backend == sound[0])
@@ -126,6 +131,10 @@ def _measure(step: Step, place: measure.Place, result: Result, save: Callable[[R
             result["gates"].append(found | {"backend": backend})
         except Exception as error:
             broken(result, name, backend, _reason(error))
+
+
+def _failed(candidate: dict[str, Any]) -> bool:
+    return candidate["kind"] == "ours" and candidate["status"] != "ok"
 
 
 def _try(what: shapes.Entry | cases.Case, dtype: torch.dtype, work: str, device: str) -> None:

@@ -40,8 +40,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("build", "tests", "benchmark")
 # Files whose tests take a place, those of the kernels themselves first: time may run out.
 TESTS = (
-    *("interaction", "modulate", "gates", "activations", "gradients", "linear", "shared", "packed"),
-    *("determinism", "autocast", "overflow", "functional_transforms", "compile", "gates_compile", "hyper"),
+    *("interaction", "modulate", "gates", "activations", "gradients", "gpu_streams", "linear", "shared"),
+    *("packed", "determinism", "autocast", "overflow", "functional_transforms", "compile"),
+    *("gates_compile", "hyper"),
 )
 BACKENDS = ("triton", "cuda", "portable")  # in the order of their tests
 WEIGHTS = {"triton": 2, "cuda": 2, "portable": 1}  # of their shares of the time for tests

@@ -43,11 +43,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a case runs: the device, its clock, and the backends of ours that take part."""
+    """Where a case runs: the device, its clock, and the backends of ours that take part.
+
+    ``spared``: a backend of ours that fails costs its own row, as a rival does, and not the case.
+    """
 
     device: str = "cpu"
     clock: timing.Clock = timing.wall
     backends: tuple[str, ...] = ("auto",)
+    spared: bool = False
 
     def finish(self) -> None:
         """Wait for what was started."""
@@ -75,6 +79,7 @@ class Candidate:
 
     def give_up(self, reason: str) -> None:
         self.status, self.start = reason, None
+        self.samples, self.cores = [], []
 
     def as_dict(self) -> dict[str, Any]:
         measured = timing.statistics_of(self.samples) if self.samples else {}
@@ -219,9 +224,13 @@ def _try(candidate: Candidate, truth: tuple[Tensor, ...], limits: Limits, place:
         if candidate.name.startswith(peers.COMPILED) or candidate.seconds < 1:
             candidate.seconds = timing.sample(candidate.start, 1, clock=place.clock).seconds
     except Exception as error:
-        if candidate.kind == "ours":
-            raise
-        candidate.give_up(_failure(error))
+        _fails(candidate, error, place)
+
+
+def _fails(candidate: Candidate, error: Exception, place: Place) -> None:
+    if candidate.kind == "ours" and not place.spared:
+        raise error
+    candidate.give_up(_failure(error))
 
 
 def _held(run: passes.Run) -> tuple[object, ...]:
@@ -266,6 +275,7 @@ def _time(candidates: list[Candidate], limits: Limits, place: Place = HERE) -> N
         {name: candidate.seconds for name, candidate in running.items()},
         limits.seed,
         place.clock,
+        lambda name, error: _fails(running[name], error, place),
     )
     for name, calls, sample in samples:
         running[name].samples.append(sample.seconds)

@@ -70,16 +70,24 @@ def interleave(
     expected: Mapping[str, float] | None = None,
     seed: int = 0,
     clock: Clock = wall,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> Iterator[tuple[str, int, Sample]]:
     """Yields (name, calls, sample), round by round, each round in another order.
 
     A candidate sits out the later rounds once its samples would take more than ``longest`` seconds; it
     always gets one. ``expected`` has seconds of one call where they are known, to save calibration runs.
+    ``failed`` is told of a candidate that raises, which is then left out; without it the exception goes on.
     """
     plan: dict[str, tuple[int, int, bool]] = {}
     for name, start in starts.items():
         seconds = (expected or {}).get(name, 0.0)
-        calls, seconds = (1, seconds) if seconds >= shortest else calibrate(start, shortest, clock)
+        try:
+            calls, seconds = (1, seconds) if seconds >= shortest else calibrate(start, shortest, clock)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed(name, error)
+            continue
         plan[name] = calls, max(1, min(rounds, int(longest / (seconds * calls)))), seconds < WARM
     order = random.Random(seed)
     for number in range(rounds):
@@ -87,7 +95,15 @@ def interleave(
         order.shuffle(names)
         for name in names:
             calls, _, warm = plan[name]
-            yield name, calls, sample(starts[name], calls, warm, clock)
+            try:
+                one = sample(starts[name], calls, warm, clock)
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                del plan[name]
+                continue
+            yield name, calls, one
 
 
 def statistics_of(samples: list[float]) -> dict[str, float]:

@@ -1,9 +1,15 @@
 """Small tools of several test files."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import mi_kernels as mi
 from mi_kernels.ops.interaction import reference
 
 
@@ -64,3 +70,14 @@ def with_gradients(function, arguments) -> list[Tensor]:
     y = function(*leaves)
     y.float().pow(2).sum().backward()
     return [y.detach(), *(t.grad for t in leaves if t is not None)]
+
+
+def assert_passes_interpreted(*arguments: str) -> None:
+    """A second pytest in Triton's interpreter; TRITON_INTERPRET is read when the kernels are made."""
+    options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    root = Path(mi.__file__).parents[1]
+    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]

@@ -83,8 +83,9 @@ class Recorder:
 
 
 def suffixed(names, place):
-    # Only the CPU backend has compiled kernels to call by the plain name.
-    return [f"{name}_portable" if place.backend == "portable" else name for name in names]
+    # Compiled libraries, of the CPU and of CUDA, are called by the plain name.
+    twin = place.backend in ("portable", "triton")
+    return [f"{name}_{place.backend}" if twin else name for name in names]
 
 
 def test_compiled_calls_the_operations(place):
@@ -235,17 +236,20 @@ class Model(torch.nn.Module):
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_export_with_a_dynamic_batch(strict):
-    model = Model()
+def test_export_with_a_dynamic_batch(strict, place):
+    model = Model().to(place.device)
     batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(
-        model, (torch.randn(6, 5), torch.randn(6, 3)), dynamic_shapes=({0: batch}, {0: batch}), strict=strict
-    )
+
+    def inputs(rows):
+        return torch.randn(rows, 5, device=place.device), torch.randn(rows, 3, device=place.device)
+
+    program = torch.export.export(model, inputs(6), dynamic_shapes=({0: batch}, {0: batch}), strict=strict)
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert any(target.startswith("mi_kernels.interaction") for target in targets)
+    (name,) = suffixed(["interaction"], place)
+    assert targets.count(f"mi_kernels.{name}.default") == 1
     for rows in (2, 9, 300):
-        x, z = torch.randn(rows, 5), torch.randn(rows, 3)
-        torch.testing.assert_close(program.module()(x, z), model(x, z), rtol=0, atol=0)
+        arguments = inputs(rows)
+        torch.testing.assert_close(program.module()(*arguments), model(*arguments), rtol=0, atol=0)
 
 
 # What torch.library.opcheck runs each operation on. A new operation without an entry fails below; those of

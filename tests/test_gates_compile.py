@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import COMPILE, with_gradients
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
 import mi_kernels as mi
-from mi_kernels.testing.samples import GATE_MIDDLE, GATE_TERMS, MAPS, TOKENS, Gate
+from mi_kernels.testing.samples import GATE_MIDDLE, GATE_TERMS, MAPS, TOKENS, Gate, Modulation, Shape
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -45,8 +46,27 @@ def test_compiled_gates(op, name, place):
         return mi.gated_interaction(torch.sin(x), z, *weights, activation=name)
 
     arguments = sample.arguments(torch.float64, place.device)
-    compiled = torch.compile(function, backend="aot_eager", **COMPILE)
+    compiled = torch.compile(function, backend="aot_eager" if name == "softmax" else "inductor", **COMPILE)
     close(with_gradients(compiled, arguments), with_gradients(function, arguments), torch.float64)
+
+
+@pytest.mark.parametrize("op", [*GATE_TERMS, "modulate"])
+def test_batch_size_does_not_recompile(op, place):
+    """One graph serves all batch sizes from 2 on, with the gradients."""
+    counter = CompileCounterWithBackend("aot_eager")
+    function = getattr(mi, op)
+    compiled = torch.compile(function, backend=counter, **COMPILE)
+    frames = []
+    for batch in (7, 2, 16, 33):
+        if op == "modulate":
+            sample = Modulation("", (batch, 5, 4), (batch, 1, 4), (4,))
+        else:
+            sample = Gate(op, Shape("", (batch,), 3, 5, 5), GATE_TERMS[op])
+        arguments = sample.arguments(torch.float64, place.device)[:6]  # weight_x has no position
+        close(with_gradients(compiled, arguments), with_gradients(function, arguments), torch.float64)
+        frames.append(counter.frame_count)
+    # scale_offset, a number, makes Dynamo start anew once, before there is a first graph.
+    assert frames[-1] == frames[0] <= 2
 
 
 def test_shared_contexts_decompose(place):

@@ -338,6 +338,36 @@ def test_a_backend_that_fails_while_it_is_timed_costs_no_other(monkeypatch):
     assert result["broken"] == {f"{gpu_cases.name_of(step)} on reference": "RuntimeError: no memory"}
 
 
+@pytest.mark.parametrize("phase", ["checked", "timed"])
+def test_a_backend_that_fails_in_the_middle_of_a_case_costs_its_own_row(phase, two_steps, monkeypatch):
+    """After the trial: in the check against float64, or when it is timed."""
+    monkeypatch.setattr(gpu_cases, "ruined", lambda device: False)
+    calls, ours = [], measure._ours
+
+    def backend_of_ours(name):
+        def call(*arguments):
+            calls.append(name)
+            if name == "reference" and calls.count(name) > (0 if phase == "checked" else 4):
+                raise RuntimeError("no memory")
+            return ours(name)(*arguments)
+
+        return call
+
+    monkeypatch.setattr(measure, "_ours", backend_of_ours)
+    result = _empty(two_steps[:1])
+    assert _measure_all(result, names=("reference", "portable"))
+    assert result["broken"] == {f"{two_steps[0]} on reference": "fails: RuntimeError: no memory"}
+    rows = {c["name"]: c for c in result["cases"][0]["candidates"]}
+    assert rows["mi_kernels portable"]["median_s"] > 0 and rows["einsum"]["median_s"] > 0
+    assert "median_s" not in rows["mi_kernels reference"] and result["unmeasured"] == []
+    # Where it takes the GPU with it, the case is left to the next process, which leaves that backend out.
+    calls.clear()
+    monkeypatch.setattr(gpu_cases, "ruined", lambda device: bool(result["broken"]))
+    result = _empty(two_steps[:1])
+    assert not _measure_all(result, names=("reference", "portable"))
+    assert result["cases"] == [] and result["unmeasured"] == two_steps[:1]
+
+
 def test_a_ruined_process_is_left_and_the_next_goes_on(two_steps, failing, monkeypatch):
     monkeypatch.setattr(gpu_cases, "ruined", lambda device: len(result["broken"]) > len(result["cases"]))
     result = _empty(two_steps)

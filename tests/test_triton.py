@@ -6,9 +6,6 @@ small. bfloat16 is left out: the interpreter holds its numbers as integers and c
 compiled ahead of time (test_triton_aot.py) and run on GPUs only.
 """
 
-import os
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from itertools import product
@@ -16,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_passes_interpreted
 from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
@@ -92,13 +90,7 @@ def test_in_the_interpreter(half):
     here = Path(__file__).parent
     own = [__file__] if half else []
     tests = [str(here / name) for name in names()[half::2]] + own
-    options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
-    root = Path(mi.__file__).parents[1]
-    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", *options, *tests]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
+    assert_passes_interpreted(*tests)
 
 
 def problems():

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mi_kernels import backends
 from mi_kernels.testing import sass
@@ -44,6 +45,27 @@ def test_compiled_ahead_of_time(capability, dtype, tmp_path):
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     name = {90: "wgmma", 100: "tcgen05"}.get(capability, "mma")
     assert f"| {capability} | {dtype} |" in done.stdout and name in done.stdout
+
+
+def test_a_new_batch_size_compiles_little():
+    """With the same tiles, only what sums over the batch knows multiples of 16 from other sizes."""
+    pytest.importorskip("triton")
+    from mi_kernels.ops.triton import variants
+
+    def calls(batch):
+        return variants.first_calls((9, 0), torch.bfloat16, (batch, 32, 256, 256))
+
+    known = calls(5008)
+    assert {name: len(kernels) for name, kernels in known.items()} == {
+        "interaction": 8,
+        "diagonal": 5,
+        "gated_interaction": 9,
+        "modulate": 2,
+    }
+    for batch in (5024, 8000, 5000, 7777, 7999):
+        for name, kernels in calls(batch).items():
+            new = [kernels[key].kernel.__name__ for key in kernels.keys() - known[name].keys()]
+            assert set(new) <= (set() if batch % 16 == 0 else {"weight_grads"}), (batch, name, new)
 
 
 def test_expected_instructions():

@@ -128,11 +128,11 @@ def _with_tile(made: Tiling, elements: int) -> Tiling:
     shared = made.rows.size > 1 and any(stride == 0 for stride in made.rows.strides)
     most = min(elements, SHARED_COLUMNS) if shared else elements
     most = min(most, _power(made.columns.size))
-    # The widest block that wastes the fewest lanes.
-    BN = min(
-        (most, most // 2 or 1, most // 4 or 1),
-        key=lambda block: (-(-made.columns.size // block) * block, -block),
-    )
+    # The widest block among those that waste about the fewest lanes. Of a long axis all waste next to none,
+    # so that its block does not change with every size.
+    blocks = (most, most // 2 or 1, most // 4 or 1)
+    covered = {block: -(-made.columns.size // block) * block for block in blocks}
+    BN = max(block for block, lanes in covered.items() if 16 * lanes <= 17 * min(covered.values()))
     return made._replace(BM=min(elements // BN, _power(made.rows.size)), BN=BN)
 
 

@@ -76,14 +76,24 @@ def _loaded(p, strides, offset, i_m, i_n, m_m, m_n, BY_ROW: tl.constexpr, BY_COL
     return _widened(tl.load(_pointers(p, strides, offset, i_m, i_n, BY_ROW, BY_COLUMN), m, other=0.0))
 
 
-@triton.jit
+# The numbers of rows and of what lies outside of a tile change from call to call; only 1 is compiled in. They
+# are arguments of their own because Triton specialises whatever stands in a tuple.
+_OUTER, _DEPTH = ("outer_0", "outer_1", "outer_2"), ("depth_0", "depth_1", "depth_2")
+_SIZES_THAT_CHANGE = ("M", *_OUTER, *_DEPTH, "splits")
+
+
+@triton.jit(do_not_specialize_on_alignment=_SIZES_THAT_CHANGE)
 def _modulate_kernel(
     p_x,
     p_y,
     p_scale,
     p_shift,  # or None
     scale_offset: tl.float64,  # Triton's own choice for a number is float32
-    sizes,  # rows, columns, (outer axes), (none)
+    M,
+    N,
+    outer_0,  # of the outer axes
+    outer_1,
+    outer_2,
     x_strides,  # by rows, by columns, (by outer axes), (none); the same of the others
     y_strides,
     scale_strides,
@@ -96,7 +106,7 @@ def _modulate_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    M, N, outer_sizes = sizes[0], sizes[1], sizes[2]
+    outer_sizes = outer_0, outer_1, outer_2
     tile = tl.program_id(0)
     n_tiles, m_tiles = tl.cdiv(N, BN), tl.cdiv(M, BM)
     i_n = (tile % n_tiles).to(tl.int64) * BN + tl.arange(0, BN)
@@ -126,7 +136,7 @@ def _summed(b_sum, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return b_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_SIZES_THAT_CHANGE)
 def _modulate_grads_kernel(
     p_grad,
     p_x,  # or None, as every operand and result that has no part in the call
@@ -135,7 +145,14 @@ def _modulate_grads_kernel(
     p_dscale,  # the result, or one of it for each split
     p_dshift,
     scale_offset: tl.float64,
-    sizes,  # rows, columns, (outer axes), (axes of the loop)
+    M,
+    N,
+    outer_0,
+    outer_1,
+    outer_2,
+    depth_0,  # of the axes of the loop
+    depth_1,
+    depth_2,
     grad_strides,
     x_strides,
     scale_strides,
@@ -151,7 +168,7 @@ def _modulate_grads_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    M, N, outer_sizes, depth_sizes = sizes[0], sizes[1], sizes[2], sizes[3]
+    outer_sizes, depth_sizes = (outer_0, outer_1, outer_2), (depth_0, depth_1, depth_2)
     n_tiles, m_tiles = tl.cdiv(N, BN), tl.cdiv(M, BM)
     program = tl.program_id(0)
     place, i_split = program // splits, program % splits
@@ -230,6 +247,15 @@ def _strides(tensor: Tensor, shape: torch.Size) -> tuple[int, ...]:
     return tuple(0 if own != size else stride for stride, own, size in pairs)
 
 
+def _sizes(plan: axes.Tiling, *names: tuple[str, ...]) -> dict[str, int]:
+    """Arguments M, N and the sizes of the other axes, by these names."""
+    M, N, *others = plan.sizes
+    sizes = {"M": M, "N": N}
+    for group, values in zip(names, others, strict=False):
+        sizes |= dict(zip(group, values, strict=True))
+    return sizes
+
+
 def modulate(x: Tensor, scale: Tensor, shift: Maybe, activation: str, scale_offset: float) -> Tensor:
     """y of ``mi_kernels::modulate``; shapes as in schema.py."""
     y = torch.empty_like(x)
@@ -242,7 +268,8 @@ def modulate(x: Tensor, scale: Tensor, shift: Maybe, activation: str, scale_offs
         return portable.modulate(x, scale, shift, activation, scale_offset)
     arguments = {
         **{"p_x": x, "p_y": y, "p_scale": scale, "p_shift": shift, "scale_offset": scale_offset},
-        **{"sizes": plan.sizes, "x_strides": plan.strides(1), "y_strides": plan.strides(0)},
+        **_sizes(plan, _OUTER),
+        **{"x_strides": plan.strides(1), "y_strides": plan.strides(0)},
         "scale_strides": plan.strides(2),
         "shift_strides": None if shift is None else plan.strides(3),
         **dict(zip(("SCALE_BY_ROW", "SCALE_BY_COLUMN"), plan.varies(2), strict=True)),
@@ -313,7 +340,8 @@ def _pass(
         into = [None if t is None else next(parts) for t in into]
     arguments = {
         **{"p_grad": grad, "p_x": operands[2], "p_scale": operands[3], "p_dx": dx},
-        **{"p_dscale": into[0], "p_dshift": into[1], "scale_offset": scale_offset, "sizes": plan.sizes},
+        **{"p_dscale": into[0], "p_dshift": into[1], "scale_offset": scale_offset},
+        **_sizes(plan, _OUTER, _DEPTH),
         **{"grad_strides": plan.strides(1), "x_strides": plan.strides(2), "scale_strides": plan.strides(3)},
         **{"dx_strides": plan.strides(0), "sum_strides": plan.strides(4), "sum_size": size},
         "splits": plan.splits,

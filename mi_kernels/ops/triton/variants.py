@@ -4,6 +4,7 @@ The launches are recorded from the operations themselves, on meta tensors, so th
 what runs there: the same constants, tiles, and specialisations of arguments.
 """
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,15 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from mi_kernels.ops import activations
+from mi_kernels.ops import gates as gate_rule
 from mi_kernels.ops.diagonal import triton as diagonal
 from mi_kernels.ops.gated import triton as gated
+from mi_kernels.ops.interaction import autograd as interaction_rule
 from mi_kernels.ops.interaction import triton as interaction
+from mi_kernels.ops.modulate import autograd as modulation_rule
 from mi_kernels.ops.modulate import triton as modulation
 from mi_kernels.ops.triton.launch import Launch, recording
+from mi_kernels.testing.without_data import WithoutData
 
 # B, Z, X, O: powers of two, ragged ones, one output, one row.
 SIZES = ((4096, 32, 256, 256), (1000, 17, 100, 75), (4096, 16, 64, 1), (1, 64, 1024, 1024))
@@ -37,11 +42,51 @@ def launches(
             _run(dtype, names, *sizes)
             if sizes in SIZES[:2]:
                 _run_modulation(dtype, names, sizes[0], sizes[2], short)
-        for launch in recorded:
-            options, *rest = _specialised(launch, capability)
-            key = (launch.kernel.__name__, options.num_warps, options.num_stages, *rest)
-            found.setdefault(str(key), launch)
+        found |= distinct(recorded, capability)
     return list(found.values())
+
+
+def distinct(recorded: Iterable[Launch], capability: tuple[int, int]) -> dict[str, Launch]:
+    """Launches by what Triton compiles for them: one of each."""
+    found: dict[str, Launch] = {}
+    for launch in recorded:
+        options, *rest = _specialised(launch, capability)
+        key = (launch.kernel.__name__, options.num_warps, options.num_stages, *rest)
+        found.setdefault(str(key), launch)
+    return found
+
+
+def first_calls(
+    capability: tuple[int, int], dtype: torch.dtype, sizes: tuple[int, int, int, int] = SIZES[0]
+) -> dict[str, dict[str, Launch]]:
+    """What the first forward and backward pass of each operation has to compile, all terms there."""
+    B, Z, X, O = sizes  # noqa: E741
+
+    def empty(*shape: int) -> torch.Tensor:
+        return _empty(dtype, *shape).requires_grad_()
+
+    def dense(outputs: int) -> tuple[torch.Tensor, ...]:
+        return empty(outputs, Z, X), empty(outputs, Z), empty(outputs, X), empty(outputs)
+
+    rows = empty(B, X), empty(B, Z)
+    modulated = empty(B, 16, X), empty(B, 1, X), empty(B, 1, X)
+    diagonal_weights = None, empty(X, Z), None, empty(X), empty(X, Z), empty(X)
+    calls: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor | None, ...]]] = {
+        "interaction": (partial(interaction_rule.forward, "triton"), (*rows, *dense(O))),
+        "diagonal": (partial(gate_rule.gate, "triton", "sigmoid", 1.0), (*rows, *diagonal_weights)),
+        "gated_interaction": (
+            partial(gate_rule.gate, "triton", "sigmoid", 0.0),
+            (*rows, *dense(X), None, None),
+        ),
+        "modulate": (lambda *a: modulation_rule.modulate("triton", *a, "sigmoid", 1.0), modulated),
+    }
+    found = {}
+    for name, (call, arguments) in calls.items():
+        with recording(capability) as recorded, WithoutData():
+            y = call(*arguments)
+            torch.autograd.grad(y, [t for t in arguments if t is not None], torch.empty_like(y))
+        found[name] = distinct(recorded, capability)
+    return found
 
 
 def _empty(dtype: torch.dtype, *sizes: int) -> torch.Tensor:

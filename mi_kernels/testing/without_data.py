@@ -1,0 +1,49 @@
+"""Whole calls on tensors without data, down to the launches of their kernels."""
+
+import importlib
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# The family and the function behind an operation, in the modules `portable` and `triton`.
+_KERNELS = {
+    "interaction": ("interaction", "forward"),
+    "interaction_packed": ("interaction", "packed_forward"),
+    "interaction_input_grads": ("interaction", "input_grads"),
+    "interaction_weight_grads": ("interaction", "weight_grads"),
+    "diagonal": ("diagonal", "diagonal"),
+    "gated_interaction": ("gated", "gated_interaction"),
+    "modulate": ("modulate", "modulate"),
+    "modulate_grads": ("modulate", "modulate_grads"),
+}
+
+
+class WithoutData(TorchDispatchMode):
+    """Runs the kernels of this package on meta tensors, where PyTorch would only ask for shapes.
+
+    For the operations of the portable backend and of Triton (its launches have to be recorded). What reads a
+    number fails, as nothing is there to be read; so does what makes a tensor elsewhere.
+
+    Attributes:
+        names: operations that were called, with the suffix of their backend.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "mi_kernels":
+            results = func(*args, **(kwargs or {}))
+            for tensor in results if isinstance(results, tuple | list) else (results,):
+                if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                    raise RuntimeError(f"{func} made a tensor on {tensor.device}")
+            return results
+        name = func.__name__.split(".")[0]
+        self.names.append(name)
+        operation, _, backend = name.rpartition("_")
+        family, kernel = _KERNELS[operation]
+        module = importlib.import_module(f"mi_kernels.ops.{family}.{backend}")
+        with self:
+            return getattr(module, kernel)(*args)
