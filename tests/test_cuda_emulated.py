@@ -15,11 +15,12 @@ import pytest
 import torch
 from emulated import backend
 
-from mi_kernels.ops import activations, precision
+from mi_kernels.ops import activations, plans, precision
 from mi_kernels.ops.diagonal import portable as diagonal
 from mi_kernels.ops.gated import portable as gated
-from mi_kernels.ops.interaction import portable
+from mi_kernels.ops.interaction import plan, portable
 from mi_kernels.testing.errors import check_errors, relative_error
+from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import lay_out
 
 pytestmark = pytest.mark.skipif(backend.COMPILER is None, reason="no C++ compiler")
@@ -271,6 +272,50 @@ def test_gates_of_every_activation(activation, dtype, emulated):
     for found, true in zip(emulated.gated_interaction(*arguments, activation, True), expected, strict=True):
         assert relative_error(found, true) < 2 * LIMITS[dtype]
     assert emulated.emulated_conflicts() == 0
+
+
+EXPLAINED = [
+    (dtype, rows, activation, shift)
+    for dtype in (torch.float32, torch.float16)
+    for rows in (3, 70)
+    for activation in ("tanh", "softmax")
+    for shift in ("", "C")
+]
+
+
+@pytest.mark.parametrize(("dtype", "rows", "activation", "shift"), EXPLAINED, ids=str)
+def test_explain_tells_the_scratch_memory(dtype, rows, activation, shift, emulated, monkeypatch):
+    """To the byte."""
+    monkeypatch.setattr(plan, "cuda", partial(getattr, emulated))
+    monkeypatch.setattr(plan, "gpu", lambda device: (80, 40))
+    emulated.emulated_processors(40)
+    x, z, w, a, v, c, _ = draw((rows, 40, 72, 72), dtype)
+
+    def bytes_of(*tensors):
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    explained = plans.gated("cuda", activation, x.shape[:-1], x, z, w, None, v, c)
+    peak = peak_memory(lambda: emulated.gated_interaction(x, z, w, None, v, c, activation, False))
+    assert peak == explained.scratch + bytes_of(x)
+    c_weight = a if shift else None
+    explained = plans.diagonal("cuda", activation, x.shape[:-1], x, z, a, c, c_weight, c, None)
+    arguments = (x, z, a, c, c_weight, c, None, activation, 0.0, False)
+    assert peak_memory(lambda: emulated.diagonal(*arguments)) == explained.scratch + bytes_of(x)
+    explained = plan.plan("cuda", x.requires_grad_(), z, (w, None, v, c))
+    forward, grads = explained, explained.backward[0]
+    x = x.detach()
+    y = torch.empty_like(x)
+    assert peak_memory(lambda: emulated.interaction(x, z, w, None, v, c)) == forward.scratch + bytes_of(y)
+    peak = peak_memory(lambda: emulated.interaction_input_grads(y, x, z, w, None, v, True, False))
+    assert peak == grads.scratch + bytes_of(x)
+
+
+def test_explain_knows_alignment(emulated):
+    whole = torch.zeros(5, 24, dtype=torch.bfloat16)
+    assert all(emulated.cuda_aligned(t) for t in (whole, whole[:, :16], whole[1:], whole[:, 8:], whole[0]))
+    assert emulated.cuda_aligned(whole[:1, :13].contiguous()), "one row"
+    for t in (whole[:, 1:], whole.t(), torch.zeros(5, 12, dtype=torch.bfloat16), whole[:, ::2]):
+        assert not emulated.cuda_aligned(t)
 
 
 @pytest.mark.parametrize("primitive", ["forward", "input_grads", "weight_grads"])

@@ -27,7 +27,7 @@ bool run_forward_sm90(const Place& place, const Problem& p, DType dtype, const O
 }
 
 std::string describe_forward_sm90(const Problem& p, DType dtype, int64_t terms, const Machine& machine) {
-  const bool aligned = p.width % 8 == 0 && (!(terms & 2) || p.context % 8 == 0);
+  const bool aligned = !(terms & 64) && p.width % 8 == 0 && (!(terms & 2) || p.context % 8 == 0);
   if (!kHaveSm90 || !aligned || !sm90::fits_int(p) || !prefers_sm90(p, dtype, terms & 1, machine)) return {};
   const sm90::Problem q = sm90::problem(p, terms & 1, terms & 2, terms & 4, terms & 8);
   const sm90::ForwardChoice c = sm90::choose_forward(q, dtype == DType::bf16, machine.processors);

@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "calls.h"
 #include "precision.h"
@@ -121,8 +122,29 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
   return gated(op, x, z, weight, weight_z, weight_x, bias, {}, {}, activation_of(activation, op, true), 0.0, keep_gate);
 }
 
+// As cuda_interaction_plan, for sizes [B, Z, X]; `terms` are W, U, V, a shift, and C in it.
+std::string cuda_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax,
+                           int64_t arch, int64_t processors) {
+  constexpr const char* op = "cuda_gate_plan";
+  STD_TORCH_CHECK(sizes.size() == 3, op, ": sizes: expected [B, Z, X], got ", sizes.size());
+  const Problem p{1, sizes[0], sizes[1], sizes[2], sizes[2]};
+  const DType given = dtype_of(type, op, "dtype"), dtype = streams(p, given) ? given : product_dtype(given);
+  const Machine machine{int(arch), int(processors), 0};
+  const bool gate_and_shift = !(terms & 1) && terms & 16 && !softmax;
+  const ForwardPlan gate = plan_forward(p, terms & 1 && p.context * p.width > 0, dtype, machine);
+  const int64_t shift_splits = terms & 16 ? plan_forward(p, false, dtype, machine).grid.splits : 0;
+  const int64_t partials = softmax ? gate.grid.splits + shift_splits : gate.grid.splits > 1 ? gate.grid.splits : 0;
+  const int64_t bytes = gate_and_shift ? 0 : partials * p.rows * p.out * accumulator_bytes(dtype);
+  return std::string("algorithm=") + (gate.streams && !gate_and_shift ? "stream" : algorithm(dtype)) +
+         ";scratch=" + std::to_string(bytes);
+}
+
 }  // namespace
 }  // namespace mi_kernels::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, CompositeExplicitAutograd, m) {
+  m.impl("cuda_gate_plan", TORCH_BOX(&mi_kernels::cuda::cuda_gate_plan));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, MI_DISPATCH_KEY, m) {
   m.impl("diagonal", TORCH_BOX(&mi_kernels::cuda::diagonal));

@@ -215,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 }
 
 // The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O] on a GPU of `processors` multiprocessors;
-// `terms` as for cpu_interaction_plan.
+// `terms` are W, U, V, c, whether dx and dz are wanted, and whether an operand does not lie on boundaries of 16 bytes.
 std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> sizes, torch::headeronly::ScalarType type,
                                   int64_t terms, int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_interaction_plan";
@@ -261,6 +261,15 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
          ";splits=" + std::to_string(grid.splits);
 }
 
+bool cuda_aligned(const Tensor& t) {
+  const DType dtype = dtype_of(t.scalar_type(), "cuda_aligned", "tensor");
+  const int64_t last = t.dim() - 1, along = last < 0 || t.size(last) <= 1 ? 1 : t.stride(last);
+  bool aligned = whole_chunks(t.const_data_ptr(), dtype, along, 0, 0, 0, 0);
+  for (int64_t d = 0; d < last; ++d)
+    if (t.size(d) > 1) aligned = aligned && whole_chunks(t.const_data_ptr(), dtype, along, 0, t.stride(d), 0, 0);
+  return aligned;
+}
+
 }  // namespace
 }  // namespace mi_kernels::cuda
 
@@ -272,4 +281,5 @@ STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, MI_DISPATCH_KEY, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, CompositeExplicitAutograd, m) {
   m.impl("cuda_interaction_plan", TORCH_BOX(&mi_kernels::cuda::cuda_interaction_plan));
+  m.impl("cuda_aligned", TORCH_BOX(&mi_kernels::cuda::cuda_aligned));
 }

@@ -73,3 +73,8 @@ LIBRARY.define(
     "cuda_interaction_plan(str primitive, int[] sizes, ScalarType dtype, int terms, int arch, int processors)"
     " -> str"
 )
+LIBRARY.define(
+    "cuda_gate_plan(int[] sizes, ScalarType dtype, int terms, bool softmax, int arch, int processors) -> str"
+)
+# Whether the rows of a tensor lie together, on boundaries of 16 bytes.
+LIBRARY.define("cuda_aligned(Tensor tensor) -> bool")

@@ -6,15 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction.plan import Plan
-from mi_kernels.ops.interaction.plan import plan as dense_plan
+from mi_kernels.ops.interaction import plan as dense
+from mi_kernels.ops.interaction.plan import Plan, answer
 from mi_kernels.ops.interaction.shared import gradients_wanted
 from mi_kernels.testing import counts
 
 Maybe = Tensor | None
 
 _FUSED = ("cpu", "triton", "cuda")  # backends with kernels of these operations
-_PLANNED = ("cpu", "triton")  # those whose scratch can be asked for
 _WHY = {
     "one pass": "x is read once and y written once; the activation is taken of scale as it lies, once for all"
     " rows that share it",
@@ -72,11 +71,11 @@ def diagonal(
     algorithm = "per context" if shared else _algorithm(backend, activation)
     backward: tuple[Plan, ...] = ()
     if any(gradients_wanted((x, z, weight, bias, c, d, g))):
-        gate = dense_plan(backend, x, z, (None, weight, g, bias))
+        gate = dense.plan(backend, x, z, (None, weight, g, bias))
         grads = counts.modulate_grads((rows * width, rows * width, 0), x.element_size())
         backward = (_plan("gate_grads", backend, "kept gate", grads, None), *gate.backward)
     scratch = None
-    if backend in _PLANNED and not shared:
+    if backend in _FUSED and not shared:
         terms = (False, True, g is not None, c is not None or d is not None, c is not None)
         scratch = _gate_scratch(backend, rows, context, x, terms, activation)
     return replace(_plan("diagonal", backend, algorithm, count, scratch), backward=backward)
@@ -84,25 +83,26 @@ def diagonal(
 
 def gated(backend: str, activation: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe) -> Plan:
     """The plan of checked arguments on ``backend``."""
-    dense = dense_plan(backend, x, z, weights)
+    product = dense.plan(backend, x, z, weights)
     elements = math.prod(lead) * x.shape[-1]
     algorithm = _algorithm(backend, activation)
-    forward = replace(dense, op="gated_interaction", algorithm=f"{dense.algorithm}, {algorithm}")
-    forward = replace(forward, operations=dense.operations + elements, why=f"{dense.why}; {_WHY[algorithm]}")
-    if backend in _PLANNED:
+    forward = replace(product, op="gated_interaction", algorithm=f"{product.algorithm}, {algorithm}")
+    why = f"{product.why}; {_WHY[algorithm]}"
+    forward = replace(forward, operations=product.operations + elements, why=why)
+    if backend in _FUSED:
         terms = (*(t is not None for t in weights[:3]), False, False)
         scratch = _gate_scratch(backend, math.prod(lead), z.shape[-1], x, terms, activation)
         forward = replace(forward, scratch=scratch)
-    if not dense.backward:
+    if not product.backward:
         return forward
     grads = counts.modulate_grads((elements, elements, 0), x.element_size())
     return replace(
-        forward, backward=(_plan("gate_grads", backend, "kept gate", grads, None), *dense.backward)
+        forward, backward=(_plan("gate_grads", backend, "kept gate", grads, None), *product.backward)
     )
 
 
 def _algorithm(backend: str, activation: str) -> str:
-    if backend == "triton" and activation == "softmax":
+    if backend in ("triton", "cuda") and activation == "softmax":
         return "rows after the tiles"
     return "gate in the epilogue" if backend in _FUSED else "elementwise"
 
@@ -116,8 +116,9 @@ def _gate_scratch(
         return _triton_gate_scratch(rows, context, x, terms, activation)
     bits = sum(bit << place for place, bit in enumerate(terms))
     sizes, softmax = [rows, context, width], activation == "softmax"
-    text = torch.ops.mi_kernels.cpu_gate_plan(sizes, x.dtype, bits, softmax)
-    return int(dict(field.split("=") for field in text.split(";"))["scratch"])
+    if backend == "cuda":
+        return answer(dense.cuda("cuda_gate_plan")(sizes, x.dtype, bits, softmax, *dense.gpu(x.device)))[1]
+    return answer(torch.ops.mi_kernels.cpu_gate_plan(sizes, x.dtype, bits, softmax))[1]
 
 
 def _triton_gate_scratch(

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from mi_kernels import backends
 from mi_kernels.ops import gates
 from mi_kernels.ops.interaction import autograd as interaction
+from mi_kernels.ops.interaction import plan
 from mi_kernels.ops.modulate import autograd as modulate
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,7 @@ HOLDERS = {
     "modulate": modulate._MODULATE,
     "modulate_grads": modulate._MODULATE_GRADS,
 }
+PLANS = ("cuda_interaction_plan", "cuda_gate_plan", "cuda_aligned")
 # Bank conflicts of ldmatrix since the last question; the number of processors that plans are made for, which
 # the question sets.
 QUESTIONS = ("emulated_conflicts() -> int", "emulated_processors(int count) -> int")
@@ -80,7 +83,7 @@ def load():
     """The emulated operations, as torch.ops has them."""
     if not _library:
         _library.append(torch.library.Library(NAMESPACE, "DEF"))
-        for name in (*HOLDERS, "cuda_interaction_plan"):
+        for name in (*HOLDERS, *PLANS):
             schema = str(getattr(torch.ops.mi_kernels, name).default._schema)
             _library[0].define(schema.removeprefix("mi_kernels::"))
         for question in QUESTIONS:
@@ -99,5 +102,7 @@ def install() -> None:
         on_cpu = tensor.device.type == "cpu" and tensor.dtype in backends.COMPILED_DTYPES
         return "cuda" if backends._selected.name == "cuda" and on_cpu else choose(tensor)
 
+    plan.cuda = partial(getattr, operations)
+    plan.gpu = lambda device: (80, 4)
     backends.choose = emulated_choice
     backends.why_not = lambda name: None if name == "cuda" else why_not(name)

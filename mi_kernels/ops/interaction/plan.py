@@ -87,7 +87,10 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
     present = tuple(weight is not None for weight in weights)
     wanted = gradients_wanted((x, z, *weights))
     backward = []
-    how = (*lies(weights[1]), *lies(weights[2]))
+    if backend == "cuda":
+        how: tuple[bool, ...] = (not all(aligned(t) for t in (x, z, *weights[1:3], _read(weights[0]))),)
+    else:
+        how = (*lies(weights[1]), *lies(weights[2]))
     if any(wanted[:2]):
         backward.append(_step("input_grads", backend, shape, x, present, wanted, how))
     if any(wanted[2:]):
@@ -107,6 +110,27 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
 def lies(matrix: Tensor | None) -> tuple[bool, bool]:
     """Whether a matrix [..., O, K] is contiguous along the sum, and along its outputs."""
     return (False, False) if matrix is None else (matrix.stride(-1) == 1, matrix.stride(-2) == 1)
+
+
+def _read(weight: Tensor | None) -> Tensor | None:
+    """W if the kernels read it where it lies."""
+    return weight if weight is not None and weight.is_contiguous() else None
+
+
+def aligned(tensor: Tensor | None) -> bool:
+    """Whether CUDA kernels can bring a tensor to shared memory by whole chunks, so far as it is there."""
+    return tensor is None or cuda("cuda_aligned")(tensor)
+
+
+def cuda(question: str) -> Callable[..., Any]:
+    """A question to the CUDA library."""
+    return getattr(torch.ops.mi_kernels, question)
+
+
+def gpu(device: torch.device) -> tuple[int, int]:
+    """Architecture and number of multiprocessors."""
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
 
 
 def _broadcast_copy(tensor: Tensor, lead: torch.Size) -> int:
@@ -133,7 +157,7 @@ def _step(
     like: Tensor,
     terms: tuple[bool, ...],
     wanted: Sequence[bool],
-    how: tuple[bool, ...] = (False,) * 4,
+    how: tuple[bool, ...] = (),
 ) -> Plan:
     dtype = like.dtype
     count = getattr(counts, primitive)(shape, dtype, terms)
@@ -150,7 +174,7 @@ def _step(
         return Plan(primitive, backend, algorithm, count.operations, count.bytes, scratch, why)
     elif backend == "cuda":
         sizes = [1, shape.rows, shape.context, shape.width, shape.out]
-        algorithm, scratch = on_gpu(primitive, sizes, dtype, (*terms, *wanted[:2]))
+        algorithm, scratch = on_gpu(primitive, sizes, like, (*terms, *wanted[:2], *how))
     else:
         sizes = [1, shape.rows, shape.context, shape.width, shape.out]
         algorithm, scratch = compiled(primitive, sizes, dtype, (*terms, *wanted[:2], *how))
@@ -183,21 +207,19 @@ def _on_triton(
 def compiled(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:
     """Algorithm and bytes of scratch of a compiled kernel for sizes [G, B, Z, X, O]; flags: terms, wants, how
     U and V lie."""
-    return _answer(torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, _bits(flags)))
+    return answer(torch.ops.mi_kernels.cpu_interaction_plan(primitive, sizes, dtype, _bits(flags)))
 
 
-def on_gpu(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequence[bool]) -> tuple[str, int]:
-    """The same of a CUDA kernel on the current GPU."""
-    gpu = torch.cuda.get_device_properties()
-    machine = 10 * gpu.major + gpu.minor, gpu.multi_processor_count
-    ask = torch.ops.mi_kernels.cuda_interaction_plan
-    return _answer(ask(primitive, sizes, dtype, _bits(flags), *machine))
+def on_gpu(primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> tuple[str, int]:
+    """The same of a CUDA kernel; flags: terms, wants, whether an operand is not aligned."""
+    ask = cuda("cuda_interaction_plan")
+    return answer(ask(primitive, sizes, like.dtype, _bits(flags), *gpu(like.device)))
 
 
 def _bits(flags: Sequence[bool]) -> int:
     return sum(bit << place for place, bit in enumerate(flags))
 
 
-def _answer(text: str) -> tuple[str, int]:
+def answer(text: str) -> tuple[str, int]:
     fields = dict(field.split("=") for field in text.split(";"))
     return fields["algorithm"], int(fields["scratch"])
