@@ -76,8 +76,10 @@ torch.ops.load_library(sys.argv[1])
 for name in sys.argv[2:]:
     listing = torch._C._dispatch_dump("mi_kernels::" + name)
     assert "CUDA: registered" in listing, listing
-plan = torch.ops.mi_kernels.cuda_interaction_plan("forward", [1, 64, 8, 64, 64], torch.bfloat16, 1, 80, 108)
-print(plan)
+W, UNALIGNED = 1, 64
+for arch, terms in ((80, W), (90, W), (90, W | UNALIGNED)):
+    sizes = [1, 64, 8, 64, 64]
+    print(torch.ops.mi_kernels.cuda_interaction_plan("forward", sizes, torch.bfloat16, terms, arch, 108))
 """
 OPERATIONS = (
     *("interaction", "interaction_input_grads", "interaction_weight_grads", "diagonal", "gated_interaction"),
@@ -90,6 +92,7 @@ def test_library_links_and_loads_without_cuda(objects, tmp_path):
     """Linked to no more of torch than the CPU has, it loads and registers its kernels."""
     torch_directory = Path(torch.__file__).parent
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    flags += ["-DMI_HAVE_SM90=1"]
     flags += ["-I", ROOT / "csrc", "-isystem", torch_directory / "include"]
     library = tmp_path / "libmi_kernels_cuda.so"
     host_objects = []
@@ -112,7 +115,8 @@ def test_library_links_and_loads_without_cuda(objects, tmp_path):
         [sys.executable, "-c", LOADED, library, *OPERATIONS], capture_output=True, text=True, env=environment
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.startswith("algorithm=mma;")
+    algorithms = [re.match("algorithm=([^;]*);", line)[1] for line in run.stdout.splitlines()]
+    assert algorithms == ["mma", "wgmma", "mma"]
 
 
 def test_doctor_says_why_there_is_no_cuda():
