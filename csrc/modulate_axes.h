@@ -1,11 +1,14 @@
-// The operands of a modulation: checks, and the axes that are left when those which follow each other in memory
-// have become one.
+// The operands of a modulation: checks, the axes that are left when those which follow each other in memory have become
+// one, and the passes of the gradients.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "axes.h"
@@ -87,6 +90,78 @@ inline Sizes check_grads(const char* op, const Tensor& grad, const Tensor& x, co
                     op, ": shift_size: expected sizes of x or 1");
   }
   return scale_size;
+}
+
+inline ModulateOperands modulate_operands(const Tensor& y, const Tensor& x, const Tensor& scale,
+                                          const std::optional<Tensor>& shift, Activation activation, double offset) {
+  const Sizes layout = strides_of(y);
+  const std::vector<Sizes> strides = {strides_of(x), strides_of(scale), shift.has_value() ? strides_of(*shift) : Sizes{},
+                                      layout, {}};
+  const auto axes = merged_axes(x, layout, strides, std::vector<bool>(size_t(x.dim()), true));
+  ModulateOperands m{};
+  m.axes = int64_t(axes.size()) - 1;
+  m.rows = 1;
+  for (int64_t a = 0; a < m.axes; ++a) {
+    m.outer[a] = axes[size_t(a)];
+    m.rows *= axes[size_t(a)].size;
+  }
+  m.inner = axes.back();
+  m.x = x.const_data_ptr();
+  m.scale = scale.const_data_ptr();
+  m.shift = shift.has_value() ? shift->const_data_ptr() : nullptr;
+  m.y = y.mutable_data_ptr();
+  m.activation = activation;
+  m.offset = offset;
+  return m;
+}
+
+// Over one pattern of kept and reduced dimensions, that of `pattern`; null where not wanted.
+inline ModulateGradsOperands modulate_grads_operands(const Tensor* dx, const Tensor* dscale, const Tensor* dshift,
+                                                     const Sizes& pattern, const Tensor& grad, const Tensor& x,
+                                                     const Tensor& scale, Activation activation, double offset) {
+  std::vector<bool> kept;
+  for (int64_t d = 0; d < x.dim(); ++d) kept.push_back(pattern[size_t(d)] == x.size(d));
+  const Sizes layout = dx ? strides_of(*dx) : strides_of(grad);
+  const std::vector<Sizes> strides = {strides_of(x), dx || dscale ? strides_of(scale) : Sizes{},
+                                      contiguous_strides(pattern), dx ? layout : Sizes{}, strides_of(grad)};
+  const auto axes = merged_axes(x, layout, strides, kept);
+  ModulateGradsOperands m{};
+  for (size_t a = 0; a + 1 < axes.size(); ++a)
+    (axes[a].kept ? m.kept[m.kept_axes++] : m.reduced[m.reduced_axes++]) = axes[a];
+  m.inner = axes.back();
+  m.inner_kept = axes.back().kept;
+  m.grad = grad.const_data_ptr();
+  m.x = x.const_data_ptr();
+  m.scale = dx || dscale ? scale.const_data_ptr() : nullptr;
+  m.dx = dx ? dx->mutable_data_ptr() : nullptr;
+  m.dscale = dscale ? dscale->mutable_data_ptr() : nullptr;
+  m.dshift = dshift ? dshift->mutable_data_ptr() : nullptr;
+  m.activation = activation;
+  m.offset = offset;
+  return m;
+}
+
+// The gradients in as few passes as there are patterns: pass(dx, dscale, dshift, pattern), null where not wanted, and
+// alone(dx) for dx = (act(scale) + offset) g. make(tensor) is what a new result goes through first.
+template <class Make, class Pass, class Alone>
+std::tuple<Tensor, Tensor, Tensor> modulate_grads_in_passes(const Tensor& x, const Sizes& scale_size, const Sizes& shift_size,
+                                                            bool want_x, bool want_scale, bool want_shift, Make&& make,
+                                                            Pass&& pass, Alone&& alone) {
+  Tensor dx = make(want_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0}));
+  Tensor dscale = make(torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0}));
+  Tensor dshift = make(torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0}));
+  if (x.numel() == 0) {  // sums over nothing
+    if (dscale.numel() > 0) torch::stable::zero_(dscale);
+    if (dshift.numel() > 0) torch::stable::zero_(dshift);
+    return {dx, dscale, dshift};
+  }
+  const bool together = want_shift && shift_size == scale_size;
+  if (want_scale || (want_x && together))
+    pass(want_x ? &dx : nullptr, want_scale ? &dscale : nullptr, together ? &dshift : nullptr, scale_size);
+  else if (want_x)
+    alone(dx);
+  if (want_shift && !(together && (want_scale || want_x))) pass(nullptr, nullptr, &dshift, shift_size);
+  return {dx, dscale, dshift};
 }
 
 }  // namespace mi_kernels

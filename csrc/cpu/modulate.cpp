@@ -25,24 +25,7 @@ void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Option
                    double offset) {
   if (y.numel() == 0) return;
   const DType dtype = dtype_of(x.scalar_type(), "modulate", "x");
-  const Sizes layout = strides_of(y);
-  const std::vector<Sizes> strides = {strides_of(x), strides_of(scale), shift.has_value() ? strides_of(*shift) : Sizes{},
-                                      layout, {}};
-  const auto axes = merged_axes(x, layout, strides, std::vector<bool>(size_t(x.dim()), true));
-  ModulateCall call{};
-  call.axes = int64_t(axes.size()) - 1;
-  call.rows = 1;
-  for (int64_t a = 0; a < call.axes; ++a) {
-    call.outer[a] = axes[size_t(a)];
-    call.rows *= axes[size_t(a)].size;
-  }
-  call.inner = axes.back();
-  call.x = x.const_data_ptr();
-  call.scale = scale.const_data_ptr();
-  call.shift = shift.has_value() ? shift->const_data_ptr() : nullptr;
-  call.y = y.mutable_data_ptr();
-  call.activation = activation;
-  call.offset = offset;
+  ModulateCall call{modulate_operands(y, x, scale, shift, activation, offset), 0, 0, 0};
   call.chunks = ceil_div(call.inner.size, kModulateChunk);
   call.row_step = max(min(kModulateTask / min(call.inner.size, kModulateChunk), call.rows), 1);
   call.tasks = ceil_div(call.rows, call.row_step) * call.chunks;
@@ -86,25 +69,7 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
 void grads_into(Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& pattern, const Tensor& grad, const Tensor& x,
                 const Tensor& scale, Activation activation, double offset) {
   const DType dtype = dtype_of(x.scalar_type(), "modulate_grads", "x");
-  std::vector<bool> kept;
-  for (int64_t d = 0; d < x.dim(); ++d) kept.push_back(pattern[size_t(d)] == x.size(d));
-  const Sizes layout = dx ? strides_of(*dx) : strides_of(grad);
-  const std::vector<Sizes> strides = {strides_of(x), dx || dscale ? strides_of(scale) : Sizes{},
-                                      contiguous_strides(pattern), dx ? layout : Sizes{}, strides_of(grad)};
-  ModulateGradsCall call{};
-  const auto axes = merged_axes(x, layout, strides, kept);
-  for (size_t a = 0; a + 1 < axes.size(); ++a)
-    (axes[a].kept ? call.kept[call.kept_axes++] : call.reduced[call.reduced_axes++]) = axes[a];
-  call.inner = axes.back();
-  call.inner_kept = axes.back().kept;
-  call.grad = grad.const_data_ptr();
-  call.x = x.const_data_ptr();
-  call.scale = scale.const_data_ptr();
-  call.dx = dx ? dx->mutable_data_ptr() : nullptr;
-  call.dscale = dscale ? dscale->mutable_data_ptr() : nullptr;
-  call.dshift = dshift ? dshift->mutable_data_ptr() : nullptr;
-  call.activation = activation;
-  call.offset = offset;
+  const ModulateGradsCall call = modulate_grads_operands(dx, dscale, dshift, pattern, grad, x, scale, activation, offset);
   const ModulateGradsPlan p = plan_grads(call, dtype);
   Demand demand(p.tasks, p.operations, p.worker_bytes, p.partial_bytes);
   if (p.operations > kModulateTask) demand.workers = max(min(torch::stable::get_num_threads(), p.tasks), 1);
@@ -118,23 +83,12 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tens
   constexpr const char* op = "modulate_grads";
   const Activation activation = activation_of(name, op, false);
   const Sizes scale_size = check_grads(op, grad, x, scale, want_shift, shift_size);
-  Tensor dx = want_x ? on_huge_pages(torch::stable::empty_like(x)) : torch::stable::new_empty(x, {0});
-  Tensor dscale = on_huge_pages(torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0}));
-  Tensor dshift = on_huge_pages(torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0}));
-  if (x.numel() == 0) {  // sums over nothing
-    if (dscale.numel() > 0) torch::stable::zero_(dscale);
-    if (dshift.numel() > 0) torch::stable::zero_(dshift);
-    return {dx, dscale, dshift};
-  }
-  const bool together = want_shift && shift_size == scale_size;
-  if (want_scale || (want_x && together))
-    grads_into(want_x ? &dx : nullptr, want_scale ? &dscale : nullptr, together ? &dshift : nullptr, scale_size, grad, x,
-               scale, activation, offset);
-  else if (want_x)
-    modulate_into(dx, grad, scale, {}, activation, offset);
-  if (want_shift && !(together && (want_scale || want_x)))
-    grads_into(nullptr, nullptr, &dshift, shift_size, grad, x, scale, activation, offset);
-  return {dx, dscale, dshift};
+  return modulate_grads_in_passes(
+      x, scale_size, shift_size, want_x, want_scale, want_shift, on_huge_pages,
+      [&](Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& pattern) {
+        grads_into(dx, dscale, dshift, pattern, grad, x, scale, activation, offset);
+      },
+      [&](Tensor& dx) { modulate_into(dx, grad, scale, {}, activation, offset); });
 }
 
 }  // namespace

@@ -39,25 +39,12 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tens
   const Activation activation = activation_of(name, op, false);
   const Sizes scale_size = check_grads(op, grad, x, scale, want_shift, shift_size);
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
-  Tensor dx = want_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0});
-  Tensor dscale = torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0});
-  Tensor dshift = torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0});
-  if (x.numel() == 0) {  // sums over nothing
-    if (dscale.numel() > 0) torch::stable::zero_(dscale);
-    if (dshift.numel() > 0) torch::stable::zero_(dshift);
-    return {dx, dscale, dshift};
-  }
-  const auto pass = [&](const Tensor* x_to, const Tensor* scale_to, const Tensor* shift_to, const Sizes& pattern) {
-    run_modulate_grads(modulate_grads_call(x_to, scale_to, shift_to, pattern, grad, x, scale, activation, offset, dtype), x,
-                       dtype);
-  };
-  const bool together = want_shift && shift_size == scale_size;
-  if (want_scale || (want_x && together))
-    pass(want_x ? &dx : nullptr, want_scale ? &dscale : nullptr, together ? &dshift : nullptr, scale_size);
-  else if (want_x)
-    modulate_into(dx, grad, scale, {}, activation, offset);
-  if (want_shift && !(together && (want_scale || want_x))) pass(nullptr, nullptr, &dshift, shift_size);
-  return {dx, dscale, dshift};
+  return modulate_grads_in_passes(
+      x, scale_size, shift_size, want_x, want_scale, want_shift, [](Tensor made) { return made; },
+      [&](Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& pattern) {
+        run_modulate_grads(modulate_grads_call(dx, dscale, dshift, pattern, grad, x, scale, activation, offset, dtype), x, dtype);
+      },
+      [&](Tensor& dx) { modulate_into(dx, grad, scale, {}, activation, offset); });
 }
 
 }  // namespace

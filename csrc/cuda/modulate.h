@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "../activation.h"
 #include "../axes.h"
 #include "../dtypes.h"
 #include "machine.h"
@@ -12,29 +11,13 @@ namespace mi_kernels::cuda {
 
 inline constexpr int kModulateThreads = 256;
 
-// y = (act(scale) + offset) * x + shift; the axes are in the order of y in memory, the inner one last.
-struct ModulateCall {
-  int64_t axes;
-  Axis outer[kMaxAxes], inner;
-  const void *x, *scale, *shift;  // shift may be null
-  void* y;                        // contiguous along the inner axis
-  Activation activation;
-  double offset;
-  int64_t rows;    // places on the outer axes
+struct ModulateCall : ModulateOperands {
   int64_t chunks;  // sixteen bytes of y each, along the inner axis
   int64_t blocks;
   bool whole[kOperands];  // of which operands a chunk is read or written at once
 };
 
-// dx = (act(scale) + offset) g; sums over the reduced axes of x g, times act'(scale), and of g.
-struct ModulateGradsCall {
-  int64_t kept_axes, reduced_axes;
-  Axis kept[kMaxAxes], reduced[kMaxAxes], inner;
-  bool inner_kept;
-  const void *grad, *x, *scale;  // scale may be null where neither dx nor dscale is wanted
-  void *dx, *dscale, *dshift;    // null where not wanted; the sums have the strides of kShift, and kY is dx
-  Activation activation;
-  double offset;
+struct ModulateGradsCall : ModulateGradsOperands {
   bool whole[kOperands];
 };
 
