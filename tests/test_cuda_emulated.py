@@ -120,7 +120,7 @@ def test_every_split_of_the_work(sizes, processors, dtype, emulated):
     assert emulated.emulated_conflicts() == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_groups_and_shared_weights(dtype, emulated):
     arguments = draw((20, 3, 16, 24), dtype, groups=(3,))
     for shared in (False, True):
@@ -225,6 +225,15 @@ def test_styles_of_float16(width, forward, emulated):
     assert algorithm("forward", 63) == f"mma-{forward}"
     assert algorithm("weight_grads", 63) == "mma-widened"
     assert {algorithm("input_grads", 63), algorithm("forward", 62), algorithm("weight_grads", 62)} == {"mma"}
+
+
+@pytest.mark.parametrize("width", [13, 40])
+def test_groups_in_float16(width, emulated):
+    arguments = draw((20, 9, width, 24), torch.float16, groups=(3,))
+    arguments[2:4] = [t[:1].expand_as(t) for t in arguments[2:4]]
+    for found, exact in zip(primitives(emulated, *arguments), truth(*arguments), strict=True):
+        assert relative_error(found, exact) < LIMITS[torch.float16]
+    assert emulated.emulated_conflicts() == 0
 
 
 def test_the_same_bits_again(emulated):
