@@ -4,9 +4,11 @@
     weight_grads   dW, dU, dV: rows of the batch are summed over
     softmax_gate   the rows of a gate whose activation normalises over them
 
-Sizes M, N of the result and I, K of the sums are those of the call (interaction/triton.py names them). Triton
-compiles a kernel anew where a size or a stride is 1, divides by 16, or does neither. The batch changes from
-call to call, so of M and of the parts of a sum only 1 counts.
+Sizes M, N of the result and I, K of the sums are those of the call (interaction/triton.py names them).
+
+Triton compiles a kernel anew where a size or a stride is 1, divides by 16, or does neither. In how many parts
+a sum is made changes with the batch and helps no load, so of that only 1 counts. (The same was tried for M: a
+kernel spilled then, at 10.0 in tf32.)
 """
 
 import triton
@@ -28,7 +30,7 @@ def number(value, DTYPE: tl.constexpr):
     return tl.full([1, 1], value, tl.float64).to(DTYPE)
 
 
-@triton.jit(do_not_specialize=["parts"], do_not_specialize_on_alignment=["M", "splits"])
+@triton.jit(do_not_specialize_on_alignment=["splits", "parts"])
 def interaction(
     y,  # (pointer, strides of split, group, row, column), or None
     p,  # pointer: what the activation is taken of, laid out as y; or None
@@ -56,14 +58,11 @@ def interaction(
     PRECISION: tl.constexpr,
     STYLE: tl.constexpr,
     INDEX: tl.constexpr,  # dtype of offsets within a tile
-    EVEN_ROWS: tl.constexpr,  # M is a multiple of 16, and loads are wider where that is known
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
     """y = epilogue(z^T W x + U z + V x + bias + sums, C z + shift bias); dz_i = sum_n x (W_i x)."""
-    if EVEN_ROWS:
-        M = M // 16 * 16
     matrix, down, across = tile_of(M, N, BM, BN)
     group, split = (matrix // splits).to(tl.int64), (matrix % splits).to(tl.int64)
     row, column = down * BM, across * BN

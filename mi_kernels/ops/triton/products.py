@@ -79,11 +79,6 @@ def _constants(tile: Tile, dtype: torch.dtype, operands: dict[str, Any]) -> dict
     }
 
 
-def _side_by_side(*operands: tuple[Any, ...] | None) -> bool:
-    """Whether the rows of an activation, (pointer, .., row, column), are what lies side by side in memory."""
-    return any(t is not None and t[-2] == 1 != t[-1] for t in operands)
-
-
 def contraction(
     y: Tensor,  # [(G,) M, N]
     x: Tensor,  # [(G,) M, K]
@@ -144,14 +139,12 @@ def paired(
         parts, z = splits(problem, tile), x
     sums = None
     if result is None or N > tile.BN:
-        # Rows lie innermost, as a program writes them, each i on 64 bytes whatever M is.
-        sizes = cdiv(N, tile.BN), count, I, cdiv(M, 16) * 16
-        sums = x.new_empty(sizes, dtype=accumulation_dtype(x.dtype))[..., :M].mT
+        # Rows lie innermost, as a program writes them.
+        sums = x.new_empty(cdiv(N, tile.BN), count, I, M, dtype=accumulation_dtype(x.dtype)).mT
     dz = result if sums is None else sums
     weight_x = with_features(weight_x) if parts == 1 else None
-    _interaction(
-        tile, (count, M, N, I, K), y, x, z, weight, None, weight_x, partner=partner, dz=dz, splits=parts
-    )
+    sizes = count, M, N, I, K
+    _interaction(tile, sizes, y, x, z, weight, None, weight_x, partner=partner, dz=dz, splits=parts)
     return sums
 
 
@@ -218,7 +211,6 @@ def _interaction(
         "EPILOGUE": kernels.gated,
         "ACTIVATION": "identity" if gate is None else gate.activation,
         "scale_offset": 0.0 if gate is None else gate.scale_offset,
-        "EVEN_ROWS": M % 16 == 0 and _side_by_side(*(operands[name] for name in ("y", "x", "z", "gate"))),
         **_constants(tile, x.dtype, operands),
     }
     programs = count * splits * cdiv(M, tile.BM) * cdiv(N, tile.BN)
