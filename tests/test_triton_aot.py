@@ -3,6 +3,7 @@
 The whole (all sizes, activations, capabilities and dtypes) is one command: python benchmarks/aot.py
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from mi_kernels.testing import sass
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import aot
+from benchmarks import aot, cold_start
 
 WHY_NOT = aot.why_not() or ("the kernels are made for the interpreter" if backends.interpreting() else None)
 needs_tools = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -81,6 +82,25 @@ def test_the_number_of_parts_is_not_compiled_for():
         parts.append(launches[0].arguments["splits"])
     assert parts[0] % 16 == 0 < parts[1] % 16 and parts[1] > 1
     assert keys[0] == keys[1]
+
+
+def test_cold_start(monkeypatch, tmp_path, capsys):
+    """Without the imports and the compilation, which take a minute."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(aot, "why_not", lambda: None)
+    monkeypatch.setattr(aot, "compiled_anew", lambda launch, capability: (None, 0.5))
+    monkeypatch.setattr(cold_start, "seconds_of", lambda before, statement: 2.0)
+    path = tmp_path / "result.json"
+    assert cold_start.main(["--output", str(path), "--rounds", "2"]) == 0
+    found = json.loads(path.read_text())
+    assert found["imports"]["torch"] == [2.0, 2.0]
+    assert found["compilations"]["modulate"]["kernels"] == ["_modulate_kernel", "_modulate_grads_kernel"]
+    assert found["compilations"]["modulate"]["seconds"] == [1.0, 1.0]
+    assert "| modulate | 2 | 1.00 |" in capsys.readouterr().out
+
+
+def test_seconds_of_a_statement():
+    assert 0.1 <= cold_start.seconds_of("import time", "time.sleep(0.1)") < 5
 
 
 def test_expected_instructions():
