@@ -31,7 +31,7 @@ class Spy(TorchDispatchMode):
         self.calls: list[tuple[str, tuple]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "mi_kernels":
+        if func.namespace.startswith("mi_kernels"):  # the emulated ones too
             name = func.__name__.split(".")[0]
             self.raw.append(name)
             self.calls.append((plain(name), args))

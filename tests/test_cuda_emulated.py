@@ -35,13 +35,18 @@ SUITE = {
         80,
     ),
     "test_gradients": (
-        "test_error_rule and ((odd-UVc or no-input) and (float64 or bfloat16) or odd-torch.float16)",
-        5,
+        "test_error_rule and ((odd-UVc or no-input) and (float64 or bfloat16) or odd-torch.float16)"
+        " or third_order or double_backward",
+        8,
     ),
     "test_overflow": ("range_of_float16", 10),
     "test_modulate": ("test_error_rule and not threaded and not long and (float64 or bfloat16)", 100),
     "test_gates": ("test_error_rule and odd-AaCcG and (float32 or bfloat16)", 2),
     "test_activations": ("(test_kernels_agree or test_small_values) and not float16", 20),
+    "test_functional_transforms": ("hessian or jacfwd-jacrev-jacrev or vmap_over_any and W or nested", 20),
+    "test_compile": ("equals_eager or export or batch_size or jacrev-jacfwd or autocast_inside", 8),
+    "test_autocast": ("cuda", 10),
+    "test_opinfo": ("order and cuda", 2),
 }
 
 

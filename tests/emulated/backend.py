@@ -86,6 +86,9 @@ def load():
         for name in (*HOLDERS, *PLANS):
             schema = str(getattr(torch.ops.mi_kernels, name).default._schema)
             _library[0].define(schema.removeprefix("mi_kernels::"))
+            known = torch._library.simple_registry.singleton.find(f"mi_kernels::{name}").fake_impl.kernel
+            if known is not None:
+                torch.library.register_fake(f"{NAMESPACE}::{name}", known.func, lib=_library[0])
         for question in QUESTIONS:
             _library[0].define(question)
         torch.ops.load_library(str(build()))
