@@ -1,6 +1,7 @@
 """Small tools of several test files."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,12 +73,23 @@ def with_gradients(function, arguments) -> list[Tensor]:
     return [y.detach(), *(t.grad for t in leaves if t is not None)]
 
 
-def assert_passes_interpreted(*arguments: str) -> None:
-    """A second pytest in Triton's interpreter; TRITON_INTERPRET is read when the kernels are made."""
+def assert_passes(*arguments: str | Path, least: int = 1, **environment: str) -> None:
+    """A second pytest, on no more threads than this process, with these environment variables.
+
+    ``least``: how many tests have to pass, so that a selection that has become empty is noticed.
+    """
     options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    # The number of workers says which share of the cores is this process's (conftest.py).
+    share = "PYTEST_XDIST_WORKER_COUNT"
+    kept = {k: v for k, v in os.environ.items() if k == share or not k.startswith("PYTEST_")}
     root = Path(mi.__file__).parents[1]
-    environment |= {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", *options, *arguments]
+    environment = kept | {"PYTHONPATH": os.pathsep.join(map(str, (root, *sys.path)))} | environment
+    command = [sys.executable, "-m", "pytest", *options, *map(str, arguments)]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= least, done.stdout[-500:]
+
+
+def assert_passes_interpreted(*arguments: str) -> None:
+    """In Triton's interpreter; TRITON_INTERPRET is read when the kernels are made."""
+    assert_passes(*arguments, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")

@@ -4,16 +4,14 @@ What this shows: checks, plans, index arithmetic, layouts of fragments and of sh
 epilogues, reductions. What it does not: that a GPU does what the PTX ISA says, how it rounds, its speed.
 """
 
-import os
 import re
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from emulated import backend
+from helpers import assert_passes
 
 from mi_kernels.ops import activations, plans, precision
 from mi_kernels.ops.diagonal import portable as diagonal
@@ -70,13 +68,8 @@ def tf32(emulated):
 def test_suite(name):
     """The error rule and the gradients, as the other tests state them."""
     chosen, least = SUITE[name]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "MI_KERNELS_TEST_EMULATED": "1"}
     file = Path(__file__).with_name(f"{name}.py")
-    run = subprocess.run([*command, file], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= least
+    assert_passes("-k", chosen, file, least=least, MI_KERNELS_TEST_EMULATED="1")
 
 
 def draw(sizes, dtype, groups=()):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_passes
 
 from mi_kernels import backends
 from mi_kernels.testing.samples import ODD, Sample
@@ -103,7 +104,8 @@ def test_values_and_gradients_on_each_instruction_set(isa):
         pytest.skip(f"this machine or build has no {isa}")
     if isa == backends.cpu_isa()["selected"]:
         pytest.skip(f"{isa} is what every other test runs on here")
-    run = python(VALUES, isa, MI_KERNELS_CPU_ISA=isa)
+    threads = str(torch.get_num_threads())  # as many as this process has
+    run = python(VALUES, isa, MI_KERNELS_CPU_ISA=isa, OMP_NUM_THREADS=threads)
     assert run.returncode == 0, run.stderr[-2000:]
     assert int(run.stdout) > 300
 
@@ -120,12 +122,7 @@ def test_gates_on_each_instruction_set(isa):
         "test_error_rule and cpu and float32 and not portable and (threaded or tall or odd or three-rows)"
         " or test_streamed_tasks and not portable and (float64 or bfloat16)"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "MI_KERNELS_CPU_ISA": isa}
-    run = subprocess.run([*command, *files], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 80
+    assert_passes("-k", chosen, *files, least=80, MI_KERNELS_CPU_ISA=isa)
 
 
 @pytest.mark.parametrize("isa", ["sse9", "AVX2", "avx2 "])
