@@ -67,9 +67,14 @@ class CMakeBuild(build_ext):
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        # CMake decides whether there is a CUDA library; one of an earlier build would be loaded in its place.
+        cuda = Path(*CUDA_LIBRARY.split(".")).with_suffix(".so")
+        Path(self.build_lib, cuda).unlink(missing_ok=True)
         self.cmake(*configure)
         self.cmake("--build", build_dir, "--parallel", jobs)
         self.cmake("--install", build_dir, "--prefix", Path(self.build_lib).resolve())
+        if self.inplace and not Path(self.build_lib, cuda).exists():
+            Path(ROOT, cuda).unlink(missing_ok=True)
 
     def cmake(self, *arguments) -> None:
         command = [shutil.which("cmake", path=SEARCH_PATH), *arguments]
@@ -91,7 +96,7 @@ if not SKIP_NATIVE:
     # before it builds, but runs this file once before that.
     require_build_tools()
 
-# CMake decides whether there is a CUDA library; an optional extension may be missing.
+# The CUDA library is optional: an extension that may be missing.
 EXTENSIONS = [
     Extension("mi_kernels._C", []),
     Extension(CPU_LIBRARY, []),

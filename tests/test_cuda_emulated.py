@@ -256,6 +256,27 @@ def test_groups_in_float16(width, emulated):
     assert emulated.emulated_conflicts() == 0
 
 
+@pytest.mark.parametrize(
+    ("sizes", "processors"),
+    [((64, 300, 64, 8), 132), ((8, 2000, 33, 4), 132), ((4, 16, 16, 2000), 132), ((9, 2000, 8, 4), 1)],
+)
+def test_long_sums_of_positive_numbers(sizes, processors, emulated):
+    """Rounding adds up where nothing cancels: the error rule holds for chains too."""
+    emulated.emulated_processors(processors)
+    x, z, w, *_, g = (t.abs() for t in draw(sizes, torch.float32))
+
+    def ours(x, z, w, g):
+        y = emulated.interaction(x, z, w, None, None, None)
+        return y, *emulated.interaction_input_grads(g, x, z, w, None, None, True, True)
+
+    def einsum(x, z, w, g):
+        leaves = x.clone().requires_grad_(), z.clone().requires_grad_()
+        y = torch.einsum("bi,oij,bj->bo", leaves[1], w, leaves[0])
+        return y.detach(), *torch.autograd.grad(y, leaves, g)
+
+    check_errors(ours, einsum, lambda _: (x, z, w, g), most=2)
+
+
 def test_the_same_bits_again(emulated):
     arguments = draw((70, 6, 32, 24), torch.bfloat16)
     first, second = (primitives(emulated, *arguments) for _ in range(2))
@@ -310,6 +331,11 @@ def test_explain_tells_the_scratch_memory(dtype, rows, activation, shift, emulat
     explained = plans.diagonal("cuda", activation, x.shape[:-1], x, z, a, c, c_weight, c, None)
     arguments = (x, z, a, c, c_weight, c, None, activation, 0.0, False)
     assert peak_memory(lambda: emulated.diagonal(*arguments)) == explained.scratch + bytes_of(x)
+    if rows == 3:  # chunks, or elements where W begins between boundaries
+        odd = torch.empty(w.numel() + 1, dtype=dtype)[1:].view_as(w)
+        grads = plan.plan("cuda", x.clone().requires_grad_(), z, (odd, None, None, None)).backward[0]
+        peak = peak_memory(lambda: emulated.interaction_input_grads(x, x, z, odd, None, None, True, False))
+        assert peak == grads.scratch + bytes_of(x)
     explained = plan.plan("cuda", x.requires_grad_(), z, (w, None, v, c))
     forward, grads = explained, explained.backward[0]
     x = x.detach()

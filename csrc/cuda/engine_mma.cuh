@@ -197,14 +197,34 @@ struct Tf32Math {
   }
 };
 
-// Fused multiply-adds in the dtype itself, for exact checks. The sum of each stage is added to the sum of those: one
-// chain over all of k would round more than PyTorch's blocked sums.
+// Sums of sixteen stages at a time, which are then added to the sums of those.
+template <class Acc, class Tile>
+struct LayeredSums : TileSums<Acc, Tile> {
+  Acc whole[Tile::kSums] = {};
+  int stages = 0;
+  MI_DEVICE void clear() {
+    TileSums<Acc, Tile>::clear();
+    MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) whole[s] = 0;
+    stages = 0;
+  }
+  MI_DEVICE Acc at(int s) const { return whole[s] + this->value[s]; }
+  MI_DEVICE void added() {
+    if (++stages < 16) return;
+    MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) whole[s] += this->value[s];
+    TileSums<Acc, Tile>::clear();
+    stages = 0;
+  }
+};
+
+// Fused multiply-adds in the dtype itself, for exact checks. Sums are taken of a stage, of stages, and in float of those
+// again: one chain over all of k would round more than PyTorch's blocked sums.
 template <class Gpu, class T_, class Tile_ = FmaTile, bool kTwo_ = false>
 struct FmaMath {
   using T = T_;
   using Acc = T_;
   using Tile = Tile_;
-  using Sums = TileSums<Acc, Tile>;
+  static constexpr bool kLayered = sizeof(T) == 4;
+  using Sums = std::conditional_t<kLayered, LayeredSums<Acc, Tile>, TileSums<Acc, Tile>>;
   static constexpr bool kTwo = kTwo_;
   static constexpr int kDepth = kStageBytes / int(sizeof(T));
   static MI_DEVICE const Matrix<T>& operand(const Matrix<T>& m) { return m; }
@@ -227,6 +247,7 @@ struct FmaMath {
     }
     MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
       MI_UNROLL for (int n = 0; n < kN; ++n) sums.value[m * Tile::kN + n] += part[m * kN + n];
+    if constexpr (kLayered) sums.added();
   }
 };
 

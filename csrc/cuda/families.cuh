@@ -343,10 +343,10 @@ MI_DEVICE void reduce_block(const Output<T>& out, int64_t splits) {
   const int64_t size = out.groups * out.rows * out.cols;
   const int64_t at = Gpu::block_x() * kReduceThreads + Gpu::thread();
   if (at >= size) return;
-  AccOf<T> sum = 0;
-  MI_NO_UNROLL for (int64_t s = 0; s < splits; ++s) sum += out.partials[s * size + at];
+  double sum = 0;  // hundreds of floats in a chain would round more than PyTorch's blocked sums
+  MI_NO_UNROLL for (int64_t s = 0; s < splits; ++s) sum += double(out.partials[s * size + at]);
   const int64_t row = at / out.cols;
-  out.finish(row / out.rows, row % out.rows, at % out.cols, sum, AccOf<T>(0));
+  out.finish(row / out.rows, row % out.rows, at % out.cols, AccOf<T>(sum), AccOf<T>(0));
 }
 
 // Sums `mine` (or takes the largest) over the threads of a block, the same in every thread.
@@ -373,9 +373,9 @@ MI_DEVICE void softmax_block(const Output<T>& out, int64_t splits, const AccOf<T
   using Acc = AccOf<T>;
   const int64_t row = Gpu::block_x(), size = out.rows * out.cols;
   const auto summed = [&](const Acc* partials, int64_t count, int64_t col) {
-    Acc sum = 0;
-    MI_NO_UNROLL for (int64_t s = 0; s < count; ++s) sum += partials[s * size + row * out.cols + col];
-    return sum;
+    double sum = 0;
+    MI_NO_UNROLL for (int64_t s = 0; s < count; ++s) sum += double(partials[s * size + row * out.cols + col]);
+    return Acc(sum);
   };
   const auto p = [&](int64_t col) { return out.biased(0, col, summed(out.partials, splits, col)); };
   Acc largest = -INFINITY, total = 0;

@@ -215,7 +215,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 }
 
 // The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O] on a GPU of `processors` multiprocessors;
-// `terms` are W, U, V, c, whether dx and dz are wanted, and whether an operand does not lie on boundaries of 16 bytes.
+// `terms` are W, U, V, c, whether dx and dz are wanted, whether an operand does not lie on boundaries of 16
+// bytes, and whether W does not.
 std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> sizes, torch::headeronly::ScalarType type,
                                   int64_t terms, int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_interaction_plan";
@@ -237,7 +238,7 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
     streamed = forward_plan.streams;
     bytes = scratch(grid, p.groups * p.rows * p.out);
   } else if (primitive == "input_grads" && terms & 1) {
-    const bool chunks = p.width % (16 / storage_bytes(dtype)) == 0;
+    const bool chunks = !(terms & 128) && p.width % (16 / storage_bytes(dtype)) == 0;
     const InputGradsParts parts(p, chunks, dtype, machine, terms & 16, terms & 32, terms & 2, terms & 4);
     streamed = parts.streams;
     grid = parts.grid;

@@ -1,6 +1,9 @@
 // The dense forward pass on the sm_90a engine, host side: which tensors it takes, which kernel, with which arguments.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
+
 #include "../operand.h"
 #include "engine_sm90.cuh"
 
@@ -100,7 +103,7 @@ inline ForwardChoice choose_forward(const Problem& p, bool bfloat16, int process
       ForwardChoice c{out, split == 1 && p.rows > kRows ? 2 : 1, split, !bfloat16, 0};
       if ((c.exact || split > 1) && out > 128) continue;
       const int64_t units = int64_t(divide_up(p.rows, kRows * c.cluster)) * divide_up(p.out, out) * p.groups;
-      const int at_once = processors / (c.cluster * split);
+      const int at_once = std::max(processors / (c.cluster * split), 1);
       if (split > 1 && (units > at_once || !p.weight || p.context < 2 * split)) continue;
       const auto waves = double((units + at_once - 1) / at_once);
       const double time = waves * (steps / split + 8 + (split > 1 ? 16 : 0)) * (out + 16);

@@ -23,17 +23,23 @@ foreach(arch IN LISTS MI_CUDA_ARCHS)
   if(NOT arch MATCHES "^[0-9]+[af]?$")
     message(FATAL_ERROR "MI_CUDA_ARCHS: expected numbers such as 80;90a, got '${arch}'")
   endif()
+  string(REGEX MATCH "^[0-9]+" number "${arch}")
+  if(number LESS 80)
+    message(FATAL_ERROR "MI_CUDA_ARCHS: the kernels need compute capability 8.0 or later, got '${arch}'")
+  endif()
 endforeach()
 list(JOIN MI_CUDA_ARCHS " " MI_CUDA_ARCHITECTURES)
 
-# Machine code for each, and for later GPUs the newest portable one's PTX.
+# Machine code for each; the newest portable one's PTX for later GPUs, and the oldest's for those between.
 list(TRANSFORM MI_CUDA_ARCHS APPEND "-real" OUTPUT_VARIABLE cuda_architectures)
 set(portable_archs ${MI_CUDA_ARCHS})
 list(FILTER portable_archs EXCLUDE REGEX "[af]$")
 if(portable_archs)
   list(SORT portable_archs COMPARE NATURAL)
+  list(GET portable_archs 0 oldest)
   list(GET portable_archs -1 newest)
-  list(APPEND cuda_architectures "${newest}-virtual")
+  list(APPEND cuda_architectures "${oldest}-virtual" "${newest}-virtual")
+  list(REMOVE_DUPLICATES cuda_architectures)
 endif()
 
 # *_sm90.cu use instructions of 90a alone and are compiled for it alone; everything else is compiled for every

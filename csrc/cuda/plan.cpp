@@ -9,11 +9,15 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool on_matrix_instructions(DType dtype) { return storage_bytes(dtype) == 2 || dtype == DType::tf32; }
 
+// Terms of one chain: more of them in float32 would round more than PyTorch's blocked sums. What 16 bits round is more
+// than any chain does, and float64 is held to less than it has.
+int64_t longest_chain(DType dtype) { return dtype == DType::f32 ? 256 : int64_t(1) << 40; }
+
 // What it takes to be worth a start of the pipeline and a partial sum.
 constexpr int64_t kLeastStages = 8;
 
 // Elements that partial sums may have in all.
-constexpr int64_t kPartialElements = int64_t(1) << 24;
+constexpr int64_t kPartialElements = int64_t(1) << 22;
 
 // Splits of an extent of `units` for `tiles` tiles of `elements` results: as many as fill the processors twice, each of
 // at least `least` units.
@@ -87,7 +91,7 @@ Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t wid
   const TileSize tile = input_grads_tile(dtype);
   Grid g{ceil_div(rows, tile.rows), ceil_div(width, tile.cols), 1, 0, groups};
   g.splits = splits_for(g.row_tiles * g.col_tiles * groups, groups * rows * width, context, 1, machine);
-  g.step = std::max<int64_t>(ceil_div(context, g.splits), 1);
+  g.step = std::min(std::max<int64_t>(ceil_div(context, g.splits), 1), longest_chain(dtype));
   g.splits = std::max<int64_t>(ceil_div(context, g.step), 1);
   return g;
 }
@@ -99,11 +103,10 @@ Grid plan_grads_stream(const Problem& p, bool chunks, DType dtype, const Machine
   Grid g{ceil_div(p.rows, stream_rows(storage_bytes(dtype))), ceil_div(across, s.team), 1, 0, p.groups};
   const int64_t tiles = g.row_tiles * g.col_tiles * p.groups, results = p.groups * p.rows * p.width;
   const int64_t teams = kEngineThreads / s.team, turns = ceil_div(p.context, teams);
-  // A sum of more outputs in one chain would round more than PyTorch's blocked sums.
-  constexpr int64_t most = 256, least = 32;
-  s.out_splits = std::max<int64_t>(ceil_div(p.out, most), 1);
+  constexpr int64_t least = 32;  // outputs of a split
+  s.out_splits = std::max<int64_t>(ceil_div(p.out, longest_chain(dtype)), 1);
   s.item_splits = splits_for(tiles * s.out_splits, results * s.out_splits, turns, 1, machine);
-  g.step = std::max<int64_t>(ceil_div(turns, s.item_splits), 1) * teams;
+  g.step = std::min(std::max<int64_t>(ceil_div(turns, s.item_splits), 1), longest_chain(dtype)) * teams;
   s.item_splits = std::max<int64_t>(ceil_div(p.context, g.step), 1);
   s.out_splits = std::max(s.out_splits, splits_for(tiles * s.item_splits, results * s.item_splits, p.out, least, machine));
   s.out_step = std::max<int64_t>(ceil_div(p.out, s.out_splits), 1);

@@ -39,7 +39,8 @@ MI_DEVICE void stream_outputs(const StreamMatrix<T>& grad, const T* from, int64_
   }
 }
 
-// Sums of the `team` values that lie `stride` apart from `at` on, to the first of them. All threads come here.
+// Sums of the `team` values that lie `stride` apart, to the first of them. All threads come here, and each may then
+// write its own values again.
 template <class Gpu, int kCount, class Acc>
 MI_DEVICE void add_up(Acc* values, int place, int team, int stride) {
   MI_NO_UNROLL for (int half = team / 2; half > 0; half /= 2) {
@@ -95,10 +96,8 @@ MI_DEVICE void stream_grads(const InputGradsCall<T>& call) {
           call.dz[(((out_split * call.grid.col_tiles + p.col_tile) * call.grid.groups + p.group) * call.rows + row0 + r) *
                       call.context +
                   i] = shared[r * kEngineThreads];
-    Gpu::sync_block();
   }
   if (!call.dx) return;
-  Gpu::sync_block();
   MI_UNROLL for (int r = 0; r < kRows; ++r)
     MI_UNROLL for (int e = 0; e < kN; ++e) shared[(r * kN + e) * kEngineThreads] = dx[r][e];
   add_up<Gpu, kRows * kN>(shared, own, teams, team);

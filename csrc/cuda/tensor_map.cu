@@ -13,8 +13,12 @@ using Encode = PFN_cuTensorMapEncodeTiled_v12000;
 Encode find_encode() {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult status{};
+#if CUDART_VERSION >= 12050
   check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status),
         "cuTensorMapEncodeTiled");
+#else  // 12.4 has the older question alone, which answers for the version of its own headers
+  check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &status), "cuTensorMapEncodeTiled");
+#endif
   STD_TORCH_CHECK(status == cudaDriverEntryPointSuccess && found,
                   "mi_kernels: this driver has no cuTensorMapEncodeTiled: expected one for CUDA 12.0 or later");
   return reinterpret_cast<Encode>(found);

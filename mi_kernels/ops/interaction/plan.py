@@ -22,7 +22,7 @@ _WHY = {
     "width_inside": "products over x run inside the GEMM and its epilogue sums them over z: nothing of size"
     " B*Z*X or B*O*Z is made, and W is read as it lies",
     "context_inside": "x is short, so products over z run inside the GEMM and its epilogue sums them over x",
-    "stream": "a few rows: W is read once, as it lies, against products z x made a stretch at a time",
+    "stream": "a few rows: W is read once, as it lies, against what is made of the rows a stretch at a time",
     "together": "one GEMM makes T = g W tile by tile and its epilogue takes both reductions, dx and dz",
     "separate": "few outputs: dx and dz have a GEMM each, which read W in the order it lies",
     "width_lanes": "the products g z are generated a block at a time and meet x in the vector lanes",
@@ -88,7 +88,9 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
     wanted = gradients_wanted((x, z, *weights))
     backward = []
     if backend == "cuda":
-        how: tuple[bool, ...] = (not all(aligned(t) for t in (x, z, *weights[1:3], _read(weights[0]))),)
+        weight_aligned = aligned(_read(weights[0]))
+        others_aligned = all(aligned(t) for t in (x, z, *weights[1:3]))
+        how: tuple[bool, ...] = (not (weight_aligned and others_aligned), not weight_aligned)
     else:
         how = (*lies(weights[1]), *lies(weights[2]))
     if any(wanted[:2]):
@@ -211,7 +213,7 @@ def compiled(primitive: str, sizes: list[int], dtype: torch.dtype, flags: Sequen
 
 
 def on_gpu(primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> tuple[str, int]:
-    """The same of a CUDA kernel; flags: terms, wants, whether an operand is not aligned."""
+    """The same of a CUDA kernel; flags: terms, wants, whether an operand is not aligned, and W."""
     ask = cuda("cuda_interaction_plan")
     return answer(ask(primitive, sizes, like.dtype, _bits(flags), *gpu(like.device)))
 
