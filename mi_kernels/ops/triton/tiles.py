@@ -37,7 +37,7 @@ class Problem:
         precision: ``"ieee"`` or ``"tf32"``, of float32 operands.
         capability: of the device; (8, 0) stands for the interpreter.
         old: whether Triton is older than 3.9.
-        aligned: whether all operands can be read 16 bytes at a time.
+        aligned: whether tiles of all operands are read 16 bytes at a time (products.readable).
         batch: products that run side by side (groups, and i of dW).
         rows, columns: of the result.
         context, depth: lengths I and K of the sums.
@@ -207,7 +207,11 @@ def _heuristic(problem: Problem) -> Tile:
         return replace(_shaped(problem, 32, 128), stages=1)
     if not problem.aligned:  # every element is loaded by itself, and has an address of its own
         tile = _shaped(problem, 64, 32 if problem.second else 64)
-        return _fitted(problem, replace(tile, BK=max(min(tile.BK, 64 // problem.dtype.itemsize), 16)))
+        # Four warps hold 64x64 in 254 registers or spill.
+        warps = 8 if tile.BM * tile.BN == 64 * 64 else 4
+        return _fitted(
+            problem, replace(tile, BK=max(min(tile.BK, 64 // problem.dtype.itemsize), 16), warps=warps)
+        )
     if problem.second:
         tile = _shaped(problem, 128, 64)
         return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
