@@ -201,7 +201,9 @@ def _shaped(problem: Problem, most_rows: int, most_columns: int) -> Tile:
 
 def _heuristic(problem: Problem) -> Tile:
     if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
-        tile = _shaped(problem, 64, 64)
+        # Before 9.0 the sums of 64x64 and their sums spill.
+        narrow = problem.dtype == torch.float32 and problem.capability < (9, 0)
+        tile = _shaped(problem, 64, 32 if narrow and styles(problem) == ("promoted",) else 64)
         return _fitted(problem, replace(tile, stages=2, warps=8 if tile.BM * tile.BN == 64 * 64 else 4))
     if problem.primitive == "sum":
         return replace(_shaped(problem, 32, 128), stages=1)
