@@ -84,7 +84,7 @@ def does_not_run() -> tuple[type[Exception], ...]:
 def tune(
     call: Call, truth: Call, measure: Measure, most: int, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """The fastest valid tile of each problem in a call, by the table's key, where it beats the first."""
+    """The fastest valid tile of each problem in a call, by the table's key; None where the heuristic's is."""
     from mi_kernels.ops.triton import tiles
 
     exact = [t.double() for t in truth()]
@@ -105,11 +105,11 @@ def tune(
         if not timed:
             say(f"{problem.key}: no tile runs")
             continue
-        first, best = next(iter(timed)), min(timed, key=timed.__getitem__)
-        times = f"{1e6 * timed[first]:.1f} us, best of {len(timed)} {1e6 * timed[best]:.1f} us"
+        best = min(timed, key=timed.__getitem__)
+        first = timed.get(next(tiles.candidates(problem)), float("inf"))
+        times = f"{1e6 * first:.1f} us, best of {len(timed)} {1e6 * timed[best]:.1f} us"
         say(f"{problem.key}: {times} {best}")
-        if timed[best] < timed[first]:
-            found[problem.key] = best
+        found[problem.key] = best if timed[best] < first else None
     return found
 
 
@@ -142,11 +142,22 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
+
+
 def why_not() -> str | None:
     """Why nothing can be timed here, or None."""
     if backends.interpreting():
         return "TRITON_INTERPRET=1 is set: the interpreter's times say nothing about a GPU"
     return backends.why_not("triton")
+
+
+def merged(choices: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The choices with what `tune` found: an entry that the heuristic now beats goes."""
+    return {key: tile for key, tile in (choices | found).items() if tile is not None}
 
 
 def _write(path: Path, choices: dict[str, Any]) -> None:
@@ -160,8 +171,12 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mi-kernels tune", description=summary)
     parser.add_argument("--sizes", nargs="+", type=_sizes, metavar="B,Z,X,O", required=True)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
-    parser.add_argument("--most", type=int, default=60, help="tiles tried for each product (60)")
-    parser.add_argument("--output", type=Path, help="the table (ops/triton/table.json in the package)")
+    parser.add_argument("--most", type=_positive, default=60, help="tiles tried for each product (60)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the table, added to where it exists (ops/triton/table.json in the package)",
+    )
     options = parser.parse_args(None if argv is None else list(argv))
     reason = why_not()
     if reason is not None:
@@ -169,12 +184,18 @@ def main(argv: Iterable[str] | None = None) -> int:
         return 1
     from mi_kernels.ops.triton import tiles
 
-    choices = dict(tiles.table())
+    path = options.output or tiles.TABLE
+    try:
+        choices = tiles.read(path) if path.exists() else dict(tiles.table())
+        _write(path, choices)  # before the work: whether it can be
+    except (OSError, ValueError) as error:
+        print(f"tune: {error}", file=sys.stderr)
+        return 1
     for dtype in options.dtype:
         for sizes in options.sizes:
             for name, (call, truth) in calls(sizes, getattr(torch, dtype), "cuda").items():
                 print(f"{name}, {dtype}, B,Z,X,O = {sizes}: first call {_cold(call):.2f} s", flush=True)
-                choices |= tune(call, truth, _measure, options.most)
-                _write(options.output or tiles.TABLE, choices)
-    print(options.output or tiles.TABLE)
+                choices = merged(choices, tune(call, truth, _measure, options.most))
+                _write(path, choices)
+    print(path)
     return 0

@@ -139,6 +139,55 @@ def test_a_table_comes_first_if_it_is_valid():
         assert tiles.choose(problem) == before
 
 
+def rows_of(start, width, dtype=torch.bfloat16, gap=0):
+    """Meta tensors of 64 rows whose first element is the one at ``start``."""
+    return torch.empty(64, start + width + gap, dtype=dtype, device="meta")[:, start:][:, :width]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (rows_of(0, 256), True),
+        (rows_of(0, 264), False),  # 528 bytes
+        (rows_of(0, 260, torch.float32), False),
+        (rows_of(0, 248, gap=8), False),  # the mask ends within 16 bytes for all that Triton knows
+        (rows_of(16, 256), True),
+        (rows_of(8, 256, gap=8), True),  # of a pointer bytes count
+        (rows_of(1, 256, gap=15), False),
+        (rows_of(0, 256, gap=8), False),
+        (rows_of(0, 256).mT, True),
+        (rows_of(0, 256)[:63].mT, True),
+        (rows_of(0, 256).expand(3, 64, 256), True),
+        (rows_of(0, 512)[:, ::2], False),
+        (rows_of(0, 1).expand(64, 256), True),  # along the rows
+        (rows_of(0, 16)[:, :1].expand(64, 256), False),
+    ],
+)
+def test_what_is_read_16_bytes_at_a_time(tensor, expected):
+    assert products.readable(tensor) == expected
+
+
+def test_which_axes_of_the_weight_are_read_16_bytes_at_a_time():
+    weight = torch.empty(32, 48, 64, dtype=torch.bfloat16, device="meta")  # axes of a tile are n and k
+    for order, expected in (((0, 1, 2), True), ((2, 1, 0), True), ((0, 2, 1), False)):
+        assert products.readable(weight.permute(order), -3) == expected
+
+
+@pytest.mark.parametrize("changed", ["x", "w", "v", "z", "u and z", None])
+def test_unaligned_operands_take_small_tiles(changed):
+    """z alone is read by the element in any case."""
+
+    def operand(*shape, of):
+        gap = 8 if changed and of in changed.split() else 0
+        return torch.empty(*shape[:-1], shape[-1] + gap, dtype=torch.float16, device="meta")[..., : shape[-1]]
+
+    x, z, w = operand(4096, 256, of="x"), operand(4096, 32, of="z"), operand(256, 32, 256, of="w")
+    u, v = operand(256, 32, of="u"), operand(256, 256, of="v")
+    with recording((9, 0)) as launches:
+        interaction.forward(x, z, w, u if changed == "u and z" else None, v, None)
+    assert (launches[0].arguments["BM"] == 64) == (changed not in ("z", None))
+
+
 def test_float32_products_are_as_exact_as_asked():
     x, w = torch.empty(64, 32, device="meta"), torch.empty(16, 32, device="meta")
     before = torch.backends.cuda.matmul.fp32_precision
@@ -282,7 +331,7 @@ def test_rows_in_pieces_give_the_same_gradients(monkeypatch):
     launches, _ = plan.record(
         interaction.input_grads, (sample.cotangent(torch.float32), x, z, w, None, None, True, True), x.device
     )
-    assert sum(launch.arguments["w"] is not None for launch in launches) == 6
+    assert sum(launch.arguments["w"] is not None for launch in launches) == 8
     torch.testing.assert_close(results(sample, torch.float32), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -1,6 +1,8 @@
 """The tuner with made-up times; the kernels run in the interpreter of another test, not here."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,20 +83,26 @@ def test_the_fastest_tile_of_each_product_is_taken(hopper):
 
 def test_the_heuristic_stays_where_nothing_is_faster(hopper):
     times = iter(range(1, 100))
-    assert tune.tune(_forward()[0], lambda: (), lambda call: next(times), 20, lambda text: None) == {}
+    found = tune.tune(_forward()[0], lambda: (), lambda call: next(times), 20, lambda text: None)
+    ((key, tile),) = found.items()
+    assert key.startswith("sm90 forward") and tile is None
+    slow, other = tiles.Tile(16, 16, 16, 4, 1, "promoted"), tiles.Tile(64, 64, 32, 4, 2, "promoted")
+    assert tune.merged({key: slow, "other": other}, found) == {"other": other}
+    assert tune.merged({key: slow}, {key: other}) == {key: other}
 
 
 def test_wrong_and_failing_tiles_are_not_taken(hopper, monkeypatch):
     errors = iter([1.0, *[2.1] * 100])  # of the heuristic, then of every tile
     monkeypatch.setattr(tune, "_error", lambda results, exact: next(errors))
-    assert tune.tune(_forward()[0], lambda: (), lambda call: 1.0, 5, lambda text: None) == {}
+    found = tune.tune(_forward()[0], lambda: (), lambda call: 1.0, 5, lambda text: None)
+    assert set(found.values()) <= {None}
 
 
 @pytest.mark.parametrize(
     "error", [OutOfResources(300000, 232448, "shared memory"), PTXASError("refused"), RuntimeError()]
 )
 def test_a_tile_that_does_not_run_costs_no_other(error, hopper):
-    """As Triton raises them: neither of its classes is a RuntimeError."""
+    """As Triton raises them: neither of its classes is a RuntimeError. Here it is the heuristic's."""
     failing = iter([True, False, False])
 
     def measure(call):
@@ -103,7 +111,8 @@ def test_a_tile_that_does_not_run_costs_no_other(error, hopper):
         return 1.0
 
     lines = []
-    assert tune.tune(_forward()[0], lambda: (), measure, 3, lines.append) == {}
+    (tile,) = tune.tune(_forward()[0], lambda: (), measure, 3, lines.append).values()
+    assert isinstance(tile, tiles.Tile)
     assert type(error).__name__ in lines[0] and str(error)[:40] in lines[0] and "best of 2" in lines[-1]
 
     def never(call):
@@ -118,9 +127,130 @@ def test_a_mistake_in_a_kernel_is_not_taken_for_a_tile_that_does_not_run(hopper)
         tune.tune(_forward()[0], lambda: (), lambda call: 1 / 0, 2, lambda text: None)
 
 
+TILE = tiles.Tile(64, 64, 32, 4, 2, "promoted")
+ENTRY = {"BM": 64, "BN": 64, "BK": 32, "warps": 4, "stages": 2, "style": "promoted"}
+
+
 def test_what_is_written_is_read(tmp_path, monkeypatch):
-    tile = tiles.Tile(64, 64, 32, 4, 2, "promoted")
-    tune._write(tmp_path / "table.json", {"a key": tile})
-    assert json.loads((tmp_path / "table.json").read_text())["a key"]["BM"] == 64
+    tune._write(tmp_path / "table.json", {"a key": TILE})
+    assert json.loads((tmp_path / "table.json").read_text()) == {"a key": ENTRY}
     monkeypatch.setattr(tiles, "TABLE", tmp_path / "table.json")
-    assert tiles.table.__wrapped__() == {"a key": tile}
+    assert tiles.table.__wrapped__() == {"a key": TILE}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is no table of tiles: Expecting value"),
+        ("{", "is no table of tiles"),
+        ("[]", "is no table of tiles: expected an object, got []"),
+        ('{"a key": 3}', "entry 'a key': expected BM, BN, BK, warps, stages, style, got 3"),
+        (json.dumps({"a key": {"BM": 64}}), "entry 'a key': expected BM, BN"),
+        (json.dumps({"a key": ENTRY | {"extra": 1}}), "entry 'a key': expected BM, BN"),
+        (json.dumps({"a key": ENTRY | {"BM": "64"}}), "entry 'a key': expected BM, BN"),
+        (json.dumps({"a key": ENTRY | {"warps": True}}), "entry 'a key': expected BM, BN"),
+        (json.dumps({"a key": ENTRY | {"BM": 48}}), "entry 'a key': there is no Tile(BM=48"),
+        (json.dumps({"a key": ENTRY | {"style": "new"}}), "entry 'a key': there is no Tile"),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(text, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles, "TABLE", tmp_path / "table.json")
+    tiles.TABLE.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(tiles.TABLE)) + ".*" + re.escape(words)):
+        tiles.table.__wrapped__()
+
+
+PROBLEM = tiles.Problem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"BM": 48},
+        {"BM": 0},
+        {"BN": 8},
+        {"BK": 4},
+        {"warps": 3},
+        {"warps": 2},
+        {"stages": 0},
+        {"style": "new"},
+    ],
+    ids=str,
+)
+def test_numbers_that_no_tile_has(change):
+    assert tiles.valid(TILE, PROBLEM) and not tiles.valid(replace(TILE, **change), PROBLEM)
+
+
+def test_a_tile_for_aligned_operands_is_none_for_others():
+    large, unaligned = tiles.Tile(128, 256, 64, 8, 3, "held"), replace(PROBLEM, aligned=False, columns=255)
+    assert tiles.valid(large, PROBLEM) and not tiles.valid(large, unaligned)
+    assert tiles.valid(TILE, unaligned) and PROBLEM.key != unaligned.key
+    before = tiles.choose(unaligned)
+    assert before != TILE
+    with tiles.using({PROBLEM.key: TILE}):
+        assert tiles.choose(PROBLEM) == TILE and tiles.choose(unaligned) == before
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "fits"),
+    [
+        ((8, 0), torch.bfloat16, (64, 64)),
+        ((12, 0), torch.float16, (64, 64)),
+        ((9, 0), torch.bfloat16, (128, 128)),
+        ((10, 0), torch.float32, (64, 128)),
+    ],
+)
+def test_what_spills_is_not_valid(capability, dtype, fits):
+    problem = replace(PROBLEM, primitive="input_grads", capability=capability, dtype=dtype, precision="tf32")
+    BM, BN = fits
+    tile = tiles.Tile(BM, BN, 16, 8, 1, "promoted")
+    assert tiles.valid(tile, problem) and not tiles.valid(replace(tile, BN=2 * BN), problem)
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """The command with made-up findings, and the file that it writes."""
+    findings = {}
+    monkeypatch.setattr(tune, "why_not", lambda: None)
+    monkeypatch.setattr(tune, "_cold", lambda call: 0.0)
+    monkeypatch.setattr(tune, "calls", lambda sizes, dtype, device: {"forward": (None, None)})
+    monkeypatch.setattr(tune, "tune", lambda *arguments: findings)
+    path = tmp_path / "table.json"
+
+    def run(found, output=path):
+        findings.clear()
+        findings.update(found)
+        return tune.main(["--sizes", "64,8,32,32", "--output", str(output)])
+
+    return run, path
+
+
+def test_a_second_run_adds_to_the_first(measured):
+    run, path = measured
+    for found, keys in (({"a": TILE}, {"a"}), ({"b": TILE}, {"a", "b"}), ({"a": None}, {"b"})):
+        assert run(found) == 0 and json.loads(path.read_text()).keys() == keys
+
+
+def test_a_new_file_begins_with_the_table(measured):
+    run, path = measured
+    with tiles.using({"c": TILE}):
+        assert run({"a": TILE}) == 0
+    assert json.loads(path.read_text()).keys() == {"a", "c"} | tiles.table().keys()
+
+
+def test_an_output_that_cannot_be_written_or_read_costs_no_time(measured, monkeypatch, capsys, tmp_path):
+    run, path = measured
+    monkeypatch.setattr(tune, "calls", lambda *arguments: pytest.fail("tuned"))
+    assert run({}, tmp_path / "nowhere" / "table.json") == 1
+    assert "tune: " in (text := capsys.readouterr().err) and "nowhere" in text
+    assert run({}, tmp_path) == 1
+    path.write_text("[]")
+    assert run({}) == 1 and path.read_text() == "[]"
+    assert "is no table of tiles" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("most", ["-1", "0", "x"])
+def test_how_many_tiles(most, capsys):
+    with pytest.raises(SystemExit):
+        tune.main(["--sizes", "1,1,1,1", "--most", most])
+    assert f"expected a positive number, got '{most}'" in capsys.readouterr().err

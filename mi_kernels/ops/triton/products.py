@@ -56,10 +56,23 @@ def with_features(matrix: Maybe) -> Maybe:
 Sizes = tuple[int, int, int, int, int]  # G, M, N, I, K
 
 
-def _problem(primitive: str, like: Tensor, sizes: Sizes, *operands: Maybe, second: bool = False) -> Problem:
-    item = like.element_size()
-    strides = [stride for t in operands if t is not None for stride in t.stride()]
-    aligned = all(stride == 1 or stride * item % 16 == 0 for stride in strides)
+def readable(operand: Tensor, row: int = -2) -> bool:
+    """Whether tiles of an operand are read 16 bytes at a time, along its last axis or the axis ``row``.
+
+    All that Triton knows of an integer is whether it is 1 or divides by 16, in elements whatever their dtype,
+    and of a pointer whether it lies on 16 bytes. Sizes count because they end the mask of a tile.
+    """
+    sizes = [operand.shape[axis] for axis in (row, -1) if operand.stride(axis) == 1]
+    known = all(stride == 1 or stride % 16 == 0 for stride in operand.stride())
+    return known and any(size % 16 == 0 for size in sizes) and operand.data_ptr() % 16 == 0
+
+
+def _problem(
+    primitive: str, like: Tensor, sizes: Sizes, *matrices: Maybe, weight: Maybe = None, second: bool = False
+) -> Problem:
+    """The problem of operands of which tiles are read; z, where it only scales, is none of them."""
+    aligned = all(readable(t) for t in matrices if t is not None)
+    aligned = aligned and (weight is None or readable(weight, -3))
     capability, old = target(like.device)
     return Problem(primitive, like.dtype, precision(like.dtype), capability, old, aligned, *sizes, second)
 
@@ -96,9 +109,13 @@ def contraction(
         x, z, weight, weight_z, weight_x = z, x, weight.mT, weight_x, weight_z
     p = torch.empty_like(y) if gate is not None and gate.keep else None
     sizes = groups_of(y), y.shape[-2], y.shape[-1], z.shape[-1], x.shape[-1]
+    shift_weight = None if gate is None else with_features(gate.shift_weight)
+    terms = (weight_z, weight_x, shift_weight)
+    # What the plain products beside W read.
+    read = (*terms, None if weight_z is None else z, None if weight_x is None else x)
     tile = None
     if weight is not None:
-        problem = _problem("forward", x, sizes, x, z, weight)
+        problem = _problem("forward", x, sizes, x, *read, weight=weight)
         tile = choose(problem)
         parts = splits(problem, tile)
         if y.shape[-1] <= SHORT < z.shape[-1]:
@@ -108,10 +125,8 @@ def contraction(
             _interaction(tile, sizes, sums, x, z, weight, splits=parts)
             weight = None
     if weight is None:
-        shift_weight = None if gate is None else with_features(gate.shift_weight)
-        terms = (weight_z, weight_x, shift_weight)
         primitive = "sum" if all(term is None for term in terms) else "linear"
-        tile = choose(_problem(primitive, x, sizes, x, z, *terms, second=shift_weight is not None))
+        tile = choose(_problem(primitive, x, sizes, *read, second=shift_weight is not None))
     assert tile is not None
     _interaction(tile, sizes, y, x, z, weight, weight_z, weight_x, bias, p=p, gate=gate, sums=sums)
     return p
@@ -151,7 +166,7 @@ def paired(
 def _paired_problem(both: bool, x: Tensor, partner: Tensor, weight: Tensor) -> Problem:
     M, N = partner.shape[-2:]
     sizes = groups_of(x), M, N, weight.shape[-2], x.shape[-1]
-    return _problem("input_grads" if both else "context_grad", x, sizes, x, weight, partner)
+    return _problem("input_grads" if both else "context_grad", x, sizes, x, partner, weight=weight)
 
 
 def paired_parts(x: Tensor, partner: Tensor, weight: Tensor) -> int:

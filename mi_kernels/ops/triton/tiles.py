@@ -9,8 +9,9 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ _SHARED_ELSEWHERE = 99 << 10
 _MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
 _MULTIPROCESSORS_ELSEWHERE = 128
 MAX_SPLITS = 32
+MAX_STAGES = 8
 STEPS_OF_A_SPLIT = 8  # loop turns below which a part is all start and end
 FEW = 1 << 21  # elements of partial sums that stay in an L2 cache
 
@@ -37,7 +39,7 @@ class Problem:
         precision: ``"ieee"`` or ``"tf32"``, of float32 operands.
         capability: of the device; (8, 0) stands for the interpreter.
         old: whether Triton is older than 3.9.
-        aligned: whether all operands can be read 16 bytes at a time.
+        aligned: whether tiles of all operands are read 16 bytes at a time (products.readable).
         batch: products that run side by side (groups, and i of dW).
         rows, columns: of the result.
         context, depth: lengths I and K of the sums.
@@ -59,11 +61,11 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The entry of the table: sizes count by the next power of two."""
+        """The entry of the table: sizes count by the next power of two, and whether operands are aligned."""
         major, minor = self.capability
         sizes = (self.batch, self.rows, self.columns, self.context, self.depth)
         dtype = str(self.dtype).removeprefix("torch.")
-        kind = f"{self.primitive}{'+shift' if self.second else ''}"
+        kind = f"{self.primitive}{'+shift' if self.second else ''}{'' if self.aligned else ' unaligned'}"
         return f"sm{major}{minor} {kind} {dtype} {self.precision} " + "x".join(str(_power(s)) for s in sizes)
 
     @property
@@ -109,14 +111,37 @@ def styles(problem: Problem) -> tuple[str, ...]:
 
 
 def valid(tile: Tile, problem: Problem) -> bool:
-    """Whether a tile can run a problem: style, registers, shared memory and the Hopper hazard."""
-    if tile.style not in styles(problem):
+    """Whether a tile can run a problem: numbers, style, registers, shared memory and the Hopper hazard."""
+    if not sound(tile) or tile.style not in styles(problem):
         return False
     return (
         registers(tile, problem) <= 255
+        and not _spills(tile, problem)
         and shared_memory(tile, problem) <= available_shared_memory(problem.capability)
         and not _hazard(tile, problem)
     )
+
+
+def sound(tile: Tile) -> bool:
+    """Whether a tile is one at all: blocks of powers of two, warps and stages that candidates have."""
+    blocks = all(16 <= size <= 1024 and size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK))
+    known = any(tile.style in names for names in (*_STYLES.values(), ("held", "scaled")))
+    return blocks and known and tile.warps in (4, 8) and 1 <= tile.stages <= MAX_STAGES
+
+
+def _spills(tile: Tile, problem: Problem) -> bool:
+    """What the estimate of registers does not see, known from compiling ahead of time."""
+    size, item = tile.BM * tile.BN, problem.dtype.itemsize
+    if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
+        return False
+    if not problem.aligned and problem.primitive != "sum":
+        return size > 64 * 64 or tile.BK * item > 64
+    if problem.primitive == "input_grads":
+        # At 128x128 mma spills 18 registers, and tf32 spills everywhere; 16 bits spill at 64x128 on mma.
+        mma = problem.capability not in ((9, 0), (10, 0))
+        return size > (64 * 64 if mma and item == 2 else 64 * 128 if mma or item == 4 else 128 * 128)
+    widened = problem.dtype in (torch.float16, torch.float32)
+    return widened and problem.capability == (12, 0) and size > 128 * 64
 
 
 def available_shared_memory(capability: tuple[int, int]) -> int:
@@ -201,24 +226,29 @@ def _shaped(problem: Problem, most_rows: int, most_columns: int) -> Tile:
 
 def _heuristic(problem: Problem) -> Tile:
     if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
-        tile = _shaped(problem, 64, 64)
+        # Before 9.0 the sums of 64x64 and their sums spill.
+        narrow = problem.dtype == torch.float32 and problem.capability < (9, 0)
+        tile = _shaped(problem, 64, 32 if narrow and styles(problem) == ("promoted",) else 64)
         return _fitted(problem, replace(tile, stages=2, warps=8 if tile.BM * tile.BN == 64 * 64 else 4))
     if problem.primitive == "sum":
         return replace(_shaped(problem, 32, 128), stages=1)
     if not problem.aligned:  # every element is loaded by itself, and has an address of its own
         tile = _shaped(problem, 64, 32 if problem.second else 64)
-        return _fitted(problem, replace(tile, BK=max(min(tile.BK, 64 // problem.dtype.itemsize), 16)))
+        # Four warps hold 64x64 in 254 registers or spill.
+        warps = 8 if tile.BM * tile.BN == 64 * 64 else 4
+        return _fitted(
+            problem, replace(tile, BK=max(min(tile.BK, 64 // problem.dtype.itemsize), 16), warps=warps)
+        )
     if problem.second:
         tile = _shaped(problem, 128, 64)
         return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
     if problem.primitive == "input_grads":
-        # At 128x128 mma spills 18 registers, and tf32 spills everywhere; 16 bits spill at 64x128 on mma.
         mma = problem.capability not in ((9, 0), (10, 0))
         if mma or problem.dtype == torch.float32:
             tile = _shaped(problem, 64, 64 if mma and problem.dtype.itemsize == 2 else 128)
             return _fitted(problem, replace(tile, warps=8) if tile.BM * tile.BN >= 64 * 64 else tile)
         return _fitted(problem, _shaped(problem, 128, 128))
-    if problem.dtype in (torch.float16, torch.float32) and problem.capability == (12, 0):  # 128x128 spills
+    if problem.dtype in (torch.float16, torch.float32) and problem.capability == (12, 0):
         tile = _shaped(problem, 128, 64)
         return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
@@ -244,9 +274,28 @@ def _fitted(problem: Problem, tile: Tile) -> Tile:
 @functools.cache
 def table() -> dict[str, Tile]:
     """The measured choices by key."""
-    if not TABLE.exists():
-        return {}
-    return {key: Tile(**entry) for key, entry in json.loads(TABLE.read_text()).items()}
+    return read(TABLE) if TABLE.exists() else {}
+
+
+def read(path: Path) -> dict[str, Tile]:
+    """The choices in a file that `written` made. ValueError names the file, and the entry, that it is not."""
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no table of tiles: {error}") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} is no table of tiles: expected an object, got {entries!r:.100}")
+    return {key: _tile(entry, f"{path}, entry {key!r}") for key, entry in entries.items()}
+
+
+def _tile(entry: Any, where: str) -> Tile:
+    types = {field.name: str if field.name == "style" else int for field in fields(Tile)}
+    if not isinstance(entry, dict) or {name: type(value) for name, value in entry.items()} != types:
+        raise ValueError(f"{where}: expected {', '.join(types)}, got {entry!r:.200}")
+    tile = Tile(**entry)
+    if not sound(tile):
+        raise ValueError(f"{where}: there is no {tile}")
+    return tile
 
 
 def written(choices: dict[str, Tile]) -> str:

@@ -26,6 +26,14 @@ from mi_kernels.testing.without_data import WithoutData
 
 # B, Z, X, O: powers of two, ragged ones, one output, one row.
 SIZES = ((4096, 32, 256, 256), (1000, 17, 100, 75), (4096, 16, 64, 1), (1, 64, 1024, 1024))
+# The same for the dense interaction alone, and which element of a row of memory is the first of an operand.
+# Multiples of 8 or 4, which Triton takes for odd numbers: all, some, only Z and O; and operands off 16 bytes.
+DENSE = (
+    (4096, 40, 264, 264, 0),
+    (4096, 32, 200, 256, 0),
+    (4096, 24, 256, 300, 0),
+    (4096, 32, 256, 256, 1),
+)
 
 
 def launches(
@@ -33,7 +41,8 @@ def launches(
 ) -> list[Launch]:
     """The distinct kernels of all operations at ``SIZES`` with their heuristic or tabled tiles.
 
-    ``short``: at the first of them, with one activation, and modulation with all of its results.
+    ``short``: at the first of them, with one activation, and modulation with all of its results; the first
+    of ``DENSE``.
     """
     found: dict[str, Launch] = {}
     for sizes in SIZES[:1] if short else SIZES:
@@ -42,6 +51,10 @@ def launches(
             _run(dtype, names, *sizes)
             if sizes in SIZES[:2]:
                 _run_modulation(dtype, names, sizes[0], sizes[2], short)
+        found |= distinct(recorded, capability)
+    for *rows_and_features, first in DENSE[:1] if short else DENSE:
+        with recording(capability, *(() if old is None else (old,))) as recorded:
+            _run_dense(dtype, first, not short and first == 1, *rows_and_features)
         found |= distinct(recorded, capability)
     return list(found.values())
 
@@ -114,6 +127,20 @@ def _run(dtype: torch.dtype, names: tuple[str, ...], B: int, Z: int, X: int, O: 
     for activation in names:
         gated.gated_interaction(x, z, w, None, None, c, activation, False)
         diagonal.diagonal(x, z, u, None, None, None, v, activation, 1.0, True)
+
+
+def _run_dense(dtype: torch.dtype, first: int, terms: bool, *sizes: int) -> None:
+    B, Z, X, O = sizes  # noqa: E741
+
+    def empty(*shape: int) -> torch.Tensor:
+        rows = _empty(dtype, *shape[:-1], shape[-1] + 16 * first)
+        return rows[..., first : first + shape[-1]]
+
+    x, z, grad, w = empty(B, X), empty(B, Z), empty(B, O), empty(O, Z, X)
+    u, v = (empty(O, Z), empty(O, X)) if terms else (None, None)
+    interaction.forward(x, z, w, u, v, None)
+    interaction.input_grads(grad, x, z, w, u, v, True, True)
+    interaction.weight_grads(grad, x, z, True, terms, False, False)
 
 
 def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width: int, short: bool) -> None:
