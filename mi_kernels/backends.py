@@ -93,7 +93,7 @@ def why_not(name: str) -> str | None:
     if name == "triton":
         return _triton_error()
     if name == "cuda":
-        return _cuda_error or (None if torch.cuda.is_available() else "there is no GPU that torch reaches")
+        return _cuda_error or _cuda_gpu_error()
     return None
 
 
@@ -105,6 +105,24 @@ def interpreting() -> bool:
 @cache
 def _best_capability() -> tuple[int, int]:
     return max(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+
+
+def _cuda_gpu_error() -> str | None:
+    if not torch.cuda.is_available():
+        return "there is no GPU that torch reaches"
+    here = _best_capability()
+    built = (build_info() or {}).get("cuda_architectures", [])
+    if any(_runs_on(architecture, 10 * here[0] + here[1]) for architecture in built):
+        return None
+    found = ".".join(map(str, here))
+    return f"the CUDA library was built for {', '.join(built) or 'nothing'}, the best GPU here has {found}"
+
+
+def _runs_on(architecture: str, capability: int) -> bool:
+    """Code for 90a runs on 9.0 alone; of 80 there is PTX, which later GPUs translate."""
+    if architecture.isdigit():
+        return int(architecture) <= capability
+    return int(architecture[:-1]) == capability
 
 
 def _triton_error() -> str | None:

@@ -235,3 +235,23 @@ def test_triton_says_which_gpus_it_needs(monkeypatch):
     assert backends.why_not("triton") is None
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert "this torch was built for those of AMD" in backends.why_not("triton")
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        (["80", "90a"], (8, 0), True),
+        (["80", "90a"], (12, 0), True),
+        (["90a"], (9, 0), True),
+        (["90a"], (10, 0), False),
+        (["80"], (7, 5), False),
+        ([], (9, 0), False),
+    ],
+)
+def test_cuda_says_which_gpus_it_was_built_for(built, capability, runs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "_best_capability", lambda: capability)
+    monkeypatch.setattr(backends, "build_info", lambda: {"cuda_architectures": built})
+    monkeypatch.setattr(backends, "_cuda_error", None)
+    reason = backends.why_not("cuda")
+    assert reason is None if runs else "was built for" in reason
