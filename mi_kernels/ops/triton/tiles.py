@@ -237,10 +237,12 @@ def _heuristic(problem: Problem) -> Tile:
         depth = min(tile.BK, 64 // problem.dtype.itemsize)
         style = styles(problem)[0]
         # A generated operand of twice this depth, and sums of sums with four warps, take 254 registers or
-        # spill. Eight warps have 128 each, which dz alone exceeds.
+        # spill; so does a widened operand. Eight warps have 128 each, which dz alone exceeds.
         if style in ("held", "scaled"):
             depth = 16
-        eight = style == "promoted" and tile.BM * tile.BN == 64 * 64 and problem.primitive != "context_grad"
+        widened = style == "lanes" and problem.dtype != torch.bfloat16
+        much = widened or style == "promoted" and problem.primitive != "context_grad"
+        eight = much and tile.BM * tile.BN == 64 * 64
         return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
     if problem.second:
         tile = _shaped(problem, 128, 64)
