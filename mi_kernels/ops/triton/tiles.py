@@ -234,11 +234,16 @@ def _heuristic(problem: Problem) -> Tile:
         return replace(_shaped(problem, 32, 128), stages=1)
     if not problem.aligned:  # every element is loaded by itself, and has an address of its own
         tile = _shaped(problem, 64, 32 if problem.second else 64)
-        # Four warps hold 64x64 in 254 registers or spill.
-        warps = 8 if tile.BM * tile.BN == 64 * 64 else 4
-        return _fitted(
-            problem, replace(tile, BK=max(min(tile.BK, 64 // problem.dtype.itemsize), 16), warps=warps)
-        )
+        depth = min(tile.BK, 64 // problem.dtype.itemsize)
+        style = styles(problem)[0]
+        # A generated operand of twice this depth, and sums of sums with four warps, take 254 registers or
+        # spill; so does a widened operand. Eight warps have 128 each, which dz alone exceeds.
+        if style in ("held", "scaled"):
+            depth = 16
+        widened = style == "lanes" and problem.dtype != torch.bfloat16
+        much = widened or style == "promoted" and problem.primitive != "context_grad"
+        eight = much and tile.BM * tile.BN == 64 * 64
+        return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
     if problem.second:
         tile = _shaped(problem, 128, 64)
         return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
