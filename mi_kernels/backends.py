@@ -155,6 +155,11 @@ def choose(tensor: torch.Tensor) -> str:
         if tensor.dtype not in COMPILED_DTYPES:
             names = ", ".join(str(dtype) for dtype in COMPILED_DTYPES)
             raise ValueError(f"backend: {name!r} takes {names}, got {tensor.dtype}")
+        if name == "triton" and interpreting() and tensor.dtype == torch.bfloat16:
+            raise ValueError(
+                "backend: 'triton' does not take torch.bfloat16 while interpreting: Triton's interpreter has"
+                " its numbers as integers and computes garbage; take torch.float32 or torch.float16, or a GPU"
+            )
     return name
 
 

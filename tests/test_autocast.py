@@ -34,11 +34,12 @@ def test_values_are_those_of_cast_inputs(low, place):
     assert torch.equal(y, mi.interaction(*(t.to(low) for t in arguments)))
 
 
-def test_mixed_dtypes_meet_in_the_lower_one(place):
+@pytest.mark.parametrize("low", LOW, ids=str)
+def test_mixed_dtypes_meet_in_the_lower_one(low, place):
     x, z, w, u, v, c = Sample(MIDDLE).arguments(torch.float32, place.device)
-    with torch.autocast(place.device, torch.bfloat16):
+    with torch.autocast(place.device, low):
         y = mi.interaction(x.bfloat16(), z.half(), w, u, v, c.bfloat16())
-    assert y.dtype == torch.bfloat16
+    assert y.dtype == low
     with pytest.raises(TypeError, match="z: expected torch.bfloat16"):
         mi.interaction(x.bfloat16(), z.half(), w, u, v, c)
 

@@ -167,16 +167,17 @@ def test_compiled_vmap(place):
     )
 
 
-def test_autocast_inside_compile(place):
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_inside_compile(low, place):
     arguments = Sample(MIDDLE).arguments(torch.float32, place.device)
 
     def cast(*tensors):
-        with torch.autocast(place.device, torch.bfloat16):
+        with torch.autocast(place.device, low):
             return mi.interaction(*tensors)
 
     compiled = torch.compile(cast, backend="aot_eager", **COMPILE)
     found, expected = with_gradients(compiled, arguments), with_gradients(cast, arguments)
-    assert found[0].dtype == torch.bfloat16
+    assert found[0].dtype == low
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 

@@ -2,7 +2,7 @@
 
 TRITON_INTERPRET is read when the kernels are made, so the tests marked `INTERPRETED`, and a selection of the
 tests of every backend, run in a second pytest. The interpreter takes milliseconds for a program: samples are
-small. bfloat16 is left out: the interpreter holds its numbers as integers and computes garbage. It is
+small. bfloat16 is refused: the interpreter holds its numbers as integers and computes garbage. It is
 compiled ahead of time (test_triton_aot.py) and run on GPUs only.
 """
 
@@ -24,9 +24,11 @@ from mi_kernels.testing.samples import GATE_MIDDLE, GATE_TERMS, MIDDLE, Gate, Sa
 
 pytest.importorskip("triton")
 import triton
+import triton.language as tl
 
 from mi_kernels.ops.interaction import triton as interaction
 from mi_kernels.ops.triton import plan, products, tiles
+from mi_kernels.ops.triton.engine import rounded_to_tf32
 from mi_kernels.ops.triton.launch import recording, target
 from mi_kernels.ops.triton.tiles import Problem, Tile
 
@@ -88,7 +90,7 @@ def names():
 def test_in_the_interpreter(half):
     """In two processes, which the workers of one run can share."""
     here = Path(__file__).parent
-    own = [__file__] if half else []
+    own = [__file__] if half else [str(here / "test_triton_far.py")]
     tests = [str(here / name) for name in names()[half::2]] + own
     assert_passes_interpreted(*tests)
 
@@ -225,6 +227,59 @@ def test_styles_agree(style, monkeypatch):
         torch.testing.assert_close(y, reference.interaction(*arguments), rtol=1e-12, atol=1e-12)
 
 
+@INTERPRETED
+def test_bfloat16_is_refused():
+    """On the CPU, where alone the interpreter takes tensors, and by autocast too."""
+    x, scale = torch.ones(2, 3), torch.ones(2, 1)
+    z, w, a = torch.ones(2, 4), torch.ones(3, 4, 3), torch.ones(3, 4)
+    calls = {
+        mi.interaction: (x, z, w),
+        mi.bilinear: (z, x, w),
+        mi.diagonal: (x, z, a),
+        mi.gated_interaction: (x, z, w),
+        mi.generate: (z, w),
+        mi.modulate: (x, scale),
+    }
+    message = "bfloat16 while interpreting: .* garbage; take torch.float32 or torch.float16, or a GPU"
+    with mi.backend("triton"):
+        for function, arguments in calls.items():
+            function(*arguments)
+            with pytest.raises(ValueError, match=message):
+                function(*(t.bfloat16() for t in arguments))
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=message):
+            mi.interaction(x, z, w)
+    assert mi.interaction(x.bfloat16(), z.bfloat16(), w.bfloat16()).eq(12).all()
+
+
+@INTERPRETED
+def test_more_rows_than_a_band_has():
+    """Nine tiles of rows and two of columns: bands of eight, the second of which is not full."""
+    x, z, w, *_ = Sample(Shape("bands", (530,), 2, 3, 70)).arguments(torch.float64)
+    launches, _ = plan.record(interaction.forward, (x, z, w, None, None, None), x.device)
+    assert len(launches) == 1 and launches[0].programs == 18
+    y, truth = interaction.forward(x, z, w, None, None, None), reference.interaction(x, z, w)
+    torch.testing.assert_close(y, truth, rtol=1e-12, atol=1e-12)
+
+
+@triton.jit
+def _round_kernel(p, p_rounded, BLOCK: tl.constexpr):
+    lanes = tl.arange(0, BLOCK)
+    tl.store(p_rounded + lanes, rounded_to_tf32(tl.load(p + lanes)))
+
+
+@INTERPRETED
+def test_rounding_to_tf32():
+    """Half away from zero at 10 bits behind the first one; every NaN stays one, GPUs make 0x7fffffff."""
+    patterns = [0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001, 0x7F800000, 0x7F7FFFFF, 0x3F801000, 0x3F800FFF]
+    values = torch.cat([torch.tensor(patterns, dtype=torch.int32).view(torch.float32), torch.randn(56)])
+    rounded = torch.empty_like(values)
+    _round_kernel[(1,)](values, rounded, BLOCK=64)
+    mantissa, exponent = torch.frexp(values.double())
+    expected = torch.ldexp((mantissa.abs() * 2048 + 0.5).floor() / 2048 * mantissa.sign(), exponent)
+    expected = torch.where(values.isinf(), values, expected.float())
+    assert rounded[:4].isnan().all() and torch.equal(rounded[4:], expected[4:])
+
+
 def results(sample, dtype, *, arguments=None):
     """y, its gradients, and those of the squared gradients."""
     leaves = [t.detach().requires_grad_() for t in arguments or sample.arguments(dtype)]
@@ -251,11 +306,9 @@ def test_which_strides_are_wide(context, wide):
     """W has 512 * Z elements for each output; rows and parts may be further apart, they lead to a tile."""
     x, z, w = plan.without_data((1 << 16, 512), (1 << 16, context), (64, context, 512), dtype=torch.bfloat16)
     launches, _ = plan.record(interaction.forward, (x, z, w, None, None, None), x.device)
-    assert launches[0].arguments["INDEX"] == getattr(triton.language, wide)
+    assert launches[0].arguments["INDEX"] == getattr(tl, wide)
     launches, _ = plan.record(interaction.weight_grads, (x, z, x, True, True, True, True), x.device)
-    assert {launch.arguments["INDEX"] for launch in launches} == {getattr(triton.language, wide)} | {
-        triton.language.int32
-    }
+    assert {launch.arguments["INDEX"] for launch in launches} == {getattr(tl, wide)} | {tl.int32}
 
 
 @INTERPRETED
