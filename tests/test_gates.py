@@ -84,7 +84,7 @@ def cases():
     """Every case in float32 and bfloat16; the other dtypes take the odd shape and the long one."""
     for op in OPS:
         for sample in gates(op):
-            every = sample.shape in (GATE_ODD, GATE_THREADED) and sample.terms in ("AC", GATE_TERMS[op])
+            every = sample.shape in (GATE_ODD, GATE_THREADED) and sample.terms in ("AC", "WU", GATE_TERMS[op])
             for dtype in FLOATS if every else (torch.float32, torch.bfloat16):
                 yield pytest.param(sample, dtype, id=f"{sample}-{dtype}")
 
@@ -111,6 +111,33 @@ def test_error_rule(sample, dtype, place):
         squares=square_gradients(sample),
         enough=1500 if sample.layout == "expanded" else 300,
     )
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_second_order_is_as_exact_as_pytorch(op, dtype, place):
+    """The gradients of a weighted sum of the gradients; the norms of the errors are taken over the draws."""
+    sample = Gate(op, GATE_MIDDLE, "AC" if op == "diagonal" else "WU")
+
+    def second(function, tensors, weights):
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        *inputs, grad = leaves
+        y = of_present(function, sample, **sample.options)(*inputs)
+        first = torch.autograd.grad(y, inputs, grad, create_graph=True)
+        return torch.autograd.grad(first, leaves, weights)
+
+    errors = []
+    for seed in range(3):
+        drawn = [
+            [t for t in sample.arguments(dtype, place.device, s) if t is not None]
+            for s in (seed, seed + 2000)
+        ]
+        tensors, weights = [*drawn[0], sample.cotangent(dtype, place.device, seed + 1000)], drawn[1]
+        truth = second(reference(op), [t.double() for t in tensors], [t.double() for t in weights])
+        both = (second(function, tensors, weights) for function in (call(op), reference(op)))
+        errors.append([[(a - b).square().sum() for a, b in zip(found, truth, strict=True)] for found in both])
+    own, rival = torch.tensor(errors).sum(0).sqrt()
+    assert (own <= 2 * rival).all(), own / rival
 
 
 @pytest.mark.parametrize("name", activations.NAMES)

@@ -67,6 +67,26 @@ def test_error_rule(sample, dtype, place):
     )
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_error_rule_of_second_order(dtype, place):
+    """The gradients of <dx, a> + <dz, b> + <dW, C>: sums of products with no coefficients but 1."""
+    sample = Sample(MIDDLE, WEIGHT_ONLY)
+
+    def second(function):
+        def found(*tensors):
+            grad, *inputs = (t.detach().requires_grad_() for t in tensors[:4])
+            first = torch.autograd.grad(function(*inputs), inputs, grad, create_graph=True)
+            return torch.autograd.grad(first, (grad, *inputs), tensors[4:])
+
+        return found
+
+    def draw(seed):
+        tensors = (sample.arguments(dtype, place.device, s)[:3] for s in (seed, seed + 2000))
+        return (sample.cotangent(dtype, place.device, seed + 1000), *next(tensors), *next(tensors))
+
+    check_errors(second(mi.interaction), second(reference.interaction), draw, enough=300)
+
+
 @pytest.mark.parametrize("terms", term_subsets(), ids=lambda terms: letters((False, False, *terms)))
 def test_gradcheck_of_every_term(terms, place):
     inputs = leaves(Sample(TINY, terms), place.device)

@@ -47,7 +47,8 @@ SIZES = (
 SPLIT = Shape("split", (20,), 40, 17, 20)
 
 # Tests of every backend, by name; {} stands for each of the words. float64 takes one draw of the arguments,
-# other dtypes as many as make hundreds of elements, so they are tested where one draw has them.
+# other dtypes as many as make hundreds of elements, so they are tested where a few draws have them: gradients
+# of each form, and those of second order.
 SELECTION = {
     "test_interaction.py::test_values[triton-{}-torch.float64]": (
         "one odd odd-WU odd-Vc odd-c one-output long-context few-rows no-rows no-context no-input no-features"
@@ -61,7 +62,11 @@ SELECTION = {
     "test_gradients.py::test_error_rule[triton-{}-torch.float64]": (
         "one odd odd-WU odd-Vc one-output long-context no-rows no-context no-input no-output middle-gaps 1d-x"
     ),
-    "test_gradients.py::test_error_rule[triton-{}-torch.float32]": "powers",
+    "test_gradients.py::test_error_rule[triton-{}]": (
+        "past-powers-W-torch.float32 past-powers-W-torch.float16 odd-UV-torch.float32 odd-UV-torch.float16"
+    ),
+    "test_gradients.py::test_error_rule_of_second_order[triton-torch.{}]": "float64 float32 float16",
+    "test_shared.py::test_error_rule[triton-per_z-groups-W-torch.{}]": "float32 float16",
     "test_overflow.py::test_products_leave_the_range_of_float16[triton-{}]": "8-huge 8-tiny 32-small",
     "test_gradients.py::test_gradient_of_nan_input[triton-{}]": "x z weight",
     "test_gradients.py::test_only_what_is_asked_for_is_computed[triton-{}]": "x z W U xzWUVc xW zU",
@@ -70,7 +75,13 @@ SELECTION = {
         "third_order_equals_that_of_einsum nothing_but_the_inputs_is_saved"
     ),
     "test_gates.py::test_error_rule[triton-{}-torch.float64]": (
-        "diagonal-odd-AaCcG diagonal-odd-AC gated_interaction-odd-WUVc"
+        "diagonal-odd-AaCcG gated_interaction-odd-WUVc"
+    ),
+    "test_gates.py::test_error_rule[triton-diagonal-odd-AC-torch.{}]": "float32 float16",
+    "test_gates.py::test_error_rule[triton-gated_interaction-odd-WU-torch.{}]": "float32 float16",
+    "test_gates.py::test_second_order_is_as_exact_as_pytorch[triton-{}]": (
+        "diagonal-torch.float32 diagonal-torch.float16"
+        " gated_interaction-torch.float32 gated_interaction-torch.float16"
     ),
     "test_gates.py::test_third_order[triton-{}]": "diagonal-sigmoid gated_interaction-softmax",
     "test_gates.py::test_nan_and_inf[triton-{}]": "diagonal-nan",

@@ -24,10 +24,10 @@ DTYPE = torch.float16
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # named from Python 3.13 on
 
 
-def far(tensor, dim):
-    """The same values with dimension ``dim`` spread over 2^32 elements."""
+def far(tensor, dim, spread=1 << 32):
+    """The same values with dimension ``dim`` spread over so many elements."""
     near = tensor.movedim(dim, 0)
-    stride = (1 << 32) // near.shape[0] + 3  # the last tile begins beyond 2^31
+    stride = spread // near.shape[0] + 3  # the last tile begins beyond 2^31
     first = 1 << 31
     room = (first + stride * near.shape[0] + near[0].numel()) * tensor.element_size()
     pages = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
@@ -109,15 +109,17 @@ def test_results(name):
 
 
 @pytest.mark.parametrize(
-    ("place", "dim"), [(0, 1), (1, 1), (2, 1), (2, 2)], ids=["x", "z", "weight-1", "weight-2"]
+    ("place", "dim", "width"),
+    [(0, 1, 70), (1, 1, 16), (2, 1, 16), (2, 2, 70)],
+    ids=["x", "z", "weight-1", "weight-2"],
 )
-def test_a_tile_that_stays(place, dim):
-    """The style of float64 that has the context for its inner loop."""
-    tensors = list(Sample(Shape("held", (2,), 20, 70, 9)).arguments(torch.float64)[:3])
+def test_a_tile_that_stays(place, dim, width):
+    """The style of float64 that has the context for its inner loop. The wider one has it in more parts."""
+    tensors = list(Sample(Shape("held", (2,), 20, width, 9)).arguments(torch.float64)[:3])
     launches, _ = plan.record(interaction.forward, (*tensors, None, None, None), tensors[0].device)
-    assert launches[0].arguments["STYLE"] == "held"
+    assert launches[0].arguments["STYLE"] == "held" and (width > 16 or launches[0].arguments["splits"] == 2)
     expected = interaction.forward(*tensors, None, None, None)
-    tensors[place] = far(tensors[place], dim)
+    tensors[place] = far(tensors[place], dim, 1 << 33)
     assert torch.equal(interaction.forward(*tensors, None, None, None), expected)
 
 
