@@ -17,6 +17,7 @@ from mi_kernels import verified
 
 NAMES = ("auto", "reference", "portable", "cpu", "triton", "cuda")
 COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TRITON_FROM = (8, 0)  # compute capability
 _PACKAGE = Path(__file__).parent
 _LIBRARY = _PACKAGE / "libmi_kernels_cpu.so"
 _CUDA_LIBRARY = _PACKAGE / "libmi_kernels_cuda.so"
@@ -101,10 +102,23 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@cache
+def _best_capability() -> tuple[int, int]:
+    return max(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+
+
 def _triton_error() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if interpreting() or torch.cuda.is_available():
+    if interpreting():
+        return None
+    if torch.version.hip is not None:
+        return "the kernels are written for GPUs of NVIDIA, and this torch was built for those of AMD"
+    if torch.cuda.is_available():
+        best = _best_capability()
+        if best < TRITON_FROM:
+            here = ".".join(map(str, best))
+            return f"it needs a GPU of compute capability 8.0 or later, the best one here has {here}"
         return None
     return "there is no GPU that Triton reaches (with TRITON_INTERPRET=1 its kernels run on the CPU, slowly)"
 
@@ -155,7 +169,7 @@ def choose(tensor: torch.Tensor) -> str:
         if tensor.dtype not in COMPILED_DTYPES:
             names = ", ".join(str(dtype) for dtype in COMPILED_DTYPES)
             raise ValueError(f"backend: {name!r} takes {names}, got {tensor.dtype}")
-        if name == "triton" and interpreting() and tensor.dtype == torch.bfloat16:
+        if name == "triton" and device == "cpu" and tensor.dtype == torch.bfloat16:
             raise ValueError(
                 "backend: 'triton' does not take torch.bfloat16 while interpreting: Triton's interpreter has"
                 " its numbers as integers and computes garbage; take torch.float32 or torch.float16, or a GPU"

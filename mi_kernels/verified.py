@@ -33,6 +33,25 @@ class Verified:
     versions: dict[str, str]
     results: str
 
+    def __post_init__(self) -> None:
+        """Raises ValueError: an entry that could be chosen wrongly, or never."""
+        fault = self._fault()
+        if fault is not None:
+            raise ValueError(f"verified: {self.backend} on {self.device} ({self.date}): {fault}")
+
+    def _fault(self) -> str | None:
+        if self.backend not in ("cuda", "triton"):
+            return f"backend: expected 'cuda' or 'triton', got {self.backend!r}"
+        pair = self.capability
+        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(n, int) for n in pair):
+            return f"capability: expected a tuple of two integers, got {pair!r}"
+        of_torch = isinstance(self.dtypes, tuple) and all(isinstance(d, torch.dtype) for d in self.dtypes)
+        if not of_torch or not self.dtypes:
+            return f"dtypes: expected a tuple of torch.dtype, got {self.dtypes!r}"
+        missing = {"torch"} | ({"triton"} if self.backend == "triton" else set())
+        missing -= self.versions.keys()
+        return f"versions: no {', '.join(sorted(missing))}" if missing else None
+
 
 # In the order of preference. Empty: the kernels have not run on a GPU.
 VERIFIED: tuple[Verified, ...] = ()
@@ -58,8 +77,11 @@ def _release(number: str | None) -> list[str] | None:
 def backend_for(device: torch.device, dtype: torch.dtype) -> str | None:
     """The backend that has passed the suite on such a GPU in such a dtype, or None.
 
-    What Triton compiles depends on its release, so one that was not tested does not count.
+    What Triton compiles depends on its release, so one that was not tested does not count. Nor does a GPU of
+    AMD, whose capability is a number of another kind.
     """
+    if torch.version.hip is not None:
+        return None
     for entry in VERIFIED:
         if dtype not in entry.dtypes or entry.capability != _capability(device.index):
             continue

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,17 @@ def test_a_backend_is_checked_when_it_is_named():
 def test_explain_names_the_operation_in_its_complaints():
     with pytest.raises(TypeError, match="explain: bilinear: missing a required argument: 'input2'"):
         mi.explain(mi.bilinear, torch.ones(2, 3))
+
+
+@pytest.mark.skipif(backends.interpreting(), reason="the interpreter needs no GPU")
+@pytest.mark.skipif(find_spec("triton") is None, reason="the package triton is not installed")
+def test_triton_says_which_gpus_it_needs(monkeypatch):
+    best = {"capability": (7, 5)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "_best_capability", lambda: best["capability"])
+    with pytest.raises(ValueError, match="'triton' cannot run: .* 8.0 or later, the best one here has 7.5"):
+        mi.backend("triton")
+    best["capability"] = (8, 0)
+    assert backends.why_not("triton") is None
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert "this torch was built for those of AMD" in backends.why_not("triton")

@@ -1,5 +1,6 @@
 """`auto` on GPUs: only what has passed the suite on such hardware. Devices and entries are made up here."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +71,34 @@ def test_the_first_entry_wins(gpu):
 def test_other_devices_are_not_asked(gpu):
     gpu.setattr(verified, "VERIFIED", (HOPPER,))
     assert backends.choose(tensor(device="xpu")) == "portable"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"versions": {"torch": "2.11.0"}}, "versions: no triton"),
+        ({"versions": {"triton": "3.6.0"}}, "versions: no torch"),
+        ({"backend": "cuda", "versions": {}}, "versions: no torch"),
+        ({"backend": "typo"}, "backend: expected 'cuda' or 'triton', got 'typo'"),
+        ({"backend": "cpu"}, "backend: expected 'cuda' or 'triton', got 'cpu'"),
+        ({"capability": [9, 0]}, r"capability: expected a tuple of two integers, got \[9, 0\]"),
+        ({"capability": (9.0,)}, "capability: expected"),
+        ({"dtypes": torch.float32}, "dtypes: expected a tuple of torch.dtype, got torch.float32"),
+        ({"dtypes": ("float32",)}, "dtypes: expected"),
+        ({"dtypes": ()}, "dtypes: expected"),
+    ],
+)
+def test_an_entry_is_checked_when_it_is_made(change, message):
+    """Which is when the package is imported, and not on a call."""
+    name = f"verified: {change.get('backend', 'triton')} on made up \\(2026-01-02\\): "
+    with pytest.raises(ValueError, match=name + message):
+        replace(HOPPER, **change)
+
+
+def test_gpus_of_amd_were_not_verified(gpu):
+    gpu.setattr(verified, "VERIFIED", (HOPPER,))
+    gpu.setattr(torch.version, "hip", "6.0")
+    assert backends.choose(tensor()) == "portable"
 
 
 def test_a_name_overrules_the_table(gpu):
