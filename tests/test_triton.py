@@ -27,8 +27,9 @@ import triton
 import triton.language as tl
 
 from mi_kernels.ops.interaction import triton as interaction
-from mi_kernels.ops.triton import plan, products, tiles
+from mi_kernels.ops.triton import kernels, plan, products, tiles
 from mi_kernels.ops.triton.engine import rounded_to_tf32
+from mi_kernels.ops.triton.launch import launch as start
 from mi_kernels.ops.triton.launch import recording, target
 from mi_kernels.ops.triton.tiles import Problem, Tile
 
@@ -197,6 +198,13 @@ def test_another_thread_does_not_record():
         thread.join()
         seen.append(target(torch.device("cpu")).capability)
     assert seen == [(8, 0), (9, 0)]
+
+
+def test_a_grid_too_large_is_refused():
+    """A softmax takes a program for each row; nothing is reserved for the rows that are only counted here."""
+    rows = 1 << 31
+    with pytest.raises(ValueError, match=f"softmax_gate: expected at most {rows - 1} programs .* got {rows}"):
+        start(torch.device("cpu"), kernels.softmax_gate, rows, {}, 4, 1)
 
 
 @INTERPRETED

@@ -32,6 +32,7 @@ class Recorder(NamedTuple):
     launches: list[Launch]
 
 
+_MOST_PROGRAMS = 2**31 - 1
 _OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
 
 
@@ -60,7 +61,10 @@ def target(device: torch.device) -> Target:
 def launch(
     device: torch.device, kernel: Any, programs: int, arguments: dict[str, Any], warps: int, stages: int
 ) -> None:
-    """Run ``programs`` instances of a kernel; none where the result is empty."""
+    """Run ``programs`` instances of a kernel; none where the result is empty.
+
+    Raises ValueError: there are more than the grid of a GPU holds.
+    """
     if programs == 0:
         return
     # Stated because the default depends on the version; a product of floats is not to be rounded twice.
@@ -68,6 +72,11 @@ def launch(
     if _recorders.stack:
         _recorders.stack[-1].launches.append(Launch(kernel, programs, arguments, options))
         return
+    if programs > _MOST_PROGRAMS:
+        raise ValueError(
+            f"triton: {kernel.__name__}: expected at most {_MOST_PROGRAMS} programs in a grid,"
+            f" got {programs}; cut the batch into parts"
+        )
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
         kernel[(programs,)](**arguments, **options)
