@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import environment
+from mi_kernels import backends
 from mi_kernels.testing import sass
 
 CAPABILITIES = (80, 89, 90, 100, 120)
@@ -65,8 +66,31 @@ def why_not() -> str | None:
     """Why nothing can be compiled and looked at here, or None."""
     if find_spec("triton") is None:
         return "the package triton is not installed"
+    if backends.interpreting():
+        return "with TRITON_INTERPRET=1 Triton interprets its kernels and compiles none"
     missing = [name for name in ("cuobjdump",) if sass.disassembler(name) is None]
     return f"{', '.join(missing)}: not found on PATH nor in the package triton" if missing else None
+
+
+def positive(text: str) -> int:
+    """A number of processes or rounds."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def writable(text: str) -> Path:
+    """A file that can be written, before the minutes that its content takes."""
+    path = Path(text)
+    existed = path.exists()
+    try:
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
+    return path
 
 
 @contextmanager
@@ -179,8 +203,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--capability", nargs="+", type=int, choices=CAPABILITIES, default=list(CAPABILITIES))
     parser.add_argument("--dtype", nargs="+", choices=(*DTYPES, "float32", "float64"), default=list(DTYPES))
     parser.add_argument("--short", action="store_true", help="one size and one activation")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
-    parser.add_argument("--output", type=Path, help="JSON; the table goes beside it as .md")
+    parser.add_argument("--jobs", type=positive, default=2, help="processes (2)")
+    parser.add_argument("--output", type=writable, help="JSON; the table goes beside it as .md")
     options = parser.parse_args(argv)
     reason = why_not()
     if reason is not None:

@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cold_start", description="What a first call on Triton waits for.")
     parser.add_argument("--capability", type=int, choices=aot.CAPABILITIES, default=90)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="JSON")
+    parser.add_argument("--rounds", type=aot.positive, default=3)
+    parser.add_argument("--output", type=aot.writable, help="JSON")
     options = parser.parse_args(argv)
     reason = aot.why_not()
     if reason is not None:

@@ -11,7 +11,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import (
+    aot,
     base,
+    cold_start,
     gates,
     hyper,
     measure,
@@ -59,6 +61,46 @@ def test_results_have_every_field(smoke):
                 assert candidate["cores"] > 0
             else:
                 assert candidate["status"].startswith("not installed")
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (aot.main, ["--jobs", "0"], "argument --jobs: expected at least 1, got 0"),
+        (
+            aot.main,
+            ["--output", "no/such/folder.json"],
+            "argument --output: no/such/folder.json: No such file",
+        ),
+        (cold_start.main, ["--rounds", "0"], "argument --rounds: expected at least 1, got 0"),
+        (
+            cold_start.main,
+            ["--output", "no/such/folder.json"],
+            "argument --output: no/such/folder.json: No such",
+        ),
+    ],
+)
+def test_tools_refuse_their_arguments_before_the_work(main, arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_an_output_is_not_touched_before_there_is_one(tmp_path):
+    new, old = tmp_path / "new.json", tmp_path / "old.json"
+    old.write_text("old")
+    assert [aot.writable(str(path)) for path in (new, old)] == [new, old]
+    assert not new.exists() and old.read_text() == "old"
+
+
+@pytest.mark.parametrize("tool", [aot, cold_start])
+def test_tools_compile_nothing_in_the_interpreter(tool, monkeypatch, capsys):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert tool.main([]) == 2
+    assert (
+        "with TRITON_INTERPRET=1 Triton interprets its kernels and compiles none" in capsys.readouterr().err
+    )
 
 
 def test_all_candidates_compute_the_same(smoke):
