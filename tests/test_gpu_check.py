@@ -162,6 +162,7 @@ def test_the_backends_that_matter_are_tested_first(monkeypatch):
 def pretended(monkeypatch):
     """A GPU that is not there: all phases end well."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "_best_capability", lambda: (9, 0))
     monkeypatch.setattr(environment, "facts", lambda command: {"command": command})
     monkeypatch.setattr(gpu, "facts", lambda device: {"name": "Made Up"})
     monkeypatch.setattr(gpu_check, "build", lambda *arguments: {"status": "built"})
