@@ -68,12 +68,15 @@ class CMakeBuild(build_ext):
         ]
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         # CMake decides whether there is a CUDA library; one of an earlier build would be loaded in its place.
-        cuda = Path(*CUDA_LIBRARY.split(".")).with_suffix(".so")
-        Path(self.build_lib, cuda).unlink(missing_ok=True)
+        Path(self.build_lib, self.get_ext_filename(CUDA_LIBRARY)).unlink(missing_ok=True)
         self.cmake(*configure)
         self.cmake("--build", build_dir, "--parallel", jobs)
         self.cmake("--install", build_dir, "--prefix", Path(self.build_lib).resolve())
-        if self.inplace and not Path(self.build_lib, cuda).exists():
+
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        cuda = self.get_ext_filename(CUDA_LIBRARY)
+        if not Path(self.build_lib, cuda).exists():
             Path(ROOT, cuda).unlink(missing_ok=True)
 
     def cmake(self, *arguments) -> None:
