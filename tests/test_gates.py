@@ -1,4 +1,7 @@
-"""The diagonal form and the dense gate: values, gradients of every order, transforms, messages."""
+"""The diagonal form and the dense gate: values, gradients of every order, transforms, messages.
+
+One file for both, though a long one: every test takes both forms through the same calls.
+"""
 
 import re
 
