@@ -5,7 +5,7 @@ tests of every backend, run in a second pytest. The interpreter takes millisecon
 small. bfloat16 is refused: the interpreter holds its numbers as integers and computes garbage. It is
 compiled ahead of time (test_triton_aot.py) and run on GPUs only.
 
-Longer than other files: the choices of tiles and the kernels that run with them are tested on the same problems.
+Longer than other files: choices of tiles and the kernels that run with them are tested on the same problems.
 """
 
 import threading
