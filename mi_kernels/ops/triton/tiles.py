@@ -134,6 +134,8 @@ def _spills(tile: Tile, problem: Problem) -> bool:
     size, item = tile.BM * tile.BN, problem.dtype.itemsize
     if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
         return False
+    if problem.primitive == "linear" and _linear_spills(tile, problem):
+        return True
     if not problem.aligned and problem.primitive != "sum":
         return size > 64 * 64 or tile.BK * item > 64
     if problem.primitive == "input_grads":
@@ -142,6 +144,21 @@ def _spills(tile: Tile, problem: Problem) -> bool:
         return size > (64 * 64 if mma and item == 2 else 64 * 128 if mma or item == 4 else 128 * 128)
     widened = problem.dtype in (torch.float16, torch.float32)
     return widened and problem.capability == (12, 0) and size > 128 * 64
+
+
+def _linear_spills(tile: Tile, problem: Problem) -> bool:
+    # ptxas gives up a few registers where it sees room for one more thread block.
+    size, four, item = tile.BM * tile.BN, tile.warps == 4, problem.dtype.itemsize
+    deep = tile.stages > 2
+    if problem.capability == (9, 0):
+        return tile.BM == 16 and tile.BN >= 128 and four and deep
+    if problem.capability == (10, 0):
+        return not problem.aligned and four and (size >= 64 * 64 or item == 4 and deep)
+    if problem.capability != (12, 0):
+        return False
+    if not problem.aligned:
+        return item == 4 and size >= 64 * 64 and deep
+    return size >= 128 * 64 and (four or problem.dtype != torch.bfloat16 and tile.BK * item > 64)
 
 
 def available_shared_memory(capability: tuple[int, int]) -> int:
@@ -242,6 +259,7 @@ def _heuristic(problem: Problem) -> Tile:
             depth = 16
         widened = style == "lanes" and problem.dtype != torch.bfloat16
         much = widened or style == "promoted" and problem.primitive != "context_grad"
+        much = much or problem.primitive == "linear" and problem.capability == (10, 0)
         eight = much and tile.BM * tile.BN == 64 * 64
         return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
     if problem.second:
@@ -255,9 +273,15 @@ def _heuristic(problem: Problem) -> Tile:
         return _fitted(problem, _shaped(problem, 128, 128))
     if problem.dtype in (torch.float16, torch.float32) and problem.capability == (12, 0):
         tile = _shaped(problem, 128, 64)
+        if problem.primitive == "linear":
+            tile = replace(tile, BK=min(tile.BK, 64 // problem.dtype.itemsize))
         return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
+    if problem.primitive == "linear" and problem.rows <= 16:  # V is read once: more programs read it
+        return _fitted(problem, _shaped(problem, 16, 64))
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
-    return _fitted(problem, _shaped(problem, 128, 256 if wide else 128))
+    tile = _shaped(problem, 128, 256 if wide else 128)
+    eight = problem.primitive == "linear" and problem.capability == (12, 0) and tile.BM * tile.BN >= 128 * 64
+    return _fitted(problem, replace(tile, warps=8) if eight else tile)
 
 
 def _fitted(problem: Problem, tile: Tile) -> Tile:
