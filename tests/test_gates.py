@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from helpers import Spy
+from helpers import Spy, assert_second_order_is_as_exact
 from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
@@ -119,28 +119,14 @@ def test_error_rule(sample, dtype, place):
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_second_order_is_as_exact_as_pytorch(op, dtype, place):
-    """The gradients of a weighted sum of the gradients; the norms of the errors are taken over the draws."""
     sample = Gate(op, GATE_MIDDLE, "AC" if op == "diagonal" else "WU")
+    both = (of_present(function, sample, **sample.options) for function in (call(op), reference(op)))
 
-    def second(function, tensors, weights):
-        leaves = [t.detach().requires_grad_() for t in tensors]
-        *inputs, grad = leaves
-        y = of_present(function, sample, **sample.options)(*inputs)
-        first = torch.autograd.grad(y, inputs, grad, create_graph=True)
-        return torch.autograd.grad(first, leaves, weights)
+    def draw(seed):
+        tensors = sample.arguments(dtype, place.device, seed)
+        return [*(t for t in tensors if t is not None), sample.cotangent(dtype, place.device, seed + 1000)]
 
-    errors = []
-    for seed in range(3):
-        drawn = [
-            [t for t in sample.arguments(dtype, place.device, s) if t is not None]
-            for s in (seed, seed + 2000)
-        ]
-        tensors, weights = [*drawn[0], sample.cotangent(dtype, place.device, seed + 1000)], drawn[1]
-        truth = second(reference(op), [t.double() for t in tensors], [t.double() for t in weights])
-        both = (second(function, tensors, weights) for function in (call(op), reference(op)))
-        errors.append([[(a - b).square().sum() for a, b in zip(found, truth, strict=True)] for found in both])
-    own, rival = torch.tensor(errors).sum(0).sqrt()
-    assert (own <= 2 * rival).all(), own / rival
+    assert_second_order_is_as_exact(*both, draw)
 
 
 @pytest.mark.parametrize("name", activations.NAMES)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from helpers import Spy
+from helpers import Spy, assert_second_order_is_as_exact
 from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
@@ -106,6 +106,20 @@ def test_gradcheck(sample, name, place):
     assert gradgradcheck(
         function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True
     )
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+@pytest.mark.parametrize("name", ["identity", "sigmoid", "softmax"])
+@pytest.mark.parametrize("sample", [TOKENS, MAPS], ids=str)
+def test_second_order_is_as_exact_as_pytorch(sample, name, dtype, place):
+    """Without a shift, on which no gradient depends."""
+    sample = Modulation(sample.name, sample.x, sample.scale, activation=name, scale_offset=0.5)
+
+    def draw(seed):
+        x, scale, _ = sample.arguments(dtype, place.device, seed)
+        return [x, scale, sample.cotangent(dtype, place.device, seed + 1000)]
+
+    assert_second_order_is_as_exact(ours(sample), theirs(sample), draw)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "gelu_tanh", "softmax"])
