@@ -195,7 +195,13 @@ def choose(tensor: torch.Tensor) -> str:
     return name
 
 
+@torch.compiler.assume_constant_result  # dynamo does not see a cache and would trace what is behind it
 def _automatic_on_gpu(device: torch.device, dtype: torch.dtype) -> str:
+    return _verified_on_gpu(device, dtype)
+
+
+@cache
+def _verified_on_gpu(device: torch.device, dtype: torch.dtype) -> str:
     """A compiled backend only where the suite has passed on such hardware (verified.py)."""
     name = verified.backend_for(device, dtype)
     return "portable" if name is None or why_not(name) is not None else name

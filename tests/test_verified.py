@@ -1,7 +1,9 @@
 """`auto` on GPUs: only what has passed the suite on such hardware. Devices and entries are made up here."""
 
+import importlib.metadata
+import importlib.util
 from dataclasses import replace
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,9 +23,22 @@ HOPPER = Verified(
 )
 
 
-def tensor(dtype=torch.bfloat16, device="cuda"):
+class Described(NamedTuple):
     """As much of a tensor as the choice looks at."""
-    return SimpleNamespace(device=torch.device(device, 0), dtype=dtype)
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered():
+    backends._verified_on_gpu.cache_clear()
+    yield
+    backends._verified_on_gpu.cache_clear()
+
+
+def tensor(dtype=torch.bfloat16, device="cuda"):
+    return Described(torch.device(device, 0), dtype)
 
 
 @pytest.fixture
@@ -47,6 +62,7 @@ def test_an_entry_is_chosen_for_its_capability_and_dtypes(gpu):
     assert backends.choose(tensor()) == backends.choose(tensor(torch.float32)) == "triton"
     assert backends.choose(tensor(torch.float16)) == backends.choose(tensor(torch.int64)) == "portable"
     gpu.setattr(verified, "_capability", lambda index: (10, 0))
+    backends._verified_on_gpu.cache_clear()
     assert backends.choose(tensor()) == "portable"
 
 
@@ -54,6 +70,7 @@ def test_another_release_of_triton_was_not_verified(gpu):
     gpu.setattr(verified, "VERIFIED", (HOPPER,))
     for version in ("3.7.0", "4.6.0", None):
         gpu.setattr(verified, "_triton", lambda version=version: version)
+        backends._verified_on_gpu.cache_clear()
         assert backends.choose(tensor()) == "portable"
 
 
@@ -116,3 +133,26 @@ def test_doctor_shows_the_table(gpu):
     assert (
         "triton on 9.0" in doctor.as_text() and "bfloat16, float32 (made up, 2026-01-02)" in doctor.as_text()
     )
+
+
+def test_torch_compile_takes_the_choice_as_a_constant(monkeypatch, fresh_compiler):
+    """Nothing that looks for packages or asks the driver is traced, or done again for each call."""
+    pytest.importorskip("triton")
+    asked = []
+
+    def why_not(name):
+        asked.append(name)
+        return None if importlib.util.find_spec(name) else "a reason"
+
+    here = replace(HOPPER, versions={"torch": "2.11.0", "triton": importlib.metadata.version("triton")})
+    monkeypatch.setattr(verified, "VERIFIED", (here,))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
+    monkeypatch.setattr(backends, "why_not", why_not)
+
+    def chosen(x):
+        return x + len(backends.choose(tensor(x.dtype)))
+
+    compiled = torch.compile(chosen, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1, dtype=torch.bfloat16)).item() == len("triton")
+    assert compiled(torch.zeros(1, dtype=torch.float16)).item() == len("portable")
+    assert backends.choose(tensor()) == "triton" and asked == ["triton"]
