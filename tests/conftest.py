@@ -1,5 +1,7 @@
 """What every test runs under: poisoned uninitialised memory, a seed, and a choice of backends."""
 
+import functools
+import inspect
 import os
 from typing import NamedTuple
 
@@ -30,8 +32,29 @@ class Place(NamedTuple):
         return self.backend if self.device == "cpu" else f"{self.backend}-{self.device}"
 
 
+def _search_builtins_once() -> None:
+    """Triton's interpreter looks for the builtins of its language at every call of a device function.
+
+    Searching modules and classes takes half of the time of these tests; which names are builtins is known
+    after the first time.
+    """
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    builtins = functools.cache(lambda package: inspect.getmembers(package, core.is_builtin))
+
+    def patch(package, builder, *scope):
+        found = builtins(package)
+        if found and core.is_builtin(getattr(package, found[-1][0])):  # else they have been patched, all of them
+            for name, member in found:
+                interpreter._patch_attr(package, name, member, builder, *scope)
+
+    interpreter._patch_builtin = patch
+
+
 def _places() -> list[Place]:
     if backends.interpreting():  # test_triton.py runs tests so, in a process of their own
+        _search_builtins_once()
         return [Place("triton", "cpu")]
     if "MI_KERNELS_TEST_EMULATED" in os.environ:  # the CUDA kernels on the host: test_cuda_emulated.py
         emulated.install()
