@@ -45,7 +45,9 @@ def _search_builtins_once() -> None:
 
     def patch(package, builder, *scope):
         found = builtins(package)
-        if found and core.is_builtin(getattr(package, found[-1][0])):  # else they have been patched, all of them
+        if found and core.is_builtin(
+            getattr(package, found[-1][0])
+        ):  # else they have been patched, all of them
             for name, member in found:
                 interpreter._patch_attr(package, name, member, builder, *scope)
 

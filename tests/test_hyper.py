@@ -12,6 +12,7 @@ from mi_kernels import backends
 from mi_kernels.functional import interaction_by
 from mi_kernels.ops.interaction import reference
 from mi_kernels.ops.interaction.costs import FUSED, PER_Z
+from mi_kernels.ops.interaction.ragged import segments
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import BROADCAST, EMPTY, LAYOUTS, Sample, Shape
@@ -234,12 +235,48 @@ def test_threads_and_order_change_no_bit(place):
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
-def test_one_product_for_each_length(place):
+def test_groups_of_about_one_length_are_one_product(place):
     x, z, *weights = MIXED.arguments(torch.float32, place.device)
     with Spy() as spy:
         interaction_by(PER_Z, x, z, *weights, MIXED.segment_ids(place.device))
     shapes = [tuple(arguments[0].shape) for _, arguments in spy.calls]
-    assert shapes == [(5, 3, 4), (3, 4), (2, 7), (2, 5, 7)]  # W', b', one group of 2 rows, two groups of 5
+    assert shapes == [(5, 3, 4), (3, 4), (3, 5, 7)]  # W', b', groups of 2, 5 and 5 rows
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize("padding", [0, 3, 40, 10**9])
+def test_every_row_has_a_place_in_its_group(padding, in_order):
+    lengths = torch.tensor([7, 0, 1, 100, 8, 7, 0, 90, 1, 9])
+    ids = torch.repeat_interleave(lengths)
+    if not in_order:
+        ids = ids[torch.randperm(len(ids))]
+    found = segments(ids, len(lengths), padding)
+    rooms = torch.tensor([b.length for b in found.buckets for _ in range(b.groups)])
+    assert sorted(found.groups.tolist()) == lengths.nonzero().flatten().tolist()
+    slots = found.groups.repeat_interleave(rooms)  # whose place it is
+    places = torch.arange(len(ids)) if found.places is None else found.places
+    assert len(places.unique()) == len(ids) and torch.equal(slots[places], ids)
+    for group in range(len(lengths)):
+        assert (places[ids == group].diff() == 1).all()  # in the order in which they came
+    filled_up = found.rows - len(ids)
+    assert filled_up == 0 if padding == 0 else filled_up <= min(2 * padding * len(found.buckets), len(ids))
+    products = {0: (6, 8), 3: (4, 8), 40: (3, 3), 10**9: (3, 3)}
+    assert len(found.buckets) == products[padding][in_order]
+
+
+def test_rows_that_fill_up_are_in_no_result(place):
+    """Zeros beside Inf would be NaN; neither values nor gradients of other rows may have it."""
+    lengths = [3, 5, 4]
+    ids = torch.repeat_interleave(torch.tensor(lengths)).to(place.device)
+    leaves = [torch.ones(s, device=place.device, requires_grad=True) for s in ((12, 4), (3, 6, 4), (3, 6))]
+    x, weight, bias = (t.detach().clone() for t in leaves)
+    weight[0, 0, 0] = x[3] = float("inf")
+    x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
+    y = mi.apply_generated(x, weight, bias, segment_ids=ids)
+    assert not y.isnan().any() and torch.equal(y.isinf().any(1).nonzero().flatten().cpu(), torch.arange(4))
+    grads = torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y))
+    assert not any(g.isnan().any() for g in grads)
+    assert torch.equal(grads[2][:, 0].cpu(), torch.tensor(lengths).float())
 
 
 def test_ragged_choice_and_explain(place):
@@ -372,8 +409,10 @@ def test_explain_generate_and_apply(gradients, backend):
         assert [step.op for step in plan.backward] == ["input_grads", "weight_grads"] * gradients
         assert plan.algorithm == ("einsum" if backend == "reference" else "linear")
     ids = torch.tensor([0, 1, 1, 0, 1, 1])
-    ragged = mi.explain("apply_generated", x.flatten(0, 1), layers[0].squeeze(1), segment_ids=ids)
-    assert ragged.operations == 2 * rows * out * width and "in 2 products" in ragged.why
+    grouped = mi.explain("apply_generated", x.flatten(0, 1), layers[0].squeeze(1), segment_ids=ids)
+    filled_up = 2
+    assert grouped.operations == 2 * (rows + filled_up) * out * width
+    assert "in 1 product of 8 rows in all" in grouped.why
     with pytest.raises(ValueError, match="^generate: weight: expected shape"):
         mi.explain("generate", z, weights[0][:, :0])
 

@@ -145,6 +145,12 @@ def _cost(plan: str, operations: int, elements: int, calls: int, dtype: torch.dt
     return Cost(plan, operations, moved, time + calls * rates.call)
 
 
+def padding(width: int, out: int, dtype: torch.dtype, device: str) -> int:
+    """Rows that W' [O, X] may be applied to in vain for one product less; each pass has as many of both."""
+    row = _cost(PER_Z, 2 * width * out, width + out, 0, dtype, device).femtoseconds
+    return _cost(PER_Z, 0, 0, 2, dtype, device).femtoseconds // max(row, 1)
+
+
 def compare(
     sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device: str, products: int = 1
 ) -> tuple[Cost, ...]:

@@ -71,12 +71,12 @@ def apply(
     """The plan of checked arguments x, W' and b'; y has the leading dimensions ``lead``."""
     out, width = weight.shape[-2:]
     rows, why = math.prod(lead), _APPLY
-    product = 2 * rows * out * width
     if segment_ids is not None and ragged.opaque(segment_ids):
         why = "the numbers of the groups cannot be looked at: each row gets its own copy of a layer"
     elif segment_ids is not None and rows > 0:
-        order = ragged.segments(segment_ids, len(weight))
-        why = f"{_APPLY}; in {len(order.buckets)} products of groups of one length"
+        order = ragged.of_layers(segment_ids, x, weight)
+        rows, why = order.rows, f"{_APPLY}; in {order}"
+    product = 2 * rows * out * width
     moved = _bytes(rows * out, x, weight, bias)
     want_x, *want = shared.gradients_wanted((x, weight, bias))
     backward = []

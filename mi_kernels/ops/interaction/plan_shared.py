@@ -92,14 +92,14 @@ def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights
     weight = weights[0]
     if weight is None or backend == "reference" or ragged.opaque(segment_ids):
         return fused
-    order = ragged.segments(segment_ids, len(z))
+    order = ragged.of_contexts(segment_ids, x, z, weight)
     found = ragged.compare(backend, order, x, z, weights)
     best = costs.cheapest(found)
     if best.plan == costs.FUSED:
         return replace(fused, alternatives=found)
-    why = f"{_WHY[best.plan]}; in {len(order.buckets)} products of groups of one length"
+    why = f"{_WHY[best.plan]}; in {order}"
     wanted = shared.gradients_wanted((x, z, *weights))
-    counted = (len(order.groups), len(x))
+    counted = (len(order.groups), order.rows)
     explained = _generated(best.plan, backend, counted, x, z, weights, wanted, why)
     return replace(explained, alternatives=found)
 

@@ -1,8 +1,9 @@
 """Groups of unequal length: rows in any order, each with the number of the group whose context it has.
 
-Groups of one length that follow each other are one grouped product; nothing is padded. Rows are brought into
-an order where all groups of one length follow each other, unless they lie well as they come. Without W' at
-hand there is a second way, one context for each row (N Z elements) and the fused pass; costs.py compares.
+Groups of one length that follow each other are one grouped product. Rows are brought into an order where all
+groups of about one length follow each other, filled up with rows of zeros where these cost less than one more
+product (costs.padding), unless they lie well as they come. Without W' at hand there is a second way, one
+context for each row (N Z elements) and the fused pass; costs.py compares.
 """
 
 from collections.abc import Sequence
@@ -21,24 +22,27 @@ _PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx is at work
 
 
 class Bucket(NamedTuple):
-    """Groups of one length, which follow each other."""
+    """Groups that follow each other, each of them with room for this many rows."""
 
     groups: int
     length: int
 
 
 class Segments(NamedTuple):
-    """The groups that are not empty in the order of their buckets, and the rows in that order."""
+    """The groups that are not empty in the order of their buckets, and where each row goes in it."""
 
     groups: Tensor  # [G'], numbers of groups
-    rows: Tensor | None  # [N], numbers of rows; None where they are in order
+    places: Tensor | None  # [N]; None where rows are in order and nothing is filled up
     buckets: tuple[Bucket, ...]
 
-    def inverse(self) -> Tensor:
-        assert self.rows is not None
-        places = torch.empty_like(self.rows)
-        places[self.rows] = torch.arange(len(self.rows), device=self.rows.device)
-        return places
+    @property
+    def rows(self) -> int:
+        """How many there are, with those that fill up."""
+        return sum(bucket.groups * bucket.length for bucket in self.buckets)
+
+    def __str__(self) -> str:
+        several = "s" if len(self.buckets) != 1 else ""
+        return f"{len(self.buckets)} product{several} of {self.rows} rows in all"
 
 
 def opaque(segment_ids: Tensor) -> bool:
@@ -57,21 +61,52 @@ def check(op: str, segment_ids: object, x: Tensor, groups: int) -> None:
     check_segments(op, segment_ids, x, groups, look)
 
 
-def segments(segment_ids: Tensor, count: int) -> Segments:
-    """The order of rows whose groups are ``segment_ids``, numbers below ``count``."""
+def segments(segment_ids: Tensor, count: int, padding: int) -> Segments:
+    """The order of rows whose groups are ``segment_ids``, numbers below ``count``.
+
+    ``padding``: rows of zeros that are worth one product less.
+    """
     lengths = torch.bincount(segment_ids, minlength=count)
     filled = lengths.nonzero().squeeze(1)
     by_length = filled[torch.argsort(lengths[filled], stable=True)]
-    buckets = _buckets(lengths[by_length])
-    if _ascending(segment_ids):
+    buckets = _joined(_buckets(lengths[by_length]), padding)
+    ascending = _ascending(segment_ids)
+    if ascending:
         runs = _buckets(lengths[filled])
         # Up to twice as many products are cheaper than rows that are moved, there and back.
         if len(runs) <= 2 * len(buckets):
             return Segments(filled, None, runs)
-    place = torch.empty_like(lengths)
-    place[by_length] = torch.arange(len(by_length), device=segment_ids.device)
-    key = place[segment_ids]
-    return Segments(by_length, None if _ascending(key) else torch.argsort(key, stable=True), buckets)
+    order = None if ascending else torch.argsort(segment_ids, stable=True)
+    groups = segment_ids if order is None else segment_ids[order]
+    # Of each group the first place in the new order less the first one in that of the groups.
+    shifts = torch.empty_like(lengths)
+    room = torch.tensor([length for groups, length in buckets for _ in range(groups)], device=lengths.device)
+    shifts[by_length] = room.cumsum(0) - room
+    shifts -= lengths.cumsum(0) - lengths
+    places = shifts[groups] + torch.arange(len(groups), device=groups.device)
+    if order is not None:
+        places = torch.empty_like(places).index_copy_(0, order, places)
+    found = Segments(by_length, places, buckets)
+    return found._replace(places=None) if found.rows == len(places) and _ascending(places) else found
+
+
+def _joined(buckets: tuple[Bucket, ...], padding: int) -> tuple[Bucket, ...]:
+    """Fewer and larger buckets of lengths in ascending order.
+
+    A bucket of two halves instead of two buckets has twice the rows that fill up, so it may have twice what
+    a product is worth. But no more than half of all rows of a bucket fill up.
+    """
+    joined: list[Bucket] = []
+    added = 0
+    for groups, length in reversed(buckets):
+        more = groups * (joined[-1].length - length) if joined else 0
+        if joined and added + more <= min(2 * padding, joined[-1].groups * joined[-1].length // 2):
+            added += more
+            joined[-1] = Bucket(joined[-1].groups + groups, joined[-1].length)
+        else:
+            added = 0
+            joined.append(Bucket(groups, length))
+    return tuple(reversed(joined))
 
 
 def _ascending(numbers: Tensor) -> bool:
@@ -85,8 +120,8 @@ def _buckets(lengths: Tensor) -> tuple[Bucket, ...]:
 
 def _by_bucket(backend: str, order: Segments, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y [N, O], where W' [G', O, X] and b' [G', O] are in the order of the groups."""
-    if order.rows is not None:
-        x = x.index_select(0, order.rows)
+    if order.places is not None:
+        x = x.new_zeros(order.rows, x.shape[1]).index_copy(0, order.places, x)
     counts = [bucket.groups for bucket in order.buckets]
     # split, not slices: the derivative of a slice has the size of the whole, for each of them.
     rows = x.split([bucket.groups * bucket.length for bucket in order.buckets])
@@ -98,7 +133,7 @@ def _by_bucket(backend: str, order: Segments, x: Tensor, weight: Tensor, bias: M
         y = shared.apply(backend, part.unflatten(0, tuple(bucket)), layers, offset)
         parts.append(y.reshape(len(part), y.shape[-1]))
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return y if order.rows is None else y.index_select(0, order.inverse())
+    return y if order.places is None else y.index_select(0, order.places)
 
 
 def apply(backend: str, segment_ids: Tensor, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
@@ -107,11 +142,23 @@ def apply(backend: str, segment_ids: Tensor, x: Tensor, weight: Tensor, bias: Ma
         rows = of_rows(weight, segment_ids).unsqueeze(1)
         bias = None if bias is None else of_rows(bias, segment_ids).unsqueeze(1)
         return shared.apply(backend, x.unsqueeze(1), rows, bias).flatten(0, 2)
-    order = segments(segment_ids, weight.shape[0])
+    order = of_layers(segment_ids, x, weight)
     if not torch.equal(order.groups, torch.arange(weight.shape[0], device=weight.device)):
         weight = weight.index_select(0, order.groups)
         bias = None if bias is None else bias.index_select(0, order.groups)
     return _by_bucket(backend, order, x, weight, bias)
+
+
+def of_layers(segment_ids: Tensor, x: Tensor, weight: Tensor) -> Segments:
+    """The order for W' [G, O, X]."""
+    groups, out, width = weight.shape
+    return segments(segment_ids, groups, costs.padding(width, out, x.dtype, x.device.type))
+
+
+def of_contexts(segment_ids: Tensor, x: Tensor, z: Tensor, weight: Tensor) -> Segments:
+    """The order for z [G, Z] and W [O, Z, X]."""
+    out, _, width = weight.shape
+    return segments(segment_ids, len(z), costs.padding(width, out, x.dtype, x.device.type))
 
 
 def compare(
@@ -122,7 +169,7 @@ def compare(
     assert weight is not None
     groups = len(order.groups)
     sizes = costs.Sizes(
-        groups, 1, max(len(x) // max(groups, 1), 1), z.shape[-1], x.shape[-1], weight.shape[0]
+        groups, 1, max(order.rows // max(groups, 1), 1), z.shape[-1], x.shape[-1], weight.shape[0]
     )
     wanted = costs.Wanted(*shared.gradients_wanted((x, z, *weights[:3])))
     # The rows that do not divide are left out; they change nothing.
@@ -135,7 +182,7 @@ def interaction(
     """y [N, O] of x [N, X] and z [G, Z]."""
     if weights[0] is None or opaque(segment_ids):
         return autograd.forward(backend, x, contexts_of_rows(z, segment_ids), *weights)
-    order = segments(segment_ids, z.shape[0])
+    order = of_contexts(segment_ids, x, z, weights[0])
     plan = force or costs.cheapest(compare(backend, order, x, z, weights)).plan
     if plan == costs.FUSED or not order.buckets:
         return autograd.forward(backend, x, contexts_of_rows(z, segment_ids), *weights)
