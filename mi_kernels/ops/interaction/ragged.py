@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mi_kernels.ops.interaction import autograd, costs, shared
 from mi_kernels.ops.interaction.portable import accumulation_dtype
+from mi_kernels.ops.rows import move
 from mi_kernels.ops.rules import Maybe
 from mi_kernels.validation import check_segments
 
@@ -32,7 +33,10 @@ class Segments(NamedTuple):
     """The groups that are not empty in the order of their buckets, and where each row goes in it."""
 
     groups: Tensor  # [G'], numbers of groups
-    places: Tensor | None  # [N]; None where rows are in order and nothing is filled up
+    # [N], and what lies at each place: [P], numbers of rows, N where it is filled up. None where rows are in
+    # order and nothing is filled up.
+    places: Tensor | None
+    source: Tensor | None
     buckets: tuple[Bucket, ...]
 
     @property
@@ -75,7 +79,7 @@ def segments(segment_ids: Tensor, count: int, padding: int) -> Segments:
         runs = _buckets(lengths[filled])
         # Up to twice as many products are cheaper than rows that are moved, there and back.
         if len(runs) <= 2 * len(buckets):
-            return Segments(filled, None, runs)
+            return Segments(filled, None, None, runs)
     order = None if ascending else torch.argsort(segment_ids, stable=True)
     groups = segment_ids if order is None else segment_ids[order]
     # Of each group the first place in the new order less the first one in that of the groups.
@@ -86,8 +90,12 @@ def segments(segment_ids: Tensor, count: int, padding: int) -> Segments:
     places = shifts[groups] + torch.arange(len(groups), device=groups.device)
     if order is not None:
         places = torch.empty_like(places).index_copy_(0, order, places)
-    found = Segments(by_length, places, buckets)
-    return found._replace(places=None) if found.rows == len(places) and _ascending(places) else found
+    rows = sum(groups * length for groups, length in buckets)
+    if rows == len(places) and _ascending(places):
+        return Segments(by_length, None, None, buckets)
+    source = torch.full((rows,), len(places), device=places.device)
+    source.index_copy_(0, places, torch.arange(len(places), device=places.device))
+    return Segments(by_length, places, source, buckets)
 
 
 def _joined(buckets: tuple[Bucket, ...], padding: int) -> tuple[Bucket, ...]:
@@ -120,8 +128,9 @@ def _buckets(lengths: Tensor) -> tuple[Bucket, ...]:
 
 def _by_bucket(backend: str, order: Segments, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y [N, O], where W' [G', O, X] and b' [G', O] are in the order of the groups."""
-    if order.places is not None:
-        x = x.new_zeros(order.rows, x.shape[1]).index_copy(0, order.places, x)
+    places, source = order.places, order.source
+    if places is not None and source is not None:
+        x = move(x, source, places)
     counts = [bucket.groups for bucket in order.buckets]
     # split, not slices: the derivative of a slice has the size of the whole, for each of them.
     rows = x.split([bucket.groups * bucket.length for bucket in order.buckets])
@@ -133,7 +142,7 @@ def _by_bucket(backend: str, order: Segments, x: Tensor, weight: Tensor, bias: M
         y = shared.apply(backend, part.unflatten(0, tuple(bucket)), layers, offset)
         parts.append(y.reshape(len(part), y.shape[-1]))
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return y if order.places is None else y.index_select(0, order.places)
+    return y if places is None or source is None else move(y, places, source)
 
 
 def apply(backend: str, segment_ids: Tensor, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
