@@ -47,11 +47,12 @@ def interaction(
 
     Where rows share a context (or contexts an input), ``W' = z W + V`` is generated once for each context
     and applied to its rows, if that is estimated to be faster and W' is small enough
-    (ops/interaction/costs.py); ``explain`` says which. Groups of one length are one product; nothing is
-    padded. Under ``torch.compile`` (and other tracers), and under ``torch.vmap`` over ``segment_ids``, the
-    numbers are not looked at: each row gets its own copy of its context (N Z elements), and numbers out of
-    range are found by PyTorch's indexing. Nested tensors are refused: pass ``x.values()`` and
-    ``torch.repeat_interleave(x.offsets().diff())``.
+    (ops/interaction/costs.py); ``explain`` says which. Groups of about one length are one product. Nothing
+    is padded to the longest group: rows of zeros fill groups up only where they cost less than one more
+    product, and are never more than the rows that there are. Under ``torch.compile`` (and other tracers),
+    and under ``torch.vmap`` over ``segment_ids``, the numbers are not looked at: each row gets its own copy
+    of its context (N Z elements), and numbers out of range are found by PyTorch's indexing. Nested tensors
+    are refused: pass ``x.values()`` and ``torch.repeat_interleave(x.offsets().diff())``.
 
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits accumulate in float32)
     or an integer dtype, and lie on one device. Differentiable in all arguments, to any order, in
