@@ -3,6 +3,7 @@
 
 #include "../operands.h"
 #include "mma_kernels.h"
+#include "place.h"
 
 namespace mi_kernels::cuda {
 

@@ -6,9 +6,10 @@
 
 #include <cstdint>
 
-#include "place.h"
-
 namespace mi_kernels::cuda {
+
+class Place;  // place.h takes nvcc longer than most kernels
+void* stream_of(const Place&);
 
 // The runtime is linked statically and its last error is this library's alone, so nobody else's failure is
 // reported here and none of ours is taken from torch.
@@ -34,7 +35,7 @@ void launch(const char* op, const Place& place, void (*kernel)(Parameters...), d
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                int(shared)),
           op);
-  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(place.stream())>>>(Parameters(arguments)...);
+  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream_of(place))>>>(Parameters(arguments)...);
   check(cudaGetLastError(), op);
 }
 #endif

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "launch.cuh"
+#include "place.h"
 
 namespace mi_kernels::cuda {
 namespace {
@@ -63,5 +64,6 @@ Place::Place(const Tensor& like) {
   machine_ = machine_of(device);
 }
 Place::~Place() = default;
+void* stream_of(const Place& place) { return place.stream(); }
 
 }  // namespace mi_kernels::cuda

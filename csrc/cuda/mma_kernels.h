@@ -2,9 +2,10 @@
 #pragma once
 
 #include "families.cuh"
-#include "place.h"
 
 namespace mi_kernels::cuda {
+
+class Place;
 
 template <class T>
 void launch_forward(const Place&, const ForwardCall<T>&);

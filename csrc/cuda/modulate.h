@@ -34,4 +34,8 @@ struct ModulateGradsPlan {
 
 ModulateGradsPlan plan_modulate_grads(const ModulateGradsCall&, DType, const Machine&);
 
+class Place;
+void launch_modulate(const Place&, DType, const ModulateCall&);
+void launch_modulate_grads(const Place&, DType, const ModulateGradsCall&, const ModulateGradsPlan&, void* partials);
+
 }  // namespace mi_kernels::cuda

@@ -21,7 +21,4 @@ ModulateGradsCall modulate_grads_call(const Tensor* dx, const Tensor* dscale, co
 // Runs a call of the gradients on the device of `like`.
 void run_modulate_grads(const ModulateGradsCall& call, const Tensor& like, DType dtype);
 
-void launch_modulate(const Place&, DType, const ModulateCall&);
-void launch_modulate_grads(const Place&, DType, const ModulateGradsCall&, const ModulateGradsPlan&, void* partials);
-
 }  // namespace mi_kernels::cuda

@@ -1,7 +1,6 @@
 // The kernels of the gradients of modulation; their text is in modulate_kernels.cuh.
 #include "gpu.cuh"
 #include "launch.cuh"
-#include "modulate_call.h"
 #include "modulate_kernels.cuh"
 
 namespace mi_kernels::cuda {
