@@ -84,8 +84,9 @@ def segments(segment_ids: Tensor, count: int, padding: int) -> Segments:
     groups = segment_ids if order is None else segment_ids[order]
     # Of each group the first place in the new order less the first one in that of the groups.
     shifts = torch.empty_like(lengths)
-    room = torch.tensor([length for groups, length in buckets for _ in range(groups)], device=lengths.device)
-    shifts[by_length] = room.cumsum(0) - room
+    counts, rooms = torch.tensor(buckets, device=lengths.device).unbind(1)
+    rooms = rooms.repeat_interleave(counts, output_size=len(by_length))
+    shifts[by_length] = rooms.cumsum(0) - rooms
     shifts -= lengths.cumsum(0) - lengths
     places = shifts[groups] + torch.arange(len(groups), device=groups.device)
     if order is not None:
