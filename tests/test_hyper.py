@@ -264,6 +264,12 @@ def test_every_row_has_a_place_in_its_group(padding, in_order):
     assert len(found.buckets) == products[padding][in_order]
 
 
+def test_long_groups_in_order_are_not_moved_for_one_product_less():
+    lengths = torch.tensor([1000, 1001, 1002])
+    found = segments(torch.repeat_interleave(lengths), 3, padding=10)
+    assert found.places is None and found.buckets == tuple((1, length) for length in lengths.tolist())
+
+
 def test_rows_that_fill_up_are_in_no_result(place):
     """Zeros beside Inf would be NaN; neither values nor gradients of other rows may have it."""
     lengths = [3, 5, 4]
@@ -286,6 +292,18 @@ def test_ragged_choice_and_explain(place):
         assert explained.alternatives[0].plan == FUSED
         assert (explained.algorithm == PER_Z) == (plan == PER_Z)
         assert torch.equal(mi.interaction(*arguments, segment_ids=ids), interaction_by(plan, *arguments, ids))
+
+
+def test_the_fused_plan_fills_nothing_up():
+    """Neither what it is estimated at, for which it would lose here, nor the reference."""
+    sample = Ragged("filled up", (3, 3, 3, 2, 2, 2, 2, 1) * 40, 64, 64, 64)
+    (x, z, weight, *_), ids = sample.arguments(torch.float32), sample.segment_ids()
+    explained = mi.explain("interaction", x, z, weight, segment_ids=ids)
+    assert explained.alternatives[0].operations == 2 * 720 * 64**3
+    assert explained.algorithm != PER_Z
+    with mi.backend("reference"):
+        applied = mi.explain("apply_generated", x, weight[:1].expand(320, 64, 64), segment_ids=ids)
+    assert applied.operations == 2 * 720 * 64 * 64
 
 
 def test_shared_layers_are_not_copied_out(place):

@@ -73,7 +73,7 @@ def apply(
     rows, why = math.prod(lead), _APPLY
     if segment_ids is not None and ragged.opaque(segment_ids):
         why = "the numbers of the groups cannot be looked at: each row gets its own copy of a layer"
-    elif segment_ids is not None and rows > 0:
+    elif segment_ids is not None and rows > 0 and backend != "reference":
         order = ragged.of_layers(segment_ids, x, weight)
         rows, why = order.rows, f"{_APPLY}; in {order}"
     product = 2 * rows * out * width

@@ -77,8 +77,10 @@ def segments(segment_ids: Tensor, count: int, padding: int) -> Segments:
     ascending = _ascending(segment_ids)
     if ascending:
         runs = _buckets(lengths[filled])
-        # Up to twice as many products are cheaper than rows that are moved, there and back.
-        if len(runs) <= 2 * len(buckets):
+        more = len(runs) - len(buckets)
+        # Up to twice as many products are cheaper than rows that are moved, there and back; and so are
+        # products that are worth fewer rows than half of those that would be moved.
+        if more <= len(buckets) or 2 * padding * more <= len(segment_ids):
             return Segments(filled, None, None, runs)
     order = None if ascending else torch.argsort(segment_ids, stable=True)
     groups = segment_ids if order is None else segment_ids[order]
@@ -177,13 +179,14 @@ def compare(
     """The costs of both ways; W is there."""
     weight = weights[0]
     assert weight is not None
-    groups = len(order.groups)
-    sizes = costs.Sizes(
-        groups, 1, max(order.rows // max(groups, 1), 1), z.shape[-1], x.shape[-1], weight.shape[0]
-    )
-    wanted = costs.Wanted(*shared.gradients_wanted((x, z, *weights[:3])))
+    groups, dims = len(order.groups), (z.shape[-1], x.shape[-1], weight.shape[0])
     # The rows that do not divide are left out; they change nothing.
-    return costs.compare(sizes, wanted, x.dtype, backend, x.device.type, len(order.buckets))
+    sizes = costs.Sizes(groups, 1, max(order.rows // max(groups, 1), 1), *dims)
+    wanted = costs.Wanted(*shared.gradients_wanted((x, z, *weights[:3])))
+    how = wanted, x.dtype, backend, x.device.type
+    # The fused plan has a context for each row, and fills nothing up.
+    fused = costs.fused(costs.Sizes(len(x), 1, 1, *dims), *how)
+    return fused, *costs.compare(sizes, *how, len(order.buckets))[1:]
 
 
 def interaction(
