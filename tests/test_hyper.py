@@ -12,7 +12,7 @@ from mi_kernels import backends
 from mi_kernels.functional import interaction_by
 from mi_kernels.ops.interaction import reference
 from mi_kernels.ops.interaction.costs import FUSED, PER_Z
-from mi_kernels.ops.interaction.ragged import segments
+from mi_kernels.ops.interaction.ragged import of_layers, segments
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import BROADCAST, EMPTY, LAYOUTS, Sample, Shape
@@ -454,3 +454,18 @@ def test_autocast(place):
         weight, bias = mi.generate(z, *weights)
         assert weight.dtype == bias.dtype == torch.bfloat16
         assert mi.apply_generated(x, weight.float(), bias).dtype == torch.bfloat16
+
+
+def test_memory_of_rows_that_are_moved(place):
+    """Beside the results: rows in their new order, filled up, and what the products make of them."""
+    if place.device != "cpu":
+        pytest.skip("peak_memory measures the CPU's allocator")
+    lengths = torch.tensor([1000, 990] * 20)
+    ids = torch.repeat_interleave(lengths)
+    ids = ids[torch.randperm(len(ids))]
+    x, weight = torch.randn(len(ids), 64), torch.randn(40, 4, 64)
+    order = of_layers(ids, x, weight)
+    assert order.rows > len(ids)
+    moved = order.rows * (64 + 2 * 4) * 4
+    peak = peak_memory(lambda: mi.apply_generated(x, weight, segment_ids=ids))
+    assert peak <= moved + indices + weight.nbytes + (1 << 20)

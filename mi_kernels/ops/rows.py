@@ -5,7 +5,6 @@ some were taken twice. Here each row has one place at most, so the derivative is
 orders in each other's place.
 """
 
-import torch
 from torch import Tensor
 
 from mi_kernels.ops.rules import Rule, differentiating, nests
@@ -23,9 +22,11 @@ def move(rows: Tensor, source: Tensor, places: Tensor) -> Tensor:
 
 
 def _moved(rows: Tensor, source: Tensor, places: Tensor) -> Tensor:
-    if len(source) > len(places):  # some are zeros
-        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-    return rows.index_select(0, source)
+    if len(source) <= len(places):  # no zeros
+        return rows.index_select(0, source)
+    absent = source == len(rows)
+    moved = rows.index_select(0, source.masked_fill(absent, 0))
+    return moved.index_fill_(0, absent.nonzero().squeeze(1), 0)
 
 
 class Move(Rule):
