@@ -468,4 +468,4 @@ def test_memory_of_rows_that_are_moved(place):
     assert order.rows > len(ids)
     moved = order.rows * (64 + 2 * 4) * 4
     peak = peak_memory(lambda: mi.apply_generated(x, weight, segment_ids=ids))
-    assert peak <= moved + indices + weight.nbytes + (1 << 20)
+    assert peak <= moved + weight.nbytes + (1 << 20)
