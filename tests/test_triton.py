@@ -158,6 +158,14 @@ def test_a_table_comes_first_if_it_is_valid():
         assert tiles.choose(problem) == before
 
 
+def test_no_tile_reaches_further_than_32_bits():
+    """Offsets within a tile are int32 where strides are below WIDE_STRIDE."""
+    assert 2 * (tiles.LARGEST_BLOCK - 1) * (products.WIDE_STRIDE - 1) < 1 << 31
+    problem = Problem("linear", torch.bfloat16, "ieee", (9, 0), False, True, 1, 1 << 20, 16, 1, 16)
+    tile = Tile(tiles.LARGEST_BLOCK, 16, 16, 4, 1, "plain")
+    assert tiles.valid(tile, problem) and not tiles.valid(replace(tile, BM=2 * tile.BM), problem)
+
+
 def rows_of(start, width, dtype=torch.bfloat16, gap=0):
     """Meta tensors of 64 rows whose first element is the one at ``start``."""
     return torch.empty(64, start + width + gap, dtype=dtype, device="meta")[:, start:][:, :width]

@@ -23,6 +23,7 @@ _MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
 _MULTIPROCESSORS_ELSEWHERE = 128
 MAX_SPLITS = 32
 MAX_STAGES = 8
+LARGEST_BLOCK = 256  # for which products.WIDE_STRIDE keeps offsets within a tile in int32
 STEPS_OF_A_SPLIT = 8  # loop turns below which a part is all start and end
 FEW = 1 << 21  # elements of partial sums that stay in an L2 cache
 
@@ -124,7 +125,7 @@ def valid(tile: Tile, problem: Problem) -> bool:
 
 def sound(tile: Tile) -> bool:
     """Whether a tile is one at all: blocks of powers of two, warps and stages that candidates have."""
-    blocks = all(16 <= size <= 1024 and size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK))
+    blocks = all(16 <= size <= LARGEST_BLOCK and size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK))
     known = any(tile.style in names for names in (*_STYLES.values(), ("held", "scaled")))
     return blocks and known and tile.warps in (4, 8) and 1 <= tile.stages <= MAX_STAGES
 
