@@ -128,6 +128,13 @@ def test_chosen_tiles_are_valid():
         assert 1 <= parts <= tiles.MAX_SPLITS
 
 
+def test_small_blackwell_is_a_family():
+    """12.1 has the registers and the matrix instruction of 12.0, which is compiled for in benchmarks/aot.py."""
+    for problem in problems():
+        if problem.capability == (12, 0):
+            assert tiles.choose(replace(problem, capability=(12, 1))) == tiles.choose(problem)
+
+
 def test_candidates_are_valid_and_begin_with_the_choice():
     problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256)
     found = list(tiles.candidates(problem))

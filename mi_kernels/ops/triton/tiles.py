@@ -144,7 +144,7 @@ def _spills(tile: Tile, problem: Problem) -> bool:
         mma = problem.capability not in ((9, 0), (10, 0))
         return size > (64 * 64 if mma and item == 2 else 64 * 128 if mma or item == 4 else 128 * 128)
     widened = problem.dtype in (torch.float16, torch.float32)
-    return widened and problem.capability == (12, 0) and size > 128 * 64
+    return widened and problem.capability[0] == 12 and size > 128 * 64
 
 
 def _linear_spills(tile: Tile, problem: Problem) -> bool:
@@ -155,7 +155,7 @@ def _linear_spills(tile: Tile, problem: Problem) -> bool:
         return tile.BM == 16 and tile.BN >= 128 and four and deep
     if problem.capability == (10, 0):
         return not problem.aligned and four and (size >= 64 * 64 or item == 4 and deep)
-    if problem.capability != (12, 0):
+    if problem.capability[0] != 12:
         return False
     if not problem.aligned:
         return item == 4 and size >= 64 * 64 and deep
@@ -272,7 +272,7 @@ def _heuristic(problem: Problem) -> Tile:
             tile = _shaped(problem, 64, 64 if mma and problem.dtype.itemsize == 2 else 128)
             return _fitted(problem, replace(tile, warps=8) if tile.BM * tile.BN >= 64 * 64 else tile)
         return _fitted(problem, _shaped(problem, 128, 128))
-    if problem.dtype in (torch.float16, torch.float32) and problem.capability == (12, 0):
+    if problem.dtype in (torch.float16, torch.float32) and problem.capability[0] == 12:
         tile = _shaped(problem, 128, 64)
         if problem.primitive == "linear":
             tile = replace(tile, BK=min(tile.BK, 64 // problem.dtype.itemsize))
@@ -281,7 +281,7 @@ def _heuristic(problem: Problem) -> Tile:
         return _fitted(problem, _shaped(problem, 16, 64))
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
     tile = _shaped(problem, 128, 256 if wide else 128)
-    eight = problem.primitive == "linear" and problem.capability == (12, 0) and tile.BM * tile.BN >= 128 * 64
+    eight = problem.primitive == "linear" and problem.capability[0] == 12 and tile.BM * tile.BN >= 128 * 64
     return _fitted(problem, replace(tile, warps=8) if eight else tile)
 
 
