@@ -8,8 +8,8 @@ Of each it is checked that
 
 * no register is spilled, and its shared memory is not more than the GPU has;
 * the products use the matrix instruction of the architecture: mma on 8.0, 8.9 and 12.0, wgmma on 9.0, tcgen05
-  on 10.0 (a tile of less than 64 rows has mma everywhere, float32 without tf32 has none, and float64 has mma on
-  8.0, 9.0 and 10.0 alone);
+  on 10.0 (a tile of less than 64 rows has mma everywhere, float32 without tf32 has none, and float64 has mma
+  on 8.0, 9.0 and 10.0 alone);
 * on 9.0 no register is written while a wgmma still reads it (testing/sass.py).
 
 Nothing runs: this says nothing about results.

@@ -28,6 +28,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from mi_kernels.ops.diagonal import triton as diagonal
+from mi_kernels.ops.gated import triton as gated
 from mi_kernels.ops.interaction import triton as interaction
 from mi_kernels.ops.triton import kernels, plan, products, tiles
 from mi_kernels.ops.triton.engine import rounded_to_tf32
@@ -129,10 +131,26 @@ def test_chosen_tiles_are_valid():
 
 
 def test_small_blackwell_is_a_family():
-    """12.1 has the registers and the matrix instruction of 12.0, which is compiled for in benchmarks/aot.py."""
+    """12.1 has the registers and the matrix instruction of 12.0, which benchmarks/aot.py compiles for."""
     for problem in problems():
         if problem.capability == (12, 0):
             assert tiles.choose(replace(problem, capability=(12, 1))) == tiles.choose(problem)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES[1:], ids=str)
+def test_wide_tiles_hold_one_result(capability):
+    """128x256 leaves no registers for partial sums or an activation, and on mma for no generated operand."""
+    x, z, w = plan.without_data((32768, 512), (32768, 32), (512, 32, 512), dtype=torch.bfloat16)
+    (g, u, a), large = (x, w[..., 0], x[:512]), 128 * 128
+    with recording(capability) as launches:
+        gated.gated_interaction(x, z, w, None, None, None, "gelu", True)
+        diagonal.diagonal(x, z, u, None, None, None, a, "gelu", 0.0, True)
+        interaction.input_grads(g[:, :64], z, x, w[:64].mT, None, a[:64], False, True)
+        assert all(a.arguments["BM"] * a.arguments["BN"] <= large for a in launches)
+        interaction.forward(x, z, w, None, None, None)
+    tensor_cores_of_their_own = capability in ((9, 0), (10, 0))
+    last = launches[-1].arguments
+    assert (last["BM"] * last["BN"] > large) == tensor_cores_of_their_own
 
 
 def test_candidates_are_valid_and_begin_with_the_choice():

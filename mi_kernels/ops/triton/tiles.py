@@ -45,6 +45,7 @@ class Problem:
         rows, columns: of the result.
         context, depth: lengths I and K of the sums.
         second: whether a second product, the shift, runs beside the first.
+        gated: whether an activation and its factor follow the sum.
     """
 
     primitive: str
@@ -59,6 +60,7 @@ class Problem:
     context: int
     depth: int
     second: bool = False
+    gated: bool = False
 
     @property
     def key(self) -> str:
@@ -125,7 +127,9 @@ def valid(tile: Tile, problem: Problem) -> bool:
 
 def sound(tile: Tile) -> bool:
     """Whether a tile is one at all: blocks of powers of two, warps and stages that candidates have."""
-    blocks = all(16 <= size <= LARGEST_BLOCK and size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK))
+    blocks = all(
+        16 <= size <= LARGEST_BLOCK and size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK)
+    )
     known = any(tile.style in names for names in (*_STYLES.values(), ("held", "scaled")))
     return blocks and known and tile.warps in (4, 8) and 1 <= tile.stages <= MAX_STAGES
 
@@ -135,6 +139,8 @@ def _spills(tile: Tile, problem: Problem) -> bool:
     size, item = tile.BM * tile.BN, problem.dtype.itemsize
     if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
         return False
+    if size > 128 * 128 and _wide_spills(problem):
+        return True
     if problem.primitive == "linear" and _linear_spills(tile, problem):
         return True
     if not problem.aligned and problem.primitive != "sum":
@@ -145,6 +151,13 @@ def _spills(tile: Tile, problem: Problem) -> bool:
         return size > (64 * 64 if mma and item == 2 else 64 * 128 if mma or item == 4 else 128 * 128)
     widened = problem.dtype in (torch.float16, torch.float32)
     return widened and problem.capability[0] == 12 and size > 128 * 64
+
+
+def _wide_spills(problem: Problem) -> bool:
+    # Partial sums and an activation take as many registers as the sum itself: up to 1100 bytes are spilled.
+    # Beside a generated operand mma spills up to 430.
+    mma = problem.capability not in ((9, 0), (10, 0))
+    return problem.gated or problem.primitive == "linear" or mma and problem.primitive != "matrix_grad"
 
 
 def _linear_spills(tile: Tile, problem: Problem) -> bool:
