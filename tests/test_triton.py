@@ -463,6 +463,18 @@ def test_gates_are_as_exact_as_pytorch(op, dtype, name):
 
 
 @INTERPRETED
+@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+def test_the_offset_of_a_gate_keeps_its_digits(name):
+    """Triton's own choice for a number is float32, which has no 0.1."""
+    x, z, a = torch.ones(3, 5).double(), torch.randn(3, 4).double(), torch.randn(5, 4).double()
+    with mi.backend("triton"):
+        y = mi.diagonal(x, z, a, activation=name, scale_offset=0.1)
+    with mi.backend("reference"):
+        truth = mi.diagonal(x, z, a, activation=name, scale_offset=0.1)
+    torch.testing.assert_close(y, truth, rtol=1e-14, atol=1e-14)
+
+
+@INTERPRETED
 def test_derivatives_against_differences():
     """The derivatives of einsum stand in elsewhere: an exact check costs minutes here."""
     sample = Sample(Shape("tiny", (2,), 2, 3, 2))
