@@ -8,7 +8,8 @@ Of each it is checked that
 
 * no register is spilled, and its shared memory is not more than the GPU has;
 * the products use the matrix instruction of the architecture: mma on 8.0, 8.9 and 12.0, wgmma on 9.0, tcgen05
-  on 10.0 (float64 and a tile of less than 64 rows have mma everywhere, float32 without tf32 has none);
+  on 10.0 (a tile of less than 64 rows has mma everywhere, float32 without tf32 has none, and float64 has mma
+  on 8.0, 9.0 and 10.0 alone);
 * on 9.0 no register is written while a wgmma still reads it (testing/sass.py).
 
 Nothing runs: this says nothing about results.
@@ -40,6 +41,7 @@ CAPABILITIES = (80, 89, 90, 100, 120)
 DTYPES = ("bfloat16", "float16", "tf32")
 INSTRUCTIONS = {"mma": "mma.sync", "wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma"}  # in PTX
 _OF_CAPABILITY = {90: "wgmma", 100: "tcgen05"}
+FLOAT64 = (80, 90, 100)  # with matrix instructions for it
 LEAST_ROWS = 64  # of a tile for wgmma and tcgen05
 
 
@@ -111,7 +113,9 @@ def expected(constants: dict[str, Any], arguments: dict[str, Any], capability: i
     products = "g" in arguments or any(operand is not None for operand in operands)
     if not products or dtype == "float32":
         return None
-    large = constants["BM"] >= LEAST_ROWS and dtype != "float64"  # of which there is mma alone
+    if dtype == "float64":
+        return "mma" if capability in FLOAT64 else None
+    large = constants["BM"] >= LEAST_ROWS
     return _OF_CAPABILITY.get(capability, "mma") if large else "mma"
 
 

@@ -28,6 +28,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from mi_kernels.ops.diagonal import triton as diagonal
+from mi_kernels.ops.gated import triton as gated
 from mi_kernels.ops.interaction import triton as interaction
 from mi_kernels.ops.triton import kernels, plan, products, tiles
 from mi_kernels.ops.triton.engine import rounded_to_tf32
@@ -128,6 +130,29 @@ def test_chosen_tiles_are_valid():
         assert 1 <= parts <= tiles.MAX_SPLITS
 
 
+def test_small_blackwell_is_a_family():
+    """12.1 has the registers and the matrix instruction of 12.0, which benchmarks/aot.py compiles for."""
+    for problem in problems():
+        if problem.capability == (12, 0):
+            assert tiles.choose(replace(problem, capability=(12, 1))) == tiles.choose(problem)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES[1:], ids=str)
+def test_wide_tiles_hold_one_result(capability):
+    """128x256 leaves no registers for partial sums or an activation, and on mma for no generated operand."""
+    x, z, w = plan.without_data((32768, 512), (32768, 32), (512, 32, 512), dtype=torch.bfloat16)
+    (g, u, a), large = (x, w[..., 0], x[:512]), 128 * 128
+    with recording(capability) as launches:
+        gated.gated_interaction(x, z, w, None, None, None, "gelu", True)
+        diagonal.diagonal(x, z, u, None, None, None, a, "gelu", 0.0, True)
+        interaction.input_grads(g[:, :64], z, x, w[:64].mT, None, a[:64], False, True)
+        assert all(a.arguments["BM"] * a.arguments["BN"] <= large for a in launches)
+        interaction.forward(x, z, w, None, None, None)
+    tensor_cores_of_their_own = capability in ((9, 0), (10, 0))
+    last = launches[-1].arguments
+    assert (last["BM"] * last["BN"] > large) == tensor_cores_of_their_own
+
+
 def test_candidates_are_valid_and_begin_with_the_choice():
     problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256)
     found = list(tiles.candidates(problem))
@@ -156,6 +181,14 @@ def test_a_table_comes_first_if_it_is_valid():
         assert tiles.choose(problem) == good
     with tiles.using({problem.key: bad}):  # the hazard
         assert tiles.choose(problem) == before
+
+
+def test_no_tile_reaches_further_than_32_bits():
+    """Offsets within a tile are int32 where strides are below WIDE_STRIDE."""
+    assert 2 * (tiles.LARGEST_BLOCK - 1) * (products.WIDE_STRIDE - 1) < 1 << 31
+    problem = Problem("linear", torch.bfloat16, "ieee", (9, 0), False, True, 1, 1 << 20, 16, 1, 16)
+    tile = Tile(tiles.LARGEST_BLOCK, 16, 16, 4, 1, "plain")
+    assert tiles.valid(tile, problem) and not tiles.valid(replace(tile, BM=2 * tile.BM), problem)
 
 
 def rows_of(start, width, dtype=torch.bfloat16, gap=0):
@@ -427,6 +460,18 @@ def test_gates_are_as_exact_as_pytorch(op, dtype, name):
     with mi.backend("triton"):
         y = getattr(mi, op)(*tensors[:2], **options)
     assert y.dtype == dtype and relative_error(y, truth) <= 2 * relative_error(rival, truth)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+def test_the_offset_of_a_gate_keeps_its_digits(name):
+    """Triton's own choice for a number is float32, which has no 0.1."""
+    x, z, a = torch.ones(3, 5).double(), torch.randn(3, 4).double(), torch.randn(5, 4).double()
+    with mi.backend("triton"):
+        y = mi.diagonal(x, z, a, activation=name, scale_offset=0.1)
+    with mi.backend("reference"):
+        truth = mi.diagonal(x, z, a, activation=name, scale_offset=0.1)
+    torch.testing.assert_close(y, truth, rtol=1e-14, atol=1e-14)
 
 
 @INTERPRETED

@@ -243,6 +243,17 @@ def test_splits_change_no_bit_from_run_to_run_and_little_memory(triton):
 
 
 @INTERPRETED
+def test_the_last_split_is_shorter(triton):
+    made = axes.tiling((3100, 24), ((24, 1), (0, 1)), (True, False), 8)
+    assert made.steps % made.splits
+    x, grad = torch.randn(2, 3100, 24, dtype=torch.float64)
+    scale = torch.randn(1, 24, dtype=torch.float64)
+    found = kernels.modulate_grads(grad, x, scale, [1, 24], "identity", 0.0, True, True, True)
+    expected = scale * grad, (grad * x).sum(0, keepdim=True), grad.sum(0, keepdim=True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@INTERPRETED
 def test_axes_that_alternate(triton):
     sample = Modulation("", (2, 3, 2, 2, 3), (2, 1, 2, 1, 3), (2, 1, 2, 1, 3))
     leaves = sample.arguments(torch.float64, requires_grad=True)
@@ -262,20 +273,22 @@ def test_more_axes_than_the_kernels_take(triton):
 
 
 @INTERPRETED
-def test_rows_far_apart(triton):
-    """The last row begins beyond 2^31 elements; untouched memory costs nothing."""
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_rows_far_apart(tokens, triton):
+    """The last row, or sample, begins beyond 2^31 elements; untouched memory costs nothing."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     stride = (1 << 31) + 16
     x = (
-        torch.empty(stride + 16, dtype=torch.float16)
-        .as_strided((2, 16), (stride, 1))
-        .copy_(torch.randn(2, 16))
+        torch.empty(stride + 16 * tokens, dtype=torch.float16)
+        .as_strided((2, tokens, 16), (stride, 16, 1))
+        .copy_(torch.randn(2, tokens, 16))
     )
-    scale, shift = torch.randn(2, 1).half(), torch.randn(16).half()
+    scale, shift = torch.randn(2, 1, 1 if tokens == 1 else 16).half(), torch.randn(16).half()
     near = x.clone(memory_format=torch.contiguous_format)
     assert torch.equal(mi.modulate(x, scale, shift), mi.modulate(near, scale, shift))
     grads = (
-        kernels.modulate_grads(t, t, scale, [2, 1], "identity", 0.0, True, True, True) for t in (x, near)
+        kernels.modulate_grads(t, t, scale, list(scale.shape), "identity", 0.0, True, True, True)
+        for t in (x, near)
     )
     assert all(torch.equal(a, b) for a, b in zip(next(grads), next(grads), strict=True))
 

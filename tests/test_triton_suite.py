@@ -1,4 +1,4 @@
-"""Files of tests of every backend in Triton's interpreter: torch.compile and export, autocast, overflow."""
+"""Files of tests of every backend in the interpreter: activations, compile and export, autocast, overflow."""
 
 from pathlib import Path
 
@@ -8,7 +8,13 @@ from helpers import assert_passes_interpreted
 from mi_kernels import backends
 
 pytest.importorskip("triton")
-FILES = ("test_compile.py", "test_gates_compile.py", "test_autocast.py", "test_overflow.py")
+FILES = (
+    "test_activations.py",
+    "test_compile.py",
+    "test_gates_compile.py",
+    "test_autocast.py",
+    "test_overflow.py",
+)
 
 
 @pytest.mark.skipif(backends.interpreting(), reason="this is the interpreter")

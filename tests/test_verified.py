@@ -46,6 +46,7 @@ def gpu(monkeypatch):
     """A GPU of capability 9.0 with Triton 3.6, and both backends able to run."""
     monkeypatch.setattr(verified, "_capability", lambda index: (9, 0))
     monkeypatch.setattr(verified, "_triton", lambda: "3.6.1")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(backends, "why_not", lambda name: None)
     return monkeypatch
 
@@ -77,6 +78,13 @@ def test_another_release_of_triton_was_not_verified(gpu):
 def test_a_backend_that_cannot_run_is_not_chosen(gpu):
     gpu.setattr(verified, "VERIFIED", (HOPPER,))
     gpu.setattr(backends, "why_not", lambda name: "a reason")
+    assert backends.choose(tensor()) == "portable"
+
+
+def test_the_interpreter_was_not_verified(gpu):
+    """It would take the tensors to the CPU, and has garbage for bfloat16."""
+    gpu.setattr(verified, "VERIFIED", (HOPPER,))
+    gpu.setenv("TRITON_INTERPRET", "1")
     assert backends.choose(tensor()) == "portable"
 
 
@@ -138,6 +146,7 @@ def test_doctor_shows_the_table(gpu):
 def test_torch_compile_takes_the_choice_as_a_constant(monkeypatch, fresh_compiler):
     """Nothing that looks for packages or asks the driver is traced, or done again for each call."""
     pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     asked = []
 
     def why_not(name):

@@ -68,13 +68,20 @@ def readable(operand: Tensor, row: int = -2) -> bool:
 
 
 def _problem(
-    primitive: str, like: Tensor, sizes: Sizes, *matrices: Maybe, weight: Maybe = None, second: bool = False
+    primitive: str,
+    like: Tensor,
+    sizes: Sizes,
+    *matrices: Maybe,
+    weight: Maybe = None,
+    second: bool = False,
+    gated: bool = False,
 ) -> Problem:
     """The problem of operands of which tiles are read; z, where it only scales, is none of them."""
     aligned = all(readable(t) for t in matrices if t is not None)
     aligned = aligned and (weight is None or readable(weight, -3))
     capability, old = target(like.device)
-    return Problem(primitive, like.dtype, precision(like.dtype), capability, old, aligned, *sizes, second)
+    kind = primitive, like.dtype, precision(like.dtype), capability, old, aligned
+    return Problem(*kind, *sizes, second, gated)
 
 
 def _constants(tile: Tile, dtype: torch.dtype, operands: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def contraction(
     read = (*terms, None if weight_z is None else z, None if weight_x is None else x)
     tile = None
     if weight is not None:
-        problem = _problem("forward", x, sizes, x, *read, weight=weight)
+        problem = _problem("forward", x, sizes, x, *read, weight=weight, gated=gate is not None)
         tile = choose(problem)
         parts = splits(problem, tile)
         if y.shape[-1] <= SHORT < z.shape[-1]:

@@ -23,6 +23,7 @@ _MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
 _MULTIPROCESSORS_ELSEWHERE = 128
 MAX_SPLITS = 32
 MAX_STAGES = 8
+LARGEST_BLOCK = 256  # for which products.WIDE_STRIDE keeps offsets within a tile in int32
 STEPS_OF_A_SPLIT = 8  # loop turns below which a part is all start and end
 FEW = 1 << 21  # elements of partial sums that stay in an L2 cache
 
@@ -44,6 +45,7 @@ class Problem:
         rows, columns: of the result.
         context, depth: lengths I and K of the sums.
         second: whether a second product, the shift, runs beside the first.
+        gated: whether an activation and its factor follow the sum.
     """
 
     primitive: str
@@ -58,6 +60,7 @@ class Problem:
     context: int
     depth: int
     second: bool = False
+    gated: bool = False
 
     @property
     def key(self) -> str:
@@ -124,7 +127,9 @@ def valid(tile: Tile, problem: Problem) -> bool:
 
 def sound(tile: Tile) -> bool:
     """Whether a tile is one at all: blocks of powers of two, warps and stages that candidates have."""
-    blocks = all(16 <= size <= 1024 and size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK))
+    blocks = all(
+        16 <= size <= LARGEST_BLOCK and size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK)
+    )
     known = any(tile.style in names for names in (*_STYLES.values(), ("held", "scaled")))
     return blocks and known and tile.warps in (4, 8) and 1 <= tile.stages <= MAX_STAGES
 
@@ -134,6 +139,8 @@ def _spills(tile: Tile, problem: Problem) -> bool:
     size, item = tile.BM * tile.BN, problem.dtype.itemsize
     if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
         return False
+    if size > 128 * 128 and _wide_spills(problem):
+        return True
     if problem.primitive == "linear" and _linear_spills(tile, problem):
         return True
     if not problem.aligned and problem.primitive != "sum":
@@ -143,7 +150,14 @@ def _spills(tile: Tile, problem: Problem) -> bool:
         mma = problem.capability not in ((9, 0), (10, 0))
         return size > (64 * 64 if mma and item == 2 else 64 * 128 if mma or item == 4 else 128 * 128)
     widened = problem.dtype in (torch.float16, torch.float32)
-    return widened and problem.capability == (12, 0) and size > 128 * 64
+    return widened and problem.capability[0] == 12 and size > 128 * 64
+
+
+def _wide_spills(problem: Problem) -> bool:
+    # Partial sums and an activation take as many registers as the sum itself: up to 1100 bytes are spilled.
+    # Beside a generated operand mma spills up to 430.
+    mma = problem.capability not in ((9, 0), (10, 0))
+    return problem.gated or problem.primitive == "linear" or mma and problem.primitive != "matrix_grad"
 
 
 def _linear_spills(tile: Tile, problem: Problem) -> bool:
@@ -154,7 +168,7 @@ def _linear_spills(tile: Tile, problem: Problem) -> bool:
         return tile.BM == 16 and tile.BN >= 128 and four and deep
     if problem.capability == (10, 0):
         return not problem.aligned and four and (size >= 64 * 64 or item == 4 and deep)
-    if problem.capability != (12, 0):
+    if problem.capability[0] != 12:
         return False
     if not problem.aligned:
         return item == 4 and size >= 64 * 64 and deep
@@ -271,7 +285,7 @@ def _heuristic(problem: Problem) -> Tile:
             tile = _shaped(problem, 64, 64 if mma and problem.dtype.itemsize == 2 else 128)
             return _fitted(problem, replace(tile, warps=8) if tile.BM * tile.BN >= 64 * 64 else tile)
         return _fitted(problem, _shaped(problem, 128, 128))
-    if problem.dtype in (torch.float16, torch.float32) and problem.capability == (12, 0):
+    if problem.dtype in (torch.float16, torch.float32) and problem.capability[0] == 12:
         tile = _shaped(problem, 128, 64)
         if problem.primitive == "linear":
             tile = replace(tile, BK=min(tile.BK, 64 // problem.dtype.itemsize))
@@ -280,7 +294,7 @@ def _heuristic(problem: Problem) -> Tile:
         return _fitted(problem, _shaped(problem, 16, 64))
     wide = problem.columns > 128 and problem.rows * problem.columns >= problem.multiprocessors * 128 * 256
     tile = _shaped(problem, 128, 256 if wide else 128)
-    eight = problem.primitive == "linear" and problem.capability == (12, 0) and tile.BM * tile.BN >= 128 * 64
+    eight = problem.primitive == "linear" and problem.capability[0] == 12 and tile.BM * tile.BN >= 128 * 64
     return _fitted(problem, replace(tile, warps=8) if eight else tile)
 
 
