@@ -141,13 +141,18 @@ def _spills(tile: Tile, problem: Problem) -> bool:
         return False
     if size > 128 * 128 and _wide_spills(problem):
         return True
+    if problem.gated and problem.capability[0] == 12 and size >= 128 * 128 and tile.stages > 2:
+        return True
     if problem.primitive == "linear" and _linear_spills(tile, problem):
         return True
     if not problem.aligned and problem.primitive != "sum":
         return size > 64 * 64 or tile.BK * item > 64
     if problem.primitive == "input_grads":
         # At 128x128 mma spills 18 registers, and tf32 spills everywhere; 16 bits spill at 64x128 on mma.
+        # On 10.0 the sum over outputs beside that of V leaves no registers for deep tiles.
         mma = problem.capability not in ((9, 0), (10, 0))
+        if problem.capability == (10, 0) and size >= 128 * 128 and tile.BK > 32:
+            return True
         return size > (64 * 64 if mma and item == 2 else 64 * 128 if mma or item == 4 else 128 * 128)
     widened = problem.dtype in (torch.float16, torch.float32)
     return widened and problem.capability[0] == 12 and size > 128 * 64
@@ -166,13 +171,10 @@ def _linear_spills(tile: Tile, problem: Problem) -> bool:
     deep = tile.stages > 2
     if problem.capability == (9, 0):
         return tile.BM == 16 and tile.BN >= 128 and four and deep
-    if problem.capability == (10, 0):
-        return not problem.aligned and four and (size >= 64 * 64 or item == 4 and deep)
-    if problem.capability[0] != 12:
-        return False
     if not problem.aligned:
-        return item == 4 and size >= 64 * 64 and deep
-    return size >= 128 * 64 and (four or problem.dtype != torch.bfloat16 and tile.BK * item > 64)
+        return problem.capability[0] in (10, 12) and (size > 64 * 32 or item == 4 and deep)
+    large = problem.capability[0] == 12 and size >= 128 * 64
+    return large and (four or problem.dtype != torch.bfloat16 and tile.BK * item > 64)
 
 
 def available_shared_memory(capability: tuple[int, int]) -> int:
@@ -273,7 +275,6 @@ def _heuristic(problem: Problem) -> Tile:
             depth = 16
         widened = style == "lanes" and problem.dtype != torch.bfloat16
         much = widened or style == "promoted" and problem.primitive != "context_grad"
-        much = much or problem.primitive == "linear" and problem.capability == (10, 0)
         eight = much and tile.BM * tile.BN == 64 * 64
         return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
     if problem.second:
@@ -284,7 +285,8 @@ def _heuristic(problem: Problem) -> Tile:
         if mma or problem.dtype == torch.float32:
             tile = _shaped(problem, 64, 64 if mma and problem.dtype.itemsize == 2 else 128)
             return _fitted(problem, replace(tile, warps=8) if tile.BM * tile.BN >= 64 * 64 else tile)
-        return _fitted(problem, _shaped(problem, 128, 128))
+        tile = _shaped(problem, 128, 128)
+        return _fitted(problem, replace(tile, BK=min(tile.BK, 32)) if problem.capability == (10, 0) else tile)
     if problem.dtype in (torch.float16, torch.float32) and problem.capability[0] == 12:
         tile = _shaped(problem, 128, 64)
         if problem.primitive == "linear":

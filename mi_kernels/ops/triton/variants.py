@@ -24,8 +24,11 @@ from mi_kernels.ops.modulate import triton as modulation
 from mi_kernels.ops.triton.launch import Launch, recording
 from mi_kernels.testing.without_data import WithoutData
 
-# B, Z, X, O: powers of two, ragged ones, one output, one row.
-SIZES = ((4096, 32, 256, 256), (1000, 17, 100, 75), (4096, 16, 64, 1), (1, 64, 1024, 1024))
+# B, Z, X, O: powers of two, ragged ones, one output, one row, tiles as large as any.
+SIZES = (
+    *((4096, 32, 256, 256), (1000, 17, 100, 75), (4096, 16, 64, 1), (1, 64, 1024, 1024)),
+    (32768, 32, 512, 512),
+)
 # The same for the dense interaction alone, and which element of a row of memory is the first of an operand.
 # Multiples of 8 or 4, which Triton takes for odd numbers: all, some, only Z and O; and operands off 16 bytes.
 DENSE = (
