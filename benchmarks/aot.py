@@ -36,6 +36,7 @@ import torch
 from benchmarks import environment
 from mi_kernels import backends
 from mi_kernels.testing import sass
+from mi_kernels.tune import positive
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 DTYPES = ("bfloat16", "float16", "tf32")
@@ -72,14 +73,6 @@ def why_not() -> str | None:
         return "with TRITON_INTERPRET=1 Triton interprets its kernels and compiles none"
     missing = [name for name in ("cuobjdump",) if sass.disassembler(name) is None]
     return f"{', '.join(missing)}: not found on PATH nor in the package triton" if missing else None
-
-
-def positive(text: str) -> int:
-    """A number of processes or rounds."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
 
 
 def writable(text: str) -> Path:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import aot, environment
+from mi_kernels.tune import positive
 
 # What is timed, and after what. torch.compiler.allow_in_graph, by which torch.compile knows the operations,
 # is what needs torch._dynamo, and that imports triton.
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cold_start", description="What a first call on Triton waits for.")
     parser.add_argument("--capability", type=int, choices=aot.CAPABILITIES, default=90)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--rounds", type=aot.positive, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--output", type=aot.writable, help="JSON")
     options = parser.parse_args(argv)
     reason = aot.why_not()

@@ -142,9 +142,10 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number of tiles, rounds or processes."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
     return int(text)
 
 
@@ -171,7 +172,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mi-kernels tune", description=summary)
     parser.add_argument("--sizes", nargs="+", type=_sizes, metavar="B,Z,X,O", required=True)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
-    parser.add_argument("--most", type=_positive, default=60, help="tiles tried for each product (60)")
+    parser.add_argument("--most", type=positive, default=60, help="tiles tried for each product (60)")
     parser.add_argument(
         "--output",
         type=Path,

@@ -191,6 +191,16 @@ def test_no_tile_reaches_further_than_32_bits():
     assert tiles.valid(tile, problem) and not tiles.valid(replace(tile, BM=2 * tile.BM), problem)
 
 
+def test_a_gate_has_an_entry_of_its_own():
+    """A tile that is fastest without one may spill with it."""
+    problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 32768, 512, 32, 512)
+    wide = Tile(128, 256, 64, 8, 3, "held")
+    with tiles.using({problem.key: wide}):
+        assert tiles.choose(problem) == wide
+        assert tiles.choose(replace(problem, gated=True)) != wide
+    assert replace(problem, gated=True).key != problem.key
+
+
 def rows_of(start, width, dtype=torch.bfloat16, gap=0):
     """Meta tensors of 64 rows whose first element is the one at ``start``."""
     return torch.empty(64, start + width + gap, dtype=dtype, device="meta")[:, start:][:, :width]

@@ -253,4 +253,4 @@ def test_an_output_that_cannot_be_written_or_read_costs_no_time(measured, monkey
 def test_how_many_tiles(most, capsys):
     with pytest.raises(SystemExit):
         tune.main(["--sizes", "1,1,1,1", "--most", most])
-    assert f"expected a positive number, got '{most}'" in capsys.readouterr().err
+    assert f"expected at least 1, got {most}" in capsys.readouterr().err

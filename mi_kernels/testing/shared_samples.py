@@ -93,3 +93,5 @@ RAGGED = (
     Ragged("one-group", (40,)),
     Ragged("no-rows", (0, 0, 0)),
 )
+MIXED = RAGGED[4]
+TINY_RAGGED = Ragged("tiny", (2, 0, 1, 2), 2, 3, 2, mixed=True)

@@ -68,7 +68,8 @@ class Problem:
         major, minor = self.capability
         sizes = (self.batch, self.rows, self.columns, self.context, self.depth)
         dtype = str(self.dtype).removeprefix("torch.")
-        kind = f"{self.primitive}{'+shift' if self.second else ''}{'' if self.aligned else ' unaligned'}"
+        kind = self.primitive + "+shift" * self.second + "+gate" * self.gated
+        kind += "" if self.aligned else " unaligned"
         return f"sm{major}{minor} {kind} {dtype} {self.precision} " + "x".join(str(_power(s)) for s in sizes)
 
     @property
