@@ -148,3 +148,30 @@ def check_error(
 def _largest(error: Tensor, scale: Tensor) -> float:
     # Where the scale vanishes all terms are 0, and so must be the error.
     return float(torch.where(error == 0, error, error / scale).max())
+
+
+def check_second_order_errors(
+    function: Callable[..., Tensor], reference: Callable[..., Tensor], draw: Callable[[int], list[Tensor]]
+) -> float:
+    """The rule for the gradients of a weighted sum of the gradients, in norm; norms are over three draws.
+
+    ``draw``: a seed -> the inputs, then dy. Returns the worst error as a part of what is allowed.
+    """
+
+    def second(function, tensors, weights):
+        *inputs, grad = leaves = [t.detach().requires_grad_() for t in tensors]
+        first = torch.autograd.grad(function(*inputs), inputs, grad, create_graph=True)
+        return torch.autograd.grad(first, leaves, weights)
+
+    errors, exact = [], []
+    for seed in range(3):
+        tensors, weights = draw(seed), draw(seed + 2000)[:-1]
+        truth = second(reference, [t.double() for t in tensors], [t.double() for t in weights])
+        both = (second(f, tensors, weights) for f in (function, reference))
+        errors.append([[(a - b).square().sum() for a, b in zip(found, truth, strict=True)] for found in both])
+        exact.append([t.square().sum() for t in truth])
+    own, limit = torch.tensor(errors, dtype=torch.float64).sum(0).sqrt()
+    if tensors[0].dtype == torch.float64:
+        limit = FLOAT64_LIMIT / 2 * torch.tensor(exact, dtype=torch.float64).sum(0).sqrt()
+    assert (own <= 2 * limit).all(), f"second order: errors {own / limit} times the reference's, allowed 2"
+    return float((own / (2 * limit)).nan_to_num(nan=0.0).max())

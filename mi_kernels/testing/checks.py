@@ -1,0 +1,160 @@
+"""The error rule applied to a sample of a public function: its values, its gradients, their gradients.
+
+The one judge of tests, of ``python -m mi_kernels verify`` and of ``make gpu-check``. Each check takes a dtype and
+a device, runs on the backend that is selected, raises AssertionError where the rule is broken, and returns the
+worst error as a part of what is allowed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import mi_kernels as mi
+from mi_kernels.ops.diagonal import reference as diagonal_reference
+from mi_kernels.ops.gated import reference as gated_reference
+from mi_kernels.ops.interaction import reference as interaction_reference
+from mi_kernels.ops.modulate import reference as modulate_reference
+from mi_kernels.testing import squares
+from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors
+from mi_kernels.testing.samples import Gate, Modulation, Sample
+
+AnySample = Sample | Gate | Modulation
+Maybe = Tensor | None
+
+
+class Form(NamedTuple):
+    """A public function of a sample's tensors, and what judges it."""
+
+    function: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    squares: Function | None = None  # S^2 of the values; None: they are sums of products
+    square_gradients: Function | None = None
+    enough: int = 300  # elements of each gradient
+
+
+def call_gate(op: str, function: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
+    """A gated form as a function of its tensors in the order of ``Gate.names``."""
+    function = function or getattr(mi, op)
+
+    def called(*tensors: Maybe, **options: Any) -> Tensor:
+        if op == "diagonal":
+            *tensors, options["weight_x"] = tensors  # type: ignore[assignment]
+        return function(*tensors, **options)
+
+    return called
+
+
+def reference_gate(op: str) -> Callable[..., Tensor]:
+    of = {"diagonal": diagonal_reference.diagonal, "gated_interaction": gated_reference.gated_interaction}
+    return call_gate(op, of[op])
+
+
+def as_gate(sample: Gate, tensors: Sequence[Maybe]) -> tuple[Any, ...]:
+    """x, z, (W, U, V, c), C, d for squares.gate."""
+    if sample.op == "diagonal":
+        x, z, a, bias, c, d, g = tensors
+        return x, z, (None, a, g, bias), c, d
+    x, z, *weights = tensors
+    return x, z, weights, None, None
+
+
+def _form_of_gate(sample: Gate) -> Form:
+    def square_gradients(grad: Tensor, *tensors: Maybe) -> list[Tensor]:
+        results = squares.gate_grads(sample.activation, sample.offset, grad, *as_gate(sample, tensors))
+        if sample.op == "diagonal" and tensors[6] is not None:
+            results.append(results.pop(3))  # dx, dz, dA, dG, da, dC, dd come; dG is the last one here
+        return results
+
+    ours, theirs = call_gate(sample.op), reference_gate(sample.op)
+    return Form(
+        lambda *a: ours(*a, **sample.options),
+        lambda *a: theirs(*a, **sample.options),
+        lambda *a: squares.gate(sample.activation, sample.offset, *as_gate(sample, a)),
+        square_gradients,
+    )
+
+
+def _form_of_modulation(sample: Modulation) -> Form:
+    f, s = sample.activation, sample.scale_offset
+    return Form(
+        lambda *a: mi.modulate(*a, **sample.options),
+        lambda *a: modulate_reference.modulate(*a, **sample.options),
+        lambda *a: squares.modulate(f, s, *a),
+        lambda *a: squares.modulate_grads(f, s, *a),
+        500,
+    )
+
+
+def form_of(sample: AnySample) -> Form:
+    if isinstance(sample, Gate):
+        return _form_of_gate(sample)
+    if isinstance(sample, Modulation):
+        return _form_of_modulation(sample)
+    return Form(mi.interaction, interaction_reference.interaction)
+
+
+def gradients_of(function: Callable[..., Tensor]) -> Function:
+    """(g, tensors...) -> the gradients by the tensors that there are; zeros where y does not depend on one."""
+
+    def gradients(grad: Tensor, *tensors: Maybe) -> Sequence[Tensor]:
+        leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+        present = [t for t in leaves if t is not None]
+        y = function(*leaves)
+        if not y.requires_grad:  # no argument contributes
+            return [torch.zeros_like(t) for t in present]
+        return torch.autograd.grad(y, present, grad, materialize_grads=True)
+
+    return gradients
+
+
+def check_form_values(form: Form, draw: Callable[[int], Sequence[Maybe]]) -> float:
+    return check_errors(
+        lambda *a: [form.function(*a)], lambda *a: [form.reference(*a)], draw, squares=form.squares
+    )
+
+
+def check_form_gradients(
+    form: Form, draw: Callable[[int], Sequence[Maybe]], enough: int | None = None
+) -> float:
+    """``draw``: a seed -> the gradient of y, and the arguments."""
+    return check_errors(
+        gradients_of(form.function),
+        gradients_of(form.reference),
+        draw,
+        squares=form.square_gradients,
+        enough=enough or form.enough,
+    )
+
+
+def check_values(sample: AnySample, dtype: torch.dtype, device: str = "cpu") -> float:
+    return check_form_values(form_of(sample), lambda seed: sample.arguments(dtype, device, seed))
+
+
+def check_gradients(sample: AnySample, dtype: torch.dtype, device: str = "cpu") -> float:
+    """By every argument that is there."""
+    return check_form_gradients(
+        form_of(sample),
+        lambda seed: (sample.cotangent(dtype, device, seed + 1000), *sample.arguments(dtype, device, seed)),
+        # Expanded operands make elements of a weight's gradient equal, so more draws are needed.
+        1500 if sample.layout == "expanded" else None,
+    )
+
+
+def check_second_order(sample: AnySample, dtype: torch.dtype, device: str = "cpu") -> float:
+    """The gradients of a weighted sum of the gradients, as exact as PyTorch's."""
+    form, there = form_of(sample), [t is not None for t in sample.arguments(dtype)]
+
+    def of_present(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def called(*tensors: Tensor) -> Tensor:
+            left = iter(tensors)
+            return function(*(next(left) if t else None for t in there))
+
+        return called
+
+    def draw(seed: int) -> list[Tensor]:
+        tensors = sample.arguments(dtype, device, seed)
+        return [*(t for t in tensors if t is not None), sample.cotangent(dtype, device, seed + 1000)]
+
+    return check_second_order_errors(of_present(form.function), of_present(form.reference), draw)

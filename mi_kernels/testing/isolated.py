@@ -1,0 +1,103 @@
+"""Commands in processes of their own, with a limit of time: a hang or a crash costs one of them and is named.
+
+A GPU gives every kernel the chance to hang or to ruin its process (an illegal address makes each later call
+fail), so what may do so never runs in the process that has to report it.
+"""
+
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+GRACE = 3.0  # seconds between asking a process to end and ending it
+
+
+class Job(NamedTuple):
+    name: str
+    command: Sequence[str]
+    limit: float  # seconds
+
+
+class Ended(NamedTuple):
+    """``status`` is None where the time ran out; ``output`` is what there was by then."""
+
+    name: str
+    status: int | None
+    output: str
+    seconds: float
+
+
+def run(
+    command: Sequence[str],
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+    folder: str | os.PathLike | None = None,
+) -> tuple[int | None, str]:
+    """(status, stdout and stderr) of a command; the status is None where it did not end in time."""
+    process = subprocess.Popen(
+        list(command), cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=max(seconds, 0.1))
+        return process.returncode, output
+    except subprocess.TimeoutExpired:
+        return None, _end(process)
+
+
+def _end(process: subprocess.Popen) -> str:
+    """Ends the process and what it has started; what they wrote."""
+    for number in (signal.SIGTERM, signal.SIGKILL):  # what waits for the GPU may not hear the first
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=GRACE)[0]
+    # A process in a system call that does not return cannot be ended; nobody may wait for it.
+    return "[it could not be ended]"
+
+
+def run_all(
+    jobs: Sequence[Job],
+    workers: int,
+    end: float,
+    environment: Mapping[str, str] | None = None,
+    folder: str | os.PathLike | None = None,
+) -> Iterator[Ended]:
+    """The jobs as they end, ``workers`` at a time, in their order. None is begun after ``end``
+
+    (of ``time.monotonic()``), and those that run then are stopped: what is missing was not reached.
+    """
+    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()
+    for job in jobs:
+        waiting.put(job)
+
+    def work() -> None:
+        try:
+            while (left := end - time.monotonic()) > 0:
+                job = waiting.get_nowait()
+                begin = time.monotonic()
+                try:
+                    status, output = run(job.command, min(job.limit, left), environment, folder)
+                except OSError as error:
+                    status, output = 127, str(error)
+                done.put(Ended(job.name, status, output, time.monotonic() - begin))
+        except queue.Empty:
+            pass
+        finally:
+            done.put(None)
+
+    workers = max(min(workers, len(jobs)), 0)
+    for _ in range(workers):
+        threading.Thread(target=work, daemon=True).start()
+    while workers:
+        ended = done.get()
+        if ended is None:
+            workers -= 1
+        else:
+            yield ended

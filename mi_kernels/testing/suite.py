@@ -1,0 +1,281 @@
+"""A short suite for each family, by name, and the process that runs a part of it.
+
+    python -m mi_kernels.testing.suite BACKEND DEVICE DTYPE FAMILY [NAME ...]
+
+runs the checks of a family (those named) on a backend and says what happens in lines of JSON, as it happens:
+
+    {"check": name, "state": "begun"}
+    {"check": name, "state": "passed", "error": worst error as a part of what is allowed, "seconds": ...}
+    {"check": name, "state": "failed", "fault": text}
+
+Exit status: 0 all passed, 1 not, RUINED: the device gives nothing but errors after the check named last.
+Kernels are what it is for, so a hang or a crash is expected here and dealt with by whoever started this
+(isolated.py).
+"""
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mi_kernels as mi
+from mi_kernels.functional import interaction_by
+from mi_kernels.ops import activations
+from mi_kernels.ops.interaction import costs, reference
+from mi_kernels.testing import checks, devices, samples
+from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
+from mi_kernels.testing.kernel_values import check_interaction
+from mi_kernels.testing.samples import LAYOUTS, WEIGHT_ONLY, Gate, Modulation, Sample, Shape
+from mi_kernels.testing.shared_samples import MIXED, SHARED
+
+Check = Callable[[torch.dtype, str], float]
+FAMILIES = ("interaction", "diagonal", "gated_interaction", "modulate")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+RUINED = 3
+MOST_FAULTS = 3  # more of them say nothing new
+OPERATIONS = ("interaction", "interaction_input_grads", "interaction_weight_grads")
+
+
+def suite(family: str, backend: str, capability: tuple[int, int] = (0, 0)) -> dict[str, Check]:
+    """The checks of a family by name, kernels first. The sm_90a engine's sizes only where it runs."""
+    if family == "interaction":
+        found = dict(itertools.chain(kernels(backend, capability), _interactions()))
+    elif family == "modulate":
+        found = dict(_modulations())
+    else:
+        found = dict(_gates(family))
+    return found
+
+
+def kernels(backend: str, capability: tuple[int, int] = (0, 0)) -> Iterator[tuple[str, Check]]:
+    """The primitives of the dense interaction at sizes that reach each kernel."""
+    sizes = (*(SM90 if backend == "cuda" and capability == (9, 0) else ()), *MMA)
+    for size in sizes:
+        yield f"kernel {size.name}", partial(_kernel, backend, size)
+
+
+def takes(name: str, dtype: str) -> bool:
+    """Whether a check says something in this dtype."""
+    if name.startswith("tf32 "):
+        return dtype == "float32"
+    size = next((s for s in (*SM90, *MMA) if name == f"kernel {s.name}"), None)
+    return size is None or dtype in size.dtypes
+
+
+def _kernel(backend: str, size: KernelSize, dtype: torch.dtype, device: str) -> float:
+    suffix = {"triton": "_triton", "portable": "_portable"}.get(backend, "")
+    operations = {name: getattr(torch.ops.mi_kernels, name + suffix) for name in OPERATIONS}
+    return check_interaction(SimpleNamespace(**operations), size, dtype, device)
+
+
+def _both(sample: checks.AnySample) -> Iterator[tuple[str, Check]]:
+    yield f"values {sample}", partial(checks.check_values, sample)
+    yield f"gradients {sample}", partial(checks.check_gradients, sample)
+
+
+def _interactions() -> Iterator[tuple[str, Check]]:
+    shapes = {shape.name: shape for shape in (*samples.ORDINARY, *samples.BROADCAST, *samples.EMPTY)}
+    for name in ("odd", "past-powers", "one-output", "few-rows", "outer", "no-rows", "no-input"):
+        yield from _both(Sample(shapes[name]))
+    yield from _both(Sample(samples.THREADED, WEIGHT_ONLY))
+    yield from _both(Sample(samples.ODD, (False, True, True, False)))
+    for layout in LAYOUTS[1:]:
+        yield from _both(Sample(samples.MIDDLE, layout=layout))
+    middle = Sample(samples.MIDDLE, WEIGHT_ONLY)
+    yield "second order", partial(checks.check_second_order, middle)
+    for sample in (middle, Sample(samples.THREADED)):
+        for name, check in _both(sample):
+            yield f"tf32 {name}", partial(_in_tf32, check)
+    for plan in (costs.PER_Z, costs.PER_X):
+        for sample in (Sample(SHARED[6]), Sample(SHARED[0] if plan == costs.PER_Z else SHARED[1])):
+            yield f"{plan} {sample}", partial(_planned, plan, sample)
+    yield "segment_ids", _segments
+    yield "generate", _generated
+    yield "NaN and Inf", _not_finite
+    yield "the same bits twice", partial(_repeatable, Sample(samples.THREADED))
+
+
+def _gates(op: str) -> Iterator[tuple[str, Check]]:
+    terms = samples.GATE_TERMS[op]
+    yield from _both(Gate(op, samples.GATE_ODD, terms))
+    yield from _both(Gate(op, samples.GATE_THREADED, terms))
+    yield from _both(Gate(op, samples.GATE_TALL, terms[:4] if op == "diagonal" else "UVc"))
+    for layout in LAYOUTS[1:]:
+        yield from _both(Gate(op, samples.GATE_MIDDLE, terms, layout))
+    for activation in activations.NAMES:
+        if activation != "sigmoid":
+            yield from _both(Gate(op, samples.GATE_MIDDLE, terms, activation=activation))
+    sample = Gate(op, samples.GATE_MIDDLE, "AC" if op == "diagonal" else "WU")
+    yield "second order", partial(checks.check_second_order, sample)
+    for name, check in _both(Gate(op, samples.GATE_THREADED, terms)):
+        yield f"tf32 {name}", partial(_in_tf32, check)
+    yield "the same bits twice", partial(_repeatable, Gate(op, samples.GATE_THREADED, terms))
+
+
+_MODULATIONS = (
+    *("tokens", "maps", "one", "elementwise", "no-shift", "features", "rows", "scale-full", "shift-full"),
+    *("batch-norm", "alternating", "x-smaller", "long-rows", "many-rows", "threaded", "empty"),
+)
+
+
+def _modulations() -> Iterator[tuple[str, Check]]:
+    named: dict[str, Modulation] = {}
+    for sample in samples.modulations():
+        if sample.layout == "contiguous":
+            named.setdefault(sample.name, sample)
+        elif sample.name in ("tokens", "maps"):
+            named[str(sample)] = sample
+    chosen = [named[name] for name in _MODULATIONS]
+    chosen += [sample for sample in named.values() if sample.layout != "contiguous"]
+    tokens = samples.TOKENS
+    for activation in activations.NAMES:
+        chosen.append(Modulation("tokens", tokens.x, tokens.scale, tokens.shift, activation=activation))
+    for sample in dict.fromkeys(chosen):
+        if sample.x == sample.shape:
+            yield from _both(sample)
+        else:  # the gradient of the expansion is PyTorch's
+            yield f"values {sample}", partial(checks.check_values, sample)
+    sample = Modulation("maps", samples.MAPS.x, samples.MAPS.scale)  # on a shift no gradient depends
+    yield "second order", partial(checks.check_second_order, sample)
+    yield "the same bits twice", partial(_repeatable, named["threaded"])
+
+
+def _in_tf32(check: Check, dtype: torch.dtype, device: str) -> float:
+    """Where PyTorch's own float32 products may use tf32, ours do, by other kernels."""
+    settings = torch.backends.cuda.matmul
+    before, settings.fp32_precision = settings.fp32_precision, "tf32"
+    try:
+        return check(dtype, device)
+    finally:
+        settings.fp32_precision = before
+
+
+def _planned(plan: str, sample: Sample, dtype: torch.dtype, device: str) -> float:
+    form = checks.Form(partial(interaction_by, plan), reference.interaction)
+    draw = partial(sample.arguments, dtype, device)
+    return max(
+        checks.check_form_values(form, draw),
+        checks.check_form_gradients(form, lambda s: (sample.cotangent(dtype, device, s + 1000), *draw(s))),
+    )
+
+
+def _segments(dtype: torch.dtype, device: str) -> float:
+    """Groups of unequal length, in any order."""
+    ids = MIXED.segment_ids(device)
+    form = checks.Form(
+        lambda *a: mi.interaction(*a, segment_ids=ids),
+        lambda x, z, *weights: reference.interaction(x, z[ids], *weights),
+    )
+    draw = partial(MIXED.arguments, dtype, device)
+    return max(
+        checks.check_form_values(form, draw),
+        checks.check_form_gradients(form, lambda s: (MIXED.cotangent(dtype, device, s + 1000), *draw(s))),
+    )
+
+
+def _generated(dtype: torch.dtype, device: str) -> float:
+    """W' and b' of contexts, and these applied to tokens."""
+    sample = Sample(SHARED[2])
+
+    def draw(seed: int) -> Sequence[Tensor | None]:
+        return sample.arguments(dtype, device, seed)[1:]
+
+    def apply(function: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
+        return lambda x, w, b: [function(x, w, b)]
+
+    def layers(seed: int) -> Sequence[Tensor]:
+        x, z, *weights = sample.arguments(dtype, device, seed)
+        w, b = reference.generate(z, *weights)
+        assert x is not None and b is not None
+        return x, w.contiguous(), b.contiguous()
+
+    generated = checks.check_errors(lambda *a: mi.generate(*a), lambda *a: reference.generate(*a), draw)  # type: ignore[arg-type, return-value]
+    applied = checks.check_errors(apply(mi.apply_generated), apply(reference.apply_generated), layers)
+    return max(generated, applied)
+
+
+def _not_finite(dtype: torch.dtype, device: str) -> float:
+    """NaN and Inf reach what depends on them and nothing else."""
+    form = checks.form_of(Sample(samples.ODD))
+    for index, value in itertools.product(range(6), (float("nan"), float("inf"))):
+        arguments = Sample(samples.ODD).arguments(dtype, device)
+        changed = arguments[index]
+        assert changed is not None
+        changed.view(-1)[-1] = value
+        checks.check_errors(
+            lambda *a: [form.function(*a)],
+            lambda *a: [form.reference(*a)],
+            lambda _, a=arguments: a,  # type: ignore[misc]
+            most=1,
+        )
+    return 0.0
+
+
+def _repeatable(sample: checks.AnySample, dtype: torch.dtype, device: str) -> float:
+    gradients = checks.gradients_of(checks.form_of(sample).function)
+    tensors = sample.cotangent(dtype, device), *sample.arguments(dtype, device)
+    first, second = gradients(*tensors), gradients(*tensors)
+    for index, (one, other) in enumerate(zip(first, second, strict=True)):
+        assert torch.equal(one, other), f"gradient {index} differs from run to run"
+    return 0.0
+
+
+def _say(**line: Any) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def run_checks(
+    chosen: dict[str, Check], backend: str, dtype: torch.dtype, device: str, say: Callable[..., None] = _say
+) -> int:
+    """Runs them on a backend, in memory that is NaN where nothing was written; the exit status."""
+    faults = 0
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    for name, check in chosen.items():
+        say(check=name, state="begun")
+        begin = time.monotonic()
+        try:
+            with mi.backend(backend):
+                error = check(dtype, device)
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize(device)  # what goes wrong later belongs to this check
+        except Exception as problem:  # whatever a kernel does, it is told
+            kind = "" if isinstance(problem, AssertionError) else f"{type(problem).__name__}: "
+            say(check=name, state="failed", fault=f"{kind}{problem}"[:600])
+            faults += 1
+            if devices.ruined(device):
+                return RUINED
+            if faults == MOST_FAULTS:
+                return 1
+            continue
+        say(check=name, state="passed", error=error, seconds=round(time.monotonic() - begin, 2))
+    return 1 if faults else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    backend, device, dtype, family, *names = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms ask for it
+    torch.set_num_threads(1)  # several of these run at a time
+    capability = (0, 0)
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)
+        capability = torch.cuda.get_device_capability(device)
+    found = {name: c for name, c in suite(family, backend, capability).items() if takes(name, dtype)}
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        print(f"suite: {family} in {dtype} has no check {unknown[0]!r}", file=sys.stderr)
+        return 2
+    chosen = {name: found[name] for name in names} if names else found
+    return run_checks(chosen, backend, getattr(torch, dtype), device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
