@@ -181,6 +181,25 @@ def test_autocast_inside_compile(low, place):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_around_compile(low, place):
+    """A function compiled outside autocast is compiled again inside, and back outside it is the first one."""
+    arguments = Sample(MIDDLE).arguments(torch.float32, place.device)
+    counter = CompileCounter()
+    compiled = torch.compile(mi.interaction, backend=counter, **COMPILE)
+    for enabled, graphs in ((False, 1), (True, 2), (False, 2)):
+        with torch.autocast(place.device, low, enabled=enabled):
+            found, expected = compiled(*arguments), mi.interaction(*arguments)
+        assert found.dtype == (low if enabled else torch.float32)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert counter.frame_count == graphs
+
+
+def test_devices_without_autocast_compile():
+    meta = [t.to("meta") for t in Sample(ODD).arguments(torch.float32)]
+    assert torch.compile(mi.interaction, backend="eager", **COMPILE)(*meta).shape == (5, 11)
+
+
 def test_backend_chosen_inside_compile():
     def portable(*tensors):
         with mi.backend("portable"):
