@@ -222,6 +222,18 @@ def test_backend_chosen_outside_compile():
     assert recorder.names == [["interaction_portable"], [], [automatic]]
 
 
+def test_backend_chosen_for_the_first_time_after_compiling(monkeypatch):
+    """In a thread that has chosen no backend before, as after the import."""
+    monkeypatch.setattr(backends, "_selected", backends._Selected())
+    recorder = Recorder()
+    compiled = torch.compile(mi.interaction, backend=recorder.backend, **COMPILE)
+    arguments = Sample(ODD).arguments(torch.float32)
+    compiled(*arguments)
+    with mi.backend("reference"):
+        compiled(*arguments)
+    assert [len(graph) for graph in recorder.graphs] == [1, 0]
+
+
 def test_errors_inside_compile_are_those_of_eager():
     x, z, w, *_ = Sample(ODD).arguments(torch.float32)
     compiled = torch.compile(mi.interaction, backend="eager")
