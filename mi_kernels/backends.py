@@ -24,7 +24,8 @@ _CUDA_LIBRARY = _PACKAGE / "libmi_kernels_cuda.so"
 
 
 class _Selected(threading.local):
-    name = "auto"
+    def __init__(self) -> None:  # in each thread; Dynamo of PyTorch 2.11 sets no guard on class attributes
+        self.name = "auto"
 
 
 # A thread-local object and not a context variable: torch.compile traces the former and guards on it.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
+from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.interaction import autograd, costs, plan_shared, ragged, reference, shared
 from mi_kernels.ops.interaction.packed import PackedWeight
 from mi_kernels.ops.interaction.plan import Plan
@@ -247,9 +248,8 @@ def rows_of(tensor: Tensor, lead: torch.Size) -> Tensor:
 def autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments as autocast wants those of a matrix product."""
     device = next((tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)), None)
-    if device is None or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device is None or (dtype := dtype_in_force(device)) is None:
         return tensors
-    dtype = torch.get_autocast_dtype(device)
     return tuple(_lower(tensor, device, dtype) for tensor in tensors)
 
 

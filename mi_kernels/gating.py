@@ -9,6 +9,7 @@ from torch import Tensor
 from mi_kernels import backends
 from mi_kernels.functional import EXPLAINED, autocast, rows_of
 from mi_kernels.ops import activations, gates, plans
+from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.diagonal import reference as diagonal_reference
 from mi_kernels.ops.gated import reference as gated_reference
 from mi_kernels.ops.interaction import autograd as dense
@@ -254,7 +255,7 @@ def _promote(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     if not present:
         return tensors
     device = present[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if dtype_in_force(device) is None:
         return tensors
     dtype = present[0].dtype
     for tensor in present:

@@ -181,6 +181,25 @@ def test_autocast_inside_compile(low, place):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_around_compile(low, place):
+    """A function compiled outside autocast is compiled again inside, and back outside it is the first one."""
+    arguments = Sample(MIDDLE).arguments(torch.float32, place.device)
+    counter = CompileCounter()
+    compiled = torch.compile(mi.interaction, backend=counter, **COMPILE)
+    for enabled, graphs in ((False, 1), (True, 2), (False, 2)):
+        with torch.autocast(place.device, low, enabled=enabled):
+            found, expected = compiled(*arguments), mi.interaction(*arguments)
+        assert found.dtype == (low if enabled else torch.float32)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert counter.frame_count == graphs
+
+
+def test_devices_without_autocast_compile():
+    meta = [t.to("meta") for t in Sample(ODD).arguments(torch.float32)]
+    assert torch.compile(mi.interaction, backend="eager", **COMPILE)(*meta).shape == (5, 11)
+
+
 def test_backend_chosen_inside_compile():
     def portable(*tensors):
         with mi.backend("portable"):
@@ -201,6 +220,18 @@ def test_backend_chosen_outside_compile():
             compiled(*arguments)
     automatic = "interaction" if backends.why_not("cpu") is None else "interaction_portable"
     assert recorder.names == [["interaction_portable"], [], [automatic]]
+
+
+def test_backend_chosen_for_the_first_time_after_compiling(monkeypatch):
+    """In a thread that has chosen no backend before, as after the import."""
+    monkeypatch.setattr(backends, "_selected", backends._Selected())
+    recorder = Recorder()
+    compiled = torch.compile(mi.interaction, backend=recorder.backend, **COMPILE)
+    arguments = Sample(ODD).arguments(torch.float32)
+    compiled(*arguments)
+    with mi.backend("reference"):
+        compiled(*arguments)
+    assert [len(graph) for graph in recorder.graphs] == [1, 0]
 
 
 def test_errors_inside_compile_are_those_of_eager():

@@ -69,6 +69,20 @@ def test_ptx_is_in_one_file():
         assert path.name == "ptx.cuh" or not re.search(r"\basm\b", path.read_text()), path.name
 
 
+# torch's macros that release 2.11 has; TORCH_TARGET_VERSION keeps out newer functions, but not newer macros.
+MACROS_OF_2_11 = {"STD_TORCH_CHECK", "STABLE_TORCH_LIBRARY_IMPL", "TORCH_BOX", "TORCH_ERROR_CODE_CHECK"}
+MACROS_OF_2_11 |= {"TORCH_ABI_VERSION"}
+
+
+def test_macros_of_torch_are_in_the_oldest_release():
+    sources = [path for path in SOURCES.parent.rglob("*.*") if path.suffix in (".h", ".cuh", ".cu", ".cpp")]
+    assert sources
+    for path in sources:
+        used = set(re.findall(r"\b(?!MI_)(?:\w+_)?(?:TORCH|AOTI|THO|C10)_[A-Z]\w*\b", path.read_text()))
+        newer = used - MACROS_OF_2_11
+        assert not newer, f"{path.name}: expected macros that torch 2.11 has, got {newer}"
+
+
 LOADED = """
 import sys, torch
 import mi_kernels

@@ -10,6 +10,7 @@ import pytest
 from cuda_objects import NVCC, ROOT, compiled
 
 from mi_kernels.testing import sass
+from mi_kernels.testing.kernel_sizes import EVERY, HALF, MMA, SM90
 
 COMPILER = shutil.which("g++") or shutil.which("c++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
@@ -18,7 +19,7 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
-def build(source: Path, program: Path, *flags: str) -> Path:
+def build(source: Path, program: Path, *flags: str | Path) -> Path:
     command = [COMPILER, "-std=c++20", "-Wall", "-Wextra", *flags, "-o", program, source]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -26,8 +27,8 @@ def build(source: Path, program: Path, *flags: str) -> Path:
     return program
 
 
-def run(program: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
+def run(program: Path, *arguments: str, **options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300, **options)
 
 
 @needs_compiler
@@ -85,6 +86,31 @@ def test_the_machine_notices(fault, tmp_path):
     done = run(program, "2")
     assert done.returncode == 1, "nothing was noticed"
     assert done.stderr
+
+
+@needs_compiler
+def test_the_sizes_choose_the_kernels_they_name(tmp_path):
+    """By the plan and the checks of alignment; between them they reach every kernel there is."""
+    program = build(ROOT / "tests/sm90/choices.cpp", tmp_path / "choices", "-O1", ROOT / "csrc/cuda/plan.cpp")
+    cases = [(size, dtype) for size in (*SM90, *MMA) for dtype in size.dtypes if dtype in HALF]
+    lines = [f"{' '.join(map(str, size.sizes))} {int(dtype == 'bfloat16')}\n" for size, dtype in cases]
+    done = run(program, input="".join(lines))
+    assert done.returncode == 0, done.stderr
+    reached = set()
+    for (size, dtype), answer in zip(cases, done.stdout.splitlines(), strict=True):
+        if size.kernel is None:
+            assert answer == "the plan prefers another engine", (size, dtype)
+            continue
+        *kernel, blocks = map(int, answer.split())
+        assert tuple(kernel) == size.kernel, (size, dtype)
+        out, cluster, split = kernel
+        reached.add((out, "split" if split > 1 else cluster, "BF16" if dtype == "bfloat16" else "F16"))
+        if "many" in size.name:
+            groups, rows, _, _, columns = size.sizes
+            tiles = groups * -(-rows // (128 * cluster)) * -(-columns // out)
+            assert tiles > blocks // cluster, size
+    assert reached == KERNELS
+    assert all(size.dtypes == EVERY for size in MMA)
 
 
 SOURCE = "interaction_sm90.cu"

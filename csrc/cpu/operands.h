@@ -24,7 +24,7 @@ inline Tensor in_double(const Tensor& t) {
   using torch::stable::detail::from;
   const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes);
   std::array<StableIValue, 3> stack{from(one), from(shape), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 inline Optional in_double(const Optional& t) { return t.has_value() ? Optional(in_double(*t)) : t; }

@@ -47,7 +47,7 @@ const Machine& machine_of(int device) {
 void* current_stream(int device) {
   static const CurrentStream get = find_current_stream();
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get(device, &stream));
   return stream;
 }
 

@@ -13,7 +13,7 @@ namespace mi_kernels::cuda {
 inline DType product_dtype(DType dtype) {
   if (dtype != DType::f32) return dtype;
   StableIValue answer[1];
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mi_kernels::tf32_allowed", "", answer, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mi_kernels::tf32_allowed", "", answer, TORCH_ABI_VERSION));
   return torch::stable::detail::to<bool>(answer[0]) ? DType::tf32 : dtype;
 }
 inline DType product_dtype(const Tensor& x, const char* op) { return product_dtype(dtype_of(x.scalar_type(), op, "x")); }

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mi_kernels import gating
 from mi_kernels.ops import activations
+from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.validation import (
     FLOATING,
     check_activation,
@@ -238,8 +239,7 @@ class FiLM(nn.Module):
         )
 
     def _check(self, x: Tensor, z: Tensor) -> None:
-        device = self.weight.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if dtype_in_force(self.weight.device.type) is not None:
             # Autocast brings the dtypes together.
             check_tensors("FiLM", ("x",), (x,), 1, FLOATING)
             check_tensors("FiLM", ("z",), (z,), 1, FLOATING)

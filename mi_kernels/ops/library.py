@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 
+from mi_kernels.ops.autocast import dtype_in_force
+
 NAMESPACE = "mi_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
@@ -38,7 +40,7 @@ def _without_autocast(kernel: Callable) -> Callable:
     # The caller has cast already; autocast must not cast the kernel's own float32 intermediates again.
     def shielded(*arguments):
         device = arguments[0].device.type
-        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        if dtype_in_force(device) is None:
             return kernel(*arguments)
         with torch.autocast(device, enabled=False):
             return kernel(*arguments)
