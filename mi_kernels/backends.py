@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from mi_kernels import verified
+from mi_kernels import records, verified
 
 NAMES = ("auto", "reference", "portable", "cpu", "triton", "cuda")
 COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -54,8 +54,8 @@ def _load_cuda_library() -> str | None:
     return None
 
 
-def _importing_level() -> int:
-    """The ``stacklevel`` of the statement that imports this package; import machinery does not count."""
+def _users_level() -> int:
+    """The ``stacklevel`` of the statement that imports or calls this package, past import machinery."""
     frame, level = sys._getframe(1), 1
     while frame is not None and frame.f_back is not None:
         name = frame.f_code.co_filename
@@ -73,7 +73,7 @@ if _cpu_error is not None:
     warnings.warn(
         f"mi_kernels runs on its portable backend: {_cpu_error}",
         RuntimeWarning,
-        stacklevel=_importing_level(),
+        stacklevel=_users_level(),
     )
 
 
@@ -146,8 +146,8 @@ def backend(name: str) -> AbstractContextManager[None]:
     """Run the operations of this thread on one backend inside a ``with`` block.
 
     Args:
-        name: ``"auto"`` (compiled kernels where they exist for device and dtype, on GPUs only where the
-            test suite has passed on such hardware, else portable),
+        name: ``"auto"`` (compiled kernels where they exist for device and dtype, on GPUs only where a suite
+            has passed on such hardware or by ``python -m mi_kernels verify`` on this one, else portable),
             ``"reference"`` (einsum, differentiated by PyTorch), ``"portable"`` (pure PyTorch, bounded
             memory, any device), ``"cpu"`` (C++ kernels), ``"triton"`` or ``"cuda"``.
 
@@ -169,8 +169,8 @@ def _selecting(name: str) -> Iterator[None]:
         _selected.name = previous
 
 
-def choose(tensor: torch.Tensor) -> str:
-    """The backend that an operation on tensors like this one runs on.
+def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
+    """The backend that an operation of a family (records.FAMILIES) on tensors like this one runs on.
 
     Raises:
         ValueError: the backend selected by name does not take this device or dtype.
@@ -178,7 +178,7 @@ def choose(tensor: torch.Tensor) -> str:
     name = _selected.name
     if name == "auto":
         if tensor.device.type == "cuda":
-            return _automatic_on_gpu(tensor.device, tensor.dtype)
+            return _automatic_on_gpu(tensor.device, tensor.dtype, family)
         compiled = _cpu_error is None and tensor.device.type == "cpu" and tensor.dtype in COMPILED_DTYPES
         return "cpu" if compiled else "portable"
     if name in ("cpu", "cuda", "triton"):
@@ -197,17 +197,45 @@ def choose(tensor: torch.Tensor) -> str:
 
 
 @torch.compiler.assume_constant_result  # dynamo does not see a cache and would trace what is behind it
-def _automatic_on_gpu(device: torch.device, dtype: torch.dtype) -> str:
-    return _verified_on_gpu(device, dtype)
+def _automatic_on_gpu(device: torch.device, dtype: torch.dtype, family: str) -> str:
+    return _verified_on_gpu(device, dtype, family)
 
 
 @cache
-def _verified_on_gpu(device: torch.device, dtype: torch.dtype) -> str:
-    """A compiled backend only where the suite has passed on such hardware (verified.py)."""
-    name = verified.backend_for(device, dtype)
-    if name == "triton" and interpreting():  # which is not what was verified
+def _verified_on_gpu(device: torch.device, dtype: torch.dtype, family: str) -> str:
+    """A compiled backend only where its suite has passed: by the package's table, or the user's record."""
+    if interpreting() or dtype not in COMPILED_DTYPES:  # the interpreter is not what was verified
         return "portable"
-    return "portable" if name is None or why_not(name) is not None else name
+    runs = [name for name in records.BACKENDS if why_not(name) is None]
+    word = str(dtype).removeprefix("torch.")
+    for name in (
+        verified.backend_for(device, dtype, family),
+        records.backend_for(device.index, word, family),
+    ):
+        if name in runs:
+            return name
+    if runs:
+        _hint(device, word, family)
+    return "portable"
+
+
+_hinted = False
+
+
+def _hint(device: torch.device, dtype: str, family: str) -> None:
+    """Says, once a process, how compiled kernels come to run on a GPU that nobody has verified them on."""
+    global _hinted
+    reason = None if _hinted else records.why_none(device.index, dtype, family)
+    if reason is None:
+        return
+    _hinted = True
+    name = records.device_of(device.index)[0]
+    warnings.warn(
+        f"mi_kernels runs {family} in {dtype} on its portable backend on {name}: {reason}."
+        " `python -m mi_kernels verify` checks the compiled kernels there, in about three minutes",
+        RuntimeWarning,
+        stacklevel=_users_level(),
+    )
 
 
 @cache

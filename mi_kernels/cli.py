@@ -1,4 +1,4 @@
-"""The command line: `python -m mi_kernels doctor | demo | bench | tune`."""
+"""The command line: `python -m mi_kernels doctor | verify | demo | bench | tune`."""
 
 import argparse
 import subprocess
@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
     # These parse their own arguments, --help included.
     for name, summary in (
+        ("verify", "check the compiled kernels on this GPU, so that they are used by default"),
         ("demo", "train a model with nn.Bilinear, convert it, and compare both"),
         ("bench", "measure against the alternatives (needs a checkout of the repository)"),
         ("tune", "time the tiles of the Triton kernels on this GPU and write the table of choices"),
@@ -70,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mi_kernels import tune
 
         return tune.main(rest)
+    if options.command == "verify":
+        from mi_kernels import verify
+
+        return verify.main(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return _doctor(options.json)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mi_kernels import backends, verified
+from mi_kernels import backends, records, verified
 from mi_kernels._version import __version__
 
 
@@ -16,8 +16,9 @@ def report() -> dict[str, Any]:
 
     Keys: `versions` (None where a package cannot be imported), `machine`, `build` and `instruction_sets`
     (None without compiled libraries), `cpu_library_error`, `backends`: for each name, None if it runs here,
-    else the reason why it does not; and `verified`: the GPUs on which the test suite has passed, which are
-    those where `auto` takes compiled kernels.
+    else the reason why it does not; `verified`: the GPUs on which the test suite has passed, where `auto`
+    takes compiled kernels; `record`: the file of `verify`, what it says of each family on each device, and
+    why it is not used, where it is not.
     """
     return {
         "versions": {
@@ -37,7 +38,43 @@ def report() -> dict[str, Any]:
         "cpu_library_error": backends.cpu_library_error(),
         "backends": {name: backends.why_not(name) for name in backends.NAMES if name != "auto"},
         "verified": verified.as_rows(),
+        "record": _record(),
     }
+
+
+def _record() -> dict[str, Any]:
+    found, reason = records.read()
+    rows = [
+        {
+            "backend": one.backend,
+            "family": one.family,
+            "dtype": one.dtype,
+            "device": one.device,
+            "date": one.date,
+            "passed": one.fault is None,
+            "fault": one.fault,
+            "outdated": records.changed(one),
+        }
+        for one in found
+    ]
+    return {"path": str(records.path()), "not_used": reason, "rows": rows}
+
+
+def _lines_of_record(record: dict[str, Any]) -> dict[str, str]:
+    """Of each backend on each device: what passed, what is outdated; and each failure by itself."""
+    if record["not_used"] is not None:
+        return {"record": f"not used: {record['not_used']}"}
+    passed: dict[str, list[str]] = {}
+    lines = {}
+    for row in record["rows"]:
+        where = f"{row['backend']} on {row['device']}"
+        if row["outdated"] is not None:
+            lines[f"{where}, {row['date']}"] = f"not used: {row['outdated']}; verify again"
+        elif row["passed"]:
+            passed.setdefault(where, []).append(f"{row['family']} {row['dtype']}")
+        else:
+            lines[f"{where}, {row['family']} {row['dtype']}"] = f"failed: {row['fault']}"
+    return {where: ", ".join(found) for where, found in passed.items()} | lines
 
 
 def as_json() -> str:
@@ -60,6 +97,8 @@ def as_text() -> str:
             for row in facts["verified"]
         }
         or {"portable": "no compiled backend has passed the test suite on a GPU"},
+        "auto on this GPU, by `verify`": _lines_of_record(facts["record"])
+        or {"record": f"none: {facts['record']['path']} is not there"},
     }
     width = max(len(key) for entries in sections.values() for key in entries)
     lines = []

@@ -70,7 +70,7 @@ def modulate(
     """
     x, scale, shift = _promote((x, scale, shift))
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
-    chosen = backends.choose(x)
+    chosen = backends.choose(x, "modulate")
     if chosen == "reference" or torch.compiler.is_compiling():
         options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
         return modulate_reference.modulate(x, scale, shift, **options)
@@ -124,7 +124,7 @@ def diagonal(
     lead = _check_diagonal(tensors, activation, scale_offset)
     x, z, weight, bias, shift_weight, shift_bias, weight_x = tensors
     options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
-    chosen = backends.choose(x)
+    chosen = backends.choose(x, "diagonal")
     shared = weight_x is None and z.shape[:-1] != lead
     if chosen == "reference" or (shared and torch.compiler.is_compiling()):
         return diagonal_reference.diagonal(
@@ -183,7 +183,7 @@ def gated_interaction(
     tensors = autocast((x, z, weight, weight_z, weight_x, bias))
     lead = _check_gated(tensors, activation)
     x, z, *weights = tensors
-    chosen = backends.choose(x)
+    chosen = backends.choose(x, "gated_interaction")
     if chosen == "reference":
         return gated_reference.gated_interaction(x, z, *weights, activation=activation)
     arguments = (rows_of(x, lead), rows_of(z, lead), *weights, None, None)
@@ -269,19 +269,19 @@ def _promote(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
 def _explain_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_offset: float) -> Plan:
     x, scale, shift = _promote((x, scale, shift))
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
-    return plans.modulate(backends.choose(x), shape, x, scale, shift)
+    return plans.modulate(backends.choose(x, "modulate"), shape, x, scale, shift)
 
 
 def _explain_diagonal(activation: str, scale_offset: float, weight_x: Any, **arguments: Any) -> Plan:
     tensors = autocast((*arguments.values(), weight_x))
     lead = _check_diagonal(tensors, activation, scale_offset)
-    return plans.diagonal(backends.choose(tensors[0]), activation, lead, *tensors)
+    return plans.diagonal(backends.choose(tensors[0], "diagonal"), activation, lead, *tensors)
 
 
 def _explain_gated(activation: str, **arguments: Any) -> Plan:
     tensors = autocast(tuple(arguments.values()))
     lead = _check_gated(tensors, activation)
-    return plans.gated(backends.choose(tensors[0]), activation, lead, *tensors)
+    return plans.gated(backends.choose(tensors[0], "gated_interaction"), activation, lead, *tensors)
 
 
 EXPLAINED["diagonal"] = (diagonal, _explain_diagonal)

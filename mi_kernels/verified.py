@@ -1,4 +1,4 @@
-"""On which GPUs the test suite has passed: what ``auto`` may choose there.
+"""On which GPUs the test suite has passed: what ``auto`` may choose there, before it asks the user's record.
 
 An entry is added by whoever has run ``make gpu-check`` on the hardware and has seen it pass. It says what
 ran, so that it can be run again. Nothing is listed from compilation or interpretation.
@@ -6,9 +6,10 @@ ran, so that it can be run again. Nothing is listed from compilation or interpre
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
+
+from mi_kernels.records import FAMILIES, NEEDED, installed
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Verified:
         date: as in 2026-11-25.
         versions: of torch, CUDA and (of a Triton backend) triton. Triton's counts, for it is the compiler.
         results: the file that ``make gpu-check`` wrote, from the root of the repository.
+        families: of kernels; all of them, where the whole suite passed.
     """
 
     backend: str
@@ -32,6 +34,7 @@ class Verified:
     date: str
     versions: dict[str, str]
     results: str
+    families: tuple[str, ...] = FAMILIES
 
     def __post_init__(self) -> None:
         """Raises ValueError: an entry that could be chosen wrongly, or never."""
@@ -48,6 +51,8 @@ class Verified:
         of_torch = isinstance(self.dtypes, tuple) and all(isinstance(d, torch.dtype) for d in self.dtypes)
         if not of_torch or not self.dtypes:
             return f"dtypes: expected a tuple of torch.dtype, got {self.dtypes!r}"
+        if not isinstance(self.families, tuple) or not set(self.families) <= set(FAMILIES):
+            return f"families: expected a tuple of {', '.join(FAMILIES)}, got {self.families!r}"
         missing = {"torch"} | ({"triton"} if self.backend == "triton" else set())
         missing -= self.versions.keys()
         return f"versions: no {', '.join(sorted(missing))}" if missing else None
@@ -64,18 +69,15 @@ def _capability(index: int | None) -> tuple[int, int]:
 
 @cache
 def _triton() -> str | None:
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        return None
+    return installed("triton")
 
 
 def _release(number: str | None) -> list[str] | None:
     return None if number is None else number.split(".")[:2]
 
 
-def backend_for(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The backend that has passed the suite on such a GPU in such a dtype, or None.
+def backend_for(device: torch.device, dtype: torch.dtype, family: str) -> str | None:
+    """The backend that has passed the suite of a family on such a GPU in such a dtype, or None.
 
     What Triton compiles depends on its release, so one that was not tested does not count. Nor does a GPU of
     AMD, whose capability is a number of another kind.
@@ -84,6 +86,8 @@ def backend_for(device: torch.device, dtype: torch.dtype) -> str | None:
         return None
     for entry in VERIFIED:
         if dtype not in entry.dtypes or entry.capability != _capability(device.index):
+            continue
+        if not set(NEEDED[family]) <= set(entry.families):
             continue
         if entry.backend != "triton" or _release(entry.versions["triton"]) == _release(_triton()):
             return entry.backend

@@ -1,8 +1,8 @@
 """The error rule applied to a sample of a public function: its values, its gradients, their gradients.
 
-The one judge of tests, of ``python -m mi_kernels verify`` and of ``make gpu-check``. Each check takes a dtype and
-a device, runs on the backend that is selected, raises AssertionError where the rule is broken, and returns the
-worst error as a part of what is allowed.
+The one judge of tests, of ``python -m mi_kernels verify`` and of ``make gpu-check``. Each check takes a dtype
+and a device, runs on the backend that is selected, raises AssertionError where the rule is broken, and
+returns the worst error as a part of what is allowed.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,8 +47,9 @@ def call_gate(op: str, function: Callable[..., Tensor] | None = None) -> Callabl
 
 
 def reference_gate(op: str) -> Callable[..., Tensor]:
-    of = {"diagonal": diagonal_reference.diagonal, "gated_interaction": gated_reference.gated_interaction}
-    return call_gate(op, of[op])
+    if op == "diagonal":
+        return call_gate(op, diagonal_reference.diagonal)
+    return call_gate(op, gated_reference.gated_interaction)
 
 
 def as_gate(sample: Gate, tensors: Sequence[Maybe]) -> tuple[Any, ...]:
@@ -96,7 +97,7 @@ def form_of(sample: AnySample) -> Form:
 
 
 def gradients_of(function: Callable[..., Tensor]) -> Function:
-    """(g, tensors...) -> the gradients by the tensors that there are; zeros where y does not depend on one."""
+    """(g, tensors...) -> the gradients by the tensors that there are; zeros where y does not depend on it."""
 
     def gradients(grad: Tensor, *tensors: Maybe) -> Sequence[Tensor]:
         leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]

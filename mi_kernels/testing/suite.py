@@ -32,12 +32,10 @@ from mi_kernels.ops import activations
 from mi_kernels.ops.interaction import costs, reference
 from mi_kernels.testing import checks, devices, samples
 from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
-from mi_kernels.testing.kernel_values import check_interaction
-from mi_kernels.testing.samples import LAYOUTS, WEIGHT_ONLY, Gate, Modulation, Sample, Shape
+from mi_kernels.testing.samples import LAYOUTS, WEIGHT_ONLY, Gate, Modulation, Sample
 from mi_kernels.testing.shared_samples import MIXED, SHARED
 
 Check = Callable[[torch.dtype, str], float]
-FAMILIES = ("interaction", "diagonal", "gated_interaction", "modulate")
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 RUINED = 3
 MOST_FAULTS = 3  # more of them say nothing new
@@ -71,6 +69,8 @@ def takes(name: str, dtype: str) -> bool:
 
 
 def _kernel(backend: str, size: KernelSize, dtype: torch.dtype, device: str) -> float:
+    from mi_kernels.testing.kernel_values import check_interaction
+
     suffix = {"triton": "_triton", "portable": "_portable"}.get(backend, "")
     operations = {name: getattr(torch.ops.mi_kernels, name + suffix) for name in OPERATIONS}
     return check_interaction(SimpleNamespace(**operations), size, dtype, device)
@@ -184,20 +184,20 @@ def _segments(dtype: torch.dtype, device: str) -> float:
 def _generated(dtype: torch.dtype, device: str) -> float:
     """W' and b' of contexts, and these applied to tokens."""
     sample = Sample(SHARED[2])
+    ours: Callable[..., Any] = mi.generate
+    theirs: Callable[..., Any] = reference.generate
 
-    def draw(seed: int) -> Sequence[Tensor | None]:
+    def draw(seed: int) -> Sequence[Any]:
         return sample.arguments(dtype, device, seed)[1:]
 
     def apply(function: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
         return lambda x, w, b: [function(x, w, b)]
 
-    def layers(seed: int) -> Sequence[Tensor]:
-        x, z, *weights = sample.arguments(dtype, device, seed)
-        w, b = reference.generate(z, *weights)
-        assert x is not None and b is not None
-        return x, w.contiguous(), b.contiguous()
+    def layers(seed: int) -> Sequence[Any]:
+        x, *tensors = sample.arguments(dtype, device, seed)
+        return x, *(t.contiguous() for t in theirs(*tensors))
 
-    generated = checks.check_errors(lambda *a: mi.generate(*a), lambda *a: reference.generate(*a), draw)  # type: ignore[arg-type, return-value]
+    generated = checks.check_errors(ours, theirs, draw)
     applied = checks.check_errors(apply(mi.apply_generated), apply(reference.apply_generated), layers)
     return max(generated, applied)
 

@@ -1,0 +1,249 @@
+"""What `python -m mi_kernels verify` found on this machine: a file of the user's, and when it is believed.
+
+The file decides which kernels `auto` runs, so it counts only where nobody but the user (or root) could have
+written it, and only for the device, the versions and the kernels that it was made with.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mi_kernels._version import __version__
+
+SCHEMA = 1
+FAMILIES = ("interaction", "diagonal", "gated_interaction", "modulate")
+# Families whose kernels a call of a family takes: gradients of gates are products of the dense interaction,
+# and contexts that are shared have their gates made by it and applied by modulation.
+NEEDED = {
+    "interaction": ("interaction",),
+    "diagonal": ("diagonal", "interaction", "modulate"),
+    "gated_interaction": ("gated_interaction", "interaction", "modulate"),
+    "modulate": ("modulate",),
+}
+BACKENDS = ("cuda", "triton")  # in the order of preference, where both have passed
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a family's checks ended on a backend, in a dtype, on a device.
+
+    Attributes:
+        fault: what went wrong, None where all checks passed.
+        checks: how many passed.
+        error: the worst of them, as a part of what the error rule allows.
+        kernels: :func:`fingerprint` of what was checked.
+    """
+
+    backend: str
+    family: str
+    dtype: str
+    device: str
+    capability: str
+    versions: dict[str, str | None]
+    kernels: str
+    date: str
+    fault: str | None
+    checks: int
+    error: float
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.backend, self.family, self.dtype, self.device, self.capability
+
+
+def folder() -> Path:
+    """Where the record lies: MI_KERNELS_CACHE, else mi_kernels in the user's cache directory."""
+    named = os.environ.get("MI_KERNELS_CACHE")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mi_kernels"
+
+
+def path() -> Path:
+    return folder() / "verified.json"
+
+
+def distrust(file: Path) -> str | None:
+    """Who else could have written a file, or could put another in its place; None where nobody could.
+
+    It may not exist yet.
+    """
+    if not hasattr(os, "getuid"):
+        return "this system does not say who may write a file"
+    file = Path(os.path.realpath(file.parent)) / file.name
+    parts = [file, *file.parents]
+    for part in parts:
+        try:
+            found = part.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return str(error)
+        if part == file and not stat.S_ISREG(found.st_mode):
+            return f"{part} is no regular file"
+        if found.st_uid not in (0, os.getuid()):
+            return f"{part} belongs to another user"
+        # Of a directory with the sticky bit, such as /tmp, others cannot replace what is not theirs.
+        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if shared and not (part != file and found.st_mode & stat.S_ISVTX):
+            return f"others may write {part} (chmod go-w {part})"
+    return None
+
+
+def read(file: Path | None = None) -> tuple[list[Record], str | None]:
+    """The records, and why they are not all that there is: the file is not to be trusted, or is damaged."""
+    file = file or path()
+    reason = distrust(file)
+    if reason is not None:
+        return [], reason
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return [], None
+    except (OSError, ValueError) as error:
+        return [], f"{file} cannot be read: {error}"
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        return [], f"{file} was written by another version of this package"
+    try:
+        return [_record(entry) for entry in found["records"]], None
+    except (TypeError, KeyError, ValueError) as error:
+        return [], f"{file} is damaged: {type(error).__name__}: {error}"
+
+
+def _record(entry: dict[str, Any]) -> Record:
+    record = Record(**{field.name: entry[field.name] for field in fields(Record)})
+    if (
+        record.backend not in BACKENDS
+        or record.family not in FAMILIES
+        or not isinstance(record.versions, dict)
+    ):
+        raise ValueError(f"{record.backend} {record.family}")
+    if not (record.fault is None or isinstance(record.fault, str)):
+        raise ValueError(f"fault {record.fault!r}")
+    return record
+
+
+def write(new: Iterable[Record], file: Path | None = None) -> None:
+    """Adds records, each in the place of an older one of the same key.
+
+    Raises OSError: the file cannot be written, or others could write it too.
+    """
+    file = file or path()
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    reason = distrust(file)
+    if reason is not None:
+        raise PermissionError(f"the record would not be trusted: {reason}")
+    records = {record.key: record for record in (*read(file)[0], *new)}
+    text = json.dumps({"schema": SCHEMA, "records": [asdict(r) for r in records.values()]}, indent=1)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".verified")  # for the user alone
+    try:
+        with os.fdopen(handle, "w") as out:
+            out.write(text + "\n")
+        os.replace(name, file)
+    except OSError:
+        os.unlink(name)
+        raise
+
+
+def device_of(index: int | None) -> tuple[str, str]:
+    """Name and compute capability."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return torch.cuda.get_device_name(index), f"{major}.{minor}"
+
+
+def _driver() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return found[0] if found else None
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def versions(backend: str) -> dict[str, str | None]:
+    """Of everything between the kernels of a backend and the GPU: one that changes asks for another run."""
+    found = {
+        "mi_kernels": __version__,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "driver": _driver(),
+    }
+    return found | ({"triton": installed("triton")} if backend == "triton" else {})
+
+
+@cache
+def fingerprint(backend: str) -> str:
+    """Of the kernels themselves, which change without a version in a checkout, and by `tune`."""
+    digest = hashlib.sha256()
+    for file in _kernel_files(backend):
+        digest.update(file.name.encode() + b"\0")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _kernel_files(backend: str) -> Iterator[Path]:
+    if backend == "cuda":
+        yield from (file for file in [_PACKAGE / "libmi_kernels_cuda.so"] if file.exists())
+        return
+    yield from sorted((_PACKAGE / "ops").rglob("*triton*.py"))
+    yield from sorted(file for file in (_PACKAGE / "ops" / "triton").iterdir() if file.is_file())
+
+
+def changed(record: Record) -> str | None:
+    """What is not as it was when the record was made, or None."""
+    now = versions(record.backend)
+    for name, number in now.items():
+        if record.versions.get(name) != number:
+            return f"{name} was {record.versions.get(name)} and is {number}"
+    return None if record.kernels == fingerprint(record.backend) else "the kernels have changed"
+
+
+@cache
+def here(index: int | None) -> tuple[list[Record], str | None]:
+    """The records of a device, read once; and why there are no more."""
+    records, reason = read()
+    name, capability = device_of(index)
+    return [r for r in records if (r.device, r.capability) == (name, capability)], reason
+
+
+def backend_for(index: int | None, dtype: str, family: str) -> str | None:
+    """The backend whose kernels for a family have passed on this device, as they are now; or None."""
+    valid = {
+        (r.backend, r.family)
+        for r in here(index)[0]
+        if r.dtype == dtype and r.fault is None and not changed(r)
+    }
+    needed = NEEDED[family]
+    return next((name for name in BACKENDS if all((name, one) in valid for one in needed)), None)
+
+
+def why_none(index: int | None, dtype: str, family: str) -> str | None:
+    """Why a record would help here, in a few words; None where checks have failed, and it would not."""
+    records, reason = here(index)
+    if reason is not None:
+        return f"the record is not used: {reason}"
+    own = [r for r in records if r.dtype == dtype and r.family in NEEDED[family]]
+    if any(changed(r) is None and r.fault is not None for r in own):
+        return None
+    stale = next((text for text in map(changed, own) if text is not None), None)
+    return f"since it was verified, {stale}" if stale else "no compiled backend has been verified on it"

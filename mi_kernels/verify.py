@@ -1,0 +1,183 @@
+"""`python -m mi_kernels verify`: checks the compiled kernels on this GPU; `auto` uses what passed.
+
+Values, gradients, layouts and dtypes of every family run in child processes with a limit of time, so that a
+kernel that hangs or crashes costs its own family and is named. What passed is written to the user's cache
+directory (records.py), with the device and the versions; `auto` takes it from there in every later process.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mi_kernels import backends, records
+from mi_kernels.records import BACKENDS, FAMILIES, Record
+from mi_kernels.testing import isolated, suite
+
+MINUTES = 3.0
+LIMIT = 120.0  # seconds of one family in one dtype
+MEMORY = 3 << 30  # of the GPU, for each process at a time
+WORKERS = 8
+PROGRAM = (sys.executable, "-m", "mi_kernels.testing.suite")
+
+
+class Outcome(NamedTuple):
+    """What the lines of one process say."""
+
+    checks: int
+    error: float
+    fault: str | None
+
+
+def outcome(ended: isolated.Ended) -> Outcome:
+    """Of one process of suite.py; the check that was under way when it hung or died is named."""
+    passed, worst, faults, begun = 0, 0.0, [], None
+    for line in _lines(ended.output):
+        if line["state"] == "begun":
+            begun = line["check"]
+        elif line["state"] == "passed":
+            passed, worst, begun = passed + 1, max(worst, line["error"]), None
+        else:
+            faults.append(f"{line['check']}: {line['fault']}")
+            begun = None
+    if ended.status is None:
+        faults.append(f"{begun or 'start'}: not done after {ended.seconds:.0f} s")
+    elif ended.status not in (0, 1) or (ended.status == 1 and not faults):
+        ruined = ended.status == suite.RUINED
+        what = "the GPU gives nothing but errors" if ruined else f"ended with status {ended.status}"
+        faults.append(f"{begun or 'after it'}: {what}: {_last_line(ended.output)}")
+    elif passed == 0 and not faults:
+        faults.append("no check ran")
+    return Outcome(passed, worst, "; ".join(faults)[:1500] or None)
+
+
+def _lines(output: str) -> Iterator[dict[str, Any]]:
+    for text in output.splitlines():
+        if text.startswith('{"check"'):
+            try:
+                yield json.loads(text)
+            except ValueError:  # cut off
+                continue
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith('{"check"')]
+    return lines[-1][:200] if lines else "no message"
+
+
+def workers_for(device: str) -> int:
+    """As many processes at a time as the cores, and the free memory of the GPU for their contexts, allow."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(min(os.cpu_count() or 1, WORKERS, free // MEMORY), 1)
+
+
+def environment() -> dict[str, str]:
+    """Of the children: this package, wherever it lies, and no wait for others of their kind."""
+    found = dict(os.environ)
+    root = str(Path(__file__).resolve().parents[1])
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, (root, found.get("PYTHONPATH"))))
+    found.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return found
+
+
+def verify(
+    names: Sequence[str],
+    dtypes: Sequence[str],
+    device: str,
+    end: float,
+    workers: int,
+    say: Callable[[str], None],
+    program: Sequence[str] = PROGRAM,
+) -> Iterator[tuple[tuple[str, str, str], Outcome]]:
+    """((backend, family, dtype), outcome) as they come; what the time did not reach is missing."""
+    wanted = [(b, f, d) for f in FAMILIES for d in dtypes for b in names]
+    jobs = [isolated.Job(" ".join(one), [*program, one[0], device, one[2], one[1]], LIMIT) for one in wanted]
+    keys = {job.name: one for job, one in zip(jobs, wanted, strict=True)}
+    for ended in isolated.run_all(jobs, workers, end, environment()):
+        found = outcome(ended)
+        out_of_time = ended.status is None and time.monotonic() > end - isolated.GRACE
+        if out_of_time and "; " not in (found.fault or ""):  # the time for everything ended, not its own
+            say(f"{ended.name}: not finished, {found.checks} checks passed")
+            continue
+        if found.fault is None:
+            say(
+                f"{ended.name}: passed, {found.checks} checks, worst error {found.error:.2f} of what is"
+                f" allowed, {ended.seconds:.0f} s"
+            )
+        else:
+            say(f"{ended.name}: FAILED after {found.checks} checks: {found.fault}")
+        yield keys[ended.name], found
+
+
+def record_of(key: tuple[str, str, str], found: Outcome, index: int | None) -> Record:
+    backend, family, dtype = key
+    name, capability = records.device_of(index)
+    today = datetime.date.today().isoformat()
+    kernels = records.fingerprint(backend)
+    facts = (name, capability, records.versions(backend), kernels, today)
+    return Record(backend, family, dtype, *facts, found.fault, found.checks, found.error)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="mi-kernels verify",
+        description="Check the compiled kernels on this GPU; `auto` uses those that pass, from then on.",
+    )
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--dtype", nargs="+", choices=suite.DTYPES, default=list(suite.DTYPES))
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for everything ({MINUTES:g})")
+    parser.add_argument("--device", default="cuda:0")
+    options = parser.parse_args(None if argv is None else list(argv))
+    if not options.minutes > 0:
+        parser.error(f"--minutes: expected a positive number, got {options.minutes:g}")
+    return options
+
+
+def _complain(text: str) -> None:
+    print(f"verify: {text}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) -> int:
+    """Exit status: 0 all that can run here passed, 1 not, 2 nothing can be checked here."""
+    options = _options(argv)
+    end = time.monotonic() + 60 * options.minutes
+    if not torch.cuda.is_available():
+        _complain(f"no GPU: torch {torch.__version__} sees none here")
+        return 2
+    runs = []
+    for name in options.backend:
+        reason = backends.why_not(name) or ("interpreted" if backends.interpreting() else None)
+        if reason is None:
+            runs.append(name)
+        else:
+            print(f"{name}: cannot run: {reason}")
+    try:
+        index = torch.device(options.device).index or 0
+        device, capability = records.device_of(index)
+        records.write([])  # before the work: whether it can be
+    except (OSError, RuntimeError, AssertionError) as error:
+        _complain(str(error))
+        return 2
+    if not runs:
+        _complain("no compiled backend can run here")
+        return 2
+    print(f"{device}, compute capability {capability}: {', '.join(runs)}", flush=True)
+    passed, expected = 0, len(runs) * len(options.dtype) * len(FAMILIES)
+    say = lambda text: print(text, flush=True)  # noqa: E731
+    jobs = verify(runs, options.dtype, options.device, end, workers_for(options.device), say, program)
+    for key, found in jobs:
+        records.write([record_of(key, found, index)])
+        passed += found.fault is None
+    print(f"{passed} of {expected} passed; written to {records.path()}")
+    if passed < expected:
+        print(
+            "What failed or was not reached stays on the portable path; `mi_kernels doctor` lists failures."
+        )
+    return 0 if passed == expected else 1
