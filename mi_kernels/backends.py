@@ -206,16 +206,13 @@ def _verified_on_gpu(device: torch.device, dtype: torch.dtype, family: str) -> s
     """A compiled backend only where its suite has passed: by the package's table, or the user's record."""
     if interpreting() or dtype not in COMPILED_DTYPES:  # the interpreter is not what was verified
         return "portable"
-    runs = [name for name in records.BACKENDS if why_not(name) is None]
-    word = str(dtype).removeprefix("torch.")
-    for name in (
-        verified.backend_for(device, dtype, family),
-        records.backend_for(device.index, word, family),
-    ):
-        if name in runs:
-            return name
-    if runs:
-        _hint(device, word, family)
+    name = verified.backend_for(device, dtype, family)
+    if name is None or why_not(name) is not None:
+        name = records.backend_for(device.index, str(dtype).removeprefix("torch."), family)
+    if name is not None and why_not(name) is None:
+        return name
+    if any(why_not(name) is None for name in records.BACKENDS):
+        _hint(device, str(dtype).removeprefix("torch."), family)
     return "portable"
 
 

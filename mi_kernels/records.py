@@ -222,6 +222,8 @@ def changed(record: Record) -> str | None:
 def here(index: int | None) -> tuple[list[Record], str | None]:
     """The records of a device, read once; and why there are no more."""
     records, reason = read()
+    if not records:
+        return [], reason
     name, capability = device_of(index)
     return [r for r in records if (r.device, r.capability) == (name, capability)], reason
 

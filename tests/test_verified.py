@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mi_kernels as mi
-from mi_kernels import backends, doctor, verified
+from mi_kernels import backends, doctor, records, verified
 from mi_kernels.verified import Verified
 
 HOPPER = Verified(
@@ -31,10 +31,16 @@ class Described(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_remembered():
-    backends._verified_on_gpu.cache_clear()
+def _nothing_is_remembered(monkeypatch, tmp_path):
+    """And no record of the user's is there."""
+    monkeypatch.setenv("MI_KERNELS_CACHE", str(tmp_path))
+    monkeypatch.setattr(records, "device_of", lambda index: ("made up", "9.0"))
+    monkeypatch.setattr(backends, "_hinted", True)
+    for remembered in (backends._verified_on_gpu, records.here):
+        remembered.cache_clear()
     yield
-    backends._verified_on_gpu.cache_clear()
+    for remembered in (backends._verified_on_gpu, records.here):
+        remembered.cache_clear()
 
 
 def tensor(dtype=torch.bfloat16, device="cuda"):
@@ -111,6 +117,7 @@ def test_other_devices_are_not_asked(gpu):
         ({"dtypes": torch.float32}, "dtypes: expected a tuple of torch.dtype, got torch.float32"),
         ({"dtypes": ("float32",)}, "dtypes: expected"),
         ({"dtypes": ()}, "dtypes: expected"),
+        ({"families": ("typo",)}, "families: expected a tuple of interaction, .*, got"),
     ],
 )
 def test_an_entry_is_checked_when_it_is_made(change, message):
@@ -118,6 +125,17 @@ def test_an_entry_is_checked_when_it_is_made(change, message):
     name = f"verified: {change.get('backend', 'triton')} on made up \\(2026-01-02\\): "
     with pytest.raises(ValueError, match=name + message):
         replace(HOPPER, **change)
+
+
+@pytest.mark.parametrize(
+    ("passed", "chosen"),
+    [("interaction modulate diagonal", "interaction modulate diagonal"), ("diagonal", "")],
+)
+def test_an_entry_may_be_of_some_families(passed, chosen, gpu):
+    """A family is chosen where all whose kernels it takes have passed."""
+    gpu.setattr(verified, "VERIFIED", (replace(HOPPER, families=tuple(passed.split())),))
+    found = [family for family in records.FAMILIES if backends.choose(tensor(), family) == "triton"]
+    assert set(found) == set(chosen.split())
 
 
 def test_gpus_of_amd_were_not_verified(gpu):
@@ -164,4 +182,6 @@ def test_torch_compile_takes_the_choice_as_a_constant(monkeypatch, fresh_compile
     compiled = torch.compile(chosen, backend="eager", fullgraph=True)
     assert compiled(torch.zeros(1, dtype=torch.bfloat16)).item() == len("triton")
     assert compiled(torch.zeros(1, dtype=torch.float16)).item() == len("portable")
-    assert backends.choose(tensor()) == "triton" and asked == ["triton"]
+    before = list(asked)
+    assert "triton" in before and compiled(torch.zeros(2, dtype=torch.bfloat16))[0].item() == len("triton")
+    assert backends.choose(tensor()) == "triton" and asked == before

@@ -1,0 +1,280 @@
+"""The user's record of `verify`: when it is believed, what `auto` makes of it. Devices are made up here."""
+
+import json
+import os
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mi_kernels import backends, doctor, records
+from mi_kernels.records import FAMILIES, Record
+
+DEVICE = ("Made Up", "9.0")
+
+
+def forget():
+    backends._verified_on_gpu.cache_clear()
+    records.here.cache_clear()
+    backends._hinted = False
+
+
+def record(**changes):
+    facts = {
+        "backend": "triton",
+        "family": "interaction",
+        "dtype": "bfloat16",
+        "device": DEVICE[0],
+        "capability": DEVICE[1],
+        "versions": records.versions("triton"),
+        "kernels": records.fingerprint("triton"),
+        "date": "2026-01-02",
+        "fault": None,
+        "checks": 40,
+        "error": 0.5,
+    }
+    return replace(Record(**facts), **changes)
+
+
+def all_families(**changes):
+    return [record(family=family, **changes) for family in FAMILIES]
+
+
+class Described:
+    """As much of a tensor as the choice looks at."""
+
+    def __init__(self, dtype=torch.bfloat16):
+        self.device, self.dtype = torch.device("cuda", 0), dtype
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """A cache directory of the user's, a GPU of 9.0 on which both backends run, and no memory of the past."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MI_KERNELS_CACHE", str(folder))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(records, "device_of", lambda index: DEVICE)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
+    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    forget()
+    yield folder
+    forget()
+
+
+def chosen(family="interaction", dtype=torch.bfloat16):
+    forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return backends.choose(Described(dtype), family)
+
+
+def test_where_the_record_lies(monkeypatch, cache, tmp_path):
+    assert records.path() == cache / "verified.json"
+    monkeypatch.delenv("MI_KERNELS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert records.path() == tmp_path / "xdg" / "mi_kernels" / "verified.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert records.path() == tmp_path / ".cache" / "mi_kernels" / "verified.json"
+
+
+def test_without_a_record_everything_is_portable():
+    assert {chosen(family) for family in FAMILIES} == {"portable"}
+
+
+def test_what_passed_is_chosen_and_nothing_else():
+    records.write(all_families())
+    assert {chosen(family) for family in FAMILIES} == {"triton"}
+    assert chosen(dtype=torch.float16) == chosen(dtype=torch.int64) == "portable"
+    assert oct(records.path().stat().st_mode & 0o777) == "0o600"
+
+
+def test_an_integer_or_the_interpreter_never_takes_it(monkeypatch):
+    records.write(all_families())
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert chosen() == "portable"
+
+
+@pytest.mark.parametrize(
+    ("failed", "portable"),
+    [
+        ("modulate", {"diagonal", "gated_interaction", "modulate"}),
+        ("interaction", {"interaction", "diagonal", "gated_interaction"}),
+        ("diagonal", {"diagonal"}),
+        ("gated_interaction", {"gated_interaction"}),
+    ],
+)
+def test_a_failed_family_stays_portable_with_those_that_take_its_kernels(failed, portable):
+    records.write(all_families())
+    records.write([record(family=failed, fault="wrong")])
+    assert {family for family in FAMILIES if chosen(family) == "portable"} == portable
+    assert f"triton on Made Up, {failed} bfloat16" in doctor.as_text() and "failed: wrong" in doctor.as_text()
+
+
+def test_the_other_backend_serves_where_one_failed():
+    cuda = {"backend": "cuda", "versions": records.versions("cuda"), "kernels": records.fingerprint("cuda")}
+    records.write([*all_families(), *all_families(**cuda)])
+    assert chosen() == "cuda"
+    records.write([record(**cuda, fault="wrong")])
+    assert chosen() == "triton"
+
+
+def test_a_backend_that_cannot_run_is_not_chosen(monkeypatch):
+    records.write(all_families())
+    monkeypatch.setattr(backends, "why_not", lambda name: "a reason")
+    assert chosen() == "portable"
+
+
+@pytest.mark.parametrize("name", [*records.versions("triton"), "kernels"])
+def test_a_changed_version_asks_again(name):
+    old = {"kernels": "0"} if name == "kernels" else {"versions": records.versions("triton") | {name: "0.0"}}
+    records.write(all_families(**old))
+    assert chosen() == "portable"
+    word = "kernels have changed" if name == "kernels" else f"{name} was 0.0"
+    assert word in doctor.as_text()
+    forget()
+    with pytest.warns(RuntimeWarning, match=word):
+        backends.choose(Described())
+
+
+@pytest.mark.parametrize("other", [{"device": "Another"}, {"capability": "8.0"}])
+def test_another_device_was_not_verified(other):
+    records.write(all_families(**other))
+    assert chosen() == "portable"
+
+
+def test_the_kernels_have_a_fingerprint(monkeypatch, tmp_path):
+    before = records.fingerprint("triton")
+    assert before == records.fingerprint("triton") != records.fingerprint("cuda")
+    changed = tmp_path / "tiles.py"
+    changed.write_text("another tile")
+    files = [f if f.name != changed.name else changed for f in records._kernel_files("triton")]
+    assert changed in files
+    monkeypatch.setattr(records, "_kernel_files", lambda backend: files)
+    records.fingerprint.cache_clear()
+    assert records.fingerprint("triton") != before
+    records.fingerprint.cache_clear()
+
+
+def test_one_hint_a_process_and_none_where_it_would_not_help():
+    with pytest.warns(RuntimeWarning, match=r"on Made Up.*no compiled backend.*python -m mi_kernels verify"):
+        backends.choose(Described())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for family in FAMILIES:
+            backends.choose(Described(), family)
+            backends.choose(Described(torch.int32), family)
+
+
+@pytest.mark.parametrize("case", ["failed", "verified", "integers", "cannot run"])
+def test_no_hint(case, monkeypatch):
+    records.write(all_families(fault="wrong" if case == "failed" else None))
+    if case == "cannot run":
+        records.path().unlink()
+        monkeypatch.setattr(backends, "why_not", lambda name: "a reason")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backends.choose(Described(torch.int64 if case == "integers" else torch.bfloat16))
+
+
+def test_the_hint_names_the_line_that_called():
+    with pytest.warns(RuntimeWarning) as caught:
+        backends.choose(Described())
+    assert caught[0].filename == __file__
+
+
+def _loosen(path):
+    path.chmod(path.stat().st_mode | 0o002)
+
+
+DISTRUST = {
+    "the file is writable by all": (lambda: _loosen(records.path()), "others may write"),
+    "the folder is writable by all": (lambda: _loosen(records.folder()), "others may write"),
+    "the folder above is writable by all": (lambda: _loosen(records.folder().parent), "others may write"),
+    "it is a link": (
+        lambda: (
+            records.path().rename(records.folder() / "other"),
+            records.path().symlink_to(records.folder() / "other"),
+        ),
+        "no regular file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DISTRUST)
+def test_a_file_that_another_user_could_write_counts_for_nothing(case):
+    records.write(all_families())
+    assert chosen() == "triton"
+    spoil, reason = DISTRUST[case]
+    spoil()
+    assert records.read() == ([], records.distrust(records.path())) and reason in records.read()[1]
+    assert chosen() == "portable" and f"not used: {records.read()[1]}" in doctor.as_text()
+    with pytest.raises(PermissionError, match="would not be trusted"):
+        records.write([record()])
+    forget()
+    with pytest.warns(RuntimeWarning, match=reason):
+        backends.choose(Described())
+
+
+@pytest.mark.parametrize("part", ["file", "folder"])
+def test_what_belongs_to_another_user_counts_for_nothing(part, monkeypatch):
+    records.write(all_families())
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(records.path() if part == "file" else records.folder(), 12345, -1)
+    assert "belongs to another user" in records.read()[1] and chosen() == "portable"
+
+
+def test_a_directory_for_all_with_the_sticky_bit_is_no_danger(cache):
+    records.write(all_families())
+    cache.parent.chmod(0o1777)
+    assert chosen() == "triton"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "cannot be read"),
+        ('{"schema": 0}', "another version"),
+        ("[]", "another version"),
+        ('{"schema": 1, "records": [{}]}', "damaged"),
+        ('{"schema": 1, "records": 3}', "damaged"),
+    ],
+)
+def test_a_damaged_file_is_said_to_be_and_written_anew(text, reason):
+    records.write([])
+    records.path().write_text(text)
+    assert records.read()[0] == [] and reason in records.read()[1] and chosen() == "portable"
+    records.write(all_families())
+    assert chosen() == "triton"
+
+
+@pytest.mark.parametrize("change", [{"backend": "cpu"}, {"family": "other"}, {"fault": 3}, {"versions": 3}])
+def test_a_record_is_checked_when_it_is_read(change):
+    records.write([record()])
+    found = json.loads(records.path().read_text())
+    found["records"][0] |= change
+    records.path().write_text(json.dumps(found))
+    assert records.read()[0] == [] and "damaged" in records.read()[1]
+
+
+def test_a_newer_record_takes_the_place_of_an_older_one():
+    records.write(all_families())
+    records.write([record(fault="wrong")])
+    found, _ = records.read()
+    assert len(found) == len(FAMILIES)
+    assert [one.fault for one in found if one.family == "interaction"] == ["wrong"]
+
+
+def test_nothing_is_left_where_it_cannot_be_written(monkeypatch):
+    records.write([record()])
+    before = records.path().read_text()
+
+    def refuse(*names):
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="no space"):
+        records.write(all_families())
+    assert records.path().read_text() == before and len(list(records.folder().iterdir())) == 1
