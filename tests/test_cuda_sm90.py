@@ -60,7 +60,21 @@ FAULTS = {
     "no wait for the operand": ("engine_sm90.cuh", "    wait();\n    MI_UNROLL", "    MI_UNROLL"),
     "wrong parity": ("engine_sm90.cuh", "ring.phase ^ 1", "ring.phase"),
     "no fence before wgmma": ("engine_sm90.cuh", "wait();\n    M::mma_fence();", "wait();"),
-    "no fence before the copy of the result": ("engine_sm90.cuh", "M::shared_fence();", ""),
+    "no fence before the copy of the result": (
+        "engine_sm90.cuh",
+        "M::shared_fence();\n    M::sync_warpgroup",
+        "M::sync_warpgroup",
+    ),
+    "no fence between ldmatrix and the next copy": (
+        "engine_sm90.cuh",
+        "M::shared_fence();\n    release(ring.stage);",
+        "release(ring.stage);",
+    ),
+    "fence after the stage was released": (
+        "engine_sm90.cuh",
+        "M::shared_fence();\n    release(ring.stage);",
+        "release(ring.stage);\n    M::shared_fence();",
+    ),
     "result overwritten while it is copied": ("engine_sm90.cuh", "if (thread == 0) M::store_wait();", ""),
     "the other block's consumers are not asked": (
         "engine_sm90.cuh",
@@ -152,6 +166,8 @@ def check_instructions(kernels: dict[tuple, str]) -> None:
         assert len(loads) == 5 and loads.count(".MULTICAST") == (3 if cluster == 2 else 0)  # x, z; W, U, V
         assert ("UTMASTG.4D" in text) == (cluster != "split") and "USETMAXREG" in text
         assert ("UCGABAR_ARV" in text) == (cluster != 1)
+        # The barriers are initialised; x is read, z is; the result is written. None in a step.
+        assert text.count("FENCE.VIEW.ASYNC.S") == (3 if cluster == "split" else 4)
 
 
 def check_hazards(kernels: dict[tuple, str]) -> None:
