@@ -53,8 +53,10 @@ def check_errors(
     enough: int = 500,
     most: int = 100,
     squares: Function | None = None,
-) -> None:
+) -> float:
     """Raises AssertionError if one of the results of ``function`` breaks the error rule.
+
+    Returns the largest error as a multiple of what is allowed.
 
     Few elements would make the comparison a matter of luck. So arguments are drawn anew until each result
     has ``enough`` elements, ``most`` times at most, and the norms are taken over all draws together.
@@ -81,9 +83,11 @@ def check_errors(
         least = min((result.numel() for result, *_ in results if result.numel()), default=enough)
         if results[0][2].dtype == torch.float64 or least * (seed + 1) >= enough:
             break
+    largest = 0.0
     for index, pool in enumerate(pools):
         result, truth, rival, square = map(torch.cat, zip(*pool, strict=True))
-        check_error(result, truth, rival, square, has_infinities, f"result {index}")
+        largest = max(largest, check_error(result, truth, rival, square, has_infinities, f"result {index}"))
+    return largest
 
 
 def _oracles(
@@ -102,8 +106,11 @@ def _oracles(
 
 def check_error(
     result: Tensor, truth: Tensor, rival: Tensor, square: Tensor, has_infinities: bool, name: str
-) -> None:
-    """The rule for one tensor; ``rival`` is the reference in the dtype, ``square`` is S^2."""
+) -> float:
+    """The rule for one tensor; ``rival`` is the reference in the dtype, ``square`` is S^2.
+
+    Returns the error as a multiple of what is allowed.
+    """
     dtype, result = rival.dtype, result.double()
     truth, rival, scale = truth.double(), rival.double(), square.sqrt()
     keep = truth.isfinite() & rival.isfinite()  # the rival overflows where the dtype does
@@ -113,7 +120,8 @@ def check_error(
     assert not wrong.any(), f"{name}: {int(wrong.sum())} elements are finite or not where they should not be"
     result, truth, rival, scale = result[keep], truth[keep], rival[keep], scale[keep]
     if result.numel() == 0:
-        return
+        return 0.0
+    used = 0.0
     error, rival_error = (result - truth).abs(), (rival - truth).abs()
     if dtype == torch.float64:
         limit = FLOAT64_LIMIT * truth.norm()
@@ -129,10 +137,12 @@ def check_error(
         assert worst <= allowed, (
             f"{name}: an element is off by {worst:.3g} of its scale, allowed {allowed:.3g}"
         )
+        used = worst / allowed
     assert error.norm() <= limit, (
         f"{name}: error {float(error.norm()):.3g} in L2, allowed {float(limit):.3g}, "
         f"reference {float(rival_error.norm()):.3g}, norm of the result {float(truth.norm()):.3g}"
     )
+    return max(used, float(error.norm() / limit)) if limit > 0 else used
 
 
 def _largest(error: Tensor, scale: Tensor) -> float:
