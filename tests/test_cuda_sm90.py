@@ -4,13 +4,14 @@ and what the compiler for 90a makes of it."""
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from cuda_objects import NVCC, ROOT, compiled
 
 from mi_kernels.testing import sass
-from mi_kernels.testing.kernel_sizes import EVERY, HALF, MMA, SM90
+from mi_kernels.testing.kernel_sizes import EVERY, HALF, MMA, SM90, KernelSize
 
 COMPILER = shutil.which("g++") or shutil.which("c++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
@@ -60,7 +61,21 @@ FAULTS = {
     "no wait for the operand": ("engine_sm90.cuh", "    wait();\n    MI_UNROLL", "    MI_UNROLL"),
     "wrong parity": ("engine_sm90.cuh", "ring.phase ^ 1", "ring.phase"),
     "no fence before wgmma": ("engine_sm90.cuh", "wait();\n    M::mma_fence();", "wait();"),
-    "no fence before the copy of the result": ("engine_sm90.cuh", "M::shared_fence();", ""),
+    "no fence before the copy of the result": (
+        "engine_sm90.cuh",
+        "M::shared_fence();\n    M::sync_warpgroup",
+        "M::sync_warpgroup",
+    ),
+    "no fence between ldmatrix and the next copy": (
+        "engine_sm90.cuh",
+        "M::shared_fence();\n    release(ring.stage);",
+        "release(ring.stage);",
+    ),
+    "fence after the stage was released": (
+        "engine_sm90.cuh",
+        "M::shared_fence();\n    release(ring.stage);",
+        "release(ring.stage);\n    M::shared_fence();",
+    ),
     "result overwritten while it is copied": ("engine_sm90.cuh", "if (thread == 0) M::store_wait();", ""),
     "the other block's consumers are not asked": (
         "engine_sm90.cuh",
@@ -88,22 +103,26 @@ def test_the_machine_notices(fault, tmp_path):
     assert done.stderr
 
 
+def lines(cases: Iterable[tuple[KernelSize, str]]) -> str:
+    """The calls as the programs in sm90/ read them."""
+    return "".join(f"{' '.join(map(str, size.sizes))} {int(dtype == 'bfloat16')}\n" for size, dtype in cases)
+
+
 @needs_compiler
 def test_the_sizes_choose_the_kernels_they_name(tmp_path):
     """By the plan and the checks of alignment; between them they reach every kernel there is."""
     program = build(ROOT / "tests/sm90/choices.cpp", tmp_path / "choices", "-O1", ROOT / "csrc/cuda/plan.cpp")
     cases = [(size, dtype) for size in (*SM90, *MMA) for dtype in size.dtypes if dtype in HALF]
-    lines = [f"{' '.join(map(str, size.sizes))} {int(dtype == 'bfloat16')}\n" for size, dtype in cases]
-    done = run(program, input="".join(lines))
+    done = run(program, input=lines(cases))
     assert done.returncode == 0, done.stderr
     reached = set()
     for (size, dtype), answer in zip(cases, done.stdout.splitlines(), strict=True):
         if size.kernel is None:
             assert answer == "the plan prefers another engine", (size, dtype)
             continue
-        *kernel, blocks = map(int, answer.split())
-        assert tuple(kernel) == size.kernel, (size, dtype)
-        out, cluster, split = kernel
+        assert re.match(r"\d", answer), (size, dtype, answer)
+        out, cluster, split, blocks = map(int, answer.split())
+        assert (out, cluster, split) == size.kernel, (size, dtype)
         reached.add((out, "split" if split > 1 else cluster, "BF16" if dtype == "bfloat16" else "F16"))
         if "many" in size.name:
             groups, rows, _, _, columns = size.sizes
@@ -152,6 +171,8 @@ def check_instructions(kernels: dict[tuple, str]) -> None:
         assert len(loads) == 5 and loads.count(".MULTICAST") == (3 if cluster == 2 else 0)  # x, z; W, U, V
         assert ("UTMASTG.4D" in text) == (cluster != "split") and "USETMAXREG" in text
         assert ("UCGABAR_ARV" in text) == (cluster != 1)
+        # The barriers are initialised; x is read, z is; the result is written. None in a step.
+        assert text.count("FENCE.VIEW.ASYNC.S") == (3 if cluster == "split" else 4)
 
 
 def check_hazards(kernels: dict[tuple, str]) -> None:
@@ -169,3 +190,18 @@ def test_what_the_compiler_makes_of_it():
     check_resources(report, kernels)
     check_instructions(kernels)
     check_hazards(kernels)
+
+
+@needs_nvcc
+def test_launches_in_a_fresh_thread(tmp_path):
+    """The kernel that was chosen, its cluster and shared memory; no tensor map before there is a context."""
+    launcher, _ = compiled(SOURCE)[SOURCE]
+    program = tmp_path / "launches"
+    command = [NVCC, "-std=c++20", "-Xlinker", "--wrap=cudaFuncSetAttribute,--wrap=cudaLaunchKernelExC"]
+    command += ["-o", program, ROOT / "tests/sm90/launches.cpp", launcher]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-3000:]
+    cases = [(size, dtype) for size in SM90 for dtype in size.dtypes]
+    done = run(program, input=lines(cases))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{len(cases)} launches as chosen\n"

@@ -80,9 +80,11 @@ def test_the_error_rule_allows_twice_the_error_of_the_reference(shape, dtype):
         return Sample(shape).arguments(dtype, seed=seed)
 
     def compare(factor):
-        check_errors(off_by(factor), oracle, draw)
+        return check_errors(off_by(factor), oracle, draw)
 
-    compare(1.95)
+    # What comes back is the larger of the norm's share of its limit and of an element's.
+    assert compare(1.95) == pytest.approx(1.95 / 2)
+    assert compare(1.0) == pytest.approx(1 / 2)
     with pytest.raises(AssertionError):
         compare(2.05)
 

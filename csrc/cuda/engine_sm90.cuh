@@ -156,6 +156,9 @@ struct Consumer {
     for (int k = 0; k < kInstructions; ++k)
       M::load_matrices(left[k], stage() + block_byte(warpgroup * kWarpgroupRows + named.row,
                                                      k * kInstructionDepth + named.col));
+    // The copy engine writes here next. It is another proxy than these loads, which no barrier alone orders before it;
+    // wgmma reads the blocks of W through the copy engine's own.
+    M::shared_fence();
     release(ring.stage);
     advance<Shape::kStages>(ring);
   }

@@ -19,11 +19,13 @@ template <class T, class Shape, bool kExact>
 void launch_shape(const ForwardOperands& f, const ForwardChoice& choice, cudaStream_t stream) {
   constexpr const char* op = "interaction (sm_90a)";
   const auto kernel = interaction_forward_sm90<T, Shape, kExact>;
-  const Call<Hopper> call = forward_call<Hopper, Shape>(
-      f, choice.split, [](const View& view, int rows) { return tensor_map(view, T::kBfloat16, rows); });
+  // First a call of the runtime, which makes a context current in a thread that has none: the driver's entry point for
+  // tensor maps does not. cudaSetDevice would do too, but would replace a context that the caller has made current.
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                              Shape::kBytes),
         op);
+  const Call<Hopper> call = forward_call<Hopper, Shape>(
+      f, choice.split, [](const View& view, int rows) { return tensor_map(view, T::kBfloat16, rows); });
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(choice.blocks));
   config.blockDim = dim3(kThreads);

@@ -193,7 +193,7 @@ struct Hopper {
   static MI_DEVICE void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
   // Until the sources of all stores of this thread have been read.
   static MI_DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-  // Makes what this thread wrote to shared memory visible to the copy engine.
+  // Orders what this thread wrote to and read from shared memory before what the copy engine does there once it is asked.
   static MI_DEVICE void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
   static MI_DEVICE void shared_store(uint32_t to, uint32_t value) {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");

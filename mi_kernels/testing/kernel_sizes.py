@@ -39,7 +39,7 @@ SM90 = (
     KernelSize("128x2", (3, 300, 8, 64, 1024), (128, 2, 1), HALF),
     KernelSize("128 split 2", (40, 64, 64, 512, 128), (128, 1, 2), HALF),
     KernelSize("128 split 4", (3, 300, 64, 512, 200), (128, 1, 4), HALF),
-    KernelSize("256x1", (150, 64, 8, 64, 1024), (256, 1, 1), ("bfloat16",)),
+    KernelSize("256x1", (66, 64, 8, 64, 1024), (256, 1, 1), ("bfloat16",)),
     KernelSize("256x2", (1, 16384, 8, 64, 200), (256, 2, 1), ("bfloat16",)),
     KernelSize("many tiles a block", (1, 16384, 32, 256, 256), (128, 2, 1), ("float16",)),
     # 64 pairs of row tiles are fewer than the 66 clusters that run at a time: only with more than one column

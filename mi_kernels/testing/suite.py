@@ -32,6 +32,7 @@ from mi_kernels.ops import activations
 from mi_kernels.ops.interaction import costs, reference
 from mi_kernels.testing import checks, devices, samples
 from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
+from mi_kernels.testing.kernel_values import check_interaction
 from mi_kernels.testing.samples import LAYOUTS, WEIGHT_ONLY, Gate, Modulation, Sample
 from mi_kernels.testing.shared_samples import MIXED, SHARED
 
@@ -69,8 +70,6 @@ def takes(name: str, dtype: str) -> bool:
 
 
 def _kernel(backend: str, size: KernelSize, dtype: torch.dtype, device: str) -> float:
-    from mi_kernels.testing.kernel_values import check_interaction
-
     suffix = {"triton": "_triton", "portable": "_portable"}.get(backend, "")
     operations = {name: getattr(torch.ops.mi_kernels, name + suffix) for name in OPERATIONS}
     return check_interaction(SimpleNamespace(**operations), size, dtype, device)

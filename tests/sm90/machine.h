@@ -82,6 +82,7 @@ struct Thread {
   bool fenced = false;
   uint32_t row = 0;                      // named to ldmatrix
   std::vector<uint32_t> unfenced;        // bytes written and not yet visible to the copy engine
+  std::vector<uint32_t> read;            // words read, which the copy engine may not write yet
   std::vector<std::function<void()>> stores;
 };
 
@@ -194,12 +195,24 @@ void box(const Map& map, const int (&c)[4], Visit&& visit) {
 }
 inline uint32_t swizzled(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }
 
+// ISA, "Async proxy": accesses of the generic proxy, reads too, come before those of the copy engine only by a fence
+// that the thread executes which made them.
+inline void require_fenced(int index, uint32_t begin, uint32_t end) {
+  const Block& block = world->members[size_t(index)];
+  const auto written = block.unfenced.lower_bound(begin);
+  require(written == block.unfenced.end() || *written >= end, "a copy overwrites what was written without a fence");
+  for (int t = 0; t < kThreads; ++t)
+    for (const uint32_t word : world->threads[size_t(index * kThreads + t)]->read)
+      require(word < begin || word >= end, "a copy overwrites what was read without a fence");
+}
+
 inline void issue_load(const Map* map, uint32_t to, uint32_t barrier, uint32_t mask, int c0, int c1, int c2, int c3) {
   require(to % 1024 == 0, "a box is not aligned to the pattern of the swizzle");
   for (int b = 0; b < world->cluster; ++b) {
     if (!(mask >> b & 1)) continue;
     Block& block = world->members[size_t(b)];
     require(to + map->box_rows * 128 <= block.shared.size(), "a box ends past shared memory");
+    require_fenced(b, to, to + uint32_t(map->box_rows) * 128);
     std::memset(&block.shared[to], 0xFF, size_t(map->box_rows) * 128);
     world->copies.push_back([=, &block] {
       box(*map, {c0, c1, c2, c3}, [&](uint32_t byte, const uint16_t* element) {
@@ -249,8 +262,13 @@ struct Machine {
     --barrier.pending;
     barrier.settle();
   }
-  static void barrier_arrive(uint32_t address) { arrive(here(), address, 0); }
-  static void barrier_arrive_at(uint32_t address, int rank) { arrive(world->members[size_t(rank)], address, 0); }
+  // What waits for an arrival may run before the thread's next instruction.
+  static void arrive_and_pause(Block& block, uint32_t address) {
+    arrive(block, address, 0);
+    if (world->random() % 2) yield();
+  }
+  static void barrier_arrive(uint32_t address) { arrive_and_pause(here(), address); }
+  static void barrier_arrive_at(uint32_t address, int rank) { arrive_and_pause(world->members[size_t(rank)], address); }
   static void barrier_expect(uint32_t address, int bytes) { arrive(here(), address, bytes); }
   template <bool kCluster>
   static void barrier_wait(uint32_t address, uint32_t parity) {
@@ -281,6 +299,7 @@ struct Machine {
   static void shared_fence() {
     for (const uint32_t address : world->now->unfenced) here().unfenced.erase(address);
     world->now->unfenced.clear();
+    world->now->read.clear();
   }
   static void shared_store(uint32_t to, uint32_t value) {
     require(to % 4 == 0 && to + 4 <= here().shared.size(), "a store to shared memory is not aligned or past its end");
@@ -305,7 +324,11 @@ struct Machine {
     world->now->row = row;
     sync_warp();
     const int l = world->now->index % 32;
-    for (int q = 0; q < 4; ++q) std::memcpy(&r[q], &here().shared[lane(8 * q + l / 4).row + uint32_t(l % 4 * 4)], 4);
+    for (int q = 0; q < 4; ++q) {
+      const uint32_t word = lane(8 * q + l / 4).row + uint32_t(l % 4 * 4);
+      std::memcpy(&r[q], &here().shared[word], 4);
+      world->now->read.push_back(word);
+    }
     sync_warp();
   }
   template <class T>
