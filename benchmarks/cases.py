@@ -79,14 +79,21 @@ def measure(
         names = [name for name in functions if name != OURS]
         functions |= {f"compile({name})": torch.compile(functions[name]) for name in names}
     truth = start(case.functions[case.oracle], [t.double() for t in arguments], work)()()
-    starts, facts = {}, {}
+    starts, facts, failures = {}, {}, {}
     for name, function in functions.items():
-        starts[name] = start(function, arguments, work)
-        results = starts[name]()()
-        error = max(relative_error(r, t) for r, t in zip(results, truth, strict=True))
-        outputs = sum(r.nbytes for r in results)
-        del results
-        extra = peak_memory(starts[name](), device) - outputs
+        try:
+            run = start(function, arguments, work)
+            results = run()()
+            error = max(relative_error(r, t) for r, t in zip(results, truth, strict=True))
+            outputs = sum(r.nbytes for r in results)
+            del results
+            extra = peak_memory(run(), device) - outputs
+        except Exception as problem:  # a rival that does not run is named, and costs no other figure
+            if name in (OURS, case.oracle):
+                raise
+            failures[name] = f"{type(problem).__name__}: {problem}"[:200]
+            continue
+        starts[name] = run
         facts[name] = {"error": error, "extra_bytes_beyond_results": extra}
     if case.copies and work == "forward":
         x, target = arguments[0], torch.empty_like(arguments[0])
@@ -110,6 +117,7 @@ def measure(
         "dtype": str(dtype).removeprefix("torch."),
         "pass": work,
         "candidates": candidates,
+        "failures": failures,
         "ratios": ratios,
         "best_rival_over_ours": best,
     }

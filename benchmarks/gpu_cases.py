@@ -10,9 +10,10 @@ more; whoever started this starts it again.
 import argparse
 import gc
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import cases, environment, gates, gpu, gpu_figures, measure, passes, run, shapes
+from benchmarks import cases, environment, gates, gpu, gpu_figures, hyper, measure, passes, peers, run, shapes
 from mi_kernels import backends
+from mi_kernels.testing.devices import ruined
 
 RUINED = 3
 RESERVE = 5.0  # seconds; less is not enough for a step
 # Each takes many seconds to compile, so that they run at one shape.
 COMPILED = ("compile:einsum", "compile:materialised", "compile:x-first")
-RIVALS = ("einsum", "materialised", "x-first", "z-first")
+RIVALS = ("einsum", "opt_einsum", "materialised", "x-first", "z-first", *peers.GPU_PEERS)
+# Groups of unequal length: (name, G groups, T rows of each in the mean, Z, X, O)
+SEGMENTS = (("segments-wide", 64, 512, 64, 512, 512), ("segments-many", 1024, 64, 32, 256, 256))
 Result = dict[str, Any]
 Step = tuple[str, shapes.Entry | cases.Case, torch.dtype, str]
 
 
-def steps() -> Iterator[Step]:
+def steps(device: str = "cpu") -> Iterator[Step]:
     """What is measured, the most important first."""
     modulations = list(gates.modulations())
     for work in ("forward", "forward+backward"):
@@ -40,6 +44,8 @@ def steps() -> Iterator[Step]:
             yield "dense", entry, torch.bfloat16, work
         for case in modulations:
             yield "modulate", case, torch.bfloat16, work
+        for case in hyper.ragged(device, SEGMENTS):
+            yield "segments", case, torch.bfloat16, work
     for dtype in (torch.bfloat16, torch.float32):
         for work in ("forward", "forward+backward"):
             for entry in shapes.FULL if dtype == torch.bfloat16 else shapes.SUITES["gpu"]:
@@ -64,7 +70,7 @@ def measure_all(
     clock = gpu.clock_of(device)
     if result["ceilings"] is None:
         result["ceilings"] = environment.ceilings([torch.bfloat16, torch.float32], 8192, 0.5, device, clock)
-    for step in steps():
+    for step in steps(device):
         name = name_of(step)
         if name not in result["unmeasured"]:
             continue
@@ -117,6 +123,10 @@ def _measure(step: Step, place: measure.Place, result: Result, save: Callable[[R
         rivals = [*RIVALS, *(COMPILED if what is shapes.GPU_LARGE[0] else ())]
         ours = measure.Place(place.device, place.clock, tuple(sound), spared=True)
         case = measure.measure(what, dtype, work, rivals, limits, ours)
+        for candidate in case["candidates"]:
+            wrong = _wrong(candidate, case["candidates"], dtype)
+            if wrong is not None:
+                candidate["status"] = wrong
         failed = {c["name"].split()[-1]: c["status"] for c in case["candidates"] if _failed(c)}
         for backend, reason in failed.items():
             broken(result, name, backend, reason)
@@ -128,6 +138,12 @@ def _measure(step: Step, place: measure.Place, result: Result, save: Callable[[R
         try:
             with backends.backend(backend):
                 found = cases.measure(what, dtype, work, options, place.device, place.clock)
+            rows = [{"name": n, "kind": "rival", "status": "ok", **c} for n, c in found["candidates"].items()]
+            ours = next(row for row in rows if row["name"] == cases.OURS) | {"kind": "ours"}
+            wrong = _wrong(ours, [r for r in rows if r["name"] not in (cases.OURS, *cases.YARDSTICKS)], dtype)
+            if wrong is not None:
+                broken(result, name, backend, wrong)
+                continue
             result["gates"].append(found | {"backend": backend})
         except Exception as error:
             broken(result, name, backend, _reason(error))
@@ -137,6 +153,21 @@ def _failed(candidate: dict[str, Any]) -> bool:
     return candidate["kind"] == "ours" and candidate["status"] != "ok"
 
 
+def _wrong(candidate: dict[str, Any], others: Iterable[dict[str, Any]], dtype: torch.dtype) -> str | None:
+    """What is wrong with a result of ours: its error is above twice the best rival's, or a few roundings.
+
+    Speed is worth nothing where the values are not: such a case fails.
+    """
+    if candidate["kind"] != "ours" or candidate["status"] != "ok":
+        return None
+    errors = [o["error"] for o in others if o["kind"] == "rival" and o["status"] == "ok" and "error" in o]
+    best = min((error for error in errors if math.isfinite(error)), default=0.0)
+    allowed = max(2 * best, 2 * torch.finfo(dtype).eps)
+    if candidate["error"] <= allowed:  # not so for NaN
+        return None
+    return f"wrong: error {candidate['error']:.3g}, allowed {allowed:.3g} (best rival {best:.3g})"
+
+
 def _try(what: shapes.Entry | cases.Case, dtype: torch.dtype, work: str, device: str) -> None:
     """One call on the backend that is selected."""
     if isinstance(what, shapes.Entry):
@@ -144,14 +175,6 @@ def _try(what: shapes.Entry | cases.Case, dtype: torch.dtype, work: str, device:
         passes.start(work, measure.mi.interaction, operands)()()
     else:
         cases.start(what.functions[cases.OURS], what.arguments(dtype, 0, device), work)()()
-
-
-def ruined(device: str) -> bool:
-    """Whether nothing runs any more, as after an illegal access."""
-    try:
-        return torch.ones(1, device=device).add(1).item() != 2
-    except RuntimeError:
-        return True
 
 
 def _reason(error: BaseException) -> str:

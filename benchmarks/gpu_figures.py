@@ -1,6 +1,6 @@
 """The figures to reach on a GPU, from the results of gpu_check.py. Arithmetic; nothing is measured here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from benchmarks import shapes, summary
@@ -65,31 +65,80 @@ def _row(figure: str, worst: tuple[float, str] | None, target: float) -> Figure:
     return {"figure": figure, "measured": value, "shape": shape, "target": target, "reached": reached}
 
 
+MOST_LINES = 60  # of the summary
+MOST_FAULTS = 8  # of a stage
+
+
+def _cut(text: str, width: int = 160) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def lines_of_build(build: dict[str, Any] | None) -> Iterator[str]:
+    if build is not None:
+        yield f"  build: {build['status']}" + (f" ({_cut(build['reason'])})" if build.get("reason") else "")
+        if build.get("end"):
+            yield f"    {_cut(build['end'][-300:], 300)}"
+
+
+def lines_of_cases(stage: str, found: dict[str, Any] | None) -> Iterator[str]:
+    """Of smoke or sanitize: the worst error of each backend's kernels, each fault, what is missing."""
+    if found is None:
+        return
+    cases = found.get("cases", {})
+    yield f"  {stage}: {found['status']} ({len(cases)} cases)"
+    passed = {name: one for name, one in cases.items() if one["fault"] is None}
+    if stage == "smoke":
+        for backend, dtype in dict.fromkeys((name.split()[0], name.split()[-1]) for name in passed):
+            own = [n for n in passed if (n.split()[0], n.split()[-1]) == (backend, dtype)]
+            worst = max(own, key=lambda name: passed[name]["error"])
+            what = f"worst {passed[worst]['error']:.2f} of what is allowed ({worst})"
+            yield f"    {backend} in {dtype}: {len(own)} passed, {what}"
+    faults = {name: one["fault"] for name, one in cases.items() if one["fault"] is not None}
+    yield from _few(f"{name}: {_cut(fault)}" for name, fault in faults.items())
+    if found.get("missing"):
+        yield f"    not reached: {len(found['missing'])} cases, {found['missing'][0]} the first"
+
+
+def _few(lines: Iterable[str]) -> Iterator[str]:
+    """The first of them, and how many more there are."""
+    every = list(lines)
+    yield from (f"    {line}" for line in every[:MOST_FAULTS])
+    if len(every) > MOST_FAULTS:
+        yield f"    and {len(every) - MOST_FAULTS} more, which the JSON has"
+
+
 def lines_of_tests(tests: dict[str, Any] | None) -> Iterator[str]:
-    """For each backend: how it ended, failures, and the files that were not, or not wholly, reached."""
-    if not tests:
-        yield "  tests: not run"
+    """For each backend: how it ended, failures with their text, what was not reached."""
     for backend, found in (tests or {}).items():
         words = ("passed", "failed", "error", "skipped")
         counts_of = ", ".join(f"{found[word]} {word}" for word in words if word in found)
         of = f"{counts_of} of {found['collected']}" if "collected" in found else "0 passed"
         yield f"  tests on {backend}: {found['status']} ({of})"
-        yield from (f"    {name}" for name in found.get("failures", [])[:20])
-        for file, count in found.get("missing", {}).items():
-            yield f"    not reached: {count} tests of {file}"
+        yield from _few(f"{name}: {_cut(text[-200:])}" for name, text in found.get("failures", {}).items())
+        missing = found.get("missing", {})
+        if missing:
+            yield f"    not reached: {sum(missing.values())} tests, of {', '.join(missing)}"[:160]
 
 
-def summary_lines(result: dict[str, Any]) -> Iterator[str]:
-    yield result["gpu"]["name"]
-    yield f"  build: {result['build']['status'] if result['build'] else 'not run'}"
+def summary_lines(result: dict[str, Any]) -> list[str]:
+    """At most ``MOST_LINES``: the figures last, of which those that were reached are left out first."""
+    lines = [result["gpu"]["name"]]
     for backend, reason in result["backends"].items():
         if reason is not None:
-            yield f"  {backend}: neither tested nor measured: {reason}"
-    yield from lines_of_tests(result["tests"])
+            lines.append(f"  {backend}: left out: {reason}")
+    lines += lines_of_build(result["build"])
+    lines += lines_of_cases("smoke", result["smoke"])
+    lines += lines_of_tests(result["tests"])
+    lines += lines_of_cases("sanitize", result["sanitize"])
+    lines += _few(f"failed: {name}: {_cut(error)}" for name, error in result["broken"].items())
+    if result["unmeasured"]:
+        lines.append(f"  {len(result['unmeasured'])} cases not measured, {result['unmeasured'][0]} the first")
     words = {True: "reached", False: "NOT REACHED", None: "not measured"}
     for row in result["figures"]:
-        value = "" if row["measured"] is None else f"{row['measured']:.2f} ({row['shape']})"
-        yield f"  {row['figure']}: {value} target {row['target']:g}: {words[row['reached']]}"
-    yield from (f"  failed: {name}: {error}" for name, error in result["broken"].items())
-    if result["unmeasured"]:
-        yield f"  {len(result['unmeasured'])} cases were not measured, {result['unmeasured'][0]} the first"
+        value = "" if row["measured"] is None else f"{row['measured']:.2f} ({row['shape']}) "
+        lines.append(f"  {row['figure']}: {value}target {row['target']:g}: {words[row['reached']]}")
+    end = f"  stages that failed: {', '.join(result['failed stages']) or 'none'}"
+    if result["not asked for"]:
+        end += f"; not asked for: {', '.join(result['not asked for'])}"
+    return [*lines[: MOST_LINES - 1], end]

@@ -11,7 +11,7 @@ far the chosen one is from the better one.
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +127,12 @@ def lengths_of(groups: int, rows: int) -> Tensor:
     return torch.randint(1, 2 * rows, (groups,), generator=generator)
 
 
-def ragged() -> Iterator[Case]:
-    for name, groups, rows, z, x, out in SHAPES[1:]:
+def ragged(device: str = "cpu", shapes: Sequence[tuple] = SHAPES[1:]) -> Iterator[Case]:
+    """Groups of unequal length, their rows in order."""
+    for name, groups, rows, z, x, out in shapes:
         lengths = lengths_of(groups, rows)
-        ids = torch.repeat_interleave(lengths)
+        ids = torch.repeat_interleave(lengths).to(device)
+        ends = lengths.cumsum(0).to(device, torch.int32)
         sizes = ((len(ids), x), (groups, z), (out, z, x), (out, z), (out, x), (out,))
 
         def ours(*a, ids=ids):
@@ -147,10 +149,16 @@ def ragged() -> Iterator[Case]:
         def padded(x, z, *weights, lengths=lengths):
             weight, bias = by_hand(z, *weights)
             full = nn.utils.rnn.pad_sequence(x.split(lengths.tolist()), batch_first=True)
-            inside = torch.arange(full.shape[1]) < lengths.unsqueeze(1)
+            inside = torch.arange(full.shape[1], device=device) < lengths.to(device).unsqueeze(1)
             return batched(full, weight.contiguous(), bias)[inside]
 
+        def grouped(x, z, *weights, ids=ids, ends=ends):
+            weight, bias = by_hand(z, *weights)
+            return F.grouped_mm(x, weight.contiguous().mT, offs=ends) + bias[ids]
+
         functions = {OURS: ours, "fused": gathered, "F.linear loop": split, "padded baddbmm": padded}
+        if device != "cpu":  # PyTorch's grouped product: bfloat16, rows of whole 16 bytes
+            functions["grouped_mm"] = grouped
         yield Case("ragged", name, sizes, functions, "F.linear loop", scaled=2)
 
 

@@ -23,6 +23,7 @@ from mi_kernels.testing.samples import WEIGHT_ONLY
 OURS = "mi_kernels"
 GEMM_NAMES = {"mm [O,ZX]": False, "mm [ZX,O]": True}
 ONEDNN = "oneDNN fp32"
+TRITON = "mm by Triton"
 OPT_EINSUM = torch.backends.opt_einsum
 TRUTH_BYTES = 64 << 20  # of the float64 product z x, a chunk of rows at a time
 PROBE_OPERATIONS = 1 << 28  # from here on, a rival is first tried on a sixteenth of the rows
@@ -67,7 +68,7 @@ class Candidate:
     """Something that is timed, or the reason why it is not."""
 
     name: str
-    kind: str  # ours, rival, gemm (torch.mm), onednn
+    kind: str  # ours, rival, gemm (torch.mm), onednn, limit (of Triton: peers.triton_gemm)
     start: timing.Start | None = None
     probe: timing.Start | None = None  # the same on fewer rows
     arrange: Callable[[Tensor], Tensor] | None = None  # the layout of its dW
@@ -163,8 +164,10 @@ def _candidates(
     }
     if place.device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
         made[ONEDNN] = partial(peers.onednn_gemm, work, sizes)
+    if "triton" in place.backends and place.device != "cpu":
+        made[TRITON] = partial(peers.triton_gemm, work, sizes, dtype, place.device)
     for name, make in made.items():
-        candidate = Candidate(name, "onednn" if name == ONEDNN else "gemm")
+        candidate = Candidate(name, {ONEDNN: "onednn", TRITON: "limit"}.get(name, "gemm"))
         if peers.gemm_elements(work, sizes) * dtype.itemsize > limits.memory:
             candidate.give_up("skipped: memory")
         else:

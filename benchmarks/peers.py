@@ -6,6 +6,7 @@ gradient in that layout. Whoever writes such a form by hand would store W that w
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ class Peer:
         make: gives the function for these sizes; what it prepares is not timed.
         temporary: elements of its largest intermediate, to skip what would not fit into memory.
         order: dimensions of W [O, Z, X] in the order in which this rival stores them.
-        package: what has to be installed, as PyPI calls it.
+        package: what has to be installed, as PyPI calls it; one of several, with | between them.
     """
 
     name: str
@@ -42,7 +43,8 @@ class Peer:
 
     def missing(self) -> str | None:
         """The package that is not installed, or None."""
-        return self.package if self.package is not None and installed(self.package) is None else None
+        names = [] if self.package is None else self.package.split("|")
+        return self.package if names and all(installed(name) is None for name in names) else None
 
     def arrange(self, weight: Tensor) -> Tensor:  # [O, Z, X] -> the layout of this rival
         return weight.detach().permute(self.order).contiguous()
@@ -88,7 +90,11 @@ def _opt_einsum(sizes: Sizes) -> Function:
     return lambda x, z, weight: best(z, weight, x)
 
 
-def _cuequivariance(sizes: Sizes) -> Function:
+def _cuequivariance(method: str, sizes: Sizes) -> Function:
+    """Its methods are ``naive`` (PyTorch) and CUDA kernels: ``fused_tp`` for contractions of three and four
+
+    operands, ``uniform_1d``, which it takes where no method is named.
+    """
     import cuequivariance
     import cuequivariance_torch
 
@@ -96,8 +102,9 @@ def _cuequivariance(sizes: Sizes) -> Function:
     dims = {"u": sizes.Z, "v": sizes.X, "w": sizes.O}
     product.add_path(None, None, None, None, c=1.0, dims=dims)
     polynomial = cuequivariance.SegmentedPolynomial.eval_last_operand(product)
-    # Its other methods are CUDA kernels.
-    module = cuequivariance_torch.SegmentedPolynomial(polynomial, method="naive")
+    module = cuequivariance_torch.SegmentedPolynomial(polynomial, method=method)
+    if module.method != method:  # it falls back to another one where it cannot
+        raise RuntimeError(f"cuequivariance takes {module.method} for {method}")
     return lambda x, z, weight: module([weight.reshape(1, -1), z, x])[0]
 
 
@@ -133,8 +140,26 @@ PEERS = {
         Peer("materialised", lambda sizes: _materialised, _rows_by("Z", "X")),
         Peer("x-first", lambda sizes: _x_first, _rows_by("O", "Z")),
         Peer("z-first", lambda sizes: _z_first, _rows_by("O", "X"), order=(1, 0, 2)),
-        Peer("cuequivariance", _cuequivariance, _rows_by("O", "X"), package="cuequivariance-torch"),
+        Peer(
+            "cuequivariance",
+            partial(_cuequivariance, "naive"),
+            _rows_by("O", "X"),
+            package="cuequivariance-torch",
+        ),
         Peer("e3nn", _e3nn, _rows_by("Z", "X"), order=(1, 2, 0), package="e3nn"),
+    )
+}
+# Rivals that run on GPUs alone.
+GPU_PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            f"cuequivariance {method}",
+            partial(_cuequivariance, method),
+            lambda sizes: 0,
+            package="cuequivariance-ops-torch-cu13|cuequivariance-ops-torch-cu12",
+        )
+        for method in ("fused_tp", "uniform_1d")
     )
 }
 COMPILED = "compile:"  # prefix of a rival under torch.compile
@@ -142,9 +167,10 @@ COMPILED = "compile:"  # prefix of a rival under torch.compile
 
 def find(name: str) -> Peer:
     """The rival of this name, perhaps with the prefix ``compile:``; ValueError where there is none."""
-    peer = PEERS.get(name.removeprefix(COMPILED))
+    known = PEERS | GPU_PEERS
+    peer = known.get(name.removeprefix(COMPILED))
     if peer is None:
-        raise ValueError(f"--rivals: no rival is called {name!r}; there are {', '.join(PEERS)}")
+        raise ValueError(f"--rivals: no rival is called {name!r}; there are {', '.join(known)}")
     return peer
 
 
@@ -180,6 +206,32 @@ def gemm(
             torch.mm(g, w, out=t)
         for _ in range(weight_grads):
             torch.mm(p.t(), g, out=dw) if transposed else torch.mm(g.t(), p, out=dw)
+        return ()
+
+    return run
+
+
+def triton_gemm(work: str, sizes: Sizes, dtype: torch.dtype, device: str) -> Callable[[], tuple]:
+    """The same work by the main loop of our Triton kernels as a plain product, with nothing generated.
+
+    What Triton reaches on this GPU: the limit of the kernels that generate their operand.
+    """
+    from mi_kernels.ops.interaction import triton
+
+    B, Z, X, O = sizes  # noqa: E741
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = (B, Z * X), (B, O), (O, Z * X)
+    p, g, w = (torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes)
+    no_context = p[:, :0]
+    forward, input_grads, weight_grads = GEMMS[work]
+
+    def run() -> tuple:
+        for _ in range(forward):
+            triton.forward(p, no_context, None, None, w, None)
+        for _ in range(input_grads):
+            triton.forward(g, no_context, None, None, w.t(), None)
+        for _ in range(weight_grads):
+            triton.weight_grads(g, p, no_context, False, False, True, False)
         return ()
 
     return run

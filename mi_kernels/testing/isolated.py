@@ -47,16 +47,16 @@ def run(
         output, _ = process.communicate(timeout=max(seconds, 0.1))
         return process.returncode, output
     except subprocess.TimeoutExpired:
-        return None, _end(process)
+        return None, stop(process)
 
 
-def _end(process: subprocess.Popen) -> str:
-    """Ends the process and what it has started; what they wrote."""
+def stop(process: subprocess.Popen) -> str:
+    """Ends a process that leads its own session, with all that it started; what it wrote, where piped."""
     for number in (signal.SIGTERM, signal.SIGKILL):  # what waits for the GPU may not hear the first
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=GRACE)[0]
+            return process.communicate(timeout=GRACE)[0] or ""
     # A process in a system call that does not return cannot be ended; nobody may wait for it.
     return "[it could not be ended]"
 
