@@ -13,8 +13,8 @@ and no network. Native libraries that were brought along are taken as they are. 
     sanitize   compute-sanitizer on some of the CUDA kernels
     benchmark  large shapes and modulation first; an error above twice the best rival's fails
 
-Results are saved as they come: what is cut off by the time is missing, and the summary, also in FILE.txt, says
-so. Exit status: 0 all stages that were asked for passed, 1 not, 2 there is no GPU.
+Results are saved as they come: what is cut off by the time is missing, and the summary, also in FILE.txt,
+says so. Exit status: 0 all stages that were asked for passed, 1 not, 2 there is no GPU.
 
 A GPU on which `tests` passes gets an entry in mi_kernels/verified.py (CONTRIBUTING.md).
 """

@@ -1,7 +1,7 @@
 """The stages smoke and sanitize of gpu_check.py: every kernel once, and some of them under compute-sanitizer.
 
-Each case is a process of mi_kernels.testing.suite with a few checks of one family on one backend in one dtype,
-so that a hang or a crash costs one case and is named.
+Each case is a process of mi_kernels.testing.suite with a few checks of one family on one backend in a dtype, so
+that a hang or a crash costs one case and is named.
 """
 
 import os
@@ -74,7 +74,7 @@ def smoke(
     program: Sequence[str] = verify.PROGRAM,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """By the name of each case: checks, error (a part of what is allowed), fault, seconds; what is missing."""
+    """By the name of each case: checks, error (a part of what is allowed), fault, seconds; what lacks."""
     wanted = cases(backends, capability)
     jobs = [Job(case.name, case.command(device, program), LIMIT) for case in wanted]
     return _ended(jobs, workers or min(os.cpu_count() or 1, WORKERS), end, say)

@@ -1,6 +1,6 @@
-"""`make gpu-check` as far as it goes without a GPU: clocks, budgets, what pytest said, figures.
+"""`make gpu-check` as far as it goes without a GPU: its stages, and each way in which one can fail.
 
-Longer than other files: what stands in for a GPU, and for each way in which a phase can fail, is here too.
+The measurements are in test_gpu_cases.py, what pytest reports in test_gpu_report.py.
 """
 
 import json
@@ -17,17 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import (
     environment,
-    gates,
     gpu,
-    gpu_cases,
+    gpu_benchmark,
+    gpu_build,
     gpu_check,
     gpu_figures,
-    measure,
-    run,
-    shapes,
-    timing,
+    gpu_smoke,
+    gpu_tests,
 )
 from mi_kernels import backends
+from mi_kernels.testing import isolated, kernel_sizes, suite
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
@@ -37,32 +36,16 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
     assert "no GPU" in capsys.readouterr().err and not output.exists()
 
 
-@pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--skip", "lunch"]])
+@pytest.mark.parametrize("arguments", [["--minutes", "0"], ["lunch"], ["--backend", "cpu"]])
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit):
         gpu_check.main(arguments)
     assert arguments[0] in capsys.readouterr().err
 
 
-def test_a_phase_that_takes_too_long_is_stopped():
-    begin = time.monotonic()
-    script = "import time; print('begun', flush=True); time.sleep(60)"
-    status, output = gpu_check._run([sys.executable, "-c", script], 2.0, {})
-    assert status is None and output == "begun\n" and time.monotonic() - begin < 20
-
-
-def test_status_and_output_of_a_phase():
-    assert gpu_check._run([sys.executable, "-c", "print(1); exit(3)"], 60.0, {}) == (3, "1\n")
-
-
-def test_budget_runs_out():
-    assert 50 < gpu_check.Budget(60).left() <= 60
-    assert gpu_check.Budget(-1).left() == 0
-
-
-def test_a_budget_begins_where_the_process_did():
-    assert gpu_check.Budget(60, time.monotonic() - 50).left() < 11
-    assert time.monotonic() > gpu_check.BEGUN
+def test_stages_run_in_their_order_whatever_that_of_their_names():
+    assert gpu_check._options(["benchmark", "smoke"]).stages == ["smoke", "benchmark"]
+    assert gpu_check._options([]).stages == list(gpu_check.STAGES)
 
 
 def test_the_package_is_imported_after_the_build():
@@ -70,12 +53,15 @@ def test_the_package_is_imported_after_the_build():
     script = (
         "import sys, torch; from benchmarks import gpu_check as g; torch.cuda.is_available = lambda: True\n"
         "def build(*arguments): print('mi_kernels' in sys.modules); sys.exit(7)\n"
-        "g.build = build; g.main([])"
+        "g._build = build; g.main([])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=gpu_check.ROOT, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (7, "False\n"), done.stderr
+
+
+# ---- build ----
 
 
 @pytest.mark.parametrize(("capability", "archs"), [((9, 0), "90a"), ((8, 0), "80"), ((12, 0), "120")])
@@ -84,106 +70,168 @@ def test_the_build_is_for_the_architecture_that_is_there(capability, archs, monk
     monkeypatch.delenv("MI_KERNELS_CUDA_ARCHS", raising=False)
     (tmp_path / "nvcc").touch()
     monkeypatch.setenv("CUDACXX", str(tmp_path / "nvcc"))
-    assert gpu_check.build_environment("cuda:0")["MI_KERNELS_CUDA_ARCHS"] == archs
+    assert gpu_build.environment("cuda:0")["MI_KERNELS_CUDA_ARCHS"] == archs
     monkeypatch.setenv("MI_KERNELS_CUDA_ARCHS", "80;90a")
-    assert gpu_check.build_environment("cuda:0")["MI_KERNELS_CUDA_ARCHS"] == "80;90a"
+    assert gpu_build.environment("cuda:0")["MI_KERNELS_CUDA_ARCHS"] == "80;90a"
 
 
-SUITE = """
-import pytest, time
-@pytest.mark.parametrize("text", ["a b", "c - d"])
-def test_spaces(text): assert text != "c - d"
-def test_skipped(): pytest.skip("why")
 @pytest.fixture
-def broken(): raise ValueError
-def test_error(broken): pass
-@pytest.fixture
-def torn():
-    yield
-    raise ValueError
-def test_torn(torn): pass
-@pytest.mark.xfail
-def test_known(): assert False
-def test_end(): time.sleep(SECONDS)
+def building(monkeypatch, tmp_path):
+    """The commands that would build."""
+    ran = []
+
+    def run(command, *arguments):
+        ran.append(command[1:])
+        return 0, ""
+
+    monkeypatch.setattr(isolated, "run", run)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    (tmp_path / "library.so").write_bytes(b"12")
+    monkeypatch.setattr(gpu_build, "LIBRARY", tmp_path / "library.so")
+    monkeypatch.setattr(gpu_build, "find_spec", lambda name: name)
+    return ran
+
+
+def test_a_library_that_was_brought_along_and_runs_is_taken(building, monkeypatch):
+    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    assert gpu_build.build("cuda:0", 9.0) == {"status": "prebuilt", "library_bytes": 2} and building == []
+    assert gpu_build.build("cuda:0", 9.0, again=True)["status"] == "built" and len(building) == 1
+
+
+def test_one_that_does_not_run_here_is_built_again(building, monkeypatch):
+    monkeypatch.setattr(backends, "why_not", lambda name: "for another GPU")
+    found = gpu_build.build("cuda:0", 9.0)
+    assert found["status"] == "built" and found["reason"] == "for another GPU"
+    assert building == [["setup.py", "build_ext", "--inplace"]]
+    monkeypatch.setattr(gpu_build, "find_spec", lambda name: None if name == "ninja" else name)
+    assert gpu_build.build("cuda:0", 9.0)["status"] == "left out: ninja not installed" and len(building) == 1
+
+
+def test_a_build_that_fails_or_takes_too_long_says_so(building, monkeypatch):
+    monkeypatch.setattr(backends, "why_not", lambda name: "not built")
+    for status, words in ((2, "failed with status 2"), (None, "stopped: out of time")):
+        monkeypatch.setattr(isolated, "run", lambda *a, status=status: (status, "an error"))
+        found = gpu_build.build("cuda:0", 9.0)
+        assert found["status"] == words and found["end"] == "an error" and not gpu_check.good(words)
+
+
+# ---- smoke and sanitize ----
+
+
+def test_smoke_has_every_kernel_of_every_backend_once():
+    found = gpu_smoke.cases(["cuda", "triton"], (9, 0))
+    names = [case.name for case in found]
+    assert len(set(names)) == len(names)
+    for size in (*kernel_sizes.SM90, *kernel_sizes.MMA):
+        for dtype in size.dtypes:
+            assert f"cuda {size.name} {dtype}" in names
+            assert (f"triton {size.name} {dtype}" in names) == (size in kernel_sizes.MMA)
+    for backend in ("cuda", "triton"):
+        for family in ("diagonal", "gated_interaction", "modulate"):
+            assert {f"{backend} {family} {dtype}" for dtype in suite.DTYPES} <= set(names)
+    assert len(gpu_smoke.cases(["cuda"], (8, 0))) < len(gpu_smoke.cases(["cuda"], (9, 0)))
+
+
+def test_what_smoke_asks_for_exists():
+    for case in gpu_smoke.cases(["cuda", "triton", "portable"], (9, 0)):
+        known = suite.suite(case.family, case.backend, (9, 0))
+        assert set(case.checks) <= set(known), case
+        assert all(suite.takes(check, case.dtype) for check in case.checks)
+
+
+# A stand-in for suite.py: modulation goes wrong in another way in each dtype, and one size is wrong in all.
+FAULTY = """
+import json, os, sys, time
+backend, device, dtype, family, *checks = sys.argv[1:]
+def say(check, state, **more): print(json.dumps({"check": check, "state": state} | more), flush=True)
+for check in checks:
+    say(check, "begun")
+    if family == "modulate" and dtype == "bfloat16": time.sleep(100)
+    if family == "modulate" and dtype == "float16":
+        say(check, "failed", fault="CUDA error: an illegal memory access was encountered"); sys.exit(3)
+    if family == "modulate" and dtype == "float32": os.kill(os.getpid(), 9)
+    if check == "kernel odd": say(check, "failed", fault="result 0: error 1"); sys.exit(1)
+    say(check, "passed", error=0.25)
 """
 
 
-def _suite(folder, workers, seconds=0, limit=100.0):
-    (folder / "test_a.py").write_text(SUITE.replace("SECONDS", str(seconds)))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_report"]
-    command += [*workers, "--rootdir", str(folder), str(folder / "test_a.py")]
-    report = folder / "report"
-    variables = {"PYTHONPATH": str(gpu_check.ROOT), "MI_KERNELS_REPORT": str(report)}
-    status, output = gpu_check._run(command, limit, os.environ | variables)
-    return status, gpu_check.outcomes(report.read_text()), output
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_smoke, "LIMIT", 4.0)
+    monkeypatch.setattr(gpu_smoke, "SANITIZED", 4.0)
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    return [sys.executable, str(tmp_path / "faulty.py")]
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
-def test_outcomes_of_tests(workers, tmp_path):
-    if workers:
-        pytest.importorskip("xdist")
-    status, found, output = _suite(tmp_path, workers)
-    assert status == 1 and found["collected"] == 7, output
-    assert [found[word] for word in gpu_check.OUTCOMES] == [2, 1, 2, 2] and found["missing"] == {}
-    assert found["failures"] == [
-        "test_a.py::test_error",
-        "test_a.py::test_spaces[c - d]",
-        "test_a.py::test_torn",
-    ]
+def test_a_hang_a_crash_and_a_wrong_kernel_cost_one_case_each(faulty):
+    said = []
+    end = time.monotonic() + 100
+    found = gpu_smoke.smoke(["triton"], (9, 0), "cuda:0", end, said.append, faulty, workers=4)
+    faults = {name: one["fault"] for name, one in found["cases"].items() if one["fault"]}
+    assert "values tokens: not done after 4 s" in faults.pop("triton modulate bfloat16")
+    assert "illegal memory access" in faults.pop("triton modulate float16")
+    assert "ended with status -9" in faults.pop("triton modulate float32")
+    assert set(faults) == {f"triton odd {dtype}" for dtype in suite.DTYPES}
+    assert found["status"] == f"7 of {len(found['cases'])} failed" and len(said) == 7
+    assert found["missing"] == [] and len(found["cases"]) == len(gpu_smoke.cases(["triton"], (9, 0)))
+    lines = list(gpu_figures.lines_of_cases("smoke", found))
+    assert any("triton in float64" in line and "worst 0.25" in line for line in lines)
+    assert any("triton odd float64: kernel odd: result 0: error 1" in line for line in lines)
 
 
-def test_what_was_not_reached_is_known(tmp_path):
-    status, found, _ = _suite(tmp_path, [], seconds=100, limit=6.0)
-    assert status is None and found["missing"] == {"test_a.py": 1} and found["passed"] == 1
+def test_smoke_that_runs_out_of_time_has_not_passed(faulty):
+    found = gpu_smoke.smoke(["triton"], (9, 0), "cuda:0", time.monotonic() - 1, print, faulty, workers=2)
+    assert found["status"].startswith("stopped: out of time") and len(found["missing"]) > 10
+    assert not gpu_check.good(found["status"])
+    nothing = gpu_smoke.smoke([], (9, 0), "cuda:0", time.monotonic() + 9, print, faulty)
+    assert nothing["status"] == "nothing ran" and not gpu_check.good(nothing["status"])
 
 
-def test_the_command_has_files_that_exist_and_their_place():
-    command = gpu_check.test_command("triton-cuda", 1)
-    assert command[command.index("-k") + 1] == "triton-cuda"
-    files = [word for word in command if word.startswith("tests/")]
-    assert len(files) == len(gpu_check.TESTS)
-
-
-def test_the_backends_that_matter_are_tested_first(monkeypatch):
-    shares = {}
-
-    def one(backend, seconds):
-        shares[backend] = seconds
-        return {"status": "passed"}
-
-    monkeypatch.setattr(gpu_check, "test_one", one)
-    result = {"backends": {"portable": None, "cuda": None, "triton": None}}
-    gpu_check.test(gpu_check.Budget(1000), result, lambda: None)
-    assert list(shares) == ["triton", "cuda", "portable"] and shares["triton"] == pytest.approx(240, abs=5)
-    assert shares["portable"] == pytest.approx(600, abs=5)  # what the others left
+def test_a_real_case_of_smoke_on_the_cpu(tmp_path):
+    """The process itself, its checks, and what it says; on the portable backend."""
+    program = tmp_path / "here.py"
+    program.write_text(
+        "import sys; from mi_kernels.testing import suite\n"
+        "sys.exit(suite.main(['portable', 'cpu', *sys.argv[3:]]))"
+    )
+    case = gpu_smoke.Case("portable", "modulate", "float32", gpu_smoke.OTHERS["modulate"])
+    command = case.command("cuda:0", [sys.executable, "-W", "ignore", str(program)])
+    found = gpu_smoke._ended([isolated.Job("x", command, 100.0)], 1, time.monotonic() + 100, print)
+    assert found["status"] == "passed" and found["cases"]["x"]["checks"] == len(case.checks)
 
 
 @pytest.fixture
-def pretended(monkeypatch):
-    """A GPU that is not there: all phases end well."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(backends, "_best_capability", lambda: (9, 0))
-    monkeypatch.setattr(environment, "facts", lambda command: {"command": command})
-    monkeypatch.setattr(gpu, "facts", lambda device: {"name": "Made Up"})
-    monkeypatch.setattr(gpu_check, "build", lambda *arguments: {"status": "built"})
-    monkeypatch.setattr(gpu_check, "test_one", lambda *arguments: {"status": "passed"})
-
-    def benchmark(budget, device, path, result):
-        return json.loads(path.read_text()) | {"unmeasured": []}
-
-    monkeypatch.setattr(gpu_check, "benchmark", benchmark)
+def sanitizer(tmp_path, monkeypatch):
+    """A stand-in that says what it was called with, and finds an error in modulation."""
+    tool = tmp_path / gpu_smoke.SANITIZER
+    tool.write_text(
+        '#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" >> "$0.log"\nshift 2\n"$@" || exit 1\n'
+        'case "$*" in *modulate*) echo "Invalid __global__ read"; exit 9;; esac\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tool
 
 
-def test_a_whole_run(pretended, monkeypatch, tmp_path, capsys):
-    path = tmp_path / "result.json"
-    assert gpu_check.main(["--output", str(path)]) == 0
-    result = json.loads(path.read_text())
-    assert result["tests"]["portable"] == {"status": "passed"} and result["build"] == {"status": "built"}
-    assert "tests on portable: passed" in capsys.readouterr().out
-    monkeypatch.setattr(gpu_check, "build", lambda *arguments: {"status": "failed with status 1"})
-    assert gpu_check.main(["--output", str(path)]) == 1
-    assert gpu_check.main(["--output", str(path), "--skip", "build"]) == 0
+def test_sanitize_names_what_the_tool_found(sanitizer, tmp_path):
+    line = "{'check': c, 'state': 'passed', 'error': 0}"
+    (tmp_path / "good.py").write_text(f"import sys, json\nfor c in sys.argv[5:]: print(json.dumps({line}))")
+    program = [sys.executable, str(tmp_path / "good.py")]
+    found = gpu_smoke.sanitize(["cuda"], (9, 0), "cuda:0", time.monotonic() + 60, print, program)
+    faults = {name: one["fault"] for name, one in found["cases"].items() if one["fault"]}
+    assert set(faults) == {f"{tool} cuda modulate bfloat16" for tool in gpu_smoke.TOOLS}
+    assert all("Invalid __global__ read" in fault for fault in faults.values())
+    calls = sanitizer.with_suffix(".log").read_text()
+    assert "1 --tool=memcheck --error-exitcode=9" in calls and "kernel 64x2" in calls
 
+
+def test_sanitize_is_left_out_where_there_is_no_tool(monkeypatch):
+    monkeypatch.setattr(gpu_smoke.shutil, "which", lambda name: None)
+    found = gpu_smoke.sanitize(["cuda"], (9, 0), "cuda:0", time.monotonic() + 9, print)
+    assert found["status"].startswith("left out") and not gpu_check.good(found["status"])
+
+
+# ---- tests ----
 
 LINES = {
     "passed": {"id": "a", "when": "call", "outcome": "passed"},
@@ -200,68 +248,61 @@ LINES = {
     ],
 )
 def test_a_suite_that_ran_nothing_has_not_passed(lines, status, monkeypatch):
-    def pretend(command, seconds, variables):
+    def pretend(command, seconds, variables, folder):
         Path(variables["MI_KERNELS_REPORT"]).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert variables["MI_KERNELS_TEST_PLACES"] == "triton-cuda"
         return 0, ""
 
-    monkeypatch.setattr(gpu_check, "_run", pretend)
-    assert gpu_check.test_one("triton", 10.0)["status"] == status
+    monkeypatch.setattr(isolated, "run", pretend)
+    assert gpu_tests.test_one("triton", 10.0)["status"] == status
 
 
-def test_exit_status():
-    good = {"build": {"status": "built"}, "tests": {"triton": {"status": "passed"}}}
-    good |= {"broken": {}, "unmeasured": []}
-    assert gpu_check.passed(good, [])
-    for change in (
-        {"build": {"status": "stopped: out of time"}},
-        {"build": {"status": "failed with status 1"}},
-        {"tests": {"triton": {"status": "passed"}, "cuda": {"status": "not reached"}}},
-        {"tests": {}},
-        {"broken": {"a": "b"}},
-        {"unmeasured": ["a"]},
-    ):
-        assert not gpu_check.passed(good | change, []), change
-    nothing = {"build": None, "tests": None, "broken": {}, "unmeasured": ["a"]}
-    assert gpu_check.passed(nothing, gpu_check.PHASES) and not gpu_check.passed(nothing, ["build", "tests"])
+def test_outcomes_and_the_texts_of_failures():
+    lines = [
+        {"collected": ["a", "b", "c", "d", "e"]},
+        {"id": "a", "when": "setup", "outcome": "passed"},
+        {"id": "a", "when": "call", "outcome": "passed"},
+        {"id": "b", "when": "call", "outcome": "failed", "text": "assert 1 == 2"},
+        {"id": "c", "when": "setup", "outcome": "failed", "text": "ValueError"},
+        {"id": "d", "when": "call", "outcome": "passed"},
+        {"id": "d", "when": "teardown", "outcome": "failed", "text": "torn"},
+        {"id": "f", "when": "???", "outcome": "failed", "text": "worker died"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"cut": '
+    found = gpu_tests.outcomes(text)
+    assert [found[word] for word in gpu_tests.OUTCOMES] == [1, 2, 2, 0]
+    assert found["failures"] == {"b": "assert 1 == 2", "c": "ValueError", "d": "torn", "f": "worker died"}
+    assert found["missing"] == {"e": 1} and found["collected"] == 5
 
 
-def test_the_clock_is_chosen_by_device():
-    assert gpu.clock_of("cpu") is timing.wall
-    calls = []
-    sample = timing.sample(
-        lambda: "run", 3, clock=lambda run, n: calls.append((run, n)) or timing.Sample(2.0, 1.0)
-    )
-    assert sample.seconds == 2.0 and calls == [("run", 3)]
-    taken = list(
-        timing.interleave({"a": lambda: "run"}, 2, 1.0, 9.0, clock=lambda *_: timing.Sample(2.0, 1.0))
-    )
-    assert [(name, calls) for name, calls, _ in taken] == [("a", 1)] * 2
+def test_the_command_has_files_that_exist_and_limits():
+    command = gpu_tests.command_for(4)
+    files = [word for word in command if word.startswith("tests/")]
+    assert len(files) == len(gpu_tests.TESTS)
+    assert f"--timeout={gpu_tests.ONE}" in command and "--timeout-method=thread" in command
+    assert "--max-worker-restart=100" in command and command[command.index("-n") + 1] == "4"
+    assert "-n" not in gpu_tests.command_for(1)
 
 
-def test_each_backend_of_ours_is_measured():
-    place = measure.Place("cpu", timing.wall, ("portable", "reference"))
-    limits = measure.Limits(rounds=1, shortest=0)
-    entry = shapes.by_name(["tiny"])[0]
-    case = measure.measure(entry, torch.float32, "forward+backward", ["einsum"], limits, place)
-    found = {c["name"]: c for c in case["candidates"] if c["kind"] == "ours"}
-    assert set(found) == {"mi_kernels portable", "mi_kernels reference"}
-    assert all(c["error"] < 1e-5 and c["median_s"] > 0 for c in found.values())
+def test_each_backend_has_its_limit_and_what_is_not_reached_is_said(monkeypatch):
+    given = {}
+
+    def one(backend, seconds):
+        given[backend] = seconds
+        return {"status": "passed"}
+
+    monkeypatch.setattr(gpu_tests, "test_one", one)
+    result = {}
+    gpu_tests.test(["cuda", "triton"], time.monotonic() + 1000, result, lambda: None)
+    assert given == {name: gpu_tests.LIMITS[name] for name in ("cuda", "triton")}
+    gpu_tests.test(["cuda", "triton"], time.monotonic() + 2, result, lambda: None)
+    assert {one["status"] for one in result["tests"].values()} == {"not reached"}
+    monkeypatch.setattr(gpu_tests, "find_spec", lambda name: None)
+    gpu_tests.test(["cuda"], time.monotonic() + 99, result, lambda: None)
+    assert result["tests"]["cuda"]["status"].startswith("left out: pytest")
 
 
-def test_modulation_is_measured_on_each_backend():
-    place = measure.Place("cpu", timing.wall, ("portable", "reference"))
-    case = next(gates.modulations())
-    result = _empty([])
-    gpu_cases._measure(("modulate", case, torch.float32, "forward"), place, result, lambda found: None)
-    assert [entry["backend"] for entry in result["gates"]] == ["portable", "reference"]
-    result["gates"] = [entry | {"name": "tokens"} for entry in result["gates"]]
-    result["ceilings"] = {"copy_bytes_per_s": 1e9}
-    shares = [row for row in gpu_figures.figures(result) if "bandwidth" in row["figure"]]
-    assert len(shares) == 2 and all(row["measured"] > 0 for row in shares)
-
-
-def test_names_of_files():
-    assert gpu.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+# ---- benchmark ----
 
 
 def _empty(unmeasured):
@@ -269,159 +310,132 @@ def _empty(unmeasured):
     return result | {"unmeasured": list(unmeasured), "backends": {"portable": None}}
 
 
-@pytest.fixture
-def two_steps(monkeypatch):
-    """The benchmark on the CPU, of one tiny shape, with what a GPU would have beside."""
-    steps = [
-        ("dense", shapes.by_name(["tiny"])[0], torch.bfloat16, work) for work in measure.passes.PASSES[:2]
-    ]
-    monkeypatch.setattr(gpu_cases, "steps", lambda: iter(steps))
-    monkeypatch.setattr(gpu_cases, "RIVALS", ("einsum",))
-    ceilings = environment.ceilings
-    monkeypatch.setattr(
-        environment, "ceilings", lambda dtypes, _, *rest: ceilings(dtypes, 32, 0.01, *rest[1:])
-    )
-    return [gpu_cases.name_of(step) for step in steps]
-
-
-def _measure_all(result, save=lambda found: None, names=("portable",), seconds=60.0):
-    return gpu_cases.measure_all(time.monotonic() + seconds, "cpu", list(names), result, save)
-
-
-def test_results_are_saved_as_they_come(two_steps, monkeypatch):
-    saved = []
-    result = _empty(two_steps)
-    assert _measure_all(result, lambda r: saved.append((len(r["cases"]), len(r["figures"]) > 0)))
-    assert saved[-1] == (2, True) and (1, True) in saved
-    assert result["unmeasured"] == [] and result["ceilings"]["copy_bytes_per_s"] > 0
-    monkeypatch.setattr(measure, "measure", lambda *arguments: 1 / 0)
-    result = _empty(two_steps)
-    assert _measure_all(result) and result["broken"] == dict.fromkeys(
-        two_steps, "ZeroDivisionError: division by zero"
-    )
-    result = _empty(two_steps)
-    assert _measure_all(result, seconds=0) and result["unmeasured"] == two_steps
-
-
-@pytest.fixture
-def failing(monkeypatch):
-    """The backend `reference` fails before anything is measured."""
-    attempt = gpu_cases._try
-
-    def fail(*arguments):
-        if backends.choose(torch.empty(0)) == "reference":
-            raise RuntimeError("an illegal memory access")
-        attempt(*arguments)
-
-    monkeypatch.setattr(gpu_cases, "_try", fail)
-
-
-def test_a_backend_that_fails_costs_no_other(two_steps, failing):
-    result = _empty(two_steps)
-    assert _measure_all(result, names=("reference", "portable"))
-    assert list(result["broken"]) == [f"{step} on reference" for step in two_steps]
-    for case in result["cases"]:
-        assert [c["name"] for c in case["candidates"] if c["kind"] == "ours"] == ["mi_kernels portable"]
-    assert len(result["cases"]) == 2 and result["unmeasured"] == []
-
-
-def test_a_backend_that_fails_while_it_is_timed_costs_no_other(monkeypatch):
-    def fail(*arguments):
-        if backends.choose(torch.empty(0)) == "reference":
-            raise RuntimeError("no memory")
-        return {}
-
-    monkeypatch.setattr(gpu_cases.cases, "measure", fail)
-    result, place = _empty([]), measure.Place("cpu", timing.wall, ("reference", "portable"))
-    step = ("modulate", next(gates.modulations()), torch.float32, "forward")
-    gpu_cases._measure(step, place, result, lambda found: None)
-    assert result["gates"] == [{"backend": "portable"}]
-    assert result["broken"] == {f"{gpu_cases.name_of(step)} on reference": "RuntimeError: no memory"}
-
-
-@pytest.mark.parametrize("phase", ["checked", "timed"])
-def test_a_backend_that_fails_in_the_middle_of_a_case_costs_its_own_row(phase, two_steps, monkeypatch):
-    """After the trial: in the check against float64, or when it is timed."""
-    monkeypatch.setattr(gpu_cases, "ruined", lambda device: False)
-    calls, ours = [], measure._ours
-
-    def backend_of_ours(name):
-        def call(*arguments):
-            calls.append(name)
-            if name == "reference" and calls.count(name) > (0 if phase == "checked" else 4):
-                raise RuntimeError("no memory")
-            return ours(name)(*arguments)
-
-        return call
-
-    monkeypatch.setattr(measure, "_ours", backend_of_ours)
-    result = _empty(two_steps[:1])
-    assert _measure_all(result, names=("reference", "portable"))
-    assert result["broken"] == {f"{two_steps[0]} on reference": "fails: RuntimeError: no memory"}
-    rows = {c["name"]: c for c in result["cases"][0]["candidates"]}
-    assert rows["mi_kernels portable"]["median_s"] > 0 and rows["einsum"]["median_s"] > 0
-    assert "median_s" not in rows["mi_kernels reference"] and result["unmeasured"] == []
-    # Where it takes the GPU with it, the case is left to the next process, which leaves that backend out.
-    calls.clear()
-    monkeypatch.setattr(gpu_cases, "ruined", lambda device: bool(result["broken"]))
-    result = _empty(two_steps[:1])
-    assert not _measure_all(result, names=("reference", "portable"))
-    assert result["cases"] == [] and result["unmeasured"] == two_steps[:1]
-
-
-def test_a_ruined_process_is_left_and_the_next_goes_on(two_steps, failing, monkeypatch):
-    monkeypatch.setattr(gpu_cases, "ruined", lambda device: len(result["broken"]) > len(result["cases"]))
-    result = _empty(two_steps)
-    assert not _measure_all(result, names=("reference", "portable"))
-    assert list(result["broken"]) == [f"{two_steps[0]} on reference"] and result["unmeasured"] == two_steps
-    monkeypatch.setattr(gpu_cases, "ruined", lambda device: False)
-    assert _measure_all(result, names=("reference", "portable"))
-    assert len(result["cases"]) == 2 and result["unmeasured"] == [] and len(result["broken"]) == 2
-
-
+# It measures nothing: each step dies, hangs or is done, by its name; one on a backend that broke is left out.
 CHILD = """
 import json, os, sys, time
 path = sys.argv[-3]
-result = json.load(open(path))
-step = result["unmeasured"][0] if result["unmeasured"] else None
-def save(): json.dump(result, open(path, "w"))
-if step == "hangs":
-    time.sleep(100)
-result["under way"] = {"step": step, "backend": "cuda" if step == "one" else None}
-if f"{step} on cuda" in result["broken"]:
+while True:
+    result = json.load(open(path))
+    if not result["unmeasured"]:
+        sys.exit(0)
+    step = result["unmeasured"][0]
+    def save():
+        json.dump(result, open(path + ".new", "w"))
+        os.replace(path + ".new", path)
+    result["under way"] = {"step": step, "backend": "cuda" if step in ("one", "hangs") else None}
+    save()
+    if f"{step} on cuda" not in result["broken"]:
+        if step == "hangs":
+            time.sleep(100)
+        if step != "three":
+            os.kill(os.getpid(), 11)
     result["unmeasured"].pop(0)
     result["under way"] = None
     save()
-    sys.exit(0 if len(result["unmeasured"]) == 0 else os.execv(sys.executable, [sys.executable, *sys.argv]))
-save()
-os.kill(os.getpid(), 11)
 """
 
 
-def test_processes_that_die_or_hang_cost_one_step(tmp_path):
+def test_processes_that_die_or_hang_cost_one_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_benchmark, "STEP", 2.0)
     child, path = tmp_path / "child.py", tmp_path / "result.json"
     child.write_text(CHILD)
-    budget = gpu_check.Budget(18)
-    begin = time.monotonic()
-    result = gpu_check.benchmark(budget, "cpu", path, _empty(["one", "two", "hangs"]), (str(child),))
-    assert list(result["broken"]) == ["one on cuda", "two"] and "status -11" in result["broken"]["two"]
-    assert result["unmeasured"] == ["hangs"] and time.monotonic() - begin < 30
-
-
-def test_a_process_that_fails_outside_of_all_steps_is_not_started_again(tmp_path):
-    (tmp_path / "child.py").write_text("1 / 0")
-    result = gpu_check.benchmark(
-        gpu_check.Budget(60), "cpu", tmp_path / "result.json", _empty(["one"]), (str(tmp_path / "child.py"),)
+    steps = ["one", "two", "hangs", "three"]
+    end, begin = time.monotonic() + 90, time.monotonic()
+    result = gpu_benchmark.benchmark(end, "cpu", path, _empty(steps), (str(child),))
+    assert list(result["broken"]) == ["one on cuda", "two", "hangs on cuda"]
+    assert (
+        "status -11" in result["broken"]["two"] and "not done after 2 s" in result["broken"]["hangs on cuda"]
     )
+    assert result["unmeasured"] == [] and time.monotonic() - begin < 60
+    assert not path.with_suffix(".log").exists()
+
+
+def test_the_end_of_the_time_is_no_fault_of_the_step_that_runs(tmp_path):
+    child, path = tmp_path / "child.py", tmp_path / "result.json"
+    child.write_text(CHILD)
+    end = time.monotonic() + gpu_benchmark.RESERVE * 2 + isolated.GRACE + 1
+    result = gpu_benchmark.benchmark(end, "cpu", path, _empty(["hangs", "three"]), (str(child),))
+    assert result["broken"] == {} and result["unmeasured"] == ["hangs", "three"]
+    assert time.monotonic() < end + 5
+
+
+def test_a_process_that_fails_or_hangs_outside_of_all_steps_is_not_started_again(tmp_path, monkeypatch):
+    child, path = tmp_path / "child.py", tmp_path / "result.json"
+    child.write_text("1 / 0")
+    result = gpu_benchmark.benchmark(time.monotonic() + 60, "cpu", path, _empty(["one"]), (str(child),))
     assert "ZeroDivisionError" in result["broken"]["benchmark"] and result["unmeasured"] == ["one"]
+    monkeypatch.setattr(gpu_benchmark, "START", 1.0)
+    child.write_text("import time; time.sleep(100)")
+    result = gpu_benchmark.benchmark(time.monotonic() + 60, "cpu", path, _empty(["one"]), (str(child),))
+    assert "not done" in result["broken"]["benchmark"]
 
 
-def test_the_process_measures_what_is_left(two_steps, tmp_path):
-    path = tmp_path / "result.json"
-    run.save(path, _empty(two_steps[1:]))
-    assert gpu_cases.main([str(path), "cpu", str(time.monotonic() + 60)]) == 0
+# ---- the whole, and its summary ----
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """A GPU that is not there: all stages end well."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(backends, "why_not", lambda name: None if name != "triton" else "a reason")
+    monkeypatch.setattr(environment, "facts", lambda command: {"command": command})
+    monkeypatch.setattr(gpu, "facts", lambda device: {"name": "Made Up"})
+    monkeypatch.setattr(gpu_check, "_build", lambda *arguments: {"status": "built"})
+    monkeypatch.setattr(gpu_tests, "test_one", lambda *arguments: {"status": "passed"})
+    for stage in ("smoke", "sanitize"):
+        ended = {"status": "passed", "cases": {}, "missing": []}
+        monkeypatch.setattr(gpu_smoke, stage, lambda *a, ended=ended: dict(ended))
+
+    def benchmark(end, device, path, result):
+        return json.loads(path.read_text()) | {"unmeasured": []}
+
+    monkeypatch.setattr(gpu_benchmark, "benchmark", benchmark)
+    return monkeypatch
+
+
+def test_a_whole_run(pretended, tmp_path, capsys):
+    path = tmp_path / "folder" / "result.json"
+    assert gpu_check.main(["--output", str(path)]) == 0
     result = json.loads(path.read_text())
-    assert [case["pass"] for case in result["cases"]] == ["forward+backward"] and result["unmeasured"] == []
+    assert result["build"] == {"status": "built"} and result["failed stages"] == []
+    assert result["tests"] == {name: {"status": "passed"} for name in ("cuda", "portable")}
+    printed, summary = capsys.readouterr().out, path.with_suffix(".txt").read_text()
+    assert summary in printed and "tests on portable: passed" in printed
+    assert "triton: left out: a reason" in summary and "stages that failed: none" in summary
+
+
+@pytest.mark.parametrize("stage", ["build", "smoke", "tests", "sanitize", "benchmark"])
+def test_each_stage_alone_and_what_it_costs_to_fail(stage, pretended, tmp_path):
+    path = tmp_path / "result.json"
+    assert gpu_check.main([stage, "--output", str(path)]) == 0
+    result = json.loads(path.read_text())
+    others = [name for name in gpu_check.STAGES if name != stage]
+    assert result["not asked for"] == others
+    failed = {"status": "1 of 2 failed", "cases": {}, "missing": []}
+    pretended.setattr(gpu_check, "_build", lambda *a: {"status": "failed with status 1"})
+    pretended.setattr(gpu_smoke, "smoke", lambda *a: failed)
+    pretended.setattr(gpu_smoke, "sanitize", lambda *a: failed)
+    pretended.setattr(gpu_tests, "test_one", lambda *a: {"status": "stopped: out of time"})
+    pretended.setattr(gpu_benchmark, "benchmark", lambda end, device, path, result: result)
+    assert gpu_check.main([stage, "--output", str(path)]) == 1
+    assert json.loads(path.read_text())["failed stages"] == [stage]
+    assert (
+        f"stages that failed: {stage}; not asked for: {', '.join(others)}"
+        in path.with_suffix(".txt").read_text()
+    )
+
+
+def test_what_was_left_out_has_not_passed():
+    for status in ("left out: no ninja", "stopped: out of time", "nothing ran", "failed", "not reached"):
+        assert not gpu_check.good(status)
+    result = {"stages": ["tests", "benchmark"], "tests": {}, "broken": {}, "unmeasured": ["a"]}
+    assert gpu_check.faults(result) == ["tests", "benchmark"]
+    result |= {"tests": {"cuda": {"status": "passed"}, "triton": {"status": "not reached"}}}
+    assert gpu_check.faults(result | {"unmeasured": []}) == ["tests"]
+    assert gpu_check.faults({"stages": ["benchmark"], "broken": {"a": "b"}, "unmeasured": []}) == [
+        "benchmark"
+    ]
 
 
 def _dense(name, out, work, triton, cuda, gemm, rival):
@@ -435,7 +449,7 @@ def test_figures():
     """Of each backend: the fastest of ours at one shape must not hide the slow one at another."""
     gate = {"backend": "triton", "pass": "forward", "dtype": "bfloat16", "name": "tokens"}
     gate |= {"sizes": [[8, 10], [1, 10], [1, 10]], "candidates": {"mi_kernels": {"median_s": 2.0}}}
-    passed = {"status": "passed", "passed": 3, "collected": 3, "failures": []}
+    passed = {"status": "passed", "passed": 3, "collected": 3, "failures": {}}
     stopped = {
         "status": "stopped: out of time",
         "passed": 1,
@@ -447,6 +461,10 @@ def test_figures():
         "build": {"status": "built"},
         "backends": {"triton": None, "cuda": None, "portable": "a reason"},
         "tests": {"triton": passed, "cuda": stopped},
+        "smoke": None,
+        "sanitize": None,
+        "failed stages": ["tests", "benchmark"],
+        "not asked for": ["smoke", "sanitize"],
         "ceilings": {"copy_bytes_per_s": 200.0},
         "cases": [
             _dense("gpu-512", 512, "forward", 1.0, 2.0, 0.7, 1.5),
@@ -472,12 +490,43 @@ def test_figures():
     lines = list(gpu_figures.summary_lines(result | {"figures": rows}))
     for line in (
         "made up",
-        "  portable: neither tested nor measured: a reason",
+        "  portable: left out: a reason",
         "  tests on triton: passed (3 passed of 3)",
         "  tests on cuda: stopped: out of time (1 passed of 9)",
-        "    not reached: 8 tests of tests/test_a.py",
-        "  1 cases were not measured, a case the first",
+        "    not reached: 8 tests, of tests/test_a.py",
+        "  1 cases not measured, a case the first",
+        "  stages that failed: tests, benchmark; not asked for: smoke, sanitize",
     ):
         assert line in lines
     assert sum("NOT REACHED" in line for line in lines) == 4
     assert sum(line.endswith(": not measured") for line in lines) == 4
+
+
+def test_the_summary_is_short_however_much_went_wrong():
+    cases = {f"cuda {n} bfloat16": {"fault": "x " * 400, "error": 0.0, "checks": 0} for n in range(200)}
+    stage = {"status": "200 of 200 failed", "cases": cases, "missing": ["a"] * 9}
+    tests = {
+        "status": "failed",
+        "failures": {f"test_{n}": "text " * 99 for n in range(99)},
+        "missing": {"f": 9},
+    }
+    result = {
+        "gpu": {"name": "made up"},
+        "backends": dict.fromkeys("abc", "reason"),
+        "build": {"status": "built"},
+    }
+    result |= {
+        "smoke": stage,
+        "sanitize": stage,
+        "tests": dict.fromkeys(("cuda", "triton", "portable"), tests),
+    }
+    result |= {
+        "broken": {f"case {n}": "text " * 99 for n in range(99)},
+        "unmeasured": ["a"],
+        "not asked for": [],
+    }
+    figure = {"figure": "f", "measured": 1.0, "shape": "s", "target": 1.0, "reached": True}
+    result |= {"figures": [figure] * 30, "failed stages": ["smoke"]}
+    lines = gpu_figures.summary_lines(result)
+    assert len(lines) == gpu_figures.MOST_LINES == 60 and all(len(line) < 330 for line in lines)
+    assert lines[-1] == "  stages that failed: smoke" and sum("and 192 more" in line for line in lines) == 2
