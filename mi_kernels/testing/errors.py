@@ -42,6 +42,7 @@ Function = Callable[..., Sequence[Tensor]]
 
 def relative_error(result: Tensor, truth: Tensor) -> float:
     """||result - truth|| / ||truth|| in float64; 0 where both vanish."""
+    truth = truth.detach()
     error = (result.detach().double() - truth).norm()
     return 0.0 if error == 0 else float(error / truth.norm())
 
