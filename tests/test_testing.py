@@ -7,15 +7,19 @@ from mi_kernels.ops.interaction import reference
 from mi_kernels.testing import counts
 from mi_kernels.testing.errors import check_errors, relative_error
 from mi_kernels.testing.samples import (
+    GATE_TERMS,
     LAYOUTS,
     MIDDLE,
     NAMES,
     WEIGHT_ONLY,
     Sample,
     Shape,
+    gates,
     lay_out,
+    modulations,
     samples,
 )
+from mi_kernels.testing.shared_samples import RAGGED, shared_samples
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -126,6 +130,32 @@ def test_layouts_keep_shape_and_values(layout, dtype):
     assert torch.equal(found, expected)
     assert layout in ("contiguous", "offset") or not found.is_contiguous()
     assert layout != "offset" or found.storage_offset() == 1
+
+
+EVERY_SAMPLE = {
+    "dense": lambda: samples(),
+    "shared": lambda: shared_samples(),
+    "ragged": lambda: RAGGED,
+    "modulation": lambda: modulations(),
+    **{op: lambda op=op: gates(op) for op in GATE_TERMS},
+}
+
+
+@pytest.mark.parametrize("kind", EVERY_SAMPLE)
+def test_layouts_are_the_same_on_every_device(kind):
+    """A tensor that is laid out and then moved loses its gaps, its offset and its expansion."""
+
+    def places(sample, device):
+        tensors = [*sample.arguments(torch.float32, device), sample.cotangent(torch.float32, device)]
+        if kind == "dense":
+            tensors += [sample.cotangent(torch.float32, device, layout=layout) for layout in LAYOUTS]
+        assert all(t.device.type == device for t in tensors if t is not None)
+        return [t if t is None else (t.shape, t.stride(), t.storage_offset()) for t in tensors]
+
+    listed = list(EVERY_SAMPLE[kind]())
+    assert kind == "ragged" or {sample.layout for sample in listed} >= {*LAYOUTS}
+    for sample in listed:
+        assert places(sample, "meta") == places(sample, "cpu"), str(sample)
 
 
 def test_samples_are_reproducible_and_distinct():

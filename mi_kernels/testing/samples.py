@@ -82,7 +82,7 @@ class Sample:
         for name, sizes, scale, there in zip(NAMES, self.shape.sizes(), scales, present, strict=True):
             # Drawn also where it is absent, so that the other tensors do not depend on the terms.
             values = torch.randn(sizes, generator=generator, dtype=torch.float64) * scale
-            tensor = lay_out(_round(values, dtype), self.layout, expand_dim=EXPANDED[name]).to(device)
+            tensor = lay_out(_made(values, dtype, device), self.layout, expand_dim=EXPANDED[name])
             arguments.append(tensor.requires_grad_(requires_grad) if there else None)
         return tuple(arguments)
 
@@ -96,15 +96,17 @@ class Sample:
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn((*self.shape.lead, self.shape.out), generator=generator, dtype=torch.float64)
         layout = layout or ("contiguous" if self.layout == "expanded" else self.layout)
-        return lay_out(_round(values, dtype), layout, expand_dim=-1).to(device)
+        return lay_out(_made(values, dtype, device), layout, expand_dim=-1)
 
 
 # The dimension along which the layout "expanded" repeats one slice, a different one for each operand.
 EXPANDED = {"x": -1, "z": 0, "weight": 0, "weight_z": -1, "weight_x": 0, "bias": 0}
 
 
-def _round(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values.to(dtype) if dtype.is_floating_point else (values * 3).round().abs().to(dtype)
+def _made(values: Tensor, dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    """Rounded and moved. Moved before it is laid out: a copy to another device closes gaps and offsets."""
+    rounded = values.to(dtype) if dtype.is_floating_point else (values * 3).round().abs().to(dtype)
+    return rounded.to(device)
 
 
 def lay_out(tensor: Tensor, layout: str, expand_dim: int = 0) -> Tensor:
@@ -229,8 +231,7 @@ class Modulation:
     def shape(self) -> torch.Size:
         return torch.broadcast_shapes(self.x, self.scale, *(() if self.shift is None else (self.shift,)))
 
-    def _lay_out(self, values: Tensor, dtype: torch.dtype, layout: str, expand_dim: int) -> Tensor:
-        tensor = _round(values, dtype)
+    def _lay_out(self, tensor: Tensor, layout: str, expand_dim: int) -> Tensor:
         if layout == "channels_last":
             return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
         return lay_out(tensor, layout, expand_dim=expand_dim)
@@ -250,7 +251,7 @@ class Modulation:
                 tensors.append(None)
                 continue
             values = torch.randn(sizes, generator=generator, dtype=torch.float64)
-            tensor = self._lay_out(values, dtype, self.layout, dim).to(device)
+            tensor = self._lay_out(_made(values, dtype, device), self.layout, dim)
             tensors.append(tensor.requires_grad_(requires_grad))
         return tensors[0], tensors[1], tensors[2]
 
@@ -258,7 +259,7 @@ class Modulation:
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn(self.shape, generator=generator, dtype=torch.float64)
         layout = "contiguous" if self.layout == "expanded" else self.layout
-        return self._lay_out(values, dtype, layout, 0).to(device)
+        return self._lay_out(_made(values, dtype, device), layout, 0)
 
 
 TOKENS = Modulation("tokens", (3, 19, 40), (3, 1, 40), (3, 1, 40))
@@ -354,7 +355,7 @@ class Gate:
         tensors: list[Tensor | None] = []
         for letter, size, scale, dim in drawn:
             values = torch.randn(size, generator=generator, dtype=torch.float64) * scale
-            tensor = lay_out(_round(values, dtype), self.layout, expand_dim=dim).to(device)
+            tensor = lay_out(_made(values, dtype, device), self.layout, expand_dim=dim)
             tensors.append(tensor.requires_grad_(requires_grad) if letter in self.terms else None)
         return tuple(tensors)
 
@@ -362,7 +363,7 @@ class Gate:
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn((*self.shape.lead, self.shape.width), generator=generator, dtype=torch.float64)
         layout = "contiguous" if self.layout == "expanded" else self.layout
-        return lay_out(_round(values, dtype), layout).to(device)
+        return lay_out(_made(values, dtype, device), layout)
 
 
 def _square(shape: Shape) -> Shape:

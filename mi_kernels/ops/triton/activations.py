@@ -2,7 +2,18 @@
 
 Arguments are float32, or float64 where the operands are. Triton's own exp is ``ex2.approx(t log2 e)`` in
 float32, off by about |t| units of the last place, and it has no tanh that runs on every target and in the
-interpreter; so both are made here, from a reduction t = k log 2 + r whose r is exact.
+interpreter; so both are made here, from a reduction t = k log 2 + r whose r is exact. Nor is its ``/``
+rounded once: ``div.full`` may be off by 2 units, as ``ex2.approx`` may, and is 0 for divisors beyond 2^126.
+
+How far off, in float32, in u = 2^-24, to first order: r by 0.25 (its rounding, at |r| < 0.5), e^r - 1 by 1
+(r; three roundings of a term below 0.07; its own, below 0.5), so that e^r is within 2 of its own size, and
+e^t too, as 2^k is exact. Then
+
+    sigmoid = 1 / (1 + e)   2 for e, 1 for the sum, 1 for the quotient: 4 u
+    tanh = e / (e + 2)      worst at e = 0.41: 0.83 times 3.8 for e, 0.8 for the sum, 1 for the quotient: 5 u
+
+which is less than the 6 u, 3 units of the last place, of tests/test_activations.py. With 4 u for a quotient
+by ``div.full`` it was more.
 """
 
 import triton
@@ -33,15 +44,34 @@ def _reduced(t):
 
 
 @triton.jit
+def _power_of_two(k):
+    """2^k for a whole number k, by its bits; of a NaN anything."""
+    if k.dtype == tl.float64:
+        return ((k.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+    else:
+        return ((k.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def quotient(a, b):
+    """a / b, rounded once."""
+    if b.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
 def exp(t):
-    """e^t; in float32 within 3 units of the last place, Inf from 88.4 on."""
+    """e^t; in float32 within a unit of the last place, from 2^-126 to the largest number."""
     if t.dtype == tl.float64:
         return tl.exp(t)
     else:
         bounded = tl.where(t > 89.0, 89.0, t)  # a NaN stays
         bounded = tl.where(bounded < -105.0, -105.0, bounded)
         k, r = _reduced(bounded)
-        return tl.exp2(r * _LOG2E) * tl.exp2(k)
+        half = tl.floor(k * 0.5)  # 2^k itself may be no normal number
+        return ((1.0 + _small_expm1(r)) * _power_of_two(half)) * _power_of_two(k - half)
 
 
 @triton.jit
@@ -72,15 +102,15 @@ def tanh(t):
     size = tl.abs(t)
     bounded = tl.where(size > 20.0, 20.0, size)
     k, r = _reduced(bounded + bounded)
-    power = tl.exp2(k)
+    power = _power_of_two(k)
     e = power * _small_expm1(r) + (power - 1.0)
-    h = e / (e + 2.0)
+    h = quotient(e, e + 2.0)
     return tl.where(t < 0.0, -h, tl.where(size == 0.0, t, h))
 
 
 @triton.jit
 def sigmoid(t):
-    return 1.0 / (1.0 + exp(-t))
+    return quotient(1.0, 1.0 + exp(-t))
 
 
 @triton.jit
@@ -102,10 +132,10 @@ def value(name: tl.constexpr, t):
     elif name == "gelu_tanh":
         return 0.5 * t * (1.0 + _gelu_tanh_inner(t))
     elif name == "silu":
-        return t / (1.0 + exp(-t))
+        return quotient(t, 1.0 + exp(-t))
     elif name == "hardsigmoid":
         raised = tl.where(t + 3.0 < 0.0, 0.0, t + 3.0)
-        return tl.where(raised > 6.0, 6.0, raised) / 6.0
+        return quotient(tl.where(raised > 6.0, 6.0, raised), tl.full(t.shape, 6.0, t.dtype))
     else:
         tl.static_assert(name == "identity", "unknown activation")
         return t
