@@ -1,6 +1,6 @@
 """The stages smoke and sanitize of gpu_check.py: every kernel once, and some of them under compute-sanitizer.
 
-Each case is a process of mi_kernels.testing.suite with a few checks of one family on one backend in a dtype, so
+Each case is a process of mi_kernels.testing.suite with a few checks of a family on a backend in one dtype, so
 that a hang or a crash costs one case and is named.
 """
 

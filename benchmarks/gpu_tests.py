@@ -16,7 +16,7 @@ from mi_kernels.testing import isolated
 ROOT = Path(__file__).resolve().parents[1]
 # Files whose tests take a place, those of the kernels themselves first: time may run out.
 TESTS = (
-    *("cuda_values", "interaction", "modulate", "gates", "activations", "gradients", "gpu_streams", "linear"),
+    *("interaction", "modulate", "gates", "activations", "gradients", "gpu_streams", "linear"),
     *(
         "shared",
         "packed",

@@ -101,10 +101,10 @@ def install() -> None:
         setattr(twins[0], name, rehearsed(*(getattr(twin, name) for twin in twins)))
     choose, why_not = backends.choose, backends.why_not
 
-    def rehearsed_choice(tensor: torch.Tensor) -> str:
+    def rehearsed_choice(tensor: torch.Tensor, family: str = "interaction") -> str:
         if backends._selected.name == "triton" and tensor.dtype in backends.COMPILED_DTYPES:
             return "triton"
-        return choose(tensor)
+        return choose(tensor, family)
 
     backends.choose = rehearsed_choice
     backends.why_not = lambda name: None if name == "triton" else why_not(name)

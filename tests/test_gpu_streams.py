@@ -254,7 +254,7 @@ def test_no_call_looks_at_a_number(name, backend, monkeypatch):
     """To the second order, each operation down to its launches."""
     for waiting in ("synchronize", "Stream", "Event", "current_stream"):
         monkeypatch.setattr(torch.cuda, waiting, mock.Mock(side_effect=AssertionError(waiting)))
-    monkeypatch.setattr(backends, "choose", lambda tensor: backend)
+    monkeypatch.setattr(backends, "choose", lambda tensor, family="interaction": backend)
     leaves = [
         torch.empty_like(t, device="meta", requires_grad=True) for t in draw(name, torch.bfloat16, "cpu")
     ]

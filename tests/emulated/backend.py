@@ -101,9 +101,9 @@ def install() -> None:
     for name, holder in HOLDERS.items():
         holder["cuda"] = getattr(operations, name).default
 
-    def emulated_choice(tensor: torch.Tensor) -> str:
+    def emulated_choice(tensor: torch.Tensor, family: str = "interaction") -> str:
         on_cpu = tensor.device.type == "cpu" and tensor.dtype in backends.COMPILED_DTYPES
-        return "cuda" if backends._selected.name == "cuda" and on_cpu else choose(tensor)
+        return "cuda" if backends._selected.name == "cuda" and on_cpu else choose(tensor, family)
 
     plan.cuda = partial(getattr, operations)
     plan.gpu = lambda device: (80, 4)
