@@ -112,7 +112,7 @@ def _cuda_gpu_error() -> str | None:
     if not torch.cuda.is_available():
         return "there is no GPU that torch reaches"
     here = _best_capability()
-    built = (build_info() or {}).get("cuda_architectures", [])
+    built = cuda_architectures()
     if any(_runs_on(architecture, 10 * here[0] + here[1]) for architecture in built):
         return None
     found = ".".join(map(str, here))
@@ -248,8 +248,13 @@ def cpu_isa() -> dict | None:
     return {"compiled": fields[0], "supported": fields[1], "selected": fields[2][0]}
 
 
+def cuda_architectures() -> list[str]:
+    """What the CUDA library that is loaded was built for, as in ["80", "90a"]."""
+    return [] if _cuda_error is not None else torch.ops.mi_kernels.cuda_architectures().split()
+
+
 def build_info() -> dict | None:
-    """Facts about the build of the native parts, or None where there are none."""
+    """Facts about the build of the native parts, or None without ``_C``, as for another Python."""
     try:
         import mi_kernels._C as _C
     except ImportError:

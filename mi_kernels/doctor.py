@@ -34,6 +34,7 @@ def report() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "build": backends.build_info(),
+        "cuda_architectures": backends.cuda_architectures(),
         "instruction_sets": backends.cpu_isa(),
         "cpu_library_error": backends.cpu_library_error(),
         "backends": {name: backends.why_not(name) for name in backends.NAMES if name != "auto"},
@@ -58,6 +59,10 @@ def _record() -> dict[str, Any]:
         for one in found
     ]
     return {"path": str(records.path()), "not_used": reason, "rows": rows}
+
+
+def _for(name: str, facts: dict[str, Any]) -> str:
+    return f" (built for {' '.join(facts['cuda_architectures'])})" if name == "cuda" else ""
 
 
 def _lines_of_record(record: dict[str, Any]) -> dict[str, str]:
@@ -86,10 +91,10 @@ def as_text() -> str:
     sections = {
         "versions": {name: version or "not installed" for name, version in facts["versions"].items()},
         "machine": facts["machine"] | {"gpu": facts["machine"]["gpu"] or "none"},
-        "build": facts["build"] or {"native": "not built"},
+        "build": facts["build"] or {"native": _without_facts(facts["cpu_library_error"])},
         "instruction sets": facts["instruction_sets"] or {"not loaded": facts["cpu_library_error"]},
         "backends": {
-            name: "runs" if why_not is None else f"does not run: {why_not}"
+            name: "runs" + _for(name, facts) if why_not is None else f"does not run: {why_not}"
             for name, why_not in facts["backends"].items()
         },
         "auto on GPUs": {
@@ -106,6 +111,15 @@ def as_text() -> str:
         lines.append(title)
         lines += [f"  {key:<{width}}  {_shown(value)}" for key, value in entries.items()]
     return "\n".join(lines)
+
+
+def _without_facts(cpu_library_error: str | None) -> str:
+    """Of a build whose facts cannot be asked: libraries brought along run with any Python, _C does not."""
+    if cpu_library_error is not None:
+        return "not built"
+    return (
+        "libraries are loaded; mi_kernels._C, which knows how they were built, is not there for this Python"
+    )
 
 
 def _shown(value: object) -> str:

@@ -12,7 +12,7 @@ import torch
 from helpers import Spy
 
 import mi_kernels as mi
-from mi_kernels import backends
+from mi_kernels import backends, doctor
 from mi_kernels.testing.samples import ODD, Sample
 
 CPU_IS_BUILT = backends.why_not("cpu") is None
@@ -251,7 +251,20 @@ def test_triton_says_which_gpus_it_needs(monkeypatch):
 def test_cuda_says_which_gpus_it_was_built_for(built, capability, runs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backends, "_best_capability", lambda: capability)
-    monkeypatch.setattr(backends, "build_info", lambda: {"cuda_architectures": built})
+    monkeypatch.setattr(backends, "cuda_architectures", lambda: built)
+    monkeypatch.setattr(backends, "build_info", lambda: None)  # _C may be for another Python
     monkeypatch.setattr(backends, "_cuda_error", None)
     reason = backends.why_not("cuda")
     assert reason is None if runs else "was built for" in reason
+
+
+def test_doctor_knows_libraries_of_another_python(monkeypatch):
+    """They run without _C, so that nothing may say that they were not built, or built for nothing."""
+    monkeypatch.setattr(backends, "build_info", lambda: None)
+    monkeypatch.setattr(backends, "cpu_library_error", lambda: None)
+    monkeypatch.setattr(backends, "cuda_architectures", lambda: ["90a"])
+    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    text = doctor.as_text()
+    assert "libraries are loaded" in text and "not built" not in text and "runs (built for 90a)" in text
+    monkeypatch.setattr(backends, "cpu_library_error", lambda: "a reason")
+    assert "not built" in doctor.as_text()

@@ -271,6 +271,9 @@ bool cuda_aligned(const Tensor& t) {
   return aligned;
 }
 
+// What this library was built for: it is asked itself, as it does not depend on Python and _C does.
+std::string cuda_architectures() { return MI_CUDA_ARCHITECTURES; }
+
 }  // namespace
 }  // namespace mi_kernels::cuda
 
@@ -283,4 +286,5 @@ STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, MI_DISPATCH_KEY, m) {
 STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, CompositeExplicitAutograd, m) {
   m.impl("cuda_interaction_plan", TORCH_BOX(&mi_kernels::cuda::cuda_interaction_plan));
   m.impl("cuda_aligned", TORCH_BOX(&mi_kernels::cuda::cuda_aligned));
+  m.impl("cuda_architectures", TORCH_BOX(&mi_kernels::cuda::cuda_architectures));
 }

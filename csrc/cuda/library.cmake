@@ -54,6 +54,8 @@ target_include_directories(mi_cuda_options SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT
 target_compile_options(mi_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-unused-parameter,-Wno-psabi;--expt-relaxed-constexpr;-Xptxas=-warn-spills>")
 
+set_source_files_properties(csrc/cuda/interaction.cpp PROPERTIES
+  COMPILE_DEFINITIONS MI_CUDA_ARCHITECTURES="${MI_CUDA_ARCHITECTURES}")
 add_library(mi_cuda_all OBJECT ${cuda_sources})
 target_link_libraries(mi_cuda_all PRIVATE mi_cuda_options)
 set_target_properties(mi_cuda_all PROPERTIES CUDA_ARCHITECTURES "${cuda_architectures}")

@@ -78,5 +78,7 @@ LIBRARY.define(
 LIBRARY.define(
     "cuda_gate_plan(int[] sizes, ScalarType dtype, int terms, bool softmax, int arch, int processors) -> str"
 )
+# The architectures that the CUDA library was built for, as in "80 90a".
+LIBRARY.define("cuda_architectures() -> str")
 # Whether the rows of a tensor lie together, on boundaries of 16 bytes.
 LIBRARY.define("cuda_aligned(Tensor tensor) -> bool")

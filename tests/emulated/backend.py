@@ -35,7 +35,11 @@ HOLDERS = {
 PLANS = ("cuda_interaction_plan", "cuda_gate_plan", "cuda_aligned")
 # Bank conflicts of ldmatrix since the last question; the number of processors that plans are made for, which
 # the question sets.
-QUESTIONS = ("emulated_conflicts() -> int", "emulated_processors(int count) -> int")
+QUESTIONS = (
+    "emulated_conflicts() -> int",
+    "emulated_processors(int count) -> int",
+    "cuda_architectures() -> str",
+)
 _library: list[torch.library.Library] = []
 
 
@@ -66,6 +70,7 @@ def _compile(sources: list[Path], directory: Path, library: Path) -> None:
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
         "-DMI_DISPATCH_KEY=CPU",
         f"-DMI_OPERATORS={NAMESPACE}",
+        '-DMI_CUDA_ARCHITECTURES="80 90a"',
     ]
     objects = [directory / f"{source.stem}.o" for source in sources]
     compilers = [
