@@ -38,10 +38,40 @@ def test_layouts_agree_with_the_documents(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def lines(cases: Iterable[tuple[KernelSize, str]]) -> str:
+    """The calls as the programs in sm90/ read them."""
+    return "".join(f"{' '.join(map(str, size.sizes))} {int(dtype == 'bfloat16')}\n" for size, dtype in cases)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return build(ROOT / "tests/sm90/engine.cpp", tmp_path_factory.mktemp("engine") / "engine", "-O2")
+
+
 @needs_compiler
-def test_the_engine_agrees_with_the_formula(tmp_path):
-    done = run(build(ROOT / "tests/sm90/engine.cpp", tmp_path / "engine", "-O2"), "2")
+def test_the_engine_agrees_with_the_formula(engine):
+    done = run(engine, "2")
     assert done.returncode == 0, done.stderr
+
+
+def work(size: KernelSize) -> int:
+    """Multiply-adds of the tiles, padding included."""
+    groups, rows, context, width, out = size.sizes
+    tile = size.kernel[0]
+    return groups * -(-rows // 128) * 128 * -(-out // tile) * tile * -(-width // 64) * 64 * (context + 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("least", "most"), [(0, 3e9), pytest.param(3e9, 1e10, marks=pytest.mark.slow)], ids=("small", "large")
+)
+def test_the_engine_at_the_sizes(least, most, engine):
+    """On the kernel and the number of blocks that each is launched on; the largest would take too long."""
+    cases = [(size, dtype) for size in SM90 if least <= work(size) < most for dtype in size.dtypes]
+    assert len(cases) >= 4
+    done = run(engine, "calls", input=lines(cases))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{len(cases)} calls agree with the formula\n"
 
 
 # What goes wrong on hardware only now and then: the machine has to notice each. (file, text, replacement)
@@ -101,11 +131,6 @@ def test_the_machine_notices(fault, tmp_path):
     done = run(program, "2")
     assert done.returncode == 1, "nothing was noticed"
     assert done.stderr
-
-
-def lines(cases: Iterable[tuple[KernelSize, str]]) -> str:
-    """The calls as the programs in sm90/ read them."""
-    return "".join(f"{' '.join(map(str, size.sizes))} {int(dtype == 'bfloat16')}\n" for size, dtype in cases)
 
 
 @needs_compiler

@@ -1,4 +1,8 @@
-// Runs the sm_90a engine on the machine of machine.h and compares with the formula: engine [seeds]
+// Runs the sm_90a engine on the machine of machine.h and compares with the formula.
+//
+//     engine SEEDS     the cases of main()
+//     engine calls     those on standard input (contiguous.h), each on the kernel and the blocks that it would be launched on
+#include "contiguous.h"
 #include "machine.h"
 
 namespace sm90 = mi_kernels::cuda::sm90;
@@ -32,13 +36,23 @@ struct Tensor {
   int64_t at(int64_t a, int64_t b, int64_t c, int64_t d) const {
     return start + a * stride[0] + b * stride[1] + c * stride[2] + d * stride[3];
   }
-  double value(int64_t a, int64_t b, int64_t c, int64_t d, bool bfloat16) const {
-    return emulated::widen(memory[size_t(at(a, b, c, d))], bfloat16);
+  // All of them in order, without gaps.
+  std::vector<double> values(bool bfloat16) const {
+    std::vector<double> result;
+    for (int64_t a = 0; a < size[0]; ++a)
+      for (int64_t b = 0; b < size[1]; ++b)
+        for (int64_t c = 0; c < size[2]; ++c)
+          for (int64_t d = 0; d < size[3]; ++d) result.push_back(emulated::widen(memory[size_t(at(a, b, c, d))], bfloat16));
+    return result;
   }
   mi_kernels::Operand operand(bool present, int row_dimension) const {
     if (!present) return {};
     return {memory.data() + start, stride[0], row_dimension == 3 ? 1 : stride[row_dimension], 1};
   }
+};
+
+struct Numbers {
+  std::vector<double> x, z, w, u, v, c;
 };
 
 struct Case {
@@ -74,23 +88,32 @@ void run(const Case& test, uint32_t seed) {
   const int blocks = test.blocks ? test.blocks : schedule.units * Shape::kCluster * test.split;
   emulated::launch(blocks, Shape::kCluster * test.split, seed, [&] { sm90::forward<emulated::Machine, T, Shape, kExact>(call, nullptr); });
 
+  const Numbers numbers{x.values(kBf), z.values(kBf), w.values(kBf), u.values(kBf), v.values(kBf), c.values(kBf)};
   // Half a step of the last digit of a number.
   const auto half_step = [](double value) { return value == 0 ? 0 : std::ldexp(1.0, std::ilogb(value) - (kBf ? 8 : 11)); };
   for (int64_t n = 0; n < int64_t(memory.size()); ++n)
     if ((n < start || n >= start + g * b * o) && memory[size_t(n)] != kUntouched) emulated::fail("written outside of y");
+  std::vector<double> products(size_t(i * j));  // z x of a row
   for (int64_t k = 0; k < g; ++k)
-    for (int64_t r = 0; r < b; ++r)
+    for (int64_t r = 0; r < b; ++r) {
+      const double *xs = &numbers.x[size_t((k * b + r) * j)], *zs = &numbers.z[size_t((k * b + r) * i)];
+      for (int64_t m = 0; m < i; ++m)
+        for (int64_t n = 0; n < j; ++n) {
+          const double product = zs[m] * xs[n];
+          products[size_t(m * j + n)] = kExact ? product : emulated::widen(emulated::narrow(product, kBf), kBf);
+        }
       for (int64_t q = 0; q < o; ++q) {
-        double truth = p.bias ? c.value(k, 0, 0, q, kBf) : 0, size = std::fabs(truth);
-        const auto add = [&](double term) { truth += term, size += std::fabs(term); };
-        for (int64_t m = 0; m < i && p.weight; ++m)
-          for (int64_t n = 0; n < j; ++n) {
-            double product = z.value(k, r, 0, m, kBf) * x.value(k, r, 0, n, kBf);
-            if (!kExact) product = emulated::widen(emulated::narrow(product, kBf), kBf);
-            add(product * w.value(k, q, m, n, kBf));
+        const int64_t output = k * o + q;
+        double truth = p.bias ? numbers.c[size_t(output)] : 0, size = std::fabs(truth);
+        const auto add = [&](const double* left, const std::vector<double>& right, int64_t terms) {
+          for (int64_t n = 0; n < terms; ++n) {
+            const double term = left[n] * right[size_t(output * terms + n)];
+            truth += term, size += std::fabs(term);
           }
-        for (int64_t m = 0; m < i && p.weight_z; ++m) add(z.value(k, r, 0, m, kBf) * u.value(k, q, 0, m, kBf));
-        for (int64_t n = 0; n < j && p.weight_x; ++n) add(x.value(k, r, 0, n, kBf) * v.value(k, q, 0, n, kBf));
+        };
+        if (p.weight) add(products.data(), numbers.w, i * j);
+        if (p.weight_z) add(zs, numbers.u, i);
+        if (p.weight_x) add(xs, numbers.v, j);
         const uint16_t bits = memory[size_t(start + (k * b + r) * o + q)];
         const double got = emulated::widen(bits, kBf);
         // The last rounding, and those of the sums in float.
@@ -104,6 +127,7 @@ void run(const Case& test, uint32_t seed) {
                      Shape::kCluster, kExact, kBf, seed, int(k), int(r), int(q), got, truth);
         std::exit(1);
       }
+    }
 }
 
 template <class T, class Shape, bool kExact>
@@ -112,9 +136,40 @@ void run_all(const std::vector<Case>& cases, uint32_t seeds) {
     for (uint32_t seed = 0; seed < seeds; ++seed) run<T, Shape, kExact>(test, seed);
 }
 
+template <class T, int kOut, bool kExact>
+void run_choice(const Case& test, const sm90::ForwardChoice& choice) {
+  if (choice.split > 1) {
+    if constexpr (kOut <= 128) run<T, sm90::Shape<kOut, 1, true>, kExact>(test, 0);
+  } else if (choice.cluster == 1) {
+    run<T, sm90::Shape<kOut, 1>, kExact>(test, 0);
+  } else {
+    run<T, sm90::Shape<kOut, 2>, kExact>(test, 0);
+  }
+}
+
+[[maybe_unused]] int run_calls() {
+  ContiguousCall call;
+  int calls = 0;
+  for (; read_call(call); ++calls) {
+    const Problem p = sm90::problem(call.problem, true, true, true, true);
+    const sm90::ForwardChoice choice = sm90::choose_forward(p, call.bfloat16, kHopper.processors);
+    const Case test{p, false, -1, choice.blocks, choice.split};
+    if (call.bfloat16 && choice.out_tile == 64) run_choice<sm90::Bf16, 64, false>(test, choice);
+    if (call.bfloat16 && choice.out_tile == 128) run_choice<sm90::Bf16, 128, false>(test, choice);
+    if (call.bfloat16 && choice.out_tile == 256) run_choice<sm90::Bf16, 256, false>(test, choice);
+    if (!call.bfloat16 && choice.out_tile == 64) run_choice<sm90::F16, 64, true>(test, choice);
+    if (!call.bfloat16 && choice.out_tile == 128) run_choice<sm90::F16, 128, true>(test, choice);
+  }
+  std::printf("%d calls agree with the formula\n", calls);
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+#ifndef MI_FEW
+  if (argc > 1 && std::strcmp(argv[1], "calls") == 0) return run_calls();
+#endif
   const uint32_t seeds = argc > 1 ? uint32_t(std::atoi(argv[1])) : 2;
   const std::vector<Case> few = {
       // An odd context, a partial block of inputs, tiles past the ends, more tiles than blocks.
