@@ -131,8 +131,8 @@ def _triton_error() -> str | None:
         return "the package triton is not installed"
     if interpreting():
         return None
-    if torch.version.hip is not None:
-        return "the kernels are written for GPUs of NVIDIA, and this torch was built for those of AMD"
+    if torch.cuda.is_available() and torch.version.hip is not None:
+        return None  # nobody has run it there: `auto` takes it where `verify` has passed on that GPU
     if torch.cuda.is_available():
         best = _best_capability()
         if best < TRITON_FROM:

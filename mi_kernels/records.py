@@ -163,13 +163,18 @@ def device_of(index: int | None) -> tuple[str, str]:
     return torch.cuda.get_device_name(index), f"{major}.{minor}"
 
 
+_DRIVERS = ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version")
+
+
 def _driver() -> str | None:
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        return None
-    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
-    return found[0] if found else None
+    for file in _DRIVERS:
+        try:
+            found = re.search(r"\b\d+\.\d+(\.\d+)?\b", Path(file).read_text())
+        except OSError:
+            continue
+        if found:
+            return found[0]
+    return None
 
 
 def installed(package: str) -> str | None:

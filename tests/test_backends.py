@@ -234,7 +234,9 @@ def test_triton_says_which_gpus_it_needs(monkeypatch):
     best["capability"] = (8, 0)
     assert backends.why_not("triton") is None
     monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert "this torch was built for those of AMD" in backends.why_not("triton")
+    assert backends.why_not("triton") is None  # of AMD: only `verify` can tell
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no GPU that Triton reaches" in backends.why_not("triton")
 
 
 @pytest.mark.parametrize(

@@ -278,3 +278,12 @@ def test_nothing_is_left_where_it_cannot_be_written(monkeypatch):
     with pytest.raises(OSError, match="no space"):
         records.write(all_families())
     assert records.path().read_text() == before and len(list(records.folder().iterdir())) == 1
+
+
+def test_a_gpu_of_amd_takes_triton_where_it_was_verified(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    records.versions.cache_clear()
+    assert chosen() == "portable"
+    records.write(all_families())
+    assert chosen() == "triton" and records.versions("triton")["cuda"] in ("7.0", torch.version.cuda)
+    records.versions.cache_clear()

@@ -504,3 +504,24 @@ def test_explained_as_launched():
     _, scratch = plan.record(interaction.forward, (x, z, w, None, None, None), x.device)
     assert explained.algorithm == "promoted" and explained.scratch == scratch
     assert [step.algorithm for step in explained.backward] == ["together", "lanes"]
+
+
+def test_a_gpu_of_amd_takes_small_tiles_and_no_tf32(monkeypatch):
+    """Its capability is a number of another kind, which must not be read as one of NVIDIA's."""
+    from mi_kernels.ops import precision
+    from mi_kernels.ops.triton import launch
+
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 4))
+    launch._device_target.cache_clear()
+    settings = torch.backends.cuda.matmul
+    before, settings.fp32_precision = settings.fp32_precision, "tf32"
+    try:
+        assert target(torch.device("cuda", 0)).capability == launch.AMD
+        assert precision.precision(torch.float32) == "ieee"
+        monkeypatch.setattr(torch.version, "hip", None)
+        assert precision.precision(torch.float32) == "tf32"
+    finally:
+        settings.fp32_precision = before
+    launch._device_target.cache_clear()
+    assert tiles.available_shared_memory(launch.AMD) <= 64 << 10

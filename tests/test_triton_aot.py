@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import aot, cold_start
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WHY_NOT = aot.why_not() or ("the kernels are made for the interpreter" if backends.interpreting() else None)
 needs_tools = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
@@ -175,3 +176,32 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     (tmp_path / "broken").write_bytes(b"\x7fELF nothing")
     assert sass.main([str(tmp_path / "broken")]) == 2
     assert "no disassembler could read it" in capsys.readouterr().out
+
+
+AMD_GPUS = {"gfx942": 64, "gfx1100": 32}  # threads of a warp; both have 64 KiB of shared memory
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "few"),
+    [("gfx942", torch.bfloat16, True), ("gfx1100", torch.float16, True)]
+    + [pytest.param(gpu, d, False, marks=pytest.mark.slow) for gpu in AMD_GPUS for d in DTYPES],
+    ids=str,
+)
+def test_kernels_compile_for_gpus_of_amd(gpu, dtype, few, monkeypatch):
+    """With the tiles that they would take there. That says nothing of results, which `verify` has to show."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from mi_kernels.ops.triton import variants
+    from mi_kernels.ops.triton.launch import AMD
+
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    found = variants.launches(AMD, dtype, short=True)
+    kinds = {launch.kernel.__name__: launch for launch in found}
+    chosen = list(kinds.values()) if few else found
+    assert len(chosen) > (4 if few else 40)
+    for launch in chosen:
+        source, options = variants.source(launch, AMD)
+        compiled = triton.compile(source, target=GPUTarget("hip", gpu, AMD_GPUS[gpu]), options=options)
+        assert compiled.metadata.shared <= 64 << 10, launch.kernel.__name__

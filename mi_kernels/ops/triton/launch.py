@@ -33,6 +33,8 @@ class Recorder(NamedTuple):
 
 
 _MOST_PROGRAMS = 2**31 - 1
+# Whose tiles a GPU of AMD takes: they fit into the 64 KiB of shared memory that it has, and have one stage.
+AMD = (7, 5)
 _OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
 
 
@@ -48,7 +50,7 @@ _recorders = _Recorders()
 
 @functools.cache
 def _device_target(index: int | None) -> Target:
-    return Target(torch.cuda.get_device_capability(index), _OLD)
+    return Target(torch.cuda.get_device_capability(index) if torch.version.hip is None else AMD, _OLD)
 
 
 def target(device: torch.device) -> Target:

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mi_kernels.ops.interaction.portable import accumulation_dtype
-from mi_kernels.ops.precision import precision
+from mi_kernels.ops.precision import has_tf32, precision
 from mi_kernels.ops.triton import kernels
 from mi_kernels.ops.triton.launch import cdiv, launch, operand, target
 from mi_kernels.ops.triton.tiles import Problem, Tile, choose, splits
@@ -90,7 +90,7 @@ def _constants(tile: Tile, dtype: torch.dtype, operands: dict[str, Any]) -> dict
     strides = [operand[k] for name, operand in operands.items() if operand for k in _WITHIN[name]]
     return {
         "ACCUMULATE": _ACCUMULATE[accumulation_dtype(dtype)],
-        "PRECISION": "tf32" if widened else precision(dtype),
+        "PRECISION": "tf32" if widened and has_tf32() else precision(dtype),
         "STYLE": tile.style,
         "INDEX": tl.int64 if max(strides) >= WIDE_STRIDE else tl.int32,
         "BM": tile.BM,
