@@ -92,7 +92,8 @@ def cases():
                 yield pytest.param(sample, dtype, id=f"{sample}-{dtype}")
 
 
-@pytest.mark.parametrize(("sample", "dtype"), cases())
+# The scope puts the backends of a sample side by side: they are judged by one oracle.
+@pytest.mark.parametrize(("sample", "dtype"), cases(), scope="module")
 def test_error_rule(sample, dtype, place):
     def draw(seed):
         return sample.arguments(dtype, place.device, seed)
@@ -106,6 +107,7 @@ def test_error_rule(sample, dtype, place):
         lambda *a: [reference(op)(*a, **sample.options)],
         draw,
         squares=lambda *a: squares.gate(sample.activation, sample.offset, *as_gate(sample, a)),
+        oracle=sample,
     )
     check_errors(
         gradients(call(op), sample),
@@ -113,6 +115,7 @@ def test_error_rule(sample, dtype, place):
         lambda seed: (sample.cotangent(dtype, place.device, seed + 1000), *draw(seed)),
         squares=square_gradients(sample),
         enough=1500 if sample.layout == "expanded" else 300,
+        oracle=("gradients", sample),
     )
 
 

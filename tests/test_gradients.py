@@ -48,8 +48,9 @@ def leaves(sample, device="cpu", seed=0):
     return tuple(t for t in arguments if t is not None)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("sample", list(samples()), ids=str)
+# The scope puts the backends of a sample side by side: they are judged by one oracle.
+@pytest.mark.parametrize("dtype", FLOATS, ids=str, scope="module")
+@pytest.mark.parametrize("sample", list(samples()), ids=str, scope="module")
 def test_error_rule(sample, dtype, place):
     def gradients(grad, *arguments):
         copies = [None if t is None else t.requires_grad_() for t in arguments]
@@ -64,6 +65,7 @@ def test_error_rule(sample, dtype, place):
         ),
         # Expanded operands make elements of a weight's gradient equal, so more draws are needed.
         enough=1500 if sample.layout == "expanded" else 300,
+        oracle="gradients of interaction",
     )
 
 

@@ -41,8 +41,9 @@ def theirs(sample):
     return lambda *arguments: reference.modulate(*arguments, **sample.options)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("sample", list(modulations()), ids=str)
+# The scope puts the backends of a sample side by side: they are judged by one oracle.
+@pytest.mark.parametrize("dtype", FLOATS, ids=str, scope="module")
+@pytest.mark.parametrize("sample", list(modulations()), ids=str, scope="module")
 def test_error_rule(sample, dtype, place):
     def draw(seed):
         return sample.arguments(dtype, place.device, seed)
@@ -55,6 +56,7 @@ def test_error_rule(sample, dtype, place):
         lambda *a: [theirs(sample)(*a)],
         draw,
         squares=lambda *a: squares.modulate(f, o, *a),
+        oracle=sample,
     )
     if sample.x != sample.shape:
         return  # the gradient of the expansion is PyTorch's
@@ -63,6 +65,7 @@ def test_error_rule(sample, dtype, place):
         gradients_of(theirs(sample)),
         lambda seed: (sample.cotangent(dtype, place.device, seed + 1000), *draw(seed)),
         squares=lambda *a: squares.modulate_grads(f, o, *a),
+        oracle=("gradients", sample),
         enough=1500 if sample.layout == "expanded" else 500,
     )
 
