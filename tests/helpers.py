@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -61,27 +60,6 @@ def gradients_of(y: Tensor, arguments, grad: Tensor, needs: tuple[bool, ...]) ->
         return tuple(torch.zeros_like(t) for t in wanted)
     found = torch.autograd.grad(y, wanted, grad, allow_unused=True)
     return tuple(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True))
-
-
-def assert_second_order_is_as_exact(function, rival, draw: Callable[[int], list[Tensor]]) -> None:
-    """The gradients of a weighted sum of the gradients; the norms of the errors are taken over three draws.
-
-    ``function``, and ``rival`` that judges it: of the inputs. ``draw``: a seed -> the inputs, then dy.
-    """
-
-    def second(function, tensors, weights):
-        *inputs, grad = leaves = [t.detach().requires_grad_() for t in tensors]
-        first = torch.autograd.grad(function(*inputs), inputs, grad, create_graph=True)
-        return torch.autograd.grad(first, leaves, weights)
-
-    errors = []
-    for seed in range(3):
-        tensors, weights = draw(seed), draw(seed + 2000)[:-1]
-        truth = second(rival, [t.double() for t in tensors], [t.double() for t in weights])
-        both = (second(f, tensors, weights) for f in (function, rival))
-        errors.append([[(a - b).square().sum() for a, b in zip(found, truth, strict=True)] for found in both])
-    own, limit = torch.tensor(errors).sum(0).sqrt()
-    assert (own <= 2 * limit).all(), own / limit
 
 
 COMPILE = {"fullgraph": True, "dynamic": True}

@@ -7,16 +7,15 @@ import re
 
 import pytest
 import torch
-from helpers import Spy, assert_second_order_is_as_exact
+from helpers import Spy
 from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
 from mi_kernels import backends
 from mi_kernels.ops import activations
-from mi_kernels.ops.diagonal import reference as diagonal_reference
-from mi_kernels.ops.gated import reference as gated_reference
-from mi_kernels.testing import squares
-from mi_kernels.testing.errors import check_errors
+from mi_kernels.testing.checks import call_gate as call
+from mi_kernels.testing.checks import check_gradients, check_second_order, check_values
+from mi_kernels.testing.checks import reference_gate as reference
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import GATE_MIDDLE, GATE_ODD, GATE_TERMS, GATE_THREADED, Gate, Shape, gates
 
@@ -24,22 +23,6 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPS = tuple(GATE_TERMS)
 TINY = Shape("tiny", (3,), 2, 4, 4)
 SHARED = Shape("shared", (2, 3), 2, 4, 4, context_batch=(2, 1))
-
-
-def call(op, function=None):
-    """The operation as a function of its tensors in the order of Gate.names."""
-    function = function or getattr(mi, op)
-
-    def called(*tensors, **options):
-        if op == "diagonal":
-            *tensors, options["weight_x"] = tensors
-        return function(*tensors, **options)
-
-    return called
-
-
-def reference(op):
-    return call(op, diagonal_reference.diagonal if op == "diagonal" else gated_reference.gated_interaction)
 
 
 def of_present(function, sample, **options):
@@ -53,36 +36,6 @@ def of_present(function, sample, **options):
     return called
 
 
-def gradients(function, sample):
-    def found(grad, *arguments):
-        leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
-        y = function(*leaves, **sample.options)
-        return torch.autograd.grad(y, [t for t in leaves if t is not None], grad, materialize_grads=True)
-
-    return found
-
-
-def as_gate(sample, tensors):
-    """x, z, (W, U, V, c), C, d for squares.gate."""
-    if sample.op == "diagonal":
-        x, z, a, bias, c, d, g = tensors
-        return x, z, (None, a, g, bias), c, d
-    x, z, *weights = tensors
-    return x, z, weights, None, None
-
-
-def square_gradients(sample):
-    def found(grad, *tensors):
-        results = squares.gate_grads(sample.activation, sample.offset, grad, *as_gate(sample, tensors))
-        if sample.op == "diagonal":  # dx, dz, dA, (dG), da, dC, dd come; dG is the last one here
-            present = [t is not None for t in tensors]
-            if present[6]:
-                results.append(results.pop(3))
-        return results
-
-    return found
-
-
 def cases():
     """Every case in float32 and bfloat16; the other dtypes take the odd shape and the long one."""
     for op in OPS:
@@ -92,41 +45,24 @@ def cases():
                 yield pytest.param(sample, dtype, id=f"{sample}-{dtype}")
 
 
-@pytest.mark.parametrize(("sample", "dtype"), cases())
+# The scope puts the backends of a sample side by side: they are judged by one oracle.
+@pytest.mark.parametrize(("sample", "dtype"), cases(), scope="module")
 def test_error_rule(sample, dtype, place):
     def draw(seed):
         return sample.arguments(dtype, place.device, seed)
 
-    op = sample.op
-    y = call(op)(*draw(0), **sample.options)
+    y = call(sample.op)(*draw(0), **sample.options)
     assert y.dtype == dtype and y.shape == (*sample.shape.lead, sample.shape.width)
     assert y.is_contiguous()
-    check_errors(
-        lambda *a: [call(op)(*a, **sample.options)],
-        lambda *a: [reference(op)(*a, **sample.options)],
-        draw,
-        squares=lambda *a: squares.gate(sample.activation, sample.offset, *as_gate(sample, a)),
-    )
-    check_errors(
-        gradients(call(op), sample),
-        gradients(reference(op), sample),
-        lambda seed: (sample.cotangent(dtype, place.device, seed + 1000), *draw(seed)),
-        squares=square_gradients(sample),
-        enough=1500 if sample.layout == "expanded" else 300,
-    )
+    check_values(sample, dtype, place.device)
+    check_gradients(sample, dtype, place.device)
 
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_second_order_is_as_exact_as_pytorch(op, dtype, place):
     sample = Gate(op, GATE_MIDDLE, "AC" if op == "diagonal" else "WU")
-    both = (of_present(function, sample, **sample.options) for function in (call(op), reference(op)))
-
-    def draw(seed):
-        tensors = sample.arguments(dtype, place.device, seed)
-        return [*(t for t in tensors if t is not None), sample.cotangent(dtype, place.device, seed + 1000)]
-
-    assert_second_order_is_as_exact(*both, draw)
+    check_second_order(sample, dtype, place.device)
 
 
 @pytest.mark.parametrize("name", activations.NAMES)

@@ -9,6 +9,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import mi_kernels as mi
 from mi_kernels.ops.interaction import reference
+from mi_kernels.testing.checks import check_gradients
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.samples import (
     BROADCAST,
@@ -48,23 +49,11 @@ def leaves(sample, device="cpu", seed=0):
     return tuple(t for t in arguments if t is not None)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("sample", list(samples()), ids=str)
+# The scope puts the backends of a sample side by side: they are judged by one oracle.
+@pytest.mark.parametrize("dtype", FLOATS, ids=str, scope="module")
+@pytest.mark.parametrize("sample", list(samples()), ids=str, scope="module")
 def test_error_rule(sample, dtype, place):
-    def gradients(grad, *arguments):
-        copies = [None if t is None else t.requires_grad_() for t in arguments]
-        return gradients_of(mi.interaction(*copies), copies, grad, ALL)
-
-    check_errors(
-        gradients,
-        reference_gradients(ALL),
-        lambda seed: (
-            sample.cotangent(dtype, place.device, seed + 1000),
-            *sample.arguments(dtype, place.device, seed),
-        ),
-        # Expanded operands make elements of a weight's gradient equal, so more draws are needed.
-        enough=1500 if sample.layout == "expanded" else 300,
-    )
+    check_gradients(sample, dtype, place.device)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

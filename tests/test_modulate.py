@@ -4,13 +4,14 @@ import re
 
 import pytest
 import torch
-from helpers import Spy, assert_second_order_is_as_exact
+from helpers import Spy
 from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
 from mi_kernels.ops import activations
 from mi_kernels.ops.modulate import reference
 from mi_kernels.testing import squares
+from mi_kernels.testing.checks import check_gradients, check_second_order, check_values
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.samples import MAPS, TOKENS, Modulation, modulations
 
@@ -41,30 +42,18 @@ def theirs(sample):
     return lambda *arguments: reference.modulate(*arguments, **sample.options)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("sample", list(modulations()), ids=str)
+# The scope puts the backends of a sample side by side: they are judged by one oracle.
+@pytest.mark.parametrize("dtype", FLOATS, ids=str, scope="module")
+@pytest.mark.parametrize("sample", list(modulations()), ids=str, scope="module")
 def test_error_rule(sample, dtype, place):
     def draw(seed):
         return sample.arguments(dtype, place.device, seed)
 
     y = mi.modulate(*draw(0), **sample.options)
     assert y.dtype == dtype and y.shape == sample.shape
-    f, o = sample.activation, sample.scale_offset
-    check_errors(
-        lambda *a: [ours(sample)(*a)],
-        lambda *a: [theirs(sample)(*a)],
-        draw,
-        squares=lambda *a: squares.modulate(f, o, *a),
-    )
-    if sample.x != sample.shape:
-        return  # the gradient of the expansion is PyTorch's
-    check_errors(
-        gradients_of(ours(sample)),
-        gradients_of(theirs(sample)),
-        lambda seed: (sample.cotangent(dtype, place.device, seed + 1000), *draw(seed)),
-        squares=lambda *a: squares.modulate_grads(f, o, *a),
-        enough=1500 if sample.layout == "expanded" else 500,
-    )
+    check_values(sample, dtype, place.device)
+    if sample.x == sample.shape:  # else the gradient of the expansion is PyTorch's
+        check_gradients(sample, dtype, place.device)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -115,11 +104,7 @@ def test_second_order_is_as_exact_as_pytorch(sample, name, dtype, place):
     """Without a shift, on which no gradient depends."""
     sample = Modulation(sample.name, sample.x, sample.scale, activation=name, scale_offset=0.5)
 
-    def draw(seed):
-        x, scale, _ = sample.arguments(dtype, place.device, seed)
-        return [x, scale, sample.cotangent(dtype, place.device, seed + 1000)]
-
-    assert_second_order_is_as_exact(ours(sample), theirs(sample), draw)
+    check_second_order(sample, dtype, place.device)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "gelu_tanh", "softmax"])

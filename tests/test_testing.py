@@ -107,6 +107,32 @@ def test_the_error_rule_finds_lost_accumulation():
         check_errors(careless, oracle, lambda seed: sample.arguments(torch.bfloat16, seed=seed))
 
 
+def test_a_named_oracle_is_asked_once_for_the_same_arguments():
+    asked = []
+
+    def counted(*arguments):
+        asked.append(arguments)
+        return oracle(*arguments)
+
+    def times(function=oracle, name="here", dtype=torch.float32, layout="gaps", seeds=0):
+        asked.clear()
+        sample = Sample(MIDDLE, layout=layout)
+        check_errors(
+            function, counted, lambda seed: sample.arguments(dtype, seed=seed + seeds), most=1, oracle=name
+        )
+        return len(asked)
+
+    assert [times(), times(), times(name="there"), times(name=None), times(), times()] == [3, 0, 3, 3, 0, 0]
+    assert [times(seeds=1), times(layout="offset"), times(dtype=torch.bfloat16)] == [3, 3, 3]
+    assert [times(dtype=torch.float64), times(dtype=torch.float64)] == [1, 0]
+    times()
+    with pytest.raises(AssertionError):
+        times(noisy)
+    for name in range(4):  # the oldest names are forgotten
+        times(name=name)
+    assert times() == 3
+
+
 def test_the_error_rule_finds_a_wrong_shape():
     def flat(*arguments):
         return [reference.interaction(*arguments).flatten()]

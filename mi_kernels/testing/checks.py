@@ -5,7 +5,7 @@ and a device, runs on the backend that is selected, raises AssertionError where 
 returns the worst error as a part of what is allowed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -110,14 +110,21 @@ def gradients_of(function: Callable[..., Tensor]) -> Function:
     return gradients
 
 
-def check_form_values(form: Form, draw: Callable[[int], Sequence[Maybe]]) -> float:
+def check_form_values(form: Form, draw: Callable[[int], Sequence[Maybe]], oracle: Hashable = None) -> float:
     return check_errors(
-        lambda *a: [form.function(*a)], lambda *a: [form.reference(*a)], draw, squares=form.squares
+        lambda *a: [form.function(*a)],
+        lambda *a: [form.reference(*a)],
+        draw,
+        squares=form.squares,
+        oracle=oracle,
     )
 
 
 def check_form_gradients(
-    form: Form, draw: Callable[[int], Sequence[Maybe]], enough: int | None = None
+    form: Form,
+    draw: Callable[[int], Sequence[Maybe]],
+    enough: int | None = None,
+    oracle: Hashable = None,
 ) -> float:
     """``draw``: a seed -> the gradient of y, and the arguments."""
     return check_errors(
@@ -126,11 +133,12 @@ def check_form_gradients(
         draw,
         squares=form.square_gradients,
         enough=enough or form.enough,
+        oracle=oracle,
     )
 
 
 def check_values(sample: AnySample, dtype: torch.dtype, device: str = "cpu") -> float:
-    return check_form_values(form_of(sample), lambda seed: sample.arguments(dtype, device, seed))
+    return check_form_values(form_of(sample), lambda seed: sample.arguments(dtype, device, seed), sample)
 
 
 def check_gradients(sample: AnySample, dtype: torch.dtype, device: str = "cpu") -> float:
@@ -140,6 +148,7 @@ def check_gradients(sample: AnySample, dtype: torch.dtype, device: str = "cpu") 
         lambda seed: (sample.cotangent(dtype, device, seed + 1000), *sample.arguments(dtype, device, seed)),
         # Expanded operands make elements of a weight's gradient equal, so more draws are needed.
         1500 if sample.layout == "expanded" else None,
+        ("gradients", sample),
     )
 
 
