@@ -4,22 +4,41 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 
+# The second environment: the oldest torch that pyproject.toml promises, on Python 3.12 where there is one.
+#   make test-wheel WHEEL_TORCH=torch==2.14.1 WHEEL_PYTHON=python3.11
+WHEEL_TORCH ?= torch==2.11.0
+WHEEL_PYTHON ?= $(shell PYENV_VERSION=3.12 python3.12 -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null \
+	|| echo $(PYTHON))
+
 VENV := .venv
 BIN := $(VENV)/bin
+WHEEL := .venv-wheel
+# What depends on the release of torch: tracing, the choice of a backend, autocast, and some of the values.
+WHEEL_TESTS := wheel compile gates_compile backends verified autocast interaction gradients functional_transforms
+# To compile faster: the kernels for any x86 CPU alone, since the others take nothing else of torch, and with fewer
+# optimisations (47 s of processor time in place of 88).
+WHEEL_CMAKE := -DMI_ISAS= -DCMAKE_BUILD_TYPE=MinSizeRel
+WHEEL_CHOICE := not portable and not bfloat16 and (wheel or compile or backends or verified or autocast \
+	or odd and float32 or jacobian or hessian or gradients_under)
 NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test bench gpu-check lint clean FORCE
+.PHONY: help build demo test wheel test-wheel bench gpu-check lint clean FORCE
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build  ## train a model with nn.Bilinear, convert it, and compare both
 	$(BIN)/python -m mi_kernels demo
 
 test: build  ## run the whole test suite
 	$(BIN)/python -m pytest tests -n 2
+
+# From another directory: an interpreter that is started here would import the package of the checkout.
+test-wheel: wheel  ## run part of the suite on the installed wheel and the oldest torch, in an environment of its own
+	cd $(WHEEL) && bin/python -m mi_kernels doctor
+	cd $(WHEEL) && MI_KERNELS_TEST_WHEEL=1 bin/python -m pytest -n 2 $(WHEEL_TESTS:%=../tests/test_%.py) -k '$(WHEEL_CHOICE)'
 
 bench: build  ## measure against the alternatives
 	$(BIN)/python -m mi_kernels bench
@@ -35,10 +54,13 @@ lint: $(VENV)/.installed  ## check style and types
 
 build: $(VENV)/.built  ## set up .venv and compile the native libraries in place
 
-clean:  ## remove what was built and cached; the downloads in .venv stay
+wheel: $(WHEEL)/.installed
+
+clean:  ## remove what was built and cached; the downloads in .venv and .venv-wheel stay
 	rm -rf build dist *.egg-info mi_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f $(VENV)/.built $(VENV)/.installed
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(VENV)/.built $(VENV)/.installed $(WHEEL)/.installed
+	rm -rf $(WHEEL)/src
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(WHEEL)/*' -prune -exec rm -rf {} +
 
 $(VENV)/.created:
 	@echo "==> virtual environment in $(VENV)"
@@ -61,4 +83,24 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	@echo "==> native libraries"
 	$(BIN)/python setup.py build_ext --inplace
+	@touch $@
+
+# Another torch or Python is another environment.
+$(WHEEL)/.torch: FORCE
+	@if [ "$$(cat $@ 2>/dev/null)" != '$(WHEEL_TORCH), $(WHEEL_PYTHON)' ]; then \
+		echo '==> $(WHEEL_TORCH), $(WHEEL_PYTHON)' && rm -rf $(WHEEL) && $(WHEEL_PYTHON) -m venv $(WHEEL) && \
+		$(WHEEL)/bin/python -m pip install $(WHEEL_TORCH) "setuptools>=77" cmake ninja pybind11 && \
+		echo '$(WHEEL_TORCH), $(WHEEL_PYTHON)' > $@; fi
+
+# Built from a copy of the sources, so that it can be built while .venv is, and gets nothing that lies in the
+# checkout.
+$(WHEEL)/.installed: $(WHEEL)/.torch pyproject.toml MANIFEST.in $(NATIVE) $(shell find mi_kernels -name '*.py')
+	@echo "==> the wheel"
+	rm -rf $(WHEEL)/*.whl $(WHEEL)/src/mi_kernels $(WHEEL)/src/csrc $(WHEEL)/src/build/lib*
+	mkdir -p $(WHEEL)/src
+	cp -pR setup.py pyproject.toml CMakeLists.txt MANIFEST.in README.md LICENSE csrc mi_kernels $(WHEEL)/src
+	rm -f $(WHEEL)/src/mi_kernels/*.so
+	cd $(WHEEL) && FORCE_CUDA=0 CMAKE_ARGS='$(WHEEL_CMAKE)' bin/python -m pip wheel --no-build-isolation --no-deps -w . ./src
+	cd $(WHEEL) && bin/python -m pip install --force-reinstall --no-deps mi_kernels-*.whl
+	cd $(WHEEL) && bin/python -m pip install "$$(echo mi_kernels-*.whl)[test]"
 	@touch $@

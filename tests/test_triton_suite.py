@@ -17,8 +17,9 @@ FILES = (
 )
 
 
+# A process for each file: as one test, long and among the last, it left the other workers nothing to do.
 @pytest.mark.skipif(backends.interpreting(), reason="this is the interpreter")
-def test_in_the_interpreter():
+@pytest.mark.parametrize("name", FILES)
+def test_in_the_interpreter(name):
     """Without bfloat16, whose numbers the interpreter holds as integers."""
-    files = [str(Path(__file__).with_name(name)) for name in FILES]
-    assert_passes_interpreted(*files, "-k", "triton and not bfloat16")
+    assert_passes_interpreted(str(Path(__file__).with_name(name)), "-k", "triton and not bfloat16")

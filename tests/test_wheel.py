@@ -1,0 +1,30 @@
+"""The wheel that `make test-wheel` installs: it is what is tested there, and it holds the whole package."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import mi_kernels as mi
+
+CHECKOUT = Path(__file__).parents[1] / "mi_kernels"
+INSTALLED = Path(mi.__file__).parent
+
+pytestmark = pytest.mark.skipif(
+    "MI_KERNELS_TEST_WHEEL" not in os.environ, reason="the package of the checkout is tested"
+)
+
+
+def files(package: Path) -> set[Path]:
+    found = (path.relative_to(package) for path in package.rglob("*") if path.is_file())
+    return {path for path in found if path.suffix not in (".so", ".pyc")}
+
+
+def test_the_installed_package_is_tested():
+    assert CHECKOUT != INSTALLED and INSTALLED.parent.name == "site-packages"
+
+
+def test_nothing_is_missing():
+    assert files(INSTALLED) == files(CHECKOUT)
+    libraries = sorted(path.name.split(".")[0] for path in INSTALLED.glob("*.so"))
+    assert libraries == ["_C", "libmi_kernels_cpu"]
