@@ -22,6 +22,7 @@ import torch
 
 from benchmarks import cases, environment, gates, gpu, gpu_figures, measure, passes, run, shapes
 from mi_kernels import backends
+from mi_kernels.testing.devices import ruined
 
 RUINED = 3
 RESERVE = 5.0  # seconds; less is not enough for a step
@@ -144,14 +145,6 @@ def _try(what: shapes.Entry | cases.Case, dtype: torch.dtype, work: str, device:
         passes.start(work, measure.mi.interaction, operands)()()
     else:
         cases.start(what.functions[cases.OURS], what.arguments(dtype, 0, device), work)()()
-
-
-def ruined(device: str) -> bool:
-    """Whether nothing runs any more, as after an illegal access."""
-    try:
-        return torch.ones(1, device=device).add(1).item() != 2
-    except RuntimeError:
-        return True
 
 
 def _reason(error: BaseException) -> str:
