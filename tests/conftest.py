@@ -6,6 +6,8 @@ import os
 from typing import NamedTuple
 
 import pytest
+import rehearsed
+import selection
 import torch
 from emulated import backend as emulated
 from hypothesis import settings
@@ -61,6 +63,9 @@ def _places() -> list[Place]:
     if "MI_KERNELS_TEST_EMULATED" in os.environ:  # the CUDA kernels on the host: test_cuda_emulated.py
         emulated.install()
         return [Place("cuda", "cpu")]
+    if "MI_KERNELS_TEST_REHEARSED" in os.environ:  # the launches of Triton on a GPU: rehearsed.py
+        rehearsed.install()
+        return [Place("triton", "cpu")]
     places = [Place(name, "cpu") for name in ("portable", "cpu") if backends.why_not(name) is None]
     if torch.cuda.is_available():
         names = ("portable", "triton", "cuda")
@@ -68,7 +73,32 @@ def _places() -> list[Place]:
     return places
 
 
-PLACES = _places()
+def _asked_for(places: list[Place]) -> list[Place]:
+    """Of MI_KERNELS_TEST_PLACES, as in "triton-cuda,cuda-cuda", where it is set; others get no tests."""
+    names = os.environ.get("MI_KERNELS_TEST_PLACES")
+    if names is None:
+        return places
+    known = {str(place): place for place in places}
+    missing = [name for name in names.split(",") if name not in known]
+    if missing:
+        raise pytest.UsageError(
+            f"MI_KERNELS_TEST_PLACES: expected some of {', '.join(known)}, got {', '.join(missing)}"
+        )
+    return [known[name] for name in names.split(",")]
+
+
+PLACES = _asked_for(_places())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = os.environ.get("MI_KERNELS_TEST_SELECTION")
+    if wanted is None:
+        return
+    if wanted != "gpu":
+        raise pytest.UsageError(f"MI_KERNELS_TEST_SELECTION: expected gpu, got {wanted}")
+    items[:], left_out = selection.chosen(items)
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(params=PLACES, ids=str)

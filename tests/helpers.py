@@ -95,18 +95,23 @@ def with_gradients(function, arguments) -> list[Tensor]:
     return [y.detach(), *(t.grad for t in leaves if t is not None)]
 
 
-def assert_passes(*arguments: str | Path, least: int = 1, **environment: str) -> None:
+def environment_of_pytest(**variables: str) -> dict[str, str]:
+    """For a second pytest, on no more threads than this process."""
+    # The number of workers says which share of the cores is this process's (conftest.py).
+    share = "PYTEST_XDIST_WORKER_COUNT"
+    kept = {k: v for k, v in os.environ.items() if k == share or not k.startswith("PYTEST_")}
+    root = Path(mi.__file__).parents[1]
+    return kept | {"PYTHONPATH": os.pathsep.join(map(str, (root, *sys.path)))} | variables
+
+
+def assert_passes(*arguments: str | Path, least: int = 1, **variables: str) -> None:
     """A second pytest, on no more threads than this process, with these environment variables.
 
     ``least``: how many tests have to pass, so that a selection that has become empty is noticed.
     """
     options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    # The number of workers says which share of the cores is this process's (conftest.py).
-    share = "PYTEST_XDIST_WORKER_COUNT"
-    kept = {k: v for k, v in os.environ.items() if k == share or not k.startswith("PYTEST_")}
-    root = Path(mi.__file__).parents[1]
-    environment = kept | {"PYTHONPATH": os.pathsep.join(map(str, (root, *sys.path)))} | environment
     command = [sys.executable, "-m", "pytest", *options, *map(str, arguments)]
+    root, environment = Path(mi.__file__).parents[1], environment_of_pytest(**variables)
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= least, done.stdout[-500:]

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # The family and the function behind an operation, in the modules `portable` and `triton`.
-_KERNELS = {
+FUNCTIONS = {
     "interaction": ("interaction", "forward"),
     "interaction_packed": ("interaction", "packed_forward"),
     "interaction_input_grads": ("interaction", "input_grads"),
@@ -43,7 +43,7 @@ class WithoutData(TorchDispatchMode):
         name = func.__name__.split(".")[0]
         self.names.append(name)
         operation, _, backend = name.rpartition("_")
-        family, kernel = _KERNELS[operation]
+        family, kernel = FUNCTIONS[operation]
         module = importlib.import_module(f"mi_kernels.ops.{family}.{backend}")
         with self:
             return getattr(module, kernel)(*args)

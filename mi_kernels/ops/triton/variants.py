@@ -5,7 +5,7 @@ what runs there: the same constants, tiles, and specialisations of arguments.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -172,10 +172,15 @@ def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width
             modulation.modulate_grads(x, x, scale, list(sizes), "identity", 0.0, *want)
 
 
-def _specialised(launch: Launch, capability: tuple[int, int]) -> tuple[Any, ...]:
+@cache
+def _binder(kernel: Any, capability: tuple[int, int]) -> tuple[Any, Any]:
+    """Triton's own function that sorts the arguments of a launch; made of source text, so made once."""
     backend = make_backend(GPUTarget("cuda", capability[0] * 10 + capability[1], 32))
-    kernel = launch.kernel
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
+
+
+def _specialised(launch: Launch, capability: tuple[int, int]) -> tuple[Any, ...]:
+    kernel, (backend, binder) = launch.kernel, _binder(launch.kernel, capability)
     bound, specialization, options = binder(**launch.arguments, **launch.options)
     return kernel._pack_args(backend, options, bound, specialization, options)
 
