@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-LINES = 15  # of an error: the message, and where it was raised
+LINES, LETTERS = 15, 3000  # of an error, from its end: the message, and where it was raised
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -43,7 +43,7 @@ def _line_of(report: pytest.TestReport | pytest.CollectReport, **more: object) -
     line: dict[str, object] = {"id": report.nodeid, "when": getattr(report, "when", "collect")}
     line |= {"outcome": report.outcome, "seconds": round(getattr(report, "duration", 0.0), 3)}
     if report.failed:
-        line["text"] = "\n".join(report.longreprtext.splitlines()[-LINES:])
+        line["text"] = "\n".join(report.longreprtext.splitlines()[-LINES:])[-LETTERS:]
     return line | more
 
 

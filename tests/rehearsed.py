@@ -5,7 +5,7 @@
 Every call of an operation lists what it would launch on capability 9.0, on tensors without data that lie as
 its arguments do, and then returns what the portable twin computes. So the suite takes the way that it takes
 on a GPU, bfloat16 included, and FILE has a line of JSON for each kernel of each test. It says
-nothing about results of Triton.
+nothing about results of Triton, and a test of bits or of extremes may fail with those of PyTorch.
 """
 
 import functools

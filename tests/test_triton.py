@@ -525,3 +525,29 @@ def test_a_gpu_of_amd_takes_small_tiles_and_no_tf32(monkeypatch):
         settings.fp32_precision = before
     launch._device_target.cache_clear()
     assert tiles.available_shared_memory(launch.AMD) <= 64 << 10
+
+
+@INTERPRETED
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("name", ["sigmoid", "tanh"])
+def test_small_values_keep_their_digits_beside_approximations(name, sign, monkeypatch):
+    """As far off as a GPU's may be: quotients by two units, exp2 by one but where it is a power of two."""
+    builder = triton.runtime.interpreter.InterpreterBuilder
+    divide, power = builder.create_fdiv, builder.create_exp2
+
+    def off(tensor, units, where=True):
+        factor = 1 + sign * units * 2.0**-23 * where
+        tensor.data = (tensor.data * factor).astype(tensor.data.dtype)
+        return tensor
+
+    monkeypatch.setattr(builder, "create_fdiv", lambda self, a, b: off(divide(self, a, b), 2))
+    monkeypatch.setattr(
+        builder, "create_exp2", lambda self, a: off(power(self, a), 1, a.data != a.data.round())
+    )
+    t = torch.logspace(-35, 1, 20001, dtype=torch.float64).float()
+    t = torch.cat([t, -t])
+    with mi.backend("triton"):
+        found = mi.modulate(torch.ones_like(t), t, activation=name).double()
+    exact = getattr(torch, name)(t.double())
+    error = (found - exact).abs() / exact.abs().clamp(min=1e-37)
+    assert float(error.max()) <= 3 * torch.finfo(torch.float32).eps

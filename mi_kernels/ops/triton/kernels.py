@@ -206,8 +206,9 @@ def softmax_gate(
         m_columns = columns < N - start
         b_gate = tl.load(p_gate + start, mask=m_columns, other=0.0)
         b_x = tl.load(x[0] + row * x[1] + (start + columns).to(tl.int64) * x[2], mask=m_columns, other=0.0)
-        b_y = activations.quotient(activations.exp(b_gate - most), whole)
-        b_y += tl.full((BN,), scale_offset, tl.float64).to(b_gate.dtype)
+        b_y = activations.exp(b_gate - most) / whole + tl.full((BN,), scale_offset, tl.float64).to(
+            b_gate.dtype
+        )
         b_y *= b_x.to(b_gate.dtype)
         if shift is not None:
             b_y += tl.load(shift[0] + row * shift[1] + start + columns, mask=m_columns, other=0.0)
