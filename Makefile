@@ -33,7 +33,7 @@ demo: build  ## train a model with nn.Bilinear, convert it, and compare both
 	$(BIN)/python -m mi_kernels demo
 
 test: build  ## run the whole test suite
-	$(BIN)/python -m pytest tests -n 2
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal
 
 # From another directory: an interpreter that is started here would import the package of the checkout.
 test-wheel: wheel  ## run part of the suite on the installed wheel and the oldest torch, in an environment of its own

@@ -58,6 +58,9 @@ def cases(backends: Sequence[str], capability: tuple[int, int]) -> list[Case]:
     """Every kernel of every backend, in each dtype that it has: those that matter most come first."""
     found = []
     for backend in backends:
+        if backend == "portable":  # PyTorch's kernels, not ours
+            found += [Case(backend, "interaction", d, ("values odd", "gradients odd")) for d in suite.DTYPES]
+            continue
         for name, _ in suite.kernels(backend, capability):
             found += [Case(backend, "interaction", d, (name,)) for d in suite.DTYPES if suite.takes(name, d)]
     for backend in backends:

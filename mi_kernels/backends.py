@@ -216,6 +216,17 @@ def _verified_on_gpu(device: torch.device, dtype: torch.dtype, family: str) -> s
     return "portable"
 
 
+def remark(tensor: torch.Tensor, family: str) -> str | None:
+    """Why `auto` takes the portable path for a tensor on a GPU, for `explain`; None where it does not."""
+    name, dtype = str(tensor.device.type), str(tensor.dtype).removeprefix("torch.")
+    if name != "cuda" or _selected.name != "auto" or choose(tensor, family) != "portable":
+        return None
+    if tensor.dtype not in COMPILED_DTYPES:
+        return f"no compiled backend takes {dtype}"
+    reason = records.why_none(tensor.device.index, dtype, family) or "its checks failed here (doctor)"
+    return f"portable on this GPU: {reason}; python -m mi_kernels verify checks compiled backends"
+
+
 _hinted = False
 
 

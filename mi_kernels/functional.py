@@ -3,12 +3,13 @@
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
+from mi_kernels import backends, records
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.interaction import autograd, costs, plan_shared, ragged, reference, shared
 from mi_kernels.ops.interaction.packed import PackedWeight
@@ -117,7 +118,10 @@ def explain(op: Callable | str, *arguments: Any, **keywords: Any) -> Plan:
     except TypeError as error:
         raise TypeError(f"explain: {name}: {error}") from None
     bound.apply_defaults()
-    return planner(**bound.arguments)
+    found = planner(**bound.arguments)
+    tensor = next(t for t in bound.arguments.values() if isinstance(t, Tensor))
+    remark = backends.remark(tensor, name if name in records.FAMILIES else "interaction")
+    return found if remark is None else replace(found, why=f"{found.why}; {remark}")
 
 
 def _explained(spelling: "_Spelling") -> Callable[..., Plan]:

@@ -106,7 +106,7 @@ def test_library_links_and_loads_without_cuda(objects, tmp_path):
     """Linked to no more of torch than the CPU has, it loads and registers its kernels."""
     torch_directory = Path(torch.__file__).parent
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    flags += ["-DMI_HAVE_SM90=1"]
+    flags += ["-DMI_HAVE_SM90=1", '-DMI_CUDA_ARCHITECTURES="80 90a"']
     flags += ["-I", ROOT / "csrc", "-isystem", torch_directory / "include"]
     library = tmp_path / "libmi_kernels_cuda.so"
     host_objects = []

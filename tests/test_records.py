@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import mi_kernels as mi
 from mi_kernels import backends, doctor, records
 from mi_kernels.records import FAMILIES, Record
 
@@ -287,3 +288,19 @@ def test_a_gpu_of_amd_takes_triton_where_it_was_verified(monkeypatch):
     records.write(all_families())
     assert chosen() == "triton" and records.versions("triton")["cuda"] in ("7.0", torch.version.cuda)
     records.versions.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:mi_kernels runs")
+def test_explain_says_why_a_gpu_has_the_portable_path():
+    assert "no compiled backend has been verified on it" in backends.remark(Described(), "interaction")
+    assert "takes int64" in backends.remark(Described(torch.int64), "interaction")
+    records.write(all_families())
+    forget()
+    assert backends.remark(Described(), "interaction") is None
+    records.write([record(fault="wrong")])
+    forget()
+    assert "its checks failed here" in backends.remark(Described(), "diagonal")
+    with mi.backend("portable"):
+        assert backends.remark(Described(), "diagonal") is None
+    x = torch.randn(2, 3)
+    assert "portable on this GPU" not in mi.explain("interaction", x, x, torch.randn(4, 3, 3)).why
