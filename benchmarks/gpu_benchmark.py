@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks import run
-from mi_kernels.testing.isolated import GRACE, stop
+from mi_kernels.testing.isolated import GRACE, start, stop
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = (str(ROOT / "benchmarks" / "gpu_cases.py"),)
@@ -25,7 +24,7 @@ def benchmark(
     """The cases, measured by gpu_cases.py in processes of their own; what they left in ``path``."""
     end -= RESERVE + GRACE
     while result["unmeasured"] and end - time.monotonic() > RESERVE:
-        result["under way"] = None
+        result["under way"], known = None, set(result["broken"])
         run.save(path, result)
         status, output, slow = _watched([sys.executable, *program, str(path), device, str(end)], end, path)
         print(output, end="", flush=True)
@@ -37,6 +36,8 @@ def benchmark(
             result["broken"]["benchmark"] = f"{what}: {output[-500:]}"
             break
         step, backend = result["under way"]["step"], result["under way"]["backend"]
+        if backend is None and any(name.startswith(f"{step} on ") for name in set(result["broken"]) - known):
+            continue  # one of those measured together ruined the GPU: the next process leaves it out
         key = f"{step} on {backend}" if backend else step
         result["broken"].setdefault(key, f"{what}: {output[-500:]}")
         if backend is None:  # all backends together: there is nothing to leave out
@@ -48,10 +49,7 @@ def _watched(command: list[str], end: float, path: Path) -> tuple[int | None, st
     """(status, output, whether one step took too long); the status is None where it was stopped."""
     log = path.with_suffix(".log")
     with log.open("w") as out:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=dict(os.environ), stdin=subprocess.DEVNULL, stdout=out,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        process = start(command, cwd=ROOT, env=dict(os.environ), stdout=out)
         slow, now, since = False, _step(path), time.monotonic()
         while (status := process.poll()) is None:
             step = _step(path)

@@ -190,6 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     path, device, end = sys.argv[1:] if argv is None else argv
     result = json.loads(Path(path).read_text())
     names = [name for name, reason in result["backends"].items() if reason is None]
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(torch.device(device).index or 0)  # whose streams the clock's events are on
     save = lambda found: run.save(Path(path), found)  # noqa: E731
     return 0 if measure_all(float(end), device, names, result, save) else RUINED
 

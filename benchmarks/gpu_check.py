@@ -60,14 +60,15 @@ def good(status: str) -> bool:
 
 
 def faults(result: dict[str, Any]) -> list[str]:
-    """The stages, of those that were asked for, that did not pass."""
-    found = []
+    """What did not pass, of what was asked for: stages, and backends that cannot run."""
+    found = [f"backend {name}" for name, reason in result["backends"].items() if reason is not None]
     for stage in result["stages"]:
         if stage == "tests":
             tests = result["tests"] or {}
             passed = bool(tests) and all(good(one["status"]) for one in tests.values())
         elif stage == "benchmark":
-            passed = not result["broken"] and not result["unmeasured"]
+            measured = bool(result["cases"] or result["gates"])
+            passed = measured and not result["broken"] and not result["unmeasured"]
         else:
             passed = result[stage] is not None and good(result[stage]["status"])
         found += [] if passed else [stage]
@@ -89,7 +90,19 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options.stages = [stage for stage in STAGES if stage in (options.stages or STAGES)]
     if not options.minutes > 0:
         parser.error(f"--minutes: expected a positive number, got {options.minutes:g}")
+    if options.output is not None and options.output.suffix != ".json":
+        parser.error(f"--output: expected a name that ends in .json, got {str(options.output)!r}")
     return options
+
+
+def _wrong_device(name: str) -> str | None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return f"expected a GPU such as cuda:0, got {name!r}"
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        return None
+    return f"expected a GPU such as cuda:0 (there are {torch.cuda.device_count()}), got {name!r}"
 
 
 def _run_stage(
@@ -103,6 +116,9 @@ def _run_stage(
     say = lambda text: print(text, flush=True)  # noqa: E731
     if stage == "benchmark":
         return gpu_benchmark.benchmark(until, options.device, path, result)
+    if stage == "tests" and torch.device(options.device).index:
+        result["tests"] = {name: {"status": "left out: the tests run on cuda:0"} for name in backends}
+        return result
     if stage == "tests":
         gpu_tests.test(backends, until, result, lambda: run.save(path, result))
         return result
@@ -118,6 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"torch {torch.__version__} sees no CUDA device here, nothing ran"
         print(f"gpu-check: no GPU: {reason}", file=sys.stderr)
         return 2
+    wrong = _wrong_device(options.device)
+    if wrong is not None:
+        print(f"gpu-check: --device: {wrong}", file=sys.stderr)
+        return 2
+    torch.cuda.set_device(torch.device(options.device).index or 0)
     end = (BEGUN if argv is None else time.monotonic()) + 60 * options.minutes - KEEP
     built = None
     if "build" in options.stages:
@@ -125,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"build: {built['status']}", flush=True)
     from benchmarks import environment, gpu, gpu_cases, gpu_figures, run
     from mi_kernels import backends
+    from mi_kernels.testing import isolated
+
+    isolated.end_with_this_process()
 
     command = ["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)]
     result = {"schema": 3, **environment.facts(command), "gpu": gpu.facts(options.device)}

@@ -115,8 +115,10 @@ def _cuda_gpu_error() -> str | None:
     built = cuda_architectures()
     if any(_runs_on(architecture, 10 * here[0] + here[1]) for architecture in built):
         return None
+    if not built:
+        return "the CUDA library is of another version of this package: build it again"
     found = ".".join(map(str, here))
-    return f"the CUDA library was built for {', '.join(built) or 'nothing'}, the best GPU here has {found}"
+    return f"the CUDA library was built for {', '.join(built)}, the best GPU here has {found}"
 
 
 def _runs_on(architecture: str, capability: int) -> bool:
@@ -206,14 +208,17 @@ def _verified_on_gpu(device: torch.device, dtype: torch.dtype, family: str) -> s
     """A compiled backend only where its suite has passed: by the package's table, or the user's record."""
     if interpreting() or dtype not in COMPILED_DTYPES:  # the interpreter is not what was verified
         return "portable"
+    runs = {name for name in records.BACKENDS if why_not(name) is None}
+    if not runs:
+        return "portable"
+    word = str(dtype).removeprefix("torch.")
     name = verified.backend_for(device, dtype, family)
-    if name is None or why_not(name) is not None:
-        name = records.backend_for(device.index, str(dtype).removeprefix("torch."), family)
-    if name is not None and why_not(name) is None:
+    if name in runs and name not in records.failed(device.index, word, family):
         return name
-    if any(why_not(name) is None for name in records.BACKENDS):
-        _hint(device, str(dtype).removeprefix("torch."), family)
-    return "portable"
+    name = records.backend_for(device.index, word, family, runs.__contains__)
+    if name is None:
+        _hint(device, word, family)
+    return name or "portable"
 
 
 def remark(tensor: torch.Tensor, family: str) -> str | None:
@@ -260,8 +265,13 @@ def cpu_isa() -> dict | None:
 
 
 def cuda_architectures() -> list[str]:
-    """What the CUDA library that is loaded was built for, as in ["80", "90a"]."""
-    return [] if _cuda_error is not None else torch.ops.mi_kernels.cuda_architectures().split()
+    """What the CUDA library that is loaded was built for, as in ["80", "90a"]; [] where it cannot say."""
+    if _cuda_error is not None:
+        return []
+    try:
+        return torch.ops.mi_kernels.cuda_architectures().split()
+    except (RuntimeError, NotImplementedError):  # a library of an older version of this package
+        return []
 
 
 def build_info() -> dict | None:

@@ -58,7 +58,11 @@ def _record() -> dict[str, Any]:
         }
         for one in found
     ]
-    return {"path": str(records.path()), "not_used": reason, "rows": rows}
+    try:
+        where = str(records.path())
+    except RuntimeError as error:
+        where = f"no place: {error}"
+    return {"path": where, "not_used": reason, "rows": rows}
 
 
 def _for(name: str, facts: dict[str, Any]) -> str:
@@ -76,7 +80,9 @@ def _lines_of_record(record: dict[str, Any]) -> dict[str, str]:
         if row["outdated"] is not None:
             lines[f"{where}, {row['date']}"] = f"not used: {row['outdated']}; verify again"
         elif row["passed"]:
-            passed.setdefault(where, []).append(f"{row['family']} {row['dtype']}")
+            passed.setdefault(where, []).append(
+                f"{row['family']} {row['dtype']}{_lacks(row, record['rows'])}"
+            )
         else:
             lines[f"{where}, {row['family']} {row['dtype']}"] = f"failed: {row['fault']}"
     return {where: ", ".join(found) for where, found in passed.items()} | lines
@@ -102,7 +108,7 @@ def as_text() -> str:
             for row in facts["verified"]
         }
         or {"portable": "no compiled backend has passed the test suite on a GPU"},
-        "auto on this GPU, by `verify`": _lines_of_record(facts["record"])
+        "auto, by `verify`": _lines_of_record(facts["record"])
         or {"record": f"none: {facts['record']['path']} is not there"},
     }
     width = max(len(key) for entries in sections.values() for key in entries)
@@ -120,6 +126,14 @@ def _without_facts(cpu_library_error: str | None) -> str:
     return (
         "libraries are loaded; mi_kernels._C, which knows how they were built, is not there for this Python"
     )
+
+
+def _lacks(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Of a family that passed: the families that its calls need too and that did not."""
+    alike = ("backend", "dtype", "device", "outdated")
+    passed = {one["family"] for one in rows if one["passed"] and all(one[k] == row[k] for k in alike)}
+    lacking = [family for family in records.NEEDED[row["family"]] if family not in passed]
+    return f" (not used: {', '.join(lacking)} did not pass)" if lacking else ""
 
 
 def _shown(value: object) -> str:

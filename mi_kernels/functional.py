@@ -120,6 +120,9 @@ def explain(op: Callable | str, *arguments: Any, **keywords: Any) -> Plan:
     bound.apply_defaults()
     found = planner(**bound.arguments)
     tensor = next(t for t in bound.arguments.values() if isinstance(t, Tensor))
+    if found.backend != "portable" or tensor.device.type != "cuda":
+        return found
+    (tensor,) = autocast((tensor,))
     remark = backends.remark(tensor, name if name in records.FAMILIES else "interaction")
     return found if remark is None else replace(found, why=f"{found.why}; {remark}")
 

@@ -10,7 +10,8 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -60,15 +61,22 @@ class Record:
 
     @property
     def key(self) -> tuple[str, ...]:
-        return self.backend, self.family, self.dtype, self.device, self.capability
+        """Environments and machines that share a home have records of their own."""
+        where = self.device, self.capability, self.kernels
+        versions = (f"{name} {number}" for name, number in sorted(self.versions.items()))
+        return self.backend, self.family, self.dtype, *where, *versions
 
 
 def folder() -> Path:
-    """Where the record lies: MI_KERNELS_CACHE, else mi_kernels in the user's cache directory."""
+    """Where the record lies: MI_KERNELS_CACHE, else mi_kernels in the user's cache directory.
+
+    Raises RuntimeError: there is no home directory, and none of the variables is set.
+    """
     named = os.environ.get("MI_KERNELS_CACHE")
     if named:
         return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mi_kernels"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "mi_kernels"
 
 
 def path() -> Path:
@@ -80,7 +88,7 @@ def distrust(file: Path) -> str | None:
 
     It may not exist yet.
     """
-    if not hasattr(os, "getuid"):
+    if not hasattr(os, "geteuid"):
         return "this system does not say who may write a file"
     file = Path(os.path.realpath(file.parent)) / file.name
     parts = [file, *file.parents]
@@ -93,7 +101,7 @@ def distrust(file: Path) -> str | None:
             return str(error)
         if part == file and not stat.S_ISREG(found.st_mode):
             return f"{part} is no regular file"
-        if found.st_uid not in (0, os.getuid()):
+        if found.st_uid not in (0, os.geteuid()):
             return f"{part} belongs to another user"
         # Of a directory with the sticky bit, such as /tmp, others cannot replace what is not theirs.
         shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -104,16 +112,17 @@ def distrust(file: Path) -> str | None:
 
 def read(file: Path | None = None) -> tuple[list[Record], str | None]:
     """The records, and why they are not all that there is: the file is not to be trusted, or is damaged."""
-    file = file or path()
-    reason = distrust(file)
-    if reason is not None:
-        return [], reason
     try:
+        file = file or path()
+        file = Path(os.path.realpath(file.parent)) / file.name  # what is checked is what is opened
+        reason = distrust(file)
+        if reason is not None:
+            return [], reason
         found = json.loads(file.read_text())
     except FileNotFoundError:
         return [], None
-    except (OSError, ValueError) as error:
-        return [], f"{file} cannot be read: {error}"
+    except (OSError, ValueError, RuntimeError, RecursionError) as error:
+        return [], f"{file or 'its file'} cannot be read: {error}"
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         return [], f"{file} was written by another version of this package"
     try:
@@ -130,23 +139,47 @@ def _record(entry: dict[str, Any]) -> Record:
         or not isinstance(record.versions, dict)
     ):
         raise ValueError(f"{record.backend} {record.family}")
-    if not (record.fault is None or isinstance(record.fault, str)):
-        raise ValueError(f"fault {record.fault!r}")
+    texts = record.dtype, record.device, record.capability, record.kernels, record.date, record.fault or ""
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"expected texts, got {texts}")
     return record
+
+
+MOST = 400  # records of a file: older ones go
 
 
 def write(new: Iterable[Record], file: Path | None = None) -> None:
     """Adds records, each in the place of an older one of the same key.
 
-    Raises OSError: the file cannot be written, or others could write it too.
+    Raises OSError: the file cannot be written, or others could write it too. RuntimeError: as `folder`.
     """
     file = file or path()
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in reversed([file.parent, *file.parent.parents]):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)  # of parents=True the mode would be the umask's
     reason = distrust(file)
     if reason is not None:
         raise PermissionError(f"the record would not be trusted: {reason}")
-    records = {record.key: record for record in (*read(file)[0], *new)}
-    text = json.dumps({"schema": SCHEMA, "records": [asdict(r) for r in records.values()]}, indent=1)
+    with _alone(file):
+        records = {record.key: record for record in read(file)[0]}
+        for record in new:
+            records.pop(record.key, None)  # the newest come last
+            records[record.key] = record
+        kept = list(records.values())[-MOST:]
+        _replace(file, json.dumps({"schema": SCHEMA, "records": [asdict(one) for one in kept]}, indent=1))
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """No other process adds to the file meanwhile."""
+    import fcntl  # not on every system, but on those whose files can be trusted
+
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _replace(file: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=".verified")  # for the user alone
     try:
         with os.fdopen(handle, "w") as out:
@@ -233,15 +266,25 @@ def here(index: int | None) -> tuple[list[Record], str | None]:
     return [r for r in records if (r.device, r.capability) == (name, capability)], reason
 
 
-def backend_for(index: int | None, dtype: str, family: str) -> str | None:
-    """The backend whose kernels for a family have passed on this device, as they are now; or None."""
-    valid = {
-        (r.backend, r.family)
-        for r in here(index)[0]
-        if r.dtype == dtype and r.fault is None and not changed(r)
-    }
+def _current(index: int | None, dtype: str) -> list[Record]:
+    """Of a device and dtype, those of the present versions and kernels."""
+    return [one for one in here(index)[0] if one.dtype == dtype and changed(one) is None]
+
+
+def failed(index: int | None, dtype: str, family: str) -> set[str]:
+    """The backends of which something that a family needs has failed on this device."""
     needed = NEEDED[family]
-    return next((name for name in BACKENDS if all((name, one) in valid for one in needed)), None)
+    return {r.backend for r in _current(index, dtype) if r.fault is not None and r.family in needed}
+
+
+def backend_for(
+    index: int | None, dtype: str, family: str, runs: Callable[[str], bool] = lambda name: True
+) -> str | None:
+    """The backend, of those that run, whose kernels for a family have passed on this device; or None."""
+    valid = {(r.backend, r.family) for r in _current(index, dtype) if r.fault is None}
+    needed = NEEDED[family]
+    passed = (name for name in BACKENDS if all((name, one) in valid for one in needed))
+    return next((name for name in passed if runs(name)), None)
 
 
 def why_none(index: int | None, dtype: str, family: str) -> str | None:
@@ -250,7 +293,7 @@ def why_none(index: int | None, dtype: str, family: str) -> str | None:
     if reason is not None:
         return f"the record is not used: {reason}"
     own = [r for r in records if r.dtype == dtype and r.family in NEEDED[family]]
-    if any(changed(r) is None and r.fault is not None for r in own):
+    if failed(index, dtype, family):
         return None
     stale = next((text for text in map(changed, own) if text is not None), None)
     return f"since it was verified, {stale}" if stale else "no compiled backend has been verified on it"

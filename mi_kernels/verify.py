@@ -22,40 +22,56 @@ from mi_kernels.records import BACKENDS, FAMILIES, Record
 from mi_kernels.testing import isolated, suite
 
 MINUTES = 3.0
+HANGS = 60.0  # seconds of one check, start and compilation included, after which it hangs
 LIMIT = 150.0  # seconds of one family in one dtype: Triton compiles up to 150 kernels for it
 MEMORY = 3 << 30  # of the GPU, for each process at a time
 WORKERS = 8
 PROGRAM = (sys.executable, "-m", "mi_kernels.testing.suite")
 
 
+_KEPT_AWAY = ("PYTHONOPTIMIZE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
+
+
 class Outcome(NamedTuple):
-    """What the lines of one process say."""
+    """What the lines of one process say.
+
+    ``judged``: whether it says something of the kernels. A process that did not begin, ran out of memory or
+    was merely slow does not; its fault is told, and not recorded.
+    """
 
     checks: int
     error: float
     fault: str | None
+    judged: bool = True
 
 
 def outcome(ended: isolated.Ended) -> Outcome:
     """Of one process of suite.py; the check that was under way when it hung or died is named."""
-    passed, worst, faults, begun = 0, 0.0, [], None
+    passed, worst, faults, begun, spent, lines = 0, 0.0, [], None, 0.0, 0
     for line in _lines(ended.output):
+        lines += 1
         if line["state"] == "begun":
             begun = line["check"]
         elif line["state"] == "passed":
             passed, worst, begun = passed + 1, max(worst, line["error"]), None
+            spent += line.get("seconds", 0.0)
         else:
             faults.append(f"{line['check']}: {line['fault']}")
             begun = None
+    finished = True
     if ended.status is None:
+        finished = bool(faults) or ended.seconds - spent >= HANGS  # else it was merely slow
         faults.append(f"{begun or 'start'}: not done after {ended.seconds:.0f} s")
-    elif ended.status not in (0, 1) or (ended.status == 1 and not faults):
+    elif ended.status not in (0, 1) or begun is not None or (ended.status == 1 and not faults):
         ruined = ended.status == suite.RUINED
         what = "the GPU gives nothing but errors" if ruined else f"ended with status {ended.status}"
         faults.append(f"{begun or 'after it'}: {what}: {_last_line(ended.output)}")
+        finished = lines > 0  # a process that did not begin says nothing of kernels
     elif passed == 0 and not faults:
         faults.append("no check ran")
-    return Outcome(passed, worst, "; ".join(faults)[:1500] or None)
+        finished = False
+    fault = "; ".join(faults)[:1500] or None
+    return Outcome(passed, worst, fault, finished and "OutOfMemoryError" not in (fault or ""))
 
 
 def _lines(output: str) -> Iterator[dict[str, Any]]:
@@ -75,12 +91,16 @@ def _last_line(output: str) -> str:
 def workers_for(device: str) -> int:
     """As many processes at a time as the cores, and the free memory of the GPU for their contexts, allow."""
     free, _ = torch.cuda.mem_get_info(device)
-    return max(min(os.cpu_count() or 1, WORKERS, free // MEMORY), 1)
+    return max(min(isolated.cores(), WORKERS, free // MEMORY), 1)
 
 
 def environment() -> dict[str, str]:
-    """Of the children: they find this package, wherever it lies, and cuBLAS is deterministic."""
-    found = dict(os.environ)
+    """Of the children: they find this package, wherever it lies, and no other; the judge judges.
+
+    What would leave assertions out, or let products in tf32 pass for float32, does not reach them.
+    """
+    found = {name: value for name, value in os.environ.items() if name not in _KEPT_AWAY}
+    found["PYTHONSAFEPATH"] = "1"  # nor one in the current directory
     root = Path(__file__).resolve().parents[1]
     if root.name not in ("site-packages", "dist-packages"):  # those are found, and may shadow modules
         found["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), found.get("PYTHONPATH"))))
@@ -103,18 +123,23 @@ def verify(
     keys = {job.name: one for job, one in zip(jobs, wanted, strict=True)}
     for ended in isolated.run_all(jobs, workers, end, environment()):
         found = outcome(ended)
-        out_of_time = ended.status is None and time.monotonic() > end - isolated.GRACE
-        if out_of_time and "; " not in (found.fault or ""):  # the time for everything ended, not its own
-            say(f"{ended.name}: not finished, {found.checks} checks passed")
-            continue
+        if (
+            ended.status is None
+            and time.monotonic() > end - isolated.GRACE
+            and (found.fault or "").count(";") == 0
+        ):
+            found = found._replace(judged=False)  # the time for everything was over
         if found.fault is None:
             say(
                 f"{ended.name}: passed, {found.checks} checks, worst error {found.error:.2f} of what is"
                 f" allowed, {ended.seconds:.0f} s"
             )
-        else:
+        elif found.judged:
             say(f"{ended.name}: FAILED after {found.checks} checks: {found.fault}")
-        yield keys[ended.name], found
+        else:
+            say(f"{ended.name}: not finished, {found.checks} checks passed: {found.fault}")
+        if found.judged:
+            yield keys[ended.name], found
 
 
 def record_of(key: tuple[str, str, str], found: Outcome, index: int | None) -> Record:
@@ -138,7 +163,22 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(None if argv is None else list(argv))
     if not options.minutes > 0:
         parser.error(f"--minutes: expected a positive number, got {options.minutes:g}")
+    wrong = wrong_device(options.device)
+    if wrong is not None:
+        parser.error(wrong)
     return options
+
+
+def wrong_device(name: str) -> str | None:
+    """Why a device cannot be checked, where there are GPUs at all; None where it can."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return f"--device: expected a GPU such as cuda:0, got {name!r}"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else None
+    if device.type != "cuda" or (count is not None and (device.index or 0) >= count):
+        return f"--device: expected a GPU such as cuda:0 (there are {count or 0}), got {name!r}"
+    return None
 
 
 def _complain(text: str) -> None:
@@ -147,6 +187,7 @@ def _complain(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) -> int:
     """Exit status: 0 all that can run here passed, 1 not, 2 nothing can be checked here."""
+    isolated.end_with_this_process()
     options = _options(argv)
     end = time.monotonic() + 60 * options.minutes
     if not torch.cuda.is_available():

@@ -1,6 +1,7 @@
 """The sm_90a engine without a GPU: its index functions, the engine itself on the machine of sm90/machine.h,
 and what the compiler for 90a makes of it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -61,9 +62,14 @@ def work(size: KernelSize) -> int:
     return groups * -(-rows // 128) * 128 * -(-out // tile) * tile * -(-width // 64) * 64 * (context + 1)
 
 
+needs_minutes = pytest.mark.skipif(
+    "MI_KERNELS_TEST_MINUTES" not in os.environ, reason="takes minutes: with MI_KERNELS_TEST_MINUTES=1"
+)
+
+
 @needs_compiler
 @pytest.mark.parametrize(
-    ("least", "most"), [(0, 3e9), pytest.param(3e9, 1e10, marks=pytest.mark.slow)], ids=("small", "large")
+    ("least", "most"), [(0, 3e9), pytest.param(3e9, 1e10, marks=needs_minutes)], ids=("small", "large")
 )
 def test_the_engine_at_the_sizes(least, most, engine):
     """On the kernel and the number of blocks that each is launched on; the largest would take too long."""

@@ -36,7 +36,9 @@ def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
     assert "no GPU" in capsys.readouterr().err and not output.exists()
 
 
-@pytest.mark.parametrize("arguments", [["--minutes", "0"], ["lunch"], ["--backend", "cpu"]])
+@pytest.mark.parametrize(
+    "arguments", [["--minutes", "0"], ["lunch"], ["--backend", "cpu"], ["--output", "result.log"]]
+)
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit):
         gpu_check.main(arguments)
@@ -52,6 +54,7 @@ def test_the_package_is_imported_after_the_build():
     """It looks for its libraries once, so that one that is built later would count as not built."""
     script = (
         "import sys, torch; from benchmarks import gpu_check as g; torch.cuda.is_available = lambda: True\n"
+        "torch.cuda.device_count = lambda: 1; torch.cuda.set_device = lambda device: None\n"
         "def build(*arguments): print('mi_kernels' in sys.modules); sys.exit(7)\n"
         "g._build = build; g.main([])"
     )
@@ -175,7 +178,8 @@ def test_a_hang_a_crash_and_a_wrong_kernel_cost_one_case_each(faulty):
     assert found["status"] == f"7 of {len(found['cases'])} failed" and len(said) == 7
     assert found["missing"] == [] and len(found["cases"]) == len(gpu_smoke.cases(["triton"], (9, 0)))
     lines = list(gpu_figures.lines_of_cases("smoke", found))
-    assert any("triton in float64" in line and "worst 0.25" in line for line in lines)
+    (worst,) = [line for line in lines if "worst error" in line]
+    assert "triton" in worst and "tile 0.25, many rows 0.25" in worst and "odd" not in worst
     assert any("triton odd float64: kernel odd: result 0: error 1" in line for line in lines)
 
 
@@ -205,7 +209,8 @@ def sanitizer(tmp_path, monkeypatch):
     """A stand-in that says what it was called with, and finds an error in modulation."""
     tool = tmp_path / gpu_smoke.SANITIZER
     tool.write_text(
-        '#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" >> "$0.log"\nshift 2\n"$@" || exit 1\n'
+        '#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" >> "$0.log"\n'
+        'while [ "${1#--}" != "$1" ]; do shift; done\n"$@" || exit 1\n'
         'case "$*" in *modulate*) echo "Invalid __global__ read"; exit 9;; esac\n'
     )
     tool.chmod(0o755)
@@ -222,7 +227,8 @@ def test_sanitize_names_what_the_tool_found(sanitizer, tmp_path):
     assert set(faults) == {f"{tool} cuda modulate bfloat16" for tool in gpu_smoke.TOOLS}
     assert all("Invalid __global__ read" in fault for fault in faults.values())
     calls = sanitizer.with_suffix(".log").read_text()
-    assert "1 --tool=memcheck --error-exitcode=9" in calls and "kernel 64x2" in calls
+    assert "1 --tool=memcheck --error-exitcode=9 --report-api-errors=no" in calls and "kernel 64x2" in calls
+    assert "1 --tool=racecheck --error-exitcode=9 /" in calls
 
 
 def test_sanitize_is_left_out_where_there_is_no_tool(monkeypatch):
@@ -350,6 +356,20 @@ def test_processes_that_die_or_hang_cost_one_step(tmp_path, monkeypatch):
     assert not path.with_suffix(".log").exists()
 
 
+def test_what_ruins_the_gpu_beside_others_costs_its_own_row(tmp_path):
+    """It is told by the process that it ruined; the step is measured again without it."""
+    child, path = tmp_path / "child.py", tmp_path / "result.json"
+    script = CHILD.replace('"cuda" if step in ("one", "hangs") else None', "None")
+    script = script.replace(
+        "os.kill(os.getpid(), 11)",
+        'result["broken"][f"{step} on cuda"] = "fails"; save(); sys.exit(3)',
+    )
+    child.write_text(script)
+    end = time.monotonic() + 60
+    result = gpu_benchmark.benchmark(end, "cpu", path, _empty(["two", "three"]), (str(child),))
+    assert result["broken"] == {"two on cuda": "fails"} and result["unmeasured"] == []
+
+
 def test_the_end_of_the_time_is_no_fault_of_the_step_that_runs(tmp_path):
     child, path = tmp_path / "child.py", tmp_path / "result.json"
     child.write_text(CHILD)
@@ -373,12 +393,26 @@ def test_a_process_that_fails_or_hangs_outside_of_all_steps_is_not_started_again
 # ---- the whole, and its summary ----
 
 
+GATES = [
+    {
+        "backend": "cuda",
+        "pass": "forward",
+        "dtype": "bfloat16",
+        "name": "tokens",
+        "sizes": [[8, 10], [1, 10], [1, 10]],
+        "candidates": {"mi_kernels": {"median_s": 2.0}},
+    }
+]
+
+
 @pytest.fixture
 def pretended(monkeypatch):
     """A GPU that is not there: all stages end well."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(backends, "why_not", lambda name: None if name != "triton" else "a reason")
+    monkeypatch.setattr(backends, "why_not", lambda name: None)
     monkeypatch.setattr(environment, "facts", lambda command: {"command": command})
     monkeypatch.setattr(gpu, "facts", lambda device: {"name": "Made Up"})
     monkeypatch.setattr(gpu_check, "_build", lambda *arguments: {"status": "built"})
@@ -388,7 +422,11 @@ def pretended(monkeypatch):
         monkeypatch.setattr(gpu_smoke, stage, lambda *a, ended=ended: dict(ended))
 
     def benchmark(end, device, path, result):
-        return json.loads(path.read_text()) | {"unmeasured": []}
+        return json.loads(path.read_text()) | {
+            "unmeasured": [],
+            "gates": GATES,
+            "ceilings": {"copy_bytes_per_s": 1e3},
+        }
 
     monkeypatch.setattr(gpu_benchmark, "benchmark", benchmark)
     return monkeypatch
@@ -399,10 +437,33 @@ def test_a_whole_run(pretended, tmp_path, capsys):
     assert gpu_check.main(["--output", str(path)]) == 0
     result = json.loads(path.read_text())
     assert result["build"] == {"status": "built"} and result["failed stages"] == []
-    assert result["tests"] == {name: {"status": "passed"} for name in ("cuda", "portable")}
+    assert result["tests"] == {name: {"status": "passed"} for name in ("cuda", "triton", "portable")}
     printed, summary = capsys.readouterr().out, path.with_suffix(".txt").read_text()
     assert summary in printed and "tests on portable: passed" in printed
-    assert "triton: left out: a reason" in summary and "stages that failed: none" in summary
+    assert "failed: none" in summary
+
+
+def test_a_backend_that_cannot_run_has_not_passed_unless_it_was_not_asked_for(pretended, tmp_path):
+    """Else a build without CUDA kernels, or for another GPU, would pass by what PyTorch computes."""
+    pretended.setattr(backends, "why_not", lambda name: None if name == "portable" else "a reason")
+    path = tmp_path / "result.json"
+    assert gpu_check.main(["--output", str(path)]) == 1
+    assert json.loads(path.read_text())["failed stages"] == ["backend cuda", "backend triton"]
+    summary = path.with_suffix(".txt").read_text()
+    assert "triton: left out: a reason" in summary and "failed: backend cuda, backend triton" in summary
+    assert gpu_check.main(["--output", str(path), "--backend", "portable"]) == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "zzz", "cuda:2"])
+def test_a_device_that_is_not_there(device, pretended, capsys):
+    assert gpu_check.main(["--device", device]) == 2
+    assert "--device: expected a GPU such as cuda:0" in capsys.readouterr().err
+
+
+def test_the_tests_of_another_device_are_left_out_and_said_to_be(pretended, tmp_path):
+    path = tmp_path / "result.json"
+    assert gpu_check.main(["tests", "--device", "cuda:1", "--output", str(path)]) == 1
+    assert "left out: the tests run on cuda:0" in path.with_suffix(".txt").read_text()
 
 
 @pytest.mark.parametrize("stage", ["build", "smoke", "tests", "sanitize", "benchmark"])
@@ -420,22 +481,21 @@ def test_each_stage_alone_and_what_it_costs_to_fail(stage, pretended, tmp_path):
     pretended.setattr(gpu_benchmark, "benchmark", lambda end, device, path, result: result)
     assert gpu_check.main([stage, "--output", str(path)]) == 1
     assert json.loads(path.read_text())["failed stages"] == [stage]
-    assert (
-        f"stages that failed: {stage}; not asked for: {', '.join(others)}"
-        in path.with_suffix(".txt").read_text()
-    )
+    assert f"failed: {stage}; not asked for: {', '.join(others)}" in path.with_suffix(".txt").read_text()
 
 
 def test_what_was_left_out_has_not_passed():
     for status in ("left out: no ninja", "stopped: out of time", "nothing ran", "failed", "not reached"):
         assert not gpu_check.good(status)
     result = {"stages": ["tests", "benchmark"], "tests": {}, "broken": {}, "unmeasured": ["a"]}
+    result |= {"backends": {}, "cases": ["a"], "gates": []}
     assert gpu_check.faults(result) == ["tests", "benchmark"]
     result |= {"tests": {"cuda": {"status": "passed"}, "triton": {"status": "not reached"}}}
     assert gpu_check.faults(result | {"unmeasured": []}) == ["tests"]
-    assert gpu_check.faults({"stages": ["benchmark"], "broken": {"a": "b"}, "unmeasured": []}) == [
-        "benchmark"
-    ]
+    measured = result | {"stages": ["benchmark"], "unmeasured": []}
+    assert gpu_check.faults(measured) == []
+    assert gpu_check.faults(measured | {"broken": {"a": "b"}}) == ["benchmark"]
+    assert gpu_check.faults(measured | {"cases": []}) == ["benchmark"]  # nothing that runs was measured
 
 
 def _dense(name, out, work, triton, cuda, gemm, rival):
@@ -495,7 +555,7 @@ def test_figures():
         "  tests on cuda: stopped: out of time (1 passed of 9)",
         "    not reached: 8 tests, of tests/test_a.py",
         "  1 cases not measured, a case the first",
-        "  stages that failed: tests, benchmark; not asked for: smoke, sanitize",
+        "  failed: tests, benchmark; not asked for: smoke, sanitize",
     ):
         assert line in lines
     assert sum("NOT REACHED" in line for line in lines) == 4
@@ -528,5 +588,6 @@ def test_the_summary_is_short_however_much_went_wrong():
     figure = {"figure": "f", "measured": 1.0, "shape": "s", "target": 1.0, "reached": True}
     result |= {"figures": [figure] * 30, "failed stages": ["smoke"]}
     lines = gpu_figures.summary_lines(result)
-    assert len(lines) == gpu_figures.MOST_LINES == 60 and all(len(line) < 330 for line in lines)
-    assert lines[-1] == "  stages that failed: smoke" and sum("and 192 more" in line for line in lines) == 2
+    assert len(lines) <= gpu_figures.MOST_LINES == 60 and all(len(line) < 330 for line in lines)
+    assert lines[-1] == "  failed: smoke" and sum("and 196 more" in line for line in lines) == 2
+    assert sum("failed: case" in line for line in lines) == gpu_figures.MOST_FAULTS

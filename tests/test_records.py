@@ -3,13 +3,14 @@
 import json
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 import mi_kernels as mi
-from mi_kernels import backends, doctor, records
+from mi_kernels import backends, doctor, records, verified
 from mi_kernels.records import FAMILIES, Record
 
 DEVICE = ("Made Up", "9.0")
@@ -227,6 +228,82 @@ def test_what_belongs_to_another_user_counts_for_nothing(part, monkeypatch):
     assert "belongs to another user" in records.read()[1] and chosen() == "portable"
 
 
+def test_folders_are_made_for_the_user_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("MI_KERNELS_CACHE", str(tmp_path / "a" / "b"))
+    before = os.umask(0o002)
+    try:
+        records.write(all_families())
+    finally:
+        os.umask(before)
+    assert chosen() == "triton" and oct((tmp_path / "a").stat().st_mode & 0o777) == "0o700"
+
+
+def test_environments_and_machines_that_share_a_home_keep_their_records(monkeypatch):
+    records.write(all_families())
+    other = {"versions": records.versions("triton") | {"torch": "9.9"}}
+    records.write(all_families(**other))
+    records.write(all_families(device="Another"))
+    assert chosen() == "triton" and len(records.read()[0]) == 3 * len(FAMILIES)
+    monkeypatch.setattr(records, "MOST", 5)
+    records.write([record(date="2026-02-02")])
+    assert len(records.read()[0]) == 5 and records.read()[0][-1].date == "2026-02-02"
+
+
+def test_writers_at_the_same_time_lose_nothing():
+    dtypes = [str(number) for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda dtype: records.write([record(dtype=dtype)]), dtypes))
+    assert {one.dtype for one in records.read()[0]} == set(dtypes)
+
+
+def test_without_a_home_there_is_no_record_and_no_crash(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MI_KERNELS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(records.Path, "home", no_home)
+    assert chosen() == "portable" and "home directory" in records.read()[1]
+    assert "home directory" in doctor.as_text()
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which its specification says to ignore
+    with pytest.raises(RuntimeError):
+        records.path()
+
+
+def test_a_process_that_sees_no_gpu_asks_for_none(monkeypatch):
+    """A model is traced without one, on tensors without data, with a record of another machine."""
+    records.write(all_families())
+    monkeypatch.setattr(backends, "why_not", lambda name: "there is no GPU")
+    monkeypatch.setattr(records, "device_of", lambda index: 1 / 0)
+    assert chosen() == "portable"
+
+
+def test_a_failure_of_the_users_overrules_the_table_of_the_package(monkeypatch):
+    entry = verified.Verified(
+        "triton", (9, 0), (torch.bfloat16,), "made up", "2026-01-02",
+        {"torch": "2.11", "triton": records.versions("triton")["triton"]}, "results.json",
+    )  # fmt: skip
+    monkeypatch.setattr(verified, "VERIFIED", (entry,))
+    verified._capability.cache_clear()
+    assert chosen() == "triton"
+    records.write([record(fault="wrong")])
+    assert chosen() == chosen("diagonal") == "portable" and chosen("modulate") == "triton"
+    verified._capability.cache_clear()
+
+
+def test_a_backend_that_passed_and_cannot_run_hides_no_other(monkeypatch):
+    cuda = {"backend": "cuda", "versions": records.versions("cuda"), "kernels": records.fingerprint("cuda")}
+    records.write([*all_families(), *all_families(**cuda)])
+    monkeypatch.setattr(backends, "why_not", lambda name: "a reason" if name == "cuda" else None)
+    assert chosen() == "triton"
+
+
+def test_doctor_names_what_passed_and_is_not_used():
+    records.write([record(family="diagonal"), record(family="modulate")])
+    text = doctor.as_text()
+    assert "diagonal bfloat16 (not used: interaction did not pass), modulate bfloat16" in text
+
+
 def test_a_directory_for_all_with_the_sticky_bit_is_no_danger(cache):
     records.write(all_families())
     cache.parent.chmod(0o1777)
@@ -241,6 +318,7 @@ def test_a_directory_for_all_with_the_sticky_bit_is_no_danger(cache):
         ("[]", "another version"),
         ('{"schema": 1, "records": [{}]}', "damaged"),
         ('{"schema": 1, "records": 3}', "damaged"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_damaged_file_is_said_to_be_and_written_anew(text, reason):
@@ -251,7 +329,9 @@ def test_a_damaged_file_is_said_to_be_and_written_anew(text, reason):
     assert chosen() == "triton"
 
 
-@pytest.mark.parametrize("change", [{"backend": "cpu"}, {"family": "other"}, {"fault": 3}, {"versions": 3}])
+@pytest.mark.parametrize(
+    "change", [{"backend": "cpu"}, {"family": "other"}, {"fault": 3}, {"versions": 3}, {"dtype": ["a"]}]
+)
 def test_a_record_is_checked_when_it_is_read(change):
     records.write([record()])
     found = json.loads(records.path().read_text())
@@ -278,7 +358,7 @@ def test_nothing_is_left_where_it_cannot_be_written(monkeypatch):
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="no space"):
         records.write(all_families())
-    assert records.path().read_text() == before and len(list(records.folder().iterdir())) == 1
+    assert records.path().read_text() == before and not [*records.folder().glob(".verified*")]
 
 
 def test_a_gpu_of_amd_takes_triton_where_it_was_verified(monkeypatch):

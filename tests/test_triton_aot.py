@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import aot, cold_start
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WHY_NOT = aot.why_not() or ("the kernels are made for the interpreter" if backends.interpreting() else None)
 needs_tools = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
@@ -163,13 +162,12 @@ AMD_GPUS = {"gfx942": 64, "gfx1100": 32}  # threads of a warp; both have 64 KiB 
 
 @needs_tools
 @pytest.mark.parametrize(
-    ("gpu", "dtype", "few"),
-    [("gfx942", torch.bfloat16, True), ("gfx1100", torch.float16, True)]
-    + [pytest.param(gpu, d, False, marks=pytest.mark.slow) for gpu in AMD_GPUS for d in DTYPES],
+    ("gpu", "dtype"),
+    [("gfx942", torch.bfloat16), ("gfx1100", torch.float16)],
     ids=str,
 )
-def test_kernels_compile_for_gpus_of_amd(gpu, dtype, few, monkeypatch):
-    """With the tiles that they would take there. That says nothing of results, which `verify` has to show."""
+def test_kernels_compile_for_gpus_of_amd(gpu, dtype, monkeypatch):
+    """One of each, with the tile that it would take there; of results `verify` has to tell."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -177,11 +175,9 @@ def test_kernels_compile_for_gpus_of_amd(gpu, dtype, few, monkeypatch):
     from mi_kernels.ops.triton.launch import AMD
 
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    found = variants.launches(AMD, dtype, short=True)
-    kinds = {launch.kernel.__name__: launch for launch in found}
-    chosen = list(kinds.values()) if few else found
-    assert len(chosen) > (4 if few else 40)
-    for launch in chosen:
+    kinds = {launch.kernel.__name__: launch for launch in variants.launches(AMD, dtype, short=True)}
+    assert len(kinds) > 4
+    for launch in kinds.values():
         source, options = variants.source(launch, AMD)
         compiled = triton.compile(source, target=GPUTarget("hip", gpu, AMD_GPUS[gpu]), options=options)
         assert compiled.metadata.shared <= 64 << 10, launch.kernel.__name__

@@ -1,6 +1,8 @@
 """`python -m mi_kernels verify` without a GPU: its suites on the CPU, and children that go wrong."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,8 +31,11 @@ def run_suite(backend, dtype, family, chosen=lambda name: True):
     return status, {s: [one for one in lines if one["state"] == s] for s in ("begun", "passed", "failed")}
 
 
-@pytest.mark.parametrize("family", records.FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((family, torch.bfloat16) for family in records.FAMILIES), ("interaction", torch.float32)],
+    ids=str,
+)
 def test_every_check_passes_on_the_cpu(family, dtype):
     small = ("kernel odd", "kernel few")  # of the sizes for kernels, which test_cuda_values.py has
     status, lines = run_suite("portable", dtype, family, lambda n: not n.startswith("kernel") or n in small)
@@ -95,6 +100,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("MI_KERNELS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(records, "device_of", lambda index: ("Made Up", "9.0"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
     monkeypatch.setattr(verify, "workers_for", lambda device: 2)
@@ -153,6 +159,7 @@ sys.exit(suite.run_checks({"c": broken, "d": broken}, "portable", torch.float32,
 
 def test_what_goes_wrong_costs_its_own_family(gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(verify, "LIMIT", 4.0)
+    monkeypatch.setattr(verify, "HANGS", 3.0)
     begin = time.monotonic()
     status = verify.main(["--dtype", "bfloat16"], saying(tmp_path, FAULTS))
     assert status == 1 and time.monotonic() - begin < 100
@@ -162,7 +169,7 @@ def test_what_goes_wrong_costs_its_own_family(gpu, monkeypatch, tmp_path, capsys
         ("cuda", "interaction"): ("b: not done after 4 s",),
         ("triton", "diagonal"): ("b: ended with status -11",),
         ("triton", "modulate"): ("c: RuntimeError: an illegal memory access", "nothing but errors"),
-        ("cuda", "modulate"): ("ended with status 1", "ImportError: no such library"),
+        ("cuda", "modulate"): ("after it: ended with status 1", "ImportError: no such library"),
     }.items():
         fault = found.pop(key)
         assert all(text in fault for text in texts), fault
@@ -241,7 +248,7 @@ def test_the_largest_engine_is_checked_where_it_runs():
 
 def test_output_that_was_cut_off_counts_as_far_as_it_came():
     cut = json.dumps({"check": "a", "state": "passed", "error": 0.25}) + '\n{"check": "b", "sta'
-    assert verify.outcome(isolated.Ended("x", 0, cut, 1.0)) == (1, 0.25, None)
+    assert verify.outcome(isolated.Ended("x", 0, cut, 1.0)) == (1, 0.25, None, True)
     assert verify.outcome(isolated.Ended("x", 0, "", 1.0)).fault == "no check ran"
 
 
@@ -271,3 +278,114 @@ def test_a_device_that_answers_is_not_ruined(monkeypatch):
     assert not devices.ruined("cpu")
     monkeypatch.setattr(torch, "ones", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("sticky")))
     assert devices.ruined("cpu")
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "told"),
+    [
+        (1, "Traceback\nImportError: no such library", "no such library"),
+        (
+            1,
+            '{"check": "a", "state": "failed", "fault": "OutOfMemoryError: CUDA out of memory"}',
+            "out of memory",
+        ),
+        (None, '{"check": "a", "state": "passed", "error": 0.1, "seconds": 99.0}', "not done after 100 s"),
+        (0, "", "no check ran"),
+    ],
+)
+def test_what_says_nothing_of_the_kernels_is_told_and_not_recorded(status, output, told):
+    """Else a busy GPU would keep them from being used, and nobody would say so again."""
+    found = verify.outcome(isolated.Ended("x", status, output, 100.0))
+    assert not found.judged and told in found.fault
+
+
+@pytest.mark.parametrize(
+    ("status", "output"),
+    [
+        (None, '{"check": "a", "state": "begun"}'),
+        (0, '{"check": "a", "state": "begun"}'),
+        (-11, '{"check": "a", "state": "begun"}'),
+        (1, '{"check": "a", "state": "failed", "fault": "result 0"}'),
+    ],
+)
+def test_what_does_is_recorded(status, output):
+    found = verify.outcome(isolated.Ended("x", status, output, 100.0))
+    assert found.judged and found.fault.startswith("a: ")
+
+
+def test_no_variable_of_the_environment_lets_a_wrong_kernel_pass(tmp_path, monkeypatch):
+    """Assertions that are left out, tf32 for float32, or another package in the current directory."""
+    for name, value in (("PYTHONOPTIMIZE", "1"), ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "mi_kernels").mkdir()
+    (tmp_path / "mi_kernels" / "__init__.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    wrong = WRONG["modulate"] + "\nassert torch.backends.cuda.matmul.fp32_precision != 'tf32'"
+    command = [*child(tmp_path, wrong), "triton", "cuda:0", "float32", "modulate"]
+    for optimized in (command, [command[0], "-O", *command[1:]]):
+        status, output = isolated.run(optimized, 120, verify.environment(), tmp_path)
+        assert status == 1 and '"state": "failed"' in output, output[-1500:]
+    ask = [sys.executable, "-m", "mi_kernels.testing.suite", "portable", "cpu", "float32", "modulate", "typo"]
+    assert "has no check 'typo'" in isolated.run(ask, 120, verify.environment(), tmp_path)[1]
+
+
+def test_float32_is_checked_without_tf32_whatever_is_set():
+    settings, seen = torch.backends.cuda.matmul, []
+    before, settings.fp32_precision = settings.fp32_precision, "tf32"
+    try:
+        checks = {"a": lambda dtype, device: seen.append(settings.fp32_precision) or 0.5}
+        assert suite.run_checks(checks, "portable", torch.float32, "cpu", lambda **line: None) == 0
+        assert seen == ["ieee"]
+        nan = {"a": lambda dtype, device: float("nan")}
+        assert suite.run_checks(nan, "portable", torch.float32, "cpu", lambda **line: None) == 1
+    finally:
+        settings.fp32_precision = before
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "zzz", "cuda:9"])
+def test_a_device_that_cannot_be_checked(device, gpu, capsys):
+    with pytest.raises(SystemExit):
+        verify.main(["--device", device])
+    assert "--device: expected a GPU such as cuda:0" in capsys.readouterr().err
+
+
+PARENT = """
+import signal, sys, time
+from mi_kernels.testing import isolated
+isolated.end_with_this_process()
+job = isolated.Job("x", [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); "
+    f"open({sys.argv[1]!r}, 'w').write(str(os.getpid())); time.sleep(100)"], 100.0)
+list(isolated.run_all([job], 1, time.monotonic() + 100))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_children_end_with_their_parent(number, tmp_path):
+    """A hung kernel must not stay on the GPU when its user gives up."""
+    where = tmp_path / "pid"
+    environment = verify.environment()
+    parent = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", PARENT, str(where)], env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (where.exists() and where.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    pid = int(where.read_text())
+    parent.send_signal(number)
+    assert parent.wait(timeout=30) != 0
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the child lives on")
+
+
+def test_what_was_written_is_known_where_the_pipe_stays_open(monkeypatch):
+    """As of a process that hangs in the driver and cannot be ended: here a child of it holds the pipe."""
+    monkeypatch.setattr(isolated, "GRACE", 0.5)
+    script = "import subprocess, time; print('begun', flush=True)\n"
+    script += "subprocess.Popen(['sleep', '6'], start_new_session=True); time.sleep(60)"
+    assert isolated.run([sys.executable, "-c", script], 2.0) == (None, "begun\n")

@@ -4,15 +4,17 @@ A GPU gives every kernel the chance to hang or to ruin its process (an illegal a
 fail), so what may do so never runs in the process that has to report it.
 """
 
+import atexit
 import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GRACE = 3.0  # seconds between asking a process to end and ending it
 
@@ -32,6 +34,38 @@ class Ended(NamedTuple):
     seconds: float
 
 
+_running: set[subprocess.Popen] = set()
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen:
+    """A process that leads a session of its own, and is ended with this one."""
+    process = subprocess.Popen(
+        list(command), stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True, **options
+    )
+    _running.add(process)
+    return process
+
+
+def end_with_this_process() -> None:
+    """What was started ends when this process is interrupted or told to end, hung kernels included."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+@atexit.register
+def _end_all() -> None:
+    for process in [one for one in _running if one.poll() is None]:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def run(
     command: Sequence[str],
     seconds: float,
@@ -39,26 +73,32 @@ def run(
     folder: str | os.PathLike | None = None,
 ) -> tuple[int | None, str]:
     """(status, stdout and stderr) of a command; the status is None where it did not end in time."""
-    process = subprocess.Popen(
-        list(command), cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-    )  # fmt: skip
+    process = start(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, errors="replace")
     try:
         output, _ = process.communicate(timeout=max(seconds, 0.1))
         return process.returncode, output
-    except subprocess.TimeoutExpired:
-        return None, stop(process)
+    except subprocess.TimeoutExpired as late:
+        return None, stop(process) or _text(late.output)
+    finally:
+        _running.discard(process)
+
+
+def _text(output: Any) -> str:
+    """What TimeoutExpired has of it, which may be bytes."""
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
 def stop(process: subprocess.Popen) -> str:
     """Ends a process that leads its own session, with all that it started; what it wrote, where piped."""
+    written = ""
     for number in (signal.SIGTERM, signal.SIGKILL):  # what waits for the GPU may not hear the first
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
+        try:
             return process.communicate(timeout=GRACE)[0] or ""
-    # A process in a system call that does not return cannot be ended; nobody may wait for it.
-    return "[it could not be ended]"
+        except subprocess.TimeoutExpired as late:
+            written = _text(late.output)
+    return written  # a process in a system call that does not return cannot be ended; nobody may wait for it
 
 
 def run_all(

@@ -31,6 +31,7 @@ from mi_kernels.functional import interaction_by
 from mi_kernels.ops import activations
 from mi_kernels.ops.interaction import costs, reference
 from mi_kernels.testing import checks, devices, samples
+from mi_kernels.testing.errors import require
 from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
 from mi_kernels.testing.kernel_values import check_interaction
 from mi_kernels.testing.samples import LAYOUTS, WEIGHT_ONLY, Gate, Modulation, Sample
@@ -72,6 +73,11 @@ def takes(name: str, dtype: str) -> bool:
 def _kernel(backend: str, size: KernelSize, dtype: torch.dtype, device: str) -> float:
     suffix = {"triton": "_triton", "portable": "_portable"}.get(backend, "")
     operations = {name: getattr(torch.ops.mi_kernels, name + suffix) for name in OPERATIONS}
+    if size.kernel is not None:  # else another engine would be checked in the name of this one
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        question = "forward", list(size.sizes), dtype, 15, 90, processors
+        plan = torch.ops.mi_kernels.cuda_interaction_plan(*question)
+        require(plan.startswith("algorithm=wgmma"), f"expected the sm_90a engine, got the plan {plan}")
     return check_interaction(SimpleNamespace(**operations), size, dtype, device)
 
 
@@ -206,9 +212,8 @@ def _not_finite(dtype: torch.dtype, device: str) -> float:
     form = checks.form_of(Sample(samples.ODD))
     for index, value in itertools.product(range(6), (float("nan"), float("inf"))):
         arguments = Sample(samples.ODD).arguments(dtype, device)
-        changed = arguments[index]
-        assert changed is not None
-        changed.view(-1)[-1] = value
+        tensors: Any = arguments
+        tensors[index].view(-1)[-1] = value
         checks.check_errors(
             lambda *a: [form.function(*a)],
             lambda *a: [form.reference(*a)],
@@ -223,7 +228,7 @@ def _repeatable(sample: checks.AnySample, dtype: torch.dtype, device: str) -> fl
     tensors = sample.cotangent(dtype, device), *sample.arguments(dtype, device)
     first, second = gradients(*tensors), gradients(*tensors)
     for index, (one, other) in enumerate(zip(first, second, strict=True)):
-        assert torch.equal(one, other), f"gradient {index} differs from run to run"
+        require(torch.equal(one, other), f"gradient {index} differs from run to run")
     return 0.0
 
 
@@ -238,6 +243,7 @@ def run_checks(
     faults = 0
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # checks of tf32 say so; the environment may too
     for name, check in chosen.items():
         say(check=name, state="begun")
         begin = time.monotonic()
@@ -246,6 +252,7 @@ def run_checks(
                 error = check(dtype, device)
             if torch.device(device).type == "cuda":
                 torch.cuda.synchronize(device)  # what goes wrong later belongs to this check
+            require(error <= 1, f"error {error:.3g} of what is allowed")
         except Exception as problem:  # whatever a kernel does, it is told
             kind = "" if isinstance(problem, AssertionError) else f"{type(problem).__name__}: "
             say(check=name, state="failed", fault=f"{kind}{problem}"[:600])
@@ -265,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # several of these run at a time
     capability = (0, 0)
     if torch.device(device).type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(torch.device(device).index or 0)
         capability = torch.cuda.get_device_capability(device)
     found = {name: c for name, c in suite(family, backend, capability).items() if takes(name, dtype)}
     unknown = [name for name in names if name not in found]

@@ -12,8 +12,6 @@ How s enters is the style. It is a constant of the compilation, so each style co
 
 scaled and held round s a to the dtype of the operands, as a materialised operand would. promoted does not,
 and does not leave the range of float16; it is also what makes T = g W_i, of which dx and dz are both taken.
-In float32 without tf32, where one term after the other is added, the other styles add up sums of CHAIN
-terms: a chain of n is off by about sqrt(n / 2) units, and cuBLAS, by which results are judged, may split it.
 
 Operands are tuples (pointer, strides...), None where a term is absent; any stride, 0 included. Where a tile
 begins is counted in int64; within a tile in int32 as long as its strides allow that (INDEX), which leaves
@@ -23,8 +21,6 @@ from padding.
 
 import triton
 import triton.language as tl
-
-CHAIN = tl.constexpr(128)
 
 
 @triton.jit
@@ -77,12 +73,8 @@ def accumulate(
         turns, steps = k_steps, count
     else:
         turns, steps = 1, k_steps * count
-    CHAINS: tl.constexpr = PRECISION == "ieee" and p_a.dtype.element_ty == tl.float32 and STYLE != "promoted"
-    if STYLE == "promoted" or CHAINS:
+    if STYLE == "promoted":
         part = tl.zeros_like(acc)
-    if CHAINS:
-        LINKS: tl.constexpr = 1 if BK > CHAIN else CHAIN // BK
-        second = tl.zeros_like(acc)
     for turn in range(turns):
         if STYLE == "held":
             k = first + tl.cast(turn, tl.int64) * BK
@@ -121,23 +113,11 @@ def accumulate(
                         tl.store(pair[1] + i * pair[4] + pair[2], tl.sum(products, 1), mask=pair[3])
                     part = tl.zeros_like(acc)
             else:
+                acc = tl.dot(b_a, b_b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
                 if other is not None:
                     p_c = other[0] + k * other[4] + other[1]
                     b_c = tl.load(p_c, mask=other[2] & m_k[:, None], other=0.0)
-                if CHAINS:
-                    part = tl.dot(b_a, b_b, part, input_precision=PRECISION, out_dtype=acc.dtype)
-                    if other is not None:
-                        second = tl.dot(b_a, b_c, second, input_precision=PRECISION, out_dtype=acc.dtype)
-                    if (step + 1) % LINKS == 0 or step + 1 == steps:
-                        acc += part
-                        part = tl.zeros_like(acc)
-                        if other is not None:
-                            shift += second
-                            second = tl.zeros_like(acc)
-                else:
-                    acc = tl.dot(b_a, b_b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
-                    if other is not None:
-                        shift = tl.dot(b_a, b_c, shift, input_precision=PRECISION, out_dtype=acc.dtype)
+                    shift = tl.dot(b_a, b_c, shift, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc, shift
 
 
