@@ -1,10 +1,10 @@
 """`make gpu-check` as far as it goes without a GPU: its stages, and each way in which one can fail.
 
-The measurements are in test_gpu_cases.py, what pytest reports in test_gpu_report.py.
+Kernels by themselves are in test_gpu_smoke.py, measurements in test_gpu_cases.py, figures and the summary in
+test_gpu_figures.py, what pytest reports in test_gpu_report.py.
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,12 +21,11 @@ from benchmarks import (
     gpu_benchmark,
     gpu_build,
     gpu_check,
-    gpu_figures,
     gpu_smoke,
     gpu_tests,
 )
 from mi_kernels import backends
-from mi_kernels.testing import isolated, kernel_sizes, suite
+from mi_kernels.testing import isolated
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
@@ -116,125 +115,6 @@ def test_a_build_that_fails_or_takes_too_long_says_so(building, monkeypatch):
         monkeypatch.setattr(isolated, "run", lambda *a, status=status: (status, "an error"))
         found = gpu_build.build("cuda:0", 9.0)
         assert found["status"] == words and found["end"] == "an error" and not gpu_check.good(words)
-
-
-# ---- smoke and sanitize ----
-
-
-def test_smoke_has_every_kernel_of_every_backend_once():
-    found = gpu_smoke.cases(["cuda", "triton"], (9, 0))
-    names = [case.name for case in found]
-    assert len(set(names)) == len(names)
-    for size in (*kernel_sizes.SM90, *kernel_sizes.MMA):
-        for dtype in size.dtypes:
-            assert f"cuda {size.name} {dtype}" in names
-            assert (f"triton {size.name} {dtype}" in names) == (size in kernel_sizes.MMA)
-    for backend in ("cuda", "triton"):
-        for family in ("diagonal", "gated_interaction", "modulate"):
-            assert {f"{backend} {family} {dtype}" for dtype in suite.DTYPES} <= set(names)
-    assert len(gpu_smoke.cases(["cuda"], (8, 0))) < len(gpu_smoke.cases(["cuda"], (9, 0)))
-
-
-def test_what_smoke_asks_for_exists():
-    for case in gpu_smoke.cases(["cuda", "triton", "portable"], (9, 0)):
-        known = suite.suite(case.family, case.backend, (9, 0))
-        assert set(case.checks) <= set(known), case
-        assert all(suite.takes(check, case.dtype) for check in case.checks)
-
-
-# A stand-in for suite.py: modulation goes wrong in another way in each dtype, and one size is wrong in all.
-FAULTY = """
-import json, os, sys, time
-backend, device, dtype, family, *checks = sys.argv[1:]
-def say(check, state, **more): print(json.dumps({"check": check, "state": state} | more), flush=True)
-for check in checks:
-    say(check, "begun")
-    if family == "modulate" and dtype == "bfloat16": time.sleep(100)
-    if family == "modulate" and dtype == "float16":
-        say(check, "failed", fault="CUDA error: an illegal memory access was encountered"); sys.exit(3)
-    if family == "modulate" and dtype == "float32": os.kill(os.getpid(), 9)
-    if check == "kernel odd": say(check, "failed", fault="result 0: error 1"); sys.exit(1)
-    say(check, "passed", error=0.25)
-"""
-
-
-@pytest.fixture
-def faulty(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_smoke, "LIMIT", 4.0)
-    monkeypatch.setattr(gpu_smoke, "SANITIZED", 4.0)
-    (tmp_path / "faulty.py").write_text(FAULTY)
-    return [sys.executable, str(tmp_path / "faulty.py")]
-
-
-def test_a_hang_a_crash_and_a_wrong_kernel_cost_one_case_each(faulty):
-    said = []
-    end = time.monotonic() + 100
-    found = gpu_smoke.smoke(["triton"], (9, 0), "cuda:0", end, said.append, faulty, workers=4)
-    faults = {name: one["fault"] for name, one in found["cases"].items() if one["fault"]}
-    assert "values tokens: not done after 4 s" in faults.pop("triton modulate bfloat16")
-    assert "illegal memory access" in faults.pop("triton modulate float16")
-    assert "ended with status -9" in faults.pop("triton modulate float32")
-    assert set(faults) == {f"triton odd {dtype}" for dtype in suite.DTYPES}
-    assert found["status"] == f"7 of {len(found['cases'])} failed" and len(said) == 7
-    assert found["missing"] == [] and len(found["cases"]) == len(gpu_smoke.cases(["triton"], (9, 0)))
-    lines = list(gpu_figures.lines_of_cases("smoke", found))
-    (worst,) = [line for line in lines if "worst error" in line]
-    assert "triton" in worst and "tile 0.25, many rows 0.25" in worst and "odd" not in worst
-    assert any("triton odd float64: kernel odd: result 0: error 1" in line for line in lines)
-
-
-def test_smoke_that_runs_out_of_time_has_not_passed(faulty):
-    found = gpu_smoke.smoke(["triton"], (9, 0), "cuda:0", time.monotonic() - 1, print, faulty, workers=2)
-    assert found["status"].startswith("stopped: out of time") and len(found["missing"]) > 10
-    assert not gpu_check.good(found["status"])
-    nothing = gpu_smoke.smoke([], (9, 0), "cuda:0", time.monotonic() + 9, print, faulty)
-    assert nothing["status"] == "nothing ran" and not gpu_check.good(nothing["status"])
-
-
-def test_a_real_case_of_smoke_on_the_cpu(tmp_path):
-    """The process itself, its checks, and what it says; on the portable backend."""
-    program = tmp_path / "here.py"
-    program.write_text(
-        "import sys; from mi_kernels.testing import suite\n"
-        "sys.exit(suite.main(['portable', 'cpu', *sys.argv[3:]]))"
-    )
-    case = gpu_smoke.Case("portable", "modulate", "float32", gpu_smoke.OTHERS["modulate"])
-    command = case.command("cuda:0", [sys.executable, "-W", "ignore", str(program)])
-    found = gpu_smoke._ended([isolated.Job("x", command, 100.0)], 1, time.monotonic() + 100, print)
-    assert found["status"] == "passed" and found["cases"]["x"]["checks"] == len(case.checks)
-
-
-@pytest.fixture
-def sanitizer(tmp_path, monkeypatch):
-    """A stand-in that says what it was called with, and finds an error in modulation."""
-    tool = tmp_path / gpu_smoke.SANITIZER
-    tool.write_text(
-        '#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" >> "$0.log"\n'
-        'while [ "${1#--}" != "$1" ]; do shift; done\n"$@" || exit 1\n'
-        'case "$*" in *modulate*) echo "Invalid __global__ read"; exit 9;; esac\n'
-    )
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return tool
-
-
-def test_sanitize_names_what_the_tool_found(sanitizer, tmp_path):
-    line = "{'check': c, 'state': 'passed', 'error': 0}"
-    (tmp_path / "good.py").write_text(f"import sys, json\nfor c in sys.argv[5:]: print(json.dumps({line}))")
-    program = [sys.executable, str(tmp_path / "good.py")]
-    found = gpu_smoke.sanitize(["cuda"], (9, 0), "cuda:0", time.monotonic() + 60, print, program)
-    faults = {name: one["fault"] for name, one in found["cases"].items() if one["fault"]}
-    assert set(faults) == {f"{tool} cuda modulate bfloat16" for tool in gpu_smoke.TOOLS}
-    assert all("Invalid __global__ read" in fault for fault in faults.values())
-    calls = sanitizer.with_suffix(".log").read_text()
-    assert "1 --tool=memcheck --error-exitcode=9 --report-api-errors=no" in calls and "kernel 64x2" in calls
-    assert "1 --tool=racecheck --error-exitcode=9 /" in calls
-
-
-def test_sanitize_is_left_out_where_there_is_no_tool(monkeypatch):
-    monkeypatch.setattr(gpu_smoke.shutil, "which", lambda name: None)
-    found = gpu_smoke.sanitize(["cuda"], (9, 0), "cuda:0", time.monotonic() + 9, print)
-    assert found["status"].startswith("left out") and not gpu_check.good(found["status"])
 
 
 # ---- tests ----
@@ -496,98 +376,3 @@ def test_what_was_left_out_has_not_passed():
     assert gpu_check.faults(measured) == []
     assert gpu_check.faults(measured | {"broken": {"a": "b"}}) == ["benchmark"]
     assert gpu_check.faults(measured | {"cases": []}) == ["benchmark"]  # nothing that runs was measured
-
-
-def _dense(name, out, work, triton, cuda, gemm, rival):
-    kinds = {"mi_kernels triton": ("ours", triton), "mi_kernels cuda": ("ours", cuda)}
-    kinds |= {"mm": ("gemm", gemm), "einsum": ("rival", rival)}
-    candidates = [{"name": n, "kind": k, "status": "ok", "median_s": s} for n, (k, s) in kinds.items()]
-    return {"shape": {"name": name, "O": out}, "dtype": "bfloat16", "pass": work, "candidates": candidates}
-
-
-def test_figures():
-    """Of each backend: the fastest of ours at one shape must not hide the slow one at another."""
-    gate = {"backend": "triton", "pass": "forward", "dtype": "bfloat16", "name": "tokens"}
-    gate |= {"sizes": [[8, 10], [1, 10], [1, 10]], "candidates": {"mi_kernels": {"median_s": 2.0}}}
-    passed = {"status": "passed", "passed": 3, "collected": 3, "failures": {}}
-    stopped = {
-        "status": "stopped: out of time",
-        "passed": 1,
-        "collected": 9,
-        "missing": {"tests/test_a.py": 8},
-    }
-    result = {
-        "gpu": {"name": "made up"},
-        "build": {"status": "built"},
-        "backends": {"triton": None, "cuda": None, "portable": "a reason"},
-        "tests": {"triton": passed, "cuda": stopped},
-        "smoke": None,
-        "sanitize": None,
-        "failed stages": ["tests", "benchmark"],
-        "not asked for": ["smoke", "sanitize"],
-        "ceilings": {"copy_bytes_per_s": 200.0},
-        "cases": [
-            _dense("gpu-512", 512, "forward", 1.0, 2.0, 0.7, 1.5),
-            _dense("gpu-256", 256, "forward", 1.0, 0.5, 0.5, 0.9),
-            _dense("wide", 4096, "forward", 1.0, 1.0, 0.1, 0.1),
-        ],
-        "gates": [gate],
-        "broken": {},
-        "unmeasured": ["a case"],
-    }
-    rows = gpu_figures.figures(result)
-    found = {row["figure"]: (row["measured"], row["shape"], row["reached"]) for row in rows}
-    share, rival = "cuBLAS of equal work / {}, {}, worst large shape", "best rival / {}, {}, worst shape"
-    assert found[share.format("triton", "forward")] == (0.5, "gpu-256", False)
-    assert found[rival.format("triton", "forward")] == (0.9, "gpu-256", False)
-    assert found[share.format("cuda", "forward")] == (0.35, "gpu-512", False)
-    assert found[rival.format("cuda", "forward")] == (0.75, "gpu-512", False)
-    for backend in ("triton", "cuda"):  # no backward was measured
-        assert found[share.format(backend, "forward+backward")] == (None, None, None)
-    # Two bytes each of 80 read, 80 written, 10 + 10 of scale and shift in 2 s, of 200 a second.
-    bandwidth = 2 * (80 + 80 + 10 + 10) / 2 / 200
-    assert rows[-1]["measured"] == pytest.approx(bandwidth) and rows[-1]["reached"] is True
-    lines = list(gpu_figures.summary_lines(result | {"figures": rows}))
-    for line in (
-        "made up",
-        "  portable: left out: a reason",
-        "  tests on triton: passed (3 passed of 3)",
-        "  tests on cuda: stopped: out of time (1 passed of 9)",
-        "    not reached: 8 tests, of tests/test_a.py",
-        "  1 cases not measured, a case the first",
-        "  failed: tests, benchmark; not asked for: smoke, sanitize",
-    ):
-        assert line in lines
-    assert sum("NOT REACHED" in line for line in lines) == 4
-    assert sum(line.endswith(": not measured") for line in lines) == 4
-
-
-def test_the_summary_is_short_however_much_went_wrong():
-    cases = {f"cuda {n} bfloat16": {"fault": "x " * 400, "error": 0.0, "checks": 0} for n in range(200)}
-    stage = {"status": "200 of 200 failed", "cases": cases, "missing": ["a"] * 9}
-    tests = {
-        "status": "failed",
-        "failures": {f"test_{n}": "text " * 99 for n in range(99)},
-        "missing": {"f": 9},
-    }
-    result = {
-        "gpu": {"name": "made up"},
-        "backends": dict.fromkeys("abc", "reason"),
-        "build": {"status": "built"},
-    }
-    result |= {
-        "smoke": stage,
-        "sanitize": stage,
-        "tests": dict.fromkeys(("cuda", "triton", "portable"), tests),
-    }
-    result |= {
-        "broken": {f"case {n}": "text " * 99 for n in range(99)},
-        "unmeasured": ["a"],
-        "not asked for": [],
-    }
-    figure = {"figure": "f", "measured": 1.0, "shape": "s", "target": 1.0, "reached": True}
-    result |= {"figures": [figure] * 30, "failed stages": ["smoke"]}
-    lines = gpu_figures.summary_lines(result)
-    assert len(lines) <= gpu_figures.MOST_LINES == 60 and all(len(line) < 330 for line in lines)
-    assert lines[-1] == "  failed: smoke" and sum("and 196 more" in line for line in lines) == 2
-    assert sum("failed: case" in line for line in lines) == gpu_figures.MOST_FAULTS
