@@ -245,7 +245,7 @@ def _hint(device: torch.device, dtype: str, family: str) -> None:
     name = records.device_of(device.index)[0]
     warnings.warn(
         f"mi_kernels runs {family} in {dtype} on its portable backend on {name}: {reason}."
-        " `python -m mi_kernels verify` checks the compiled kernels there, in about three minutes",
+        " `python -m mi_kernels verify` checks the compiled kernels there, in three minutes at most",
         RuntimeWarning,
         stacklevel=_users_level(),
     )
