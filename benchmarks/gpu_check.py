@@ -96,6 +96,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _wrong_device(name: str) -> str | None:
+    """As verify.py has it, which may not be imported before the build."""
     try:
         device = torch.device(name)
     except RuntimeError:

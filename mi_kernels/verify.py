@@ -70,8 +70,8 @@ def outcome(ended: isolated.Ended) -> Outcome:
     elif passed == 0 and not faults:
         faults.append("no check ran")
         finished = False
-    fault = "; ".join(faults)[:1500] or None
-    return Outcome(passed, worst, fault, finished and "OutOfMemoryError" not in (fault or ""))
+    short_of_memory = bool(faults) and all("OutOfMemoryError" in fault for fault in faults)
+    return Outcome(passed, worst, "; ".join(faults)[:1500] or None, finished and not short_of_memory)
 
 
 def _lines(output: str) -> Iterator[dict[str, Any]]:

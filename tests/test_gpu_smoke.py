@@ -122,6 +122,7 @@ def test_sanitize_names_what_the_tool_found(sanitizer, tmp_path):
     faults = {name: one["fault"] for name, one in found["cases"].items() if one["fault"]}
     assert set(faults) == {f"{tool} cuda modulate bfloat16" for tool in gpu_smoke.TOOLS}
     assert all("Invalid __global__ read" in fault for fault in faults.values())
+    assert len(found["cases"]) == 12  # one round on 16 cores, within the limit of the stage
     calls = sanitizer.with_suffix(".log").read_text()
     assert "1 --tool=memcheck --error-exitcode=9 --report-api-errors=no" in calls and "kernel 64x2" in calls
     assert "1 --tool=racecheck --error-exitcode=9 /" in calls

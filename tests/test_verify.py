@@ -280,6 +280,9 @@ def test_a_device_that_answers_is_not_ruined(monkeypatch):
     assert devices.ruined("cpu")
 
 
+OUT_OF_MEMORY = '{"check": "b", "state": "failed", "fault": "OutOfMemoryError: no space"}'
+
+
 @pytest.mark.parametrize(
     ("status", "output", "told"),
     [
@@ -306,6 +309,7 @@ def test_what_says_nothing_of_the_kernels_is_told_and_not_recorded(status, outpu
         (0, '{"check": "a", "state": "begun"}'),
         (-11, '{"check": "a", "state": "begun"}'),
         (1, '{"check": "a", "state": "failed", "fault": "result 0"}'),
+        (1, '{"check": "a", "state": "failed", "fault": "result 0"}\n' + OUT_OF_MEMORY),
     ],
 )
 def test_what_does_is_recorded(status, output):
