@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from mi_kernels import records, verified
+from mi_kernels.ops.compiling import constant_while_compiling
 
 NAMES = ("auto", "reference", "portable", "cpu", "triton", "cuda")
 COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -198,7 +199,7 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
     return name
 
 
-@torch.compiler.assume_constant_result  # dynamo does not see a cache and would trace what is behind it
+@constant_while_compiling  # dynamo does not see a cache and would trace what is behind it
 def _automatic_on_gpu(device: torch.device, dtype: torch.dtype, family: str) -> str:
     return _verified_on_gpu(device, dtype, family)
 

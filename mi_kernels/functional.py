@@ -1,7 +1,6 @@
 """The public functions: validation, autocast, broadcasting, choice of a backend, call."""
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends, records
-from mi_kernels.ops.autocast import dtype_in_force
-from mi_kernels.ops.interaction import autograd, costs, plan_shared, ragged, reference, shared
+from mi_kernels.ops.autocast import dtype_in_force, lower
+from mi_kernels.ops.interaction import plan_shared, planned, ragged, reference
 from mi_kernels.ops.interaction.packed import PackedWeight
 from mi_kernels.ops.interaction.plan import Plan
+from mi_kernels.ops.rules import differentiating
 from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors
 
 
@@ -172,33 +172,30 @@ def _interaction(
     force: str | None = None,
 ) -> Tensor:
     """``force``: a plan of costs.py by name, for tests and benchmarks; else the cheapest one."""
-    packed, weight = weight if isinstance(weight, PackedWeight) else None, _unpacked(weight)
+    words = None
+    if isinstance(weight, PackedWeight):
+        weight, words = _laid_out(weight, (x, z, *others))
     x, z, *weights = autocast((x, z, weight, *others))
     lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if chosen == "reference":
         z = z if segment_ids is None else ragged.of_rows(z, segment_ids)
         return reference.interaction(x, z, *weights)
-    if segment_ids is not None:
-        return ragged.interaction(chosen, segment_ids, x, z, *weights, force=force)
-    # Sooner told than by whole shapes. Not len(): it would make a symbolic size a number.
-    alike = len(lead) == 1 and x.dim() == z.dim() == 2 and x.shape[0] == z.shape[0]
-    sharing = None if alike else shared.compare(chosen, lead, x, z, weights)
-    if sharing is not None:
-        places, found = sharing
-        how = force or costs.cheapest(found).plan
-        if how != costs.FUSED:
-            return shared.interaction(chosen, how, places, x, z, *weights)
-    x, z, words = rows_of(x, lead), rows_of(z, lead), None
-    if (
-        packed is not None
-        and chosen == "cpu"
-        and weights[0] is packed.weight
-        and not torch.compiler.is_compiling()
-    ):
-        words = packed.words()
-    y = autograd.forward(chosen, x, z, *weights, words=words)
-    return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
+    if chosen != "cpu":
+        words = None
+    weight, weight_z, weight_x, bias = weights
+    return planned.interaction(
+        chosen, lead, x, z, weight, weight_z, weight_x, bias, segment_ids, words, force
+    )
+
+
+def _laid_out(packed: PackedWeight, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+    """The weight as it is, or where nothing is differentiated as autocast wants it, and as it was packed."""
+    tensors = (packed.weight, *(tensor for tensor in others if isinstance(tensor, Tensor)))
+    if torch.compiler.is_compiling() or differentiating(tensors):
+        return packed.weight, None
+    device = packed.weight.device.type
+    return packed.laid_out(_autocast_dtype(packed.weight, device, dtype_in_force(device)))
 
 
 def interaction_by(
@@ -245,24 +242,19 @@ def _check(
     return lead
 
 
-def rows_of(tensor: Tensor, lead: torch.Size) -> Tensor:
-    """A tensor [..., F] as the rows [B, F] of a call whose leading dimensions are ``lead``."""
-    if len(lead) == 1 and tensor.shape[0] == lead[0] and tensor.dim() == 2:
-        return tensor
-    return tensor.expand(*lead, tensor.shape[-1]).reshape(math.prod(lead), tensor.shape[-1])
-
-
 def autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments as autocast wants those of a matrix product."""
     device = next((tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)), None)
     if device is None or (dtype := dtype_in_force(device)) is None:
         return tensors
-    return tuple(_lower(tensor, device, dtype) for tensor in tensors)
+    return tuple(
+        lower(tensor, _autocast_dtype(tensor, device, dtype)) if isinstance(tensor, Tensor) else tensor
+        for tensor in tensors
+    )
 
 
-def _lower(tensor: Tensor | None, device: str, dtype: torch.dtype) -> Tensor | None:
+def _autocast_dtype(tensor: Tensor, device: str, dtype: torch.dtype | None) -> torch.dtype:
     # The rule of autocast's own lower-precision list: floating point on its device, but not float64.
-    if not isinstance(tensor, Tensor) or tensor.device.type != device:
-        return tensor
-    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-    return tensor.to(dtype) if eligible else tensor
+    if dtype is None or tensor.device.type != device or not tensor.is_floating_point():
+        return tensor.dtype
+    return tensor.dtype if tensor.dtype == torch.float64 else dtype

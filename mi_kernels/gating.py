@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.functional import EXPLAINED, autocast, rows_of
+from mi_kernels.functional import EXPLAINED, autocast
 from mi_kernels.ops import activations, gates, plans
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.diagonal import reference as diagonal_reference
 from mi_kernels.ops.gated import reference as gated_reference
 from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction.plan import Plan
+from mi_kernels.ops.interaction.planned import rows_of
 from mi_kernels.ops.modulate import autograd as elementwise
 from mi_kernels.ops.modulate import reference as modulate_reference
+from mi_kernels.ops.rules import without_features
 from mi_kernels.validation import (
     FLOATING,
     broadcast_leading,
@@ -240,7 +242,7 @@ def _per_context(
     backend: str, z: Tensor, weight: Tensor, bias: Tensor | None, lead: torch.Size, rank: int
 ) -> Tensor:
     """z W^T + b of each context, its leading dimensions spread to ``rank`` of them."""
-    y = dense.forward(backend, z.narrow(-1, 0, 0), z, None, weight, None, bias)
+    y = dense.forward(backend, without_features(z), z, None, weight, None, bias)
     return y.view(*(1,) * (rank - len(lead)), *lead, y.shape[-1])
 
 

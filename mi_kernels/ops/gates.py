@@ -17,15 +17,30 @@ from mi_kernels.ops import activations
 from mi_kernels.ops.diagonal import schema as _diagonal  # noqa: F401  (defines the operation)
 from mi_kernels.ops.gated import schema as _gated  # noqa: F401  (defines the operation)
 from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.library import overloads
+from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.modulate import autograd as elementwise
-from mi_kernels.ops.rules import Fold, Maybe, Rule, add, differentiating, nests, primals, unbatched
+from mi_kernels.ops.rules import (
+    Fold,
+    Maybe,
+    Rule,
+    add,
+    differentiating,
+    nests,
+    primals,
+    unbatched,
+    wanted,
+    without_features,
+)
 
 _DIAGONAL = overloads("diagonal")
 _GATED = overloads("gated_interaction")
 
 
-@torch.compiler.allow_in_graph
+@traceable(
+    "differentiable_gate",
+    "(str backend, str activation, float scale_offset, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z,"
+    " Tensor? weight_x, Tensor? bias, Tensor? shift_weight, Tensor? shift_bias) -> Tensor",
+)
 def gate(
     backend: str,
     activation: str,
@@ -42,6 +57,9 @@ def gate(
     """y = (act(z^T W x + U z + V x + c) + s) * x + (C z + d), differentiable."""
     tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
     if differentiating(tensors):
+        if weight is None and weight_z is None and shift_weight is None:
+            z = z.detach()  # as in the dense interaction: what no term takes has no gradient
+        tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
         return Gate.call(backend, activation, scale_offset, *tensors)[0]
     return _kernel(backend, activation, scale_offset, False, *tensors)[0]
 
@@ -56,7 +74,7 @@ def _linear(backend: str, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
     """C z + d, of the rows of z."""
     if weight is None and bias is None:
         return None
-    return dense.forward(backend, z.narrow(-1, 0, 0), z, None, weight, None, bias)
+    return dense.forward(backend, without_features(z), z, None, weight, None, bias)
 
 
 def composed(backend: str, activation: str, scale_offset: float, *tensors: Maybe) -> tuple[Tensor, Tensor]:
@@ -85,7 +103,7 @@ class Gate(Rule):
             return (None,) * 11
         *tensors, p = ctx.saved_tensors
         x, z, weight, weight_z, weight_x, bias, c, _ = tensors
-        backend, need = ctx.backend, ctx.needs_input_grad[3:]
+        backend, need = ctx.backend, wanted(ctx)[3:]
         need_gate = need[0] and (weight is not None or weight_x is not None) or any(need[1:6])
         dx = by_gate_x = by_gate_z = by_shift_z = None
         weights: tuple[Maybe, ...] = (None,) * 4

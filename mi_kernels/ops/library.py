@@ -10,13 +10,16 @@ name in the ``triton`` module beside the ``portable`` one, imported when it is f
 import functools
 import importlib
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 from mi_kernels.ops.autocast import dtype_in_force
+from mi_kernels.ops.compiling import is_transformed, opaque_while_compiling
 
 NAMESPACE = "mi_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def define(name: str, schema: str, portable: Callable, fake: Callable) -> None:
@@ -57,12 +60,46 @@ def _triton_twin(portable: Callable) -> Callable:
     return lambda *arguments: kernel()(*arguments)
 
 
+class _Overloads(dict[str, torch._ops.OpOverload]):
+    def __missing__(self, backend: str) -> torch._ops.OpOverload:
+        raise ValueError(f"backend: expected one of {', '.join(self)}, got {backend!r}")
+
+
 def overloads(name: str) -> dict[str, torch._ops.OpOverload]:
     """The dispatcher entry of ``name`` on each backend."""
     compiled, portable, triton = (
         getattr(torch.ops.mi_kernels, name + suffix).default for suffix in ("", "_portable", "_triton")
     )
-    return {"cpu": compiled, "cuda": compiled, "portable": portable, "triton": triton}
+    return _Overloads(cpu=compiled, cuda=compiled, portable=portable, triton=triton)
+
+
+def traceable(name: str, schema: str) -> Callable[[F], F]:
+    """Makes a differentiable function of tensors one operation to Dynamo, torch.export and torch.jit.trace.
+
+    The operation is composite: wherever it is run, AOTAutograd and compilers included, that is the function
+    itself. So an exported program is differentiated by the same rules. Inside a transform of torch.func it
+    cannot be one (the rules enter the transform again, which a composite operation must not), so there Dynamo
+    keeps a call of the function.
+    """
+
+    def decorate(function: F) -> F:
+        LIBRARY.define(name + schema)
+        LIBRARY.impl(name, function, "CompositeImplicitAutograd")
+        operation = getattr(getattr(torch.ops, NAMESPACE), name).default
+        opaque, admit = opaque_while_compiling(function)
+
+        @functools.wraps(function)
+        def call(*arguments):
+            if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+                return function(*arguments)
+            if not is_transformed():
+                return operation(*arguments)
+            admit()
+            return opaque(*arguments)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
 
 
 # Questions to the compiled CPU library: its instruction sets as "compiled;supported;selected", and the plan

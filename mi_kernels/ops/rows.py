@@ -18,7 +18,7 @@ def move(rows: Tensor, source: Tensor, places: Tensor) -> Tensor:
         source: [P], numbers of rows up to N.
         places: [N], where each row goes in y, and P where it goes nowhere.
     """
-    return Move.apply(rows, source, places) if differentiating((rows,)) else _moved(rows, source, places)
+    return Move.call(rows, source, places) if differentiating((rows,)) else _moved(rows, source, places)
 
 
 def _moved(rows: Tensor, source: Tensor, places: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 from torch.autograd import forward_ad as fw
+from torch.autograd.function import BackwardCFunction
 
 Maybe = Tensor | None
+_VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 
 
 def differentiating(tensors: Iterable[Maybe]) -> bool:
@@ -19,7 +21,36 @@ def differentiating(tensors: Iterable[Maybe]) -> bool:
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
-    return torch._C._are_functorch_transforms_active() or fw._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or fw._current_level >= 0 or _is_mapped()
+
+
+def _is_mapped() -> bool:
+    """Whether ``torch.autograd`` maps over gradients (``is_grads_batched``, ``vectorize=True``)."""
+    return torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
+
+
+def wanted(ctx: Any) -> Any:
+    """Whose gradients this backward pass goes on with, for each argument of the Function.
+
+    ``ctx.needs_input_grad`` says who requires grad; ``torch.autograd.grad(y, x)`` wants no more than x.
+    """
+    need = ctx.needs_input_grad
+    if not isinstance(ctx, BackwardCFunction) or torch.compiler.is_compiling():
+        return need
+    edges = iter([node for node, _ in ctx.next_functions if node is not None])
+    return tuple(needed and _will_run(next(edges)) for needed in need)
+
+
+def _will_run(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that torch.autograd.grad was asked for, or no backward pass of the engine
+        return True
+
+
+def without_features(tensor: Tensor) -> Tensor:
+    """[..., 0], to stand for an operand that a product does without. No view: nothing flows back."""
+    return tensor.new_empty((*tensor.shape[:-1], 0))
 
 
 def keep(values: Sequence[Maybe], want: Sequence[bool]) -> tuple[Maybe, ...]:
@@ -68,13 +99,52 @@ class Rule(Function):
         """``apply`` without its binding of default arguments, which takes longer than a small kernel."""
         if torch._C._are_functorch_transforms_active():
             return cls.apply(*args)
+        if _is_mapped():
+            return cls._mapped(args)
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+
+    @classmethod
+    def _mapped(cls, args):
+        """The rule for vmap, applied to what the vmap of ``torch.autograd`` wraps.
+
+        It would run the Function on the wrapped tensors, and the graph would be lost with the wrapper.
+        """
+        depth = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        for level in range(depth, 0, -1):
+            pairs = [_unwrapped(value, level) for value in args]
+            sizes = [value.shape[0] for value, dim in pairs if dim is not None]
+            if sizes:
+                values, dims = zip(*pairs, strict=True)
+                results, out_dims = cls.vmap(_MapInfo(sizes[0]), dims, *values)
+                if isinstance(results, Tensor):
+                    return torch._add_batch_dim(results, out_dims, level)
+                return tuple(
+                    torch._add_batch_dim(result, dim, level)
+                    for result, dim in zip(results, out_dims, strict=True)
+                )
+        return super(Function, cls).apply(*args)  # type: ignore[misc]
 
     @staticmethod
     def save(ctx, *tensors):
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
+
+
+class _MapInfo(NamedTuple):
+    """What a rule for vmap is told."""
+
+    batch_size: int
+
+
+def _unwrapped(value: Any, level: int) -> tuple[Any, int | None]:
+    """A tensor that is mapped over at this level with its mapped dimension in front; others as they are."""
+    if not isinstance(value, Tensor) or not torch._C._functorch.is_legacy_batchedtensor(value):
+        return value, None
+    # Of a tensor that is mapped over at other levels alone, an expanded one of no size comes back.
+    inside = torch._remove_batch_dim(value, level, 0, 0)
+    return (value, None) if inside.shape[0] == 0 else (inside, 0)
 
 
 def unbatched(dims: Sequence[int | None], tensors: Sequence[Maybe]) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.interaction import schema  # noqa: F401  (defines the operations)
-from mi_kernels.ops.library import overloads
+from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.rules import (
     Fold,
     Maybe,
@@ -28,6 +28,7 @@ from mi_kernels.ops.rules import (
     primals,
     spread,
     unbatched,
+    wanted,
 )
 
 _FORWARD = overloads("interaction")
@@ -36,8 +37,11 @@ _INPUT_GRADS = overloads("interaction_input_grads")
 _WEIGHT_GRADS = overloads("interaction_weight_grads")
 
 
-# Dynamo does not trace a Function that has a jvp; AOTAutograd does, so the call is opaque to the former.
-@torch.compiler.allow_in_graph
+@traceable(
+    "differentiable_interaction_rows",
+    "(str backend, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x, Tensor? bias,"
+    " Tensor? words=None) -> Tensor",
+)
 def forward(
     backend: str,
     x: Tensor,  # [(G,) B, X]
@@ -53,6 +57,10 @@ def forward(
     ``words``: W as packed.py lays it out; used if nothing is differentiated.
     """
     if differentiating((x, z, weight, weight_z, weight_x, bias)):
+        # What no term takes has no gradient, not one of None: compiled autograd would add that to others.
+        if weight is None:
+            x = x.detach() if weight_x is None else x
+            z = z.detach() if weight_z is None else z
         return Forward.call(backend, x, z, weight, weight_z, weight_x, bias)
     if words is not None:
         return _PACKED_FORWARD(x, z, weight, words, weight_z, weight_x, bias)
@@ -117,7 +125,7 @@ class Forward(Rule):
         if grad is None:
             return (None,) * 7
         x, z, weight, weight_z, weight_x = ctx.saved_tensors
-        need = ctx.needs_input_grad
+        need = wanted(ctx)
         return (
             None,
             *input_grads(ctx.backend, need[1:3], grad, x, z, weight, weight_z, weight_x),
@@ -160,7 +168,7 @@ class InputGrads(Rule):
     def backward(ctx, *cotangents):
         x_c, z_c = spread(cotangents, ctx.want)
         grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
-        need = ctx.needs_input_grad[2:]
+        need = wanted(ctx)[2:]
         grads: list[Maybe] = [None] * 6
         if need[0]:
             grads[0] = add(
@@ -236,7 +244,7 @@ class WeightGrads(Rule):
     def backward(ctx, *cotangents):
         weight_c, weight_z_c, weight_x_c, bias_c = spread(cotangents, ctx.want)
         grad, x, z = ctx.saved_tensors
-        need = ctx.needs_input_grad[2:]
+        need = wanted(ctx)[2:]
         by_grad = None
         if need[0]:
             by_grad = _forward_or_none(ctx.backend, x, z, weight_c, weight_z_c, weight_x_c, bias_c)

@@ -19,6 +19,7 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch
 class _Packed(NamedTuple):
     state: tuple[Any, ...]
     source: Tensor  # alive as long as its address stands for it: no other tensor can lie there
+    weight: Tensor  # the same in the dtype of the call
     words: Tensor | None
 
 
@@ -31,11 +32,15 @@ class PackedWeight:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        self._packed: _Packed | None = None
+        self._packed: dict[torch.dtype, _Packed] = {}
         self.words()
 
     def words(self) -> Tensor | None:
         """W as the kernels multiply it, made anew if W has changed; None where they read W itself."""
+        return self.laid_out(self.weight.dtype)[1]
+
+    def laid_out(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """W in this dtype (that of autocast), without a graph, and as the kernels multiply that."""
         weight = self.weight
         state = (
             weight._version,
@@ -45,11 +50,12 @@ class PackedWeight:
             weight.shape,
             weight.stride(),
         )
-        packed = self._packed
+        packed = self._packed.get(dtype)
         if packed is None or packed.state != state:
             source = weight.detach()
-            packed = self._packed = _Packed(state, source, _words(source))
-        return packed.words
+            cast = source.to(dtype)
+            packed = self._packed[dtype] = _Packed(state, source, cast, _words(cast))
+        return packed.weight, packed.words
 
     def __repr__(self) -> str:
         words = self.words()

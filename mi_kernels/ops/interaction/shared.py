@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.interaction import autograd, costs
-from mi_kernels.ops.rules import Maybe
+from mi_kernels.ops.rules import Maybe, without_features
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _arranged(tensor: Tensor, order: Sequence[int], sizes: tuple[int, ...] | Non
     return tensor if sizes is None or tensor.shape == sizes else tensor.reshape(sizes)
 
 
-def layout(x_lead: torch.Size, z_lead: torch.Size, lead: torch.Size) -> Layout:
+def layout(x_lead: torch.Size, z_lead: torch.Size, lead: Sequence[int]) -> Layout:
     """The layout of leading dimensions that broadcast to ``lead``. Dimensions of size 1 belong nowhere."""
     rank = len(lead)
     x_sizes = (*(1,) * (rank - len(x_lead)), *x_lead)
@@ -110,7 +110,7 @@ def _of_example(size: int) -> int:
 
 
 def compare(
-    backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence[Maybe]
+    backend: str, lead: Sequence[int], x: Tensor, z: Tensor, weights: Sequence[Maybe]
 ) -> tuple[Layout, tuple[costs.Cost, ...]] | None:
     """The layout of a call and the costs of its plans, or None where nothing is shared."""
     weight = weights[0]
@@ -126,7 +126,7 @@ def compare(
 
 def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y[g,t,p] = sum_j weight[g,p,j] x[g,t,j] + bias[g,p]; the groups g may be missing."""
-    return autograd.forward(backend, x, x.narrow(-1, 0, 0), None, None, weight, bias)
+    return autograd.forward(backend, x, without_features(x), None, None, weight, bias)
 
 
 def generate(

@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
-from mi_kernels.ops.library import overloads
+from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.modulate import schema  # noqa: F401  (defines the operations)
-from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, keep, nests, primals, spread
+from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, keep, nests, primals, spread, wanted
 
 _MODULATE = overloads("modulate")
 _MODULATE_GRADS = overloads("modulate_grads")
 
 
-@torch.compiler.allow_in_graph
+@traceable(
+    "differentiable_modulate",
+    "(str backend, Tensor x, Tensor scale, Tensor? shift, str activation, float scale_offset) -> Tensor",
+)
 def modulate(
     backend: str,
     x: Tensor,
@@ -110,7 +113,7 @@ class Modulate(Rule):
         if grad is None:
             return (None,) * 6
         x, scale = ctx.saved_tensors
-        want, size = ctx.needs_input_grad[3:], ctx.shift_size
+        want, size = wanted(ctx)[3:], ctx.shift_size
         rule = (ctx.backend, want, ctx.activation, ctx.scale_offset)
         return (None, None, None, *modulate_grads(*rule, grad, x, scale, size))
 
@@ -154,7 +157,7 @@ class ModulateGrads(Rule):
     def backward(ctx, *cotangents):
         x_c, scale_c, shift_c = spread(cotangents, ctx.want)
         grad, x, scale = ctx.saved_tensors
-        need = ctx.needs_input_grad[5:]
+        need = wanted(ctx)[5:]
         backend = ctx.backend
         slope = None  # f'(scale) scale_c, of the size of scale
         if scale_c is not None and (need[0] or need[1]):

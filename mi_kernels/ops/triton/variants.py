@@ -72,6 +72,10 @@ def distinct(recorded: Iterable[Launch], capability: tuple[int, int]) -> dict[st
     return found
 
 
+def _modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    return modulation_rule.modulate("triton", x, scale, shift, "sigmoid", 1.0)
+
+
 def first_calls(
     capability: tuple[int, int], dtype: torch.dtype, sizes: tuple[int, int, int, int] = SIZES[0]
 ) -> dict[str, dict[str, Launch]]:
@@ -94,7 +98,7 @@ def first_calls(
             partial(gate_rule.gate, "triton", "sigmoid", 0.0),
             (*rows, *dense(X), None, None),
         ),
-        "modulate": (lambda *a: modulation_rule.modulate("triton", *a, "sigmoid", 1.0), modulated),
+        "modulate": (_modulate, modulated),
     }
     found = {}
     for name, (call, arguments) in calls.items():

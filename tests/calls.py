@@ -1,0 +1,78 @@
+"""A call of every public function and of every form with a way of its own, for tests of what all share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mi_kernels as mi
+from mi_kernels.testing.samples import (
+    GATE_ODD,
+    GATE_TERMS,
+    ODD,
+    WEIGHT_ONLY,
+    Gate,
+    Modulation,
+    Sample,
+    Shape,
+)
+from mi_kernels.testing.shared_samples import TINY_RAGGED
+
+
+@dataclass(frozen=True)
+class Call:
+    """``function`` of the tensors of ``sample``; the first of them is x, the second the context."""
+
+    function: Callable[..., Tensor]
+    sample: Any
+
+    def arguments(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
+        """Those that are there, each requiring grad."""
+        found = self.sample.arguments(dtype, device)
+        return [tensor.detach().requires_grad_() for tensor in found if tensor is not None]
+
+    def __call__(self, *present: Tensor) -> Tensor:
+        tensors = iter(present)
+        absent = [tensor is None for tensor in self.sample.arguments(torch.float64)]
+        return self.function(*[None if missing else next(tensors) for missing in absent])
+
+
+def _generated(x: Tensor, z: Tensor, *weights: Tensor | None) -> Tensor:
+    return mi.apply_generated(x, *mi.generate(z, *weights))
+
+
+def _by_segments(x: Tensor, z: Tensor, *weights: Tensor | None) -> Tensor:
+    return mi.interaction(x, z, *weights, segment_ids=TINY_RAGGED.segment_ids(x.device))
+
+
+def _segments_generated(x: Tensor, z: Tensor, *weights: Tensor | None) -> Tensor:
+    segment_ids = TINY_RAGGED.segment_ids(x.device)
+    return mi.apply_generated(x, *mi.generate(z, *weights), segment_ids=segment_ids)
+
+
+def _diagonal(*tensors: Tensor | None, activation: str = "sigmoid") -> Tensor:
+    *others, weight_x = tensors
+    return mi.diagonal(*others, weight_x=weight_x, activation=activation, scale_offset=0.5)
+
+
+_TOKENS = Shape("tokens", (3, 4), 5, 6, 6, context_batch=(3, 1))
+_MODULATION = Modulation("tokens", (3, 4, 6), (3, 1, 6), (6,))
+_PAIRS = Shape("pairs", (4, 1), 3, 5, 2, context_batch=(1, 3))
+CALLS = {
+    "interaction": Call(mi.interaction, Sample(ODD)),
+    "linear": Call(mi.interaction, Sample(ODD, (False, True, True, True))),
+    "bilinear": Call(lambda x, z, w, *_: mi.bilinear(z, x, w), Sample(ODD, WEIGHT_ONLY)),
+    "shared": Call(mi.interaction, Sample(_TOKENS)),
+    "pairs": Call(mi.interaction, Sample(_PAIRS)),
+    "segments": Call(_by_segments, TINY_RAGGED),
+    "generated": Call(_generated, Sample(ODD)),
+    "segments-generated": Call(_segments_generated, TINY_RAGGED),
+    "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),
+    "diagonal": Call(_diagonal, Gate("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
+    "diagonal-softmax": Call(partial(_diagonal, activation="softmax"), Gate("diagonal", GATE_ODD, "AaC")),
+    "diagonal-shared": Call(_diagonal, Gate("diagonal", _TOKENS, "AaCc")),
+    "gated": Call(mi.gated_interaction, Gate("gated_interaction", GATE_ODD, GATE_TERMS["gated_interaction"])),
+}
