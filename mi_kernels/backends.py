@@ -150,7 +150,8 @@ def backend(name: str) -> AbstractContextManager[None]:
 
     Args:
         name: ``"auto"`` (compiled kernels where they exist for device and dtype, on GPUs only where a suite
-            has passed on such hardware or by ``python -m mi_kernels verify`` on this one, else portable),
+            has passed on such hardware or by ``python -m mi_kernels verify`` on this one, else portable; in
+            ``torch.onnx.export`` the reference, since ONNX has no such operations),
             ``"reference"`` (einsum, differentiated by PyTorch), ``"portable"`` (pure PyTorch, bounded
             memory, any device), ``"cpu"`` (C++ kernels), ``"triton"`` or ``"cuda"``.
 
@@ -180,6 +181,8 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
     """
     name = _selected.name
     if name == "auto":
+        if torch.compiler.is_exporting() and _is_in_onnx_export():
+            return "reference"  # ONNX knows nothing of this package's operations
         if tensor.device.type == "cuda":
             return _automatic_on_gpu(tensor.device, tensor.dtype, family)
         compiled = _cpu_error is None and tensor.device.type == "cpu" and tensor.dtype in COMPILED_DTYPES
@@ -197,6 +200,11 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
                 " its numbers as integers and computes garbage; take torch.float32 or torch.float16, or a GPU"
             )
     return name
+
+
+@constant_while_compiling
+def _is_in_onnx_export() -> bool:
+    return torch.onnx.is_in_onnx_export()
 
 
 @constant_while_compiling  # dynamo does not see a cache and would trace what is behind it

@@ -176,7 +176,7 @@ def _interaction(
     if isinstance(weight, PackedWeight):
         weight, words = _laid_out(weight, (x, z, *others))
     x, z, *weights = autocast((x, z, weight, *others))
-    lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
+    _check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if chosen == "reference":
         z = z if segment_ids is None else ragged.of_rows(z, segment_ids)
@@ -184,9 +184,7 @@ def _interaction(
     if chosen != "cpu":
         words = None
     weight, weight_z, weight_x, bias = weights
-    return planned.interaction(
-        chosen, lead, x, z, weight, weight_z, weight_x, bias, segment_ids, words, force
-    )
+    return planned.interaction(chosen, x, z, weight, weight_z, weight_x, bias, segment_ids, words, force)
 
 
 def _laid_out(packed: PackedWeight, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:

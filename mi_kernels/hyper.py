@@ -1,5 +1,6 @@
 """The public functions of hypernetworks: generate weights from contexts, apply generated weights."""
 
+import math
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def generate(
     if chosen == "reference":
         generated, offset = reference.generate(z, weight, weight_z, weight_x, bias)
     else:
-        contexts = z.reshape(lead.numel(), z.shape[-1])
+        contexts = z.reshape(math.prod(lead), z.shape[-1])  # lead.numel() would be a number to jit.trace
         generated, offset = shared.generate(chosen, contexts, weight, weight_z, weight_x, bias)
     assert generated is not None
     # Without W or U these are V and c: a result never shares memory with an argument.

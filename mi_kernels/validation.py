@@ -89,7 +89,7 @@ def check_shape(
 def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor, features: int = 1) -> torch.Size:
     """The common leading dimensions of two inputs: all but the last, or but the last ``features`` of z."""
     x_lead, z_lead = x.shape[:-1], z.shape[:-features]
-    lead = _broadcast(x_lead, z_lead)
+    lead = broadcast(x_lead, z_lead)
     if lead is None:
         raise ValueError(
             f"{op}: {names[1]}: expected leading dimensions that broadcast with those of {names[0]}"
@@ -98,7 +98,7 @@ def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor, fea
     return lead
 
 
-def _broadcast(shape: torch.Size, other: torch.Size) -> torch.Size | None:
+def broadcast(shape: torch.Size, other: torch.Size) -> torch.Size | None:
     """``torch.broadcast_shapes``, which takes longer than a small kernel; None where it would raise."""
     if shape == other:
         return shape
@@ -129,7 +129,7 @@ def check_floating(op: str, dtype: torch.dtype | None) -> None:
 
 def broadcast_like(op: str, names: tuple[str, str], shape: torch.Size, tensor: Tensor) -> torch.Size:
     """The common shape of what has been broadcast so far and one more tensor."""
-    common = _broadcast(shape, tensor.shape)
+    common = broadcast(shape, tensor.shape)
     if common is None:
         raise ValueError(
             f"{op}: {names[1]}: expected a shape that broadcasts with that of {names[0]} {list(shape)},"

@@ -22,35 +22,39 @@ from mi_kernels.testing.samples import (
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
     """``function`` of the tensors of ``sample``; the first of them is x, the second the context."""
 
     function: Callable[..., Tensor]
     sample: Any
 
+    def __post_init__(self) -> None:
+        self.present = [tensor is not None for tensor in self.sample.arguments(torch.float64)]
+
     def arguments(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
         """Those that are there, each requiring grad."""
         found = self.sample.arguments(dtype, device)
         return [tensor.detach().requires_grad_() for tensor in found if tensor is not None]
 
-    def __call__(self, *present: Tensor) -> Tensor:
-        tensors = iter(present)
-        absent = [tensor is None for tensor in self.sample.arguments(torch.float64)]
-        return self.function(*[None if missing else next(tensors) for missing in absent])
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        given = iter(tensors)
+        return self.function(*[next(given) if present else None for present in self.present])
 
 
 def _generated(x: Tensor, z: Tensor, *weights: Tensor | None) -> Tensor:
     return mi.apply_generated(x, *mi.generate(z, *weights))
 
 
+_SEGMENTS = TINY_RAGGED.segment_ids()
+
+
 def _by_segments(x: Tensor, z: Tensor, *weights: Tensor | None) -> Tensor:
-    return mi.interaction(x, z, *weights, segment_ids=TINY_RAGGED.segment_ids(x.device))
+    return mi.interaction(x, z, *weights, segment_ids=_SEGMENTS.to(x.device))
 
 
 def _segments_generated(x: Tensor, z: Tensor, *weights: Tensor | None) -> Tensor:
-    segment_ids = TINY_RAGGED.segment_ids(x.device)
-    return mi.apply_generated(x, *mi.generate(z, *weights), segment_ids=segment_ids)
+    return mi.apply_generated(x, *mi.generate(z, *weights), segment_ids=_SEGMENTS.to(x.device))
 
 
 def _diagonal(*tensors: Tensor | None, activation: str = "sigmoid") -> Tensor:

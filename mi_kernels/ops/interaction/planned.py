@@ -8,16 +8,16 @@ from torch import Tensor
 from mi_kernels.ops.interaction import autograd, costs, ragged, shared
 from mi_kernels.ops.library import traceable
 from mi_kernels.ops.rules import Maybe
+from mi_kernels.validation import broadcast
 
 
 @traceable(
     "differentiable_interaction",
-    "(str backend, SymInt[] lead, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x,"
+    "(str backend, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x,"
     " Tensor? bias, Tensor? segment_ids, Tensor? words, str? force) -> Tensor",
 )
 def interaction(
     backend: str,
-    lead: Sequence[int],  # what the leading dimensions of x and z broadcast to; with segment_ids that of x
     x: Tensor,  # [..., X]
     z: Tensor,  # [..., Z]
     weight: Maybe,
@@ -32,6 +32,10 @@ def interaction(
     weights = weight, weight_z, weight_x, bias
     if segment_ids is not None:
         return ragged.interaction(backend, segment_ids, x, z, *weights, force=force)
+    lead = broadcast(x.shape[:-1], z.shape[:-1])
+    if lead is None:
+        sizes = f"{list(x.shape[:-1])} and {list(z.shape[:-1])}"
+        raise ValueError(f"interaction: expected leading dimensions of x and z that broadcast, got {sizes}")
     # Sooner told than by whole shapes. Not len() of x: it would make a symbolic size a number.
     alike = len(lead) == 1 and x.dim() == z.dim() == 2 and x.shape[0] == z.shape[0]
     sharing = None if alike else shared.compare(backend, lead, x, z, weights)
