@@ -1,0 +1,94 @@
+"""DTensor: every call on replicated tensors, and on rows and groups that are sharded, in two processes."""
+
+import os
+import socket
+
+import torch
+import torch.multiprocessing as processes
+from calls import CALLS
+from torch import distributed
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
+
+import mi_kernels as mi
+from mi_kernels.ops.flops import FORMULAS
+from mi_kernels.ops.library import overloads
+
+WORLD = 2
+PLAIN_IDS = ("segments", "segments-generated")  # PyTorch refuses to mix plain segment_ids with DTensors
+
+
+def distributed_leaf(tensor, mesh, placement):
+    return distribute_tensor(tensor.detach(), mesh, [placement]).requires_grad_()
+
+
+def agrees(call, tensors, placements, mesh):
+    """The same values and gradients as without DTensor; returns where y lies."""
+    leaves = [
+        distributed_leaf(*pair) for pair in zip(tensors, [mesh] * len(tensors), placements, strict=True)
+    ]
+    y, expected = call(*leaves), call(*tensors)
+    gradients = torch.autograd.grad(y.sin().sum(), leaves)
+    torch.testing.assert_close(y.full_tensor(), expected)
+    found = tuple(gradient.full_tensor() for gradient in gradients)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.sin().sum(), tensors))
+    return y.placements, gradients
+
+
+def check_calls(mesh):
+    for name, call in CALLS.items():
+        if name in PLAIN_IDS:
+            continue
+        tensors = call.arguments(torch.float64)
+        where, _ = agrees(call, tensors, [Replicate()] * len(tensors), mesh)
+        assert where == (Replicate(),), name
+        if name in ("pairs", "diagonal-shared", "shared"):
+            continue
+        # Rows of x and of the contexts; of modulation what has them.
+        rows = len(tensors[0])
+        sharded = [Shard(0) if k < 2 and len(t) == rows else Replicate() for k, t in enumerate(tensors)]
+        where, gradients = agrees(call, tensors, sharded, mesh)
+        assert where == (Shard(0),), name
+        if name in ("interaction", "gated", "diagonal"):
+            assert gradients[2].placements == (Partial(),), name
+
+
+def check_modulation_along_features(mesh):
+    tensors = [torch.randn(sizes, dtype=torch.float64).requires_grad_() for sizes in ((3, 4, 6), (3, 1, 6))]
+    where, _ = agrees(mi.modulate, tensors, [Shard(2), Shard(2)], mesh)
+    assert where == (Shard(2),)
+    where, _ = agrees(mi.modulate, tensors, [Shard(1), Replicate()], mesh)
+    assert where == (Shard(1),)
+
+
+def check_groups(mesh):
+    """A layer for each group, on the device of the group."""
+    x, weight = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((4, 5, 3), (4, 1, 2, 3)))
+    where, gradients = agrees(mi.apply_generated, [x, weight], [Shard(0), Shard(0)], mesh)
+    assert where == gradients[1].placements == (Shard(0),)
+
+
+def check_all(rank, port):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
+    try:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        torch.manual_seed(0)
+        check_calls(mesh)
+        check_modulation_along_features(mesh)
+        check_groups(mesh)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_values_and_gradients():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    processes.spawn(check_all, (port,), nprocs=WORLD)
+
+
+def test_every_operation_has_a_rule():
+    known = DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs
+    for name in FORMULAS:
+        assert all(operation in known for operation in overloads(name).values())
