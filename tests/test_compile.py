@@ -1,6 +1,8 @@
 """torch.compile, torch.export and torch.library.opcheck."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,19 @@ from torch._dynamo.testing import CompileCounter
 
 import mi_kernels as mi
 from mi_kernels import backends
-from mi_kernels.testing.samples import ALL_TERMS, EMPTY, MIDDLE, ODD, WEIGHT_ONLY, Sample, Shape
+from mi_kernels.testing.samples import (
+    ALL_TERMS,
+    EMPTY,
+    GATE_ODD,
+    MIDDLE,
+    ODD,
+    TOKENS,
+    WEIGHT_ONLY,
+    Gate,
+    Sample,
+    Shape,
+)
+from mi_kernels.testing.shared_samples import TINY_RAGGED
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -210,6 +224,35 @@ def test_backend_chosen_inside_compile():
     assert recorder.names == [["interaction_portable"]]
 
 
+BACKENDS_INSIDE = """
+import torch
+import mi_kernels as mi
+
+def function(x, z, w):
+    with mi.backend("portable"):
+        return mi.interaction(x, z, w)
+
+def names(function, *tensors):
+    with torch.profiler.profile() as recorded:
+        function(*tensors).sum().backward()
+    return {event.name for event in recorded.events() if event.name.startswith("mi_kernels::interaction")}
+
+compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+every = torch.compile(lambda *tensors: mi.interaction(*tensors), backend="aot_eager", fullgraph=True)
+for rows in (5, 5, 7, 5):
+    tensors = [torch.randn(s, requires_grad=True) for s in ((rows, 3), (rows, 4), (6, 4, 3))]
+    torch.testing.assert_close(compiled(*tensors), function(*tensors))
+    assert all(name.endswith("_portable") for name in names(compiled, *tensors)), names(compiled, *tensors)
+    torch.testing.assert_close(every(*tensors), mi.interaction(*tensors))
+    assert names(every, *tensors) == names(mi.interaction, *tensors)
+"""
+
+
+def test_backend_chosen_inside_compile_again_and_again():
+    """In a process that has chosen none before: the second call and other functions run as the first did."""
+    subprocess.run([sys.executable, "-c", BACKENDS_INSIDE], check=True, timeout=300)
+
+
 def test_backend_chosen_outside_compile():
     """A compiled function follows the choice at each call, although its graph was made under another one."""
     recorder = Recorder()
@@ -276,9 +319,14 @@ def test_export_with_a_dynamic_batch(strict, place):
         return torch.randn(rows, 5, device=place.device), torch.randn(rows, 3, device=place.device)
 
     program = torch.export.export(model, inputs(6), dynamic_shapes=({0: batch}, {0: batch}), strict=strict)
-    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    names = [t.__name__ for t in targets if getattr(t, "namespace", "").startswith("mi_kernels")]
-    assert names == [f"{name}.default" for name in suffixed(["interaction"], place)]
+
+    def names(program):
+        targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+        ours = [t for t in targets if getattr(t, "namespace", "").startswith("mi_kernels")]
+        return [t.__name__.removesuffix(".default") for t in ours]
+
+    assert names(program) == ["differentiable_interaction"]
+    assert names(program.run_decompositions()) == suffixed(["interaction"], place)
     for rows in (2, 9, 300):
         arguments = inputs(rows)
         torch.testing.assert_close(program.module()(*arguments), model(*arguments), rtol=0, atol=0)
@@ -322,7 +370,32 @@ def _weight_grads_samples(dtype):
     yield *(torch.stack([t, t]) for t in (grad, x, z)), True, True, True, True
 
 
+def _differentiable_samples(dtype):
+    yield "portable", *Sample(ODD).arguments(dtype, requires_grad=True), None, None, None
+    tokens = Sample(Shape("tokens", (3, 4), 5, 6, 6, context_batch=(3, 1)))
+    yield "portable", *tokens.arguments(dtype, requires_grad=True), None, None, None
+    ragged = TINY_RAGGED.arguments(dtype, requires_grad=True)
+    yield "portable", *ragged, TINY_RAGGED.segment_ids(), None, None
+
+
+def _differentiable_rows_samples(dtype):
+    yield "portable", *Sample(ODD).arguments(dtype, requires_grad=True), None
+
+
+def _differentiable_gate_samples(dtype):
+    x, z, w, *others = Gate("gated_interaction", GATE_ODD, "WUVc").arguments(dtype, requires_grad=True)
+    yield "portable", "tanh", 0.0, x, z, w, *others, None, None
+
+
+def _differentiable_modulate_samples(dtype):
+    yield "portable", *TOKENS.arguments(dtype, requires_grad=True), "silu", 0.5
+
+
 SAMPLES = {
+    "differentiable_interaction": _differentiable_samples,
+    "differentiable_interaction_rows": _differentiable_rows_samples,
+    "differentiable_gate": _differentiable_gate_samples,
+    "differentiable_modulate": _differentiable_modulate_samples,
     "interaction": _forward_samples,
     "interaction_packed": _packed_samples,
     "interaction_input_grads": _input_grads_samples,

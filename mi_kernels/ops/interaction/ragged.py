@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from mi_kernels.ops.interaction import autograd, costs, shared
 from mi_kernels.ops.interaction.portable import accumulation_dtype
@@ -54,7 +53,8 @@ def opaque(segment_ids: Tensor) -> bool:
     tracer, under vmap over them, and without data."""
     if torch.compiler.is_compiling() or segment_ids.device.type == "meta" or torch.jit.is_tracing():
         return True
-    if isinstance(segment_ids, FakeTensor) or torch._C._get_dispatch_mode(_PROXY) is not None:
+    # Of a subclass, as tracers and DTensor have: what it holds may be no numbers, or not all of them.
+    if type(segment_ids) is not Tensor or torch._C._get_dispatch_mode(_PROXY) is not None:
         return True
     return torch._C._functorch.is_functorch_wrapped_tensor(segment_ids)
 
