@@ -25,12 +25,10 @@ import torch
 from benchmarks import aot, environment
 from mi_kernels.tune import positive
 
-# What is timed, and after what. torch.compiler.allow_in_graph, by which torch.compile knows the operations,
-# is what needs torch._dynamo, and that imports triton.
+# What is timed, and after what.
 IMPORTS = {
     "torch": ("", "import torch"),
-    "torch._dynamo, and triton by it": ("import torch", "import torch._dynamo"),
-    "mi_kernels": ("import torch._dynamo", "import mi_kernels"),
+    "mi_kernels": ("import torch", "import mi_kernels"),
     "its Triton kernels, at the first call": (
         "import mi_kernels",
         "import mi_kernels.ops.interaction.triton",
