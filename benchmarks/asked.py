@@ -4,11 +4,11 @@
 
 Columns of the first table, each in parts of the time of a rule that computes all that requires grad: the rule
 as it is, which asks the engine (`wanted` in ops/rules.py); the other way, dW in a node of its own, whose
-backward runs if the engine wants it; torch's own nn.functional.bilinear. Rows: forward and backward for all of
-x, z and W, and for x alone (forces, saliency, gradient penalties).
+backward runs if the engine wants it; torch's own nn.functional.bilinear. Rows: forward and backward for all
+of x, z and W, and for x alone (forces, saliency, gradient penalties).
 
-The second table: 16 calls of one layer in a region of autocast in bfloat16, in parts of the time of calls with
-everything in bfloat16 to begin with.
+The second table: 16 calls of one layer in a region of autocast in bfloat16, in parts of the time of calls
+with everything in bfloat16 to begin with.
 """
 
 import argparse
