@@ -14,7 +14,7 @@ from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.interaction import autograd, costs, plan_shared, ragged, reference, shared
 from mi_kernels.ops.interaction.packed import PackedWeight
 from mi_kernels.ops.interaction.plan import Plan
-from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors
+from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors, spread_bias
 
 
 def interaction(
@@ -38,7 +38,7 @@ def interaction(
             product out.
         weight_z: U of shape ``[O, Z]``, optional.
         weight_x: V of shape ``[O, X]``, optional.
-        bias: c of shape ``[O]``, optional.
+        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars stand for it.
         segment_ids: for inputs in groups of unequal length, one context for each group: ``x [N, X]``,
             ``z [G, Z]``, and row n has context ``segment_ids[n]``. int64 of shape ``[N]`` with numbers from
             0 to G - 1, sorted or not; a group may be empty. ``torch.repeat_interleave(lengths)`` makes such
@@ -83,7 +83,7 @@ def bilinear(
         input1: shape ``[..., in1]``.
         input2: shape ``[..., in2]``. Unlike in PyTorch, leading dimensions broadcast.
         weight: A of shape ``[out, in1, in2]``, also as :func:`mi_kernels.pack` returns it.
-        bias: b of shape ``[out]``, optional.
+        bias: b of shape ``[out]``, optional; ``[1, out]`` and scalars stand for it.
 
     Returns:
         y of shape ``[..., out]``. dtypes, differentiability and errors are those of :func:`interaction`.
@@ -131,6 +131,7 @@ def _explained(spelling: "_Spelling") -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
+        weights[-1] = spread_bias(*reversed(weights))
         segment_ids = bound.get("segment_ids")
         lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
         if segment_ids is not None:
@@ -174,6 +175,7 @@ def _interaction(
     """``force``: a plan of costs.py by name, for tests and benchmarks; else the cheapest one."""
     packed, weight = weight if isinstance(weight, PackedWeight) else None, _unpacked(weight)
     x, z, *weights = autocast((x, z, weight, *others))
+    weights[-1] = spread_bias(*reversed(weights))
     lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if chosen == "reference":

@@ -25,6 +25,7 @@ from mi_kernels.validation import (
     check_rank,
     check_shape,
     check_tensors,
+    spread_bias,
 )
 
 
@@ -120,7 +121,7 @@ def diagonal(
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, section 4
     (diagonal form); Perez et al., "FiLM", AAAI 2018.
     """
-    tensors = autocast((x, z, weight, bias, shift_weight, shift_bias, weight_x))
+    tensors = _spread(autocast((x, z, weight, bias, shift_weight, shift_bias, weight_x)), 3, 5)
     lead = _check_diagonal(tensors, activation, scale_offset)
     x, z, weight, bias, shift_weight, shift_bias, weight_x = tensors
     options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
@@ -180,7 +181,7 @@ def gated_interaction(
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, section 4
     (attention as a multiplicative interaction).
     """
-    tensors = autocast((x, z, weight, weight_z, weight_x, bias))
+    tensors = _spread(autocast((x, z, weight, weight_z, weight_x, bias)), 5)
     lead = _check_gated(tensors, activation)
     x, z, *weights = tensors
     chosen = backends.choose(x, "gated_interaction")
@@ -236,6 +237,14 @@ def _check_features(op: str, names: Sequence[str], axes: Sequence[str], tensors:
     return lead
 
 
+def _spread(tensors: Sequence[Any], *biases: int) -> list[Any]:
+    """Arguments x, z, weights and biases, those at ``biases`` (behind a weight) as [X]."""
+    spread, weights = list(tensors), tensors[2 : biases[0]]
+    for place in biases:
+        spread[place] = spread_bias(tensors[place], *weights)
+    return spread
+
+
 def _per_context(
     backend: str, z: Tensor, weight: Tensor, bias: Tensor | None, lead: torch.Size, rank: int
 ) -> Tensor:
@@ -273,13 +282,13 @@ def _explain_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_off
 
 
 def _explain_diagonal(activation: str, scale_offset: float, weight_x: Any, **arguments: Any) -> Plan:
-    tensors = autocast((*arguments.values(), weight_x))
+    tensors = _spread(autocast((*arguments.values(), weight_x)), 3, 5)
     lead = _check_diagonal(tensors, activation, scale_offset)
     return plans.diagonal(backends.choose(tensors[0], "diagonal"), activation, lead, *tensors)
 
 
 def _explain_gated(activation: str, **arguments: Any) -> Plan:
-    tensors = autocast(tuple(arguments.values()))
+    tensors = _spread(autocast(tuple(arguments.values())), 5)
     lead = _check_gated(tensors, activation)
     return plans.gated(backends.choose(tensors[0], "gated_interaction"), activation, lead, *tensors)
 

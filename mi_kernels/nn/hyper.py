@@ -10,15 +10,23 @@ from torch import Tensor, nn
 
 from mi_kernels import functional, hyper
 from mi_kernels.nn.gates import _draw, _parameters
-from mi_kernels.validation import check_floating, check_number, check_size
+from mi_kernels.validation import (
+    check_construction,
+    check_function,
+    check_module,
+    check_number,
+    check_rank,
+    check_tensors,
+)
 
 
 def _context(module: nn.Module, z: Any, size: int) -> Tensor:
     """The context that ``module`` makes of what it was given, of ``size`` features."""
     name, op = "z", type(module).__name__
-    if module.context_network is not None:
-        assert isinstance(module.context_network, nn.Module)
-        name, z = "context_network", module.context_network(z)
+    network: Any = module.context_network
+    if network is not None:
+        check_module(op, "context_network", network)  # it may have been set since
+        name, z = "context_network", network(z)
     if not isinstance(z, Tensor):
         raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(z).__name__}")
     # Nested tensors are left to the functions, which say more about them.
@@ -48,6 +56,8 @@ class BoundLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
+        check_tensors("BoundLinear", ("weight", "bias"), (weight, bias), 1)
+        check_rank("BoundLinear", "weight", weight, 2)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
@@ -93,7 +103,7 @@ class HyperLinear(nn.Module):
     whatever the sizes are.
 
     Raises:
-        TypeError: a size is no integer, or ``dtype`` is no floating-point dtype.
+        TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
         ValueError: a size is negative.
         TypeError, ValueError: see :func:`mi_kernels.interaction`.
 
@@ -126,10 +136,10 @@ class HyperLinear(nn.Module):
         self.out_features = out_features
         self.context_features = context_features
         self.gain = gain
-        for name in self.__constants__:
-            check_size("HyperLinear", name, getattr(self, name))
+        sizes = {name: getattr(self, name) for name in self.__constants__}
+        check_construction("HyperLinear", sizes, {"bias": bias}, device, dtype)
         check_number("HyperLinear", "gain", gain)
-        check_floating("HyperLinear", dtype)
+        check_module("HyperLinear", "context_network", context_network)
         o, z, x = out_features, context_features, in_features
         shapes: dict[str, tuple[int, ...] | None] = {
             "weight": (o, z, x),
@@ -227,7 +237,7 @@ class HyperMLP(nn.Module):
 
     Raises:
         TypeError, ValueError: as :class:`HyperLinear`; there are fewer than two sizes, or the activation
-            cannot be called.
+            is no function and no module.
 
     Source: as :class:`HyperLinear`.
     """
@@ -247,8 +257,11 @@ class HyperMLP(nn.Module):
             raise TypeError(f"HyperMLP: sizes: expected a sequence of int, got {type(sizes).__name__}")
         if len(sizes) < 2:
             raise ValueError(f"HyperMLP: sizes: expected at least 2, got {list(sizes)}")
-        if not callable(activation):
-            raise TypeError(f"HyperMLP: activation: expected a function, got {type(activation).__name__}")
+        named = {f"sizes[{place}]": size for place, size in enumerate(sizes)}
+        named["context_features"] = context_features
+        check_construction("HyperMLP", named, {"bias": bias}, device, dtype)
+        check_function("HyperMLP", "activation", activation)
+        check_module("HyperMLP", "context_network", context_network)
         self.activation = activation if isinstance(activation, nn.Module) else _Elementwise(activation)
         gain = _gain(self.activation)
         self.layers = nn.ModuleList(
