@@ -9,6 +9,7 @@ from torch import Tensor
 from mi_kernels import backends
 from mi_kernels.functional import EXPLAINED, autocast, rows_of
 from mi_kernels.ops import activations, gates, plans
+from mi_kernels.ops.activations import ActivationName
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.diagonal import reference as diagonal_reference
 from mi_kernels.ops.gated import reference as gated_reference
@@ -34,7 +35,7 @@ def modulate(
     scale: Tensor,  # broadcasts with x
     shift: Tensor | None = None,  # broadcasts with x
     *,
-    activation: str = "identity",
+    activation: ActivationName = "identity",
     scale_offset: float = 0.0,
 ) -> Tensor:
     r"""Elementwise modulation (FiLM, adaLN, gates) in one pass over x.
@@ -90,7 +91,7 @@ def diagonal(
     shift_bias: Tensor | None = None,  # [X]
     *,
     weight_x: Tensor | None = None,  # [X, X]
-    activation: str = "identity",
+    activation: ActivationName = "identity",
     scale_offset: float = 0.0,
 ) -> Tensor:
     r"""Diagonal multiplicative interaction: a gate and a shift made of the context, in one pass.
@@ -154,7 +155,7 @@ def gated_interaction(
     weight_x: Tensor | None = None,  # [X, X]
     bias: Tensor | None = None,  # [X]
     *,
-    activation: str = "sigmoid",
+    activation: ActivationName = "sigmoid",
 ) -> Tensor:
     r"""Attention over the features of x by a dense multiplicative interaction, in one pass.
 

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from mi_kernels import gating
+from mi_kernels.calls import call
 from mi_kernels.ops import activations
+from mi_kernels.ops.activations import ActivationName, ElementwiseName
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.validation import (
     FLOATING,
@@ -78,11 +81,11 @@ class DiagonalInteraction(nn.Module):
     __constants__ = ["features", "context_features"]
     features: int
     context_features: int
-    weight: Tensor
-    bias: Tensor | None
-    shift_weight: Tensor | None
-    shift_bias: Tensor | None
-    weight_x: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    shift_weight: nn.Parameter | None
+    shift_bias: nn.Parameter | None
+    weight_x: nn.Parameter | None
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class DiagonalInteraction(nn.Module):
         bias: bool = True,
         shift: bool = True,
         weight_x: bool = False,
-        activation: str = "identity",
+        activation: ActivationName = "identity",
         scale_offset: float = 0.0,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -127,8 +130,13 @@ class DiagonalInteraction(nn.Module):
             if bias is not None:
                 nn.init.zeros_(bias)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return gating.diagonal(
+        return call(
+            gating.diagonal,
             x,
             z,
             self.weight,
@@ -190,15 +198,15 @@ class FiLM(nn.Module):
     features: int
     context_features: int
     channel_dim: int
-    weight: Tensor
-    bias: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(
         self,
         features: int,
         context_features: int,
         bias: bool = True,
-        activation: str = "identity",
+        activation: ElementwiseName = "identity",
         scale_offset: float = 1.0,
         channel_dim: int = 1,
         device: torch.device | str | int | None = None,
@@ -225,10 +233,15 @@ class FiLM(nn.Module):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         self._check(x, z)
         scale, shift = nn.functional.linear(z, self.weight, self.bias).chunk(2, -1)
-        return gating.modulate(
+        return call(
+            gating.modulate,
             x,
             self._beside(x, scale),
             self._beside(x, shift),
@@ -313,10 +326,10 @@ class GatedInteraction(nn.Module):
     __constants__ = ["features", "context_features"]
     features: int
     context_features: int
-    weight: Tensor
-    weight_z: Tensor | None
-    weight_x: Tensor | None
-    bias: Tensor | None
+    weight: nn.Parameter
+    weight_z: nn.Parameter | None
+    weight_x: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -325,7 +338,7 @@ class GatedInteraction(nn.Module):
         bias: bool = True,
         weight_z: bool = True,
         weight_x: bool = True,
-        activation: str = "sigmoid",
+        activation: ActivationName = "sigmoid",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -355,9 +368,20 @@ class GatedInteraction(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return gating.gated_interaction(
-            x, z, self.weight, self.weight_z, self.weight_x, self.bias, activation=self.activation
+        return call(
+            gating.gated_interaction,
+            x,
+            z,
+            self.weight,
+            self.weight_z,
+            self.weight_x,
+            self.bias,
+            activation=self.activation,
         )
 
     def extra_repr(self) -> str:

@@ -3,12 +3,13 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mi_kernels import functional, hyper
+from mi_kernels.calls import call
 from mi_kernels.nn.gates import _draw, _parameters
 from mi_kernels.validation import (
     check_construction,
@@ -52,7 +53,8 @@ class BoundLinear(nn.Module):
         TypeError, ValueError: see :func:`mi_kernels.apply_generated`.
     """
 
-    bias: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -61,8 +63,12 @@ class BoundLinear(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor) -> Tensor:
-        return hyper.apply_generated(x, self.weight, self.bias)
+        return call(hyper.apply_generated, x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"weight={list(self.weight.shape)}, bias={self.bias is not None}"
@@ -115,10 +121,10 @@ class HyperLinear(nn.Module):
     in_features: int
     out_features: int
     context_features: int
-    weight: Tensor
-    weight_z: Tensor | None
-    weight_x: Tensor
-    bias: Tensor | None
+    weight: nn.Parameter
+    weight_z: nn.Parameter | None
+    weight_x: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -160,13 +166,17 @@ class HyperLinear(nn.Module):
             if zero is not None:
                 nn.init.zeros_(zero)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         weights = self.weight, self.weight_z, self.weight_x, self.bias
         z = _context(self, z, self.context_features)
-        return functional.interaction(x, z, *weights, segment_ids=segment_ids)
+        return call(functional.interaction, x, z, *weights, segment_ids=segment_ids)
 
     @torch.no_grad()
-    def bind(self, z: Tensor) -> nn.Module:
+    def bind(self, z: Tensor) -> nn.Linear | BoundLinear:
         """The layer of a fixed context, or the layers of several.
 
         Args:
@@ -278,6 +288,10 @@ class HyperMLP(nn.Module):
         )
         self.context_features = context_features
         self.context_network = context_network
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         z = _context(self, z, self.context_features)

@@ -1,11 +1,13 @@
 """The dense interaction as modules."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from mi_kernels import functional
+from mi_kernels.calls import call
 from mi_kernels.validation import check_construction
 
 
@@ -59,10 +61,10 @@ class MultiplicativeInteraction(nn.Module):
     in_features: int
     context_features: int
     out_features: int
-    weight: Tensor
-    weight_z: Tensor | None
-    weight_x: Tensor | None
-    bias: Tensor | None
+    weight: nn.Parameter
+    weight_z: nn.Parameter | None
+    weight_x: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -106,8 +108,12 @@ class MultiplicativeInteraction(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return functional.interaction(x, z, self.weight, self.weight_z, self.weight_x, self.bias)
+        return call(functional.interaction, x, z, self.weight, self.weight_z, self.weight_x, self.bias)
 
     def extra_repr(self) -> str:
         return (
@@ -136,6 +142,8 @@ class Bilinear(nn.Bilinear):
     Source: ``torch.nn.Bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V.
     """
 
+    weight: nn.Parameter
+
     def __init__(
         self,
         in1_features: int,
@@ -149,5 +157,9 @@ class Bilinear(nn.Bilinear):
         check_construction("Bilinear", sizes, {"bias": bias}, device, dtype)
         super().__init__(in1_features, in2_features, out_features, bias, device, dtype)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, input1: Tensor, input2: Tensor) -> Tensor: ...
+
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
-        return functional.bilinear(input1, input2, self.weight, self.bias)
+        return call(functional.bilinear, input1, input2, self.weight, self.bias)
