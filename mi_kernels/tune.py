@@ -169,7 +169,7 @@ def _write(path: Path, choices: dict[str, Any]) -> None:
 
 def main(argv: Iterable[str] | None = None) -> int:
     summary = "Time the tiles of the Triton kernels on this GPU and write the table of choices."
-    parser = argparse.ArgumentParser(prog="mi-kernels tune", description=summary)
+    parser = argparse.ArgumentParser(prog="mi-kernels tune", description=summary, allow_abbrev=False)
     parser.add_argument("--sizes", nargs="+", type=_sizes, metavar="B,Z,X,O", required=True)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--most", type=positive, default=60, help="tiles tried for each product (60)")
