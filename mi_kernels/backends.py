@@ -22,6 +22,8 @@ COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TRITON_FROM = (8, 0)  # compute capability
 _PACKAGE = Path(__file__).parent
 _LIBRARY = _PACKAGE / "libmi_kernels_cpu.so"
+_SKIPPED = _PACKAGE / "native_skipped.txt"  # of setup.py
+_ASKED_FOR = "this installation was asked to have no compiled kernels (MI_KERNELS_SKIP_NATIVE)"
 _CUDA_LIBRARY = _PACKAGE / "libmi_kernels_cuda.so"
 
 
@@ -35,6 +37,8 @@ _selected = _Selected()
 
 
 def _load_cpu_library() -> str | None:
+    if not _LIBRARY.exists() and _SKIPPED.exists():
+        return _ASKED_FOR
     if not _LIBRARY.exists():
         return "the compiled CPU library was not built (pip install . --no-build-isolation builds it)"
     try:
@@ -71,7 +75,7 @@ def _users_level() -> int:
 
 _cpu_error = _load_cpu_library()
 _cuda_error = _load_cuda_library()
-if _cpu_error is not None:
+if _cpu_error not in (None, _ASKED_FOR):
     warnings.warn(
         f"mi_kernels runs on its portable backend: {_cpu_error}",
         RuntimeWarning,
