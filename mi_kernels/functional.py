@@ -153,7 +153,7 @@ def _explained(spelling: "_Spelling") -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
-        weights[-1] = spread_bias(*reversed(weights))
+        weights[-1] = spread_bias(weights[-1], *weights[:-1])
         segment_ids = bound.get("segment_ids")
         lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
         if segment_ids is not None:
@@ -197,7 +197,7 @@ def _interaction(
     """``force``: a plan of costs.py by name, for tests and benchmarks; else the cheapest one."""
     packed, weight = weight if isinstance(weight, PackedWeight) else None, _unpacked(weight)
     x, z, *weights = autocast((x, z, weight, *others))
-    weights[-1] = spread_bias(*reversed(weights))
+    weights[-1] = spread_bias(weights[-1], *weights[:-1])
     lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if chosen == "reference":
