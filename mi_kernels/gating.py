@@ -103,9 +103,9 @@ def diagonal(
         z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast; a context that
             is shared along some of them has its gate and shift made once (without ``weight_x``).
         weight: A of shape ``[X, Z]``.
-        bias: a of shape ``[X]``, optional.
+        bias: a of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
         shift_weight: C of shape ``[X, Z]``, optional.
-        shift_bias: c of shape ``[X]``, optional.
+        shift_bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
         weight_x: G of shape ``[X, X]``, optional.
         activation: as in :func:`modulate`; softmax is over the features.
         scale_offset: s.
@@ -167,7 +167,7 @@ def gated_interaction(
         weight: W of shape ``[X, Z, X]``, or None to leave the product out.
         weight_z: U of shape ``[X, Z]``, optional.
         weight_x: V of shape ``[X, X]``, optional.
-        bias: c of shape ``[X]``, optional.
+        bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
         activation: as in :func:`modulate`; softmax is over the features.
 
     Returns:
