@@ -119,16 +119,19 @@ def spread_bias(bias: Any, *weights: Any) -> Any:
 
     Whatever does not fit is left to the checks.
     """
-    if not isinstance(bias, Tensor) or bias.layout is not torch.strided or bias.is_nested or bias.dim() > 2:
+    if bias is None or not isinstance(bias, Tensor) or bias.is_nested:
         return bias
-    weight = next((w for w in weights if isinstance(w, Tensor) and not w.is_nested and w.dim() > 0), None)
-    out = None if weight is None else weight.shape[0]
-    if bias.dim() == 1 and (out is None or bias.shape[0] == out):
+    out = None
+    for weight in weights:
+        if isinstance(weight, Tensor) and not weight.is_nested and weight.dim() > 0:
+            out = weight.shape[0]
+            break
+    shape = bias.shape
+    if len(shape) == 1 and (out is None or shape[0] == out):  # as it nearly always is
         return bias
-    if bias.dim() == 2 and bias.shape[0] != 1:
-        return bias
-    last = bias.shape[-1] if bias.dim() else 1
-    if out is not None and last not in (1, out):
+    last = shape[-1] if shape else 1
+    fits = len(shape) < 2 or (len(shape) == 2 and shape[0] == 1)
+    if not fits or bias.layout is not torch.strided or (out is not None and last not in (1, out)):
         return bias
     return bias.reshape(last).expand(last if out is None else out)
 
