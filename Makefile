@@ -57,7 +57,7 @@ build: $(VENV)/.built  ## set up .venv and compile the native libraries in place
 wheel: $(WHEEL)/.installed
 
 clean:  ## remove what was built and cached; the downloads in .venv and .venv-wheel stay
-	rm -rf build dist *.egg-info mi_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info mi_kernels/*.so mi_kernels/native_skipped.txt .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f $(VENV)/.built $(VENV)/.installed $(WHEEL)/.installed
 	rm -rf $(WHEEL)/src
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(WHEEL)/*' -prune -exec rm -rf {} +

@@ -1,7 +1,9 @@
 """Builds the native parts by driving CMake and ninja; everything else is declared in pyproject.toml.
 
 Environment variables:
-    MI_KERNELS_SKIP_NATIVE=1  build no native part: the package runs on its pure PyTorch backends
+    MI_KERNELS_SKIP_NATIVE=1  build no native part: the package runs on its pure PyTorch backends, and
+                              says so to those who ask, not at every import
+    CXX                       the compiler, where it is not g++
     FORCE_CUDA=1 | 0          build the CUDA kernels, or leave them out; without it they are built where
                               torch has CUDA and an nvcc is found. No GPU is needed
     MI_KERNELS_CUDA_ARCHS     build them for these architectures, such as "80;89;90a;100;120"
@@ -21,10 +23,14 @@ from pathlib import Path
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.dist_info import dist_info
 
 ROOT = Path(__file__).resolve().parent
 CPU_LIBRARY = "mi_kernels.libmi_kernels_cpu"
 CUDA_LIBRARY = "mi_kernels.libmi_kernels_cuda"
+PACKAGE = ROOT / "mi_kernels"
+SKIPPED = "native_skipped.txt"  # mi_kernels/backends.py looks for it
 SKIP_NATIVE = os.environ.get("MI_KERNELS_SKIP_NATIVE", "0") not in ("", "0")
 
 # PyPI's cmake and ninja put their programs beside the interpreter, which is not on PATH when a virtual
@@ -33,6 +39,9 @@ SEARCH_PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PA
 
 
 def require_build_tools() -> None:
+    """Ends the build, in one sentence, where something is missing that compiling takes."""
+    if SKIP_NATIVE:
+        return
     missing = [module for module in ("torch", "pybind11") if find_spec(module) is None]
     if int(setuptools.__version__.split(".")[0]) < 77:  # older ones do not read pyproject.toml's license
         missing.append(f"setuptools>=77 (it found {setuptools.__version__})")
@@ -44,6 +53,15 @@ def require_build_tools() -> None:
             "`pip install . --no-build-isolation` (or set MI_KERNELS_SKIP_NATIVE=1 to install "
             "without compiled kernels)."
         )
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    if "CMAKE_CXX_COMPILER" in os.environ.get("CMAKE_ARGS", ""):
+        return
+    if not any(shutil.which(program, path=SEARCH_PATH) for program in named or ("g++", "c++", "clang++")):
+        sys.exit(
+            f"mi_kernels compiles its kernels, and this build cannot find {named[0] if named else 'g++'}: "
+            "install g++ (or name another compiler in CXX), or set MI_KERNELS_SKIP_NATIVE=1 to install "
+            "without compiled kernels."
+        )
 
 
 def cuda_options() -> list[str]:
@@ -54,8 +72,41 @@ def cuda_options() -> list[str]:
     return [f"-DMI_CUDA={wanted}", f"-DMI_CUDA_ARCHS={listed}"]
 
 
+class Metadata(dist_info):
+    """pip asks for it before it resolves and downloads dependencies (torch, gigabytes of it) and builds."""
+
+    def run(self) -> None:
+        require_build_tools()
+        super().run()
+
+
+class Sources(build_py):
+    """A wheel gets what lies in the build directory: only what this build put there."""
+
+    def run(self) -> None:
+        target = PACKAGE if self.editable_mode else Path(self.build_lib, PACKAGE.name)
+        if target.resolve() != PACKAGE:
+            shutil.rmtree(target, ignore_errors=True)
+        super().run()
+        mark = target / SKIPPED
+        if SKIP_NATIVE:
+            target.mkdir(parents=True, exist_ok=True)
+            mark.write_text("Built with MI_KERNELS_SKIP_NATIVE.\n")
+        else:
+            mark.unlink(missing_ok=True)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        marked = SKIP_NATIVE and not self.editable_mode
+        mark = [str(Path(self.build_lib, PACKAGE.name, SKIPPED))] if marked else []
+        return super().get_outputs(include_bytecode) + mark
+
+
 class CMakeBuild(build_ext):
     """One CMake run builds all the extensions. The directory is kept, so that a rebuild is incremental."""
+
+    def run(self) -> None:
+        require_build_tools()
+        super().run()
 
     def build_extensions(self) -> None:
         build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
@@ -75,6 +126,7 @@ class CMakeBuild(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
+        Path(PACKAGE, SKIPPED).unlink(missing_ok=True)  # of an installation before
         cuda = self.get_ext_filename(CUDA_LIBRARY)
         if not Path(self.build_lib, cuda).exists():
             Path(ROOT, cuda).unlink(missing_ok=True)
@@ -94,11 +146,6 @@ class CMakeBuild(build_ext):
         return super().get_ext_filename(fullname)
 
 
-if not SKIP_NATIVE:
-    # Here and not in the build command: pip resolves and downloads dependencies (torch, gigabytes of it)
-    # before it builds, but runs this file once before that.
-    require_build_tools()
-
 # The CUDA library is optional: an extension that may be missing.
 EXTENSIONS = [
     Extension("mi_kernels._C", []),
@@ -108,5 +155,5 @@ EXTENSIONS = [
 
 setup(
     ext_modules=[] if SKIP_NATIVE else EXTENSIONS,
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"dist_info": Metadata, "build_py": Sources, "build_ext": CMakeBuild},
 )

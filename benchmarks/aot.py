@@ -196,7 +196,9 @@ def _collected(job: tuple[int, str], short: bool) -> list[Report]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="aot", description="Compile every Triton kernel ahead of time.")
+    parser = argparse.ArgumentParser(
+        prog="aot", description="Compile every Triton kernel ahead of time.", allow_abbrev=False
+    )
     parser.add_argument("--capability", nargs="+", type=int, choices=CAPABILITIES, default=list(CAPABILITIES))
     parser.add_argument("--dtype", nargs="+", choices=(*DTYPES, "float32", "float64"), default=list(DTYPES))
     parser.add_argument("--short", action="store_true", help="one size and one activation")

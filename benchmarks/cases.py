@@ -134,7 +134,7 @@ def summary(cases: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def parser(description: str, families: Iterable[str]) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=description)
+    made = argparse.ArgumentParser(description=description, allow_abbrev=False)
     made.add_argument("--family", nargs="+", choices=list(families), default=list(families))
     made.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     made.add_argument("--pass", nargs="+", dest="passes", choices=PASSES, default=list(PASSES))

@@ -74,7 +74,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="cold_start", description="What a first call on Triton waits for.")
+    parser = argparse.ArgumentParser(
+        prog="cold_start", description="What a first call on Triton waits for.", allow_abbrev=False
+    )
     parser.add_argument("--capability", type=int, choices=aot.CAPABILITIES, default=90)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--rounds", type=positive, default=3)

@@ -76,7 +76,9 @@ def faults(result: dict[str, Any]) -> list[str]:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="gpu_check", description="Tests and figures on this GPU.")
+    parser = argparse.ArgumentParser(
+        prog="gpu_check", description="Tests and figures on this GPU.", allow_abbrev=False
+    )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"some of {', '.join(STAGES)} (all)")
     parser.add_argument("--minutes", type=float, default=9.5, help="for everything (9.5)")
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))

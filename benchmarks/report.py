@@ -103,7 +103,9 @@ def _sections(result: dict[str, Any]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Turn results into a Markdown report and pictures.")
+    parser = argparse.ArgumentParser(
+        description="Turn results into a Markdown report and pictures.", allow_abbrev=False
+    )
     parser.add_argument("results", nargs="+", type=Path, help="JSON written by run.py")
     parser.add_argument("--output", type=Path, help="Markdown file (stdout)")
     parser.add_argument("--pictures", type=Path, help="folder for PNG files (none are drawn)")

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import base, environment, measure, passes, peers, shapes, summary, tables
+from mi_kernels.cli import without_traceback
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SWEEP_RIVALS = ["einsum", "materialised", "x-first", "z-first"]
@@ -38,7 +39,9 @@ def _list_of(allowed: Iterable[str]) -> Callable[[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mi_kernels bench", description="Measure the dense interaction against its alternatives."
+        prog="mi_kernels bench",
+        description="Measure the dense interaction against its alternatives.",
+        allow_abbrev=False,
     )
     what = parser.add_argument_group("what is measured")
     what.add_argument("--suite", choices=shapes.SUITES, default="full")
@@ -219,4 +222,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_traceback("mi-kernels bench", main))

@@ -71,7 +71,7 @@ def train(film: bool, steps: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--steps", type=int, default=400)
     steps = parser.parse_args().steps
     for film in (False, True):

@@ -6,21 +6,25 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 
 from mi_kernels import records, verified
 from mi_kernels.ops.compiling import constant_while_compiling
 
-NAMES = ("auto", "reference", "portable", "cpu", "triton", "cuda")
+BackendName = Literal["auto", "reference", "portable", "cpu", "triton", "cuda"]
+NAMES: tuple[BackendName, ...] = get_args(BackendName)
 COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TRITON_FROM = (8, 0)  # compute capability
 _PACKAGE = Path(__file__).parent
 _LIBRARY = _PACKAGE / "libmi_kernels_cpu.so"
+_SKIPPED = _PACKAGE / "native_skipped.txt"  # of setup.py
+_ASKED_FOR = "this installation was asked to have no compiled kernels (MI_KERNELS_SKIP_NATIVE)"
 _CUDA_LIBRARY = _PACKAGE / "libmi_kernels_cuda.so"
 
 
@@ -34,6 +38,8 @@ _selected = _Selected()
 
 
 def _load_cpu_library() -> str | None:
+    if not _LIBRARY.exists() and _SKIPPED.exists():
+        return _ASKED_FOR
     if not _LIBRARY.exists():
         return "the compiled CPU library was not built (pip install . --no-build-isolation builds it)"
     try:
@@ -70,7 +76,7 @@ def _users_level() -> int:
 
 _cpu_error = _load_cpu_library()
 _cuda_error = _load_cuda_library()
-if _cpu_error is not None:
+if _cpu_error not in (None, _ASKED_FOR):
     warnings.warn(
         f"mi_kernels runs on its portable backend: {_cpu_error}",
         RuntimeWarning,
@@ -145,8 +151,42 @@ def _triton_error() -> str | None:
     return "there is no GPU that Triton reaches (with TRITON_INTERPRET=1 its kernels run on the CPU, slowly)"
 
 
-def backend(name: str) -> AbstractContextManager[None]:
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Selection(AbstractContextManager[None]):
+    """What :func:`backend` returns, for a ``with`` block or as a decorator. By itself it selects nothing."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._used = name, False
+        self._blocks: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self._used = True
+        self._blocks.append(_selecting(self._name))
+        self._blocks[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._blocks.pop().__exit__(*error)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        self._used = True
+        return _selecting(self._name)(function)
+
+    def __del__(self) -> None:
+        if not self._used:
+            warnings.warn(
+                f"mi_kernels.backend({self._name!r}) selected nothing: it is for a `with` block",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def backend(name: BackendName) -> Selection:
     """Run the operations of this thread on one backend inside a ``with`` block.
+
+    What is returned selects nothing by itself, and warns where it is dropped without a ``with``.
 
     Args:
         name: ``"auto"`` (compiled kernels where they exist for device and dtype, on GPUs only where a suite
@@ -161,7 +201,9 @@ def backend(name: str) -> AbstractContextManager[None]:
     reason = why_not(name)
     if reason is not None:
         raise ValueError(f"backend: {name!r} cannot run: {reason}")
-    return _selecting(name)
+    if torch.compiler.is_compiling():
+        return _selecting(name)  # type: ignore[return-value]  # Dynamo traces generators, not __del__
+    return Selection(name)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """The command line: `python -m mi_kernels doctor | verify | demo | bench | tune`."""
 
 import argparse
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mi_kernels._version import __version__
@@ -17,7 +18,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mi_kernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    doctor = commands.add_parser("doctor", help="what is installed, what runs here and why the rest does not")
+    doctor = commands.add_parser(
+        "doctor", help="what is installed, what runs here and why the rest does not", allow_abbrev=False
+    )
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
     # These parse their own arguments, --help included.
     for name, summary in (
@@ -57,10 +60,36 @@ def _bench(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    return subprocess.call([sys.executable, str(script), *arguments])
+    try:
+        return subprocess.call([sys.executable, str(script), *arguments])
+    except KeyboardInterrupt:  # it was interrupted, too, and has said so
+        return INTERRUPTED
+
+
+INTERRUPTED, CLOSED = 130, 141  # as a shell sees a command that SIGINT or SIGPIPE ended
+
+
+def without_traceback(program: str, run: Callable[[], int]) -> int:
+    """The exit status of ``run``, also where it is interrupted or nobody reads its output any more."""
+    try:
+        try:
+            return run()
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is left in the buffer is flushed once more at the end, to where that is no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return without_traceback("mi-kernels", lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if options.command == "demo":

@@ -18,7 +18,7 @@ def report() -> dict[str, Any]:
     (None without compiled libraries), `cpu_library_error`, `backends`: for each name, None if it runs here,
     else the reason why it does not; `verified`: the GPUs on which the test suite has passed, where `auto`
     takes compiled kernels; `record`: the file of `verify`, what it says of each family on each device, and
-    why it is not used, where it is not.
+    why it is not used, where it is not; `tiles`: the same of the file of `tune`.
     """
     return {
         "versions": {
@@ -40,6 +40,7 @@ def report() -> dict[str, Any]:
         "backends": {name: backends.why_not(name) for name in backends.NAMES if name != "auto"},
         "verified": verified.as_rows(),
         "record": _record(),
+        "tiles": _tiles(),
     }
 
 
@@ -63,6 +64,17 @@ def _record() -> dict[str, Any]:
     except RuntimeError as error:
         where = f"no place: {error}"
     return {"path": where, "not_used": reason, "rows": rows}
+
+
+def _tiles() -> dict[str, Any]:
+    from mi_kernels.ops.triton import tiles
+
+    choices, reason = tiles.own()
+    try:
+        where = str(records.table())
+    except RuntimeError as error:
+        where = f"no place: {error}"
+    return {"path": where, "not_used": reason, "choices": len(choices)}
 
 
 def _for(name: str, facts: dict[str, Any]) -> str:
@@ -110,6 +122,7 @@ def as_text() -> str:
         or {"portable": "no compiled backend has passed the test suite on a GPU"},
         "auto, by `verify`": _lines_of_record(facts["record"])
         or {"record": f"none: {facts['record']['path']} is not there"},
+        "tiles, by `tune`": {"table": _line_of_tiles(facts["tiles"])},
     }
     width = max(len(key) for entries in sections.values() for key in entries)
     lines = []
@@ -117,6 +130,12 @@ def as_text() -> str:
         lines.append(title)
         lines += [f"  {key:<{width}}  {_shown(value)}" for key, value in entries.items()]
     return "\n".join(lines)
+
+
+def _line_of_tiles(tiles: dict[str, Any]) -> str:
+    if tiles["not_used"] is not None:
+        return f"not used: {tiles['not_used']}"
+    return f"{tiles['choices']} choices in {tiles['path']}" if tiles["choices"] else "none"
 
 
 def _without_facts(cpu_library_error: str | None) -> str:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels import backends, records
+from mi_kernels import backends, calls, records
 from mi_kernels.ops.autocast import dtype_in_force, lower
 from mi_kernels.ops.interaction import plan_shared, planned, ragged, reference
 from mi_kernels.ops.interaction.packed import PackedWeight
 from mi_kernels.ops.interaction.plan import Plan
 from mi_kernels.ops.rules import differentiating
-from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors
+from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors, spread_bias
 
 
 def interaction(
@@ -38,7 +38,7 @@ def interaction(
             product out.
         weight_z: U of shape ``[O, Z]``, optional.
         weight_x: V of shape ``[O, X]``, optional.
-        bias: c of shape ``[O]``, optional.
+        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars stand for it.
         segment_ids: for inputs in groups of unequal length, one context for each group: ``x [N, X]``,
             ``z [G, Z]``, and row n has context ``segment_ids[n]``. int64 of shape ``[N]`` with numbers from
             0 to G - 1, sorted or not; a group may be empty. ``torch.repeat_interleave(lengths)`` makes such
@@ -83,7 +83,7 @@ def bilinear(
         input1: shape ``[..., in1]``.
         input2: shape ``[..., in2]``. Unlike in PyTorch, leading dimensions broadcast.
         weight: A of shape ``[out, in1, in2]``, also as :func:`mi_kernels.pack` returns it.
-        bias: b of shape ``[out]``, optional.
+        bias: b of shape ``[out]``, optional; ``[1, out]`` and scalars stand for it.
 
     Returns:
         y of shape ``[..., out]``. dtypes, differentiability and errors are those of :func:`interaction`.
@@ -93,26 +93,35 @@ def bilinear(
     return _interaction(_BILINEAR, input2, input1, weight, None, None, bias)
 
 
-def explain(op: Callable | str, *arguments: Any, **keywords: Any) -> Plan:
+def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> Plan:
     """What ``op(*arguments)`` would do, without doing it.
 
     Args:
-        op: a public function of this package that computes, or its name. For a module, the function that
-            it calls.
-        arguments, keywords: the arguments of that function; those that require grad ask for gradients.
+        op: a public function of this package that computes, or its name; or a module, of ``mi.nn`` or with
+            such modules in it.
+        arguments, keywords: what ``op`` is called with; arguments and parameters that require grad ask for
+            gradients.
 
     Returns:
         A printable :class:`~mi_kernels.ops.interaction.plan.Plan`: backend, algorithm, operations, bytes,
         scratch memory and the reason, for the forward pass and for each gradient primitive wanted.
+        Of a module that calls several functions of this package, such as ``mi.nn.HyperMLP``, the sums, and
+        the plan of each call in ``calls``.
+
+    A module is run but for those calls, which return uninitialised memory: what else is in its forward is
+    done, such as a context network, activations between layers, or hooks.
 
     Raises:
-        ValueError: ``op`` is unknown, or as the function itself.
+        ValueError: ``op`` is unknown or a module without such calls, or as the function itself.
         TypeError: as the function itself.
     """
+    if isinstance(op, torch.nn.Module):
+        return calls.plan_of(op, arguments, keywords, explain)
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     function, planner = EXPLAINED.get(name, (explain, _explained(_INTERACTION)))
     if name not in EXPLAINED or not (isinstance(op, str) or op is function):
-        raise ValueError(f"explain: op: expected one of {', '.join(EXPLAINED)}, got {name!r}")
+        known = f"one of {', '.join(f'mi.{one}' for one in EXPLAINED)}, or a module"
+        raise ValueError(f"explain: op: expected {known}, got {_foreign(op, name)}")
     try:
         bound = inspect.signature(function).bind(*arguments, **keywords)
     except TypeError as error:
@@ -127,10 +136,24 @@ def explain(op: Callable | str, *arguments: Any, **keywords: Any) -> Plan:
     return found if remark is None else replace(found, why=f"{found.why}; {remark}")
 
 
+def _foreign(op: object, name: str) -> str:
+    """What is no function of this package, in words that tell it from one that is."""
+    if isinstance(op, str):
+        return repr(op)
+    if not callable(op):
+        return type(op).__name__
+    if isinstance(op, type):
+        return f"the class {name}; pass an instance"
+    torchs = getattr(torch.nn.functional, name, None) is op
+    place = "torch.nn.functional" if torchs else getattr(op, "__module__", None)
+    return f"{place}.{name}" + (f", which is another function; pass mi.{name}" if name in EXPLAINED else "")
+
+
 def _explained(spelling: "_Spelling") -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
+        weights[-1] = spread_bias(weights[-1], *weights[:-1])
         segment_ids = bound.get("segment_ids")
         lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
         if segment_ids is not None:
@@ -176,6 +199,7 @@ def _interaction(
     if isinstance(weight, PackedWeight):
         weight, words = _laid_out(weight, (x, z, *others))
     x, z, *weights = autocast((x, z, weight, *others))
+    weights[-1] = spread_bias(weights[-1], *weights[:-1])
     _check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if chosen == "reference":

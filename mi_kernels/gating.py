@@ -9,6 +9,7 @@ from torch import Tensor
 from mi_kernels import backends
 from mi_kernels.functional import EXPLAINED, autocast
 from mi_kernels.ops import activations, gates, plans
+from mi_kernels.ops.activations import ActivationName
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.diagonal import reference as diagonal_reference
 from mi_kernels.ops.gated import reference as gated_reference
@@ -27,6 +28,7 @@ from mi_kernels.validation import (
     check_rank,
     check_shape,
     check_tensors,
+    spread_bias,
 )
 
 
@@ -35,7 +37,7 @@ def modulate(
     scale: Tensor,  # broadcasts with x
     shift: Tensor | None = None,  # broadcasts with x
     *,
-    activation: str = "identity",
+    activation: ActivationName = "identity",
     scale_offset: float = 0.0,
 ) -> Tensor:
     r"""Elementwise modulation (FiLM, adaLN, gates) in one pass over x.
@@ -91,7 +93,7 @@ def diagonal(
     shift_bias: Tensor | None = None,  # [X]
     *,
     weight_x: Tensor | None = None,  # [X, X]
-    activation: str = "identity",
+    activation: ActivationName = "identity",
     scale_offset: float = 0.0,
 ) -> Tensor:
     r"""Diagonal multiplicative interaction: a gate and a shift made of the context, in one pass.
@@ -103,9 +105,9 @@ def diagonal(
         z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast; a context that
             is shared along some of them has its gate and shift made once (without ``weight_x``).
         weight: A of shape ``[X, Z]``.
-        bias: a of shape ``[X]``, optional.
+        bias: a of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
         shift_weight: C of shape ``[X, Z]``, optional.
-        shift_bias: c of shape ``[X]``, optional.
+        shift_bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
         weight_x: G of shape ``[X, X]``, optional.
         activation: as in :func:`modulate`; softmax is over the features.
         scale_offset: s.
@@ -122,7 +124,7 @@ def diagonal(
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, section 4
     (diagonal form); Perez et al., "FiLM", AAAI 2018.
     """
-    tensors = autocast((x, z, weight, bias, shift_weight, shift_bias, weight_x))
+    tensors = _spread(autocast((x, z, weight, bias, shift_weight, shift_bias, weight_x)), 3, 5)
     lead = _check_diagonal(tensors, activation, scale_offset)
     x, z, weight, bias, shift_weight, shift_bias, weight_x = tensors
     options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
@@ -155,7 +157,7 @@ def gated_interaction(
     weight_x: Tensor | None = None,  # [X, X]
     bias: Tensor | None = None,  # [X]
     *,
-    activation: str = "sigmoid",
+    activation: ActivationName = "sigmoid",
 ) -> Tensor:
     r"""Attention over the features of x by a dense multiplicative interaction, in one pass.
 
@@ -167,7 +169,7 @@ def gated_interaction(
         weight: W of shape ``[X, Z, X]``, or None to leave the product out.
         weight_z: U of shape ``[X, Z]``, optional.
         weight_x: V of shape ``[X, X]``, optional.
-        bias: c of shape ``[X]``, optional.
+        bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
         activation: as in :func:`modulate`; softmax is over the features.
 
     Returns:
@@ -182,7 +184,7 @@ def gated_interaction(
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, section 4
     (attention as a multiplicative interaction).
     """
-    tensors = autocast((x, z, weight, weight_z, weight_x, bias))
+    tensors = _spread(autocast((x, z, weight, weight_z, weight_x, bias)), 5)
     lead = _check_gated(tensors, activation)
     x, z, *weights = tensors
     chosen = backends.choose(x, "gated_interaction")
@@ -238,6 +240,14 @@ def _check_features(op: str, names: Sequence[str], axes: Sequence[str], tensors:
     return lead
 
 
+def _spread(tensors: Sequence[Any], *biases: int) -> list[Any]:
+    """Arguments x, z, weights and biases, those at ``biases`` (behind a weight) as [X]."""
+    spread, weights = list(tensors), tensors[2 : biases[0]]
+    for place in biases:
+        spread[place] = spread_bias(tensors[place], *weights)
+    return spread
+
+
 def _per_context(
     backend: str, z: Tensor, weight: Tensor, bias: Tensor | None, lead: torch.Size, rank: int
 ) -> Tensor:
@@ -275,13 +285,13 @@ def _explain_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_off
 
 
 def _explain_diagonal(activation: str, scale_offset: float, weight_x: Any, **arguments: Any) -> Plan:
-    tensors = autocast((*arguments.values(), weight_x))
+    tensors = _spread(autocast((*arguments.values(), weight_x)), 3, 5)
     lead = _check_diagonal(tensors, activation, scale_offset)
     return plans.diagonal(backends.choose(tensors[0], "diagonal"), activation, lead, *tensors)
 
 
 def _explain_gated(activation: str, **arguments: Any) -> Plan:
-    tensors = autocast(tuple(arguments.values()))
+    tensors = _spread(autocast(tuple(arguments.values())), 5)
     lead = _check_gated(tensors, activation)
     return plans.gated(backends.choose(tensors[0], "gated_interaction"), activation, lead, *tensors)
 

@@ -10,7 +10,14 @@ from mi_kernels import backends
 from mi_kernels.functional import EXPLAINED, autocast
 from mi_kernels.ops.interaction import plan_generated, ragged, reference, shared
 from mi_kernels.ops.interaction.plan import Plan
-from mi_kernels.validation import broadcast_leading, broadcast_like, check_rank, check_shape, check_tensors
+from mi_kernels.validation import (
+    broadcast_leading,
+    broadcast_like,
+    check_rank,
+    check_shape,
+    check_tensors,
+    spread_bias,
+)
 
 
 def generate(
@@ -29,7 +36,7 @@ def generate(
         weight: W of shape ``[O, Z, X]``, or None.
         weight_z: U of shape ``[O, Z]``, optional.
         weight_x: V of shape ``[O, X]``, optional.
-        bias: c of shape ``[O]``, optional.
+        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars stand for it.
 
     Returns:
         W' of shape ``[..., O, X]`` and b' of shape ``[..., O]``, or None for b' without U and c.
@@ -46,6 +53,7 @@ def generate(
     Find Them", ICLR 2020, section 3.
     """
     z, weight, weight_z, weight_x, bias = autocast((z, weight, weight_z, weight_x, bias))
+    bias = spread_bias(bias, weight, weight_z, weight_x)
     _check_generate(z, weight, weight_z, weight_x, bias)
     chosen = backends.choose(z)
     lead, generated, offset = z.shape[:-1], None, None
@@ -141,7 +149,6 @@ def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size
         expected = f"[..., O, X={x.shape[-1]}]"
         raise ValueError(f"{op}: weight: expected shape {expected}, got {list(weight.shape)}")
     if bias is not None:
-        check_rank(op, "bias", bias, 1)
         if broadcast_like(op, ("weight", "bias"), weight.shape[:-1], bias) != weight.shape[:-1]:
             expected = f"a shape that broadcasts to {list(weight.shape[:-1])}"
             raise ValueError(f"{op}: bias: expected {expected}, got {list(bias.shape)}")
@@ -149,7 +156,7 @@ def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size
         return broadcast_leading(op, ("x", "weight"), x, weight, features=2)
     check_shape(op, "x", x, {"N": None, "X": None})
     check_shape(op, "weight", weight, {"G": None, "O": None, "X": None})
-    if bias is not None:
+    if bias is not None and bias.numel() != 1:
         check_rank(op, "bias", bias, 2)
     ragged.check(op, segment_ids, x, weight.shape[0])
     return x.shape[:-1]
@@ -157,6 +164,7 @@ def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size
 
 def _explain_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> Plan:
     z, *weights = autocast((z, weight, weight_z, weight_x, bias))
+    weights[-1] = spread_bias(weights[-1], *weights[:-1])
     _check_generate(z, *weights)
     return plan_generated.generate(backends.choose(z), z, weights)
 

@@ -1,7 +1,8 @@
 """What `python -m mi_kernels verify` found on this machine: a file of the user's, and when it is believed.
 
 The file decides which kernels `auto` runs, so it counts only where nobody but the user (or root) could have
-written it, and only for the device, the versions and the kernels that it was made with.
+written it, and only for the device, the versions and the kernels that it was made with. The table of `tune`
+lies beside it, under the same rule (ops/triton/tiles.py).
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -68,7 +69,7 @@ class Record:
 
 
 def folder() -> Path:
-    """Where the record lies: MI_KERNELS_CACHE, else mi_kernels in the user's cache directory.
+    """Where such files lie: MI_KERNELS_CACHE, else mi_kernels in the user's cache directory.
 
     Raises RuntimeError: there is no home directory, and none of the variables is set.
     """
@@ -81,6 +82,11 @@ def folder() -> Path:
 
 def path() -> Path:
     return folder() / "verified.json"
+
+
+def table() -> Path:
+    """The tiles that `python -m mi_kernels tune` found on this machine."""
+    return folder() / "tiles.json"
 
 
 def distrust(file: Path) -> str | None:
@@ -154,19 +160,27 @@ def write(new: Iterable[Record], file: Path | None = None) -> None:
     Raises OSError: the file cannot be written, or others could write it too. RuntimeError: as `folder`.
     """
     file = file or path()
-    for folder in reversed([file.parent, *file.parent.parents]):
-        if not folder.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)  # of parents=True the mode would be the umask's
-    reason = distrust(file)
-    if reason is not None:
-        raise PermissionError(f"the record would not be trusted: {reason}")
+    make_place(file)
     with _alone(file):
         records = {record.key: record for record in read(file)[0]}
         for record in new:
             records.pop(record.key, None)  # the newest come last
             records[record.key] = record
         kept = list(records.values())[-MOST:]
-        _replace(file, json.dumps({"schema": SCHEMA, "records": [asdict(one) for one in kept]}, indent=1))
+        put(file, json.dumps({"schema": SCHEMA, "records": [asdict(one) for one in kept]}, indent=1))
+
+
+def make_place(file: Path) -> None:
+    """The folder of a file that only the user may write.
+
+    Raises OSError: it cannot be made, or others could write the file too.
+    """
+    for folder in reversed([file.parent, *file.parent.parents]):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)  # of parents=True the mode would be the umask's
+    reason = distrust(file)
+    if reason is not None:
+        raise PermissionError(f"{file.name} would not be trusted: {reason}")
 
 
 @contextmanager
@@ -179,11 +193,12 @@ def _alone(file: Path) -> Iterator[None]:
         yield
 
 
-def _replace(file: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".verified")  # for the user alone
+def put(file: Path, text: str) -> None:
+    """A file for the user alone, whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}")
     try:
         with os.fdopen(handle, "w") as out:
-            out.write(text + "\n")
+            out.write(text.rstrip("\n") + "\n")
         os.replace(name, file)
     except OSError:
         os.unlink(name)
@@ -245,6 +260,9 @@ def _kernel_files(backend: str) -> Iterator[Path]:
         return
     yield from sorted((_PACKAGE / "ops").rglob("*triton*.py"))
     yield from sorted(file for file in (_PACKAGE / "ops" / "triton").iterdir() if file.is_file())
+    with suppress(RuntimeError):  # no place for files of the user's
+        if table().is_file() and distrust(table()) is None:
+            yield table()
 
 
 def changed(record: Record) -> str | None:

@@ -1,8 +1,9 @@
 """Times the tiles of the Triton kernels on this GPU and writes the table of choices: ``mi-kernels tune``.
 
-Nothing is tuned on a call; this is opt-in. The table is ops/triton/table.json, or the file that
-``--output`` names, and can be committed. A tile is only taken if its results are as right as those of the
-heuristic's tile.
+Nothing is tuned on a call; this is opt-in. The table lies in the user's cache directory (``records.table``)
+and counts for this user's calls from then on; ``--output`` names another file, such as ops/triton/table.json
+of a checkout, which is a part of the package and can be committed. A tile is only taken if its results are as
+right as those of the heuristic's tile.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
+from mi_kernels import backends, records
 from mi_kernels.testing.errors import relative_error
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -161,42 +162,54 @@ def merged(choices: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     return {key: tile for key, tile in (choices | found).items() if tile is not None}
 
 
-def _write(path: Path, choices: dict[str, Any]) -> None:
+def _begun(output: Path | None) -> tuple[Path, dict[str, Any], Callable[[Path, str], object]]:
+    """The table to add to, what is in it, and what writes it: once before the work, to see that it can be.
+
+    Raises OSError, ValueError, RuntimeError: it cannot be read or written, or has no place.
+    """
     from mi_kernels.ops.triton import tiles
 
-    path.write_text(tiles.written(choices))
+    if output is not None:
+        choices = tiles.read(output) if output.exists() else dict(tiles.table())
+        output.write_text(tiles.written(choices))
+        return output, choices, Path.write_text
+    path = records.table()
+    records.make_place(path)
+    choices, reason = tiles.own()
+    if reason is not None:
+        raise ValueError(reason)
+    records.put(path, tiles.written(choices))
+    return path, choices, records.put
 
 
 def main(argv: Iterable[str] | None = None) -> int:
     summary = "Time the tiles of the Triton kernels on this GPU and write the table of choices."
-    parser = argparse.ArgumentParser(prog="mi-kernels tune", description=summary)
+    parser = argparse.ArgumentParser(prog="mi-kernels tune", description=summary, allow_abbrev=False)
     parser.add_argument("--sizes", nargs="+", type=_sizes, metavar="B,Z,X,O", required=True)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--most", type=positive, default=60, help="tiles tried for each product (60)")
     parser.add_argument(
         "--output",
         type=Path,
-        help="the table, added to where it exists (ops/triton/table.json in the package)",
+        help="the table, added to where it exists (tiles.json in the user's cache directory)",
     )
     options = parser.parse_args(None if argv is None else list(argv))
     reason = why_not()
     if reason is not None:
         print(f"tune: {reason}", file=sys.stderr)
         return 1
-    from mi_kernels.ops.triton import tiles
-
-    path = options.output or tiles.TABLE
     try:
-        choices = tiles.read(path) if path.exists() else dict(tiles.table())
-        _write(path, choices)  # before the work: whether it can be
-    except (OSError, ValueError) as error:
+        path, choices, write = _begun(options.output)
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"tune: {error}", file=sys.stderr)
         return 1
+    from mi_kernels.ops.triton import tiles
+
     for dtype in options.dtype:
         for sizes in options.sizes:
             for name, (call, truth) in calls(sizes, getattr(torch, dtype), "cuda").items():
                 print(f"{name}, {dtype}, B,Z,X,O = {sizes}: first call {_cold(call):.2f} s", flush=True)
                 choices = merged(choices, tune(call, truth, _measure, options.most))
-                _write(path, choices)
+                write(path, tiles.written(choices))
     print(path)
     return 0

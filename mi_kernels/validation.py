@@ -5,7 +5,9 @@ types raise TypeError; ranks, sizes and devices raise ValueError.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,6 +114,28 @@ def broadcast(shape: torch.Size, other: torch.Size) -> torch.Size | None:
     return torch.Size(sizes)
 
 
+def spread_bias(bias: Any, *weights: Any) -> Any:
+    """A bias that is a scalar, or has one row, as [O]; O is the first size of the first weight there is.
+
+    Whatever does not fit is left to the checks.
+    """
+    if bias is None or not isinstance(bias, Tensor) or bias.is_nested:
+        return bias
+    out = None
+    for weight in weights:
+        if isinstance(weight, Tensor) and not weight.is_nested and weight.dim() > 0:
+            out = weight.shape[0]
+            break
+    shape = bias.shape
+    if len(shape) == 1 and (out is None or shape[0] == out):  # as it nearly always is
+        return bias
+    last = shape[-1] if shape else 1
+    fits = len(shape) < 2 or (len(shape) == 2 and shape[0] == 1)
+    if not fits or bias.layout is not torch.strided or (out is not None and last not in (1, out)):
+        return bias
+    return bias.reshape(last).expand(last if out is None else out)
+
+
 def check_size(op: str, name: str, size: int) -> None:
     """A size given as a number is an integer, 0 or more."""
     if isinstance(size, bool) or not isinstance(size, int | torch.SymInt):
@@ -120,11 +144,48 @@ def check_size(op: str, name: str, size: int) -> None:
         raise ValueError(f"{op}: {name}: expected >= 0, got {size}")
 
 
-def check_floating(op: str, dtype: torch.dtype | None) -> None:
-    """A dtype of parameters is None or one that can be trained."""
+def check_construction(
+    op: str,
+    sizes: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    device: Any,
+    dtype: Any,
+) -> None:
+    """What the constructors of modules are given: sizes, flags, where parameters lie and what they are."""
+    for name, size in sizes.items():
+        check_size(op, name, size)
+    for name, flag in flags.items():
+        if not isinstance(flag, int | np.bool_):
+            raise TypeError(f"{op}: {name}: expected a bool, got {_kind(flag)}")
+    if isinstance(device, bool) or not isinstance(device, torch.device | str | int | None):
+        raise TypeError(f"{op}: device: expected a torch.device, a str or an int, got {_kind(device)}")
+    if isinstance(device, str):
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"{op}: device: expected one such as cpu or cuda:0, got {device!r}") from None
     if dtype is not None and dtype not in FLOATING:
-        known = ", ".join(str(known).removeprefix("torch.") for known in FLOATING)
-        raise TypeError(f"{op}: dtype: expected one of {known}, got {dtype}")
+        known = ", ".join(str(known) for known in FLOATING)
+        raise TypeError(f"{op}: dtype: expected one of {known}, got {dtype!r}")
+
+
+def check_module(op: str, name: str, module: object) -> None:
+    """A part of a module is None or a module itself."""
+    if module is not None and not isinstance(module, torch.nn.Module):
+        raise TypeError(f"{op}: {name}: expected a torch.nn.Module or None, got {_kind(module)}")
+
+
+def check_function(op: str, name: str, function: object) -> None:
+    """A function, or a module; not the class of one."""
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"{op}: {name}: expected a function, got {_kind(function)}")
+
+
+def _kind(value: object) -> str:
+    """A value of a wrong type in words: what is often passed in place of an instance is its class."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return type(value).__name__
 
 
 def broadcast_like(op: str, names: tuple[str, str], shape: torch.Size, tensor: Tensor) -> torch.Size:

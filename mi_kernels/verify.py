@@ -155,6 +155,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mi-kernels verify",
         description="Check the compiled kernels on this GPU; `auto` uses those that pass, from then on.",
+        allow_abbrev=False,
     )
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--dtype", nargs="+", choices=suite.DTYPES, default=list(suite.DTYPES))

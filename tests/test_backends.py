@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -270,3 +272,48 @@ def test_doctor_knows_libraries_of_another_python(monkeypatch):
     assert "libraries are loaded" in text and "not built" not in text and "runs (built for 90a)" in text
     monkeypatch.setattr(backends, "cpu_library_error", lambda: "a reason")
     assert "not built" in doctor.as_text()
+
+
+def test_a_backend_without_a_block_warns():
+    """It selects nothing, and says so where it is dropped, at the user's line."""
+    with pytest.warns(RuntimeWarning, match=r"mi_kernels.backend\('portable'\) selected nothing") as caught:
+        mi.backend("portable")
+        assert called() == [AUTO]
+    assert caught[0].filename == __file__
+
+
+def test_a_backend_that_was_used_does_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with mi.backend("portable"):
+            pass
+        mi.backend("portable")(called)()
+        with ExitStack() as stack:
+            stack.enter_context(mi.backend("portable"))
+        with pytest.raises(ValueError):
+            mi.backend("gpu")
+
+
+def test_a_selection_can_be_nested_in_itself():
+    selection = mi.backend("reference")
+    with selection:
+        with selection:
+            assert called() == []
+        assert called() == []
+    assert called() == [AUTO]
+
+
+def test_a_block_inside_of_a_compiled_function(fresh_compiler):
+    def function(x, z, weight):
+        with mi.backend("reference"):
+            y = mi.interaction(x, z, weight)
+        return y + mi.interaction(x, z, weight)
+
+    arguments = Sample(ODD).arguments(torch.float64)[:3]
+    with Spy() as spy:
+        expected = function(*arguments)
+    assert spy.raw == [AUTO]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        compiled = torch.compile(function, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(*arguments), expected)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 import warnings
 
 import pytest
@@ -259,3 +260,78 @@ def test_a_state_dict_goes_both_ways(model):
     torch.save(mi.convert(copy.deepcopy(model)).state_dict(), file)
     model.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     mi.convert(Model().double()).load_state_dict(model.state_dict())
+
+
+def test_there_and_back(model, batch):
+    """Everything is as it was before: classes, objects, flags, keys, values, and what pickle needs."""
+    calls = []
+    model.compare.register_forward_hook(lambda *_: calls.append(1))
+    model.compare.eval().weight.requires_grad_(False)
+    types = [type(module) for module in model.modules()]
+    before, keys = dict(model.named_parameters()), list(model.state_dict())
+    expected = model(*batch)
+    converted = mi.convert(model)(*batch)
+    assert mi.convert(model, to="torch") is model
+    assert [type(module) for module in model.modules()] == types
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+    assert list(model.state_dict()) == keys and not model.compare.training and model.training
+    assert torch.equal(model(*batch), expected) and len(calls) == 3
+    torch.testing.assert_close(converted, expected, rtol=1e-12, atol=1e-12)
+    assert b"mi_kernels" not in pickle.dumps(model.inner)
+    mi.convert(model, to="torch")
+    assert [type(module) for module in model.modules()] == types
+
+
+def test_parametrized_layers_go_back():
+    layer = mi.nn.Bilinear(4, 4, 2)
+    parametrizations.weight_norm(layer)
+    twin, (a, b) = copy.deepcopy(layer), pair()
+    expected = layer(a, b)
+    mi.convert(layer, to="torch")
+    assert type(layer).__bases__ == (nn.Bilinear,) and isinstance(twin, mi.nn.Bilinear)
+    torch.testing.assert_close(layer(a, b), expected)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is nn.Bilinear
+
+
+class Own(mi.nn.Bilinear):
+    pass
+
+
+class OwnGate(mi.nn.FiLM):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: mi.nn.FiLM(2, 3), "torch.nn has no FiLM"),
+        (lambda: OwnGate(2, 3), "torch.nn has no FiLM"),
+        (lambda: mi.nn.BoundLinear(torch.ones(2, 3)), "torch.nn has no BoundLinear"),
+        (lambda: Own(2, 3, 4), "it is a subclass of mi_kernels.nn.Bilinear"),
+    ],
+)
+def test_what_cannot_go_back_is_left_and_named(make, reason):
+    model = nn.Sequential(make(), mi.nn.Bilinear(2, 2, 2))
+    kept = type(model[0])
+    with pytest.warns(UserWarning, match=rf"^convert: Sequential\.0 is left alone: {re.escape(reason)}$"):
+        mi.convert(model, to="torch")
+    assert type(model[0]) is kept and type(model[1]) is nn.Bilinear
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mi.convert(model)
+
+
+def test_a_replaced_forward_does_not_go_back():
+    layer = mi.nn.Bilinear(4, 4, 2)
+    layer.forward = lambda a, b: "replaced"
+    with pytest.warns(UserWarning, match="convert: Bilinear is left alone: its forward was replaced"):
+        mi.convert(layer, to="torch")
+    assert type(layer) is mi.nn.Bilinear
+
+
+@pytest.mark.parametrize("to", ["jax", None, nn.Bilinear, ["torch"]], ids=str)
+def test_directions(to):
+    with pytest.raises(ValueError, match="^convert: to: expected one of mi_kernels, torch, got "):
+        mi.convert(nn.Bilinear(2, 2, 2), to=to)

@@ -204,6 +204,50 @@ def test_modules_compute_their_formulas(place):
         torch.testing.assert_close(layer(maps, z), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("channel_dim", "size", "frames"),
+    [
+        (-1, (2, 5, 4), (2, 5)),
+        (1, (2, 4, 5), (2, 5)),
+        (-1, (2, 5, 3, 4), (2, 5)),
+        (1, (2, 4, 5, 3), (2, 5)),
+        (1, (2, 4, 5, 3), (2, 5, 3)),
+        (1, (4, 4, 4), (4, 4)),
+    ],
+    ids=str,
+)
+def test_film_of_a_context_for_each_frame(channel_dim, size, frames, draw, place):
+    """Frame by frame it is the layer of feature maps; values and gradients."""
+    layer = mi.nn.FiLM(4, 3, channel_dim=channel_dim, dtype=torch.float64, device=place.device)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+
+    def theirs(x, z):
+        x = x.movedim(channel_dim, -1)  # [*frames, ..., C]
+        scale, shift = F.linear(z, layer.weight, layer.bias).chunk(2, -1)
+        middle = (slice(None),) * len(frames) + (None,) * (x.dim() - len(frames) - 1)
+        return ((1 + scale[middle]) * x + shift[middle]).movedim(-1, channel_dim)
+
+    same(layer, theirs, draw(*size), draw(*frames, 3))
+
+
+@pytest.mark.parametrize("z", [(5, 3), (2, 4, 3), (2, 6, 3), (2, 5, 6, 3), (2, 5, 6, 7, 3), (3,)], ids=str)
+def test_film_names_the_contexts_that_it_takes(z):
+    expected = r"z: expected shape \[B=2, Z=3\] or \[B=2, 5, Z=3\] or \[B=2, 5, 7, Z=3\], got \["
+    with pytest.raises(ValueError, match=f"^FiLM: {expected}"):
+        mi.nn.FiLM(4, 3)(torch.ones(2, 4, 5, 7), torch.ones(z))
+
+
+def test_film_says_where_it_looks_for_channels():
+    x, z = torch.ones(2, 5, 4), torch.ones(2, 3)
+    with pytest.raises(
+        ValueError, match=r"^FiLM: x: expected size 4 in dimension 1 .*channel_dim=-1.*\[2, 5, 4\]$"
+    ):
+        mi.nn.FiLM(4, 3)(x, z)
+    with pytest.raises(ValueError, match="^FiLM: x: expected size 5 in the last dimension .*channel_dim=1 "):
+        mi.nn.FiLM(5, 3, channel_dim=-1)(x, z)
+
+
 def test_modules_start_as_documented_and_say_what_is_wrong():
     torch.manual_seed(0)
     layer = mi.nn.DiagonalInteraction(2000, 50, weight_x=True)

@@ -289,7 +289,8 @@ def test_messages_about_sizes(op, name):
             wrong = [*right[:axis], size + delta, *right[axis + 1 :]]
             message = rf"^{op}: {name}: expected shape \[.*={size}.*\], got {re.escape(str(wrong))}$"
             broken(op, {name: torch.ones(wrong)}, ValueError, message)
-    for wrong in (right[1:], (1, *right)):
+    ranks = ((2, *right), (1, 1, *right)) if len(right) == 1 else (right[1:], (1, *right))
+    for wrong in ranks:  # a scalar and a row are a bias
         message = rf"^{op}: {name}: expected shape \[.*\], got {re.escape(str(list(wrong)))}$"
         broken(op, {name: torch.ones(wrong)}, ValueError, message)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mi_kernels import backends, cli, tune
+from mi_kernels import backends, cli, doctor, records, tune
 
 pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources, PTXASError
@@ -16,6 +16,16 @@ from mi_kernels.ops.triton import tiles
 from mi_kernels.ops.triton.launch import recording
 
 SIZES = (65536, 32, 256, 256)  # rows enough for one product in one part
+
+
+@pytest.fixture(autouse=True)
+def place_of_tables(monkeypatch, tmp_path):
+    """The user's cache directory, with no table in it."""
+    monkeypatch.setenv("MI_KERNELS_CACHE", str(tmp_path / "cache"))
+    tiles.table.cache_clear()
+    yield tmp_path / "cache"
+    tiles.table.cache_clear()
+    records.fingerprint.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -132,7 +142,7 @@ ENTRY = {"BM": 64, "BN": 64, "BK": 32, "warps": 4, "stages": 2, "style": "promot
 
 
 def test_what_is_written_is_read(tmp_path, monkeypatch):
-    tune._write(tmp_path / "table.json", {"a key": TILE})
+    (tmp_path / "table.json").write_text(tiles.written({"a key": TILE}))
     assert json.loads((tmp_path / "table.json").read_text()) == {"a key": ENTRY}
     monkeypatch.setattr(tiles, "TABLE", tmp_path / "table.json")
     assert tiles.table.__wrapped__() == {"a key": TILE}
@@ -220,7 +230,8 @@ def measured(monkeypatch, tmp_path):
     def run(found, output=path):
         findings.clear()
         findings.update(found)
-        return tune.main(["--sizes", "64,8,32,32", "--output", str(output)])
+        place = () if output is None else ("--output", str(output))
+        return tune.main(["--sizes", "64,8,32,32", *place])
 
     return run, path
 
@@ -247,6 +258,65 @@ def test_an_output_that_cannot_be_written_or_read_costs_no_time(measured, monkey
     path.write_text("[]")
     assert run({}) == 1 and path.read_text() == "[]"
     assert "is no table of tiles" in capsys.readouterr().err
+
+
+def test_what_is_found_lies_with_the_user(measured, place_of_tables, monkeypatch):
+    """In the cache directory and for the user alone; the package's table stays, and comes after it."""
+    run, path = measured
+    monkeypatch.setattr(tiles, "TABLE", path)
+    other = replace(TILE, stages=1)
+    path.write_text(tiles.written({"a": TILE, "b": TILE}))
+    for found in ({"a": other}, {"c": other}, {"c": None, "d": other}):
+        assert run(found, None) == 0
+    own = place_of_tables / "tiles.json"
+    assert tiles.read(own) == {"a": other, "d": other} and tiles.read(path) == {"a": TILE, "b": TILE}
+    assert oct(own.stat().st_mode & 0o777) == "0o600"
+    assert tiles.table.__wrapped__() == {"a": other, "b": TILE, "d": other}
+    assert f"2 choices in {own}" in doctor.as_text() and doctor.report()["tiles"]["choices"] == 2
+
+
+@pytest.mark.parametrize("fault", ["others may write", "is no table of tiles", "is a directory"])
+def test_a_table_that_is_not_the_users_is_not_used(fault, measured, place_of_tables, capsys):
+    run, _ = measured
+    assert run({"a": TILE}, None) == 0
+    own = place_of_tables / "tiles.json"
+    if fault == "others may write":
+        own.chmod(0o622)
+    elif fault == "is a directory":
+        fault = "is no regular file"
+        own.unlink()
+        own.mkdir()
+    else:
+        own.write_text("{")
+    with pytest.warns(RuntimeWarning, match=f"the table of `tune` is not used: .*{fault}"):
+        assert "a" not in tiles.table.__wrapped__()
+    assert "not used: " in doctor.as_text()
+    assert run({"b": TILE}, None) == 1
+    assert fault in capsys.readouterr().err
+
+
+def test_a_table_of_the_users_is_a_part_of_what_was_verified(measured, place_of_tables):
+    run, _ = measured
+    records.fingerprint.cache_clear()
+    before = records.fingerprint("triton")
+    assert run({"a": TILE}, None) == 0
+    records.fingerprint.cache_clear()
+    assert records.fingerprint("triton") != before
+    (place_of_tables / "tiles.json").chmod(0o666)
+    records.fingerprint.cache_clear()
+    assert records.fingerprint("triton") == before
+
+
+def test_without_a_place_for_it(measured, monkeypatch, capsys):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(records, "folder", nowhere)
+    assert tiles.own() == ({}, None) and measured[0]({}, None) == 1
+    assert "tune: Could not determine home directory." in capsys.readouterr().err
+    assert "no place: Could" in doctor.report()["tiles"]["path"]
+    records.fingerprint.cache_clear()
+    assert records.fingerprint("triton")
 
 
 @pytest.mark.parametrize("most", ["-1", "0", "x"])

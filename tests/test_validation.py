@@ -112,7 +112,10 @@ def test_rank_of_inputs(op, name, backend):
 @pytest.mark.parametrize(("op", "name"), WEIGHTS)
 def test_rank_of_weights(op, name, change, backend):
     sizes = OPERATIONS[op][name]
-    sizes = sizes[1:] if change < 0 else (1, *sizes)
+    if name == "bias":  # a scalar and a row are a bias
+        sizes = (2, *sizes) if change < 0 else (1, 1, *sizes)
+    else:
+        sizes = sizes[1:] if change < 0 else (1, *sizes)
     message = rf"^{op}: {name}: expected shape \[.*\], got {re.escape(str(list(sizes)))}$"
     expect(op, {name: torch.ones(sizes)}, ValueError, message, backend)
 
@@ -134,6 +137,8 @@ SIZES = [
 @pytest.mark.parametrize(("op", "name", "axis"), SIZES)
 def test_each_size_of_weights(op, name, axis, delta, backend):
     right = OPERATIONS[op][name]
+    if name == "bias" and delta < 0:
+        delta = 2  # one element is a bias for all outputs
     wrong = [size + delta * (index == axis) for index, size in enumerate(right)]
     wanted = re.escape(f"{axes_of(op, name)[axis]}={right[axis]}")
     message = rf"^{op}: {name}: expected shape \[.*{wanted}.*\], got {re.escape(str(wrong))}$"

@@ -1,7 +1,7 @@
-"""Existing models onto the modules of this package."""
+"""Existing models onto the modules of this package, and back."""
 
 import warnings
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -10,9 +10,15 @@ from torch.nn.utils import parametrize
 from mi_kernels.nn.interaction import Bilinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Direction = Literal["mi_kernels", "torch"]
+# The class that a layer has before, and after.
+_CLASSES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "mi_kernels": (nn.Bilinear, Bilinear),
+    "torch": (Bilinear, nn.Bilinear),
+}
 
 
-def convert(module: ModuleT) -> ModuleT:
+def convert(module: ModuleT, *, to: Direction = "mi_kernels") -> ModuleT:
     """Make every ``nn.Bilinear`` in a model, or the model itself, an :class:`mi_kernels.nn.Bilinear`.
 
     Works in place and returns its argument. In place, because everything that refers to the layer or to
@@ -21,47 +27,55 @@ def convert(module: ModuleT) -> ModuleT:
     buffers, hooks, training flag, ``requires_grad``, device and dtype are therefore untouched, and
     converting again does nothing. For a converted copy, ``convert(copy.deepcopy(model))``.
 
-    Converted: modules whose type is exactly ``nn.Bilinear``, also with parametrizations
-    (``torch.nn.utils.parametrize``). A model that ``torch.compile`` has compiled recompiles by itself.
+    ``convert(model, to="torch")`` is the way back, of the same layers and with the same promises: the model
+    can then be pickled, scripted or exported without this package.
+
+    Converted: modules whose type is exactly ``nn.Bilinear`` (``mi_kernels.nn.Bilinear``), also with
+    parametrizations (``torch.nn.utils.parametrize``). A model that ``torch.compile`` has compiled recompiles
+    by itself.
 
     Left alone in silence: other subclasses of ``nn.Bilinear``, because they may compute something else.
 
     Left alone with a UserWarning that names the layer: complex parameters, scripted or traced layers
-    (convert before scripting), and layers on which ``forward`` was replaced.
+    (convert before scripting), and layers on which ``forward`` was replaced. On the way back also modules of
+    this package that PyTorch has no equivalent of, and subclasses of this package's modules.
 
     Args:
         module: any ``torch.nn.Module``. Only registered submodules are found, as by ``module.modules()``.
+        to: ``"mi_kernels"``, or ``"torch"`` for the way back.
 
     Returns:
         ``module``.
 
     Raises:
         TypeError: ``module`` is no ``torch.nn.Module``.
+        ValueError: ``to`` is neither.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"convert: module: expected a torch.nn.Module, got {type(module).__name__}")
+    if not isinstance(to, str) or to not in _CLASSES:
+        raise ValueError(f"convert: to: expected one of {', '.join(_CLASSES)}, got {to!r}")
+    old, new = _CLASSES[to]
     # The list is complete before anything changes: modules() yields an object with two names once.
     for name, layer in list(module.named_modules()):
-        if not _computes_bilinear(layer):
-            continue
-        obstacle = _obstacle(layer)
+        obstacle = _obstacle(layer) if _computes(layer, old) else _stays(layer) if to == "torch" else None
         if obstacle is not None:
             path = f"{type(module).__name__}.{name}" if name else type(module).__name__
             warnings.warn(f"convert: {path} is left alone: {obstacle}", UserWarning, stacklevel=2)
-        elif type(layer) is nn.Bilinear:
-            layer.__class__ = Bilinear
-        else:
-            layer.__class__ = _parametrized_class(type(layer))
+        elif type(layer) is old:
+            layer.__class__ = new
+        elif _computes(layer, old):
+            layer.__class__ = _parametrized_class(type(layer), new)
     return module
 
 
-def _computes_bilinear(layer: nn.Module) -> bool:
+def _computes(layer: nn.Module, old: type[nn.Module]) -> bool:
     if isinstance(layer, torch.jit.ScriptModule):
-        return layer.original_name == "Bilinear"
-    if type(layer) is nn.Bilinear:
+        return old is nn.Bilinear and layer.original_name == "Bilinear"
+    if type(layer) is old:
         return True
     # parametrize gives a module a class of its own, derived from the one it had.
-    return parametrize.is_parametrized(layer) and type(layer).__bases__ == (nn.Bilinear,)
+    return parametrize.is_parametrized(layer) and type(layer).__bases__ == (old,)
 
 
 def _obstacle(layer: nn.Module) -> str | None:
@@ -74,10 +88,21 @@ def _obstacle(layer: nn.Module) -> str | None:
     return None
 
 
-def _parametrized_class(old: type[nn.Module]) -> type[nn.Module]:
-    """The class that parametrize would have made of a :class:`mi_kernels.nn.Bilinear`.
+def _stays(layer: nn.Module) -> str | None:
+    """Why a module of this package, or one that is derived from it, cannot be one of PyTorch's."""
+    ours = [one for one in type(layer).__mro__ if one.__module__.startswith(_PACKAGE) and one is not Bilinear]
+    if ours:
+        return f"torch.nn has no {ours[0].__name__}"
+    return "it is a subclass of mi_kernels.nn.Bilinear" if isinstance(layer, Bilinear) else None
+
+
+_PACKAGE = __name__.rpartition(".")[0] + "."
+
+
+def _parametrized_class(old: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
+    """The class that parametrize would have made of a layer of class ``base``.
 
     A new class, not new bases for the old one: a deepcopy of the layer shares the old one.
     """
     own = {name: value for name, value in vars(old).items() if name not in ("__dict__", "__weakref__")}
-    return type(old.__name__, (Bilinear,), own)
+    return type(old.__name__, (base,), own)

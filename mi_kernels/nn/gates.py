@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from mi_kernels import gating
+from mi_kernels.calls import call
 from mi_kernels.ops import activations
+from mi_kernels.ops.activations import ActivationName, ElementwiseName
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.validation import (
     FLOATING,
     check_activation,
-    check_floating,
+    check_construction,
     check_number,
-    check_size,
     check_tensors,
 )
 
@@ -68,7 +70,7 @@ class DiagonalInteraction(nn.Module):
     and the biases are 0.
 
     Raises:
-        TypeError: a size is no integer, ``scale_offset`` no number, or ``dtype`` no floating-point dtype.
+        TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
         ValueError: a size is negative, or the activation is unknown.
         TypeError, ValueError: see :func:`mi_kernels.diagonal`.
 
@@ -79,11 +81,11 @@ class DiagonalInteraction(nn.Module):
     __constants__ = ["features", "context_features"]
     features: int
     context_features: int
-    weight: Tensor
-    bias: Tensor | None
-    shift_weight: Tensor | None
-    shift_bias: Tensor | None
-    weight_x: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    shift_weight: nn.Parameter | None
+    shift_bias: nn.Parameter | None
+    weight_x: nn.Parameter | None
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class DiagonalInteraction(nn.Module):
         bias: bool = True,
         shift: bool = True,
         weight_x: bool = False,
-        activation: str = "identity",
+        activation: ActivationName = "identity",
         scale_offset: float = 0.0,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -102,11 +104,11 @@ class DiagonalInteraction(nn.Module):
         self.context_features = context_features
         self.activation = activation
         self.scale_offset = scale_offset
-        for name in self.__constants__:
-            check_size("DiagonalInteraction", name, getattr(self, name))
+        sizes = {name: getattr(self, name) for name in self.__constants__}
+        flags = {"bias": bias, "shift": shift, "weight_x": weight_x}
+        check_construction("DiagonalInteraction", sizes, flags, device, dtype)
         check_activation("DiagonalInteraction", activation, activations.NAMES)
         check_number("DiagonalInteraction", "scale_offset", scale_offset)
-        check_floating("DiagonalInteraction", dtype)
         x, z = features, context_features
         shapes: dict[str, tuple[int, ...] | None] = {
             "weight": (x, z),
@@ -128,8 +130,13 @@ class DiagonalInteraction(nn.Module):
             if bias is not None:
                 nn.init.zeros_(bias)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return gating.diagonal(
+        return call(
+            gating.diagonal,
             x,
             z,
             self.weight,
@@ -168,7 +175,9 @@ class FiLM(nn.Module):
 
     Shape:
         ``x [B, C, ...]`` (or ``[B, ..., C]``, with ``channel_dim=-1``) and ``z [B, Z]`` give ``y`` as x. All
-        dimensions of x but the first and the channels share the context.
+        dimensions of x but the first and the channels share the context. A context of its own for each frame
+        is ``z [B, T, Z]`` for ``x [B, C, T, ...]`` (or ``[B, T, ..., C]``), and so on: the leading dimensions
+        of z are the first ones of x without its channels.
 
     Attributes:
         weight: M of shape ``[2C, Z]``, gamma's rows first.
@@ -177,8 +186,8 @@ class FiLM(nn.Module):
     The parameters start as zeros: with s = 1 and the identity for act, y = x.
 
     Raises:
-        TypeError: a size is no integer, ``scale_offset`` no number, ``dtype`` no floating-point dtype, or x
-            or z no dense tensor of the dtype of the parameters (under autocast, of any floating-point dtype).
+        TypeError: an argument has a wrong type, ``dtype`` is no floating-point dtype, or x or z no dense
+            tensor of the dtype of the parameters (under autocast, of any floating-point dtype).
         ValueError: a size is negative, the activation is unknown or softmax, ``channel_dim`` is neither 1 nor
             -1, or the shapes or devices of x and z do not fit.
 
@@ -189,27 +198,26 @@ class FiLM(nn.Module):
     features: int
     context_features: int
     channel_dim: int
-    weight: Tensor
-    bias: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(
         self,
         features: int,
         context_features: int,
         bias: bool = True,
-        activation: str = "identity",
+        activation: ElementwiseName = "identity",
         scale_offset: float = 1.0,
         channel_dim: int = 1,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_size("FiLM", "features", features)
-        check_size("FiLM", "context_features", context_features)
+        sizes = {"features": features, "context_features": context_features}
+        check_construction("FiLM", sizes, {"bias": bias}, device, dtype)
         check_activation("FiLM", activation, tuple(activations.ELEMENTWISE))
         check_number("FiLM", "scale_offset", scale_offset)
-        check_floating("FiLM", dtype)
-        if channel_dim not in (1, -1):
+        if isinstance(channel_dim, bool) or channel_dim not in (1, -1):
             raise ValueError(f"FiLM: channel_dim: expected 1 or -1, got {channel_dim!r}")
         self.features = features
         self.context_features = context_features
@@ -225,18 +233,29 @@ class FiLM(nn.Module):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         self._check(x, z)
         scale, shift = nn.functional.linear(z, self.weight, self.bias).chunk(2, -1)
-        ones = (1,) * (x.dim() - 2)
-        size = (*scale.shape, *ones) if self.channel_dim == 1 else (scale.shape[0], *ones, scale.shape[1])
-        return gating.modulate(
+        return call(
+            gating.modulate,
             x,
-            scale.view(size),
-            shift.view(size),
+            self._beside(x, scale),
+            self._beside(x, shift),
             activation=self.activation,
             scale_offset=self.scale_offset,
         )
+
+    def _beside(self, x: Tensor, made: Tensor) -> Tensor:
+        """What the contexts [B, ..., Z] were made into, [B, ..., C], with the dimensions of x."""
+        ones = (1,) * (x.dim() - made.dim())
+        if self.channel_dim == 1:
+            made = made.movedim(-1, 1)
+            return made.view(*made.shape, *ones)
+        return made.view(*made.shape[:-1], *ones, made.shape[-1])
 
     def _check(self, x: Tensor, z: Tensor) -> None:
         if dtype_in_force(self.weight.device.type) is not None:
@@ -246,12 +265,19 @@ class FiLM(nn.Module):
         else:
             check_tensors("FiLM", ("weight", "x", "z"), (self.weight, x, z), 3, FLOATING)
         if x.dim() < 2 or x.shape[self.channel_dim] != self.features:
-            where = "dimension 1" if self.channel_dim == 1 else "the last dimension"
-            raise ValueError(f"FiLM: x: expected size {self.features} in {where}, got shape {list(x.shape)}")
-        if z.dim() != 2 or z.shape != (x.shape[0], self.context_features):
-            raise ValueError(
-                f"FiLM: z: expected shape [B={x.shape[0]}, Z={self.context_features}], got {list(z.shape)}"
+            where = (
+                "dimension 1 (channel_dim=1; channel_dim=-1 takes channels from the last)"
+                if self.channel_dim == 1
+                else "the last dimension (channel_dim=-1; channel_dim=1 takes channels from dimension 1)"
             )
+            raise ValueError(f"FiLM: x: expected size {self.features} in {where}, got shape {list(x.shape)}")
+        outer = (x.shape[0], *x.shape[2:]) if self.channel_dim == 1 else x.shape[:-1]
+        lead = z.shape[:-1]
+        if not lead or lead != outer[: len(lead)] or z.shape[-1] != self.context_features:
+            sizes = [f"B={outer[0]}", *map(str, outer[1:])]
+            rows = (", ".join(sizes[: place + 1]) for place in range(len(sizes)))
+            expected = " or ".join(f"[{row}, Z={self.context_features}]" for row in rows)
+            raise ValueError(f"FiLM: z: expected shape {expected}, got {list(z.shape)}")
 
     def extra_repr(self) -> str:
         return (
@@ -289,7 +315,7 @@ class GatedInteraction(nn.Module):
     activation.
 
     Raises:
-        TypeError: a size is no integer, or ``dtype`` is no floating-point dtype.
+        TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
         ValueError: a size is negative, or the activation is unknown.
         TypeError, ValueError: see :func:`mi_kernels.gated_interaction`.
 
@@ -300,10 +326,10 @@ class GatedInteraction(nn.Module):
     __constants__ = ["features", "context_features"]
     features: int
     context_features: int
-    weight: Tensor
-    weight_z: Tensor | None
-    weight_x: Tensor | None
-    bias: Tensor | None
+    weight: nn.Parameter
+    weight_z: nn.Parameter | None
+    weight_x: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -312,7 +338,7 @@ class GatedInteraction(nn.Module):
         bias: bool = True,
         weight_z: bool = True,
         weight_x: bool = True,
-        activation: str = "sigmoid",
+        activation: ActivationName = "sigmoid",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -320,10 +346,10 @@ class GatedInteraction(nn.Module):
         self.features = features
         self.context_features = context_features
         self.activation = activation
-        for name in self.__constants__:
-            check_size("GatedInteraction", name, getattr(self, name))
+        sizes = {name: getattr(self, name) for name in self.__constants__}
+        flags = {"bias": bias, "weight_z": weight_z, "weight_x": weight_x}
+        check_construction("GatedInteraction", sizes, flags, device, dtype)
         check_activation("GatedInteraction", activation, activations.NAMES)
-        check_floating("GatedInteraction", dtype)
         x, z = features, context_features
         shapes: dict[str, tuple[int, ...] | None] = {
             "weight": (x, z, x),
@@ -342,9 +368,20 @@ class GatedInteraction(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return gating.gated_interaction(
-            x, z, self.weight, self.weight_z, self.weight_x, self.bias, activation=self.activation
+        return call(
+            gating.gated_interaction,
+            x,
+            z,
+            self.weight,
+            self.weight_z,
+            self.weight_x,
+            self.bias,
+            activation=self.activation,
         )
 
     def extra_repr(self) -> str:

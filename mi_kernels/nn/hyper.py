@@ -3,22 +3,31 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mi_kernels import functional, hyper
+from mi_kernels.calls import call
 from mi_kernels.nn.gates import _draw, _parameters
-from mi_kernels.validation import check_floating, check_number, check_size
+from mi_kernels.validation import (
+    check_construction,
+    check_function,
+    check_module,
+    check_number,
+    check_rank,
+    check_tensors,
+)
 
 
 def _context(module: nn.Module, z: Any, size: int) -> Tensor:
     """The context that ``module`` makes of what it was given, of ``size`` features."""
     name, op = "z", type(module).__name__
-    if module.context_network is not None:
-        assert isinstance(module.context_network, nn.Module)
-        name, z = "context_network", module.context_network(z)
+    network: Any = module.context_network
+    if network is not None:
+        check_module(op, "context_network", network)  # it may have been set since
+        name, z = "context_network", network(z)
     if not isinstance(z, Tensor):
         raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(z).__name__}")
     # Nested tensors are left to the functions, which say more about them.
@@ -44,15 +53,22 @@ class BoundLinear(nn.Module):
         TypeError, ValueError: see :func:`mi_kernels.apply_generated`.
     """
 
-    bias: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
+        check_tensors("BoundLinear", ("weight", "bias"), (weight, bias), 1)
+        check_rank("BoundLinear", "weight", weight, 2)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor) -> Tensor:
-        return hyper.apply_generated(x, self.weight, self.bias)
+        return call(hyper.apply_generated, x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"weight={list(self.weight.shape)}, bias={self.bias is not None}"
@@ -93,7 +109,7 @@ class HyperLinear(nn.Module):
     whatever the sizes are.
 
     Raises:
-        TypeError: a size is no integer, or ``dtype`` is no floating-point dtype.
+        TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
         ValueError: a size is negative.
         TypeError, ValueError: see :func:`mi_kernels.interaction`.
 
@@ -105,10 +121,10 @@ class HyperLinear(nn.Module):
     in_features: int
     out_features: int
     context_features: int
-    weight: Tensor
-    weight_z: Tensor | None
-    weight_x: Tensor
-    bias: Tensor | None
+    weight: nn.Parameter
+    weight_z: nn.Parameter | None
+    weight_x: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -126,10 +142,10 @@ class HyperLinear(nn.Module):
         self.out_features = out_features
         self.context_features = context_features
         self.gain = gain
-        for name in self.__constants__:
-            check_size("HyperLinear", name, getattr(self, name))
+        sizes = {name: getattr(self, name) for name in self.__constants__}
+        check_construction("HyperLinear", sizes, {"bias": bias}, device, dtype)
         check_number("HyperLinear", "gain", gain)
-        check_floating("HyperLinear", dtype)
+        check_module("HyperLinear", "context_network", context_network)
         o, z, x = out_features, context_features, in_features
         shapes: dict[str, tuple[int, ...] | None] = {
             "weight": (o, z, x),
@@ -150,13 +166,17 @@ class HyperLinear(nn.Module):
             if zero is not None:
                 nn.init.zeros_(zero)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         weights = self.weight, self.weight_z, self.weight_x, self.bias
         z = _context(self, z, self.context_features)
-        return functional.interaction(x, z, *weights, segment_ids=segment_ids)
+        return call(functional.interaction, x, z, *weights, segment_ids=segment_ids)
 
     @torch.no_grad()
-    def bind(self, z: Tensor) -> nn.Module:
+    def bind(self, z: Tensor) -> nn.Linear | BoundLinear:
         """The layer of a fixed context, or the layers of several.
 
         Args:
@@ -227,7 +247,7 @@ class HyperMLP(nn.Module):
 
     Raises:
         TypeError, ValueError: as :class:`HyperLinear`; there are fewer than two sizes, or the activation
-            cannot be called.
+            is no function and no module.
 
     Source: as :class:`HyperLinear`.
     """
@@ -247,8 +267,11 @@ class HyperMLP(nn.Module):
             raise TypeError(f"HyperMLP: sizes: expected a sequence of int, got {type(sizes).__name__}")
         if len(sizes) < 2:
             raise ValueError(f"HyperMLP: sizes: expected at least 2, got {list(sizes)}")
-        if not callable(activation):
-            raise TypeError(f"HyperMLP: activation: expected a function, got {type(activation).__name__}")
+        named = {f"sizes[{place}]": size for place, size in enumerate(sizes)}
+        named["context_features"] = context_features
+        check_construction("HyperMLP", named, {"bias": bias}, device, dtype)
+        check_function("HyperMLP", "activation", activation)
+        check_module("HyperMLP", "context_network", context_network)
         self.activation = activation if isinstance(activation, nn.Module) else _Elementwise(activation)
         gain = _gain(self.activation)
         self.layers = nn.ModuleList(
@@ -265,6 +288,10 @@ class HyperMLP(nn.Module):
         )
         self.context_features = context_features
         self.context_network = context_network
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         z = _context(self, z, self.context_features)

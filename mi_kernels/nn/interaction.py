@@ -1,12 +1,14 @@
 """The dense interaction as modules."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from mi_kernels import functional
-from mi_kernels.validation import check_floating, check_size
+from mi_kernels.calls import call
+from mi_kernels.validation import check_construction
 
 
 class MultiplicativeInteraction(nn.Module):
@@ -47,7 +49,7 @@ class MultiplicativeInteraction(nn.Module):
     :math:`E|z|^2 = Z`: each term contributes 1/k, and y has variance 1 whatever Z and X are.
 
     Raises:
-        TypeError: a size is no integer, or ``dtype`` is no floating-point dtype.
+        TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
         ValueError: a size is negative.
         TypeError, ValueError: see :func:`mi_kernels.interaction`.
 
@@ -59,10 +61,10 @@ class MultiplicativeInteraction(nn.Module):
     in_features: int
     context_features: int
     out_features: int
-    weight: Tensor
-    weight_z: Tensor | None
-    weight_x: Tensor | None
-    bias: Tensor | None
+    weight: nn.Parameter
+    weight_z: nn.Parameter | None
+    weight_x: nn.Parameter | None
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -79,9 +81,9 @@ class MultiplicativeInteraction(nn.Module):
         self.in_features = in_features
         self.context_features = context_features
         self.out_features = out_features
-        for name in self.__constants__:
-            check_size("MultiplicativeInteraction", name, getattr(self, name))
-        check_floating("MultiplicativeInteraction", dtype)
+        sizes = {name: getattr(self, name) for name in self.__constants__}
+        flags = {"bias": bias, "weight_z": weight_z, "weight_x": weight_x}
+        check_construction("MultiplicativeInteraction", sizes, flags, device, dtype)
         o, z, x = out_features, context_features, in_features
         shapes = {
             "weight": (o, z, x),
@@ -106,8 +108,12 @@ class MultiplicativeInteraction(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return functional.interaction(x, z, self.weight, self.weight_z, self.weight_x, self.bias)
+        return call(functional.interaction, x, z, self.weight, self.weight_z, self.weight_x, self.bias)
 
     def extra_repr(self) -> str:
         return (
@@ -128,10 +134,32 @@ class Bilinear(nn.Bilinear):
         ``input1 [..., in1_features]`` and ``input2 [..., in2_features]`` give ``[..., out_features]``.
 
     Raises:
-        TypeError, ValueError: see :func:`mi_kernels.bilinear`. Complex parameters are not supported.
+        TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype: complex parameters
+            are not supported.
+        ValueError: a size is negative, or ``in1_features`` is 0.
+        TypeError, ValueError: see :func:`mi_kernels.bilinear`.
 
     Source: ``torch.nn.Bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V.
     """
 
+    weight: nn.Parameter
+
+    def __init__(
+        self,
+        in1_features: int,
+        in2_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = {"in1_features": in1_features, "in2_features": in2_features, "out_features": out_features}
+        check_construction("Bilinear", sizes, {"bias": bias}, device, dtype)
+        super().__init__(in1_features, in2_features, out_features, bias, device, dtype)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input1: Tensor, input2: Tensor) -> Tensor: ...
+
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
-        return functional.bilinear(input1, input2, self.weight, self.bias)
+        return call(functional.bilinear, input1, input2, self.weight, self.bias)

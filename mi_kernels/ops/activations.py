@@ -12,13 +12,16 @@ softmax is not elementwise; it normalises over the last dimension and its deriva
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mi_kernels.ops.interaction.portable import accumulation_dtype
+
+ElementwiseName = Literal["identity", "sigmoid", "tanh", "relu", "gelu", "gelu_tanh", "silu", "hardsigmoid"]
+ActivationName = ElementwiseName | Literal["softmax"]
 
 _ROOT_HALF = math.sqrt(0.5)
 _DENSITY = 1 / math.sqrt(2 * math.pi)
@@ -116,7 +119,7 @@ ELEMENTWISE = {
     "silu": Activation(F.silu, _silu_first, _silu_second),
     "hardsigmoid": Activation(_hardsigmoid, _hardsigmoid_first, torch.zeros_like),
 }
-NAMES = (*ELEMENTWISE, "softmax")
+NAMES: tuple[ActivationName, ...] = (*get_args(ElementwiseName), "softmax")
 # Where they are flat nothing comes through, not even Inf: PyTorch selects, it does not multiply by 0.
 MASKED = ("relu", "hardsigmoid")
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -237,7 +237,11 @@ def _say(**line: Any) -> None:
 
 
 def run_checks(
-    chosen: dict[str, Check], backend: str, dtype: torch.dtype, device: str, say: Callable[..., None] = _say
+    chosen: dict[str, Check],
+    backend: mi.BackendName,
+    dtype: torch.dtype,
+    device: str,
+    say: Callable[..., None] = _say,
 ) -> int:
     """Runs them on a backend, in memory that is NaN where nothing was written; the exit status."""
     faults = 0
@@ -280,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"suite: {family} in {dtype} has no check {unknown[0]!r}", file=sys.stderr)
         return 2
     chosen = {name: found[name] for name in names} if names else found
-    return run_checks(chosen, backend, getattr(torch, dtype), device)
+    return run_checks(chosen, cast(mi.BackendName, backend), getattr(torch, dtype), device)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ class Plan:
         backward: the plans of the gradients that the arguments ask for.
         alternatives: where x and z do not have the same leading dimensions, what each plan costs with all
             gradients wanted, the chosen one included (costs.py).
+        calls: of a module that makes several calls, their plans.
     """
 
     op: str
@@ -68,6 +69,7 @@ class Plan:
     why: str
     backward: "tuple[Plan, ...]" = ()
     alternatives: tuple[Cost, ...] = ()
+    calls: "tuple[Plan, ...]" = ()
 
     def __str__(self) -> str:
         scratch = "unknown" if self.scratch is None else f"{self.scratch:,} bytes"
@@ -77,7 +79,7 @@ class Plan:
             f"  why: {self.why}",
             *(f"  plan {cost}" for cost in self.alternatives),
         ]
-        return "\n".join(lines + [str(plan) for plan in self.backward])
+        return "\n".join(lines + [str(plan) for plan in (*self.backward, *self.calls)])
 
 
 def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -> Plan:

@@ -1,19 +1,22 @@
 """Which tile a kernel runs with: a table of measured choices, else a heuristic. Nothing is tuned on a call.
 
-`choose` is a pure function of a :class:`Problem`. ``TABLE`` is the file that ``python -m mi_kernels tune``
-writes and that may be committed; it is empty until someone has measured. Every choice, from wherever, passes
-:func:`valid`.
+`choose` is a pure function of a :class:`Problem`. ``TABLE`` is a part of the package, empty until someone has
+measured and committed it. Before it come the choices that ``python -m mi_kernels tune`` wrote for the user
+(``records.table``), if nobody else could have. Every choice, from wherever, passes :func:`valid`.
 """
 
 import contextlib
 import functools
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mi_kernels import records
 
 TABLE = Path(__file__).with_name("table.json")
 # Shared memory of a thread block in bytes, and multiprocessors of the largest part, by compute capability.
@@ -319,8 +322,25 @@ def _fitted(problem: Problem, tile: Tile) -> Tile:
 
 @functools.cache
 def table() -> dict[str, Tile]:
-    """The measured choices by key."""
-    return read(TABLE) if TABLE.exists() else {}
+    """The measured choices by key: those of the package, and the user's in front of them."""
+    found, reason = own()
+    if reason is not None:
+        warnings.warn(f"mi_kernels: the table of `tune` is not used: {reason}", RuntimeWarning, stacklevel=2)
+    return (read(TABLE) if TABLE.exists() else {}) | found
+
+
+def own() -> tuple[dict[str, Tile], str | None]:
+    """The choices that `tune` wrote for this user; and why they do not count, where they do not."""
+    try:
+        path = records.table()
+        if not path.exists():
+            return {}, None
+        reason = records.distrust(path)
+        return ({}, reason) if reason is not None else (read(path), None)
+    except (OSError, ValueError) as error:
+        return {}, str(error)
+    except RuntimeError:  # there is no place for it
+        return {}, None
 
 
 def read(path: Path) -> dict[str, Tile]:

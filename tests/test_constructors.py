@@ -1,0 +1,114 @@
+"""Every argument of every module's constructor, given as something else, is named when the module is made."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import mi_kernels as mi
+
+MODULES = {
+    mi.nn.Bilinear: {"in1_features": 2, "in2_features": 3, "out_features": 4},
+    mi.nn.MultiplicativeInteraction: {"in_features": 2, "context_features": 3, "out_features": 4},
+    mi.nn.DiagonalInteraction: {"features": 2, "context_features": 3},
+    mi.nn.GatedInteraction: {"features": 2, "context_features": 3},
+    mi.nn.FiLM: {"features": 2, "context_features": 3},
+    mi.nn.HyperLinear: {"in_features": 2, "out_features": 3, "context_features": 4},
+    mi.nn.HyperMLP: {"sizes": [2, 3], "context_features": 4},
+    mi.nn.BoundLinear: {"weight": torch.ones(2, 3)},
+}
+
+
+def function(t):
+    return t
+
+
+WRONG = {
+    "sizes": [2.5, "3", "23", None, torch.tensor([2, 3]), [2, 3.5], [2, "3"]],
+    "features": [2.5, "3", None, True, nn.Linear],
+    "flags": ["no", None, 1.5, [True], torch.ones(3), nn.Embedding(2, 3)],
+    "device": [1.5, [0], True, torch.float32, "gpu nought"],
+    "dtype": ["float32", "torch.float32", float, torch.int64, torch.complex64, 7],
+    "activation": [torch.relu, nn.ReLU, nn.ReLU(), None, "swish", ["relu"]],
+    "HyperMLP activation": ["relu", nn.ReLU, None, 3],
+    "scale_offset": ["1", None, torch.tensor(1.0), [1.0]],
+    "gain": ["1", None, torch.tensor(1.0), [1.0]],
+    "channel_dim": ["1", None, 0, 2, True],
+    "context_network": [nn.Embedding, function, lambda z: z, [nn.Identity()], "network", nn.Identity.forward],
+    "weight": [[[1.0]], None, torch.ones(3), torch.ones(2, 3).to_sparse()],
+    "bias": [[1.0], 3.0],
+}
+
+
+def kind(module, name):
+    if module is mi.nn.BoundLinear:
+        return name
+    if f"{module.__name__} {name}" in WRONG:
+        return f"{module.__name__} {name}"
+    flags = ("bias", "shift", "weight_z", "weight_x")
+    return "flags" if name in flags else "features" if name.endswith("features") else name
+
+
+CASES = [
+    (module, name, value)
+    for module in MODULES
+    for name in inspect.signature(module).parameters
+    for value in WRONG[kind(module, name)]
+]
+
+
+def test_every_argument_is_here():
+    assert set(MODULES) == {getattr(mi.nn, name) for name in mi.nn.__all__}
+    assert len({(module, name) for module, name, _ in CASES}) == sum(
+        len(inspect.signature(module).parameters) for module in MODULES
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"), CASES, ids=lambda value: getattr(value, "__name__", None) or repr(value)[:20]
+)
+def test_a_wrong_argument_is_named(module, name, value):
+    message = rf"^{module.__name__}: {name}(\[\d\])?: expected .+, got .+"
+    with pytest.raises((TypeError, ValueError), match=message) as caught:
+        module(**MODULES[module] | {name: value})
+    expected, got = str(caught.value).split(", got ")
+    assert got not in expected, "what came is no more than what was expected"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_right_arguments_are_taken(module):
+    module(**MODULES[module])
+    if module is not mi.nn.BoundLinear:
+        for options in (
+            {"bias": 0},
+            {"device": torch.device("cpu")},
+            {"device": "meta", "dtype": torch.float16},
+        ):
+            module(**MODULES[module], **options)
+
+
+@pytest.mark.parametrize("network", [lambda z: z, nn.Identity, "network"], ids=["lambda", "class", "str"])
+@pytest.mark.parametrize("module", [mi.nn.HyperLinear, mi.nn.HyperMLP])
+def test_a_context_network_that_is_set_later_is_named(module, network):
+    layer = module(**MODULES[module])
+    layer.context_network = network
+    message = f"^{module.__name__}: context_network: expected a torch.nn.Module or None, got "
+    for call in (layer, lambda x, z: layer.bind(z)):
+        with pytest.raises(TypeError, match=message):
+            call(torch.ones(2, 2), torch.ones(2, 4))
+
+
+def test_the_messages_in_full():
+    with pytest.raises(
+        TypeError, match=re.escape("expected a torch.nn.Module or None, got the class Embedding")
+    ):
+        mi.nn.HyperLinear(2, 3, 4, context_network=nn.Embedding)
+    expected = (
+        "dtype: expected one of torch.float64, torch.float32, torch.bfloat16, torch.float16, got 'float32'"
+    )
+    with pytest.raises(TypeError, match=re.escape(expected)):
+        mi.nn.HyperLinear(2, 3, 4, dtype="float32")
+    with pytest.raises(TypeError, match="HyperMLP: activation: expected a function, got the class ReLU"):
+        mi.nn.HyperMLP([2, 3], 4, nn.ReLU)

@@ -1,0 +1,151 @@
+"""mi.explain of modules: the plans of the calls that they make, without making them."""
+
+import threading
+
+import pytest
+import torch
+from helpers import Spy
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+import mi_kernels as mi
+
+ROWS, Z, X = 6, 3, 4
+
+
+def ones(*sizes, **options):
+    return torch.ones(sizes, **options)
+
+
+# Module, what it is called with, and the function with the arguments that it stands for.
+MODULES = {
+    "Bilinear": (mi.nn.Bilinear(Z, X, 5), (ones(ROWS, Z), ones(ROWS, X))),
+    "MultiplicativeInteraction": (mi.nn.MultiplicativeInteraction(X, Z, 5), (ones(ROWS, X), ones(ROWS, Z))),
+    "DiagonalInteraction": (
+        mi.nn.DiagonalInteraction(X, Z, activation="tanh"),
+        (ones(ROWS, X), ones(ROWS, Z)),
+    ),
+    "GatedInteraction": (mi.nn.GatedInteraction(X, Z), (ones(ROWS, X), ones(ROWS, Z))),
+    "FiLM": (mi.nn.FiLM(X, Z), (ones(ROWS, X, 2, 2), ones(ROWS, Z))),
+    "HyperLinear": (mi.nn.HyperLinear(X, 5, Z), (ones(ROWS, 7, X), ones(ROWS, 1, Z))),
+    "BoundLinear": (mi.nn.BoundLinear(ones(ROWS, 5, X), ones(ROWS, 5)), (ones(ROWS, X),)),
+}
+
+
+def computed(spy):
+    """The operations of this package that ran on tensors with data."""
+    calls = ((name, [a for a in given if isinstance(a, torch.Tensor)]) for name, given in spy.calls)
+    return [name for name, tensors in calls if tensors and not isinstance(tensors[0], FakeTensor)]
+
+
+def parameters(layer, *names):
+    return [getattr(layer, name) for name in names]
+
+
+def expected(layer, *given):
+    dense = ("weight", "weight_z", "weight_x", "bias")
+    match layer:
+        case mi.nn.Bilinear():
+            return mi.explain(mi.bilinear, *given, layer.weight, layer.bias)
+        case mi.nn.MultiplicativeInteraction() | mi.nn.HyperLinear():
+            return mi.explain(mi.interaction, *given, *parameters(layer, *dense))
+        case mi.nn.GatedInteraction():
+            return mi.explain(mi.gated_interaction, *given, *parameters(layer, *dense))
+        case mi.nn.DiagonalInteraction():
+            names = ("weight", "bias", "shift_weight", "shift_bias")
+            return mi.explain(mi.diagonal, *given, *parameters(layer, *names), activation="tanh")
+        case mi.nn.FiLM():
+            scale, shift = layer(*given).new_zeros(2, ROWS, X, 1, 1).requires_grad_()
+            return mi.explain(mi.modulate, given[0], scale, shift, scale_offset=1.0)
+        case mi.nn.BoundLinear():
+            return mi.explain(mi.apply_generated, *given, layer.weight, layer.bias)
+
+
+def test_every_module_is_here():
+    assert set(MODULES) | {"HyperMLP"} == set(mi.nn.__all__)
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("grad", [True, False], ids=["", "no_grad"])
+@pytest.mark.parametrize("name", MODULES)
+def test_the_plan_is_that_of_the_function(name, grad, low, place):
+    layer, given = MODULES[name]
+    layer, given = layer.to(place.device), [t.to(place.device) for t in given]
+    with torch.set_grad_enabled(grad), torch.autocast(place.device, torch.bfloat16, enabled=low):
+        with Spy() as spy:
+            found = mi.explain(layer, *given)
+        assert computed(spy) == []
+        assert found == expected(layer, *given)
+    assert bool(found.backward) == (grad and name != "BoundLinear")
+
+
+@pytest.mark.parametrize("segments", [False, True], ids=["", "segments"])
+@pytest.mark.parametrize("activation", [torch.tanh, nn.ReLU(inplace=True)], ids=["tanh", "in place"])
+def test_of_several_calls_each_has_its_plan(activation, segments):
+    network = mi.nn.HyperMLP([X, 8, 5], Z, activation, context_network=nn.Embedding(9, Z))
+    x, z = ones(ROWS, X), torch.arange(ROWS)
+    options = {"segment_ids": torch.tensor([5, 5, 0, 0, 0, 1])} if segments else {}
+    with Spy() as spy:
+        plan = mi.explain(network, x, z, **options)
+    assert computed(spy) == []
+    contexts = network.context_network(z)
+    hidden = ones(ROWS, 8, requires_grad=True)
+    each = tuple(
+        mi.explain(one, t, contexts, **options) for one, t in zip(network.layers, (x, hidden), strict=True)
+    )
+    assert plan.calls == each and plan.op == "HyperMLP" and plan.backend == each[0].backend
+    assert plan.operations == sum(one.operations for one in each)
+    assert plan.bytes == sum(one.bytes for one in each)
+    assert plan.scratch == max(one.scratch for one in each)
+    assert "HyperMLP: 2 calls" in str(plan) and all(str(one) in str(plan) for one in each)
+
+
+def test_of_a_model_with_such_modules(fresh_compiler):
+    model = nn.Sequential(
+        nn.Linear(3, X), nn.ReLU(), mi.nn.BoundLinear(ones(5, X)), mi.nn.BoundLinear(ones(2, 5))
+    )
+    x = ones(ROWS, 3)
+    plan = mi.explain(model, x)
+    assert len(plan.calls) == 2
+    compiled = torch.compile(model, backend="eager")
+    for module in (compiled, compiled):
+        assert mi.explain(module, x) == plan
+        assert torch.equal(module(x), model(x))
+
+
+def test_subclasses_and_threads():
+    class Doubled(mi.nn.Bilinear):
+        def forward(self, a, b):
+            seen.append(threading.Thread(target=lambda: values.append(layer(*given))))
+            seen[-1].start()
+            seen[-1].join()
+            return 2 * super().forward(a, b)
+
+    layer, given = MODULES["Bilinear"]
+    doubled, seen, values = Doubled(Z, X, 5), [], []
+    doubled.load_state_dict(layer.state_dict())
+    assert mi.explain(doubled, *given) == mi.explain(layer, *given)
+    assert torch.equal(values[0], layer(*given)), "another thread computes"
+
+
+def test_errors_are_those_of_the_call_and_leave_nothing_behind():
+    layer, given = MODULES["MultiplicativeInteraction"]
+    with pytest.raises(ValueError, match="^interaction: weight: expected"):
+        mi.explain(layer, ones(ROWS, X + 1), given[1])
+    assert layer(*given).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        (torch.nn.functional.bilinear, "got torch.nn.functional.bilinear, .*; pass mi.bilinear$"),
+        (mi.nn.FiLM, "got the class FiLM; pass an instance$"),
+        (nn.Bilinear(2, 2, 2), "a module that calls functions of this package, got Bilinear, .*mi.convert"),
+        ("conv", "expected one of mi.interaction, mi.bilinear, .*, got 'conv'$"),
+        (torch.relu, "got torch.relu$"),
+        (3, "got int$"),
+    ],
+)
+def test_what_cannot_be_explained(op, message):
+    with pytest.raises(ValueError, match=f"^explain: op: .*{message}"):
+        mi.explain(op, torch.ones(2, 2), torch.ones(2, 2))
