@@ -26,9 +26,9 @@ WHEEL_CHOICE := not portable and not bfloat16 and (wheel or compile or backends 
 SANITIZED := build/sanitized
 SANITIZED_ISAS := avx2
 SANITIZED_TESTS := direct_calls interaction gradients gates modulate linear packed
-SANITIZED_CHOICE := direct_calls or not portable and not threaded and not tall and not subprocess and (test_values \
-	or test_error_rule or test_packed or streamed) and (float32 or bfloat16) and (odd or past-powers or one-row or few-rows \
-	or no- or nothing or offset or gaps or transposed or maps or tokens or batch-norm or alternating)
+SANITIZED_CHOICE := direct_calls or cpu and float32 and not portable and not bfloat16 and not threaded and not tall and \
+	(streamed or same_bits or (test_values or test_error_rule) and (odd-torch or past-powers or one-row-torch or no- or \
+	nothing or offset or batch-norm or alternating))
 SANITIZERS = $(foreach library,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
 NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
