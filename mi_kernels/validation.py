@@ -293,9 +293,13 @@ def match_sizes(
     if len(sizes) != len(pairs):
         raise ValueError(message())
     for size, (_, wanted) in zip(sizes, pairs, strict=True):
-        if wanted is None or isinstance(size, int) and (size == wanted or or_one and size == 1):
+        if wanted is None or or_one and isinstance(size, int) and size == 1:
             continue
-        torch._check_value(size == wanted, message)
+        if isinstance(size, int) and isinstance(wanted, int):
+            if size != wanted:
+                raise ValueError(message())
+        else:
+            torch._check_value(size == wanted, message)
 
 
 def check_needed(op: str, names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from emulated import backend as emulated
 from helpers import plain
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import mi_kernels as mi
 from mi_kernels import backends
@@ -117,6 +119,21 @@ def test_broken_arguments_of_the_fake(name):
             assert all(r.shape == f.shape and r.dtype == f.dtype for r, f in pairs), case.what
         compared += 1
     assert compared > 30
+
+
+def test_fakes_take_sizes_that_nobody_knows():
+    """Of data-dependent sizes the checks make assertions of the graph, and no guards."""
+    env = ShapeEnv()
+    with FakeTensorMode(shape_env=env):
+        rows = env.create_unbacked_symint()
+        x, z = torch.empty(rows, 5), torch.empty(rows, 3)
+        y = OPS.interaction(x, z, torch.empty(2, 3, 5), None, None, torch.empty(2))
+        assert y.shape[1] == 2
+        arguments = torch.empty(1, 5), torch.empty(rows, 1), "tanh", 0.5
+        assert OPS.modulate(x, *arguments).shape[1] == 5
+        with pytest.raises(ValueError, match=r"interaction: weight: expected shape \[O, Z=3, X=5\]"):
+            OPS.interaction(x, z, torch.empty(2, 3, 4), None, None, None)
+    assert not env.guards
 
 
 @pytest.mark.skipif(emulated.COMPILER is None, reason="no C++ compiler")
