@@ -20,11 +20,21 @@ WHEEL_TESTS := wheel compile gates_compile backends verified autocast interactio
 WHEEL_CMAKE := -DMI_ISAS= -DCMAKE_BUILD_TYPE=MinSizeRel
 WHEEL_CHOICE := not portable and not bfloat16 and (wheel or compile or backends or verified or autocast \
 	or odd and float32 or jacobian or hessian or gradients_under)
+# The CPU kernels once more, under AddressSanitizer and UBSan: of the wide sets one is enough, as they differ in width
+# alone. The sanitizers come first in the process, before the interpreter, and do not look for leaks, of which it has
+# many. The first report ends the process, and so the target.
+SANITIZED := build/sanitized
+SANITIZED_ISAS := avx2
+SANITIZED_TESTS := direct_calls interaction gradients gates modulate linear packed
+SANITIZED_CHOICE := direct_calls or cpu and float32 and not portable and not bfloat16 and not threaded and not tall and \
+	(streamed or same_bits or (test_values or test_error_rule) and (odd-torch or past-powers or one-row-torch or no- or \
+	nothing or offset or batch-norm or alternating))
+SANITIZERS = $(foreach library,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
 NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test wheel test-wheel bench gpu-check lint clean FORCE
+.PHONY: help build demo test wheel test-wheel sanitize bench gpu-check lint clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +49,14 @@ test: build  ## run the whole test suite
 test-wheel: wheel  ## run part of the suite on the installed wheel and the oldest torch, in an environment of its own
 	cd $(WHEEL) && bin/python -m mi_kernels doctor
 	cd $(WHEEL) && MI_KERNELS_TEST_WHEEL=1 bin/python -m pytest -n 2 $(WHEEL_TESTS:%=../tests/test_%.py) -k '$(WHEEL_CHOICE)'
+
+sanitize: $(VENV)/.installed  ## run the CPU kernels and their checks under AddressSanitizer and UBSan
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" \
+		-DMI_CUDA=OFF -DMI_SANITIZE=address,undefined "-DMI_ISAS=$(SANITIZED_ISAS)" "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -g1 -DNDEBUG"
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(SANITIZED) --target mi_kernels_cpu
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+		MI_KERNELS_CPU_LIBRARY="$(CURDIR)/$(SANITIZED)/libmi_kernels_cpu.so" OMP_NUM_THREADS=2 \
+		$(BIN)/python -m pytest -p no:xdist -p no:cacheprovider $(SANITIZED_TESTS:%=tests/test_%.py) -k '$(SANITIZED_CHOICE)'
 
 bench: build  ## measure against the alternatives
 	$(BIN)/python -m mi_kernels bench

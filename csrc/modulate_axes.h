@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "axes.h"
+#include "checks.h"
 
 namespace mi_kernels {
 
@@ -66,7 +67,14 @@ inline std::vector<KindAxis> merged_axes(const Tensor& x, const Sizes& layout, c
   return axes;
 }
 
+inline void check_input(const char* op, const Tensor& x) {
+  check_given(op, "x", x);
+  dtype_of(x.scalar_type(), op, "x");
+  STD_TORCH_CHECK(in_range({x.numel()}), op, ": x: expected at most 2^53 elements, got ", x.numel());
+}
+
 inline void check_operand(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  check_given(op, name, t);
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && t.is_cpu() == x.is_cpu() && t.is_cuda() == x.is_cuda() &&
                       t.get_device_index() == x.get_device_index(),
                   op, ": ", name, ": expected dtype and device of x");
@@ -79,6 +87,7 @@ inline void check_operand(const char* op, const char* name, const Tensor& t, con
 // Checks the arguments of modulate_grads; returns the size of scale.
 inline Sizes check_grads(const char* op, const Tensor& grad, const Tensor& x, const Tensor& scale, bool want_shift,
                          const Sizes& shift_size) {
+  check_input(op, x);
   check_operand(op, "scale", scale, x);
   check_operand(op, "grad", grad, x);
   Sizes scale_size;

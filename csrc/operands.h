@@ -55,6 +55,8 @@ struct Activations {
 };
 
 inline Activations activations(const char* op, const Tensor& x, const Tensor& z) {
+  check_given(op, "x", x);
+  check_given(op, "z", z);
   STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, op, ": x: expected 2 or 3 dimensions, got ", x.dim());
   const bool grouped = x.dim() == 3;
   const int64_t lead = grouped ? 1 : 0, groups = grouped ? x.size(0) : 1;
@@ -64,12 +66,14 @@ inline Activations activations(const char* op, const Tensor& x, const Tensor& z)
   return {grouped, p};
 }
 
+// `name_z`: what the operation calls U.
 inline void check_weights(const char* op, const Tensor& x, const Activations& a, const Optional& weight,
-                   const Optional& weight_z, const Optional& weight_x) {
+                          const Optional& weight_z, const Optional& weight_x, const char* name_z = "weight_z") {
   const Problem& p = a.problem;
+  check_products(op, "x", p, weight.has_value());
   if (weight.has_value())
     check_sizes(op, "weight", *weight, x, p.groups, a.grouped, {p.out, p.context, p.width});
-  if (weight_z.has_value()) check_sizes(op, "weight_z", *weight_z, x, p.groups, a.grouped, {p.out, p.context});
+  if (weight_z.has_value()) check_sizes(op, name_z, *weight_z, x, p.groups, a.grouped, {p.out, p.context});
   if (weight_x.has_value()) check_sizes(op, "weight_x", *weight_x, x, p.groups, a.grouped, {p.out, p.width});
 }
 
@@ -78,12 +82,16 @@ inline Activations forward_problem(const char* op, const Tensor& x, const Tensor
                                    const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
   Activations a = activations(op, x, z);
   const int64_t lead = a.grouped ? 1 : 0;
-  const Optional& first = weight.has_value()     ? weight
-                          : weight_z.has_value() ? weight_z
-                          : weight_x.has_value() ? weight_x
-                                                 : bias;
-  STD_TORCH_CHECK(first.has_value(), op, ": expected at least one of weight, weight_z, weight_x and bias");
-  STD_TORCH_CHECK(first->dim() > lead, op, ": weight: expected more dimensions, got ", first->dim());
+  const Optional* const weights[] = {&weight, &weight_z, &weight_x, &bias};
+  constexpr const char* kNames[] = {"weight", "weight_z", "weight_x", "bias"};
+  constexpr int64_t kDimensions[] = {3, 2, 2, 1};
+  int t = 0;
+  while (t < 4 && !weights[t]->has_value()) ++t;
+  STD_TORCH_CHECK(t < 4, op, ": weight: expected at least one of weight, weight_z, weight_x and bias, got none");
+  const Optional& first = *weights[t];
+  check_given(op, kNames[t], *first);
+  STD_TORCH_CHECK(first->dim() == lead + kDimensions[t], op, ": ", kNames[t], ": expected ", lead + kDimensions[t],
+                  " dimensions, got ", first->dim());
   a.problem.out = first->size(lead);
   check_weights(op, x, a, weight, weight_z, weight_x);
   if (bias.has_value()) check_sizes(op, "bias", *bias, x, a.problem.groups, a.grouped, {a.problem.out});
@@ -93,6 +101,7 @@ inline Activations forward_problem(const char* op, const Tensor& x, const Tensor
 // The same of gradients, where O is that of grad.
 inline Activations grads_problem(const char* op, const Tensor& grad, const Tensor& x, const Tensor& z) {
   Activations a = activations(op, x, z);
+  check_given(op, "grad", grad);
   a.problem.out = grad.dim() == x.dim() ? grad.size(grad.dim() - 1) : 0;
   check_sizes(op, "grad", grad, x, a.problem.groups, a.grouped, {a.problem.rows, a.problem.out});
   return a;

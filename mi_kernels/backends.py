@@ -22,7 +22,8 @@ NAMES: tuple[BackendName, ...] = get_args(BackendName)
 COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TRITON_FROM = (8, 0)  # compute capability
 _PACKAGE = Path(__file__).parent
-_LIBRARY = _PACKAGE / "libmi_kernels_cpu.so"
+# Another build of it, such as that of `make sanitize`, can be named.
+_LIBRARY = Path(os.environ.get("MI_KERNELS_CPU_LIBRARY") or _PACKAGE / "libmi_kernels_cpu.so")
 _SKIPPED = _PACKAGE / "native_skipped.txt"  # of setup.py
 _ASKED_FOR = "this installation was asked to have no compiled kernels (MI_KERNELS_SKIP_NATIVE)"
 _CUDA_LIBRARY = _PACKAGE / "libmi_kernels_cuda.so"

@@ -35,13 +35,14 @@ ForwardPlan plan_of(const Problem& p, const Machine& m, const Arguments& a, bool
   return plan_gate(p, m, a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(), shift, softmax);
 }
 
-Problem checked(const char* op, const Arguments& a) {
+Problem checked(const char* op, const Arguments& a, const char* name_z) {
+  check_given(op, "x", a.x);
   STD_TORCH_CHECK(a.x.dim() == 2, op, ": x: expected 2 dimensions, got ", a.x.dim());
   Activations given = activations(op, a.x, a.z);
   given.problem.out = given.problem.width;
   const Problem& p = given.problem;
   STD_TORCH_CHECK(a.x.is_cpu(), op, ": x: expected a tensor on the CPU");
-  check_weights(op, a.x, given, a.weight, a.weight_z, a.weight_x);
+  check_weights(op, a.x, given, a.weight, a.weight_z, a.weight_x, name_z);
   if (a.bias.has_value()) check_sizes(op, "bias", *a.bias, a.x, 1, false, {p.out});
   if (a.shift_weight.has_value()) check_sizes(op, "shift_weight", *a.shift_weight, a.x, 1, false, {p.out, p.context});
   if (a.shift_bias.has_value()) check_sizes(op, "shift_bias", *a.shift_bias, a.x, 1, false, {p.out});
@@ -71,8 +72,9 @@ void run_linear(DType dtype, const Arguments& a, const Problem& p, const Tensor&
 }
 
 // y and, with `keep`, what the activation was taken of.
-std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation activation, double offset, bool keep) {
-  const Problem p = checked(op, a);
+std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation activation, double offset, bool keep,
+                                 const char* name_z = "weight_z") {
+  const Problem p = checked(op, a, name_z);
   const DType dtype = dtype_of(a.x.scalar_type(), op, "x");
   Tensor y = on_huge_pages(torch::stable::new_empty(a.x, {p.rows, p.out}));
   Tensor kept = on_huge_pages(torch::stable::new_empty(a.x, {keep ? p.rows : 0, p.out}));
@@ -114,8 +116,9 @@ std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tens
                 const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
                 std::string activation, double offset, bool keep_gate) {
   constexpr const char* op = "diagonal";
+  check_given(op, "weight", weight);
   const Arguments arguments{x, z, {}, weight, weight_x, bias, shift_weight, shift_bias};
-  return gated(op, arguments, activation_of(activation, op, true), offset, keep_gate);
+  return gated(op, arguments, activation_of(activation, op, true), offset, keep_gate, "weight");
 }
 
 std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
@@ -126,9 +129,9 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
 
 // Scratch bytes and algorithm of a gate for sizes [B, Z, X]; `terms` has a bit for each of (W, U, V, shift, C).
 std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax) {
-  STD_TORCH_CHECK(sizes.size() == 3, "cpu_gate_plan: sizes: expected [B, Z, X], got ", sizes.size());
-  const Problem p{1, sizes[0], sizes[1], sizes[2], sizes[2]};
-  const Machine machine = selected_kernels().machine(dtype_of(type, "cpu_gate_plan", "dtype"));
+  constexpr const char* op = "cpu_gate_plan";
+  const Problem p = planned_gate(op, sizes, terms);
+  const Machine machine = selected_kernels().machine(dtype_of(type, op, "dtype"));
   const ForwardPlan f = plan_gate(p, machine, terms & 1, terms & 2, terms & 4, terms & 8, softmax);
   Demand demand(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
   if (outputs_in_lanes(p, machine, terms & 1, terms & 2, terms & 4, softmax)) {
@@ -139,7 +142,7 @@ std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarT
                       : f.order == Order::stream         ? "stream"
                       : f.order == Order::width_inside ? "width_inside"
                                                        : "context_inside";
-  return std::string("algorithm=") + order + ";scratch=" + std::to_string(demand.bytes());
+  return std::string("algorithm=") + order + ";scratch=" + std::to_string(has_result(p, "forward", terms) ? demand.bytes() : 0);
 }
 
 }  // namespace

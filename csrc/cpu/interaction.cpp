@@ -22,11 +22,12 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-Operand packed_operand(const char* op, const Tensor& words, const Problem& p, const ForwardPlan& plan, DType element) {
+Operand packed_operand(const char* op, const Tensor& words, const Problem& p, const ForwardPlan& plan, DType element,
+                       int64_t pair) {
   const bool width_inside = plan.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
   STD_TORCH_CHECK(words.is_cpu() && words.is_contiguous() && words.dim() == 3 && words.size(0) == p.out &&
-                      words.size(1) == outer && words.size(2) >= inner &&
+                      words.size(1) == outer && words.size(2) == plan::round_up(inner, pair) &&
                       dtype_of(words.scalar_type(), op, "words") == element,
                   op, ": words: expected what mi.pack makes of weight on this instruction set");
   Operand o;
@@ -50,7 +51,7 @@ Demand demand_of(const LinearPlan& plan) { return {plan.tasks, plan.operations, 
 // made with its rows in the lanes.
 std::optional<LinearPlan> plan_of_linear(int64_t groups, int64_t rows, int64_t out, int64_t first, int64_t second, Lie lie,
                                          const Machine& machine) {
-  if (first + second == 0) return {};
+  if (first + second == 0 || groups == 0 || rows == 0 || out == 0) return {};
   if (linear_streams(rows, out, first + second, lie, machine))
     return plan_linear_stream(groups, rows, out, {first, second}, lie == Lie::across, machine);
   if (!outputs_in_lanes(rows, out, std::max(first, second), lie != Lie::across, machine)) return {};
@@ -80,7 +81,7 @@ void run_forward(DType dtype, const Tensor& like, ForwardCall call, const Option
   const ForwardPlan plan = plan_forward(p, kernels.machine(dtype), weight, weight_z, weight_x);
   const Workspace workspace(like, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   if (words.has_value() && plan.order != Order::stream)
-    call.words = packed_operand("interaction", *words, p, plan, kernels.element(dtype));
+    call.words = packed_operand("interaction_packed", *words, p, plan, kernels.element(dtype), kernels.machine(dtype).pair);
   kernels.forward(dtype, call, plan, workspace.execution);
 }
 
@@ -120,7 +121,11 @@ Tensor unpacked_forward(const Tensor& x, const Tensor& z, const Optional& weight
 
 Tensor packed_forward(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& words,
                       const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
-  STD_TORCH_CHECK(x.dim() == 2, "interaction_packed: x: expected 2 dimensions, got ", x.dim());
+  constexpr const char* op = "interaction_packed";
+  check_given(op, "x", x);
+  check_given(op, "weight", weight);
+  check_given(op, "words", words);
+  STD_TORCH_CHECK(x.dim() == 2, op, ": x: expected 2 dimensions, got ", x.dim());
   return forward(x, z, weight, words, weight_z, weight_x, bias);
 }
 
@@ -192,6 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   const Activations a = grads_problem(op, grad, x, z);
   const Problem& p = a.problem;
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  check_products(op, "x", p, want_weight);
   Tensor results[4] = {want_weight ? empty_like(x, a, {p.out, p.context, p.width}) : nothing(x),
                        want_weight_z ? empty_like(x, a, {p.out, p.context}) : nothing(x),
                        want_weight_x ? empty_like(x, a, {p.out, p.width}) : nothing(x),
@@ -229,15 +235,13 @@ std::string cpu_isa() { return describe_isa(); }
 // (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz. 64 and 128 say that U is contiguous along the context
 // and along the outputs, 256 and 512 the same of V.
 std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
-  STD_TORCH_CHECK(sizes.size() == 5, "cpu_interaction_plan: sizes: expected [G, B, Z, X, O], got ", sizes.size());
-  for (const int64_t size : sizes)
-    STD_TORCH_CHECK(size >= 0 && size < (int64_t(1) << 40), "cpu_interaction_plan: sizes: expected 0 to 2^40, got ", size);
-  const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
-  const DType dtype = dtype_of(type, "cpu_interaction_plan", "dtype");
+  constexpr const char* op = "cpu_interaction_plan";
+  const Problem p = planned_interaction(op, sizes, terms, 10);
+  const DType dtype = dtype_of(type, op, "dtype");
   const Machine machine = selected_kernels().machine(dtype);
   const bool want[4] = {bool(terms & 1), bool(terms & 2), bool(terms & 4), bool(terms & 8)};
-  const auto text = [](const char* algorithm, int64_t scratch) {
-    return std::string("algorithm=") + algorithm + ";scratch=" + std::to_string(scratch);
+  const auto text = [&](const char* algorithm, int64_t scratch) {
+    return std::string("algorithm=") + algorithm + ";scratch=" + std::to_string(has_result(p, primitive, terms) ? scratch : 0);
   };
   // Scratch of a product without W that takes so many elements to so many outputs, or 0 if it is not made that way.
   const auto linear = [&](int64_t out, int64_t first, int64_t second, Lie how) -> int64_t {
@@ -269,11 +273,15 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
     const Demand demand(d.tasks, d.operations, d.worker_bytes, d.partial_bytes);
     return text(want[0] ? form : "linear", std::max({direct_x, direct_z, rest_x || rest_z ? demand.bytes() : 0}));
   }
-  STD_TORCH_CHECK(primitive == "weight_grads", "cpu_interaction_plan: primitive: expected forward, input_grads or "
-                  "weight_grads, got '", primitive, "'");
-  const WeightGradsPlan w = plan_weight_grads(p, machine, selected_kernels().sums_machine(dtype), want);
+  STD_TORCH_CHECK(primitive == "weight_grads", op, ": primitive: expected forward, input_grads or weight_grads, got '",
+                  primitive, "'");
+  // Only results that have elements are made.
+  const bool has[4] = {p.context > 0 && p.width > 0, p.context > 0, p.width > 0, true};
+  bool made[4], any = false;
+  for (int t = 0; t < 4; ++t) any |= made[t] = want[t] && has[t] && p.groups > 0 && p.out > 0;
+  const WeightGradsPlan w = plan_weight_grads(p, machine, selected_kernels().sums_machine(dtype), made);
   const char* algorithm = !want[0] ? "linear" : w.context_lanes ? "context_lanes" : "width_lanes";
-  return text(algorithm, demand_of(w, want).bytes());
+  return text(algorithm, any ? demand_of(w, made).bytes() : 0);
 }
 
 }  // namespace

@@ -21,8 +21,9 @@ Order choose_order(const Problem& p) {
 // and tiles of outputs that are mostly empty earlier still.
 int64_t stream_rows(const Problem& p, int64_t most, const Machine& m) { return min(m.pair == 1 ? most : most - 2, p.out); }
 
+// In double: without W the sizes may have any product.
 bool uncached(const Problem& p, const Machine& m) {
-  return p.out * p.context * p.width * m.word_bytes / m.pair >= kUncachedBytes;
+  return double(p.out) * double(p.context) * double(p.width) * double(m.word_bytes / m.pair) >= double(kUncachedBytes);
 }
 
 RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t lanes, int64_t batch, const Machine& m) {
@@ -196,7 +197,7 @@ void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool w
   const int64_t vectors = ceil_div(p.rows, m.lanes);
   // In the cache lie the planes of one stretch of the width and the packed gradients; the others pass by.
   const int64_t cached = 2 * min(p.width, kPackedRows) * m.acc_bytes + ceil_div(d.depth, m.pair) * m.word_bytes;
-  const int64_t kept = 2 * (p.context + p.width) * m.acc_bytes * kBlockBytes / kScratchBytes;
+  const int64_t kept = 2 * (p.context + p.width) * m.acc_bytes / (kScratchBytes / kBlockBytes);
   // Each block of lanes packs the whole of W again.
   d.vectors = max(block_vectors(vectors, max(cached, kept) * m.lanes, 2 * kMaxBlockVectors), 1);
   d.lane_blocks = ceil_div(vectors, d.vectors);
@@ -204,7 +205,7 @@ void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool w
   // Where the context is split, dx is made of partial sums, where the width is split, dz: the smaller ones first. But a
   // W that comes from memory is to be read in long runs.
   const auto most = [&](bool want, int64_t features) {
-    return want ? max(kPartialBytes / (row_bytes * max(features, 1)), 1) : max(p.context, p.width);
+    return want ? max(kPartialBytes / (row_bytes * max(features, 1)), 1) : max(max(p.context, p.width), 1);
   };
   const auto split_context = [&](int64_t tasks) {
     const int64_t wanted = splits(want_x ? kPartialTasks : kTasks, tasks, d.operations, p.context);
@@ -238,7 +239,7 @@ void plan_separate(InputGradsPlan& d, const Problem& p, const Machine& m) {
   const int64_t vectors = ceil_div(p.rows, m.lanes);
   // The two products take turns: in the cache lie the packed operand and the planes of the result of one of them.
   const int64_t cached = ceil_div(max(p.width, p.context), m.pair) * m.word_bytes + max(p.context, p.width) * m.acc_bytes;
-  const int64_t kept = 2 * (p.context + p.width) * m.acc_bytes * kBlockBytes / kScratchBytes;
+  const int64_t kept = 2 * (p.context + p.width) * m.acc_bytes / (kScratchBytes / kBlockBytes);
   d.vectors = max(block_vectors(vectors, max(cached, kept) * m.lanes), 1);
   d.lane_blocks = ceil_div(vectors, d.vectors);
   const int64_t blocks = p.groups * d.lane_blocks;
@@ -308,7 +309,7 @@ WeightGradsPlan plan_weight_grads(const Problem& p, const Machine& m, const Mach
   WeightGradsPlan w{};
   w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
   const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;
-  w.weight = plan_region(p.groups, p.out, outer, lanes, p.rows, m);
+  if (want[0]) w.weight = plan_region(p.groups, p.out, outer, lanes, p.rows, m);
   w.weight_z = plan_region(p.groups, p.out, 1, p.context, p.rows, m);
   w.weight_x = plan_region(p.groups, p.out, 1, p.width, p.rows, m);
   w.bias = plan_region(p.groups, 1, 1, p.out, p.rows, sums);

@@ -80,12 +80,13 @@ void run_gated(const Place& place, const Tensor& like, const Problem& p, const A
 std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& z, const Optional& weight,
                                  const Optional& weight_z, const Optional& weight_x, const Optional& bias,
                                  const Optional& shift_weight, const Optional& shift_bias, Activation activation,
-                                 double offset, bool keep) {
+                                 double offset, bool keep, const char* name_z = "weight_z") {
+  check_given(op, "x", x);
   STD_TORCH_CHECK(x.dim() == 2, op, ": x: expected 2 dimensions, got ", x.dim());
   Activations given = activations(op, x, z);
   given.problem.out = given.problem.width;
   const Problem& p = given.problem;
-  check_weights(op, x, given, weight, weight_z, weight_x);
+  check_weights(op, x, given, weight, weight_z, weight_x, name_z);
   if (bias.has_value()) check_sizes(op, "bias", *bias, x, 1, false, {p.out});
   if (shift_weight.has_value()) check_sizes(op, "shift_weight", *shift_weight, x, 1, false, {p.out, p.context});
   if (shift_bias.has_value()) check_sizes(op, "shift_bias", *shift_bias, x, 1, false, {p.out});
@@ -111,8 +112,9 @@ std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tens
                                     const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
                                     std::string activation, double offset, bool keep_gate) {
   constexpr const char* op = "diagonal";
+  check_given(op, "weight", weight);
   return gated(op, x, z, {}, weight, weight_x, bias, shift_weight, shift_bias, activation_of(activation, op, true), offset,
-               keep_gate);
+               keep_gate, "weight");
 }
 
 std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight,
@@ -126,8 +128,8 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
 std::string cuda_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax,
                            int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_gate_plan";
-  STD_TORCH_CHECK(sizes.size() == 3, op, ": sizes: expected [B, Z, X], got ", sizes.size());
-  const Problem p{1, sizes[0], sizes[1], sizes[2], sizes[2]};
+  const Problem p = planned_gate(op, sizes, terms);
+  check_gpu(op, arch, processors);
   const DType given = dtype_of(type, op, "dtype"), dtype = streams(p, given) ? given : product_dtype(given);
   const Machine machine{int(arch), int(processors), 0};
   const bool gate_and_shift = !(terms & 1) && terms & 16 && !softmax;
@@ -136,7 +138,7 @@ std::string cuda_gate_plan(std::vector<int64_t> sizes, torch::headeronly::Scalar
   const int64_t partials = softmax ? gate.grid.splits + shift_splits : gate.grid.splits > 1 ? gate.grid.splits : 0;
   const int64_t bytes = gate_and_shift ? 0 : partials * p.rows * p.out * accumulator_bytes(dtype);
   return std::string("algorithm=") + (gate.streams && !gate_and_shift ? "stream" : algorithm(dtype)) +
-         ";scratch=" + std::to_string(bytes);
+         ";scratch=" + std::to_string(has_result(p, "forward", terms) ? bytes : 0);
 }
 
 }  // namespace

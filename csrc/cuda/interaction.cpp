@@ -176,6 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   constexpr const char* op = "interaction_weight_grads";
   const Activations a = grads_problem(op, grad, x, z);
   const Problem& p = a.problem;
+  check_products(op, "x", p, want_weight);
   const DType dtype = product_dtype(x, op);
   Tensor dw = want_weight ? empty(x, a, {p.out, p.context, p.width}) : nothing(x);
   Tensor du = want_weight_z ? empty(x, a, {p.out, p.context}) : nothing(x);
@@ -220,8 +221,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> sizes, torch::headeronly::ScalarType type,
                                   int64_t terms, int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_interaction_plan";
-  STD_TORCH_CHECK(sizes.size() == 5, op, ": sizes: expected [G, B, Z, X, O], got ", sizes.size());
-  const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  const Problem p = planned_interaction(op, sizes, terms, 8);
+  check_gpu(op, arch, processors);
   const DType given = dtype_of(type, op, "dtype");
   const DType dtype = primitive != "weight_grads" && streams(p, given) ? given : product_dtype(given);
   const Machine machine{int(arch), int(processors), 0};
@@ -237,7 +238,7 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
     grid = forward_plan.grid;
     streamed = forward_plan.streams;
     bytes = scratch(grid, p.groups * p.rows * p.out);
-  } else if (primitive == "input_grads" && terms & 1) {
+  } else if (primitive == "input_grads" && terms & 1 && weight > 0 && p.out > 0) {
     const bool chunks = !(terms & 128) && p.width % (16 / storage_bytes(dtype)) == 0;
     const InputGradsParts parts(p, chunks, dtype, machine, terms & 16, terms & 32, terms & 2, terms & 4);
     streamed = parts.streams;
@@ -258,11 +259,13 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   if (dtype == DType::f16 && terms & 1 && weight > 0 && primitive != "input_grads")
     path = forward_plan.by_items ? "mma-exact" : "mma-widened";
   if (streamed) path = "stream";
-  return std::string("algorithm=") + path + ";scratch=" + std::to_string(bytes) + ";blocks=" + std::to_string(grid.blocks()) +
+  return std::string("algorithm=") + path + ";scratch=" + std::to_string(has_result(p, primitive, terms) ? bytes : 0) + ";blocks=" + std::to_string(grid.blocks()) +
          ";splits=" + std::to_string(grid.splits);
 }
 
 bool cuda_aligned(const Tensor& t) {
+  check_given("cuda_aligned", "tensor", t);
+  STD_TORCH_CHECK(t.layout() == torch::headeronly::Layout::Strided, "cuda_aligned: tensor: expected a dense (strided) tensor");
   const DType dtype = dtype_of(t.scalar_type(), "cuda_aligned", "tensor");
   const int64_t last = t.dim() - 1, along = last < 0 || t.size(last) <= 1 ? 1 : t.stride(last);
   bool aligned = whole_chunks(t.const_data_ptr(), dtype, along, 0, 0, 0, 0);

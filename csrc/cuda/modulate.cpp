@@ -25,6 +25,7 @@ void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Option
 
 Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, std::string activation, double offset) {
   constexpr const char* op = "modulate";
+  check_input(op, x);
   check_operand(op, "scale", scale, x);
   if (shift.has_value()) check_operand(op, "shift", *shift, x);
   Tensor y = torch::stable::empty_like(x);

@@ -1,4 +1,4 @@
-// What products of a dtype are computed in.
+// What products are computed in, and on what.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -21,6 +21,12 @@ inline DType product_dtype(const Tensor& x, const char* op) { return product_dty
 inline DType product_dtype(const Tensor& x, const Problem& p, const char* op) {
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
   return streams(p, dtype) ? dtype : product_dtype(dtype);
+}
+
+// The GPU that a plan is asked for.
+inline void check_gpu(const char* op, int64_t arch, int64_t processors) {
+  STD_TORCH_CHECK(arch > 0 && arch < 1000, op, ": arch: expected 10 major + minor, as in 90, got ", arch);
+  STD_TORCH_CHECK(processors > 0 && processors < 65536, op, ": processors: expected 1 to 65535, got ", processors);
 }
 
 }  // namespace mi_kernels::cuda

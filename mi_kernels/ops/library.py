@@ -9,39 +9,71 @@ name in the ``triton`` module beside the ``portable`` one, imported when it is f
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.compiling import is_transformed, opaque_while_compiling
+from mi_kernels.validation import DTYPES, FLOATING, Operands
 
 NAMESPACE = "mi_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def define(name: str, schema: str, portable: Callable, fake: Callable) -> None:
-    """Define ``name``, ``name_portable`` and ``name_triton`` with one schema and one fake."""
+def define(
+    name: str,
+    schema: str,
+    portable: Callable,
+    fake: Callable,
+    axes: Mapping[str, str],
+    more: Callable | None = None,
+    *,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    groups: bool = False,
+) -> None:
+    """Define ``name``, ``name_portable`` and ``name_triton`` with one schema and one fake.
+
+    ``axes`` and ``groups`` say what the tensors look like (validation.Operands), ``dtypes`` which of them the
+    portable kernel takes; ``more(*arguments)`` raises for whatever else must not come. The public functions
+    have checked all that: this is for direct calls. The compiled kernels check in C++ (csrc/checks.h).
+    """
+    parsed = torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}").arguments
+    required = sum(argument.name in axes and str(argument.type) == "Tensor" for argument in parsed)
+    operands = Operands(name, [argument.name for argument in parsed], axes, required, groups)
 
     # A call that mixes meta and real tensors comes here too, and would get uninitialised memory back.
     def checked_fake(*arguments):
-        devices = {argument.device for argument in arguments if isinstance(argument, torch.Tensor)}
-        if len(devices) > 1:
-            raise RuntimeError(f"{name}: expected all tensors on one device, got {sorted(map(str, devices))}")
+        operands.check(arguments, dtypes)
+        if more is not None:
+            more(*arguments)
         return fake(*arguments)
 
-    kernels = {name: portable, f"{name}_portable": portable, f"{name}_triton": _triton_twin(portable)}
-    for op, kernel in kernels.items():
+    kernels = {
+        name: (portable, dtypes),
+        f"{name}_portable": (portable, dtypes),
+        f"{name}_triton": (_triton_twin(portable), FLOATING),
+    }
+    for op, (kernel, taken) in kernels.items():
         LIBRARY.define(op + schema)
-        LIBRARY.impl(op, _without_autocast(kernel), "CompositeExplicitAutograd")
+        LIBRARY.impl(op, _shielded(kernel, operands, more, taken), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{op}", checked_fake, lib=LIBRARY)
 
 
-def _without_autocast(kernel: Callable) -> Callable:
+def _shielded(
+    kernel: Callable, operands: Operands, more: Callable | None, dtypes: Sequence[torch.dtype]
+) -> Callable:
+    """The kernel, past wrong arguments and autocast."""
+    known = frozenset(dtypes)
+
     # The caller has cast already; autocast must not cast the kernel's own float32 intermediates again.
     def shielded(*arguments):
+        if not operands.fit(arguments, known):
+            operands.check(arguments, dtypes)
+        if more is not None:
+            more(*arguments)
         device = arguments[0].device.type
         if dtype_in_force(device) is None:
             return kernel(*arguments)

@@ -104,7 +104,7 @@ def _words(weight: Tensor) -> Tensor | None:
     out, context, width = weight.shape
     sizes = [
         1,
-        1 << 20,
+        1 << 10,
         context,
         width,
         out,

@@ -16,6 +16,7 @@ are again these three (docs/mathematics.md). `interaction_packed` is the forward
 from mi_kernels.ops import precision  # noqa: F401  (defines what the CUDA kernels ask)
 from mi_kernels.ops.interaction import portable
 from mi_kernels.ops.library import define
+from mi_kernels.validation import DTYPES, check_needed, check_tensors
 
 
 def _forward_fake(x, z, weight, weight_z, weight_x, bias):
@@ -44,11 +45,35 @@ def _weight_grads_fake(grad, x, z, want_weight, want_weight_z, want_weight_x, wa
     )
 
 
+_WEIGHTS = {"weight": "OZX", "weight_z": "OZ", "weight_x": "OX"}
+_FORWARD = {"x": "BX", "z": "BZ", **_WEIGHTS, "bias": "O"}
+_GRADS = {"grad": "BO", "x": "BX", "z": "BZ"}
+
+
+def _check_forward(x, z, weight, weight_z, weight_x, bias):
+    check_needed("interaction", (*_WEIGHTS, "bias"), (weight, weight_z, weight_x, bias))
+
+
+# The words have a dtype of their own; which, and how long their rows are, the kernel that reads them knows.
+def _check_packed(x, z, weight, words, weight_z, weight_x, bias):
+    op = "interaction_packed"
+    check_tensors(op, ("words",), (words,), 1, DTYPES)
+    if words.device != x.device:
+        raise ValueError(f"{op}: words: expected device {x.device} (that of x), got {words.device}")
+    if words.dim() != 3:
+        raise ValueError(
+            f"{op}: words: expected 3 dimensions, as mi.pack makes them, got {list(words.shape)}"
+        )
+
+
 define(
     "interaction",
     "(Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x, Tensor? bias) -> Tensor",
     portable.forward,
     _forward_fake,
+    _FORWARD,
+    _check_forward,
+    groups=True,
 )
 define(
     "interaction_packed",
@@ -56,6 +81,8 @@ define(
     " -> Tensor",
     portable.packed_forward,
     _packed_forward_fake,
+    _FORWARD,
+    _check_packed,
 )
 define(
     "interaction_input_grads",
@@ -63,6 +90,8 @@ define(
     " bool want_x, bool want_z) -> (Tensor, Tensor)",
     portable.input_grads,
     _input_grads_fake,
+    _GRADS | _WEIGHTS,
+    groups=True,
 )
 define(
     "interaction_weight_grads",
@@ -70,4 +99,6 @@ define(
     " bool want_bias) -> (Tensor, Tensor, Tensor, Tensor)",
     portable.weight_grads,
     _weight_grads_fake,
+    _GRADS,
+    groups=True,
 )

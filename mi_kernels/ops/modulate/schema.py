@@ -13,8 +13,10 @@ elements.
 
 import torch
 
+from mi_kernels.ops import activations
 from mi_kernels.ops.library import define
 from mi_kernels.ops.modulate import portable
+from mi_kernels.validation import BROADCAST, FLOATING, LIKE, axes_like, check_activation, match_sizes
 
 
 def _modulate_fake(x, scale, shift, activation, scale_offset):
@@ -31,11 +33,25 @@ def _modulate_grads_fake(
     )
 
 
+def _check(x, scale, shift, activation, scale_offset):
+    check_activation("modulate", activation, activations.ELEMENTWISE)
+
+
+def _check_grads(grad, x, scale, shift_size, activation, scale_offset, want_x, want_scale, want_shift):
+    op = "modulate_grads"
+    check_activation(op, activation, activations.ELEMENTWISE)
+    if want_shift:
+        match_sizes(op, "shift_size", shift_size, axes_like(x.shape), or_one=True)
+
+
 define(
     "modulate",
     "(Tensor x, Tensor scale, Tensor? shift, str activation, float scale_offset) -> Tensor",
     portable.modulate,
     _modulate_fake,
+    {"x": LIKE, "scale": BROADCAST, "shift": BROADCAST},
+    _check,
+    dtypes=FLOATING,
 )
 define(
     "modulate_grads",
@@ -43,4 +59,7 @@ define(
     " bool want_x, bool want_scale, bool want_shift) -> (Tensor, Tensor, Tensor)",
     portable.modulate_grads,
     _modulate_grads_fake,
+    {"grad": LIKE, "x": LIKE, "scale": BROADCAST},
+    _check_grads,
+    dtypes=FLOATING,
 )

@@ -1,0 +1,229 @@
+"""Direct calls of the registered operations, past the public functions: good ones, and each argument broken.
+
+What is registered is read from the dispatcher and what its arguments are from its schema, so that a new
+operation is met here by itself; all that has to be written down for it is one good call (`GOOD`).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.interaction.packed import pack
+from mi_kernels.testing.samples import GATE_ODD, ODD, Gate, Modulation, Sample, Shape
+
+DTYPE = torch.float64  # right answers agree in nearly every digit
+Arguments = tuple[Any, ...]
+
+
+class Broken(NamedTuple):
+    """A call with one argument changed.
+
+    ``blamed``: the arguments that may be to blame, if the change is one that cannot be right: the call has to
+    be refused. Else None, and it may also have an answer.
+    """
+
+    what: str
+    argument: str
+    arguments: Arguments
+    blamed: tuple[str, ...] | None
+
+
+def operations() -> list[str]:
+    """Every operation of the namespace, twins included."""
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted({name.split("::")[1].split(".")[0] for name in names if name.startswith("mi_kernels::")})
+
+
+def schema(name: str) -> torch._C.FunctionSchema:
+    """The schema of an operation, as the dispatcher has it."""
+    return getattr(torch.ops.mi_kernels, name).default._schema
+
+
+def _grouped(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else torch.stack([t, t]) for t in tensors)
+
+
+def _forward() -> Iterator[Arguments]:
+    arguments = Sample(ODD).arguments(DTYPE)
+    yield arguments
+    yield _grouped(*arguments)
+    for terms in ((False, True, True, True), (False, False, False, True), (True, False, False, False)):
+        yield Sample(ODD, terms).arguments(DTYPE)
+
+
+def _packed() -> Iterator[Arguments]:
+    x, z, weight, *others = Sample(Shape("long-context", (24,), 30, 5, 7)).arguments(DTYPE)
+    assert weight is not None
+    words = pack(weight).words()
+    yield x, z, weight, weight if words is None else words, *others
+
+
+def _input_grads() -> Iterator[Arguments]:
+    tensors = Sample(ODD).cotangent(DTYPE), *Sample(ODD).arguments(DTYPE)[:5]
+    yield *tensors, True, True
+    yield *_grouped(*tensors), True, False
+    yield *tensors[:3], None, *tensors[4:], True, True
+
+
+def _weight_grads() -> Iterator[Arguments]:
+    tensors = Sample(ODD).cotangent(DTYPE), *Sample(ODD).arguments(DTYPE)[:2]
+    yield *tensors, True, True, True, True
+    yield *_grouped(*tensors), True, False, True, False
+
+
+def _diagonal() -> Iterator[Arguments]:
+    for terms in ("AaCcG", "A"):
+        yield *Gate("diagonal", GATE_ODD, terms).arguments(DTYPE), "sigmoid", 0.5, True
+
+
+def _gated() -> Iterator[Arguments]:
+    for terms in ("WUVc", "c"):
+        yield *Gate("gated_interaction", GATE_ODD, terms).arguments(DTYPE), "softmax", True
+
+
+_MODULATION = Modulation("direct", (3, 4, 5), (3, 1, 5), (3, 1, 1))
+
+
+def _modulate() -> Iterator[Arguments]:
+    yield *_MODULATION.arguments(DTYPE), "sigmoid", 0.5
+
+
+def _modulate_grads() -> Iterator[Arguments]:
+    x, scale, _ = _MODULATION.arguments(DTYPE)
+    yield _MODULATION.cotangent(DTYPE), x, scale, [3, 1, 1], "tanh", 0.5, True, True, True
+
+
+def _plans(*more: Any) -> Callable[[], Iterator[Arguments]]:
+    def calls() -> Iterator[Arguments]:
+        for primitive in ("forward", "input_grads", "weight_grads"):
+            yield primitive, [2, 37, 40, 130, 70], torch.float32, 63, *more
+            yield primitive, [1, 5, 3, 7, 11], DTYPE, 62, *more
+
+    return calls
+
+
+def _gate_plans(*more: Any) -> Callable[[], Iterator[Arguments]]:
+    def calls() -> Iterator[Arguments]:
+        for terms in (1, 30):
+            yield [37, 40, 70], torch.float32, terms, bool(terms == 1), *more
+
+    return calls
+
+
+def _nothing() -> Iterator[Arguments]:
+    yield ()
+
+
+# Good calls of each operation, by its name without the suffix of a twin.
+GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
+    "interaction": _forward,
+    "interaction_packed": _packed,
+    "interaction_input_grads": _input_grads,
+    "interaction_weight_grads": _weight_grads,
+    "diagonal": _diagonal,
+    "gated_interaction": _gated,
+    "modulate": _modulate,
+    "modulate_grads": _modulate_grads,
+    "cpu_interaction_plan": _plans(),
+    "cuda_interaction_plan": _plans(90, 132),
+    "cpu_gate_plan": _gate_plans(),
+    "cuda_gate_plan": _gate_plans(80, 40),
+    "cuda_aligned": lambda: iter([(torch.zeros(5, 24, dtype=DTYPE),)]),
+    "cpu_isa": _nothing,
+    "cuda_architectures": _nothing,
+    "tf32_allowed": _nothing,
+}
+
+
+def broken(name: str, arguments: Arguments) -> Iterator[Broken]:
+    """The call with each argument in turn made each kind of wrong that its type allows."""
+    parameters = schema(name).arguments
+    tensors = [p.name for p in parameters if "Tensor" in str(p.type)]
+    for place, (parameter, value) in enumerate(zip(parameters, arguments, strict=True)):
+        # What the others are held to is not itself to blame where it differs from them.
+        to_blame = tuple(tensors) if parameter.name in tensors[:2] else (parameter.name,)
+        for what, wrong, sure in _wrong(parameter.name, str(parameter.type), value):
+            blamed = to_blame if sure and tensors != [parameter.name] else None
+            changed = (*arguments[:place], wrong, *arguments[place + 1 :])
+            yield Broken(f"{parameter.name}: {what}", parameter.name, changed, blamed)
+
+
+_FAR = 2**56  # rows of nothing: expanded, and more bytes than an allocator would promise
+_HUGE = (2**31, 2**40, 2**62, -1, -(2**63))
+
+
+def _wrong(name: str, kind: str, value: Any) -> Iterator[tuple[str, Any, bool]]:
+    """(what, the wrong value, whether it cannot be right). Only the kernel on CPUs reads ``words``."""
+    if "Tensor" in kind:
+        yield from _wrong_tensors(value, kind.startswith("Optional"), name == "words")
+    elif kind == "str":
+        wrong = (None, 5, "", "nope", "sigmoid ", "sigmoid\0", "s" * 100_000)
+        yield from ((f"{text!r:.20}", text, True) for text in wrong)
+        yield "softmax", "softmax", False
+    elif kind.startswith("List"):
+        yield from _wrong_lists(value)
+    elif kind == "int" and isinstance(value, torch.dtype):
+        for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, None):
+            yield str(dtype), dtype, True
+        yield from ((f"number {number}", number, False) for number in (99, -1, 2**40))
+    elif kind == "int":
+        yield from ((str(number), number, False) for number in (0, 1, *_HUGE))
+        yield "None", None, True
+    elif kind == "float":
+        yield from ((str(number), number, False) for number in (float("nan"), float("inf"), 0.0))
+        yield "None", None, True
+    elif kind == "bool":
+        yield "turned", not value, False
+        yield "None", None, False  # PyTorch takes it for False
+    else:
+        raise TypeError(f"broken: {kind}: expected a type of arguments whose wrong values are known")
+
+
+def _wrong_lists(value: list[int]) -> Iterator[tuple[str, Any, bool]]:
+    yield "None", None, True
+    for wrong in ([], value[1:], [*value, 1]):
+        yield str(wrong), wrong, True
+    for place in range(len(value)):
+        for size in (0, 1, 7, *_HUGE):
+            wrong = [*value[:place], size, *value[place + 1 :]]
+            yield str(wrong), wrong, size < 0
+    for size in (0, *_HUGE):
+        yield f"all {size}", [size] * len(value), size < 0
+
+
+def _wrong_tensors(
+    tensor: Tensor | None, optional: bool, read_by_one: bool
+) -> Iterator[tuple[str, Any, bool]]:
+    yield "a str", "x", True
+    if tensor is None:
+        return
+    yield "None", None, not optional
+    yield "fewer dimensions", tensor[0], True
+    yield "more dimensions", tensor.unsqueeze(0), True
+    yield "no dimensions", tensor.sum(), True
+    for dtype in (
+        torch.float32,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.int64,
+        torch.bool,
+        torch.complex128,
+    ):
+        yield str(dtype), tensor.to(dtype), not read_by_one
+    yield "meta", tensor.to("meta"), True
+    yield "sparse", tensor.to_sparse(), True
+    if tensor.dim() == 2:
+        yield "sparse rows", tensor.to_sparse_csr(), True
+        if torch.backends.mkldnn.is_available():
+            yield "mkldnn", tensor.float().to_mkldnn(), True
+    for axis, size in enumerate(tensor.shape):
+        for wrong in sorted({0, size - 1, size + 1, _FAR} - {size}):
+            sizes = [wrong if a == axis else own for a, own in enumerate(tensor.shape)]
+            if math.prod(sizes) >= 2**63:
+                continue
+            made = tensor.narrow(axis, 0, 1).expand(sizes)
+            # 1 may stand for a size that is broadcast, and some sizes are those of one tensor alone.
+            yield f"{list(made.shape)}", made if wrong == _FAR else made.contiguous(), False
