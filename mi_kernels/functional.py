@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from torch import Tensor
 from mi_kernels import backends, calls, records
 from mi_kernels.ops.autocast import dtype_in_force, lower
 from mi_kernels.ops.interaction import plan_shared, planned, ragged, reference
+from mi_kernels.ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check
 from mi_kernels.ops.interaction.packed import PackedWeight
 from mi_kernels.ops.interaction.plan import Plan
 from mi_kernels.ops.rules import differentiating
-from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors, spread_bias
+from mi_kernels.validation import spread_bias
 
 
 def interaction(
@@ -68,7 +69,7 @@ def interaction(
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
     weights = weight, weight_z, weight_x, bias
-    return _interaction(_INTERACTION, x, z, *weights, segment_ids=segment_ids)
+    return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids)
 
 
 def bilinear(
@@ -90,7 +91,7 @@ def bilinear(
 
     Source: ``torch.nn.functional.bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V.
     """
-    return _interaction(_BILINEAR, input2, input1, weight, None, None, bias)
+    return _interaction(BILINEAR, input2, input1, weight, None, None, bias)
 
 
 def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> Plan:
@@ -118,7 +119,7 @@ def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> P
     if isinstance(op, torch.nn.Module):
         return calls.plan_of(op, arguments, keywords, explain)
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    function, planner = EXPLAINED.get(name, (explain, _explained(_INTERACTION)))
+    function, planner = EXPLAINED.get(name, (explain, _explained(INTERACTION)))
     if name not in EXPLAINED or not (isinstance(op, str) or op is function):
         known = f"one of {', '.join(f'mi.{one}' for one in EXPLAINED)}, or a module"
         raise ValueError(f"explain: op: expected {known}, got {_foreign(op, name)}")
@@ -149,13 +150,13 @@ def _foreign(op: object, name: str) -> str:
     return f"{place}.{name}" + (f", which is another function; pass mi.{name}" if name in EXPLAINED else "")
 
 
-def _explained(spelling: "_Spelling") -> Callable[..., Plan]:
+def _explained(spelling: Spelling) -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
         weights[-1] = spread_bias(weights[-1], *weights[:-1])
         segment_ids = bound.get("segment_ids")
-        lead = _check(spelling, x, z, *weights, segment_ids=segment_ids)
+        lead = check(spelling, x, z, *weights, segment_ids=segment_ids)
         if segment_ids is not None:
             return plan_shared.ragged_plan(backends.choose(x), segment_ids, x, z, weights)
         return plan_shared.plan(backends.choose(x), lead, x, z, weights)
@@ -163,30 +164,15 @@ def _explained(spelling: "_Spelling") -> Callable[..., Plan]:
     return planner
 
 
-class _Spelling(NamedTuple):
-    """How a public function calls itself, its arguments (x, z, W, U, V, c) and its axes (O, Z, X)."""
-
-    op: str
-    arguments: tuple[str, ...]
-    axes: tuple[str, str, str]
-    required: int
-
-
-_INTERACTION = _Spelling(
-    "interaction", ("x", "z", "weight", "weight_z", "weight_x", "bias"), ("O", "Z", "X"), 2
-)
-_BILINEAR = _Spelling(
-    "bilinear", ("input2", "input1", "weight", "weight_z", "weight_x", "bias"), ("out", "in1", "in2"), 3
-)
 # For each name that `explain` knows, the function and what plans it from its arguments by name.
 EXPLAINED: dict[str, tuple[Callable, Callable[..., Plan]]] = {
-    "interaction": (interaction, _explained(_INTERACTION)),
-    "bilinear": (bilinear, _explained(_BILINEAR)),
+    "interaction": (interaction, _explained(INTERACTION)),
+    "bilinear": (bilinear, _explained(BILINEAR)),
 }
 
 
 def _interaction(
-    spelling: _Spelling,
+    spelling: Spelling,
     x: Any,
     z: Any,
     weight: Any,
@@ -200,7 +186,7 @@ def _interaction(
         weight, words = _laid_out(weight, (x, z, *others))
     x, z, *weights = autocast((x, z, weight, *others))
     weights[-1] = spread_bias(weights[-1], *weights[:-1])
-    _check(spelling, x, z, *weights, segment_ids=segment_ids)
+    check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if chosen == "reference":
         z = z if segment_ids is None else ragged.of_rows(z, segment_ids)
@@ -232,36 +218,11 @@ def interaction_by(
 ) -> Tensor:
     """:func:`interaction` by one plan of ops/interaction/costs.py, for tests and benchmarks. Not public."""
     weights = weight, weight_z, weight_x, bias
-    return _interaction(_INTERACTION, x, z, *weights, segment_ids=segment_ids, force=plan)
+    return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids, force=plan)
 
 
 def _unpacked(weight: Any) -> Any:
     return weight.weight if isinstance(weight, PackedWeight) else weight
-
-
-def _check(
-    spelling: _Spelling, x: Tensor, z: Tensor, *weights: Tensor | None, segment_ids: Tensor | None = None
-) -> torch.Size:
-    op, (x_name, z_name, *weight_names), (o_axis, z_axis, x_axis), required = spelling
-    check_tensors(op, spelling.arguments, (x, z, *weights), required)
-    check_rank(op, x_name, x, 1)
-    check_rank(op, z_name, z, 1)
-    if segment_ids is None:
-        lead = broadcast_leading(op, (x_name, z_name), x, z)
-    else:
-        check_shape(op, x_name, x, {"N": None, x_axis: None})
-        check_shape(op, z_name, z, {"G": None, z_axis: None})
-        ragged.check(op, segment_ids, x, z.shape[0])
-        lead = x.shape[:-1]
-    if all(weight is None for weight in weights):
-        raise ValueError(f"{op}: expected at least one of {', '.join(weight_names)}, got None for all")
-    sizes: dict[str, int | None] = {o_axis: None, z_axis: z.shape[-1], x_axis: x.shape[-1]}
-    axes = ((o_axis, z_axis, x_axis), (o_axis, z_axis), (o_axis, x_axis), (o_axis,))
-    for name, tensor, names in zip(weight_names, weights, axes, strict=True):
-        if tensor is not None:
-            check_shape(op, name, tensor, {axis: sizes[axis] for axis in names})
-            sizes[o_axis] = tensor.shape[0]
-    return lead
 
 
 def autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:

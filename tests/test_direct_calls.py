@@ -49,7 +49,7 @@ def answer(operation, case: direct.Broken, names):
 
 
 def has_kernel(name: str) -> bool:
-    keys = ("CPU", "CompositeExplicitAutograd")
+    keys = ("CPU", "CompositeExplicitAutograd", "CompositeImplicitAutograd")
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(f"mi_kernels::{name}", key) for key in keys)
 
 

@@ -206,5 +206,7 @@ def test_backends_are_named(place):
     x, z, *weights = Sample(ODD).arguments(torch.float32, place.device)
     with pytest.raises(ValueError, match="backend: expected one of cpu, cuda, portable, triton, got 'gpu'"):
         operation("gpu", x, z, *weights, None, None, None)
-    with pytest.raises(ValueError, match=r"x and z that broadcast, got \[5\] and \[4\]"):
+    with pytest.raises(
+        ValueError, match=r"z: expected leading dimensions that broadcast with those of x \[5\], got \[4\]"
+    ):
         operation(place.backend, x, z[:4], *weights, None, None, None)

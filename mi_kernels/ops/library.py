@@ -94,7 +94,7 @@ def _triton_twin(portable: Callable) -> Callable:
 
 class _Overloads(dict[str, torch._ops.OpOverload]):
     def __missing__(self, backend: str) -> torch._ops.OpOverload:
-        raise ValueError(f"backend: expected one of {', '.join(self)}, got {backend!r}")
+        raise ValueError(f"mi_kernels: backend: expected one of {', '.join(self)}, got {backend!r}")
 
 
 def overloads(name: str) -> dict[str, torch._ops.OpOverload]:
@@ -105,18 +105,24 @@ def overloads(name: str) -> dict[str, torch._ops.OpOverload]:
     return _Overloads(cpu=compiled, cuda=compiled, portable=portable, triton=triton)
 
 
-def traceable(name: str, schema: str) -> Callable[[F], F]:
+def traceable(name: str, schema: str, check: Callable[..., None] | None = None) -> Callable[[F], F]:
     """Makes a differentiable function of tensors one operation to Dynamo, torch.export and torch.jit.trace.
 
     The operation is composite: wherever it is run, AOTAutograd and compilers included, that is the function
     itself. So an exported program is differentiated by the same rules. Inside a transform of torch.func it
     cannot be one (the rules enter the transform again, which a composite operation must not), so there Dynamo
-    keeps a call of the function.
+    keeps a call of the function. ``check(*arguments)`` raises for what must not come by a direct call and the
+    operations below do not refuse themselves.
     """
 
     def decorate(function: F) -> F:
+        def checked(*arguments):
+            if check is not None:
+                check(*arguments)
+            return function(*arguments)
+
         LIBRARY.define(name + schema)
-        LIBRARY.impl(name, function, "CompositeImplicitAutograd")
+        LIBRARY.impl(name, checked, "CompositeImplicitAutograd")
         operation = getattr(getattr(torch.ops, NAMESPACE), name).default
         opaque, admit = opaque_while_compiling(function)
 

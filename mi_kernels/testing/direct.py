@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.interaction.packed import pack
-from mi_kernels.testing.samples import GATE_ODD, ODD, Gate, Modulation, Sample, Shape
+from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, Gate, Modulation, Sample, Shape
+from mi_kernels.testing.shared_samples import TINY_RAGGED
 
 DTYPE = torch.float64  # right answers agree in nearly every digit
 Arguments = tuple[Any, ...]
@@ -113,6 +114,29 @@ def _gate_plans(*more: Any) -> Callable[[], Iterator[Arguments]]:
     return calls
 
 
+def _planned() -> Iterator[Arguments]:
+    yield "portable", *Sample(ODD).arguments(DTYPE), None, None, None
+    tokens = Shape("tokens", (3, 4), 5, 6, 6, context_batch=(3, 1))
+    yield "portable", *Sample(tokens, WEIGHT_ONLY).arguments(DTYPE), None, None, "per_z"
+    yield "portable", *TINY_RAGGED.arguments(DTYPE), TINY_RAGGED.segment_ids(), None, None
+
+
+def _rows() -> Iterator[Arguments]:
+    for arguments in _forward():
+        yield "portable", *arguments, None
+
+
+def _differentiable_gate() -> Iterator[Arguments]:
+    x, z, weight, *others = Gate("gated_interaction", GATE_ODD, "WUVc").arguments(DTYPE)
+    yield "portable", "tanh", 0.0, x, z, weight, *others, None, None
+    x, z, a, bias, c, shift, _ = Gate("diagonal", GATE_ODD, "AaCc").arguments(DTYPE)
+    yield "portable", "softmax", 0.5, x, z, None, a, None, bias, c, shift
+
+
+def _differentiable_modulate() -> Iterator[Arguments]:
+    yield "portable", *_MODULATION.arguments(DTYPE), "sigmoid", 0.5
+
+
 def _nothing() -> Iterator[Arguments]:
     yield ()
 
@@ -127,6 +151,10 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "gated_interaction": _gated,
     "modulate": _modulate,
     "modulate_grads": _modulate_grads,
+    "differentiable_interaction": _planned,
+    "differentiable_interaction_rows": _rows,
+    "differentiable_gate": _differentiable_gate,
+    "differentiable_modulate": _differentiable_modulate,
     "cpu_interaction_plan": _plans(),
     "cuda_interaction_plan": _plans(90, 132),
     "cpu_gate_plan": _gate_plans(),
@@ -145,7 +173,11 @@ def broken(name: str, arguments: Arguments) -> Iterator[Broken]:
     for place, (parameter, value) in enumerate(zip(parameters, arguments, strict=True)):
         # What the others are held to is not itself to blame where it differs from them.
         to_blame = tuple(tensors) if parameter.name in tensors[:2] else (parameter.name,)
+        if name == "differentiable_gate":
+            to_blame += ("weight",)  # the diagonal form calls its own U so
         for what, wrong, sure in _wrong(parameter.name, str(parameter.type), value):
+            if name == "differentiable_interaction" and parameter.name in "xz" and "dimensions" in what:
+                sure = "no dimensions" in what  # others broadcast
             blamed = to_blame if sure and tensors != [parameter.name] else None
             changed = (*arguments[:place], wrong, *arguments[place + 1 :])
             yield Broken(f"{parameter.name}: {what}", parameter.name, changed, blamed)
@@ -159,8 +191,8 @@ def _wrong(name: str, kind: str, value: Any) -> Iterator[tuple[str, Any, bool]]:
     """(what, the wrong value, whether it cannot be right). Only the kernel on CPUs reads ``words``."""
     if "Tensor" in kind:
         yield from _wrong_tensors(value, kind.startswith("Optional"), name == "words")
-    elif kind == "str":
-        wrong = (None, 5, "", "nope", "sigmoid ", "sigmoid\0", "s" * 100_000)
+    elif kind in ("str", "Optional[str]"):
+        wrong = (*([None] if kind == "str" else []), 5, "", "nope", "sigmoid ", "sigmoid\0", "s" * 100_000)
         yield from ((f"{text!r:.20}", text, True) for text in wrong)
         yield "softmax", "softmax", False
     elif kind.startswith("List"):
@@ -212,7 +244,8 @@ def _wrong_tensors(
         torch.bool,
         torch.complex128,
     ):
-        yield str(dtype), tensor.to(dtype), not read_by_one
+        if dtype != tensor.dtype:
+            yield str(dtype), tensor.to(dtype), not read_by_one
     yield "meta", tensor.to("meta"), True
     yield "sparse", tensor.to_sparse(), True
     if tensor.dim() == 2:

@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mi_kernels.ops.interaction import autograd, costs, ragged, shared
+from mi_kernels.ops.interaction.arguments import INTERACTION, check
 from mi_kernels.ops.library import traceable
 from mi_kernels.ops.rules import Maybe
 from mi_kernels.validation import broadcast
+
+
+def _check(backend, x, z, weight, weight_z, weight_x, bias, segment_ids, words, force):
+    check(INTERACTION, x, z, weight, weight_z, weight_x, bias, segment_ids=segment_ids)
+    if force not in (None, costs.FUSED, costs.PER_Z, costs.PER_X):
+        expected = f"None, {costs.FUSED}, {costs.PER_Z} or {costs.PER_X}"
+        raise ValueError(f"interaction: force: expected {expected}, got {force!r}")
 
 
 @traceable(
     "differentiable_interaction",
     "(str backend, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x,"
     " Tensor? bias, Tensor? segment_ids, Tensor? words, str? force) -> Tensor",
+    _check,
 )
 def interaction(
     backend: str,
@@ -33,9 +42,7 @@ def interaction(
     if segment_ids is not None:
         return ragged.interaction(backend, segment_ids, x, z, *weights, force=force)
     lead = broadcast(x.shape[:-1], z.shape[:-1])
-    if lead is None:
-        sizes = f"{list(x.shape[:-1])} and {list(z.shape[:-1])}"
-        raise ValueError(f"interaction: expected leading dimensions of x and z that broadcast, got {sizes}")
+    assert lead is not None, "checked by the caller"
     # Sooner told than by whole shapes. Not len() of x: it would make a symbolic size a number.
     alike = len(lead) == 1 and x.dim() == z.dim() == 2 and x.shape[0] == z.shape[0]
     sharing = None if alike else shared.compare(backend, lead, x, z, weights)
