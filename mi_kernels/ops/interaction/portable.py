@@ -200,13 +200,17 @@ def _part(rows: int) -> int:
 
 
 def _sum_over_rows(grad: Tensor, features: Tensor) -> Tensor:
-    """g^T f by parts of the batch."""
-    step = _part(grad.shape[-2])
-    parts = [grad[..., rows, :].mT @ features[..., rows, :] for rows in _ranges(grad.shape[-2], step)]
-    if not parts:
+    """g^T f by parts of the batch, but in 16 bits at once.
+
+    PyTorch adds these up in float32 and rounds the whole. Each part would be rounded too, or leave the range
+    of float16 where the whole does not.
+    """
+    rows = grad.shape[-2]
+    step = rows if accumulation_dtype(grad.dtype) != grad.dtype else _part(rows)
+    if rows <= step:
         return grad.mT @ features
-    dtype = accumulation_dtype(grad.dtype)
-    return torch.stack([part.to(dtype) for part in parts]).sum(0, dtype=dtype).to(grad.dtype)
+    parts = [grad[..., part, :].mT @ features[..., part, :] for part in _ranges(rows, step)]
+    return torch.stack(parts).sum(0, dtype=grad.dtype)
 
 
 def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -215,7 +219,7 @@ def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
     dw = grad.new_empty((*groups, o, context, width))
     row_step, feature_step = chunks(z.shape[-2], context, width * _groups(x))
     feature_step = min(feature_step, max(CHUNK_ELEMENTS // max(o * width * _groups(x), 1), 1))
-    if dtype == torch.float32:
+    if x.dtype in (torch.float32, torch.float16):  # which is multiplied in float32
         row_step = min(row_step, _part(z.shape[-2]))
     for features in _ranges(context, feature_step):
         shape = (*groups, o, (features.stop - features.start) * width)
