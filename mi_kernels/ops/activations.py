@@ -142,7 +142,8 @@ def tangent(name: str, t: Tensor, direction: Tensor) -> Tensor:
 
 def through_softmax(p: Tensor, direction: Tensor) -> Tensor:
     """The derivative of softmax along a direction, or its transpose; p = softmax(t), accumulation dtype."""
-    return (p * (direction - (p * direction).sum(-1, keepdim=True))).to(direction.dtype)
+    wide = direction.to(p.dtype)
+    return (p * (wide - (p * wide).sum(-1, keepdim=True))).to(direction.dtype)
 
 
 def curvature(name: str, t: Tensor, one: Tensor, other: Tensor) -> Tensor:
