@@ -19,7 +19,8 @@ WHEEL_TESTS := wheel compile gates_compile backends verified autocast interactio
 # optimisations (47 s of processor time in place of 88).
 WHEEL_CMAKE := -DMI_ISAS= -DCMAKE_BUILD_TYPE=MinSizeRel
 WHEEL_CHOICE := not portable and not bfloat16 and (wheel or compile or backends or verified or autocast \
-	or odd and float32 or jacobian or hessian or gradients_under)
+	or odd and float32 or jacobian or hessian or gradients_under) \
+	or portable and test_values and (middle and float32 or threaded-W-expanded and bfloat16)
 # The CPU kernels once more, under AddressSanitizer and UBSan: of the wide sets one is enough, as they differ in width
 # alone. The sanitizers come first in the process, before the interpreter, and do not look for leaks, of which it has
 # many. The first report ends the process, and so the target.

@@ -5,12 +5,13 @@ import torch
 
 from mi_kernels.ops.interaction import reference
 from mi_kernels.testing import counts
-from mi_kernels.testing.errors import check_errors, relative_error
+from mi_kernels.testing.errors import REPEATED, check_errors, relative_error
 from mi_kernels.testing.samples import (
     GATE_TERMS,
     LAYOUTS,
     MIDDLE,
     NAMES,
+    THREADED,
     WEIGHT_ONLY,
     Sample,
     Shape,
@@ -131,6 +132,30 @@ def test_a_named_oracle_is_asked_once_for_the_same_arguments():
     for name in range(4):  # the oldest names are forgotten
         times(name=name)
     assert times() == 3
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "expanded"])
+def test_expanded_arguments_are_drawn_often(layout):
+    """They make one number of all results, so that a single draw would be a matter of luck."""
+    seeds = set()
+
+    def draw(seed):
+        seeds.add(seed)
+        return Sample(THREADED, layout=layout).arguments(torch.bfloat16, seed=seed)
+
+    check_errors(oracle, oracle, draw)
+    assert len(seeds) == (REPEATED if layout == "expanded" else 1)
+
+
+def test_the_reference_rounds_the_same_with_and_without_opt_einsum():
+    pytest.importorskip("opt_einsum")
+    arguments = Sample(MIDDLE).arguments(torch.float32, requires_grad=True)
+    found = []
+    for enabled in (True, False):
+        with torch.backends.opt_einsum.flags(enabled=enabled):
+            y = reference.interaction(*arguments)
+            found.append([y, *torch.autograd.grad(y.pow(2).sum(), arguments)])
+    assert all(one.equal(other) for one, other in zip(*found, strict=True))
 
 
 def test_the_error_rule_finds_a_wrong_shape():

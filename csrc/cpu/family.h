@@ -91,8 +91,8 @@ struct MulOf<BFloat16> {
 };
 #endif
 
-// The same for dc. PyTorch sums rows pairwise, so float would lose to it over a long batch; this sum is a small
-// part of the work and affords double.
+// The same for dc and for small gradients of weights. PyTorch sums rows pairwise, so float would lose to it over a long
+// batch; these sums are a small part of the work and afford double.
 template <class S>
 struct SumMulOf : MulOf<S> {};
 template <>

@@ -70,7 +70,7 @@ struct Execution {
 
 struct Kernels {
   Machine (*machine)(DType);
-  Machine (*sums_machine)(DType);  // of dc, which is summed in double for float
+  Machine (*sums_machine)(DType);  // of dc and small gradients of weights: double for float
   DType (*element)(DType);         // in which elements are multiplied
   void (*forward)(DType, const ForwardCall&, const ForwardPlan&, const Execution&);
   void (*linear)(DType, const LinearCall&, const LinearPlan&, const Execution&);

@@ -109,14 +109,14 @@ MI_INLINE void multiply_chain(Tile<Mul, N>& tile, const Rows& rows, const typena
   }
 }
 
-// Chains of nearly equal length, the narrow ones half as long: what PyTorch sums there as dot products is the
-// more exact for it.
+// Chains of nearly equal length, the narrow ones half as long, or a quarter where one would be the whole sum: what
+// PyTorch sums there as dot products is the more exact for it.
 template <class Mul>
 int64_t chain_length(int64_t words, bool narrow) {
   if constexpr (Mul::chain == kUnbounded) {
     return words;
   } else {
-    const int64_t length = narrow ? Mul::chain / 2 : Mul::chain;
+    const int64_t length = !narrow ? Mul::chain : words < Mul::chain ? Mul::chain / 4 : Mul::chain / 2;
     return ceil_div(words, max((words + length / 2) / length, 1));
   }
 }

@@ -7,8 +7,9 @@
 namespace mi_kernels::MI_ISA {
 namespace {
 
-// Rows whose sum is carried in accumulation type.
-constexpr int64_t kChain = 16;
+// Rows whose sum is carried in accumulation type. Of a few rows PyTorch makes parts too, and where these are equal, as
+// y.sum() makes them, its sum is exact or nearly so.
+constexpr int64_t kChain = 16, kShortChain = 4, kFewRows = 128;
 
 template <class S>
 class ModulateGrads {
@@ -191,6 +192,7 @@ class ModulateGrads {
       activate_run(call.activation, Acc(call.offset), scale, call.inner.stride[kScale], width(unit), b.gate);
     const int64_t pieces = call.inner_kept ? 1 : ceil_div(call.inner.size, kModulateChunk);
     Walk walk(call.reduced, call.reduced_axes, begin / pieces);
+    const int64_t longest = plan.rows <= kFewRows ? kShortChain : kChain;
     int64_t chain = 0;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t piece = row % pieces, at = call.inner_kept ? first : piece * kModulateChunk;
@@ -204,7 +206,7 @@ class ModulateGrads {
       S* dx = call.dx ? static_cast<S*>(call.dx) + kept.at(kY) + walk.at(kY) + at : nullptr;
       if (call.inner_kept) {
         dispatch([&](auto flags) { columns<flags.dx, flags.product, flags.plain>(grad, x, dx, n, chain == 0, b); });
-        if (sums() && (++chain == kChain || row + 1 == end)) flush(n, b), chain = 0;
+        if (sums() && (++chain == longest || row + 1 == end)) flush(n, b), chain = 0;
       } else {
         dispatch([&](auto flags) { sum_run<flags.dx, flags.product, flags.plain>(grad, x, dx, n, b); });
       }
@@ -251,13 +253,13 @@ class ModulateGrads {
     using V = Vec<Acc>;
     const Acc gate = X ? b.gate[0] : Acc(0);
     V product[4] = {}, plain[4] = {};
-    Acc last_product = 0, last_plain = 0;
+    double last_product = 0, last_plain = 0;
     const auto step = [&](int64_t i, auto lanes) {
       const auto g = load_run<lanes>(grad + i);
       if constexpr (X) store_run<lanes>(dx + i, g * gate);
       if constexpr (lanes == 1) {
-        if constexpr (P) last_product += g * to_acc(x[i]);
-        if constexpr (G) last_plain += g;
+        if constexpr (P) last_product += double(g * to_acc(x[i]));
+        if constexpr (G) last_plain += double(g);
       } else {
         const int64_t chain = i / L % 4;
         if constexpr (P) product[chain] += g * load_run<lanes>(x + i);
@@ -266,9 +268,9 @@ class ModulateGrads {
     };
     walk_run(n, step);
     if constexpr (P)
-      b.products[0] += double(sum_lanes(V((product[0] + product[1]) + (product[2] + product[3])))) + double(last_product);
+      b.products[0] += double(sum_lanes(V((product[0] + product[1]) + (product[2] + product[3])))) + last_product;
     if constexpr (G)
-      b.plains[0] += double(sum_lanes(V((plain[0] + plain[1]) + (plain[2] + plain[3])))) + double(last_plain);
+      b.plains[0] += double(sum_lanes(V((plain[0] + plain[1]) + (plain[2] + plain[3])))) + last_plain;
   }
 
   template <class F>

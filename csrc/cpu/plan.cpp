@@ -309,9 +309,19 @@ WeightGradsPlan plan_weight_grads(const Problem& p, const Machine& m, const Mach
   WeightGradsPlan w{};
   w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
   const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;
-  if (want[0]) w.weight = plan_region(p.groups, p.out, outer, lanes, p.rows, m);
-  w.weight_z = plan_region(p.groups, p.out, 1, p.context, p.rows, m);
-  w.weight_x = plan_region(p.groups, p.out, 1, p.width, p.rows, m);
+  // Of few elements PyTorch makes vectors and dot products, whose sums have many parts: no order of a sum in float is as
+  // exact. This much work takes microseconds either way.
+  constexpr int64_t kWideOperations = 1 << 17;
+  const auto region = [&](int64_t extent, int64_t across) {
+    RegionPlan r = plan_region(p.groups, p.out, extent, across, p.rows, m);
+    if (r.operations > kWideOperations) return r;
+    r = plan_region(p.groups, p.out, extent, across, p.rows, sums);
+    r.wide = true;
+    return r;
+  };
+  if (want[0]) w.weight = region(outer, lanes);
+  w.weight_z = region(1, p.context);
+  w.weight_x = region(1, p.width);
   w.bias = plan_region(p.groups, 1, 1, p.out, p.rows, sums);
   const RegionPlan* regions[4] = {&w.weight, &w.weight_z, &w.weight_x, &w.bias};
   for (int t = 0; t < 4; ++t) {

@@ -100,6 +100,7 @@ struct InputGradsPlan {
 
 // One weight gradient: rows (output, feature) x lanes of the result, summed over the batch.
 struct RegionPlan {
+  bool wide;  // summed as sums_machine says: in double for float
   int64_t outputs, extent;                                          // all rows
   int64_t out_step, feature_step, feature_blocks;                   // those of a task
   int64_t row_step, row_blocks, vectors, lane_blocks, batch_step, batch_splits, depth;

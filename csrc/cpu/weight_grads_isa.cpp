@@ -30,47 +30,59 @@ class WeightGrads {
       : call(c), plan(w), execution(e) {}
 
   void run() {
-    const bool swap = plan.context_lanes;
-    const int64_t zx = p.context * p.width;
-    if (call.weight.data) {
-      const Operand &factor = swap ? call.x : call.z, &lanes = swap ? call.z : call.x;
-      const Layout layout{swap ? p.width : p.context, zx, swap ? 1 : p.width, swap ? p.width : 1};
-      region<Mul>(plan.weight, lanes, swap ? p.context : p.width, call.weight, p.out * zx, layout,
-                  [&](const Block& b, Arena& arena) { return products(b, factor, arena); });
-    }
-    const auto grads = [&](const Block& b, Arena&) {
-      return MatrixRows<Mul, S>{along_batch(call.grad, b.group).at(b.o0, b.b0)};
-    };
+    if (call.weight.data) plan.weight.wide ? weight<SumMul>() : weight<Mul>();
     if (call.weight_z.data)
-      region<Mul>(plan.weight_z, call.z, p.context, call.weight_z, p.out * p.context, {1, p.context, 0, 1}, grads);
+      plan.weight_z.wide ? matrix<SumMul>(plan.weight_z, call.z, p.context, call.weight_z)
+                         : matrix<Mul>(plan.weight_z, call.z, p.context, call.weight_z);
     if (call.weight_x.data)
-      region<Mul>(plan.weight_x, call.x, p.width, call.weight_x, p.out * p.width, {1, p.width, 0, 1}, grads);
+      plan.weight_x.wide ? matrix<SumMul>(plan.weight_x, call.x, p.width, call.weight_x)
+                         : matrix<Mul>(plan.weight_x, call.x, p.width, call.weight_x);
     if (call.bias.data) column_sums(plan.bias);
   }
 
  private:
+  template <class M>
+  void weight() const {
+    const bool swap = plan.context_lanes;
+    const int64_t zx = p.context * p.width;
+    const Operand &factor = swap ? call.x : call.z, &lanes = swap ? call.z : call.x;
+    const Layout layout{swap ? p.width : p.context, zx, swap ? 1 : p.width, swap ? p.width : 1};
+    region<M>(plan.weight, lanes, swap ? p.context : p.width, call.weight, p.out * zx, layout,
+              [&](const Block& b, Arena& arena) { return products<M>(b, factor, arena); });
+  }
+
+  // dU or dV.
+  template <class M>
+  void matrix(const RegionPlan& r, const Operand& lanes, int64_t features, const Result& result) const {
+    region<M>(r, lanes, features, result, p.out * features, {1, features, 0, 1}, [&](const Block& b, Arena&) {
+      return MatrixRows<M, S>{along_batch(call.grad, b.group).at(b.o0, b.b0)};
+    });
+  }
+
   static View<S> along_batch(const Operand& t, int64_t group) {
     return {static_cast<const S*>(t.data) + group * t.group, t.col, t.row};
   }
 
   // Both factors with the batch contiguous, so that a generated row is a product of two vectors.
-  ProductRows<Mul> products(const Block& b, const Operand& factor, Arena& arena) const {
-    const int64_t stride = ProductRows<Mul>::padded(b.depth);
-    auto* grad = arena.take<typename Mul::Acc>(b.outputs * stride);
-    auto* values = arena.take<typename Mul::Acc>(b.features * stride);
-    using Plain = typename AccMul<Mul>::type;
+  template <class M>
+  ProductRows<M> products(const Block& b, const Operand& factor, Arena& arena) const {
+    const int64_t stride = ProductRows<M>::padded(b.depth);
+    auto* grad = arena.take<typename M::Acc>(b.outputs * stride);
+    auto* values = arena.take<typename M::Acc>(b.features * stride);
+    using Plain = typename AccMul<M>::type;
     pack<Plain>(rows_view<S>(call.grad, b.group).at(b.b0, b.o0), b.depth, stride, b.outputs, grad);
     pack<Plain>(rows_view<S>(factor, b.group).at(b.b0, b.f0), b.depth, stride, b.features, values);
     return {grad, values, stride, b.features};
   }
 
-  // dc, by short chains in accumulation type that are added up in double for float.
+  // dc, in double for float from the first row on: of equal rows, as y.sum() makes them, PyTorch's sum of parts is
+  // exact or nearly so.
   void column_sums(const RegionPlan& r) const {
     using Acc = typename Mul::Acc;
     using Sum = typename SumMul::Acc;
-    using V = Vec<Acc>;
     constexpr int L = Simd<Acc>::lanes;
-    constexpr int64_t kChain = 16;
+    using V = Vec<Sum, L>;
+    constexpr int64_t kChain = 16;  // rows to a visit of the sums
     run_tasks(execution, r.tasks, [&](int64_t t, int64_t worker) {
       const int64_t split = t % r.batch_splits, block = t / r.batch_splits, lanes = r.vectors * Simd<Sum>::lanes;
       const int64_t l0 = block % r.lane_blocks * lanes, group = block / r.lane_blocks, width = min(lanes, p.out - l0);
@@ -83,8 +95,8 @@ class WeightGrads {
           const int64_t at = max(min(l, width - L), 0);  // whole vectors: the last one meets lanes again
           V chain{};
           for (int64_t k = b; k < min(b + kChain, end); ++k)
-            chain += load_lanes<Acc>(&grad(l0 + at, k), grad.w_stride, width - at);
-          for (int64_t i = l - at; i < L; ++i) sums[at + i] += Sum(chain[i]);
+            chain += __builtin_convertvector(load_lanes<Acc>(&grad(l0 + at, k), grad.w_stride, width - at), V);
+          for (int64_t i = l - at; i < L; ++i) sums[at + i] += chain[i];
         }
       }
       const int64_t offset = group * p.out + l0;

@@ -135,13 +135,18 @@ def tangent(name: str, t: Tensor, direction: Tensor) -> Tensor:
         return direction
     wide = t.to(accumulation_dtype(t.dtype))
     if name == "softmax":
-        p = torch.softmax(wide, -1)
-        return (p * (direction - (p * direction).sum(-1, keepdim=True))).to(t.dtype)
+        return through_softmax(torch.softmax(wide, -1), direction)
     slope = ELEMENTWISE[name].first(wide)
     product = slope * direction
     if name in MASKED:
         product = torch.where(slope == 0, torch.zeros_like(product), product)
     return product.to(t.dtype)
+
+
+def through_softmax(p: Tensor, direction: Tensor) -> Tensor:
+    """The derivative of softmax along a direction, or its transpose; p = softmax(t), accumulation dtype."""
+    wide = direction.to(p.dtype)
+    return (p * (wide - (p * wide).sum(-1, keepdim=True))).to(direction.dtype)
 
 
 def curvature(name: str, t: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ cost as much again, no more.
 Rounding errors are random: the norms of two such errors over N independent elements differ by chance alone
 by about 1 / sqrt(N) of themselves. So results with few elements are pooled over draws until N is in the
 hundreds, and nothing is left to chance. Elements much smaller than the largest ones have no say in a norm
-and do not count: N = (sum S^2)^2 / sum S^4, S below.
+and do not count: N = (sum S^2)^2 / sum S^4, S below. Nor do the elements of expanded arguments, which are one
+number, so that all results may be too: these are drawn ``REPEATED`` times at least.
 
 The floor only matters where the reference is exact by luck. Each of the terms t whose sum is y is rounded
 with a relative error below u = eps / 2, so the error is a random sum of spread u S with S^2 = sum t^2, and
@@ -37,6 +38,7 @@ import torch
 from torch import Tensor
 
 FLOAT64_LIMIT = 1e-12
+REPEATED = 20
 Function = Callable[..., Sequence[Tensor]]
 Arguments = Sequence[Tensor | None]
 Oracles = tuple[Sequence[Tensor], ...]
@@ -73,7 +75,8 @@ def check_errors(
     Returns the worst error as a part of what is allowed: 0 is exact, beyond 1 raises.
 
     Few elements would make the comparison a matter of luck. So arguments are drawn anew until each result
-    has ``enough`` elements, ``most`` times at most, and the norms are taken over all draws together.
+    has ``enough`` elements (and ``REPEATED`` times where one is expanded), ``most`` times at most, and the
+    norms are taken over all draws together.
 
     Args:
         function: the implementation under test, a sequence of tensors.
@@ -98,13 +101,18 @@ def check_errors(
             require(result.shape == truth.shape, wrong)
             pool.append(tuple(tensor.detach().flatten() for tensor in tensors))
         least = min((result.numel() for result, *_ in results if result.numel()), default=enough)
-        if results[0][2].dtype == torch.float64 or least * (seed + 1) >= enough:
+        draws = REPEATED if any(t is not None and _is_expanded(t) for t in arguments) else 1
+        if results[0][2].dtype == torch.float64 or (least * (seed + 1) >= enough and seed + 1 >= draws):
             break
     parts = [0.0]
     for index, pool in enumerate(pools):
         result, truth, rival, square = map(torch.cat, zip(*pool, strict=True))
         parts.append(check_error(result, truth, rival, square, has_infinities, f"result {index}"))
     return max(parts)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _remembered(
@@ -207,7 +215,10 @@ def check_second_order_errors(
     def second(function, tensors, weights):
         *inputs, grad = leaves = [t.detach().requires_grad_() for t in tensors]
         first = torch.autograd.grad(function(*inputs), inputs, grad, create_graph=True)
-        return torch.autograd.grad(first, leaves, weights)
+        # That of a bias, for one, depends on nothing where all is linear.
+        pairs = [(t, w) for t, w in zip(first, weights, strict=True) if t.requires_grad]
+        firsts, kept = zip(*pairs, strict=True)
+        return torch.autograd.grad(firsts, leaves, kept, allow_unused=True, materialize_grads=True)
 
     errors, exact = [], []
     for seed in range(3):

@@ -16,9 +16,10 @@ from torch import Tensor
 Maybe = Tensor | None
 
 CHUNK_ELEMENTS = 1 << 20
-# Results up to this size are summed in parts of the context: a sum of sums rounds less than the one dot
-# product of Z * X elements that PyTorch would take. Larger ones leave it to the matrix product.
-NARROW = 1 << 12
+# Results of float32 up to this size are summed in parts, of this many products or more: a sum of sums rounds
+# less than the one dot product of Z * X elements that PyTorch would take. Larger ones leave it to the matrix
+# product.
+NARROW, SHORT = 1 << 12, 32
 
 
 def out_features(weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -> int:
@@ -89,6 +90,23 @@ def _groups(x: Tensor) -> int:
     return x.shape[0] if x.dim() == 3 else 1
 
 
+def _at_once(operand: Tensor, matrix: Tensor) -> Tensor:
+    """[..., B, K], [..., O, K] -> [..., B, O] in the accumulation dtype."""
+    return (operand @ matrix.mT).to(accumulation_dtype(operand.dtype))
+
+
+def _by_parts(operand: Tensor, matrix: Tensor) -> Tensor:
+    """The same of float32, by up to 16 parts of K side by side and what is left over."""
+    count = operand.shape[-1]
+    parts = min(count // SHORT, 16)
+    if parts < 2:
+        return operand @ matrix.mT
+    whole = count - count % parts
+    left, right = (t[..., :whole].unflatten(-1, (parts, -1)).transpose(-2, -3) for t in (operand, matrix))
+    y = (left @ right.mT).sum(-3)
+    return y if whole == count else y + operand[..., whole:] @ matrix[..., whole:].mT
+
+
 @_stays_finite
 def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -> Tensor:
     """y of ``mi_kernels::interaction``; shapes as in schema.py."""
@@ -97,14 +115,11 @@ def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Mayb
     y = x.new_zeros(size, dtype=dtype)
     if weight is not None:
         row_step, feature_step = chunks(z.shape[-2], z.shape[-1], x.shape[-1] * _groups(x))
-        if dtype == torch.float32 and y.numel() <= NARROW:
-            feature_step = min(feature_step, max(-(-z.shape[-1] // 16), -(-256 // max(x.shape[-1], 1))))
+        product = _by_parts if x.dtype == torch.float32 and y.numel() <= NARROW else _at_once
         for rows in _ranges(z.shape[-2], row_step):
             for features in _ranges(z.shape[-1], feature_step):
-                part = weight[..., features, :]
-                y[..., rows, :] += (
-                    _operand(z[..., rows, features], x[..., rows, :]) @ _wide(part).flatten(-2).mT
-                ).to(dtype)
+                matrix = _wide(weight[..., features, :]).flatten(-2)
+                y[..., rows, :] += product(_operand(z[..., rows, features], x[..., rows, :]), matrix)
     if weight_z is not None:
         y += (z @ weight_z.mT).to(dtype)
     if weight_x is not None:
@@ -185,13 +200,17 @@ def _part(rows: int) -> int:
 
 
 def _sum_over_rows(grad: Tensor, features: Tensor) -> Tensor:
-    """g^T f by parts of the batch."""
-    step = _part(grad.shape[-2])
-    parts = [grad[..., rows, :].mT @ features[..., rows, :] for rows in _ranges(grad.shape[-2], step)]
-    if not parts:
+    """g^T f by parts of the batch, but in 16 bits at once.
+
+    PyTorch adds these up in float32 and rounds the whole. Each part would be rounded too, or leave the range
+    of float16 where the whole does not.
+    """
+    rows = grad.shape[-2]
+    step = rows if accumulation_dtype(grad.dtype) != grad.dtype else _part(rows)
+    if rows <= step:
         return grad.mT @ features
-    dtype = accumulation_dtype(grad.dtype)
-    return torch.stack([part.to(dtype) for part in parts]).sum(0, dtype=dtype).to(grad.dtype)
+    parts = [grad[..., part, :].mT @ features[..., part, :] for part in _ranges(rows, step)]
+    return torch.stack(parts).sum(0, dtype=grad.dtype)
 
 
 def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
@@ -200,7 +219,7 @@ def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
     dw = grad.new_empty((*groups, o, context, width))
     row_step, feature_step = chunks(z.shape[-2], context, width * _groups(x))
     feature_step = min(feature_step, max(CHUNK_ELEMENTS // max(o * width * _groups(x), 1), 1))
-    if dtype == torch.float32:
+    if x.dtype in (torch.float32, torch.float16):  # which is multiplied in float32
         row_step = min(row_step, _part(z.shape[-2]))
     for features in _ranges(context, feature_step):
         shape = (*groups, o, (features.stop - features.start) * width)

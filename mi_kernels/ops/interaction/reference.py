@@ -1,4 +1,8 @@
-"""The dense interaction as einsum: the oracle of every test, in any dtype, differentiated by PyTorch."""
+"""The dense interaction as einsum: the oracle of every test, in any dtype, differentiated by PyTorch.
+
+Two factors at a time, from left to right, as PyTorch takes three of them by itself. Where opt_einsum happens
+to be installed it would choose another order, and what is rounded would depend on that.
+"""
 
 import torch
 from torch import Tensor
@@ -46,7 +50,8 @@ def interaction(
     """y = z^T W x + U z + V x + c, term by term, with no care for speed or memory."""
     terms = []
     if weight is not None:
-        terms.append(_product(x, z, weight))
+        generated = torch.einsum("...i,oij->...oj", z, weight)
+        terms.append(torch.einsum("...oj,...j->...o", generated, x))
     if weight_z is not None:
         terms.append(torch.einsum("...i,oi->...o", z, weight_z))
     if weight_x is not None:
@@ -55,9 +60,3 @@ def interaction(
         terms.append(bias)
     lead = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1])
     return sum(terms[1:], terms[0]).expand(*lead, terms[0].shape[-1])
-
-
-def _product(x: Tensor, z: Tensor, weight: Tensor) -> Tensor:
-    if torch.compiler.is_exporting():  # opt_einsum, which orders three operands, would fix dynamic sizes
-        return torch.einsum("...oj,...j->...o", torch.einsum("...i,oij->...oj", z, weight), x)
-    return torch.einsum("...i,oij,...j->...o", z, weight, x)

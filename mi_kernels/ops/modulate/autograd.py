@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
+from mi_kernels.ops.interaction.portable import accumulation_dtype
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.modulate import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, keep, nests, primals, spread, wanted
@@ -83,9 +84,10 @@ def gate_grads(
         rule = (backend, (*want, False), activation, scale_offset)
         dx, dgate, _ = modulate_grads(*rule, grad, x, gate, ())
         return dx, dgate
-    p = torch.softmax(gate, -1)
+    wide = torch.softmax(gate, -1, dtype=accumulation_dtype(gate.dtype))
+    p = wide.to(gate.dtype)
     dx, dp, _ = modulate_grads(backend, (*want, False), "identity", scale_offset, grad, x, p, ())
-    return dx, None if dp is None else p * (dp - (p * dp).sum(-1, keepdim=True))
+    return dx, None if dp is None else activations.through_softmax(wide, dp)
 
 
 def _times(backend: str, x: Tensor, factor: Tensor) -> Tensor:
