@@ -154,7 +154,7 @@ def _explained(spelling: Spelling) -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
-        weights[-1] = spread_bias(weights[-1], *weights[:-1])
+        weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
         segment_ids = bound.get("segment_ids")
         lead = check(spelling, x, z, *weights, segment_ids=segment_ids)
         if segment_ids is not None:
@@ -185,7 +185,7 @@ def _interaction(
     if isinstance(weight, PackedWeight):
         weight, words = _laid_out(weight, (x, z, *others))
     x, z, *weights = autocast((x, z, weight, *others))
-    weights[-1] = spread_bias(weights[-1], *weights[:-1])
+    weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
     check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if chosen == "reference":

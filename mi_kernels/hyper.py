@@ -164,7 +164,7 @@ def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size
 
 def _explain_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> Plan:
     z, *weights = autocast((z, weight, weight_z, weight_x, bias))
-    weights[-1] = spread_bias(weights[-1], *weights[:-1])
+    weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
     _check_generate(z, *weights)
     return plan_generated.generate(backends.choose(z), z, weights)
 

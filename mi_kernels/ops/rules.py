@@ -11,6 +11,8 @@ from torch.autograd import Function
 from torch.autograd import forward_ad as fw
 from torch.autograd.function import BackwardCFunction
 
+from mi_kernels.ops.compiling import constant_while_compiling
+
 Maybe = Tensor | None
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 
@@ -24,6 +26,7 @@ def differentiating(tensors: Iterable[Maybe]) -> bool:
     return torch._C._are_functorch_transforms_active() or fw._current_level >= 0 or _is_mapped()
 
 
+@constant_while_compiling  # Dynamo of PyTorch 2.11 cannot trace the question
 def _is_mapped() -> bool:
     """Whether ``torch.autograd`` maps over gradients (``is_grads_batched``, ``vectorize=True``)."""
     return torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
