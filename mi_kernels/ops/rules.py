@@ -48,6 +48,15 @@ def _will_run(node: Any) -> bool:
         return True
 
 
+def constant(tensor: Tensor) -> Tensor:
+    """The tensor without derivatives.
+
+    What ``torch.autograd`` maps over stays as it is: its vmap has no rule for detach, and the rule for vmap
+    comes back with what is inside.
+    """
+    return tensor if torch._C._functorch.is_legacy_batchedtensor(tensor) else tensor.detach()
+
+
 def without_features(tensor: Tensor) -> Tensor:
     """[..., 0], to stand for an operand that a product does without. No view: nothing flows back."""
     return tensor.new_empty((*tensor.shape[:-1], 0))
