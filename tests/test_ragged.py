@@ -97,6 +97,20 @@ def test_the_fused_plan_fills_nothing_up():
     assert applied.operations == 2 * 720 * 64 * 64
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("terms", ["W", "U"])
+def test_gradients_of_contexts_are_summed_in_float32(terms, dtype, place):
+    """4096 + 1 + 1 + ... over the rows of a context that is repeated for each: in 16 bits every 1 is lost."""
+    ids = torch.arange(8194, device=place.device) % 2
+    x = torch.ones(8194, 1, dtype=dtype, device=place.device)
+    z = torch.ones(2, 1, dtype=dtype, device=place.device, requires_grad=True)
+    one = torch.ones(1, 1, dtype=dtype, device=place.device)
+    weights = (one.unsqueeze(0),) if terms == "W" else (None, one)
+    grad = torch.where(torch.arange(8194, device=place.device).unsqueeze(1) < 2, 4096 * x, x)
+    y = interaction_by(FUSED, x, z, *weights, segment_ids=ids)
+    assert torch.autograd.grad(y, z, grad)[0].eq(8192).all()
+
+
 def traced(mode, function, arguments):
     if mode == "jit":
         return torch.jit.trace(function, arguments, check_trace=False)
