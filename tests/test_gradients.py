@@ -272,6 +272,24 @@ def test_tangent_of_one_argument(name, place):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_tangents_of_gradients_along_one_argument(name, place):
+    """Forward over reverse with a single dual argument: the others have no tangent, not one of zeros."""
+
+    def tangents(function):
+        tensors = list(Sample(ODD).arguments(torch.float64, place.device, requires_grad=True))
+        index = NAMES.index(name)
+        direction = torch.linspace(-1, 2, tensors[index].numel(), dtype=torch.float64, device=place.device)
+        with forward_ad.dual_level():
+            tensors[index] = forward_ad.make_dual(tensors[index], direction.view(tensors[index].shape))
+            first = torch.autograd.grad(function(*tensors).pow(2).sum(), tensors, create_graph=True)
+            found = [forward_ad.unpack_dual(gradient).tangent for gradient in first]
+        return [torch.zeros_like(f) if t is None else t for f, t in zip(first, found, strict=True)]
+
+    found, expected = tangents(mi.interaction), tangents(reference.interaction)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_gradient_of_nan_input(name, place):
     """A NaN reaches the gradients that depend on it and no other."""
     sample = Sample(ODD)

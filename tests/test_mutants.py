@@ -1,0 +1,51 @@
+"""The list of mutants does not rot, and the program tells which of them live; `make mutants` runs them all."""
+
+import re
+from dataclasses import replace
+
+import mutants
+import pytest
+from mutants import ROOT, Mutant
+
+LISTED = mutants.listed()
+PACKED = next(mutant for mutant in LISTED if mutant.name == "packed-once-for-all")
+
+
+def test_forty():
+    assert len(LISTED) == 40
+    assert sum(mutant.compiled for mutant in LISTED) >= 10
+
+
+@pytest.mark.parametrize("mutant", LISTED, ids=lambda mutant: mutant.name)
+def test_the_list_fits_the_sources(mutant):
+    """The old text stands in its file once, and the tests are there."""
+    assert mutant.source(ROOT) != (ROOT / mutant.file).read_text()
+    for test in mutant.tests:
+        file, name = test.split("[")[0].split("::")
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
+
+
+def test_text_that_is_not_there_once():
+    for text, times in (("no such text", 0), ("import ", 4)):
+        message = f"^packed-once-for-all: expected its old text once in .*, got it {times} times$"
+        with pytest.raises(ValueError, match=message):
+            mutants.judge([replace(PACKED, old=text)])
+
+
+def test_who_is_noticed_and_who_lives():
+    """End to end: the same fault beside a test that sees it, beside one that does not, and one without effect."""
+    quiet = (PACKED.tests[0].split("::")[0] + "::test_messages",)
+    every = (PACKED, replace(PACKED, tests=quiet), replace(PACKED, new=f"# nothing\n        {PACKED.old}"))
+    before = (ROOT / PACKED.file).read_text()
+    assert [verdict.killed for verdict in mutants.judge(every)] == [True, False, False]
+    assert (ROOT / PACKED.file).read_text() == before
+
+
+def test_tests_that_fail_without_a_mutant():
+    rotten = replace(PACKED, tests=(*PACKED.tests, "tests/test_packed.py::test_that_is_not_there"))
+    with pytest.raises(RuntimeError, match="pytest ended with status 4"):
+        mutants.judge([rotten], jobs=1)
+
+
+def test_hangs_are_noticed():
+    assert mutants._output(("sleep", "60"), ROOT, 0.1)[0] < 0
