@@ -95,7 +95,7 @@ def _run(copy: Path, tests: Iterable[str], jobs: int, limit: float = LIMIT) -> t
     options = ("-x", "-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist")
     variables = {
         "PYTHONPATH": str(copy),
-        "PYTHONDONTWRITEBYTECODE": "1",  # a file that changes twice in a second would be taken for the old one
+        "PYTHONDONTWRITEBYTECODE": "1",  # that of a file changed a second ago would be taken
         "PYTEST_XDIST_WORKER_COUNT": str(jobs),  # which share of the cores is a test's (conftest.py)
     }
     status, text = _output((sys.executable, "-m", "pytest", *options, *tests), copy, limit, **variables)

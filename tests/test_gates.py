@@ -227,7 +227,7 @@ def test_overflow_on_the_way(dtype, place):
 @pytest.mark.parametrize("rows", [3, 70])
 @pytest.mark.parametrize("op", OPS)
 def test_softmax_of_large_logits(op, rows, offset, place):
-    """Their exponentials overflow or vanish, those of the differences do not; and 13 features fill no vector."""
+    """Their exponentials overflow or vanish, those of differences do not; and 13 features fill no vector."""
     sample = Gate(op, Shape("large", (rows,), 6, 13, 13), GATE_TERMS[op], activation="softmax")
     tensors = sample.arguments(torch.float32, place.device)
     tensors[sample.names.index("bias")].add_(offset)
