@@ -10,7 +10,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 import mi_kernels as mi
 from mi_kernels.ops.interaction import reference
 from mi_kernels.testing.checks import check_gradients
-from mi_kernels.testing.errors import check_errors
+from mi_kernels.testing.errors import check_errors, relative_error
 from mi_kernels.testing.samples import (
     BROADCAST,
     EMPTY,
@@ -54,6 +54,21 @@ def leaves(sample, device="cpu", seed=0):
 @pytest.mark.parametrize("sample", list(samples()), ids=str, scope="module")
 def test_error_rule(sample, dtype, place):
     check_gradients(sample, dtype, place.device)
+
+
+def test_weight_gradients_are_sums_of_sums(place):
+    """Of positive numbers, where the rounding error of one long chain of additions grows with its length.
+
+    In units of rounding these make 1.2, one chain for each eighth of the batch 10, and PyTorch 6: so the error
+    rule would let the chain pass.
+    """
+    if place.backend not in ("portable", "cpu"):
+        pytest.skip("how GPUs add up is held against PyTorch on the same GPU")
+    shapes = (100000, 16), (100000, 1), (16, 1, 16), (100000, 16)
+    x, z, weight, grad = (torch.rand(shape, device=place.device) for shape in shapes)
+    (found,) = torch.autograd.grad(mi.interaction(x, z, weight.requires_grad_()), weight, grad)
+    exact = (grad.double().T @ (z.double() * x.double())).unsqueeze(1)
+    assert relative_error(found, exact) < 3 * 2**-24
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
