@@ -35,7 +35,7 @@ NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test wheel test-wheel sanitize bench gpu-check lint clean FORCE
+.PHONY: help build demo test mutants sanitize wheel test-wheel bench gpu-check lint clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ demo: build  ## train a model with nn.Bilinear, convert it, and compare both
 
 test: build  ## run the whole test suite
 	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+
+mutants: build  ## put 40 small faults into copies of the checkout, one at a time: the tests have to notice each
+	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 # From another directory: an interpreter that is started here would import the package of the checkout.
 test-wheel: wheel  ## run part of the suite on the installed wheel and the oldest torch, in an environment of its own

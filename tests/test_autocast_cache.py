@@ -119,7 +119,7 @@ def test_values_follow_the_weight(runs, place):
                 with torch.no_grad():
                     assert torch.equal(mi.interaction(x, z, weight), fresh())
                     weight.mul_(-2)
-                assert torch.equal(mi.interaction(x, z, weight), fresh())
+                    assert torch.equal(mi.interaction(x, z, weight), fresh())
                 assert torch.autograd.grad(mi.interaction(x, z, weight).sum(), weight)[0].abs().sum() > 0
             weight.data = weight.data + 1  # uncounted, between regions
         with torch.autocast(place.device, torch.float16):

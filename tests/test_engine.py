@@ -65,6 +65,23 @@ def test_vectorized_hessians(name, place):
     alike(lambda: (hessian(lambda x: call(x, *others).sin().sum(), x.detach(), vectorize=True),))
 
 
+@every_call
+def test_vectorized_jacobians_in_forward_mode(name, place):
+    """By every argument: tangents are mapped over, and so is what the rules make of them."""
+    tensors = [tensor.detach() for tensor in CALLS[name].arguments(torch.float64, place.device)]
+
+    def jacobians():
+        def by(index):
+            def function(tensor):
+                return CALLS[name](*tensors[:index], tensor, *tensors[index + 1 :]).sin()
+
+            return jacobian(function, tensors[index], vectorize=True, strategy="forward-mode")
+
+        return [by(index) for index in range(len(tensors))]
+
+    alike(jacobians)
+
+
 def test_nested_vmaps(place):
     """Of one function: on others PyTorch crashes without this package too."""
     call = CALLS["interaction"]

@@ -223,6 +223,19 @@ def test_overflow_on_the_way(dtype, place):
     assert mi.gated_interaction(x, z, w, activation="sigmoid").eq(x).all()
 
 
+@pytest.mark.parametrize("offset", [0.0, 1000.0, -1000.0])
+@pytest.mark.parametrize("rows", [3, 70])
+@pytest.mark.parametrize("op", OPS)
+def test_softmax_of_large_logits(op, rows, offset, place):
+    """Their exponentials overflow or vanish, those of differences do not; and 13 features fill no vector."""
+    sample = Gate(op, Shape("large", (rows,), 6, 13, 13), GATE_TERMS[op], activation="softmax")
+    tensors = sample.arguments(torch.float32, place.device)
+    tensors[sample.names.index("bias")].add_(offset)
+    expected = reference(op)(*(t.double() for t in tensors), **sample.options)
+    found = call(op)(*tensors, **sample.options)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("op", OPS)
 def test_nan_and_inf(op, value, place):

@@ -1,6 +1,7 @@
 """Modulation: values, gradients of every order, layouts, transforms, determinism."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mi_kernels.ops.modulate import reference
 from mi_kernels.testing import squares
 from mi_kernels.testing.checks import check_gradients, check_second_order, check_values
 from mi_kernels.testing.errors import check_errors
-from mi_kernels.testing.samples import MAPS, TOKENS, Modulation, modulations
+from mi_kernels.testing.samples import LAYOUTS, MAPS, TOKENS, Modulation, modulations
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TINY = (
@@ -21,6 +22,13 @@ TINY = (
     Modulation("maps", (2, 3, 2, 2), (2, 3, 1, 1), (3, 1, 1)),
     Modulation("full", (3, 4), (3, 4), (4,)),
     Modulation("no-shift", (3, 4), (3, 1)),
+)
+# Enough elements for several tasks and threads, whose sums are added up.
+SPLIT = (
+    Modulation("tokens", (4, 700, 130), (4, 1, 130), (4, 1, 130)),
+    Modulation("maps", (4, 16, 90, 50), (4, 16, 1, 1), (4, 16, 1, 1)),
+    Modulation("features", (3000, 96), (96,), (96,)),
+    Modulation("rows", (3, 90000), (3, 1), (3, 1)),
 )
 
 
@@ -54,6 +62,25 @@ def test_error_rule(sample, dtype, place):
     check_values(sample, dtype, place.device)
     if sample.x == sample.shape:  # else the gradient of the expansion is PyTorch's
         check_gradients(sample, dtype, place.device)
+
+
+# Three sums alone would have to be drawn a hundred times in float32.
+@pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
+@pytest.mark.parametrize("sample", SPLIT[:3], ids=str)
+def test_error_rule_of_split_sums(sample, dtype, place):
+    check_gradients(sample, dtype, place.device)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.mark.parametrize("sample", [TOKENS, MAPS, TINY[2]], ids=lambda s: s.name)
+def test_gradient_layouts(sample, layout, place):
+    """The incoming gradient in another layout than x: axes that are one for x are two for it."""
+    tensors = sample.arguments(torch.float64, place.device)
+    grad = replace(sample, layout=layout).cotangent(torch.float64, place.device)
+    if layout == "expanded":
+        grad = grad[..., :1].expand(grad.shape)
+    found, expected = (gradients_of(f(sample))(grad, *tensors) for f in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -234,16 +261,7 @@ def test_vmap_and_per_sample_gradients(in_dims, name, place):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize(
-    "sample",
-    [
-        Modulation("tokens", (4, 700, 130), (4, 1, 130), (4, 1, 130)),
-        Modulation("maps", (4, 16, 90, 50), (4, 16, 1, 1), (4, 16, 1, 1)),
-        Modulation("features", (3000, 96), (96,), (96,)),
-        Modulation("rows", (3, 90000), (3, 1), (3, 1)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("sample", SPLIT, ids=str)
 def test_threads_change_no_bit(sample, dtype, place):
     results = []
     for threads in (1, 1, 2, 3):

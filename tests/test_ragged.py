@@ -5,6 +5,7 @@ import torch
 from helpers import Spy
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mi_kernels as mi
 from mi_kernels.functional import interaction_by
@@ -95,6 +96,38 @@ def test_the_fused_plan_fills_nothing_up():
     with mi.backend("reference"):
         applied = mi.explain("apply_generated", x, weight[:1].expand(320, 64, 64), segment_ids=ids)
     assert applied.operations == 2 * 720 * 64 * 64
+
+
+class Sums(TorchDispatchMode):
+    """Records the dtypes in which rows are added up by number."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.startswith("index_add"):
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("terms", ["W", "U"])
+def test_gradients_of_contexts_are_summed_in_float32(terms, dtype, place):
+    """4096 + 1 + 1 + ... over the rows of a context that is repeated for each: in 16 bits every 1 is lost.
+
+    Some releases of PyTorch add rows up in float32 anyway, on CPUs: so what is asked for is looked at too.
+    """
+    ids = torch.arange(8194, device=place.device) % 2
+    x = torch.ones(8194, 1, dtype=dtype, device=place.device)
+    z = torch.ones(2, 1, dtype=dtype, device=place.device, requires_grad=True)
+    one = torch.ones(1, 1, dtype=dtype, device=place.device)
+    weights = (one.unsqueeze(0),) if terms == "W" else (None, one)
+    grad = torch.where(torch.arange(8194, device=place.device).unsqueeze(1) < 2, 4096 * x, x)
+    y = interaction_by(FUSED, x, z, *weights, segment_ids=ids)
+    with Sums() as sums:
+        (dz,) = torch.autograd.grad(y, z, grad)
+    assert dz.eq(8192).all() and sums.dtypes == [torch.float32]
 
 
 def traced(mode, function, arguments):

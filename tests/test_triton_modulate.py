@@ -51,6 +51,8 @@ def test_neighbouring_axes_become_one():
     assert _collapsed(Modulation("", (6, 4, 5, 3), (6, 4, 5, 3))) == [(360, False)]
     assert _collapsed(Modulation("", (6, 4, 5, 3), (1, 1, 1, 1)), "transposed") == [(360, True)]
     assert _collapsed(Modulation("", (1, 1), (1, 1))) == []
+    kept, reduced = axes.collapse((6, 4), ((4, 1),), (False, True))  # no operand tells them apart
+    assert (kept.size, reduced.size) == (6, 4)
 
 
 @pytest.mark.parametrize("shape", [(16, 1024, 1024), (65536, 48), (3, 10**6), (1 << 21, 8)], ids=str)

@@ -24,6 +24,7 @@ from mi_kernels.ops.rules import (
     Maybe,
     Rule,
     add,
+    constant,
     differentiating,
     nests,
     primals,
@@ -58,7 +59,7 @@ def gate(
     tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
     if differentiating(tensors):
         if weight is None and weight_z is None and shift_weight is None:
-            z = z.detach()  # as in the dense interaction: what no term takes has no gradient
+            z = constant(z)  # as in the dense interaction: what no term takes has no gradient
         tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
         return Gate.call(backend, activation, scale_offset, *tensors)[0]
     return _kernel(backend, activation, scale_offset, False, *tensors)[0]

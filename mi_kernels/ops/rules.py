@@ -51,6 +51,15 @@ def _will_run(node: Any) -> bool:
         return True
 
 
+def constant(tensor: Tensor) -> Tensor:
+    """The tensor without derivatives.
+
+    What ``torch.autograd`` maps over stays as it is: its vmap has no rule for detach, and the rule for vmap
+    comes back with what is inside.
+    """
+    return tensor if torch._C._functorch.is_legacy_batchedtensor(tensor) else tensor.detach()
+
+
 def without_features(tensor: Tensor) -> Tensor:
     """[..., 0], to stand for an operand that a product does without. No view: nothing flows back."""
     return tensor.new_empty((*tensor.shape[:-1], 0))
@@ -121,10 +130,9 @@ class Rule(Function):
                 values, dims = zip(*pairs, strict=True)
                 results, out_dims = cls.vmap(_MapInfo(sizes[0]), dims, *values)
                 if isinstance(results, Tensor):
-                    return torch._add_batch_dim(results, out_dims, level)
+                    return _wrapped(results, out_dims, level)
                 return tuple(
-                    torch._add_batch_dim(result, dim, level)
-                    for result, dim in zip(results, out_dims, strict=True)
+                    _wrapped(result, dim, level) for result, dim in zip(results, out_dims, strict=True)
                 )
         return super(Function, cls).apply(*args)  # type: ignore[misc]
 
@@ -148,6 +156,13 @@ def _unwrapped(value: Any, level: int) -> tuple[Any, int | None]:
     # Of a tensor that is mapped over at other levels alone, an expanded one of no size comes back.
     inside = torch._remove_batch_dim(value, level, 0, 0)
     return (value, None) if inside.shape[0] == 0 else (inside, 0)
+
+
+def _wrapped(result: Tensor, dim: int, level: int) -> Tensor:
+    """A result of a rule for vmap, mapped over at this level."""
+    if dim != 0:  # forward mode walks over the memory of tangents, and wants that dimension in front of it
+        result = result.movedim(dim, 0).contiguous()
+    return torch._add_batch_dim(result, 0, level)
 
 
 def unbatched(dims: Sequence[int | None], tensors: Sequence[Maybe]) -> bool:

@@ -22,6 +22,7 @@ from mi_kernels.ops.rules import (
     Maybe,
     Rule,
     add,
+    constant,
     differentiating,
     keep,
     nests,
@@ -59,8 +60,8 @@ def forward(
     if differentiating((x, z, weight, weight_z, weight_x, bias)):
         # What no term takes has no gradient, not one of None: compiled autograd would add that to others.
         if weight is None:
-            x = x.detach() if weight_x is None else x
-            z = z.detach() if weight_z is None else z
+            x = constant(x) if weight_x is None else x
+            z = constant(z) if weight_z is None else z
         return Forward.call(backend, x, z, weight, weight_z, weight_x, bias)
     if words is not None:
         return _PACKED_FORWARD(x, z, weight, words, weight_z, weight_x, bias)
