@@ -156,20 +156,27 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class _Blocks(threading.local):
+    """Those of one object that this thread is in."""
+
+    def __init__(self) -> None:
+        self.entered: list[AbstractContextManager[None]] = []
+
+
 class Selection(AbstractContextManager[None]):
     """What :func:`backend` returns, for a ``with`` block or as a decorator. By itself it selects nothing."""
 
     def __init__(self, name: str) -> None:
         self._name, self._used = name, False
-        self._blocks: list[AbstractContextManager[None]] = []
+        self._blocks = _Blocks()
 
     def __enter__(self) -> None:
         self._used = True
-        self._blocks.append(_selecting(self._name))
-        self._blocks[-1].__enter__()
+        self._blocks.entered.append(_selecting(self._name))
+        self._blocks.entered[-1].__enter__()
 
     def __exit__(self, *error: Any) -> bool | None:
-        return self._blocks.pop().__exit__(*error)
+        return self._blocks.entered.pop().__exit__(*error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         self._used = True

@@ -44,11 +44,11 @@ def plan_of(
         fake = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, (given, named))
         with mode, _calls(None):
             y = function(*fake[0], **fake[1])
-        empty = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device)
+        zeros = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device).zero_()
         # Not a leaf: what comes next may work in place.
-        return empty.requires_grad_().clone() if y.requires_grad else empty
+        return zeros.requires_grad_().clone() if y.requires_grad else zeros
 
-    with _calls(instead), _uncompiled():
+    with _calls(instead), _uncompiled(), _as_it_was(module):
         module(*arguments, **keywords)
     name = type(getattr(module, "_orig_mod", module)).__name__  # of torch.compile
     if not found:
@@ -80,6 +80,20 @@ def _calls(instead: Callable[..., Any] | None) -> Iterator[None]:
         yield
     finally:
         _recording.instead = before
+
+
+@contextmanager
+def _as_it_was(module: nn.Module) -> Iterator[None]:
+    """What layers around the calls change is put back: running statistics, and random numbers drawn."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers()) if tensor.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def _uncompiled() -> Any:

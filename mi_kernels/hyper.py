@@ -156,8 +156,6 @@ def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size
         return broadcast_leading(op, ("x", "weight"), x, weight, features=2)
     check_shape(op, "x", x, {"N": None, "X": None})
     check_shape(op, "weight", weight, {"G": None, "O": None, "X": None})
-    if bias is not None and bias.numel() != 1:
-        check_rank(op, "bias", bias, 2)
     ragged.check(op, segment_ids, x, weight.shape[0])
     return x.shape[:-1]
 

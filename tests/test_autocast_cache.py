@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from calls import CALLS
 from helpers import Spy
+from torch.utils.checkpoint import checkpoint
 
 import mi_kernels as mi
 from mi_kernels import backends
@@ -169,3 +170,80 @@ def test_packed_weights(frozen):
     assert casts(region, weight.numel()) >= 1
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
         assert torch.equal(region()[0], mi.interaction(x, z, weight, *others))
+
+
+@pytest.mark.parametrize("outer", ["autocast", "inference"])
+def test_inference_mode(outer, place):
+    x, z, weight, *_ = leaves(place)
+    modes = [torch.autocast(place.device, torch.bfloat16), torch.inference_mode()]
+    first, second = modes if outer == "autocast" else modes[::-1]
+    with first, second:
+        y = [mi.interaction(x, z, weight) for _ in range(3)][-1]
+        assert autocast._REGIONS[place.device].casts
+    assert torch.equal(y, mi.interaction(x.bfloat16(), z.bfloat16(), weight.bfloat16()))
+    assert not autocast._REGIONS[place.device].casts
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_default_dtypes(dtype, place):
+    x, z, weight, *_ = leaves(place)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.autocast(place.device, torch.bfloat16):
+            mi.interaction(x, z, weight)
+            mi.interaction(x, z, weight)
+            assert len(autocast._REGIONS[place.device].casts) == 3
+        assert not autocast._REGIONS[place.device].casts
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["after a layer", "first"])
+def test_checkpoints(before, place):
+    """What is run again saves the same tensors, whether the cache was filled before it or in it."""
+    x, z, weight, *_ = leaves(place, Shape("square", (5,), 4, 6, 6))
+    runs = []
+
+    def layer(h):
+        runs.append(None)
+        return mi.interaction(h, z, weight)
+
+    with torch.autocast(place.device, torch.bfloat16):
+        h = mi.interaction(x, z, weight) if before else x
+        y = checkpoint(layer, h, use_reentrant=False)
+    assert len(runs) == 1
+    found = torch.autograd.grad(y.float().sum(), [x, z, weight])
+    assert len(runs) == 2
+    with torch.autocast(place.device, torch.bfloat16):
+        y = layer(mi.interaction(x, z, weight) if before else x)
+    torch.testing.assert_close(found, torch.autograd.grad(y.float().sum(), [x, z, weight]))
+
+
+def test_hooks_of_saved_tensors_see_none_of_it(place):
+    """And may keep what they pack, without keeping casts past the region."""
+    x, z, weight, *_ = leaves(place)
+    seen = []
+
+    def pack(tensor):
+        seen.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autocast(place.device, torch.bfloat16):
+            mi.interaction(x, z, weight)
+    assert not autocast._REGIONS[place.device].casts
+    assert all(tensor.numel() > 1 for tensor in seen)
+    weight.data.add_(1)  # uncounted
+    with torch.autocast(place.device, torch.bfloat16):
+        y = mi.interaction(x, z, weight)
+    assert torch.equal(y, mi.interaction(x.bfloat16(), z.bfloat16(), weight.bfloat16()))
+
+
+def test_weights_may_be_swapped(place):
+    x, z, weight, *_ = leaves(place)
+    with torch.no_grad(), torch.autocast(place.device, torch.bfloat16):
+        mi.interaction(x, z, weight)
+        torch.utils.swap_tensors(weight, torch.nn.Parameter(weight.detach() * 3))
+        assert torch.equal(
+            mi.interaction(x, z, weight), mi.interaction(x.bfloat16(), z.bfloat16(), weight.bfloat16())
+        )

@@ -65,6 +65,29 @@ def test_threads_choose_for_themselves():
     assert seen == {"inner": [AUTO]}
 
 
+def test_one_choice_in_several_threads():
+    """Each thread comes back to what it had, in whichever order they leave."""
+    choice, inside, left = mi.backend("portable"), threading.Event(), threading.Event()
+    seen = {}
+
+    def other():
+        with choice:
+            inside.set()
+            left.wait()
+            seen["inside"] = called()
+        seen["after"] = called()
+
+    thread = threading.Thread(target=other)
+    with mi.backend("reference"):
+        with choice:
+            thread.start()
+            inside.wait()
+        assert called() == []
+        left.set()
+        thread.join()
+    assert seen == {"inside": ["interaction_portable"], "after": [AUTO]}
+
+
 def test_as_a_decorator():
     assert mi.backend("portable")(called)() == ["interaction_portable"]
 

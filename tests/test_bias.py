@@ -33,6 +33,7 @@ def operations(options):
         "bilinear": lambda bias: mi.bilinear(z, x, w, bias),
         "generate": lambda bias: mi.generate(z, w, u, None, bias)[1],
         "generate without U": lambda bias: mi.generate(z, w, None, None, bias)[1],
+        "apply_generated, segments": lambda bias: mi.apply_generated(x, layers[:2], bias, segment_ids=groups),
         "apply_generated": lambda bias: mi.apply_generated(x, layers, bias),
         "gated_interaction": lambda bias: mi.gated_interaction(x, z, w, None, None, bias),
         "diagonal": lambda bias: mi.diagonal(x, z, u, bias, activation="tanh"),

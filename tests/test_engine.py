@@ -93,6 +93,20 @@ def test_nested_vmaps(place):
     alike(lambda: (jacobian(slopes, x.detach(), vectorize=True),))
 
 
+def test_vmap_in_vmap_over_one_backward_pass(place):
+    tensors = CALLS["interaction"].arguments(torch.float64, place.device)
+    y = mi.interaction(*tensors)
+    cotangents = torch.randn(2, 3, *y.shape, dtype=torch.float64, device=place.device)
+
+    def gradients(cotangent):
+        return torch.autograd.grad(y, tensors, cotangent, retain_graph=True)
+
+    found = torch._vmap_internals._vmap(torch._vmap_internals._vmap(gradients))(cotangents)
+    one = torch._vmap_internals._vmap(gradients)
+    expected = [torch.stack(pair) for pair in zip(one(cotangents[0]), one(cotangents[1]), strict=True)]
+    torch.testing.assert_close(list(found), expected)
+
+
 def test_batched_gradients_are_one_call(place):
     """Rows of one product instead of a loop over the cotangents."""
     tensors = CALLS["interaction"].arguments(torch.float32, place.device)

@@ -128,6 +128,27 @@ def test_subclasses_and_threads():
     assert torch.equal(values[0], layer(*given)), "another thread computes"
 
 
+def test_nothing_is_changed():
+    """Neither statistics of layers around the calls nor random numbers."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.film = mi.nn.FiLM(4, 3)
+            self.after = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Dropout())
+
+        def forward(self, x, z):
+            return self.after(self.film(x, z))
+
+    model, x, z = Model().train(), torch.randn(6, 4), torch.randn(6, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.random.fork_rng():
+        expected = torch.rand(3)
+    mi.explain(model, x, z)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_errors_are_those_of_the_call_and_leave_nothing_behind():
     layer, given = MODULES["MultiplicativeInteraction"]
     with pytest.raises(ValueError, match="^interaction: weight: expected"):

@@ -61,6 +61,11 @@ def test_groups_and_shared_contexts(place):
     assert apply.shape == (3, 40, 7)
 
 
+def test_groups_of_nothing(place):
+    x, weight = torch.ones(0, 3, 8, device=place.device), torch.ones(0, 1, 5, 8, device=place.device)
+    assert counted(lambda: mi.apply_generated(x, weight)) == 0
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_no_call_counts_nothing(name, place):
     call = CALLS[name]
@@ -86,6 +91,8 @@ ORDERS = (
     "import mi_kernels, torch.utils.flop_counter",
     "import torch.utils.flop_counter, mi_kernels",
     "from torch.utils.flop_counter import flop_registry; import mi_kernels",
+    "import importlib.util, mi_kernels; importlib.util.find_spec('torch.utils.flop_counter')",
+    "import importlib, mi_kernels, torch.utils.flop_counter as f; importlib.reload(f)",
 )
 
 

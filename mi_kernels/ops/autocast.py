@@ -3,10 +3,12 @@
 import collections
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
 
 from mi_kernels.ops.compiling import constant_while_compiling
 
@@ -27,6 +29,12 @@ def _available(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
 
 
+class _Cast(NamedTuple):
+    source: Tensor  # alive as long as its id stands for it
+    state: tuple[int, int]
+    cast: Tensor
+
+
 class _Region:
     """What autocast has cast since its outermost region began, on one type of device.
 
@@ -35,19 +43,20 @@ class _Region:
     """
 
     def __init__(self) -> None:
-        self.casts: dict[tuple[int, torch.dtype, bool], tuple[Callable[[], object], int, Tensor]] = {}
+        self.casts: dict[tuple[int, torch.dtype, bool], _Cast] = {}
         self.clock: Callable[[], object] = lambda: None
 
     def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         if self.clock() is None:
+            self.casts.clear()
             self.clock = weakref.ref(_kept_by_autocast(tensor.device), lambda _: self.casts.clear())
         # With and without gradients are two, since one of them has a graph.
         key = id(tensor), dtype, torch.is_grad_enabled()
-        source, version, cast = self.casts.get(key, (None, 0, tensor))
-        if source is None or source() is not tensor or version != tensor._version:
-            cast = tensor.to(dtype)
-            self.casts[key] = weakref.ref(tensor), tensor._version, cast
-        return cast
+        state = tensor._version, tensor.data_ptr()
+        found = self.casts.get(key)
+        if found is None or found.state != state:
+            found = self.casts[key] = _Cast(tensor, state, tensor.to(dtype))
+        return found.cast
 
 
 _REGIONS: dict[str, _Region] = collections.defaultdict(_Region)
@@ -55,10 +64,21 @@ _REGIONS: dict[str, _Region] = collections.defaultdict(_Region)
 
 def _kept_by_autocast(device: torch.device) -> Tensor:
     """A tensor that autocast has just cast and cached."""
-    with torch.enable_grad():
-        leaf = torch.zeros(1, 1, device=device, requires_grad=True)
-        product = torch.mm(torch.zeros(0, 1, device=device, requires_grad=True), leaf)
-    return product.grad_fn._saved_mat2  # type: ignore[union-attr]
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    def leaf(rows: int) -> Tensor:
+        # The cache takes float32 alone, whatever the default dtype is.
+        return torch.zeros(rows, 1, dtype=torch.float32, device=device, requires_grad=True)
+
+    # What the product saves for backward is what autocast has cast. These hooks see it; those of the caller,
+    # such as a checkpoint's, do not.
+    with torch.inference_mode(False), torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        torch.mm(leaf(0), leaf(1))
+    return next(tensor for tensor in kept if tensor.shape == (1, 1))
 
 
 def lower(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,8 @@ Shape = Sequence[int]
 def _weights(rows: Shape, *weights: Shape | None) -> int:
     """Each row meets each element of each weight once; weights of groups have one dimension more."""
     batch = math.prod(rows[:-1])
+    if batch == 0:
+        return 0
     groups = rows[0] if len(rows) == 3 else 1
     return sum(2 * batch * math.prod(weight) // groups for weight in weights if weight is not None)
 

@@ -2,26 +2,39 @@
 
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 
-_pending: dict[str, Callable[[], None]] = {}
+_callbacks: dict[str, Callable[[], None]] = {}
 
 
 class _Finder(MetaPathFinder):
     """Finds nothing itself: it has a module that others find run its callback after it has been executed."""
 
+    def __init__(self) -> None:
+        self._asking: set[str] = set()  # the others, for these
+
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        callback = _pending.pop(name, None)
-        spec = importlib.util.find_spec(name) if callback is not None else None
-        if callback is None or spec is None or spec.loader is None:
+        callback = _callbacks.get(name)
+        if callback is None or name in self._asking:
+            return None
+        self._asking.add(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asking.remove(name)
+        if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def executed(module):
             execute(module)
-            callback()
+            try:
+                callback()
+            except Exception as error:  # not a reason for the import of another package to fail
+                warnings.warn(f"mi_kernels could not add to {name}: {error!r}", RuntimeWarning, stacklevel=2)
 
         spec.loader.exec_module = executed  # type: ignore[method-assign]
         return spec
@@ -32,6 +45,6 @@ def when_imported(name: str, callback: Callable[[], None]) -> None:
     if name in sys.modules:
         callback()
         return
-    if not _pending:
+    if not _callbacks:
         sys.meta_path.insert(0, _Finder())
-    _pending[name] = callback
+    _callbacks[name] = callback

@@ -169,6 +169,12 @@ def unbatched(dims: Sequence[int | None], tensors: Sequence[Maybe]) -> bool:
     return all(dim is None for dim, tensor in zip(dims, tensors, strict=True) if tensor is not None)
 
 
+def _split(tensor: Tensor, dim: int, first: int, second: int) -> Tensor:
+    """``unflatten``, for which the vmap of ``torch.autograd`` has no rule."""
+    shape = tensor.shape
+    return tensor.reshape(*shape[:dim], first, second, *shape[dim + 1 :])
+
+
 class Fold:
     """Folds the dimension that vmap maps over into the rows or into the groups of a call, and back.
 
@@ -198,7 +204,7 @@ class Fold:
         return tensor.reshape(*tensor.shape[: self.row_dim], rows, tensor.shape[-1])
 
     def unrows(self, result: Tensor) -> tuple[Tensor, int]:
-        return result.unflatten(self.row_dim, (self.size, self.row_count)), self.row_dim
+        return _split(result, self.row_dim, self.size, self.row_count), self.row_dim
 
     def groups(self, tensor: Maybe, dim: int | None) -> Any:
         if tensor is None:
@@ -211,7 +217,7 @@ class Fold:
     def ungroups(self, result: Tensor) -> tuple[Tensor, int]:
         if not self.grouped:
             return result, 0
-        return result.unflatten(0, (self.size, self.group_count)), 0
+        return _split(result, 0, self.size, self.group_count), 0
 
     def all(
         self, unfold: Callable[[Any], tuple[Tensor, int]], results: Sequence[Maybe]

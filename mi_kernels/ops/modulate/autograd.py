@@ -20,14 +20,20 @@ from mi_kernels.ops.interaction.portable import accumulation_dtype
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.modulate import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, keep, nests, primals, spread, wanted
+from mi_kernels.validation import FLOATING, check_tensors
 
 _MODULATE = overloads("modulate")
 _MODULATE_GRADS = overloads("modulate_grads")
 
 
+def _check(backend, x, scale, shift, activation, scale_offset):
+    check_tensors("modulate", ("x", "scale", "shift"), (x, scale, shift), 2, FLOATING)
+
+
 @traceable(
     "differentiable_modulate",
     "(str backend, Tensor x, Tensor scale, Tensor? shift, str activation, float scale_offset) -> Tensor",
+    _check,
 )
 def modulate(
     backend: str,
