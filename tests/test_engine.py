@@ -10,8 +10,15 @@ from torch._dynamo import compiled_autograd
 from torch.autograd.functional import hessian, jacobian
 
 import mi_kernels as mi
+from mi_kernels.ops import rules
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import ODD, Sample, Shape
+
+
+@pytest.fixture(autouse=True)
+def _always_asks(monkeypatch):
+    monkeypatch.setattr(rules, "WORTH_ASKING", 0)
+
 
 every_call = pytest.mark.parametrize("name", CALLS)
 
@@ -137,6 +144,18 @@ def test_only_what_is_asked_for_is_computed(parts, ask, asked, place):
     assert [value for value in arguments if isinstance(value, bool)] == expected.get(
         asked, [False, False, False, True]
     )
+
+
+def test_small_calls_do_not_ask(monkeypatch, place):
+    """The engine's answer would take longer than their gradients."""
+    asked = []
+    monkeypatch.undo()
+    monkeypatch.setattr(rules, "_will_run", lambda node: asked.append(node) or True)
+    for rows in (5, 5000):
+        tensors = Sample(Shape("rows", (rows,), 20, 20, 20)).arguments(torch.float32, place.device)
+        x = tensors[0].requires_grad_()
+        torch.autograd.grad(mi.interaction(*tensors).sum(), x)
+        assert bool(asked) == (rows == 5000)
 
 
 @every_call

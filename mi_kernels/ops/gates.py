@@ -104,7 +104,7 @@ class Gate(Rule):
             return (None,) * 11
         *tensors, p = ctx.saved_tensors
         x, z, weight, weight_z, weight_x, bias, c, _ = tensors
-        backend, need = ctx.backend, wanted(ctx)[3:]
+        backend, need = ctx.backend, wanted(ctx, dense.work(grad, x, z))[3:]
         need_gate = need[0] and (weight is not None or weight_x is not None) or any(need[1:6])
         dx = by_gate_x = by_gate_z = by_shift_z = None
         weights: tuple[Maybe, ...] = (None,) * 4

@@ -32,13 +32,21 @@ def _is_mapped() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
 
 
-def wanted(ctx: Any) -> Any:
+# Multiplications from which on a gradient may cost more than the question whether it is wanted: the engine's
+# answer for a leaf that torch.autograd.grad was asked for is an exception of some 20 us (docs/performance.md).
+WORTH_ASKING = 1 << 22
+
+
+def wanted(ctx: Any, work: int) -> Any:
     """Whose gradients this backward pass goes on with, for each argument of the Function.
 
     ``ctx.needs_input_grad`` says who requires grad; ``torch.autograd.grad(y, x)`` wants no more than x.
+    ``work``: multiplications of the product that makes the gradients. Small ones are all made.
     """
     need = ctx.needs_input_grad
     if not isinstance(ctx, BackwardCFunction) or torch.compiler.is_compiling():
+        return need
+    if type(work) is int and work < WORTH_ASKING:  # a symbolic one is not compared: that would be a guard
         return need
     edges = iter([node for node, _ in ctx.next_functions if node is not None])
     return tuple(needed and _will_run(next(edges)) for needed in need)

@@ -104,6 +104,11 @@ def weight_grads(
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
 
 
+def work(grad: Tensor, x: Tensor, z: Tensor) -> int:
+    """Multiplications of a product of all three, at most."""
+    return grad.numel() * (x.shape[-1] * z.shape[-1] + x.shape[-1] + z.shape[-1])
+
+
 def _forward_or_none(backend: str, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
     if all(weight is None for weight in weights):
         return None
@@ -126,7 +131,7 @@ class Forward(Rule):
         if grad is None:
             return (None,) * 7
         x, z, weight, weight_z, weight_x = ctx.saved_tensors
-        need = wanted(ctx)
+        need = wanted(ctx, work(grad, x, z))
         return (
             None,
             *input_grads(ctx.backend, need[1:3], grad, x, z, weight, weight_z, weight_x),
@@ -169,7 +174,7 @@ class InputGrads(Rule):
     def backward(ctx, *cotangents):
         x_c, z_c = spread(cotangents, ctx.want)
         grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
-        need = wanted(ctx)[2:]
+        need = wanted(ctx, work(grad, x, z))[2:]
         grads: list[Maybe] = [None] * 6
         if need[0]:
             grads[0] = add(
@@ -245,7 +250,7 @@ class WeightGrads(Rule):
     def backward(ctx, *cotangents):
         weight_c, weight_z_c, weight_x_c, bias_c = spread(cotangents, ctx.want)
         grad, x, z = ctx.saved_tensors
-        need = wanted(ctx)[2:]
+        need = wanted(ctx, work(grad, x, z))[2:]
         by_grad = None
         if need[0]:
             by_grad = _forward_or_none(ctx.backend, x, z, weight_c, weight_z_c, weight_x_c, bias_c)

@@ -23,6 +23,7 @@ from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, keep, nests,
 from mi_kernels.validation import FLOATING, check_tensors
 
 _MODULATE = overloads("modulate")
+_WORK = 32  # multiplications in the time of one element, which comes from memory
 _MODULATE_GRADS = overloads("modulate_grads")
 
 
@@ -121,7 +122,7 @@ class Modulate(Rule):
         if grad is None:
             return (None,) * 6
         x, scale = ctx.saved_tensors
-        want, size = wanted(ctx)[3:], ctx.shift_size
+        want, size = wanted(ctx, _WORK * grad.numel())[3:], ctx.shift_size
         rule = (ctx.backend, want, ctx.activation, ctx.scale_offset)
         return (None, None, None, *modulate_grads(*rule, grad, x, scale, size))
 
@@ -165,7 +166,7 @@ class ModulateGrads(Rule):
     def backward(ctx, *cotangents):
         x_c, scale_c, shift_c = spread(cotangents, ctx.want)
         grad, x, scale = ctx.saved_tensors
-        need = wanted(ctx)[5:]
+        need = wanted(ctx, _WORK * grad.numel())[5:]
         backend = ctx.backend
         slope = None  # f'(scale) scale_c, of the size of scale
         if scale_c is not None and (need[0] or need[1]):
