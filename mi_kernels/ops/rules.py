@@ -32,8 +32,8 @@ def _is_mapped() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
 
 
-# Multiplications from which on a gradient may cost more than the question whether it is wanted: the engine's
-# answer for a leaf that torch.autograd.grad was asked for is an exception of some 20 us (docs/performance.md).
+# Multiplications from which on a gradient may cost more than the question whether it is wanted. The answer
+# for a leaf that torch.autograd.grad was asked for is an exception, of some 20 us (docs/performance.md).
 WORTH_ASKING = 1 << 22
 
 
