@@ -109,8 +109,8 @@ def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> P
         Of a module that calls several functions of this package, such as ``mi.nn.HyperMLP``, the sums, and
         the plan of each call in ``calls``.
 
-    A module is run but for those calls, which return uninitialised memory: what else is in its forward is
-    done, such as a context network, activations between layers, or hooks.
+    A module is run but for those calls, which return zeros: what else is in its forward is done, such as a
+    context network, activations between layers, or hooks. Buffers and random numbers are put back after it.
 
     Raises:
         ValueError: ``op`` is unknown or a module without such calls, or as the function itself.
