@@ -31,11 +31,12 @@ SANITIZED_CHOICE := direct_calls or cpu and float32 and not portable and not bfl
 	(streamed or same_bits or (test_values or test_error_rule) and (odd-torch or past-powers or one-row-torch or no- or \
 	nothing or offset or batch-norm or alternating))
 SANITIZERS = $(foreach library,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
+NATIVE_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test mutants sanitize wheel test-wheel bench gpu-check lint clean FORCE
+.PHONY: help build demo test mutants sanitize wheel test-wheel bench gpu-check lint format clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,7 +73,12 @@ gpu-check:  ## on a GPU, with the packages of $(PYTHON): build, test, measure, w
 lint: $(VENV)/.installed  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## write the style that lint checks
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE_SOURCES)
 
 build: $(VENV)/.built  ## set up .venv and compile the native libraries in place
 

@@ -3,7 +3,7 @@
 // The results are good to 2 units of the last place. NaN passes through all comparisons as PyTorch lets it pass.
 #pragma once
 
-#include "../activations.h"
+#include "common/activation_math.h"
 #include "simd.h"
 
 namespace mi_kernels::MI_ISA {
@@ -46,10 +46,10 @@ MI_INLINE Reduced<V> reduce(const V& t) {
 template <class V>
 MI_INLINE V small_expm1(const V& r) {
   if constexpr (kDouble<V>) {
-    constexpr double c[] = {2.0926941090615536736e-9,  2.511228843238610704e-8,   2.7557233365243381885e-7,
-                            2.7557234099292213311e-6,  0.000024801587373738906899, 0.000198412698971945492,
-                            0.0013888888888858438171,  0.0083333333333166847213,  0.041666666666666724539,
-                            0.16666666666666683914,    0.49999999999999999966};
+    constexpr double c[] = {2.0926941090615536736e-9, 2.511228843238610704e-8,    2.7557233365243381885e-7,
+                            2.7557234099292213311e-6, 0.000024801587373738906899, 0.000198412698971945492,
+                            0.0013888888888858438171, 0.0083333333333166847213,   0.041666666666666724539,
+                            0.16666666666666683914,   0.49999999999999999966};
     return r + r * r * polynomial(r, c);
   } else {
     constexpr float c[] = {0.001395054047f, 0.008368917868f, 0.04166620506f, 0.166665186f, 0.5000000095f};
@@ -68,7 +68,8 @@ MI_INLINE V power_of_two(const IntOf<V>& k) {
 
 template <class V>
 MI_INLINE V exp(const V& t) {
-  const auto [r, k] = kDouble<V> ? reduce(clamp(t, Lane<V>(-746), Lane<V>(710))) : reduce(clamp(t, Lane<V>(-104), Lane<V>(89)));
+  const auto [r, k] =
+      kDouble<V> ? reduce(clamp(t, Lane<V>(-746), Lane<V>(710))) : reduce(clamp(t, Lane<V>(-104), Lane<V>(89)));
   const V e = Lane<V>(1) + small_expm1(r);
   // In two steps: the power of two itself may lie beyond the largest or below the smallest normal number.
   const auto half = k >> 1;

@@ -128,8 +128,7 @@ void pack(View<S> view, int64_t width, int64_t padded, int64_t depth, typename M
       for (int64_t w = 0; w < padded; w += L) {
         Vec<Word> square[L];
         const int64_t valid = min(width - w, L);
-        for (int r = 0; r < L; ++r)
-          square[r] = r < valid ? load_along<Mul>(&view(w + r, k * Mul::pair)) : Vec<Word>{};
+        for (int r = 0; r < L; ++r) square[r] = r < valid ? load_along<Mul>(&view(w + r, k * Mul::pair)) : Vec<Word>{};
         transpose(square);
         if (w + L <= padded) {
           unroll<L>([&](auto r) { store(out + (k + r) * padded + w, square[r]); });
@@ -238,9 +237,8 @@ __attribute__((noinline, flatten)) void sweep(const Rows& rows, int64_t begin, i
 // One that is `direct` may also be read in place, by whole tiles. `all_rows`: of all tasks, where the sums of a row
 // must not depend on how many rows its task has.
 template <class Mul, class Rows, class Epilogue>
-void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t depth,
-              const typename Mul::Word* lanes, int64_t vectors, typename Mul::Word* buffer,
-              const Epilogue& epilogue, int64_t all_rows = 0) {
+void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t depth, const typename Mul::Word* lanes,
+              int64_t vectors, typename Mul::Word* buffer, const Epilogue& epilogue, int64_t all_rows = 0) {
   using Elem = typename Mul::Elem;
   constexpr int L = Simd<typename Mul::Word>::lanes;
   const int64_t words = ceil_div(depth, Mul::pair);

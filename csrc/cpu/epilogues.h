@@ -44,9 +44,7 @@ struct ReduceOuter {
       unroll<N>([&](auto n) {
         auto* p = yp + (o * N + n) * L;
         V even{}, odd{};  // the tile is summed by itself: the running sum is rounded once a tile
-        unroll<kRows>([&](auto r) {
-          (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(op + ((i + r) * N + n) * L);
-        });
+        unroll<kRows>([&](auto r) { (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(op + ((i + r) * N + n) * L); });
         store(p, load<V>(p) + (even + odd));
       });
       return;
@@ -91,9 +89,8 @@ struct ReduceBoth {
       unroll<N>([&](auto n) {
         auto* p = dz + zs + (i * N + n) * L;
         V even{}, odd{};  // the tile is summed by itself: the running sum is rounded once a tile
-        unroll<kRows>([&](auto r) {
-          (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(x + xs + ((j + r) * N + n) * L);
-        });
+        unroll<kRows>(
+            [&](auto r) { (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(x + xs + ((j + r) * N + n) * L); });
         store(p, load<V>(p) + (even + odd));
       });
     }

@@ -113,7 +113,8 @@ void for_dtype(DType dtype, F&& f) {
 
 template <template <class, class> class Family, class Call, class Plan>
 void run_family(DType dtype, const Call& call, const Plan& plan, const Execution& execution) {
-  for_dtype(dtype, [&](auto s) { Family<typename MulOf<decltype(s)>::type, decltype(s)>(call, plan, execution).run(); });
+  for_dtype(dtype,
+            [&](auto s) { Family<typename MulOf<decltype(s)>::type, decltype(s)>(call, plan, execution).run(); });
 }
 
 }  // namespace mi_kernels::MI_ISA

@@ -26,8 +26,8 @@ class Forward {
   const Operand &inner_operand = width_inside ? call.x : call.z, &outer_operand = width_inside ? call.z : call.x;
   const Operand& shift_weight = call.gate.shift_weight;
   const bool shift_there = call.gate.shift_weight.data || call.gate.shift_bias.data;
-  const Operand &inner_matrix = width_inside ? call.weight_x : call.weight_z;
-  const Operand &outer_matrix = width_inside ? call.weight_z : call.weight_x;
+  const Operand& inner_matrix = width_inside ? call.weight_x : call.weight_z;
+  const Operand& outer_matrix = width_inside ? call.weight_z : call.weight_x;
 
  public:
   Forward(const ForwardCall& c, const ForwardPlan& f, const Execution& e) : call(c), plan(f), execution(e) {}
@@ -58,9 +58,9 @@ class Forward {
     const AddRows<Mul> add{y, outputs}, add_shift{shift, outputs};
     const auto inner_view = rows_view<S>(inner_operand, group), outer_view = rows_view<S>(outer_operand, group);
     const int64_t i0 = split * plan.outer_step, extent = min(plan.outer_step, outer - i0);
-    if (call.weight.data && extent > 0)
-      pack_lanes<Plain>(outer_view.at(lane0, i0), width, vectors, extent, factors);
-    const Operand none, &inner_shift = width_inside ? none : shift_weight, &outer_shift = width_inside ? shift_weight : none;
+    if (call.weight.data && extent > 0) pack_lanes<Plain>(outer_view.at(lane0, i0), width, vectors, extent, factors);
+    const Operand none, &inner_shift = width_inside ? none : shift_weight,
+                        &outer_shift = width_inside ? shift_weight : none;
     const auto linear = [&](const Operand& m, int64_t k0, int64_t depth, const AddRows<Mul>& to) {
       if (m.data && split == 0) add_linear(m, group, o0, outputs, k0, depth, lanes, vectors, rows, to);
     };
@@ -136,8 +136,8 @@ class Forward {
                                   1, extent, row % Mul::pair == 0});
     } else {
       const int64_t outer_stride = width_inside ? p.width : 1, inner_stride = width_inside ? 1 : p.width;
-      const S* data = static_cast<const S*>(call.weight.data) + group * call.weight.group +
-                      o0 * p.context * p.width + i0 * outer_stride;
+      const S* data = static_cast<const S*>(call.weight.data) + group * call.weight.group + o0 * p.context * p.width +
+                      i0 * outer_stride;
       visit(WeightRows<Mul, S>{data, p.context * p.width, outer_stride, inner_stride, extent});
     }
   }
@@ -146,7 +146,6 @@ class Forward {
     const Acc* partials = reinterpret_cast<const Acc*>(execution.partials);
     sum_splits(execution, partials, plan.outer_splits, p.groups * p.rows * p.out, static_cast<S*>(call.y.data));
   }
-
 };
 
 }  // namespace

@@ -11,9 +11,9 @@ class ForwardStream {
   using Elem = typename Mul::Elem;
   using Word = typename Mul::Word;
   using Acc = typename Mul::Acc;
-  static constexpr int L = Simd<Acc>::lanes;       // accumulators in a vector
-  static constexpr int E = L * Mul::pair;          // elements along (i, j) in a vector
-  static constexpr int64_t kSlack = 2 * L;         // what whole vectors may write beyond the end
+  static constexpr int L = Simd<Acc>::lanes;  // accumulators in a vector
+  static constexpr int E = L * Mul::pair;     // elements along (i, j) in a vector
+  static constexpr int64_t kSlack = 2 * L;    // what whole vectors may write beyond the end
   static constexpr int kTileOutputs = 4;
 
   const ForwardCall& call;
@@ -47,7 +47,8 @@ class ForwardStream {
     const S* weight = static_cast<const S*>(call.weight.data) + group * call.weight.group + o0 * length;
     for (int64_t k0 = 0; k0 < length; k0 += kStreamDepth) {
       const int64_t depth = min(kStreamDepth, length - k0);
-      for (int64_t b = 0; b < p.rows; ++b) make_products(z_view, b, x + b * x_stride, k0, depth, products + b * products_stride);
+      for (int64_t b = 0; b < p.rows; ++b)
+        make_products(z_view, b, x + b * x_stride, k0, depth, products + b * products_stride);
       add_stretch(weight + k0, length, outputs, depth, products, sums, tail);
     }
     if (call.weight_z.data) add_linear(call.weight_z, z_view, group, o0, outputs, p.context, products, sums, tail);
@@ -94,7 +95,8 @@ class ForwardStream {
     if (outputs == kTileOutputs) {
       dot<kTileOutputs, N>(weight, stride, whole, products, sums);
     } else {
-      for (int64_t o = 0; o < outputs; ++o) dot<1, N>(weight + o * stride, stride, whole, products, sums + o * p.rows * L);
+      for (int64_t o = 0; o < outputs; ++o)
+        dot<1, N>(weight + o * stride, stride, whole, products, sums + o * p.rows * L);
     }
     if (rest == 0) return;
     for (int64_t o = 0; o < outputs; ++o) {  // beyond the end lies another output, or nothing

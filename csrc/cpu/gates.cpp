@@ -63,10 +63,18 @@ LinearPlan plan_of(const Problem& p, const Machine& m, bool weight_z, bool weigh
 void run_linear(DType dtype, const Arguments& a, const Problem& p, const Tensor& y, const GateSpec& gate) {
   const Kernels& kernels = selected_kernels();
   const Operand x = operand(a.x, false), z = operand(a.z, false);
-  LinearCall call{1, p.rows, p.out, {term(z, operand(a.weight_z, false), p.context), term(x, operand(a.weight_x, false), p.width)},
-                  operand(a.bias, false), {y.mutable_data_ptr()}, gate, term(z, gate.shift_weight, p.context), x};
+  LinearCall call{1,
+                  p.rows,
+                  p.out,
+                  {term(z, operand(a.weight_z, false), p.context), term(x, operand(a.weight_x, false), p.width)},
+                  operand(a.bias, false),
+                  {y.mutable_data_ptr()},
+                  gate,
+                  term(z, gate.shift_weight, p.context),
+                  x};
   if (!call.terms[0].depth) std::swap(call.terms[0], call.terms[1]);
-  const LinearPlan plan = plan_of(p, kernels.machine(dtype), a.weight_z.has_value(), a.weight_x.has_value(), call.shift.depth > 0);
+  const LinearPlan plan =
+      plan_of(p, kernels.machine(dtype), a.weight_z.has_value(), a.weight_x.has_value(), call.shift.depth > 0);
   const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, 0});
   kernels.linear(dtype, call, plan, workspace.execution);
 }
@@ -83,14 +91,21 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
   const bool softmax = activation == Activation::softmax;
   GateSpec gate{true, activation, offset, operand(a.shift_weight, false), operand(a.shift_bias, false), {}, nullptr};
   if (keep) gate.kept.data = kept.mutable_data_ptr();
-  if (outputs_in_lanes(p, kernels.machine(dtype), a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(), softmax)) {
+  if (outputs_in_lanes(p, kernels.machine(dtype), a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(),
+                       softmax)) {
     run_linear(dtype, a, p, y, gate);
     return {y, kept};
   }
   const ForwardPlan plan = plan_of(p, kernels.machine(dtype), a, softmax);
   const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
-  ForwardCall call{p, operand(a.x, false), operand(a.z, false), {}, operand(a.weight_z, false),
-                   operand(a.weight_x, false), operand(a.bias, false), {y.mutable_data_ptr()}};
+  ForwardCall call{p,
+                   operand(a.x, false),
+                   operand(a.z, false),
+                   {},
+                   operand(a.weight_z, false),
+                   operand(a.weight_x, false),
+                   operand(a.bias, false),
+                   {y.mutable_data_ptr()}};
   Optional weight;
   if (a.weight.has_value()) {
     weight = with_contiguous_groups(*a.weight, false);
@@ -113,18 +128,20 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
 }
 
 std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tensor& weight, const Optional& bias,
-                const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
-                std::string activation, double offset, bool keep_gate) {
+                                    const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
+                                    std::string activation, double offset, bool keep_gate) {
   constexpr const char* op = "diagonal";
   check_given(op, "weight", weight);
   const Arguments arguments{x, z, {}, weight, weight_x, bias, shift_weight, shift_bias};
   return gated(op, arguments, activation_of(activation, op, true), offset, keep_gate, "weight");
 }
 
-std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
-                         const Optional& weight_x, const Optional& bias, std::string activation, bool keep_gate) {
+std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight,
+                                             const Optional& weight_z, const Optional& weight_x, const Optional& bias,
+                                             std::string activation, bool keep_gate) {
   constexpr const char* op = "gated_interaction";
-  return gated(op, {x, z, weight, weight_z, weight_x, bias, {}, {}}, activation_of(activation, op, true), 0.0, keep_gate);
+  return gated(op, {x, z, weight, weight_z, weight_x, bias, {}, {}}, activation_of(activation, op, true), 0.0,
+               keep_gate);
 }
 
 // Scratch bytes and algorithm of a gate for sizes [B, Z, X]; `terms` has a bit for each of (W, U, V, shift, C).
@@ -138,11 +155,12 @@ std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarT
     const LinearPlan l = plan_of(p, machine, terms & 2, terms & 4, terms & 16);
     demand = {l.tasks, l.operations, l.worker_bytes, 0};
   }
-  const char* order = !(terms & 1)                        ? "linear"
-                      : f.order == Order::stream         ? "stream"
+  const char* order = !(terms & 1)                     ? "linear"
+                      : f.order == Order::stream       ? "stream"
                       : f.order == Order::width_inside ? "width_inside"
                                                        : "context_inside";
-  return std::string("algorithm=") + order + ";scratch=" + std::to_string(has_result(p, "forward", terms) ? demand.bytes() : 0);
+  return std::string("algorithm=") + order +
+         ";scratch=" + std::to_string(has_result(p, "forward", terms) ? demand.bytes() : 0);
 }
 
 }  // namespace

@@ -33,8 +33,7 @@ class InputGrads {
   };
 
  public:
-  InputGrads(const InputGradsCall& c, const InputGradsPlan& d, const Execution& e)
-      : call(c), plan(d), execution(e) {}
+  InputGrads(const InputGradsCall& c, const InputGradsPlan& d, const Execution& e) : call(c), plan(d), execution(e) {}
 
   void run() {
     run_tasks(execution, plan.tasks, [this](int64_t t, int64_t worker) {
@@ -141,8 +140,8 @@ class InputGrads {
   void linear(const Block& b, int64_t o0, int64_t depth, const Word* lanes, Word* buffer, Range width, Acc* dx,
               Range context, Acc* dz) const {
     if (want_x && call.weight_x.data)
-      contract<Mul>(columns(call.weight_x, b.group, o0, width.begin), 0, width.size, 0, depth, lanes, b.vectors,
-                    buffer, AddRows<Mul>{dx, width.size});
+      contract<Mul>(columns(call.weight_x, b.group, o0, width.begin), 0, width.size, 0, depth, lanes, b.vectors, buffer,
+                    AddRows<Mul>{dx, width.size});
     if (want_z && call.weight_z.data)
       contract<Mul>(columns(call.weight_z, b.group, o0, context.begin), 0, context.size, 0, depth, lanes, b.vectors,
                     buffer, AddRows<Mul>{dz, context.size});

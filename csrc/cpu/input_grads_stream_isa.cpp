@@ -26,7 +26,7 @@ class InputGradsStream {
 
   struct Scratch {
     Acc *t, *x, *dx, *dx_chain, *dz;
-    Word* g;         // [row][word], zero beyond the outputs
+    Word* g;          // [row][word], zero beyond the outputs
     S *zeros, *tail;  // in the place of outputs that are not there, and of the end of a stretch
   };
 
@@ -72,7 +72,8 @@ class InputGradsStream {
       const int64_t outputs = min(o_end - o, kStreamOutputs);
       for (int64_t b = 0; b < p.rows; ++b)
         for (int64_t w = 0; w < kStreamOutputs / Mul::pair; ++w)
-          s.g[b * kStreamOutputs / Mul::pair + w] = w * Mul::pair < outputs ? word_at<Mul>(g_view.at(0, o), b, w, outputs) : Word{};
+          s.g[b * kStreamOutputs / Mul::pair + w] =
+              w * Mul::pair < outputs ? word_at<Mul>(g_view.at(0, o), b, w, outputs) : Word{};
       const int64_t stretch = min(kStreamDepth, kStreamContext * p.width);
       for (int64_t k0 = 0, flushed = 0; k0 < extent * p.width; k0 += stretch) {
         const int64_t depth = min(stretch, extent * p.width - k0), end = k0 + depth;
@@ -83,13 +84,13 @@ class InputGradsStream {
         clear(s.dx_chain, p.rows * x_stride);
         flushed = end;
       }
-      if (want_z && call.weight_z.data) linear(call.weight_z, group, o, outputs, i0, extent, s.dz, plan.context_step, s);
+      if (want_z && call.weight_z.data)
+        linear(call.weight_z, group, o, outputs, i0, extent, s.dz, plan.context_step, s);
       if (want_x && call.weight_x.data && part == 0)
         linear(call.weight_x, group, o, outputs, 0, p.width, s.dx, x_stride, s);
     }
     write(s.dx, x_stride, p.width, group, 0, p.width, call.dx, plan.x_splits, partials.x(split));
-    write(s.dz, plan.context_step, extent, group, i0, p.context, call.dz, plan.z_splits,
-          partials.z(out_split));
+    write(s.dz, plan.context_step, extent, group, i0, p.context, call.dz, plan.z_splits, partials.z(out_split));
   }
 
   // t[b, k] = sum_o g[b, o] * from[o * stride + k], a tile of outputs and rows at a time.
@@ -203,7 +204,8 @@ class InputGradsStream {
 
 }  // namespace
 
-void input_grads_stream(DType dtype, const InputGradsCall& call, const InputGradsPlan& plan, const Execution& execution) {
+void input_grads_stream(DType dtype, const InputGradsCall& call, const InputGradsPlan& plan,
+                        const Execution& execution) {
   run_family<InputGradsStream>(dtype, call, plan, execution);
 }
 

@@ -49,8 +49,8 @@ Demand demand_of(const LinearPlan& plan) { return {plan.tasks, plan.operations, 
 
 // The plan of a product without W whose outputs lie in the lanes or whose matrix is streamed, or nothing if it is to be
 // made with its rows in the lanes.
-std::optional<LinearPlan> plan_of_linear(int64_t groups, int64_t rows, int64_t out, int64_t first, int64_t second, Lie lie,
-                                         const Machine& machine) {
+std::optional<LinearPlan> plan_of_linear(int64_t groups, int64_t rows, int64_t out, int64_t first, int64_t second,
+                                         Lie lie, const Machine& machine) {
   if (first + second == 0 || groups == 0 || rows == 0 || out == 0) return {};
   if (linear_streams(rows, out, first + second, lie, machine))
     return plan_linear_stream(groups, rows, out, {first, second}, lie == Lie::across, machine);
@@ -63,7 +63,8 @@ Lie lie(bool along, bool across) { return along ? Lie::along : across ? Lie::acr
 // Whether the product was made.
 bool run_linear(DType dtype, const Tensor& like, LinearCall call) {
   bool along = true, across = true;
-  for (const LinearTerm& t : call.terms) along &= !t.depth || t.matrix.col == 1, across &= !t.depth || t.matrix.row == 1;
+  for (const LinearTerm& t : call.terms)
+    along &= !t.depth || t.matrix.col == 1, across &= !t.depth || t.matrix.row == 1;
   const Kernels& kernels = selected_kernels();
   const auto plan = plan_of_linear(call.groups, call.rows, call.out, call.terms[0].depth, call.terms[1].depth,
                                    lie(along, across), kernels.machine(dtype));
@@ -81,7 +82,8 @@ void run_forward(DType dtype, const Tensor& like, ForwardCall call, const Option
   const ForwardPlan plan = plan_forward(p, kernels.machine(dtype), weight, weight_z, weight_x);
   const Workspace workspace(like, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   if (words.has_value() && plan.order != Order::stream)
-    call.words = packed_operand("interaction_packed", *words, p, plan, kernels.element(dtype), kernels.machine(dtype).pair);
+    call.words =
+        packed_operand("interaction_packed", *words, p, plan, kernels.element(dtype), kernels.machine(dtype).pair);
   kernels.forward(dtype, call, plan, workspace.execution);
 }
 
@@ -95,11 +97,17 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   Tensor y = empty_like(x, a, {p.rows, p.out});
   if (p.groups * p.rows * p.out == 0) return y;
 
-  ForwardCall call{p, operand(x, a.grouped), operand(z, a.grouped), {}, operand(weight_z, a.grouped),
-                   operand(weight_x, a.grouped), operand(bias, a.grouped), {y.mutable_data_ptr()}};
-  const LinearCall without_weight{p.groups, p.rows, p.out,
-                                  {term(call.z, call.weight_z, p.context), term(call.x, call.weight_x, p.width)},
-                                  call.bias, call.y};
+  ForwardCall call{p,
+                   operand(x, a.grouped),
+                   operand(z, a.grouped),
+                   {},
+                   operand(weight_z, a.grouped),
+                   operand(weight_x, a.grouped),
+                   operand(bias, a.grouped),
+                   {y.mutable_data_ptr()}};
+  const LinearCall without_weight{
+      p.groups,  p.rows, p.out, {term(call.z, call.weight_z, p.context), term(call.x, call.weight_x, p.width)},
+      call.bias, call.y};
   if (weight.has_value() || !run_linear(dtype, x, without_weight)) {
     Optional kept;
     if (weight.has_value()) {
@@ -157,8 +165,9 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   const int64_t wanted = (want_x ? p.width : 0) + (want_z ? p.context : 0);
   if (p.groups * p.rows * wanted == 0) return {dx, dz};
 
-  InputGradsCall call{p,  operand(grad, a.grouped), operand(x, a.grouped), operand(z, a.grouped),
-                      {}, operand(weight_z, a.grouped), operand(weight_x, a.grouped), {}, {}};
+  InputGradsCall call{p,  operand(grad, a.grouped),     operand(x, a.grouped),        operand(z, a.grouped),
+                      {}, operand(weight_z, a.grouped), operand(weight_x, a.grouped), {},
+                      {}};
   if (want_x && dx.numel() > 0) call.dx.data = dx.mutable_data_ptr();
   if (want_z && dz.numel() > 0) call.dz.data = dz.mutable_data_ptr();
   if (weight.has_value()) {
@@ -232,8 +241,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 std::string cpu_isa() { return describe_isa(); }
 
 // The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O]; `terms` has a bit for each of
-// (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz. 64 and 128 say that U is contiguous along the context
-// and along the outputs, 256 and 512 the same of V.
+// (W, U, V, c) and, for the input gradients, 16 for dx and 32 for dz. 64 and 128 say that U is contiguous along the
+// context and along the outputs, 256 and 512 the same of V.
 std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
   constexpr const char* op = "cpu_interaction_plan";
   const Problem p = planned_interaction(op, sizes, terms, 10);
@@ -241,7 +250,8 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   const Machine machine = selected_kernels().machine(dtype);
   const bool want[4] = {bool(terms & 1), bool(terms & 2), bool(terms & 4), bool(terms & 8)};
   const auto text = [&](const char* algorithm, int64_t scratch) {
-    return std::string("algorithm=") + algorithm + ";scratch=" + std::to_string(has_result(p, primitive, terms) ? scratch : 0);
+    return std::string("algorithm=") + algorithm +
+           ";scratch=" + std::to_string(has_result(p, primitive, terms) ? scratch : 0);
   };
   // Scratch of a product without W that takes so many elements to so many outputs, or 0 if it is not made that way.
   const auto linear = [&](int64_t out, int64_t first, int64_t second, Lie how) -> int64_t {
@@ -267,9 +277,7 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
     const int64_t direct_z = terms & 32 && want[1] ? linear(p.context, p.out, 0, lie(across_z, along_z)) : 0;
     const bool rest_x = terms & 16 && !direct_x, rest_z = terms & 32 && !direct_z;
     const InputGradsPlan d = plan_input_grads(p, machine, want[0], rest_x, rest_z);
-    const char* form = d.form == InputForm::stream     ? "stream"
-                       : d.form == InputForm::separate ? "separate"
-                                                       : "together";
+    const char* form = d.form == InputForm::stream ? "stream" : d.form == InputForm::separate ? "separate" : "together";
     const Demand demand(d.tasks, d.operations, d.worker_bytes, d.partial_bytes);
     return text(want[0] ? form : "linear", std::max({direct_x, direct_z, rest_x || rest_z ? demand.bytes() : 0}));
   }

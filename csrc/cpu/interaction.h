@@ -1,7 +1,7 @@
 // What the dispatcher (interaction.cpp) and the kernels of one instruction set (interaction_isa.cpp) share.
 #pragma once
 
-#include "../dtypes.h"
+#include "common/dtypes.h"
 #include "modulate.h"
 #include "plan.h"
 
@@ -83,22 +83,22 @@ struct Kernels {
   void (*modulate_grads)(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Execution&);
 };
 
-#define MI_DECLARE_KERNELS(isa)                                                                          \
-  namespace isa {                                                                                         \
-  Machine machine(DType);                                                                                 \
-  Machine sums_machine(DType);                                                                            \
-  DType element(DType);                                                                                   \
-  void forward(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                          \
-  void forward_stream(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                   \
-  void linear(DType, const LinearCall&, const LinearPlan&, const Execution&);                             \
-  void linear_stream(DType, const LinearCall&, const LinearPlan&, const Execution&);                      \
-  void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);                \
-  void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);         \
-  void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);             \
-  void softmax_rows(DType, const Operand&, Result, int64_t, int64_t, const Execution&);                   \
-  void modulate(DType, const ModulateCall&, const Execution&);                                            \
-  void modulate_grads(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Execution&);       \
-  extern const Kernels kernels;                                                                           \
+#define MI_DECLARE_KERNELS(isa)                                                                     \
+  namespace isa {                                                                                   \
+  Machine machine(DType);                                                                           \
+  Machine sums_machine(DType);                                                                      \
+  DType element(DType);                                                                             \
+  void forward(DType, const ForwardCall&, const ForwardPlan&, const Execution&);                    \
+  void forward_stream(DType, const ForwardCall&, const ForwardPlan&, const Execution&);             \
+  void linear(DType, const LinearCall&, const LinearPlan&, const Execution&);                       \
+  void linear_stream(DType, const LinearCall&, const LinearPlan&, const Execution&);                \
+  void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);          \
+  void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);   \
+  void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);       \
+  void softmax_rows(DType, const Operand&, Result, int64_t, int64_t, const Execution&);             \
+  void modulate(DType, const ModulateCall&, const Execution&);                                      \
+  void modulate_grads(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Execution&); \
+  extern const Kernels kernels;                                                                     \
   }
 MI_DECLARE_KERNELS(generic)
 MI_DECLARE_KERNELS(avx2)

@@ -1,6 +1,7 @@
 // Products without W, y[b, o] = sum_k in[b, k] M[o, k]: U z + V x, the gradients through them, and the gates made of
 // them. The outputs lie in the lanes and rows of the batch are read in place (or copied as they are multiplied, where
-// dtype or strides want it), so a finished sum is stored as it is and a gate meets x where that lies; with the batch in the lanes both would have to be transposed.
+// dtype or strides want it), so a finished sum is stored as it is and a gate meets x where that lies; with the batch in
+// the lanes both would have to be transposed.
 #include "activations.h"
 #include "epilogues.h"
 #include "family.h"
@@ -57,7 +58,8 @@ class Linear {
     if (&last != call.terms) add(b, call.terms[0], call.terms[0].depth, planes, fresh);
     if (call.gate.present) {
       add(b, last, last.depth, planes, fresh);
-      for_activation<VectorMath>(call.gate.activation, [&](auto act) { gate(act, b, planes, shifts, bias, shift_bias, out); });
+      for_activation<VectorMath>(call.gate.activation,
+                                 [&](auto act) { gate(act, b, planes, shifts, bias, shift_bias, out); });
       return;
     }
     const int64_t before = (last.depth - 1) / plan.depth * plan.depth;
@@ -94,7 +96,8 @@ class Linear {
   template <class Act>
   void gate(Act act, const Block& b, const Acc* planes, const Acc* shifts, const Acc* bias, const Acc* shift_bias,
             S* out) const {
-    S* kept = call.gate.kept.data ? static_cast<S*>(call.gate.kept.data) + (out - static_cast<S*>(call.y.data)) : nullptr;
+    S* kept =
+        call.gate.kept.data ? static_cast<S*>(call.gate.kept.data) + (out - static_cast<S*>(call.y.data)) : nullptr;
     const Acc offset = Acc(call.gate.offset);
     const S* x = static_cast<const S*>(call.x.data) + b.row0 * call.x.row + b.lane0 * call.x.col;
     constexpr int64_t kAhead = 4, kLine = 64 / int64_t(sizeof(S));

@@ -19,7 +19,11 @@ class LinearStream {
   // and no more than make a long run.
   static constexpr int kTileOutputs = kRows == 8 ? 4 : 2;
   template <int R>
-  static constexpr int kTileVectors = (R == 1 ? 16 : R == 2 ? 12 : R == 3 ? 8 : 6) / (kRows == 8 ? 1 : 2);
+  static constexpr int kTileVectors = (R == 1   ? 16
+                                       : R == 2 ? 12
+                                       : R == 3 ? 8
+                                                : 6) /
+                                      (kRows == 8 ? 1 : 2);
   // Words of a chain, and chains of a stretch: sums of sums of sums, as a long one by one would round more.
   static constexpr int64_t kChain = Mul::chain == kUnbounded ? int64_t(1) << 20 : Mul::chain / 2, kChains = 32;
 
@@ -228,9 +232,8 @@ class LinearStream {
             add(acc, whole, [&](auto n) { return load_across<Mul, L>(matrix + 2 * whole * step + n * L, zeros); });
           }
         }
-        unroll<R>([&](auto r) {
-          unroll<N>([&](auto n) { add_to(b.stretch + (r * N + n) * L, acc[r][n], fresh_stretch); });
-        });
+        unroll<R>(
+            [&](auto r) { unroll<N>([&](auto n) { add_to(b.stretch + (r * N + n) * L, acc[r][n], fresh_stretch); }); });
         fresh_stretch = false;
         if (++chains == kChains) end_stretch();
       }

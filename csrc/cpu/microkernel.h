@@ -88,8 +88,7 @@ struct DirectRows {
   MI_INLINE void prefetch_next(int64_t words) const {
     constexpr int64_t line = 64 / int64_t(sizeof(typename Mul::Word));
     for (int r = 0; r < kRows; ++r)
-      for (int64_t k = 0; k < words; k += line)
-        __builtin_prefetch(rows + (kRows + r) * stride + k * Mul::pair, 0, 2);
+      for (int64_t k = 0; k < words; k += line) __builtin_prefetch(rows + (kRows + r) * stride + k * Mul::pair, 0, 2);
   }
 };
 

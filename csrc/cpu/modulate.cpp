@@ -7,10 +7,10 @@
 #include <tuple>
 #include <vector>
 
-#include "../modulate_axes.h"
+#include "common/modulate_axes.h"
 #include "isa.h"
-#include "pages.h"
 #include "operands.h"
+#include "pages.h"
 #include "workspace.h"
 
 namespace mi_kernels {
@@ -70,7 +70,8 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
 void grads_into(Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& pattern, const Tensor& grad, const Tensor& x,
                 const Tensor& scale, Activation activation, double offset) {
   const DType dtype = dtype_of(x.scalar_type(), "modulate_grads", "x");
-  const ModulateGradsCall call = modulate_grads_operands(dx, dscale, dshift, pattern, grad, x, scale, activation, offset);
+  const ModulateGradsCall call =
+      modulate_grads_operands(dx, dscale, dshift, pattern, grad, x, scale, activation, offset);
   const ModulateGradsPlan p = plan_grads(call, dtype);
   Demand demand(p.tasks, p.operations, p.worker_bytes, p.partial_bytes);
   if (p.operations > kModulateTask) demand.workers = max(min(torch::stable::get_num_threads(), p.tasks), 1);

@@ -22,9 +22,9 @@ class ModulateGrads {
 
   // Of one unit.
   struct Buffers {
-    Acc *gate, *product, *plain;    // act(scale) + s, and chains of sums of x g and g
-    double *products, *plains;      // the whole sums
-    S *grad, *x;                    // gathered runs
+    Acc *gate, *product, *plain;  // act(scale) + s, and chains of sums of x g and g
+    double *products, *plains;    // the whole sums
+    S *grad, *x;                  // gathered runs
   };
 
  public:
@@ -53,7 +53,9 @@ class ModulateGrads {
   void each(int64_t unit) const {
     const int64_t first = unit % plan.chunks * kModulateChunk, n = width(unit);
     const Walk kept(call.kept, call.kept_axes, unit / plan.chunks);
-    const auto of = [&](const void* data, int operand) { return static_cast<const S*>(data) + kept.at(operand) + first; };
+    const auto of = [&](const void* data, int operand) {
+      return static_cast<const S*>(data) + kept.at(operand) + first;
+    };
     const S *grad = of(call.grad, kGrad), *x = of(call.x, kX), *scale = of(call.scale, kScale);
     S* dx = call.dx ? static_cast<S*>(call.dx) + kept.at(kY) + first : nullptr;
     S* dscale = static_cast<S*>(call.dscale) + kept.at(kShift) + first;
@@ -188,8 +190,7 @@ class ModulateGrads {
     const int64_t group = unit / plan.chunks, first = call.inner_kept ? unit % plan.chunks * kModulateChunk : 0;
     const Walk kept(call.kept, call.kept_axes, group);
     const S* scale = static_cast<const S*>(call.scale) + kept.at(kScale) + first * call.inner.stride[kScale];
-    if (call.dx)
-      activate_run(call.activation, Acc(call.offset), scale, call.inner.stride[kScale], width(unit), b.gate);
+    if (call.dx) activate_run(call.activation, Acc(call.offset), scale, call.inner.stride[kScale], width(unit), b.gate);
     const int64_t pieces = call.inner_kept ? 1 : ceil_div(call.inner.size, kModulateChunk);
     Walk walk(call.reduced, call.reduced_axes, begin / pieces);
     const int64_t longest = plan.rows <= kFewRows ? kShortChain : kChain;
@@ -198,7 +199,8 @@ class ModulateGrads {
       const int64_t piece = row % pieces, at = call.inner_kept ? first : piece * kModulateChunk;
       const int64_t n = min(kModulateChunk, call.inner.size - at);
       const auto from = [&](const void* data, int operand, S* buffer) {
-        const S* p = static_cast<const S*>(data) + kept.at(operand) + walk.at(operand) + at * call.inner.stride[operand];
+        const S* p =
+            static_cast<const S*>(data) + kept.at(operand) + walk.at(operand) + at * call.inner.stride[operand];
         return contiguous_run(p, call.inner.stride[operand], n, buffer);
       };
       const S* grad = from(call.grad, kGrad, b.grad);
@@ -269,8 +271,7 @@ class ModulateGrads {
     walk_run(n, step);
     if constexpr (P)
       b.products[0] += double(sum_lanes(V((product[0] + product[1]) + (product[2] + product[3])))) + last_product;
-    if constexpr (G)
-      b.plains[0] += double(sum_lanes(V((plain[0] + plain[1]) + (plain[2] + plain[3])))) + last_plain;
+    if constexpr (G) b.plains[0] += double(sum_lanes(V((plain[0] + plain[1]) + (plain[2] + plain[3])))) + last_plain;
   }
 
   template <class F>
@@ -305,7 +306,8 @@ class ModulateGrads {
 
 }  // namespace
 
-void modulate_grads(DType dtype, const ModulateGradsCall& call, const ModulateGradsPlan& plan, const Execution& execution) {
+void modulate_grads(DType dtype, const ModulateGradsCall& call, const ModulateGradsPlan& plan,
+                    const Execution& execution) {
   for_dtype(dtype, [&](auto s) { ModulateGrads<decltype(s)>(call, plan, execution).run(); });
 }
 

@@ -39,7 +39,8 @@ class Modulate {
       const Walk walk(call.outer, call.axes, row);
       for (int64_t k = 0; k < panel; ++k) {
         const auto place = [&](const void* data, int operand) {
-          return static_cast<const S*>(data) + walk.at(operand) + k * last.stride[operand] + first * call.inner.stride[operand];
+          return static_cast<const S*>(data) + walk.at(operand) + k * last.stride[operand] +
+                 first * call.inner.stride[operand];
         };
         if (by_row) {
           if (k % kModulateChunk == 0)
@@ -63,8 +64,8 @@ class Modulate {
     }
   }
 
-  // Rows of a small feature map, say: one scale and shift for each, one stride from row to row. Finding a row's operands
-  // as any axes have them would cost as much as the row.
+  // Rows of a small feature map, say: one scale and shift for each, one stride from row to row. Finding a row's
+  // operands as any axes have them would cost as much as the row.
   bool short_rows(int64_t n) const {
     return call.axes == 1 && n == call.inner.size && n >= L && n <= 16 * L && call.inner.stride[kX] == 1 &&
            call.inner.stride[kScale] == 0 && (!call.shift || call.inner.stride[kShift] == 0);
@@ -77,7 +78,8 @@ class Modulate {
     };
     for (int64_t first = begin; first < end; first += kModulateChunk) {
       const int64_t count = min(end - first, kModulateChunk);
-      activate_run(call.activation, Acc(call.offset), at(call.scale, kScale, first), call.outer[0].stride[kScale], count, gates);
+      activate_run(call.activation, Acc(call.offset), at(call.scale, kScale, first), call.outer[0].stride[kScale],
+                   count, gates);
       for (int64_t row = first; row < first + count; ++row) {
         const S* x = at(call.x, kX, row);
         S* y = static_cast<S*>(call.y) + row * call.outer[0].stride[kY];

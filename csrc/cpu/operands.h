@@ -4,7 +4,7 @@
 #include <array>
 #include <vector>
 
-#include "../operands.h"
+#include "common/tensor_args.h"
 #include "interaction.h"
 
 namespace mi_kernels {

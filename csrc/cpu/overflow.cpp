@@ -37,7 +37,8 @@ uint32_t largest_bits(const S* data, int64_t count, int64_t stride) {
 
 template <class S>
 uint32_t largest_bits(const Tensor& t, const S* data, int64_t axis) {
-  if (axis + 1 >= t.dim()) return t.dim() == 0 ? float_bits(magnitude(*data)) : largest_bits(data, t.size(axis), t.stride(axis));
+  if (axis + 1 >= t.dim())
+    return t.dim() == 0 ? float_bits(magnitude(*data)) : largest_bits(data, t.size(axis), t.stride(axis));
   uint32_t most = 0;
   for (int64_t i = 0; i < t.size(axis); ++i)
     most = std::max(most, largest_bits(t, data + i * t.stride(axis), axis + 1));

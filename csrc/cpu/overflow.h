@@ -7,7 +7,7 @@
 
 #include <initializer_list>
 
-#include "../dtypes.h"
+#include "common/dtypes.h"
 
 namespace mi_kernels {
 

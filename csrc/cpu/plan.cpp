@@ -19,14 +19,17 @@ Order choose_order(const Problem& p) {
 
 // Rows up to which reading W is what costs; a dtype that is multiplied in pairs reaches its own bound earlier,
 // and tiles of outputs that are mostly empty earlier still.
-int64_t stream_rows(const Problem& p, int64_t most, const Machine& m) { return min(m.pair == 1 ? most : most - 2, p.out); }
+int64_t stream_rows(const Problem& p, int64_t most, const Machine& m) {
+  return min(m.pair == 1 ? most : most - 2, p.out);
+}
 
 // In double: without W the sizes may have any product.
 bool uncached(const Problem& p, const Machine& m) {
   return double(p.out) * double(p.context) * double(p.width) * double(m.word_bytes / m.pair) >= double(kUncachedBytes);
 }
 
-RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t lanes, int64_t batch, const Machine& m) {
+RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t lanes, int64_t batch,
+                       const Machine& m) {
   RegionPlan r{};
   const int64_t rows = outputs * extent;
   r.outputs = outputs, r.extent = extent;
@@ -41,7 +44,8 @@ RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t 
   r.row_blocks = ceil_div(outputs, r.out_step) * r.feature_blocks;
   const int64_t regions = groups * r.row_blocks * r.lane_blocks;
   const int64_t result_bytes = max(groups * rows * lanes * m.acc_bytes, 1);
-  r.batch_splits = min(splits(kPartialTasks, regions, r.operations, ceil_div(batch, 64)), max(kPartialBytes / result_bytes, 1));
+  r.batch_splits =
+      min(splits(kPartialTasks, regions, r.operations, ceil_div(batch, 64)), max(kPartialBytes / result_bytes, 1));
   r.batch_step = round_up(max(ceil_div(batch, r.batch_splits), 1), 2);
   r.batch_splits = max(ceil_div(batch, r.batch_step), 1);
   // Products are added up one by one within a depth and then depth by depth: with 128 of them the rounding
@@ -50,8 +54,7 @@ RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t 
   r.depth = min(r.batch_step, kSumWords * m.pair);
   r.tasks = regions * r.batch_splits;
   const int64_t plane = r.vectors * m.lanes;
-  r.worker_bytes = packed_rows_bytes(r.depth, m) +
-                   round_up(ceil_div(r.depth, m.pair) * plane * m.word_bytes, kAlign) +
+  r.worker_bytes = packed_rows_bytes(r.depth, m) + round_up(ceil_div(r.depth, m.pair) * plane * m.word_bytes, kAlign) +
                    round_up(r.row_step * plane * m.acc_bytes, kAlign);
   const int64_t padded = round_up(r.depth, m.lanes * m.pair);  // of the transposed factors of the rows
   r.worker_bytes += round_up((r.out_step + r.feature_step) * padded * m.acc_bytes, kAlign) + kAlign;
@@ -85,12 +88,13 @@ void plan_stream(ForwardPlan& f, const Problem& p, const Machine& m) {
 ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool weight_z, bool weight_x) {
   ForwardPlan f{};
   f.order = choose_order(p);
-  if (weight && p.rows <= stream_rows(p, kStreamRows, m) && p.context * p.width >= 4 * m.lanes && p.width * p.rows <= (1 << 18))
+  if (weight && p.rows <= stream_rows(p, kStreamRows, m) && p.context * p.width >= 4 * m.lanes &&
+      p.width * p.rows <= (1 << 18))
     f.order = Order::stream;
   const bool width_inside = f.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
-  f.operations = 2 * p.groups * p.rows * p.out *
-                 (weight * p.context * p.width + weight_z * p.context + weight_x * p.width);
+  f.operations =
+      2 * p.groups * p.rows * p.out * (weight * p.context * p.width + weight_z * p.context + weight_x * p.width);
   if (f.order == Order::stream) {
     plan_stream(f, p, m);
     return f;
@@ -115,8 +119,7 @@ ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool w
   f.outer_splits = max(ceil_div(outer, f.outer_step), 1);
   f.tasks = blocks * f.out_blocks * f.outer_splits;
   const int64_t lanes = f.vectors * m.lanes;
-  f.worker_bytes = packed_rows_bytes(f.depth, m) +
-                   round_up(ceil_div(f.depth, m.pair) * lanes * m.word_bytes, kAlign) +
+  f.worker_bytes = packed_rows_bytes(f.depth, m) + round_up(ceil_div(f.depth, m.pair) * lanes * m.word_bytes, kAlign) +
                    round_up(f.out_step * lanes * m.acc_bytes, kAlign) +
                    round_up(f.outer_step * lanes * m.acc_bytes, kAlign);
   f.partial_bytes = f.outer_splits > 1 ? f.outer_splits * result_bytes : 0;
@@ -132,7 +135,8 @@ bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool along, cons
   return depth > 0 && rows >= fewest && (along ? 4 * lanes <= 5 * out : lanes <= 2 * out) && out > 0;
 }
 
-LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate, const Machine& m) {
+LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate,
+                       const Machine& m) {
   constexpr int64_t kMostRows = 1024, kFewestRows = 512, kPlaneBytes = 512 << 10;
   constexpr int64_t kFewTasks = 4, kFewestSharedRows = 32;
   LinearPlan l{};
@@ -155,8 +159,7 @@ LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t 
   l.row_blocks = ceil_div(rows, l.row_step);
   l.tasks = groups * l.row_blocks * l.lane_blocks;
   const int64_t lanes = l.vectors * m.lanes;
-  l.worker_bytes = packed_rows_bytes(l.depth, m) +
-                   round_up(ceil_div(l.depth, m.pair) * lanes * m.word_bytes, kAlign) +
+  l.worker_bytes = packed_rows_bytes(l.depth, m) + round_up(ceil_div(l.depth, m.pair) * lanes * m.word_bytes, kAlign) +
                    2 * round_up(lanes * m.acc_bytes, kAlign) +
                    planes * round_up(l.row_step * lanes * m.acc_bytes, kAlign);
   return l;
@@ -170,7 +173,8 @@ bool linear_streams(int64_t rows, int64_t out, int64_t depth, Lie lie, const Mac
   return rows <= most && (!across || out >= m.lanes);
 }
 
-LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool across, const Machine& m) {
+LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool across,
+                              const Machine& m) {
   LinearPlan l{};
   l.stream = true, l.across = across;
   l.operations = 2 * groups * rows * out * (depths[0] + depths[1]);
@@ -227,8 +231,7 @@ void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool w
   }
   d.splits = d.x_splits * d.z_splits;
   const int64_t lanes = d.vectors * m.lanes;
-  d.worker_bytes = packed_rows_bytes(d.depth, m) +
-                   round_up(ceil_div(d.depth, m.pair) * lanes * m.word_bytes, kAlign) +
+  d.worker_bytes = packed_rows_bytes(d.depth, m) + round_up(ceil_div(d.depth, m.pair) * lanes * m.word_bytes, kAlign) +
                    2 * round_up(d.context_step * lanes * m.acc_bytes, kAlign) +
                    2 * round_up(d.width_step * lanes * m.acc_bytes, kAlign);
 }
@@ -238,7 +241,8 @@ void plan_separate(InputGradsPlan& d, const Problem& p, const Machine& m) {
   d.depth = min(max(max(p.context, p.width), p.out), kDepthWords * m.pair);
   const int64_t vectors = ceil_div(p.rows, m.lanes);
   // The two products take turns: in the cache lie the packed operand and the planes of the result of one of them.
-  const int64_t cached = ceil_div(max(p.width, p.context), m.pair) * m.word_bytes + max(p.context, p.width) * m.acc_bytes;
+  const int64_t cached =
+      ceil_div(max(p.width, p.context), m.pair) * m.word_bytes + max(p.context, p.width) * m.acc_bytes;
   const int64_t kept = 2 * (p.context + p.width) * m.acc_bytes / (kScratchBytes / kBlockBytes);
   d.vectors = max(block_vectors(vectors, max(cached, kept) * m.lanes), 1);
   d.lane_blocks = ceil_div(vectors, d.vectors);
@@ -252,8 +256,7 @@ void plan_separate(InputGradsPlan& d, const Problem& p, const Machine& m) {
   d.worker_bytes = packed_rows_bytes(d.depth, m) +
                    2 * round_up(ceil_div(d.depth, m.pair) * lanes * m.word_bytes, kAlign) +
                    round_up(d.out_step * lanes * m.acc_bytes, kAlign) +
-                   round_up(p.context * lanes * m.acc_bytes, kAlign) +
-                   round_up(p.width * lanes * m.acc_bytes, kAlign);
+                   round_up(p.context * lanes * m.acc_bytes, kAlign) + round_up(p.width * lanes * m.acc_bytes, kAlign);
 }
 
 }  // namespace
@@ -267,17 +270,17 @@ void plan_input_stream(InputGradsPlan& d, const Problem& p, const Machine& m, bo
   const int64_t most = max(kPartialBytes / split_bytes, 1);
   const int64_t context_parts = splits(min(kTasks, want_x ? most : kTasks), p.groups, d.operations, p.context);
   d.context_step = ceil_div(p.context, context_parts);
-  d.z_splits = min(splits(kTasks, p.groups * context_parts, d.operations, p.out / kStreamOutputs), max(most / context_parts, 1));
+  d.z_splits =
+      min(splits(kTasks, p.groups * context_parts, d.operations, p.out / kStreamOutputs), max(most / context_parts, 1));
   d.out_step = max(ceil_div(p.out, d.z_splits), 1);
   d.z_splits = max(ceil_div(p.out, d.out_step), 1);
   d.splits = d.x_splits = ceil_div(p.context, d.context_step) * d.z_splits;
   const int64_t element = m.word_bytes / m.pair, slack = 2 * m.lanes;
-  d.worker_bytes = round_up(p.rows * (kStreamDepth + slack) * m.acc_bytes, kAlign) +
-                   3 * round_up(p.rows * (p.width + slack) * m.acc_bytes, kAlign) +
-                   round_up(p.rows * d.context_step * m.acc_bytes, kAlign) +
-                   round_up(p.rows * kStreamOutputs * element, kAlign) +
-                   round_up((kStreamDepth + slack) * element, kAlign) +
-                   round_up(4 * m.pair * m.lanes * element, kAlign);
+  d.worker_bytes =
+      round_up(p.rows * (kStreamDepth + slack) * m.acc_bytes, kAlign) +
+      3 * round_up(p.rows * (p.width + slack) * m.acc_bytes, kAlign) +
+      round_up(p.rows * d.context_step * m.acc_bytes, kAlign) + round_up(p.rows * kStreamOutputs * element, kAlign) +
+      round_up((kStreamDepth + slack) * element, kAlign) + round_up(4 * m.pair * m.lanes * element, kAlign);
 }
 
 }  // namespace
@@ -309,8 +312,8 @@ WeightGradsPlan plan_weight_grads(const Problem& p, const Machine& m, const Mach
   WeightGradsPlan w{};
   w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
   const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;
-  // Of few elements PyTorch makes vectors and dot products, whose sums have many parts: no order of a sum in float is as
-  // exact. This much work takes microseconds either way.
+  // Of few elements PyTorch makes vectors and dot products, whose sums have many parts: no order of a sum in float is
+  // as exact. This much work takes microseconds either way.
   constexpr int64_t kWideOperations = 1 << 17;
   const auto region = [&](int64_t extent, int64_t across) {
     RegionPlan r = plan_region(p.groups, p.out, extent, across, p.rows, m);

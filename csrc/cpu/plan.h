@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../operand.h"
+#include "common/operand.h"
 
 namespace mi_kernels {
 
@@ -70,10 +70,10 @@ inline constexpr int64_t kStreamDepth = 2048;
 
 struct ForwardPlan {
   Order order;
-  int64_t vectors, lane_blocks;       // vectors of lanes in a block, and blocks of them along the batch
-  int64_t out_step, out_blocks;       // outputs of one task
-  int64_t outer_step, outer_splits;   // outer features of one task; partial sums where there are several
-  int64_t depth;                      // elements along K packed at a time
+  int64_t vectors, lane_blocks;      // vectors of lanes in a block, and blocks of them along the batch
+  int64_t out_step, out_blocks;      // outputs of one task
+  int64_t outer_step, outer_splits;  // outer features of one task; partial sums where there are several
+  int64_t depth;                     // elements along K packed at a time
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };
 
@@ -91,18 +91,18 @@ inline constexpr int64_t kStreamContext = 64;
 struct InputGradsPlan {
   InputForm form;
   int64_t vectors, lane_blocks;
-  int64_t context_step, width_step;        // together: features of one task; stream: context_step alone
-  int64_t out_step;                        // separate, stream: outputs of one task
-  int64_t splits, x_splits, z_splits;      // tasks of a block of lanes, and partial sums of each gradient
+  int64_t context_step, width_step;    // together: features of one task; stream: context_step alone
+  int64_t out_step;                    // separate, stream: outputs of one task
+  int64_t splits, x_splits, z_splits;  // tasks of a block of lanes, and partial sums of each gradient
   int64_t depth;
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };
 
 // One weight gradient: rows (output, feature) x lanes of the result, summed over the batch.
 struct RegionPlan {
-  bool wide;  // summed as sums_machine says: in double for float
-  int64_t outputs, extent;                                          // all rows
-  int64_t out_step, feature_step, feature_blocks;                   // those of a task
+  bool wide;                                       // summed as sums_machine says: in double for float
+  int64_t outputs, extent;                         // all rows
+  int64_t out_step, feature_step, feature_blocks;  // those of a task
   int64_t row_step, row_blocks, vectors, lane_blocks, batch_step, batch_splits, depth;
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };
@@ -134,13 +134,15 @@ ForwardPlan plan_forward(const Problem&, const Machine&, bool weight, bool weigh
 ForwardPlan plan_gate(const Problem&, const Machine&, bool weight, bool weight_z, bool weight_x, bool shift,
                       bool whole_rows);
 // `depths`: lengths of the sums, of two terms and of a gate's shift; `gate`: whether there is one.
-LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate, const Machine&);
-// Along which axis the matrices of a product without W are contiguous: all along the sum, all along the outputs, or none
-// of both.
+LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate,
+                       const Machine&);
+// Along which axis the matrices of a product without W are contiguous: all along the sum, all along the outputs, or
+// none of both.
 enum class Lie { along, across, neither };
 // Whether a product without W streams its matrices.
 bool linear_streams(int64_t rows, int64_t out, int64_t depth, Lie lie, const Machine&);
-LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool across, const Machine&);
+LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool across,
+                              const Machine&);
 // Whether a product without W wants its outputs in the lanes, as plan_linear has them, rather than its rows. `along`:
 // the matrix is contiguous along the sum, so that packing transposes it.
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool along, const Machine&);

@@ -30,7 +30,8 @@ ForwardPlan plan_gate(const Problem& p, const Machine& m, bool weight, bool weig
   f.vectors = max(block_vectors(vectors, (planes * f.out_step + outer + f.depth) * vector_bytes), 1);
   // Fewer lanes for each task where there would be too few tasks.
   f.out_blocks = ceil_div(p.out, f.out_step);
-  while (f.vectors > 3 && p.groups * ceil_div(vectors, f.vectors) * f.out_blocks < kTasks / 4) f.vectors = ceil_div(f.vectors, 2);
+  while (f.vectors > 3 && p.groups * ceil_div(vectors, f.vectors) * f.out_blocks < kTasks / 4)
+    f.vectors = ceil_div(f.vectors, 2);
   f.lane_blocks = ceil_div(vectors, f.vectors);
   f.outer_splits = 1;
   f.outer_step = outer;

@@ -54,9 +54,8 @@ class WeightGrads {
   // dU or dV.
   template <class M>
   void matrix(const RegionPlan& r, const Operand& lanes, int64_t features, const Result& result) const {
-    region<M>(r, lanes, features, result, p.out * features, {1, features, 0, 1}, [&](const Block& b, Arena&) {
-      return MatrixRows<M, S>{along_batch(call.grad, b.group).at(b.o0, b.b0)};
-    });
+    region<M>(r, lanes, features, result, p.out * features, {1, features, 0, 1},
+              [&](const Block& b, Arena&) { return MatrixRows<M, S>{along_batch(call.grad, b.group).at(b.o0, b.b0)}; });
   }
 
   static View<S> along_batch(const Operand& t, int64_t group) {

@@ -1,7 +1,7 @@
 // The operands and outputs of the mma engine, made of strided operands.
 #pragma once
 
-#include "../operands.h"
+#include "common/tensor_args.h"
 #include "mma_kernels.h"
 #include "place.h"
 

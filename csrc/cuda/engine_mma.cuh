@@ -38,7 +38,7 @@ class Loader {
   MI_DEVICE void store(char* tile) {
     if constexpr (Operand::kMade) {
       MI_UNROLL for (int q = 0; q < kN; ++q)
-        store_chunk(reinterpret_cast<T*>(tile + byte(q)), Operand::template made<Gpu>(raw_[q]));
+          store_chunk(reinterpret_cast<T*>(tile + byte(q)), Operand::template made<Gpu>(raw_[q]));
     }
   }
 
@@ -82,9 +82,7 @@ class Loader {
 template <class Acc, class Tile>
 struct TileSums {
   Acc value[Tile::kSums] = {};
-  MI_DEVICE void clear() {
-    MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) value[s] = 0;
-  }
+  MI_DEVICE void clear() { MI_UNROLL for (int s = 0; s < Tile::kSums; ++s) value[s] = 0; }
   MI_DEVICE Acc at(int s) const { return value[s]; }
 };
 
@@ -128,8 +126,7 @@ struct MmaMath {
         b[n + 1][0] = r[2];
         b[n + 1][1] = r[3];
       }
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
-        MI_UNROLL for (int n = 0; n < kN; ++n)
+      MI_UNROLL for (int m = 0; m < Tile::kM; ++m) MI_UNROLL for (int n = 0; n < kN; ++n)
           Gpu::template mma<T>(sums.value + (m * Tile::kN + n) * 4, a[m], b[n]);
     }
   }
@@ -159,7 +156,7 @@ struct Tf32Math {
     MI_UNROLL for (int k = 0; k < kDepth; k += 8) {
       uint32_t a[Tile::kM][4], b[kN][2];
       MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
-        load<L, kLeft, Tile::kRows, 1, 2>(a[m], left, Tile::fragment_row(warp, m), k);
+          load<L, kLeft, Tile::kRows, 1, 2>(a[m], left, Tile::fragment_row(warp, m), k);
       MI_UNROLL for (int n = 0; n < kN; n += 2) {
         uint32_t r[4];
         load<R, kRight, Tile::kCols, 2, 1>(r, right, Tile::fragment_col(warp, n, kTwo), k);
@@ -168,15 +165,14 @@ struct Tf32Math {
         b[n + 1][0] = r[2];
         b[n + 1][1] = r[3];
       }
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
-        MI_UNROLL for (int n = 0; n < kN; ++n)
+      MI_UNROLL for (int m = 0; m < Tile::kM; ++m) MI_UNROLL for (int n = 0; n < kN; ++n)
           Gpu::template mma<tf32>(sums.value + (m * Tile::kN + n) * 4, a[m], b[n]);
     }
   }
 
  private:
-  // Four matrices of 8 rows and 4 places, beginning at (row, k): number q is q / kDown % 2 times 8 rows further down and
-  // q / kAlong % 2 times 4 places further along. This thread's element of each is at row lane / 4, place lane % 4.
+  // Four matrices of 8 rows and 4 places, beginning at (row, k): number q is q / kDown % 2 times 8 rows further down
+  // and q / kAlong % 2 times 4 places further along. This thread's element of each is at row lane / 4, place lane % 4.
   template <class Operand, Major kMajor, int kRows, int kDown, int kAlong>
   static MI_DEVICE void load(uint32_t (&r)[4], const char* tile, int row, int k) {
     using Layout = TileLayout<4, kRows, kMajor>;
@@ -216,8 +212,8 @@ struct LayeredSums : TileSums<Acc, Tile> {
   }
 };
 
-// Fused multiply-adds in the dtype itself, for exact checks. Sums are taken of a stage, of stages, and in float of those
-// again: one chain over all of k would round more than PyTorch's blocked sums.
+// Fused multiply-adds in the dtype itself, for exact checks. Sums are taken of a stage, of stages, and in float of
+// those again: one chain over all of k would round more than PyTorch's blocked sums.
 template <class Gpu, class T_, class Tile_ = FmaTile, bool kTwo_ = false>
 struct FmaMath {
   using T = T_;
@@ -238,15 +234,15 @@ struct FmaMath {
     T part[Tile::kM * kN] = {};
     MI_UNROLL for (int k = 0; k < kDepth; ++k) {
       T a[Tile::kM], b[kN];
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
-        a[m] = *reinterpret_cast<const T*>(left + Left::byte(Tile::row(thread, m * Tile::kN), k));
-      MI_UNROLL for (int n = 0; n < kN; ++n)
-        b[n] = *reinterpret_cast<const T*>(right + Right::byte(Tile::col(thread, n, kTwo), k));
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
-        MI_UNROLL for (int n = 0; n < kN; ++n) part[m * kN + n] += a[m] * b[n];
+      MI_UNROLL for (int m = 0; m < Tile::kM; ++m) a[m] =
+          *reinterpret_cast<const T*>(left + Left::byte(Tile::row(thread, m * Tile::kN), k));
+      MI_UNROLL for (int n = 0; n < kN; ++n) b[n] =
+          *reinterpret_cast<const T*>(right + Right::byte(Tile::col(thread, n, kTwo), k));
+      MI_UNROLL for (int m = 0; m < Tile::kM; ++m) MI_UNROLL for (int n = 0; n < kN; ++n) part[m * kN + n] +=
+          a[m] * b[n];
     }
-    MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
-      MI_UNROLL for (int n = 0; n < kN; ++n) sums.value[m * Tile::kN + n] += part[m * kN + n];
+    MI_UNROLL for (int m = 0; m < Tile::kM; ++m) MI_UNROLL for (int n = 0; n < kN; ++n) sums.value[m * Tile::kN + n] +=
+        part[m * kN + n];
     if constexpr (kLayered) sums.added();
   }
 };

@@ -1,15 +1,15 @@
 // The sm_90a engine: a matrix product whose left operand z_i x is made in registers, tile by tile.
 //
-// One warp loads: it fills a ring of stages in shared memory through the copy engine. Two warpgroups of consumers take 64
-// rows each. An operand x[64 rows, 64] stays in registers while the blocks W[o, i, 64 inputs] of all i pass by. Two ways
-// to bring z_i in:
+// One warp loads: it fills a ring of stages in shared memory through the copy engine. Two warpgroups of consumers take
+// 64 rows each. An operand x[64 rows, 64] stays in registers while the blocks W[o, i, 64 inputs] of all i pass by. Two
+// ways to bring z_i in:
 //
 //     scaled   the operand of wgmma is z_i x, rounded to 16 bits; all steps add to one accumulator
 //     exact    the operand is x; what comes out for one i and 64 inputs is multiplied with z_i in float and added
 //
-// The rule that shapes the scaled loop: wgmma reads its left operand from registers after it was issued, so that these may
-// not be written again before it is known to be complete. So there are two sets, filled in turn; a set is filled while
-// the wgmmas of the other run, and they are waited for before it is their turn again.
+// The rule that shapes the scaled loop: wgmma reads its left operand from registers after it was issued, so that these
+// may not be written again before it is known to be complete. So there are two sets, filled in turn; a set is filled
+// while the wgmmas of the other run, and they are waited for before it is their turn again.
 //
 // The machine M is a struct of static functions: Hopper in ptx.cuh, or the one of the tests, which runs this file on a
 // CPU. Everything here is plain C++.
@@ -77,8 +77,8 @@ struct Producer {
       M::load(map, stage(), full(), col, context, tile.out, group);
     } else {  // each block of the cluster loads its share of the outputs, for all
       constexpr int kShare = Shape::kOut / Shape::kCluster;
-      M::load_multicast(map, stage() + uint32_t(rank * kShare * kRowBytes), full(), (1 << Shape::kCluster) - 1, col, context,
-                        tile.out + rank * kShare, group);
+      M::load_multicast(map, stage() + uint32_t(rank * kShare * kRowBytes), full(), (1 << Shape::kCluster) - 1, col,
+                        context, tile.out + rank * kShare, group);
     }
     advance<Shape::kStages>(ring);
   }
@@ -154,8 +154,8 @@ struct Consumer {
     wait();
     MI_UNROLL
     for (int k = 0; k < kInstructions; ++k)
-      M::load_matrices(left[k], stage() + block_byte(warpgroup * kWarpgroupRows + named.row,
-                                                     k * kInstructionDepth + named.col));
+      M::load_matrices(left[k],
+                       stage() + block_byte(warpgroup * kWarpgroupRows + named.row, k * kInstructionDepth + named.col));
     // The copy engine writes here next. It is another proxy than these loads, which no barrier alone orders before it;
     // wgmma reads the blocks of W through the copy engine's own.
     M::shared_fence();
@@ -174,9 +174,8 @@ struct Consumer {
   template <int kSet>
   MI_DEVICE void scaled_step(Scale z, bool first) {
     MI_UNROLL
-    for (int k = 0; k < kInstructions; ++k)
-      MI_UNROLL
-      for (int r = 0; r < 4; ++r) scaled[kSet][k][r] = M::template multiply<T>(left[k][r], half(z, r & 1) * 0x10001u);
+    for (int k = 0; k < kInstructions; ++k) MI_UNROLL
+    for (int r = 0; r < 4; ++r) scaled[kSet][k][r] = M::template multiply<T>(left[k][r], half(z, r & 1) * 0x10001u);
     wait();
     M::mma_fence();
     const uint64_t block = matrix_descriptor(stage());
@@ -281,8 +280,8 @@ struct Consumer {
     if (o + 1 < p.out) y[1] = uint16_t(pair >> 16);
   }
 
-  // Where blocks share a tile: each stores a part of the columns, whose sums it adds in the order of the shares, so that
-  // the result does not depend on who was first.
+  // Where blocks share a tile: each stores a part of the columns, whose sums it adds in the order of the shares, so
+  // that the result does not depend on who was first.
   MI_DEVICE void store_share(const Tile& tile) {
     const int index = M::fresh(warpgroup * kWarpgroupThreads + thread);
     M::sync_consumers();  // the other warpgroup may still read the stages

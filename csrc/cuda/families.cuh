@@ -1,7 +1,7 @@
 // The forms of the interaction as pairs of operands and epilogues on the mma engine. G groups, rows B, outputs O.
 #pragma once
 
-#include "../activations.h"
+#include "common/activation_math.h"
 #include "engine_mma.cuh"
 #include "plan.h"
 
@@ -56,7 +56,7 @@ struct Output {
 };
 
 template <class T>
-struct ForwardCall {  // W first, then U and V
+struct ForwardCall {            // W first, then U and V
   bool streams, stream_chunks;  // a few rows: the grid is one of stream.cuh, which reads chunks or elements
   Grid grid;
   bool by_items;  // W_i x first, then z_i; the items of weight are the i
@@ -98,7 +98,7 @@ struct LinearCall {  // g M for a matrix [O][features]
 
 template <class T>
 struct InputGradsCall {  // T_i = g W_i tile by tile, dx = sum_i z_i T_i, dz_i = sum_j x_j T_ij
-  bool stream_chunks;  // whether stream_grads.cuh reads chunks or elements
+  bool stream_chunks;    // whether stream_grads.cuh reads chunks or elements
   GradsStream stream;
   Grid grid;
   Matrix<T> grad, weight;  // the items of weight are the i
@@ -144,7 +144,7 @@ MI_DEVICE void store_sums(const Output<typename Math::T>& out, const typename Ma
   const int thread = Gpu::thread();
   Gpu::sync_block();
   MI_UNROLL for (int s = 0; s < Tile::kSums; ++s)
-    shared[Tile::row(thread, s) * kPitch + Tile::col(thread, s, Math::kTwo)] = sums.at(s);
+      shared[Tile::row(thread, s) * kPitch + Tile::col(thread, s, Math::kTwo)] = sums.at(s);
   Gpu::sync_block();
   MI_NO_UNROLL for (int at = thread; at < Tile::kRows * kCols; at += kEngineThreads) {
     const int r = at / kCols, c = at % kCols;
@@ -164,12 +164,12 @@ MI_DEVICE auto in_group(const Matrix<typename Math::T>& matrix, int64_t group) {
 
 // U z + V x, by the first split.
 template <class Gpu, class Math>
-MI_DEVICE void add_linear_terms(const ForwardCall<typename Math::T>& call, const TilePlace& p, typename Math::Sums& sums) {
+MI_DEVICE void add_linear_terms(const ForwardCall<typename Math::T>& call, const TilePlace& p,
+                                typename Math::Sums& sums) {
   using Tile = typename Math::Tile;
-  MI_NO_UNROLL for (int q = 0; q < 2 && p.split == 0; ++q)
-    accumulate<Gpu, Math, Major::depth, Major::depth>(
-        in_group<Math>(call.left[q], p.group), in_group<Math>(call.right[q], p.group), p.row_tile * Tile::kRows,
-        p.col_tile * Tile::kCols, 0, (call.depths[q] + Math::kDepth - 1) / Math::kDepth, 1, sums, Nothing{});
+  MI_NO_UNROLL for (int q = 0; q < 2 && p.split == 0; ++q) accumulate<Gpu, Math, Major::depth, Major::depth>(
+      in_group<Math>(call.left[q], p.group), in_group<Math>(call.right[q], p.group), p.row_tile * Tile::kRows,
+      p.col_tile * Tile::kCols, 0, (call.depths[q] + Math::kDepth - 1) / Math::kDepth, 1, sums, Nothing{});
 }
 
 template <class Gpu, class Math>
@@ -216,9 +216,9 @@ MI_DEVICE void forward_items_block(const ForwardCall<typename Math::T>& call) {
       sums.clear();
       read_z(item + 1);
     };
-    accumulate<Gpu, Math, Major::depth, Major::depth>(in_group<Math>(call.left[1], p.group), weight, row0,
-                                                      p.col_tile * Tile::kCols, 0,
-                                                      (call.depth + Math::kDepth - 1) / Math::kDepth, items, sums, consume);
+    accumulate<Gpu, Math, Major::depth, Major::depth>(
+        in_group<Math>(call.left[1], p.group), weight, row0, p.col_tile * Tile::kCols, 0,
+        (call.depth + Math::kDepth - 1) / Math::kDepth, items, sums, consume);
   }
   add_linear_terms<Gpu, Math>(call, p, total);
   store_sums<Gpu, Math>(call.out, total, p);
@@ -247,8 +247,8 @@ MI_DEVICE void weight_grads_block(const WeightGradsCall<typename Math::T>& call)
   const int64_t steps = steps_of(call.grid, p.split, call.depth, Math::kDepth);
   typename Math::Sums sums;
   const auto multiply = [&](const auto& right) {
-    accumulate<Gpu, Math, Major::row, Major::row>(in_group<Math>(call.grad, p.group), right, row0, col0, k0, steps, 1, sums,
-                                                  Nothing{});
+    accumulate<Gpu, Math, Major::row, Major::row>(in_group<Math>(call.grad, p.group), right, row0, col0, k0, steps, 1,
+                                                  sums, Nothing{});
   };
   if constexpr (kMade) {
     auto products = call.products;
@@ -267,8 +267,8 @@ MI_DEVICE void linear_block(const LinearCall<typename Math::T>& call) {
   typename Math::Sums sums;
   accumulate<Gpu, Math, Major::depth, Major::row>(
       in_group<Math>(call.grad, p.group), in_group<Math>(call.matrix, p.group), p.row_tile * Tile::kRows,
-      p.col_tile * Tile::kCols, p.split * call.grid.step, steps_of(call.grid, p.split, call.depth, Math::kDepth), 1, sums,
-      Nothing{});
+      p.col_tile * Tile::kCols, p.split * call.grid.step, steps_of(call.grid, p.split, call.depth, Math::kDepth), 1,
+      sums, Nothing{});
   store_sums<Gpu, Math>(call.out, sums, p);
 }
 
@@ -317,7 +317,7 @@ MI_DEVICE void input_grads_block(const InputGradsCall<typename Math::T>& call) {
     sums.clear();
     if (!call.dz) return;
     MI_UNROLL for (int own = 0; own < Tile::kOwnRows; ++own)
-      shares[Tile::row(thread, Tile::first_of(own)) * Tile::kTeam + Tile::member(thread)] = share[own];
+        shares[Tile::row(thread, Tile::first_of(own)) * Tile::kTeam + Tile::member(thread)] = share[own];
     Gpu::sync_block();
     const int64_t row = row0 + thread;
     if (thread >= Tile::kRows || row >= call.rows) return;
@@ -384,7 +384,8 @@ MI_DEVICE void softmax_block(const Output<T>& out, int64_t splits, const AccOf<T
     largest = value > largest || value != value ? value : largest;
   }
   largest = over_block<Gpu, true>(largest);
-  MI_NO_UNROLL for (int64_t col = Gpu::thread(); col < out.cols; col += kReduceThreads) total += std::exp(p(col) - largest);
+  MI_NO_UNROLL for (int64_t col = Gpu::thread(); col < out.cols; col += kReduceThreads) total +=
+      std::exp(p(col) - largest);
   total = over_block<Gpu, false>(total);
   MI_NO_UNROLL for (int64_t col = Gpu::thread(); col < out.cols; col += kReduceThreads) {
     const Gate<T>& gate = out.gate;

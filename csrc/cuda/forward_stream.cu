@@ -16,7 +16,8 @@ __global__ void __launch_bounds__(kEngineThreads, 2) stream_kernel(const Forward
 
 template <class T>
 void launch_stream(const Place& place, const ForwardCall<T>& call) {
-  launch("interaction", place, stream_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads, stream_shared_bytes<T>(), call);
+  launch("interaction", place, stream_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads, stream_shared_bytes<T>(),
+         call);
 }
 #define MI_INSTANCE(T) template void launch_stream<T>(const Place&, const ForwardCall<T>&);
 MI_FOR_EACH_STORED_DTYPE(MI_INSTANCE)

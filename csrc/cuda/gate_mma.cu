@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kEngineThreads) gate_kernel(const GateCall<T> 
 
 template <class T>
 void launch_gate(const Place& place, const GateCall<T>& call) {
-  launch("diagonal", place, gate_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads, engine_shared_bytes<ProductMath<Ampere, T, true>>(), call);
+  launch("diagonal", place, gate_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads,
+         engine_shared_bytes<ProductMath<Ampere, T, true>>(), call);
 }
 #define MI_INSTANCE(T) template void launch_gate<T>(const Place&, const GateCall<T>&);
 MI_FOR_EACH_DTYPE(MI_INSTANCE)

@@ -55,7 +55,8 @@ template <class T>
 void run_softmax(const Place& place, const Tensor& like, const Problem& p, const ForwardCall<T>& gate,
                  const Arguments& a) {
   using Acc = AccOf<T>;
-  auto shift = forward_call<T>(p, a.x, a.z, {}, a.shift_weight, {}, {}, output<T>(nullptr, 1, p.rows, p.out), place.machine());
+  auto shift =
+      forward_call<T>(p, a.x, a.z, {}, a.shift_weight, {}, {}, output<T>(nullptr, 1, p.rows, p.out), place.machine());
   const bool has_shift = a.shift_weight.data;
   const Scratch scratch(like, partial_bytes(gate.out, gate.grid.splits + (has_shift ? shift.grid.splits : 0)));
   auto product = gate;
@@ -95,15 +96,22 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
   Tensor kept = torch::stable::new_empty(x, {keep ? p.rows : 0, p.out});
   if (y.numel() == 0) return {y, kept};
   const Place place(x);
-  Arguments a{operand(x, false),        operand(z, false),    {}, operand(weight_z, false), operand(weight_x, false),
-              operand(bias, false), operand(shift_weight, false), operand(shift_bias, false)};
+  Arguments a{operand(x, false),
+              operand(z, false),
+              {},
+              operand(weight_z, false),
+              operand(weight_x, false),
+              operand(bias, false),
+              operand(shift_weight, false),
+              operand(shift_bias, false)};
   Optional contiguous;
   if (weight.has_value()) {
     contiguous = with_contiguous_groups(*weight, false);
     a.weight = weight_operand(*contiguous, false);
   }
   for_arithmetic(dtype, [&](auto t) {
-    run_gated<decltype(t)>(place, x, p, a, activation, offset, y.mutable_data_ptr(), keep ? kept.mutable_data_ptr() : nullptr);
+    run_gated<decltype(t)>(place, x, p, a, activation, offset, y.mutable_data_ptr(),
+                           keep ? kept.mutable_data_ptr() : nullptr);
   });
   return {y, kept};
 }
@@ -113,8 +121,8 @@ std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tens
                                     std::string activation, double offset, bool keep_gate) {
   constexpr const char* op = "diagonal";
   check_given(op, "weight", weight);
-  return gated(op, x, z, {}, weight, weight_x, bias, shift_weight, shift_bias, activation_of(activation, op, true), offset,
-               keep_gate, "weight");
+  return gated(op, x, z, {}, weight, weight_x, bias, shift_weight, shift_bias, activation_of(activation, op, true),
+               offset, keep_gate, "weight");
 }
 
 std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight,

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../host_device.h"
+#include "common/host_device.h"
 
 namespace mi_kernels::cuda {
 

@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kEngineThreads) input_grads_kernel(const Input
 
 template <class T>
 void launch_input_grads(const Place& place, const InputGradsCall<T>& call) {
-  launch("interaction_input_grads", place, input_grads_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads, input_grads_shared_bytes<InputGradsMath<Ampere, T>>(), call);
+  launch("interaction_input_grads", place, input_grads_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads,
+         input_grads_shared_bytes<InputGradsMath<Ampere, T>>(), call);
 }
 #define MI_INSTANCE(T) template void launch_input_grads<T>(const Place&, const InputGradsCall<T>&);
 MI_FOR_EACH_DTYPE(MI_INSTANCE)

@@ -70,7 +70,8 @@ struct InputGradsParts {
   GradsStream stream{0, 1, 1, 0};
   Grid grid;
   int64_t dx, dz;
-  InputGradsParts(const Problem& p, bool chunks, DType dtype, const Machine& machine, bool want_x, bool want_z, bool u, bool v)
+  InputGradsParts(const Problem& p, bool chunks, DType dtype, const Machine& machine, bool want_x, bool want_z, bool u,
+                  bool v)
       : streams(cuda::streams(p, dtype)),
         grid(streams ? plan_grads_stream(p, chunks, dtype, machine, stream)
                      : plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, machine)),
@@ -89,8 +90,8 @@ void launch_items(const Place& place, const InputGradsCall<T>& call, bool stream
 
 template <class T>
 void run_input_grads(const Place& place, const Problem& p, const Tensor& like, const Operand& grad, const Operand& x,
-                     const Operand& z, const Operand& weight, const Operand& weight_z, const Operand& weight_x, void* dx,
-                     void* dz) {
+                     const Operand& z, const Operand& weight, const Operand& weight_z, const Operand& weight_x,
+                     void* dx, void* dz) {
   using Acc = AccOf<T>;
   const Matrix<T> items = weight_items<T>(weight, p);
   const InputGradsParts parts(p, items.whole, dtype_v<T>, place.machine(), dx, dz, weight_z.data, weight_x.data);
@@ -161,7 +162,8 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
 }
 
 template <class T>
-WeightGradsCall<T> weight_grads_call(const Problem& p, const Operand& grad, const Output<T>& out, const Machine& machine) {
+WeightGradsCall<T> weight_grads_call(const Problem& p, const Operand& grad, const Output<T>& out,
+                                     const Machine& machine) {
   WeightGradsCall<T> call{};
   call.grid = plan_product(p.groups, p.out, out.cols, p.rows, true, dtype_v<T>, machine);
   call.grad = matrix<T>(grad, p.rows, p.out);
@@ -209,8 +211,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
     if (p.rows == 0)
       torch::stable::zero_(dc);
     else
-      run_modulate_grads(modulate_grads_call(nullptr, nullptr, &dc, pattern, grad, grad, grad, Activation::identity, 0, dtype),
-                         x, dtype);
+      run_modulate_grads(
+          modulate_grads_call(nullptr, nullptr, &dc, pattern, grad, grad, grad, Activation::identity, 0, dtype), x,
+          dtype);
   }
   return {dw, du, dv, dc};
 }
@@ -227,7 +230,9 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   const DType dtype = primitive != "weight_grads" && streams(p, given) ? given : product_dtype(given);
   const Machine machine{int(arch), int(processors), 0};
   const int64_t acc = accumulator_bytes(dtype), weight = p.context * p.width;
-  const auto scratch = [&](const Grid& grid, int64_t results) { return grid.splits > 1 ? grid.splits * results * acc : 0; };
+  const auto scratch = [&](const Grid& grid, int64_t results) {
+    return grid.splits > 1 ? grid.splits * results * acc : 0;
+  };
   Grid grid{};
   int64_t bytes = 0;
   ForwardPlan forward_plan{};
@@ -249,8 +254,8 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
     grid = plan_product(p.groups, p.rows, cols, p.out, true, dtype, machine);
     bytes = scratch(grid, p.groups * p.rows * cols);
   } else {
-    STD_TORCH_CHECK(primitive == "weight_grads", op, ": primitive: expected forward, input_grads or weight_grads, got '",
-                    primitive, "'");
+    STD_TORCH_CHECK(primitive == "weight_grads", op,
+                    ": primitive: expected forward, input_grads or weight_grads, got '", primitive, "'");
     const int64_t cols = terms & 1 ? weight : terms & 4 ? p.width : p.context;
     grid = plan_product(p.groups, p.out, cols, p.rows, true, dtype, machine);
     bytes = scratch(grid, p.groups * p.out * cols);
@@ -259,13 +264,14 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   if (dtype == DType::f16 && terms & 1 && weight > 0 && primitive != "input_grads")
     path = forward_plan.by_items ? "mma-exact" : "mma-widened";
   if (streamed) path = "stream";
-  return std::string("algorithm=") + path + ";scratch=" + std::to_string(has_result(p, primitive, terms) ? bytes : 0) + ";blocks=" + std::to_string(grid.blocks()) +
-         ";splits=" + std::to_string(grid.splits);
+  return std::string("algorithm=") + path + ";scratch=" + std::to_string(has_result(p, primitive, terms) ? bytes : 0) +
+         ";blocks=" + std::to_string(grid.blocks()) + ";splits=" + std::to_string(grid.splits);
 }
 
 bool cuda_aligned(const Tensor& t) {
   check_given("cuda_aligned", "tensor", t);
-  STD_TORCH_CHECK(t.layout() == torch::headeronly::Layout::Strided, "cuda_aligned: tensor: expected a dense (strided) tensor");
+  STD_TORCH_CHECK(t.layout() == torch::headeronly::Layout::Strided,
+                  "cuda_aligned: tensor: expected a dense (strided) tensor");
   const DType dtype = dtype_of(t.scalar_type(), "cuda_aligned", "tensor");
   const int64_t last = t.dim() - 1, along = last < 0 || t.size(last) <= 1 ? 1 : t.stride(last);
   bool aligned = whole_chunks(t.const_data_ptr(), dtype, along, 0, 0, 0, 0);

@@ -1,7 +1,6 @@
-// The dense forward pass for sm_90a: the kernels and their launch. Compiled and run on an emulated machine by the tests;
-// not run on a GPU.
+// The dense forward pass for sm_90a: the kernels and their launch. Compiled and run on an emulated machine by the
+// tests; not run on a GPU.
 #include "interaction_sm90.h"
-
 #include "launch.cuh"
 #include "ptx.cuh"
 #include "tensor_map.h"

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "../operand.h"
+#include "common/operand.h"
 #include "engine_sm90.cuh"
 
 namespace mi_kernels::cuda::sm90 {
@@ -85,13 +85,14 @@ inline const char* refusal(const ForwardOperands& f) {
     if (p.weight && p.context > 0 && !loadable(f.weight)) return "weight: not aligned to 16 bytes";
     if (p.weight_x && !loadable(f.weight_x)) return "weight_x: not aligned to 16 bytes";
   }
-  if (p.weight_z && p.context > 0 && !(loadable(f.z) && loadable(f.weight_z))) return "weight_z: not aligned to 16 bytes";
+  if (p.weight_z && p.context > 0 && !(loadable(f.z) && loadable(f.weight_z)))
+    return "weight_z: not aligned to 16 bytes";
   return nullptr;
 }
 
-// The choice with the least time by these *estimates*, in steps of one column; nothing has been measured. A step takes the
-// tensor cores kOut columns and the consumers 16 packed products; a tile has an end worth 8 steps; and the exchange of sums
-// through another block's shared memory is worth 16.
+// The choice with the least time by these *estimates*, in steps of one column; nothing has been measured. A step takes
+// the tensor cores kOut columns and the consumers 16 packed products; a tile has an end worth 8 steps; and the exchange
+// of sums through another block's shared memory is worth 16.
 inline ForwardChoice choose_forward(const Problem& p, bool bfloat16, int processors) {
   const auto steps = double(divide_up(p.width, kDepth)) * ((p.weight ? p.context : 0) + (p.weight_x ? 1 : 0)) +
                      (p.weight_z ? divide_up(p.context, kDepth) : 0);

@@ -19,8 +19,8 @@ inline void check(cudaError_t status, const char* what) {
 
 // A grid of one dimension, which is the one that may be long.
 inline dim3 grid_of(int64_t blocks) {
-  STD_TORCH_CHECK(blocks > 0 && blocks < (int64_t(1) << 31), "mi_kernels: expected a grid of 1 to 2^31 - 1 blocks, got ",
-                  blocks);
+  STD_TORCH_CHECK(blocks > 0 && blocks < (int64_t(1) << 31),
+                  "mi_kernels: expected a grid of 1 to 2^31 - 1 blocks, got ", blocks);
   return dim3(unsigned(blocks));
 }
 

@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kEngineThreads) linear_kernel(const LinearCall
 
 template <class T>
 void launch_linear(const Place& place, const LinearCall<T>& call) {
-  launch("interaction_input_grads", place, linear_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads, engine_shared_bytes<ProductMath<Ampere, T>>(), call);
+  launch("interaction_input_grads", place, linear_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads,
+         engine_shared_bytes<ProductMath<Ampere, T>>(), call);
 }
 #define MI_INSTANCE(T) template void launch_linear<T>(const Place&, const LinearCall<T>&);
 MI_FOR_EACH_DTYPE(MI_INSTANCE)

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "../host_device.h"
+#include "common/host_device.h"
 
 namespace mi_kernels::cuda {
 
@@ -20,8 +20,8 @@ inline constexpr int kStageBytes = 64;
 inline constexpr int kStages = 4;
 
 // Eight lines that ldmatrix reads together, at one logical chunk, lie in eight different chunks of the 128 bytes that
-// shared memory gives at a time: with 64-byte lines two of them share those 128 bytes, with longer ones none do. Items of
-// four bytes in long lines are read one by one, a warp two neighbouring chunks of four lines.
+// shared memory gives at a time: with 64-byte lines two of them share those 128 bytes, with longer ones none do. Items
+// of four bytes in long lines are read one by one, a warp two neighbouring chunks of four lines.
 MI_HOST_DEVICE constexpr int swizzled(int line, int chunk, int per_line, int item) {
   if (per_line == 4) return chunk ^ ((line >> 1) & 3);
   return item == 4 ? chunk ^ ((line & 3) << 1) : chunk ^ (line & 7);

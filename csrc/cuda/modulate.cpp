@@ -5,8 +5,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
-#include "../modulate_axes.h"
+#include "common/checks.h"
+#include "common/modulate_axes.h"
 #include "modulate_call.h"
 #include "registration.h"
 
@@ -43,7 +43,8 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tens
   return modulate_grads_in_passes(
       x, scale_size, shift_size, want_x, want_scale, want_shift, [](Tensor made) { return made; },
       [&](Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& pattern) {
-        run_modulate_grads(modulate_grads_call(dx, dscale, dshift, pattern, grad, x, scale, activation, offset, dtype), x, dtype);
+        run_modulate_grads(modulate_grads_call(dx, dscale, dshift, pattern, grad, x, scale, activation, offset, dtype),
+                           x, dtype);
       },
       [&](Tensor& dx) { modulate_into(dx, grad, scale, {}, activation, offset); });
 }

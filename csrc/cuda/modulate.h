@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "../axes.h"
-#include "../dtypes.h"
+#include "common/dtypes.h"
+#include "common/modulate_operands.h"
 #include "machine.h"
 
 namespace mi_kernels::cuda {

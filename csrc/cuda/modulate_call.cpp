@@ -3,14 +3,15 @@
 
 #include <algorithm>
 
-#include "../modulate_axes.h"
+#include "common/modulate_axes.h"
 
 namespace mi_kernels::cuda {
 namespace {
 
 // Whether every chunk along the inner axis lies together, and begins on a multiple of sixteen bytes where lines do.
 bool whole_line(const void* data, const Axis& inner, int operand, int64_t elements) {
-  return data && reinterpret_cast<uintptr_t>(data) % 16 == 0 && inner.stride[operand] == 1 && inner.size % elements == 0;
+  return data && reinterpret_cast<uintptr_t>(data) % 16 == 0 && inner.stride[operand] == 1 &&
+         inner.size % elements == 0;
 }
 bool whole_lines(const Axis* axes, int64_t count, int operand, int64_t elements) {
   return std::all_of(axes, axes + count, [&](const Axis& axis) { return axis.stride[operand] % elements == 0; });
@@ -37,7 +38,8 @@ ModulateGradsCall modulate_grads_call(const Tensor* dx, const Tensor* dscale, co
   const int64_t elements = 16 / storage_bytes(dtype);
   const void* data[kOperands] = {call.x, call.scale, nullptr, call.dx, call.grad};
   for (int o = 0; o < kOperands; ++o)
-    call.whole[o] = whole_line(data[o], call.inner, o, elements) && whole_lines(call.kept, call.kept_axes, o, elements) &&
+    call.whole[o] = whole_line(data[o], call.inner, o, elements) &&
+                    whole_lines(call.kept, call.kept_axes, o, elements) &&
                     whole_lines(call.reduced, call.reduced_axes, o, elements);
   return call;
 }

@@ -19,14 +19,14 @@ __global__ void __launch_bounds__(kModulateThreads)
 
 }  // namespace
 
-void launch_modulate_grads(const Place& place, DType dtype, const ModulateGradsCall& call, const ModulateGradsPlan& plan,
-                           void* partials) {
+void launch_modulate_grads(const Place& place, DType dtype, const ModulateGradsCall& call,
+                           const ModulateGradsPlan& plan, void* partials) {
   for_dtype(dtype, [&](auto t) {
     using T = decltype(t);
     dim3 grid = grid_of(plan.blocks);
     grid.y = unsigned(plan.splits);
-    launch("modulate_grads", place, grads_kernel<T>, grid, kModulateThreads, modulate_grads_shared_bytes<T>(), call, plan,
-           static_cast<AccOf<T>*>(partials));
+    launch("modulate_grads", place, grads_kernel<T>, grid, kModulateThreads, modulate_grads_shared_bytes<T>(), call,
+           plan, static_cast<AccOf<T>*>(partials));
     if (!partials) return;
     const int64_t blocks = (plan.units + kModulateThreads - 1) / kModulateThreads;
     launch("modulate_grads", place, finish_kernel<T>, grid_of(blocks), kModulateThreads, 0, call, plan,

@@ -2,7 +2,7 @@
 // Compiled, and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
 
-#include "../activations.h"
+#include "common/activation_math.h"
 #include "modulate.h"
 #include "numbers.cuh"
 
@@ -187,13 +187,13 @@ MI_DEVICE void modulate_grads_block(const ModulateGradsCall& call, const Modulat
       const int n = call.inner_kept ? run_length(first, call.inner.size, E) : E;
       const int64_t stride = call.inner.stride[kScale];
       const bool whole = call.inner_kept && call.whole[kScale];
-      activate(call.activation, call.offset, load_run(static_cast<const T*>(call.scale) + o.at[kScale], stride, n, whole),
-               gate);
+      activate(call.activation, call.offset,
+               load_run(static_cast<const T*>(call.scale) + o.at[kScale], stride, n, whole), gate);
     }
     const int64_t begin = split * plan.step;
     const int64_t end = begin + plan.step < plan.places ? begin + plan.step : plan.places;
     MI_NO_UNROLL for (int64_t place = begin + member; place < end; place += team)
-      grads_place<T>(call, plan, o, first, place, gate, sums);
+        grads_place<T>(call, plan, o, first, place, gate, sums);
   }
   if (!call.dscale && !call.dshift) return;
   sums.fold();
@@ -210,8 +210,7 @@ MI_DEVICE void modulate_grads_block(const ModulateGradsCall& call, const Modulat
   }
   MI_NO_UNROLL for (int half = team / 2; half > 0; half /= 2) {
     Gpu::sync_block();
-    if (member < half)
-      MI_UNROLL for (int e = 0; e < E; ++e) {
+    if (member < half) MI_UNROLL for (int e = 0; e < E; ++e) {
         shared[member * keeps + keep][0][e] += shared[(member + half) * keeps + keep][0][e];
         shared[member * keeps + keep][1][e] += shared[(member + half) * keeps + keep][1][e];
       }

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../dtypes.h"
-#include "../host_device.h"
+#include "common/dtypes.h"
+#include "common/host_device.h"
 
 namespace mi_kernels::cuda {
 
@@ -36,7 +36,7 @@ struct alignas(kBytes) Bits {
 
 template <class T, int kCount = kChunk<T>>
 union Chunk {
-  using All = Bits<kCount * int(sizeof(T))>;
+  using All = Bits<kCount* int(sizeof(T))>;
   All bits;
   T element[kCount];
   MI_HOST_DEVICE Chunk() : bits{} {}

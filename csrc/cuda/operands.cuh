@@ -1,6 +1,7 @@
 // The operands of the engine: matrices, two matrices that share a tile, and products z x that are made on the way to
 // shared memory. (line, along) are coordinates in the order in which an operand lies in memory, along within a line.
-// kMade: an operand is read into registers (Raw) and made of them. kRounded: its tf32 elements are, and need no rounding.
+// kMade: an operand is read into registers (Raw) and made of them. kRounded: its tf32 elements are, and need no
+// rounding.
 #pragma once
 
 #include "mma_layout.h"
@@ -11,10 +12,10 @@ namespace mi_kernels::cuda {
 template <class T>
 struct Matrix {
   const T* data = nullptr;
-  int64_t line = 0, along = 0;     // strides
-  int64_t lines = 0, length = 0;   // sizes; beyond them there are zeros
-  int64_t group = 0, item = 0;     // strides between groups, and between the items of a sequence of products
-  bool whole = false;              // every chunk lies together, within `length`, on a multiple of sixteen bytes
+  int64_t line = 0, along = 0;    // strides
+  int64_t lines = 0, length = 0;  // sizes; beyond them there are zeros
+  int64_t group = 0, item = 0;    // strides between groups, and between the items of a sequence of products
+  bool whole = false;             // every chunk lies together, within `length`, on a multiple of sixteen bytes
 
   using Element = T;
   static constexpr bool kPair = false, kMade = false, kRounded = false;
@@ -42,8 +43,7 @@ struct Matrix {
   MI_DEVICE Chunk<T, kCount> gathered(const Place& p) const {
     Chunk<T, kCount> c;
     if (inside(p)) {
-      MI_UNROLL for (int e = 0; e < kCount; ++e)
-        if (p.along + e < length) c.element[e] = at(p)[e * along];
+      MI_UNROLL for (int e = 0; e < kCount; ++e) if (p.along + e < length) c.element[e] = at(p)[e * along];
     }
     return c;
   }
@@ -98,8 +98,8 @@ struct Pair {
   }
 };
 
-// z[b, i] x[b, j] with b as the line and (i, j) along it. Of float16 they are tf32: its range is too small for them, and
-// as precise.
+// z[b, i] x[b, j] with b as the line and (i, j) along it. Of float16 they are tf32: its range is too small for them,
+// and as precise.
 template <class T>
 struct Products {
   const T *z = nullptr, *x = nullptr;
@@ -146,9 +146,7 @@ struct Products {
   MI_DEVICE Raw read(const Place& p) const {
     using Acc = AccOf<T>;
     Raw raw;
-    const auto fill = [&](T value) {
-      MI_UNROLL for (T& factor : raw.z) factor = value;
-    };
+    const auto fill = [&](T value) { MI_UNROLL for (T& factor : raw.z) factor = value; };
     fill(T(0.0f));
     if (p.line >= lines || p.i >= context) return raw;
     if (whole) {

@@ -52,10 +52,12 @@ Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, boo
   return g;
 }
 
-// Up to two blocks along the rows, of which the second finds W in L2. *Estimate*: a GPU has 10 to 20 multiply-adds in the
-// time in which its memory delivers 2 bytes, and an element of W costs one for each row, one for its conversion and half
-// of one for the products.
-bool streams(const Problem& p, DType dtype) { return dtype != DType::tf32 && p.rows <= 2 * stream_rows(storage_bytes(dtype)); }
+// Up to two blocks along the rows, of which the second finds W in L2. *Estimate*: a GPU has 10 to 20 multiply-adds in
+// the time in which its memory delivers 2 bytes, and an element of W costs one for each row, one for its conversion and
+// half of one for the products.
+bool streams(const Problem& p, DType dtype) {
+  return dtype != DType::tf32 && p.rows <= 2 * stream_rows(storage_bytes(dtype));
+}
 
 namespace {
 
@@ -76,10 +78,11 @@ ForwardPlan plan_forward(const Problem& p, bool weight, DType dtype, const Machi
   const int64_t depth = weight ? p.context * p.width : 0, stage = product_tile(dtype).depth;
   if (streams(p, dtype)) return {plan_stream(p, depth, dtype, machine), true, false};
   const int64_t steps = ceil_div(p.width, stage);
-  // In float16 the products z x are made in tf32, at half the rate of matrix instructions. By items there are none, but the
-  // sums over X are padded to whole stages: better as long as that adds less than it saves.
+  // In float16 the products z x are made in tf32, at half the rate of matrix instructions. By items there are none, but
+  // the sums over X are padded to whole stages: better as long as that adds less than it saves.
   const bool by_items = dtype == DType::f16 && (depth == 0 || 2 * p.width >= steps * stage);
-  if (!by_items || depth == 0) return {plan_product(p.groups, p.rows, p.out, depth, true, dtype, machine), false, by_items};
+  if (!by_items || depth == 0)
+    return {plan_product(p.groups, p.rows, p.out, depth, true, dtype, machine), false, by_items};
   Grid g = plan_product(p.groups, p.rows, p.out, 0, false, dtype, machine);
   g.splits = splits_for(g.blocks(), p.groups * p.rows * p.out, p.context, ceil_div(kLeastStages, steps), machine);
   g.step = ceil_div(p.context, g.splits);
@@ -87,7 +90,8 @@ ForwardPlan plan_forward(const Problem& p, bool weight, DType dtype, const Machi
   return {g, false, by_items};
 }
 
-Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType dtype, const Machine& machine) {
+Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType dtype,
+                      const Machine& machine) {
   const TileSize tile = input_grads_tile(dtype);
   Grid g{ceil_div(rows, tile.rows), ceil_div(width, tile.cols), 1, 0, groups};
   g.splits = splits_for(g.row_tiles * g.col_tiles * groups, groups * rows * width, context, 1, machine);
@@ -108,7 +112,8 @@ Grid plan_grads_stream(const Problem& p, bool chunks, DType dtype, const Machine
   s.item_splits = splits_for(tiles * s.out_splits, results * s.out_splits, turns, 1, machine);
   g.step = std::min(std::max<int64_t>(ceil_div(turns, s.item_splits), 1), longest_chain(dtype)) * teams;
   s.item_splits = std::max<int64_t>(ceil_div(p.context, g.step), 1);
-  s.out_splits = std::max(s.out_splits, splits_for(tiles * s.item_splits, results * s.item_splits, p.out, least, machine));
+  s.out_splits =
+      std::max(s.out_splits, splits_for(tiles * s.item_splits, results * s.item_splits, p.out, least, machine));
   s.out_step = std::max<int64_t>(ceil_div(p.out, s.out_splits), 1);
   s.out_splits = std::max<int64_t>(ceil_div(p.out, s.out_step), 1);
   g.splits = s.item_splits * s.out_splits;
@@ -127,7 +132,8 @@ bool prefers_sm90(const Problem& p, DType dtype, bool weight, const Machine& mac
   return p.rows >= 64 && p.out >= 32 && p.width >= 48 * ceil_div(p.width, 64);
 }
 
-bool whole_chunks(const void* data, DType dtype, int64_t along, int64_t length, int64_t line, int64_t group, int64_t item) {
+bool whole_chunks(const void* data, DType dtype, int64_t along, int64_t length, int64_t line, int64_t group,
+                  int64_t item) {
   const int64_t elements = 16 / storage_bytes(dtype);
   return along == 1 && length % elements == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0 && line % elements == 0 &&
          group % elements == 0 && item % elements == 0;

@@ -28,7 +28,8 @@ ModulateGradsPlan plan_modulate_grads(const ModulateGradsCall& call, DType dtype
   p.places = call.inner_kept ? rows : rows * p.chunks;
   // A team walks its places in turn: as many threads as there are places, but where units are neighbours in memory at
   // least 32 of them (512 bytes), so that whole lines are read.
-  const int64_t team = power_of_two(std::clamp<int64_t>(p.places, 1, call.inner_kept ? kModulateThreads / 32 : kModulateThreads));
+  const int64_t team =
+      power_of_two(std::clamp<int64_t>(p.places, 1, call.inner_kept ? kModulateThreads / 32 : kModulateThreads));
   p.keeps = kModulateThreads / team;
   if (call.inner_kept)  // fewer units than that: more threads for each
     while (p.keeps > 1 && p.keeps / 2 >= p.units && kModulateThreads / p.keeps < p.places) p.keeps /= 2;
@@ -39,8 +40,10 @@ ModulateGradsPlan plan_modulate_grads(const ModulateGradsCall& call, DType dtype
   p.step = ceil_div(p.places, std::max<int64_t>(std::min({wanted, most, int64_t(65535)}), 1));
   p.splits = std::max<int64_t>(ceil_div(p.places, std::max<int64_t>(p.step, 1)), 1);
   const bool sums = call.dscale || call.dshift;
-  if (!sums && p.splits > 1) p.partial_bytes = 0;
-  else if (p.splits > 1) p.partial_bytes = p.splits * p.units * 2 * elements * accumulator_bytes(dtype);
+  if (!sums && p.splits > 1)
+    p.partial_bytes = 0;
+  else if (p.splits > 1)
+    p.partial_bytes = p.splits * p.units * 2 * elements * accumulator_bytes(dtype);
   return p;
 }
 

@@ -3,7 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../checks.h"
+#include "common/checks.h"
 #include "plan.h"
 
 namespace mi_kernels::cuda {
@@ -16,7 +16,9 @@ inline DType product_dtype(DType dtype) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mi_kernels::tf32_allowed", "", answer, TORCH_ABI_VERSION));
   return torch::stable::detail::to<bool>(answer[0]) ? DType::tf32 : dtype;
 }
-inline DType product_dtype(const Tensor& x, const char* op) { return product_dtype(dtype_of(x.scalar_type(), op, "x")); }
+inline DType product_dtype(const Tensor& x, const char* op) {
+  return product_dtype(dtype_of(x.scalar_type(), op, "x"));
+}
 // The same of calls that may be streamed.
 inline DType product_dtype(const Tensor& x, const Problem& p, const char* op) {
   const DType dtype = dtype_of(x.scalar_type(), op, "x");

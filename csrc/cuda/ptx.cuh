@@ -56,17 +56,20 @@ struct Ampere : Gpu {
   template <class T>
   static MI_DEVICE void mma(float* d, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     if constexpr (std::is_same_v<T, tf32>) {
-      asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                   : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      asm volatile(
+          "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     } else if constexpr (std::is_same_v<T, bf16>) {
-      asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                   : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     } else {
-      asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                   : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     }
   }
 };
@@ -78,27 +81,28 @@ struct Ampere : Gpu {
 #define MI_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define MI_SUMS_16(i) MI_SUMS_4(i), MI_SUMS_4(i + 4), MI_SUMS_4(i + 8), MI_SUMS_4(i + 12)
 #define MI_SUMS_64(i) MI_SUMS_16(i), MI_SUMS_16(i + 16), MI_SUMS_16(i + 32), MI_SUMS_16(i + 48)
-#define MI_NAMES_0_31                                                                                        \
+#define MI_NAMES_0_31                                                                                          \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28," \
   "%29,%30,%31"
-#define MI_NAMES_32_63                                                                                          \
+#define MI_NAMES_32_63                                                                                           \
   "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58," \
   "%59,%60,%61,%62,%63"
-#define MI_NAMES_64_127                                                                                         \
+#define MI_NAMES_64_127                                                                                          \
   "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90," \
-  "%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,"  \
+  "%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,"   \
   "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-#define MI_WGMMA(n, type, names, left, right, add, ...)                                                              \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add ", 0;\n"                                                       \
-               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" names "}, {" left "}, " right      \
-               ", p, 1, 1, 0;\n}\n"                                                                                    \
-               : __VA_ARGS__                                                                                           \
+#define MI_WGMMA(n, type, names, left, right, add, ...)                                                          \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add                                                           \
+               ", 0;\n"                                                                                          \
+               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" names "}, {" left "}, " right \
+               ", p, 1, 1, 0;\n}\n"                                                                              \
+               : __VA_ARGS__                                                                                     \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "n"(int(kAdd)))
 #define MI_WGMMA_64(type) \
   MI_WGMMA("64", type, MI_NAMES_0_31, "%32,%33,%34,%35", "%36", "%37", MI_SUMS_16(0), MI_SUMS_16(16))
 #define MI_WGMMA_128(type) \
   MI_WGMMA("128", type, MI_NAMES_0_31 "," MI_NAMES_32_63, "%64,%65,%66,%67", "%68", "%69", MI_SUMS_64(0))
-#define MI_WGMMA_256(type)                                                                                        \
+#define MI_WGMMA_256(type)                                                                                           \
   MI_WGMMA("256", type, MI_NAMES_0_31 "," MI_NAMES_32_63 "," MI_NAMES_64_127, "%128,%129,%130,%131", "%132", "%133", \
            MI_SUMS_64(0), MI_SUMS_64(64))
 
@@ -171,14 +175,15 @@ struct Hopper {
   // ---- the copy engine: boxes of four-dimensional tensor maps ----
   static MI_DEVICE void load(const CUtensorMap* map, uint32_t to, uint32_t barrier, int c0, int c1, int c2, int c3) {
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+        "%6}], "
         "[%2];" ::"r"(to),
         "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
         : "memory");
   }
   // To the same address in each block of the mask; each block's own barrier counts the bytes.
-  static MI_DEVICE void load_multicast(const CUtensorMap* map, uint32_t to, uint32_t barrier, uint16_t mask, int c0, int c1,
-                                       int c2, int c3) {
+  static MI_DEVICE void load_multicast(const CUtensorMap* map, uint32_t to, uint32_t barrier, uint16_t mask, int c0,
+                                       int c1, int c2, int c3) {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
         "[%1, {%4, %5, %6, %7}], [%2], %3;" ::"r"(to),
@@ -193,7 +198,8 @@ struct Hopper {
   static MI_DEVICE void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
   // Until the sources of all stores of this thread have been read.
   static MI_DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-  // Orders what this thread wrote to and read from shared memory before what the copy engine does there once it is asked.
+  // Orders what this thread wrote to and read from shared memory before what the copy engine does there once it is
+  // asked.
   static MI_DEVICE void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
   static MI_DEVICE void shared_store(uint32_t to, uint32_t value) {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");

@@ -25,12 +25,13 @@ void launch_reduce(const Place& place, const Output<T>& out, int64_t splits) {
          out, splits);
 }
 template <class T>
-void launch_softmax(const Place& place, const Output<T>& out, int64_t splits, const AccOf<T>* shift, int64_t shift_splits) {
-  launch("softmax", place, softmax_kernel<T>, grid_of(out.rows), kReduceThreads, kReduceThreads * sizeof(AccOf<T>),
-         out, splits, shift, shift_splits);
+void launch_softmax(const Place& place, const Output<T>& out, int64_t splits, const AccOf<T>* shift,
+                    int64_t shift_splits) {
+  launch("softmax", place, softmax_kernel<T>, grid_of(out.rows), kReduceThreads, kReduceThreads * sizeof(AccOf<T>), out,
+         splits, shift, shift_splits);
 }
-#define MI_INSTANCE(T)                                                        \
-  template void launch_reduce<T>(const Place&, const Output<T>&, int64_t);    \
+#define MI_INSTANCE(T)                                                     \
+  template void launch_reduce<T>(const Place&, const Output<T>&, int64_t); \
   template void launch_softmax<T>(const Place&, const Output<T>&, int64_t, const AccOf<T>*, int64_t);
 MI_FOR_EACH_DTYPE(MI_INSTANCE)
 

@@ -15,13 +15,13 @@
 
 #include <cstdint>
 
-#include "../host_device.h"
+#include "common/host_device.h"
 
 namespace mi_kernels::cuda::sm90 {
 
-constexpr int kRows = 128;           // rows of a tile
-constexpr int kWarpgroupRows = 64;   // rows of one wgmma, hence of one consumer warpgroup
-constexpr int kDepth = 64;           // elements of a row of a block: 128 bytes, the width of the swizzle
+constexpr int kRows = 128;          // rows of a tile
+constexpr int kWarpgroupRows = 64;  // rows of one wgmma, hence of one consumer warpgroup
+constexpr int kDepth = 64;          // elements of a row of a block: 128 bytes, the width of the swizzle
 constexpr int kRowBytes = 128;
 constexpr int kInstructionDepth = 16;  // elements along the sum that one wgmma of 16-bit types takes
 constexpr int kInstructions = kDepth / kInstructionDepth;
@@ -32,8 +32,8 @@ constexpr int kThreads = (kWarpgroups + 1) * kWarpgroupThreads;  // the third wa
 // Registers of a thread, multiples of 8. A block starts with 65536 / 384 = 168 each; the loader gives most of its away.
 constexpr int kLoaderRegisters = 40, kConsumerRegisters = 232;
 static_assert(kWarpgroupThreads * (kLoaderRegisters + kWarpgroups * kConsumerRegisters) <= 65536);
-constexpr int kSharedBytes = 227 * 1024;            // what a block may have on sm_90
-constexpr int kAlignment = 1024;                    // the swizzle repeats after eight rows of 128 bytes
+constexpr int kSharedBytes = 227 * 1024;  // what a block may have on sm_90
+constexpr int kAlignment = 1024;          // the swizzle repeats after eight rows of 128 bytes
 
 MI_HOST_DEVICE constexpr int divide_up(int a, int b) { return a / b + (a % b != 0); }
 
@@ -47,8 +47,8 @@ MI_HOST_DEVICE constexpr uint32_t block_byte(int row, int col) { return swizzle(
 
 MI_HOST_DEVICE constexpr uint64_t descriptor_field(uint32_t bytes) { return (bytes & 0x3FFFF) >> 4; }
 
-// The matrix descriptor of wgmma for a block [rows, 64] whose rows lie 128 bytes apart, swizzled, with the sum along the
-// row ("K-major"): start address in bits 0..13, leading offset in 16..29 (unused here, 1), offset of the next eight
+// The matrix descriptor of wgmma for a block [rows, 64] whose rows lie 128 bytes apart, swizzled, with the sum along
+// the row ("K-major"): start address in bits 0..13, leading offset in 16..29 (unused here, 1), offset of the next eight
 // rows in 32..45, base offset in 49..51 (0: the block starts on a multiple of 1024), swizzle in 62..63 (1: 128 bytes).
 MI_HOST_DEVICE constexpr uint64_t matrix_descriptor(uint32_t address) {
   return descriptor_field(address) | descriptor_field(16) << 16 | descriptor_field(8 * kRowBytes) << 32 | 1ull << 62;
@@ -64,7 +64,8 @@ struct Place {
   int row, col;
 };
 
-// Element `half` (0 low, 1 high) of register `r` (0..3) of the left operand [64, 16] that a thread of a warpgroup holds.
+// Element `half` (0 low, 1 high) of register `r` (0..3) of the left operand [64, 16] that a thread of a warpgroup
+// holds.
 MI_HOST_DEVICE constexpr Place operand_place(int thread, int r, int half) {
   return {thread / 32 * 16 + thread % 32 / 4 + 8 * (r & 1), thread % 4 * 2 + 8 * (r >> 1) + half};
 }
@@ -72,8 +73,8 @@ MI_HOST_DEVICE constexpr Place operand_place(int thread, int r, int half) {
 MI_HOST_DEVICE constexpr Place sum_place(int thread, int r) {
   return {thread / 32 * 16 + thread % 32 / 4 + 8 * (r >> 1 & 1), (r >> 2) * 8 + thread % 4 * 2 + (r & 1)};
 }
-// Which row a thread names to ldmatrix.x4 so that the four 8 x 8 matrices arrive as the four registers above: lanes 0..7
-// name the rows of the first matrix, 8..15 those of the second, and so on.
+// Which row a thread names to ldmatrix.x4 so that the four 8 x 8 matrices arrive as the four registers above: lanes
+// 0..7 name the rows of the first matrix, 8..15 those of the second, and so on.
 MI_HOST_DEVICE constexpr Place operand_row(int thread) {
   const int lane = thread % 32;
   return {thread / 32 * 16 + lane % 8 + lane / 8 % 2 * 8, lane / 16 * 8};
@@ -92,8 +93,8 @@ MI_HOST_DEVICE constexpr void advance(Ring& ring) {
   ring.phase ^= ring.stage == 0 ? 1u : 0u;
 }
 
-// The shape of a kernel: kOut outputs per tile; kCluster blocks, neighbours along the rows, that share their weights; or
-// kSplit: a cluster of blocks for one tile, each with a share of the steps, where there are few tiles.
+// The shape of a kernel: kOut outputs per tile; kCluster blocks, neighbours along the rows, that share their weights;
+// or kSplit: a cluster of blocks for one tile, each with a share of the steps, where there are few tiles.
 template <int kOutputs, int kBlocks, bool kShareTile = false>
 struct Shape {
   static constexpr int kOut = kOutputs, kCluster = kBlocks;
@@ -107,8 +108,8 @@ struct Shape {
   static constexpr int kBarrierBytes = 256;
   static constexpr int kFit = (kSharedBytes - kAlignment - kResultBytes - kBarrierBytes) / kStageBytes;
   static constexpr int kStages = kFit < 8 ? kFit : 8;
-  // From the first multiple of 1024: stages, results, then the barriers: full and empty of each stage. Where blocks share
-  // a tile, their sums take the place of the stages at the end.
+  // From the first multiple of 1024: stages, results, then the barriers: full and empty of each stage. Where blocks
+  // share a tile, their sums take the place of the stages at the end.
   static constexpr int kResults = kStages * kStageBytes;
   static constexpr int kBarriers = kResults + kResultBytes;
   static constexpr int kBytes = kAlignment + kBarriers + kBarrierBytes;
@@ -161,8 +162,8 @@ struct Share {
 };
 
 // Walks the steps of a tile, or a share of them: visitor.operand(factor, block) for an operand, then
-// visitor.weights(factor, block, first, contexts, plain) for the blocks of W from context `first` on and, if `plain`, the
-// block of V or U that are multiplied with it.
+// visitor.weights(factor, block, first, contexts, plain) for the blocks of W from context `first` on and, if `plain`,
+// the block of V or U that are multiplied with it.
 template <class Visitor>
 MI_HOST_DEVICE void walk(const Problem& p, Share share, Visitor& visitor) {
   const int contexts = p.weight ? p.context : 0, all = contexts + (p.weight_x ? 1 : 0);
@@ -196,7 +197,8 @@ struct View {
 // What the copy engine asks of a tensor: innermost dimension contiguous, address and strides multiples of 16 bytes,
 // sizes that fit its 32-bit coordinates, strides below 2^40 bytes, and no dimension that overlaps the one inside it.
 constexpr bool loadable(const View& v) {
-  if (v.data == nullptr || reinterpret_cast<uintptr_t>(v.data) % 16 != 0 || (v.size[0] > 1 && v.stride[0] != 1)) return false;
+  if (v.data == nullptr || reinterpret_cast<uintptr_t>(v.data) % 16 != 0 || (v.size[0] > 1 && v.stride[0] != 1))
+    return false;
   int64_t span = v.size[0];
   for (int d = 0; d < 4; ++d) {
     if (v.size[d] < 1 || v.size[d] >= int64_t(1) << 31) return false;

@@ -22,7 +22,8 @@ template <class T>
 struct StreamProducts {
   const Products<T>& of;
   const T *z, *x;
-  MI_DEVICE StreamProducts(const Products<T>& p, int64_t group) : of(p), z(p.z + group * p.z_group), x(p.x + group * p.x_group) {}
+  MI_DEVICE StreamProducts(const Products<T>& p, int64_t group)
+      : of(p), z(p.z + group * p.z_group), x(p.x + group * p.x_group) {}
   MI_DEVICE int64_t within(int64_t line) const { return line < of.lines ? line : of.lines - 1; }
   MI_DEVICE const T* from(int64_t line, int64_t j) const { return x + within(line) * of.x_line + j * of.x_along; }
   MI_DEVICE AccOf<T> factor(int64_t line, int64_t i) const {
@@ -47,8 +48,8 @@ MI_DEVICE Chunk<T> load_elements(const T* from) {
   return c;
 }
 
-// Adds left(row, k) right(col, k) for k from `begin` to `end`, k = (i, j) with j below `width`. A thread reads kN elements
-// at a time, a chunk or one; its neighbours have those beside them.
+// Adds left(row, k) right(col, k) for k from `begin` to `end`, k = (i, j) with j below `width`. A thread reads kN
+// elements at a time, a chunk or one; its neighbours have those beside them.
 template <class Gpu, class T, int kN, class Left>
 MI_DEVICE void stream(const Left& left, int64_t width, const StreamMatrix<T>& right, int64_t row0, int64_t col0,
                       int64_t begin, int64_t end, StreamSums<T>& sums) {
@@ -73,11 +74,10 @@ MI_DEVICE void stream(const Left& left, int64_t width, const StreamMatrix<T>& ri
       values[r] = load_elements<kN>(left.from(row0 + r, j));
       factor[r] = left.factor(row0 + r, i);
     }
-    MI_UNROLL for (int e = 0; e < kN; ++e)
-      MI_UNROLL for (int r = 0; r < kStreamRows<T>; ++r) {
-        const Acc product = factor[r] * Acc(values[r].element[e]);
-        MI_UNROLL for (int m = 0; m < kStreamOutputs; ++m) sums[r][m] += product * Acc(weight[m].element[e]);
-      }
+    MI_UNROLL for (int e = 0; e < kN; ++e) MI_UNROLL for (int r = 0; r < kStreamRows<T>; ++r) {
+      const Acc product = factor[r] * Acc(values[r].element[e]);
+      MI_UNROLL for (int m = 0; m < kStreamOutputs; ++m) sums[r][m] += product * Acc(weight[m].element[e]);
+    }
     if (k >= end) return;
     i += whole;
     j += rest;
@@ -91,13 +91,14 @@ MI_DEVICE void stream(const Left& left, int64_t width, const StreamMatrix<T>& ri
 // Adds the products with W of a split and, of the first one, those of z and x with U and V.
 template <class Gpu, class T, int kN>
 MI_DEVICE void stream_terms(const ForwardCall<T>& call, const TilePlace& p, StreamSums<T>& sums) {
-  const int64_t row0 = p.row_tile * kStreamRows<T>, col0 = p.col_tile * kStreamOutputs, begin = p.split * call.grid.step;
+  const int64_t row0 = p.row_tile * kStreamRows<T>, col0 = p.col_tile * kStreamOutputs,
+                begin = p.split * call.grid.step;
   const int64_t end = call.depth - begin < call.grid.step ? call.depth : begin + call.grid.step;
   stream<Gpu, T, kN>(StreamProducts<T>(call.products, p.group), call.products.width,
                      StreamMatrix<T>(call.weight, p.group), row0, col0, begin, end, sums);
   MI_NO_UNROLL for (int q = 0; q < 2 && p.split == 0; ++q)
-    stream<Gpu, T, kN>(StreamMatrix<T>(call.left[q], p.group), call.depths[q], StreamMatrix<T>(call.right[q], p.group),
-                       row0, col0, 0, call.depths[q], sums);
+      stream<Gpu, T, kN>(StreamMatrix<T>(call.left[q], p.group), call.depths[q],
+                         StreamMatrix<T>(call.right[q], p.group), row0, col0, 0, call.depths[q], sums);
 }
 
 template <class T>
@@ -119,15 +120,16 @@ MI_DEVICE void stream_block(const ForwardCall<T>& call) {
   // All sums of the block, in an order that depends on nothing.
   auto* shared = reinterpret_cast<Acc*>(Gpu::shared());
   const int thread = Gpu::thread(), value = thread / kShare;
-  MI_UNROLL for (int v = 0; v < kValues; ++v)
-    shared[v * kPitch + thread] = sums[v / kStreamOutputs][v % kStreamOutputs];
+  MI_UNROLL for (int v = 0; v < kValues; ++v) shared[v * kPitch + thread] =
+      sums[v / kStreamOutputs][v % kStreamOutputs];
   Gpu::sync_block();
   Acc sum = 0;
   MI_NO_UNROLL for (int t = thread % kShare; t < kEngineThreads; t += kShare) sum += shared[value * kPitch + t];
   Gpu::sync_block();
   shared[thread] = sum;
   Gpu::sync_block();
-  const int64_t row = p.row_tile * kStreamRows<T> + thread / kStreamOutputs, col = p.col_tile * kStreamOutputs + thread % kStreamOutputs;
+  const int64_t row = p.row_tile * kStreamRows<T> + thread / kStreamOutputs,
+                col = p.col_tile * kStreamOutputs + thread % kStreamOutputs;
   if (thread >= kValues || row >= call.out.rows || col >= call.out.cols) return;
   sum = 0;
   MI_NO_UNROLL for (int t = 0; t < kShare; ++t) sum += shared[thread * kShare + t];

@@ -1,6 +1,6 @@
-// dx and dz of a few rows: W streams past once. A thread has kN neighbouring inputs j, of all rows of the block, and sums
-// T_ij = sum_o g[o] W[o, i, j] over the outputs of its split for one i after the other; z_i T_ij is added to its dx,
-// and the sums over j of x_j T_ij are dz_i. `team` threads lie along j, 256 / team along i.
+// dx and dz of a few rows: W streams past once. A thread has kN neighbouring inputs j, of all rows of the block, and
+// sums T_ij = sum_o g[o] W[o, i, j] over the outputs of its split for one i after the other; z_i T_ij is added to its
+// dx, and the sums over j of x_j T_ij are dz_i. `team` threads lie along j, 256 / team along i.
 //
 // Compiled, and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
@@ -26,8 +26,7 @@ MI_DEVICE void stream_outputs(const StreamMatrix<T>& grad, const T* from, int64_
   from += begin * line;
   MI_NO_UNROLL for (int64_t o = begin; o < end; o += kStreamDeep<T>) {
     Chunk<T> weight[kStreamDeep<T>];
-    MI_UNROLL for (int d = 0; d < kStreamDeep<T>; ++d)
-      if (o + d < end) weight[d] = load_elements<kN>(from + d * line);
+    MI_UNROLL for (int d = 0; d < kStreamDeep<T>; ++d) if (o + d < end) weight[d] = load_elements<kN>(from + d * line);
     MI_UNROLL for (int d = 0; d < kStreamDeep<T>; ++d) {
       if (o + d >= end) break;
       MI_UNROLL for (int r = 0; r < kStreamRows<T>; ++r) {
@@ -46,7 +45,8 @@ MI_DEVICE void add_up(Acc* values, int place, int team, int stride) {
   MI_NO_UNROLL for (int half = team / 2; half > 0; half /= 2) {
     Gpu::sync_block();
     if (place < half)
-      MI_UNROLL for (int v = 0; v < kCount; ++v) values[v * kEngineThreads] += values[v * kEngineThreads + half * stride];
+      MI_UNROLL for (int v = 0; v < kCount; ++v) values[v * kEngineThreads] +=
+          values[v * kEngineThreads + half * stride];
   }
   Gpu::sync_block();
 }
@@ -72,8 +72,8 @@ MI_DEVICE void stream_grads(const InputGradsCall<T>& call) {
   const bool inside = j < call.width;
   Acc own_x[kRows][kN] = {}, dx[kRows][kN] = {};
   if (call.dz && inside)
-    MI_UNROLL for (int r = 0; r < kRows; ++r)
-      MI_UNROLL for (int e = 0; e < kN; ++e) own_x[r][e] = Acc(x[row(r) * call.x_row + (j + e) * call.x_col]);
+    MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kN; ++e) own_x[r][e] =
+        Acc(x[row(r) * call.x_row + (j + e) * call.x_col]);
   MI_NO_UNROLL for (int64_t i_team = i0; i_team < i1; i_team += teams) {
     const int64_t i = i_team + own;
     Acc sums[kRows][kN] = {}, share[kRows] = {};
@@ -91,22 +91,19 @@ MI_DEVICE void stream_grads(const InputGradsCall<T>& call) {
     MI_UNROLL for (int r = 0; r < kRows; ++r) shared[r * kEngineThreads] = share[r];
     add_up<Gpu, kRows>(shared, member, team, 1);
     if (member == 0 && i < i1)
-      MI_UNROLL for (int r = 0; r < kRows; ++r)
-        if (row0 + r < call.rows)
-          call.dz[(((out_split * call.grid.col_tiles + p.col_tile) * call.grid.groups + p.group) * call.rows + row0 + r) *
-                      call.context +
-                  i] = shared[r * kEngineThreads];
+      MI_UNROLL for (int r = 0; r < kRows; ++r) if (row0 + r < call.rows) call
+          .dz[(((out_split * call.grid.col_tiles + p.col_tile) * call.grid.groups + p.group) * call.rows + row0 + r) *
+                  call.context +
+              i] = shared[r * kEngineThreads];
   }
   if (!call.dx) return;
-  MI_UNROLL for (int r = 0; r < kRows; ++r)
-    MI_UNROLL for (int e = 0; e < kN; ++e) shared[(r * kN + e) * kEngineThreads] = dx[r][e];
+  MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kN; ++e)
+      shared[(r * kN + e) * kEngineThreads] = dx[r][e];
   add_up<Gpu, kRows * kN>(shared, own, teams, team);
   if (own > 0 || !inside) return;
-  MI_UNROLL for (int r = 0; r < kRows; ++r)
-    MI_UNROLL for (int e = 0; e < kN; ++e)
-      if (row0 + r < call.rows)
-        call.dx[((p.split * call.grid.groups + p.group) * call.rows + row0 + r) * call.width + j + e] =
-            shared[(r * kN + e) * kEngineThreads];
+  MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kN; ++e) if (row0 + r < call.rows)
+      call.dx[((p.split * call.grid.groups + p.group) * call.rows + row0 + r) * call.width + j + e] =
+      shared[(r * kN + e) * kEngineThreads];
 }
 
 template <class Gpu, class T>

@@ -1,8 +1,7 @@
-#include "tensor_map.h"
-
 #include <cudaTypedefs.h>
 
 #include "launch.cuh"
+#include "tensor_map.h"
 
 namespace mi_kernels::cuda::sm90 {
 namespace {
@@ -17,7 +16,8 @@ Encode find_encode() {
   check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status),
         "cuTensorMapEncodeTiled");
 #else  // 12.4 has the older question alone, which answers for the version of its own headers
-  check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &status), "cuTensorMapEncodeTiled");
+  check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &status),
+        "cuTensorMapEncodeTiled");
 #endif
   STD_TORCH_CHECK(status == cudaDriverEntryPointSuccess && found,
                   "mi_kernels: this driver has no cuTensorMapEncodeTiled: expected one for CUDA 12.0 or later");
@@ -46,8 +46,8 @@ CUtensorMap tensor_map(const View& view, bool bfloat16, int rows) {
       encode(&map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
              const_cast<void*>(view.data), size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  STD_TORCH_CHECK(result == CUDA_SUCCESS, "mi_kernels: cuTensorMapEncodeTiled refuses a tensor of ", view.size[0], " x ",
-                  view.size[1], " x ", view.size[2], " x ", view.size[3], " elements: error ", int(result));
+  STD_TORCH_CHECK(result == CUDA_SUCCESS, "mi_kernels: cuTensorMapEncodeTiled refuses a tensor of ", view.size[0],
+                  " x ", view.size[1], " x ", view.size[2], " x ", view.size[3], " elements: error ", int(result));
   return map;
 }
 

@@ -38,7 +38,7 @@ def define(
 
     ``axes`` and ``groups`` say what the tensors look like (validation.Operands), ``dtypes`` which of them the
     portable kernel takes; ``more(*arguments)`` raises for whatever else must not come. The public functions
-    have checked all that: this is for direct calls. The compiled kernels check in C++ (csrc/checks.h).
+    have checked all that: this is for direct calls. The compiled kernels check in C++ (csrc/common/checks.h).
     """
     parsed = torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}").arguments
     required = sum(argument.name in axes and str(argument.type) == "Tensor" for argument in parsed)

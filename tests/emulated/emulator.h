@@ -68,12 +68,15 @@ class Block {
         resume(t);
         left -= t.done;
       }
-      if (left == before && progress == progress_) throw std::runtime_error("emulator: the threads wait for each other");
+      if (left == before && progress == progress_)
+        throw std::runtime_error("emulator: the threads wait for each other");
     }
     now = nullptr;
   }
 
-  char* shared_memory() { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + 127) / 128 * 128); }
+  char* shared_memory() {
+    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + 127) / 128 * 128);
+  }
   int thread() const { return current_; }
   Thread& state() { return threads_state_[size_t(current_)]; }
   void sync_block() { wait(block_, threads_); }
@@ -171,7 +174,8 @@ struct Emulated {
     const int lane = block.thread() % 32;
     for (int m = 0; m < 4; ++m) {
       unsigned banks = 0;
-      for (int line = 0; line < 8; ++line) banks |= 1u << (reinterpret_cast<uintptr_t>(lanes[m * 8 + line].address) / 16 % 8);
+      for (int line = 0; line < 8; ++line)
+        banks |= 1u << (reinterpret_cast<uintptr_t>(lanes[m * 8 + line].address) / 16 % 8);
       block.conflicts += lane == 0 && banks != 0xff;
       uint16_t pair[2];
       for (int e = 0; e < 2; ++e) {

@@ -101,7 +101,8 @@ void launch_input_grads(const Place&, const InputGradsCall<T>& call) {
 template <class T>
 void launch_reduce(const Place&, const Output<T>& out, int64_t splits) {
   const int64_t size = out.groups * out.rows * out.cols;
-  run((size + kReduceThreads - 1) / kReduceThreads, 1, kReduceThreads, 0, [&] { reduce_block<Emulated, T>(out, splits); });
+  run((size + kReduceThreads - 1) / kReduceThreads, 1, kReduceThreads, 0,
+      [&] { reduce_block<Emulated, T>(out, splits); });
 }
 template <class T>
 void launch_softmax(const Place&, const Output<T>& out, int64_t splits, const AccOf<T>* shift, int64_t shift_splits) {
@@ -109,16 +110,16 @@ void launch_softmax(const Place&, const Output<T>& out, int64_t splits, const Ac
       [&] { softmax_block<Emulated, T>(out, splits, shift, shift_splits); });
 }
 
-#define MI_INSTANCES(T)                                                     \
-  template void launch_forward<T>(const Place&, const ForwardCall<T>&);           \
-  template void launch_gate<T>(const Place&, const GateCall<T>&);                 \
-  template void launch_weight_grads<T>(const Place&, const WeightGradsCall<T>&);  \
-  template void launch_linear<T>(const Place&, const LinearCall<T>&);             \
-  template void launch_input_grads<T>(const Place&, const InputGradsCall<T>&);    \
-  template void launch_reduce<T>(const Place&, const Output<T>&, int64_t);        \
+#define MI_INSTANCES(T)                                                          \
+  template void launch_forward<T>(const Place&, const ForwardCall<T>&);          \
+  template void launch_gate<T>(const Place&, const GateCall<T>&);                \
+  template void launch_weight_grads<T>(const Place&, const WeightGradsCall<T>&); \
+  template void launch_linear<T>(const Place&, const LinearCall<T>&);            \
+  template void launch_input_grads<T>(const Place&, const InputGradsCall<T>&);   \
+  template void launch_reduce<T>(const Place&, const Output<T>&, int64_t);       \
   template void launch_softmax<T>(const Place&, const Output<T>&, int64_t, const AccOf<T>*, int64_t);
 MI_FOR_EACH_DTYPE(MI_INSTANCES)
-#define MI_STREAMS(T)                                               \
+#define MI_STREAMS(T)                                                  \
   template void launch_stream<T>(const Place&, const ForwardCall<T>&); \
   template void launch_stream_grads<T>(const Place&, const InputGradsCall<T>&);
 MI_FOR_EACH_STORED_DTYPE(MI_STREAMS)

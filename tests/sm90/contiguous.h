@@ -27,6 +27,7 @@ inline bool read_call(ContiguousCall& call) {
 inline mi_kernels::cuda::sm90::ForwardOperands operands_of(const mi_kernels::Problem& p) {
   alignas(256) static char memory[256];
   const int64_t b = p.rows, i = p.context, j = p.width, o = p.out;
-  return mi_kernels::cuda::sm90::forward_operands(p, {memory, b * j, j, 1}, {memory, b * i, i, 1}, {memory, o * i * j, 0, 0},
-                                                  {memory, o * i, i, 1}, {memory, o * j, j, 1}, {memory, o, 1, 0}, memory);
+  return mi_kernels::cuda::sm90::forward_operands(p, {memory, b * j, j, 1}, {memory, b * i, i, 1},
+                                                  {memory, o * i * j, 0, 0}, {memory, o * i, i, 1},
+                                                  {memory, o * j, j, 1}, {memory, o, 1, 0}, memory);
 }

@@ -1,7 +1,8 @@
 // Runs the sm_90a engine on the machine of machine.h and compares with the formula.
 //
 //     engine SEEDS     the cases of main()
-//     engine calls     those on standard input (contiguous.h), each on the kernel and the blocks that it would be launched on
+//     engine calls     those on standard input (contiguous.h), each on the kernel and the blocks that it would be
+//     launched on
 #include "contiguous.h"
 #include "machine.h"
 
@@ -22,8 +23,10 @@ struct Tensor {
     for (int d = 3; d >= 0; --d) {
       size[d] = sizes[size_t(d)];
       stride[d] = d == 0 && shared ? 0 : span;
-      if (d == 3) span = padding ? size[3] / padding * padding + 2 * padding : size[3];
-      else if (!(d == 0 && shared)) span *= size[d];
+      if (d == 3)
+        span = padding ? size[3] / padding * padding + 2 * padding : size[3];
+      else if (!(d == 0 && shared))
+        span *= size[d];
     }
     memory.assign(size_t(span + 64), 0x7FFF);
     while (reinterpret_cast<uintptr_t>(memory.data() + start) % 16 != 0) ++start;
@@ -31,7 +34,8 @@ struct Tensor {
     for (int64_t a = 0; a < (shared ? 1 : size[0]); ++a)
       for (int64_t b = 0; b < size[1]; ++b)
         for (int64_t c = 0; c < size[2]; ++c)
-          for (int64_t d = 0; d < size[3]; ++d) memory[size_t(at(a, b, c, d))] = emulated::narrow(normal(random), bfloat16);
+          for (int64_t d = 0; d < size[3]; ++d)
+            memory[size_t(at(a, b, c, d))] = emulated::narrow(normal(random), bfloat16);
   }
   int64_t at(int64_t a, int64_t b, int64_t c, int64_t d) const {
     return start + a * stride[0] + b * stride[1] + c * stride[2] + d * stride[3];
@@ -42,7 +46,8 @@ struct Tensor {
     for (int64_t a = 0; a < size[0]; ++a)
       for (int64_t b = 0; b < size[1]; ++b)
         for (int64_t c = 0; c < size[2]; ++c)
-          for (int64_t d = 0; d < size[3]; ++d) result.push_back(emulated::widen(memory[size_t(at(a, b, c, d))], bfloat16));
+          for (int64_t d = 0; d < size[3]; ++d)
+            result.push_back(emulated::widen(memory[size_t(at(a, b, c, d))], bfloat16));
     return result;
   }
   mi_kernels::Operand operand(bool present, int row_dimension) const {
@@ -58,9 +63,9 @@ struct Numbers {
 struct Case {
   Problem p;
   bool shared_weights = false;
-  int bad_row = -1;      // x is NaN there
-  int blocks = 0;        // of the grid, 0: as many as there are tiles
-  int split = 1;         // blocks for each tile
+  int bad_row = -1;  // x is NaN there
+  int blocks = 0;    // of the grid, 0: as many as there are tiles
+  int split = 1;     // blocks for each tile
 };
 
 template <class T, class Shape, bool kExact>
@@ -70,8 +75,10 @@ void run(const Case& test, uint32_t seed) {
   std::mt19937 random(seed + 17);
   const int64_t g = p.groups, b = p.rows, i = p.context, j = p.width, o = p.out;
   Tensor x({g, b, 1, j}, 8, false, random, 1, kBf), z({g, b, 1, i}, 8, false, random, 1, kBf);
-  Tensor w({g, o, i, j}, 0, test.shared_weights, random, 1, kBf), u({g, o, 1, i}, 8, test.shared_weights, random, 1, kBf);
-  Tensor v({g, o, 1, j}, 8, test.shared_weights, random, 1, kBf), c({g, 1, 1, o}, 3, test.shared_weights, random, 1, kBf);
+  Tensor w({g, o, i, j}, 0, test.shared_weights, random, 1, kBf),
+      u({g, o, 1, i}, 8, test.shared_weights, random, 1, kBf);
+  Tensor v({g, o, 1, j}, 8, test.shared_weights, random, 1, kBf),
+      c({g, 1, 1, o}, 3, test.shared_weights, random, 1, kBf);
   if (test.bad_row >= 0) x.memory[size_t(x.at(0, test.bad_row, 0, 0))] = 0x7FFF;
   constexpr uint16_t kUntouched = 0x7FFE;
   std::vector<uint16_t> memory(size_t(g * b * o + 256), kUntouched);
@@ -86,13 +93,17 @@ void run(const Case& test, uint32_t seed) {
       f, test.split, [](const sm90::View& view, int rows) { return emulated::Map{view, rows}; });
   const sm90::Schedule<Shape> schedule(p);
   const int blocks = test.blocks ? test.blocks : schedule.units * Shape::kCluster * test.split;
-  emulated::launch(blocks, Shape::kCluster * test.split, seed, [&] { sm90::forward<emulated::Machine, T, Shape, kExact>(call, nullptr); });
+  emulated::launch(blocks, Shape::kCluster * test.split, seed,
+                   [&] { sm90::forward<emulated::Machine, T, Shape, kExact>(call, nullptr); });
 
   const Numbers numbers{x.values(kBf), z.values(kBf), w.values(kBf), u.values(kBf), v.values(kBf), c.values(kBf)};
   // Half a step of the last digit of a number.
-  const auto half_step = [](double value) { return value == 0 ? 0 : std::ldexp(1.0, std::ilogb(value) - (kBf ? 8 : 11)); };
+  const auto half_step = [](double value) {
+    return value == 0 ? 0 : std::ldexp(1.0, std::ilogb(value) - (kBf ? 8 : 11));
+  };
   for (int64_t n = 0; n < int64_t(memory.size()); ++n)
-    if ((n < start || n >= start + g * b * o) && memory[size_t(n)] != kUntouched) emulated::fail("written outside of y");
+    if ((n < start || n >= start + g * b * o) && memory[size_t(n)] != kUntouched)
+      emulated::fail("written outside of y");
   std::vector<double> products(size_t(i * j));  // z x of a row
   for (int64_t k = 0; k < g; ++k)
     for (int64_t r = 0; r < b; ++r) {
@@ -117,8 +128,9 @@ void run(const Case& test, uint32_t seed) {
         const uint16_t bits = memory[size_t(start + (k * b + r) * o + q)];
         const double got = emulated::widen(bits, kBf);
         // The last rounding, and those of the sums in float.
-        const bool good = bits != kUntouched && (std::isnan(truth) ? std::isnan(got)
-                                                  : std::fabs(got - truth) <= half_step(truth) + 4e-6 * size);
+        const bool good =
+            bits != kUntouched &&
+            (std::isnan(truth) ? std::isnan(got) : std::fabs(got - truth) <= half_step(truth) + 4e-6 * size);
         if (good) continue;
         std::fprintf(stderr,
                      "G %d B %d Z %d X %d O %d terms %d%d%d%d, kOut %d cluster %d exact %d bf16 %d seed %u: "
@@ -174,19 +186,19 @@ int main(int argc, char** argv) {
   const std::vector<Case> few = {
       // An odd context, a partial block of inputs, tiles past the ends, more tiles than blocks.
       {{1, 130, 5, 72, 136, true, true, true, true}, false, -1, 2},
-      {{1, 5, 12, 16, 11, true, true, true, true}},   // rows of y that the copy engine cannot write
+      {{1, 5, 12, 16, 11, true, true, true, true}},  // rows of y that the copy engine cannot write
   };
   std::vector<Case> all = few;
   all.insert(all.end(), {
-      {{2, 70, 2, 64, 96, true, false, true, false}, false, 3},
-      {{3, 33, 1, 16, 8, true, true, false, true}, true},
-      {{1, 20, 70, 40, 16, false, true, true, true}},
-      {{1, 9, 4, 8, 40, true, false, false, false}},
-      {{2, 3, 0, 0, 5, true, true, true, true}},  // only the bias is left
-      {{1, 3, 0, 9, 8, true, true, true, false}},
-      {{1, 3, 9, 0, 8, true, true, true, false}},
-      {{1, 300, 3, 40, 200, true, true, false, true}, false, -1, 2},  // more tiles than blocks
-  });
+                            {{2, 70, 2, 64, 96, true, false, true, false}, false, 3},
+                            {{3, 33, 1, 16, 8, true, true, false, true}, true},
+                            {{1, 20, 70, 40, 16, false, true, true, true}},
+                            {{1, 9, 4, 8, 40, true, false, false, false}},
+                            {{2, 3, 0, 0, 5, true, true, true, true}},  // only the bias is left
+                            {{1, 3, 0, 9, 8, true, true, true, false}},
+                            {{1, 3, 9, 0, 8, true, true, true, false}},
+                            {{1, 300, 3, 40, 200, true, true, false, true}, false, -1, 2},  // more tiles than blocks
+                        });
   const std::vector<Case> wide = {{{1, 140, 6, 72, 300, true, true, true, true}, false, 139, 2}, few[1]};
   const std::vector<Case> split = {
       {{1, 7, 5, 136, 24, true, true, true, true}, false, -1, 0, 2},

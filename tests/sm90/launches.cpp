@@ -1,4 +1,5 @@
-// The host side of interaction_sm90.cu, as nvcc compiled it, each call in a thread of its own. The linker puts the functions
+// The host side of interaction_sm90.cu, as nvcc compiled it, each call in a thread of its own. The linker puts the
+// functions
 // __wrap_* below in the place of the runtime's; nothing is run.
 #include <cuda_runtime.h>
 
@@ -39,7 +40,8 @@ void run(const ContiguousCall& call) {
   choice = sm90::choose_forward(f.problem, call.bfloat16, kHopper.processors);
   sm90::run_forward(f, choice, call.bfloat16, nullptr);
   require(launches == 1, "not one launch");
-  require(maps == 5 + sm90::loadable(sm90::result_view(f)), "a tensor map for each of x, z, W, U, V, and y if it allows it");
+  require(maps == 5 + sm90::loadable(sm90::result_view(f)),
+          "a tensor map for each of x, z, W, U, V, and y if it allows it");
 }
 
 }  // namespace
@@ -55,7 +57,9 @@ extern "C" cudaError_t __wrap_cudaFuncSetAttribute(const void* function, cudaFun
 extern "C" cudaError_t __wrap_cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void**) {
   has_context = true;
   ++launches;
-  const int expected = choice.out_tile == 64 ? bytes_of<64>() : choice.out_tile == 128 ? bytes_of<128>() : bytes_of<256>();
+  const int expected = choice.out_tile == 64    ? bytes_of<64>()
+                       : choice.out_tile == 128 ? bytes_of<128>()
+                                                : bytes_of<256>();
   require(function == prepared, "another kernel is launched than was prepared");
   require(int(config->dynamicSmemBytes) == expected && shared_bytes == expected, "shared memory of another shape");
   require(int(config->gridDim.x) == choice.blocks && int(config->blockDim.x) == sm90::kThreads, "grid");

@@ -106,7 +106,8 @@ void schedules() {
             require(t.out < out && t.row < rows + kRows * (S::kCluster - 1), "a tile past the end");
             if (rank > 0) require(t.out == schedule.tile(unit, 0).out, "a cluster shares its weights");
             if (t.row < rows)
-              ++times[size_t((t.group * divide_up(rows, kRows) + t.row / kRows) * divide_up(out, S::kOut) + t.out / S::kOut)];
+              ++times[size_t((t.group * divide_up(rows, kRows) + t.row / kRows) * divide_up(out, S::kOut) +
+                             t.out / S::kOut)];
           }
         require(std::all_of(times.begin(), times.end(), [](int n) { return n == 1; }), "tiles are lost or done twice");
       }
@@ -139,7 +140,8 @@ void choices() {
         const Problem p{1, rows, 16, 64, out, true, false, false, false};
         const ForwardChoice c = choose_forward(p, bfloat16, 132);
         require(c.exact == !bfloat16 && c.out_tile <= (c.exact ? 128 : 256), "kernels that do not exist");
-        require(c.cluster == (rows > 128 && c.split == 1 ? 2 : 1) && c.blocks >= c.cluster && c.blocks <= 132 && c.blocks % c.cluster == 0,
+        require(c.cluster == (rows > 128 && c.split == 1 ? 2 : 1) && c.blocks >= c.cluster && c.blocks <= 132 &&
+                    c.blocks % c.cluster == 0,
                 "blocks");
       }
   const auto out_tile = [](int rows, int out) {
@@ -147,9 +149,12 @@ void choices() {
   };
   // Few tiles: blocks share them, as many as fit, without a cluster for the weights.
   const ForwardChoice few = choose_forward({1, 256, 64, 512, 256, true, false, false, false}, true, 132);
-  require(few.split > 1 && few.out_tile <= 128 && few.cluster == 1 && few.blocks <= 132 && few.blocks % few.split == 0, "few");
-  require(choose_forward({1, 256, 3, 512, 256, true, false, false, false}, true, 132).split == 1, "a share without a context");
-  require(out_tile(1 << 14, 4096) == 256 && out_tile(1 << 14, 64) == 64 && out_tile(1024, 512) == 64, "choice of a tile");
+  require(few.split > 1 && few.out_tile <= 128 && few.cluster == 1 && few.blocks <= 132 && few.blocks % few.split == 0,
+          "few");
+  require(choose_forward({1, 256, 3, 512, 256, true, false, false, false}, true, 132).split == 1,
+          "a share without a context");
+  require(out_tile(1 << 14, 4096) == 256 && out_tile(1 << 14, 64) == 64 && out_tile(1024, 512) == 64,
+          "choice of a tile");
 }
 
 }  // namespace

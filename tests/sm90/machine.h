@@ -1,12 +1,12 @@
-// A CPU that runs the sm_90a engine: what Hopper in csrc/cuda/ptx.cuh is on the device. One file, though a long one: its
-// parts (fibers, copies, wgmma, barriers) share the state of one struct, as those of Hopper do.
+// A CPU that runs the sm_90a engine: what Hopper in csrc/cuda/ptx.cuh is on the device. One file, though a long one:
+// its parts (fibers, copies, wgmma, barriers) share the state of one struct, as those of Hopper do.
 //
 // Each thread of a cluster is a fiber. Everything asynchronous happens as late or as early as the rules of the PTX ISA
 // allow, chosen by a seed: copies land in any order, wgmma reads its registers and shared memory when it is waited for
-// (or when it is issued), warps run at different speeds. What is not yet written reads as NaN. Nothing left to run while
-// threads wait is a deadlock. So a missing wait, a stage released too soon or a register written too soon gives a wrong
-// result here for some seed. What the machine does with addresses, descriptors and registers is written from the ISA's
-// text, not from the engine's functions.
+// (or when it is issued), warps run at different speeds. What is not yet written reads as NaN. Nothing left to run
+// while threads wait is a deadlock. So a missing wait, a stage released too soon or a register written too soon gives a
+// wrong result here for some seed. What the machine does with addresses, descriptors and registers is written from the
+// ISA's text, not from the engine's functions.
 #pragma once
 
 #include <ucontext.h>
@@ -80,9 +80,9 @@ struct Thread {
   std::unique_ptr<char[]> stack;
   std::deque<Multiplication> running;
   bool fenced = false;
-  uint32_t row = 0;                      // named to ldmatrix
-  std::vector<uint32_t> unfenced;        // bytes written and not yet visible to the copy engine
-  std::vector<uint32_t> read;            // words read, which the copy engine may not write yet
+  uint32_t row = 0;                // named to ldmatrix
+  std::vector<uint32_t> unfenced;  // bytes written and not yet visible to the copy engine
+  std::vector<uint32_t> read;      // words read, which the copy engine may not write yet
   std::vector<std::function<void()>> stores;
 };
 
@@ -153,7 +153,8 @@ inline void multiply_oldest() {
   static thread_local std::vector<float> right;
   right.resize(size_t(first.out * 16));
   for (int n = 0; n < first.out; ++n)
-    for (int k = 0; k < 16; ++k) right[size_t(n * 16 + k)] = right_element(block, first.descriptor, n, k, first.bfloat16);
+    for (int k = 0; k < 16; ++k)
+      right[size_t(n * 16 + k)] = right_element(block, first.descriptor, n, k, first.bfloat16);
   float left[16][16];
   for (int l = 0; l < 32; ++l) {
     const Multiplication& m = lane(l).running.front();
@@ -278,7 +279,8 @@ struct Machine {
   static void load(const Map* map, uint32_t to, uint32_t barrier, int c0, int c1, int c2, int c3) {
     issue_load(map, to, barrier, 1u << rank(), c0, c1, c2, c3);
   }
-  static void load_multicast(const Map* map, uint32_t to, uint32_t barrier, uint16_t mask, int c0, int c1, int c2, int c3) {
+  static void load_multicast(const Map* map, uint32_t to, uint32_t barrier, uint16_t mask, int c0, int c1, int c2,
+                             int c3) {
     issue_load(map, to, barrier, mask, c0, c1, c2, c3);
   }
   static void store(const Map* map, uint32_t from, int c0, int c1, int c2, int c3) {

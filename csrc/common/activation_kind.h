@@ -10,7 +10,7 @@ namespace mi_kernels {
 enum class Activation : int { identity, sigmoid, tanh, relu, gelu, gelu_tanh, silu, hardsigmoid, softmax };
 
 inline Activation activation_of(const std::string& name, const char* op, bool softmax) {
-  static constexpr const char* kNames[] = {"identity", "sigmoid", "tanh",        "relu",   "gelu",
+  static constexpr const char* kNames[] = {"identity",  "sigmoid", "tanh",        "relu",   "gelu",
                                            "gelu_tanh", "silu",    "hardsigmoid", "softmax"};
   for (int i = 0; i < (softmax ? 9 : 8); ++i)
     if (name == kNames[i]) return Activation(i);

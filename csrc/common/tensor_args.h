@@ -6,8 +6,8 @@
 
 #include <optional>
 
-#include "checks.h"
-#include "operand.h"
+#include "common/checks.h"
+#include "common/operand.h"
 
 namespace mi_kernels {
 
@@ -71,8 +71,7 @@ inline void check_weights(const char* op, const Tensor& x, const Activations& a,
                           const Optional& weight_z, const Optional& weight_x, const char* name_z = "weight_z") {
   const Problem& p = a.problem;
   check_products(op, "x", p, weight.has_value());
-  if (weight.has_value())
-    check_sizes(op, "weight", *weight, x, p.groups, a.grouped, {p.out, p.context, p.width});
+  if (weight.has_value()) check_sizes(op, "weight", *weight, x, p.groups, a.grouped, {p.out, p.context, p.width});
   if (weight_z.has_value()) check_sizes(op, name_z, *weight_z, x, p.groups, a.grouped, {p.out, p.context});
   if (weight_x.has_value()) check_sizes(op, "weight_x", *weight_x, x, p.groups, a.grouped, {p.out, p.width});
 }

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <type_traits>
 
-#include "activation.h"
-#include "host_device.h"
+#include "common/activation_kind.h"
+#include "common/host_device.h"
 
 namespace mi_kernels {
 

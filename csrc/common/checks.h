@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "dtypes.h"
-#include "operand.h"
+#include "common/dtypes.h"
+#include "common/operand.h"
 
 namespace mi_kernels {
 
@@ -38,7 +38,8 @@ inline void check_given(const char* op, const char* name, const Tensor& tensor) 
 inline void check_sizes(const char* op, const char* name, const Tensor& tensor, const Tensor& like, int64_t groups,
                         bool grouped, std::initializer_list<int64_t> sizes) {
   check_given(op, name, tensor);
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, ": expected the dtype of the first tensor");
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name,
+                  ": expected the dtype of the first tensor");
   STD_TORCH_CHECK(tensor.is_cpu() == like.is_cpu() && tensor.is_cuda() == like.is_cuda() &&
                       tensor.get_device_index() == like.get_device_index(),
                   op, ": ", name, ": expected the device of the first tensor");
@@ -68,19 +69,21 @@ inline bool in_range(std::initializer_list<int64_t> sizes) {
 
 // `weight`: whether there is a product over both the context and the width.
 inline void check_products(const char* op, const char* name, const Problem& p, bool weight) {
-  const bool fits = weight ? in_range({p.groups, p.rows, p.context, p.width, p.out})
-                           : in_range({p.groups, p.rows, p.context, p.out}) && in_range({p.groups, p.rows, p.width, p.out});
-  STD_TORCH_CHECK(fits, op, ": ", name, ": expected sizes whose product is at most 2^53, got G=", p.groups, ", B=", p.rows,
-                  ", Z=", p.context, ", X=", p.width, ", O=", p.out);
+  const bool fits =
+      weight ? in_range({p.groups, p.rows, p.context, p.width, p.out})
+             : in_range({p.groups, p.rows, p.context, p.out}) && in_range({p.groups, p.rows, p.width, p.out});
+  STD_TORCH_CHECK(fits, op, ": ", name, ": expected sizes whose product is at most 2^53, got G=", p.groups,
+                  ", B=", p.rows, ", Z=", p.context, ", X=", p.width, ", O=", p.out);
 }
 
 // What a plan is asked for: sizes of `count` axes, and which of `bits` terms there are, the first of them W.
-inline void check_planned(const char* op, const std::vector<int64_t>& sizes, size_t count, const char* axes, int64_t terms,
-                          int bits) {
+inline void check_planned(const char* op, const std::vector<int64_t>& sizes, size_t count, const char* axes,
+                          int64_t terms, int bits) {
   STD_TORCH_CHECK(sizes.size() == count, op, ": sizes: expected ", axes, ", got ", sizes.size(), " sizes");
-  for (const int64_t size : sizes) STD_TORCH_CHECK(size >= 0, op, ": sizes: expected ", axes, " of 0 or more, got ", size);
-  STD_TORCH_CHECK(terms >= 0 && terms < int64_t(1) << bits, op, ": terms: expected 0 to ", (int64_t(1) << bits) - 1, ", got ",
-                  terms);
+  for (const int64_t size : sizes)
+    STD_TORCH_CHECK(size >= 0, op, ": sizes: expected ", axes, " of 0 or more, got ", size);
+  STD_TORCH_CHECK(terms >= 0 && terms < int64_t(1) << bits, op, ": terms: expected 0 to ", (int64_t(1) << bits) - 1,
+                  ", got ", terms);
 }
 inline Problem planned_interaction(const char* op, const std::vector<int64_t>& sizes, int64_t terms, int bits) {
   check_planned(op, sizes, 5, "[G, B, Z, X, O]", terms, bits);

@@ -11,8 +11,8 @@
 #include <tuple>
 #include <vector>
 
-#include "axes.h"
-#include "checks.h"
+#include "common/checks.h"
+#include "common/modulate_operands.h"
 
 namespace mi_kernels {
 
@@ -42,7 +42,7 @@ struct KindAxis : Axis {
 // The axes of x in the order in which `layout` lies in memory, the innermost last; axes that every operand walks
 // as one are one. `kept` says, for each dimension, on which side of a sum it is.
 inline std::vector<KindAxis> merged_axes(const Tensor& x, const Sizes& layout, const std::vector<Sizes>& strides,
-                                  const std::vector<bool>& kept) {
+                                         const std::vector<bool>& kept) {
   std::vector<int64_t> order;
   for (int64_t d = 0; d < x.dim(); ++d)
     if (x.size(d) != 1) order.push_back(d);
@@ -104,8 +104,8 @@ inline Sizes check_grads(const char* op, const Tensor& grad, const Tensor& x, co
 inline ModulateOperands modulate_operands(const Tensor& y, const Tensor& x, const Tensor& scale,
                                           const std::optional<Tensor>& shift, Activation activation, double offset) {
   const Sizes layout = strides_of(y);
-  const std::vector<Sizes> strides = {strides_of(x), strides_of(scale), shift.has_value() ? strides_of(*shift) : Sizes{},
-                                      layout, {}};
+  const std::vector<Sizes> strides = {
+      strides_of(x), strides_of(scale), shift.has_value() ? strides_of(*shift) : Sizes{}, layout, {}};
   const auto axes = merged_axes(x, layout, strides, std::vector<bool>(size_t(x.dim()), true));
   ModulateOperands m{};
   m.axes = int64_t(axes.size()) - 1;
@@ -153,9 +153,9 @@ inline ModulateGradsOperands modulate_grads_operands(const Tensor* dx, const Ten
 // The gradients in as few passes as there are patterns: pass(dx, dscale, dshift, pattern), null where not wanted, and
 // alone(dx) for dx = (act(scale) + offset) g. make(tensor) is what a new result goes through first.
 template <class Make, class Pass, class Alone>
-std::tuple<Tensor, Tensor, Tensor> modulate_grads_in_passes(const Tensor& x, const Sizes& scale_size, const Sizes& shift_size,
-                                                            bool want_x, bool want_scale, bool want_shift, Make&& make,
-                                                            Pass&& pass, Alone&& alone) {
+std::tuple<Tensor, Tensor, Tensor> modulate_grads_in_passes(const Tensor& x, const Sizes& scale_size,
+                                                            const Sizes& shift_size, bool want_x, bool want_scale,
+                                                            bool want_shift, Make&& make, Pass&& pass, Alone&& alone) {
   Tensor dx = make(want_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0}));
   Tensor dscale = make(torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0}));
   Tensor dshift = make(torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0}));

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "activation.h"
+#include "common/activation_kind.h"
 
 namespace mi_kernels {
 
