@@ -31,7 +31,7 @@ IMPORTS = {
     "mi_kernels": ("import torch", "import mi_kernels"),
     "its Triton kernels, at the first call": (
         "import mi_kernels",
-        "import mi_kernels.ops.interaction.triton",
+        "import mi_kernels.ops.triton.interaction",
     ),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import peers, timing
-from mi_kernels import backends, doctor
+from mi_kernels import backends, doctor, libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("opt_einsum", "cuequivariance-torch", "e3nn")
@@ -25,7 +25,7 @@ def facts(command: list[str]) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(),
         "versions": doctor.report()["versions"] | {name: peers.installed(name) for name in PACKAGES},
-        "instruction_sets": backends.cpu_isa(),
+        "instruction_sets": libraries.cpu_isa(),
         "backend": backends.choose(torch.empty(0)),
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from benchmarks import shapes, summary
-from mi_kernels.testing import counts
+from mi_kernels.ops import counts
 
 GEMM_SHARE = {"forward": 0.60, "forward+backward": 0.55}  # of the time of cuBLAS of equal work, large shapes
 COPY_SHARE = 0.85  # of the bandwidth of a copy, by modulation forward

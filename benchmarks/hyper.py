@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import mi_kernels as mi
 from benchmarks import cases, environment, timing
 from benchmarks.cases import OURS, Case
-from mi_kernels.functional import interaction_by
+from mi_kernels.functional.interaction import interaction_by
 
 # (name, G groups, T rows of each, Z, X, O)
 SHAPES = (

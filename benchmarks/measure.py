@@ -15,7 +15,7 @@ from benchmarks import passes, peers, timing
 from benchmarks.passes import Operands
 from benchmarks.peers import Sizes
 from benchmarks.shapes import Entry
-from mi_kernels.testing import counts
+from mi_kernels.ops import counts
 from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import WEIGHT_ONLY

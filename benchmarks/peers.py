@@ -180,7 +180,7 @@ def compiled(function: Function) -> Function:
 
 
 # How many GEMMs of 2 B Z X O operations a pass needs: (y = P W^T, T = g W, dW = g^T P). The double backward
-# has the counts of mi_kernels.testing.counts.double_backward.
+# has the counts of mi_kernels.ops.counts.double_backward.
 GEMMS = {"forward": (1, 0, 0), "forward+backward": (1, 1, 1), "double-backward": (3, 2, 2)}
 
 
@@ -216,7 +216,7 @@ def triton_gemm(work: str, sizes: Sizes, dtype: torch.dtype, device: str) -> Cal
 
     What Triton reaches on this GPU: the limit of the kernels that generate their operand.
     """
-    from mi_kernels.ops.interaction import triton
+    from mi_kernels.ops.triton import interaction as triton
 
     B, Z, X, O = sizes  # noqa: E741
     generator = torch.Generator(device).manual_seed(0)

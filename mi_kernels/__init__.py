@@ -3,15 +3,19 @@
 from mi_kernels import nn
 from mi_kernels._version import __version__
 from mi_kernels.backends import BackendName, backend
-from mi_kernels.functional import bilinear, explain, interaction
-from mi_kernels.gating import diagonal, gated_interaction, modulate
-from mi_kernels.hyper import apply_generated, generate
-from mi_kernels.nn.conversion import convert
-from mi_kernels.ops import flops as _flops  # noqa: F401  (registers them)
+from mi_kernels.explain import explain
+from mi_kernels.functional.gates import diagonal, gated_interaction, modulate
+from mi_kernels.functional.hyper import apply_generated, generate
+from mi_kernels.functional.interaction import bilinear, interaction, pack
+from mi_kernels.nn.convert import convert
+from mi_kernels.ops import flops as _flops
 from mi_kernels.ops.activations import ActivationName
-from mi_kernels.ops.interaction.packed import PackedWeight, pack
-from mi_kernels.ops.interaction.plan import Plan
-from mi_kernels.parallel import sharding as _sharding  # noqa: F401  (registers it)
+from mi_kernels.ops.interaction.packed_weight import PackedWeight
+from mi_kernels.ops.plan import Plan
+from mi_kernels.parallel import sharding as _sharding
+
+_flops.register()
+_sharding.register()
 
 __all__ = [
     "ActivationName",

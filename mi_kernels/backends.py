@@ -1,8 +1,6 @@
-"""Which implementation runs: the choice of a backend, and the reason where one cannot run."""
+"""Which implementation runs: a record for each backend, and the choice between them."""
 
 import importlib.util
-import os
-import re
 import sys
 import threading
 import warnings
@@ -14,19 +12,16 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 
-from mi_kernels import records, verified
+from mi_kernels import libraries, planners, records, verified
+from mi_kernels.ops.backend import Automatic, Backend, get, register, registered
 from mi_kernels.ops.compiling import constant_while_compiling
+from mi_kernels.ops.dtypes import FLOATING
+from mi_kernels.ops.triton import interpreting
 
 BackendName = Literal["auto", "reference", "portable", "cpu", "triton", "cuda"]
 NAMES: tuple[BackendName, ...] = get_args(BackendName)
-COMPILED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TRITON_FROM = (8, 0)  # compute capability
 _PACKAGE = Path(__file__).parent
-# Another build of it, such as that of `make sanitize`, can be named.
-_LIBRARY = Path(os.environ.get("MI_KERNELS_CPU_LIBRARY") or _PACKAGE / "libmi_kernels_cpu.so")
-_SKIPPED = _PACKAGE / "native_skipped.txt"  # of setup.py
-_ASKED_FOR = "this installation was asked to have no compiled kernels (MI_KERNELS_SKIP_NATIVE)"
-_CUDA_LIBRARY = _PACKAGE / "libmi_kernels_cuda.so"
 
 
 class _Selected(threading.local):
@@ -36,30 +31,6 @@ class _Selected(threading.local):
 
 # A thread-local object and not a context variable: torch.compile traces the former and guards on it.
 _selected = _Selected()
-
-
-def _load_cpu_library() -> str | None:
-    if not _LIBRARY.exists() and _SKIPPED.exists():
-        return _ASKED_FOR
-    if not _LIBRARY.exists():
-        return "the compiled CPU library was not built (pip install . --no-build-isolation builds it)"
-    try:
-        torch.ops.load_library(str(_LIBRARY))
-    except OSError as error:
-        return f"the compiled CPU library could not be loaded: {error}"
-    return None
-
-
-def _load_cuda_library() -> str | None:
-    if not _CUDA_LIBRARY.exists():
-        return "the CUDA library was not built (FORCE_CUDA=1 pip install . --no-build-isolation builds it)"
-    if torch.version.cuda is None:
-        return "this torch was built without CUDA"
-    try:
-        torch.ops.load_library(str(_CUDA_LIBRARY))
-    except OSError as error:
-        return f"the CUDA library could not be loaded: {error}"
-    return None
 
 
 def _users_level() -> int:
@@ -75,11 +46,9 @@ def _users_level() -> int:
     return level
 
 
-_cpu_error = _load_cpu_library()
-_cuda_error = _load_cuda_library()
-if _cpu_error not in (None, _ASKED_FOR):
+if libraries.cpu_error not in (None, libraries.ASKED_FOR):
     warnings.warn(
-        f"mi_kernels runs on its portable backend: {_cpu_error}",
+        f"mi_kernels runs on its portable backend: {libraries.cpu_error}",
         RuntimeWarning,
         stacklevel=_users_level(),
     )
@@ -87,53 +56,19 @@ if _cpu_error not in (None, _ASKED_FOR):
 
 def cpu_library_error() -> str | None:
     """Why the compiled CPU kernels are missing, or None where they are loaded."""
-    return _cpu_error
+    return libraries.cpu_error
 
 
-def why_not(name: str) -> str | None:
-    """Why backend ``name`` cannot run in this installation, or None if it can.
-
-    Raises ValueError for a name that is none of ``NAMES``.
-    """
-    if name not in NAMES:
-        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
-    if name == "cpu":
-        return _cpu_error or (cpu_isa() or {}).get("error")
-    if name == "triton":
-        return _triton_error()
-    if name == "cuda":
-        return _cuda_error or _cuda_gpu_error()
-    return None
+def _cpu_error() -> str | None:
+    return libraries.cpu_error or (libraries.cpu_isa() or {}).get("error")
 
 
-def interpreting() -> bool:
-    """Whether Triton runs its kernels in its interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def _cuda_error() -> str | None:
+    return libraries.cuda_error or libraries.cuda_gpu_error()
 
 
-@cache
-def _best_capability() -> tuple[int, int]:
-    return max(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
-
-
-def _cuda_gpu_error() -> str | None:
-    if not torch.cuda.is_available():
-        return "there is no GPU that torch reaches"
-    here = _best_capability()
-    built = cuda_architectures()
-    if any(_runs_on(architecture, 10 * here[0] + here[1]) for architecture in built):
-        return None
-    if not built:
-        return "the CUDA library is of another version of this package: build it again"
-    found = ".".join(map(str, here))
-    return f"the CUDA library was built for {', '.join(built)}, the best GPU here has {found}"
-
-
-def _runs_on(architecture: str, capability: int) -> bool:
-    """Code for 90a runs on 9.0 alone; of 80 there is PTX, which later GPUs translate."""
-    if architecture.isdigit():
-        return int(architecture) <= capability
-    return int(architecture[:-1]) == capability
+def _cuda_facts() -> str:
+    return f" (built for {' '.join(libraries.cuda_architectures())})"
 
 
 def _triton_error() -> str | None:
@@ -144,12 +79,75 @@ def _triton_error() -> str | None:
     if torch.cuda.is_available() and torch.version.hip is not None:
         return None  # nobody has run it there: `auto` takes it where `verify` has passed on that GPU
     if torch.cuda.is_available():
-        best = _best_capability()
+        best = libraries.best_capability()
         if best < TRITON_FROM:
             here = ".".join(map(str, best))
             return f"it needs a GPU of compute capability 8.0 or later, the best one here has {here}"
         return None
     return "there is no GPU that Triton reaches (with TRITON_INTERPRET=1 its kernels run on the CPU, slowly)"
+
+
+def _interpreted_error(tensor: torch.Tensor) -> str | None:
+    if tensor.dtype == torch.bfloat16 and interpreting():
+        return (
+            "torch.bfloat16 while interpreting: Triton's interpreter has its numbers as integers and computes"
+            " garbage; take torch.float32 or torch.float16, or a GPU"
+        )
+    return None
+
+
+# All that the package knows of a backend by its name: another backend is another record. Of those that `auto`
+# may take, the first that can comes first.
+register(Backend("reference", suffix=None, planner=planners.Reference()))
+register(Backend("portable", suffix="_portable", automatic=Automatic.OTHERWISE, planner=planners.Portable()))
+register(
+    Backend(
+        "cpu",
+        absent=cpu_library_error,
+        why_not=_cpu_error,
+        devices=lambda: ("cpu",),
+        dtypes=FLOATING,
+        automatic=Automatic.ALWAYS,
+        planner=planners.Compiled(),
+        fused=True,
+        packs=True,
+    )
+)
+register(
+    Backend(
+        "cuda",
+        why_not=_cuda_error,
+        devices=lambda: ("cuda",),
+        dtypes=FLOATING,
+        automatic=Automatic.VERIFIED,
+        planner=planners.Cuda(),
+        fused=True,
+        facts=_cuda_facts,
+    )
+)
+register(
+    Backend(
+        "triton",
+        why_not=_triton_error,
+        devices=lambda: ("cpu",) if interpreting() else ("cuda",),
+        dtypes=FLOATING,
+        automatic=Automatic.VERIFIED,
+        suffix="_triton",
+        planner=planners.Triton(),
+        fused=True,
+        refuses=_interpreted_error,
+    )
+)
+
+
+def why_not(name: str) -> str | None:
+    """Why backend ``name`` cannot run in this installation, or None if it can.
+
+    Raises ValueError for a name that is none of ``NAMES``.
+    """
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
+    return None if name == "auto" else get(name).why_not()
 
 
 P = ParamSpec("P")
@@ -233,22 +231,17 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
     if name == "auto":
         if torch.compiler.is_exporting() and _is_in_onnx_export():
             return "reference"  # ONNX knows nothing of this package's operations
-        if tensor.device.type == "cuda":
-            return _automatic_on_gpu(tensor.device, tensor.dtype, family)
-        compiled = _cpu_error is None and tensor.device.type == "cpu" and tensor.dtype in COMPILED_DTYPES
-        return "cpu" if compiled else "portable"
-    if name in ("cpu", "cuda", "triton"):
-        device = "cpu" if name == "cpu" or (name == "triton" and interpreting()) else "cuda"
-        if tensor.device.type != device:
-            raise ValueError(f"backend: {name!r} takes tensors on {device}, got device {tensor.device}")
-        if tensor.dtype not in COMPILED_DTYPES:
-            names = ", ".join(str(dtype) for dtype in COMPILED_DTYPES)
-            raise ValueError(f"backend: {name!r} takes {names}, got {tensor.dtype}")
-        if name == "triton" and device == "cpu" and tensor.dtype == torch.bfloat16:
-            raise ValueError(
-                "backend: 'triton' does not take torch.bfloat16 while interpreting: Triton's interpreter has"
-                " its numbers as integers and computes garbage; take torch.float32 or torch.float16, or a GPU"
-            )
+        return _automatic(tensor.device, tensor.dtype, family)
+    record = get(name)
+    devices = record.devices()
+    if devices is not None and tensor.device.type not in devices:
+        raise ValueError(f"backend: {name!r} takes tensors on {devices[0]}, got device {tensor.device}")
+    if devices is not None and tensor.dtype not in record.dtypes:
+        names = ", ".join(str(dtype) for dtype in record.dtypes)
+        raise ValueError(f"backend: {name!r} takes {names}, got {tensor.dtype}")
+    reason = record.refuses(tensor)
+    if reason is not None:
+        raise ValueError(f"backend: {name!r} does not take {reason}")
     return name
 
 
@@ -258,18 +251,27 @@ def _is_in_onnx_export() -> bool:
 
 
 @constant_while_compiling  # dynamo does not see a cache and would trace what is behind it
-def _automatic_on_gpu(device: torch.device, dtype: torch.dtype, family: str) -> str:
-    return _verified_on_gpu(device, dtype, family)
+def _automatic(device: torch.device, dtype: torch.dtype, family: str) -> str:
+    return _found(device, dtype, family)
 
 
 @cache
-def _verified_on_gpu(device: torch.device, dtype: torch.dtype, family: str) -> str:
+def _found(device: torch.device, dtype: torch.dtype, family: str) -> str:
+    """The first backend that ``auto`` may take."""
+    candidates = [one for one in registered() if dtype in one.dtypes and device.type in (one.devices() or ())]
+    runs = {rule: [one.name for one in candidates if one.automatic == rule] for rule in Automatic}
+    for name in runs[Automatic.ALWAYS]:
+        if get(name).absent() is None:
+            return name
+    verified_here = None if interpreting() else _verified(device, dtype, family, runs[Automatic.VERIFIED])
+    return verified_here or next(one.name for one in registered() if one.automatic == Automatic.OTHERWISE)
+
+
+def _verified(device: torch.device, dtype: torch.dtype, family: str, names: list[str]) -> str | None:
     """A compiled backend only where its suite has passed: by the package's table, or the user's record."""
-    if interpreting() or dtype not in COMPILED_DTYPES:  # the interpreter is not what was verified
-        return "portable"
-    runs = {name for name in records.BACKENDS if why_not(name) is None}
+    runs = {name for name in names if why_not(name) is None}
     if not runs:
-        return "portable"
+        return None
     word = str(dtype).removeprefix("torch.")
     name = verified.backend_for(device, dtype, family)
     if name in runs and name not in records.failed(device.index, word, family):
@@ -277,15 +279,15 @@ def _verified_on_gpu(device: torch.device, dtype: torch.dtype, family: str) -> s
     name = records.backend_for(device.index, word, family, runs.__contains__)
     if name is None:
         _hint(device, word, family)
-    return name or "portable"
+    return name
 
 
 def remark(tensor: torch.Tensor, family: str) -> str | None:
     """Why `auto` takes the portable path for a tensor on a GPU, for `explain`; None where it does not."""
-    name, dtype = str(tensor.device.type), str(tensor.dtype).removeprefix("torch.")
-    if name != "cuda" or _selected.name != "auto" or choose(tensor, family) != "portable":
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.device.type != "cuda" or _selected.name != "auto" or get(choose(tensor, family)).fused:
         return None
-    if tensor.dtype not in COMPILED_DTYPES:
+    if not any(one.fused and tensor.dtype in one.dtypes for one in registered()):
         return f"no compiled backend takes {dtype}"
     reason = records.why_none(tensor.device.index, dtype, family) or "its checks failed here (doctor)"
     return f"portable on this GPU: {reason}; python -m mi_kernels verify checks compiled backends"
@@ -308,35 +310,3 @@ def _hint(device: torch.device, dtype: str, family: str) -> None:
         RuntimeWarning,
         stacklevel=_users_level(),
     )
-
-
-@cache
-def cpu_isa() -> dict | None:
-    """Instruction sets of the CPU library: compiled in, supported by this CPU, selected."""
-    if _cpu_error is not None:
-        return None
-    try:
-        text = torch.ops.mi_kernels.cpu_isa()
-    except RuntimeError as error:  # MI_KERNELS_CPU_ISA asks for a set that is not there
-        return {"error": re.sub("^.*?(?=MI_KERNELS_CPU_ISA)", "", str(error).splitlines()[0])}
-    fields = [field.split(",") for field in text.split(";")]
-    return {"compiled": fields[0], "supported": fields[1], "selected": fields[2][0]}
-
-
-def cuda_architectures() -> list[str]:
-    """What the CUDA library that is loaded was built for, as in ["80", "90a"]; [] where it cannot say."""
-    if _cuda_error is not None:
-        return []
-    try:
-        return torch.ops.mi_kernels.cuda_architectures().split()
-    except (RuntimeError, NotImplementedError):  # a library of an older version of this package
-        return []
-
-
-def build_info() -> dict | None:
-    """Facts about the build of the native parts, or None without ``_C``, as for another Python."""
-    try:
-        import mi_kernels._C as _C
-    except ImportError:
-        return None
-    return _C.build_info()

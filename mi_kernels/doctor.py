@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mi_kernels import backends, records, verified
+from mi_kernels import backends, libraries, records, verified
 from mi_kernels._version import __version__
 
 
@@ -33,9 +33,9 @@ def report() -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "build": backends.build_info(),
-        "cuda_architectures": backends.cuda_architectures(),
-        "instruction_sets": backends.cpu_isa(),
+        "build": libraries.build_info(),
+        "cuda_architectures": libraries.cuda_architectures(),
+        "instruction_sets": libraries.cpu_isa(),
         "cpu_library_error": backends.cpu_library_error(),
         "backends": {name: backends.why_not(name) for name in backends.NAMES if name != "auto"},
         "verified": verified.as_rows(),

@@ -1,6 +1,6 @@
 """Times the tiles of the Triton kernels on this GPU and writes the table of choices: ``mi-kernels tune``.
 
-Nothing is tuned on a call; this is opt-in. The table lies in the user's cache directory (``records.table``)
+Nothing is tuned on a call; this is opt-in. The table is in the user's cache directory (``user_files.table``)
 and counts for this user's calls from then on; ``--output`` names another file, such as ops/triton/table.json
 of a checkout, which is a part of the package and can be committed. A tile is only taken if its results are as
 right as those of the heuristic's tile.
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends, records
+from mi_kernels import backends
+from mi_kernels.ops import user_files
 from mi_kernels.testing.errors import relative_error
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -29,7 +30,7 @@ Measure = Callable[[Call], float]  # seconds; what `does_not_run` lists where th
 def calls(sizes: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, tuple[Call, Call]]:
     """The primitives of a dense interaction at [B, Z, X, O], by name: in Triton, and in PyTorch."""
     from mi_kernels.ops.interaction import portable
-    from mi_kernels.ops.interaction import triton as kernels
+    from mi_kernels.ops.triton import interaction as kernels
 
     B, Z, X, O = sizes  # noqa: E741
 
@@ -54,7 +55,7 @@ def calls(sizes: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, tu
 @contextmanager
 def _watched() -> Iterator[list[Any]]:
     """The problems whose tiles are asked for meanwhile, each once, in order."""
-    from mi_kernels.ops.triton import products, tiles
+    from mi_kernels.ops.triton import host, tiles
 
     seen: dict[Any, None] = {}
 
@@ -63,11 +64,11 @@ def _watched() -> Iterator[list[Any]]:
         return tiles.choose(problem)
 
     found: list[Any] = []
-    original, products.choose = products.choose, choose  # type: ignore[assignment]
+    original, host.choose = host.choose, choose  # type: ignore[assignment]
     try:
         yield found
     finally:
-        products.choose = original
+        host.choose = original
         found += seen
 
 
@@ -173,13 +174,13 @@ def _begun(output: Path | None) -> tuple[Path, dict[str, Any], Callable[[Path, s
         choices = tiles.read(output) if output.exists() else dict(tiles.table())
         output.write_text(tiles.written(choices))
         return output, choices, Path.write_text
-    path = records.table()
-    records.make_place(path)
+    path = user_files.table()
+    user_files.make_place(path)
     choices, reason = tiles.own()
     if reason is not None:
         raise ValueError(reason)
-    records.put(path, tiles.written(choices))
-    return path, choices, records.put
+    user_files.put(path, tiles.written(choices))
+    return path, choices, user_files.put
 
 
 def main(argv: Iterable[str] | None = None) -> int:

@@ -13,12 +13,13 @@ import hashlib
 import importlib
 import json
 import os
+from dataclasses import replace
 
 import torch
 
-from mi_kernels import backends
+from mi_kernels.ops.backend import get, register
 from mi_kernels.testing import errors
-from mi_kernels.testing.without_data import FUNCTIONS, WithoutData
+from mi_kernels.testing.without_data import FUNCTIONS, WithoutData, module_of
 
 CAPABILITY = (9, 0)
 SEEN: set[object] = set()  # calls and kernels of the test that runs
@@ -94,17 +95,8 @@ def install() -> None:
     """Make it the backend "triton" of tensors on the CPU, for the rest of this process."""
     errors.check_errors = one_draw
     for family, name in set(FUNCTIONS.values()):
-        twins = [
-            importlib.import_module(f"mi_kernels.ops.{family}.{backend}")
-            for backend in ("triton", "portable")
-        ]
+        twins = [importlib.import_module(module_of(family, backend)) for backend in ("triton", "portable")]
         setattr(twins[0], name, rehearsed(*(getattr(twin, name) for twin in twins)))
-    choose, why_not = backends.choose, backends.why_not
-
-    def rehearsed_choice(tensor: torch.Tensor, family: str = "interaction") -> str:
-        if backends._selected.name == "triton" and tensor.dtype in backends.COMPILED_DTYPES:
-            return "triton"
-        return choose(tensor, family)
-
-    backends.choose = rehearsed_choice
-    backends.why_not = lambda name: None if name == "triton" else why_not(name)
+    register(
+        replace(get("triton"), why_not=lambda: None, devices=lambda: ("cpu",), refuses=lambda tensor: None)
+    )

@@ -14,7 +14,7 @@ import torch
 from helpers import Spy
 
 import mi_kernels as mi
-from mi_kernels import backends, doctor
+from mi_kernels import backends, doctor, libraries
 from mi_kernels.testing.samples import ODD, Sample
 
 CPU_IS_BUILT = backends.why_not("cpu") is None
@@ -253,7 +253,7 @@ def test_explain_names_the_operation_in_its_complaints():
 def test_triton_says_which_gpus_it_needs(monkeypatch):
     best = {"capability": (7, 5)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(backends, "_best_capability", lambda: best["capability"])
+    monkeypatch.setattr(libraries, "best_capability", lambda: best["capability"])
     with pytest.raises(ValueError, match="'triton' cannot run: .* 8.0 or later, the best one here has 7.5"):
         mi.backend("triton")
     best["capability"] = (8, 0)
@@ -277,19 +277,19 @@ def test_triton_says_which_gpus_it_needs(monkeypatch):
 )
 def test_cuda_says_which_gpus_it_was_built_for(built, capability, runs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(backends, "_best_capability", lambda: capability)
-    monkeypatch.setattr(backends, "cuda_architectures", lambda: built)
-    monkeypatch.setattr(backends, "build_info", lambda: None)  # _C may be for another Python
-    monkeypatch.setattr(backends, "_cuda_error", None)
+    monkeypatch.setattr(libraries, "best_capability", lambda: capability)
+    monkeypatch.setattr(libraries, "cuda_architectures", lambda: built)
+    monkeypatch.setattr(libraries, "build_info", lambda: None)  # _C may be for another Python
+    monkeypatch.setattr(libraries, "cuda_error", None)
     reason = backends.why_not("cuda")
     assert reason is None if runs else ("was built for" if built else "build it again") in reason
 
 
 def test_doctor_knows_libraries_of_another_python(monkeypatch):
     """They run without _C, so that nothing may say that they were not built, or built for nothing."""
-    monkeypatch.setattr(backends, "build_info", lambda: None)
+    monkeypatch.setattr(libraries, "build_info", lambda: None)
     monkeypatch.setattr(backends, "cpu_library_error", lambda: None)
-    monkeypatch.setattr(backends, "cuda_architectures", lambda: ["90a"])
+    monkeypatch.setattr(libraries, "cuda_architectures", lambda: ["90a"])
     monkeypatch.setattr(backends, "why_not", lambda name: None)
     text = doctor.as_text()
     assert "libraries are loaded" in text and "not built" not in text and "runs (built for 90a)" in text

@@ -346,7 +346,7 @@ def _forward_samples(dtype):
 
 def _packed_samples(dtype):
     x, z, weight, *others = Sample(Shape("long-context", (24,), 30, 5, 7)).arguments(dtype)
-    yield x, z, weight, mi.pack(weight).words(), *others
+    yield x, z, weight, mi.pack(weight).packed(), *others
 
 
 def _input_grads_samples(dtype):

@@ -13,9 +13,10 @@ import torch
 from emulated import backend
 from helpers import assert_passes
 
-from mi_kernels.ops import activations, plans, precision
-from mi_kernels.ops.diagonal import portable as diagonal
-from mi_kernels.ops.gated import portable as gated
+from mi_kernels import planners
+from mi_kernels.ops import activations, precision
+from mi_kernels.ops.gate import plan as gate_plan
+from mi_kernels.ops.gate import portable as gate_portable
 from mi_kernels.ops.interaction import plan, portable
 from mi_kernels.testing.errors import check_errors, relative_error
 from mi_kernels.testing.memory import peak_memory
@@ -141,7 +142,7 @@ def test_a_few_rows(activation, emulated):
     """Gates on the streaming kernel, and products z x that float16 cannot hold."""
     x, z, w, u, v, c, _ = draw((3, 40, 72, 72), torch.float16)
     arguments = (400 * x, 400 * z, w / 160000, u / 400, v / 400, c)
-    expected = gated.gated_interaction(*(t.double() for t in arguments), activation, True)
+    expected = gate_portable.gated_interaction(*(t.double() for t in arguments), activation, True)
     for found, true in zip(emulated.gated_interaction(*arguments, activation, True), expected, strict=True):
         assert relative_error(found, true) < 2 * LIMITS[torch.float16]
     plan = emulated.cuda_interaction_plan("forward", [1, 3, 40, 72, 72], torch.float16, 15, 90, 132)
@@ -186,7 +187,7 @@ def test_tf32_is_rounded_not_cut_off(tf32):
     found, exact = [*primitives(tf32, *arguments)], [*truth(*arguments)]
     gate = (x, z, torch.cat((u, u))[:40], None, torch.cat((u, u))[:40], None, torch.cat((v, v))[:40])
     found += tf32.diagonal(*gate, "identity", 0.0, True)
-    exact += diagonal.diagonal(*(t if t is None else t.double() for t in gate), "identity", 0.0, True)
+    exact += gate_portable.diagonal(*(t if t is None else t.double() for t in gate), "identity", 0.0, True)
     for ours, theirs in zip(found, exact, strict=True):
         assert abs(float(((ours - theirs) / theirs).mean())) < 5e-5
         assert relative_error(ours, theirs) < 5e-4
@@ -294,11 +295,11 @@ def test_gates_of_every_activation(activation, dtype, emulated):
     for shift in ((shift_weight, shift_bias), (None, shift_bias)):
         arguments = (x, z, a, c, *shift, g)
         exact = (None if t is None else t.double() for t in arguments)
-        expected = diagonal.diagonal(*exact, activation, 0.5, True)
+        expected = gate_portable.diagonal(*exact, activation, 0.5, True)
         for found, true in zip(emulated.diagonal(*arguments, activation, 0.5, True), expected, strict=True):
             assert relative_error(found, true) < LIMITS[dtype]
     arguments = (x, z, w, a, g, c)
-    expected = gated.gated_interaction(*(t.double() for t in arguments), activation, True)
+    expected = gate_portable.gated_interaction(*(t.double() for t in arguments), activation, True)
     for found, true in zip(emulated.gated_interaction(*arguments, activation, True), expected, strict=True):
         assert relative_error(found, true) < 2 * LIMITS[dtype]
     assert emulated.emulated_conflicts() == 0
@@ -316,19 +317,19 @@ EXPLAINED = [
 @pytest.mark.parametrize(("dtype", "rows", "activation", "shift"), EXPLAINED, ids=str)
 def test_explain_tells_the_scratch_memory(dtype, rows, activation, shift, emulated, monkeypatch):
     """To the byte."""
-    monkeypatch.setattr(plan, "cuda", partial(getattr, emulated))
-    monkeypatch.setattr(plan, "gpu", lambda device: (80, 40))
+    monkeypatch.setattr(planners, "question", partial(getattr, emulated))
+    monkeypatch.setattr(planners, "gpu", lambda device: (80, 40))
     emulated.emulated_processors(40)
     x, z, w, a, v, c, _ = draw((rows, 40, 72, 72), dtype)
 
     def bytes_of(*tensors):
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    explained = plans.gated("cuda", activation, x.shape[:-1], x, z, w, None, v, c)
+    explained = gate_plan.gated("cuda", activation, x.shape[:-1], x, z, w, None, v, c)
     peak = peak_memory(lambda: emulated.gated_interaction(x, z, w, None, v, c, activation, False))
     assert peak == explained.scratch + bytes_of(x)
     c_weight = a if shift else None
-    explained = plans.diagonal("cuda", activation, x.shape[:-1], x, z, a, c, c_weight, c, None)
+    explained = gate_plan.diagonal("cuda", activation, x.shape[:-1], x, z, a, c, c_weight, c, None)
     arguments = (x, z, a, c, c_weight, c, None, activation, 0.0, False)
     assert peak_memory(lambda: emulated.diagonal(*arguments)) == explained.scratch + bytes_of(x)
     if rows == 3:  # chunks, or elements where W begins between boundaries

@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import mi_kernels as mi
 from mi_kernels import backends
-from mi_kernels.functional import EXPLAINED
+from mi_kernels.explain import EXPLAINED
 from mi_kernels.testing import direct
 
 OPS = torch.ops.mi_kernels

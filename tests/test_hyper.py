@@ -7,9 +7,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
 from mi_kernels import backends
-from mi_kernels.functional import interaction_by
+from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops.interaction import reference
-from mi_kernels.ops.interaction.costs import FUSED, PER_Z
+from mi_kernels.ops.interaction.cost_model import FUSED, PER_Z
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import BROADCAST, EMPTY, LAYOUTS, Sample, Shape

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import assert_passes
 
-from mi_kernels import backends
+from mi_kernels import backends, libraries
 from mi_kernels.testing.samples import ODD, Sample
 
 ERROR = backends.cpu_library_error()
@@ -22,14 +22,14 @@ ISAS = ("generic", "avx2", "avx512", "avx512bf16")
 
 VALUES = """
 import torch
-from mi_kernels import backends
+from mi_kernels import backends, libraries
 from mi_kernels.ops.interaction import reference
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.samples import samples
 import mi_kernels as mi
 import sys
 
-assert backends.cpu_isa()["selected"] == sys.argv[1], backends.cpu_isa()
+assert libraries.cpu_isa()["selected"] == sys.argv[1], libraries.cpu_isa()
 torch.use_deterministic_algorithms(True)
 torch.set_num_threads(1)
 
@@ -92,7 +92,7 @@ def test_only_the_stable_abi_is_imported():
 def test_selected_set_is_the_best_supported_one():
     if "MI_KERNELS_CPU_ISA" in os.environ:
         pytest.skip("MI_KERNELS_CPU_ISA is set")
-    isa = backends.cpu_isa()
+    isa = libraries.cpu_isa()
     assert isa["selected"] == isa["supported"][0]
     assert set(isa["supported"]) <= set(isa["compiled"]) <= set(ISAS)
     assert "generic" in isa["supported"]
@@ -100,9 +100,9 @@ def test_selected_set_is_the_best_supported_one():
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_values_and_gradients_on_each_instruction_set(isa):
-    if isa not in backends.cpu_isa()["supported"]:
+    if isa not in libraries.cpu_isa()["supported"]:
         pytest.skip(f"this machine or build has no {isa}")
-    if isa == backends.cpu_isa()["selected"]:
+    if isa == libraries.cpu_isa()["selected"]:
         pytest.skip(f"{isa} is what every other test runs on here")
     run = python(VALUES, isa, MI_KERNELS_CPU_ISA=isa)
     assert run.returncode == 0, run.stderr[-2000:]
@@ -112,9 +112,9 @@ def test_values_and_gradients_on_each_instruction_set(isa):
 @pytest.mark.parametrize("isa", ISAS)
 def test_gates_on_each_instruction_set(isa):
     """The error rule of gates and modulation, and products of a few rows, as their own tests state it."""
-    if isa not in backends.cpu_isa()["supported"]:
+    if isa not in libraries.cpu_isa()["supported"]:
         pytest.skip(f"this machine or build has no {isa}")
-    if isa == backends.cpu_isa()["selected"]:
+    if isa == libraries.cpu_isa()["selected"]:
         pytest.skip(f"{isa} is what every other test runs on here")
     files = [Path(__file__).with_name(f"test_{name}.py") for name in ("gates", "modulate", "linear")]
     chosen = (
@@ -129,7 +129,7 @@ def test_unknown_instruction_set(isa):
     script = "import torch, mi_kernels as mi\nx = torch.ones(3, 3)\nmi.interaction(x, x, None, x)"
     run = python(script, MI_KERNELS_CPU_ISA=isa)
     assert run.returncode == 1
-    assert f"MI_KERNELS_CPU_ISA: expected one of {','.join(backends.cpu_isa()['supported'])}" in run.stderr
+    assert f"MI_KERNELS_CPU_ISA: expected one of {','.join(libraries.cpu_isa()['supported'])}" in run.stderr
     assert f"got '{isa}'" in run.stderr
 
 

@@ -8,10 +8,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mi_kernels as mi
-from mi_kernels.functional import interaction_by
+from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops.interaction import reference
-from mi_kernels.ops.interaction.costs import FUSED, PER_Z
-from mi_kernels.ops.interaction.ragged import of_layers, segments
+from mi_kernels.ops.interaction.cost_model import FUSED, PER_Z
+from mi_kernels.ops.interaction.segments import order_of_layers, segments
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.shared_samples import MIXED, TINY_RAGGED, Ragged
 
@@ -46,7 +46,7 @@ def test_every_row_has_a_place_in_its_group(padding, in_order):
     rooms = torch.tensor([b.length for b in found.buckets for _ in range(b.groups)])
     assert sorted(found.groups.tolist()) == lengths.nonzero().flatten().tolist()
     slots = found.groups.repeat_interleave(rooms)  # whose place it is
-    places = torch.arange(len(ids)) if found.places is None else found.places
+    places = torch.arange(len(ids)) if found.dest_index is None else found.dest_index
     assert len(places.unique()) == len(ids) and torch.equal(slots[places], ids)
     for group in range(len(lengths)):
         assert (places[ids == group].diff() == 1).all()  # in the order in which they came
@@ -59,7 +59,7 @@ def test_every_row_has_a_place_in_its_group(padding, in_order):
 def test_long_groups_in_order_are_not_moved_for_one_product_less():
     lengths = torch.tensor([1000, 1001, 1002])
     found = segments(torch.repeat_interleave(lengths), 3, padding=10)
-    assert found.places is None and found.buckets == tuple((1, length) for length in lengths.tolist())
+    assert found.dest_index is None and found.buckets == tuple((1, length) for length in lengths.tolist())
 
 
 def test_rows_that_fill_up_are_in_no_result(place):
@@ -200,7 +200,7 @@ def test_memory_of_rows_that_are_moved(place):
     ids = torch.repeat_interleave(lengths)
     ids = ids[torch.randperm(len(ids))]
     x, weight = torch.randn(len(ids), 64), torch.randn(40, 4, 64)
-    order = of_layers(ids, x, weight)
+    order = order_of_layers(ids, x, weight)
     assert order.rows > len(ids)
     moved, numbers = order.rows * (64 + 2 * 4) * 4, 6 * 8 * order.rows
     peak = peak_memory(lambda: mi.apply_generated(x, weight, segment_ids=ids))

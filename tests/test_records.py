@@ -17,7 +17,7 @@ DEVICE = ("Made Up", "9.0")
 
 
 def forget():
-    backends._verified_on_gpu.cache_clear()
+    backends._found.cache_clear()
     records.here.cache_clear()
     backends._hinted = False
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from mi_kernels.ops.rows import move
+from mi_kernels.ops.permute import move
 
 PLACES = torch.tensor([4, 0, 1, 6])
 SOURCE = torch.tensor([1, 2, 4, 4, 0, 4, 3])

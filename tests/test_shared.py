@@ -7,10 +7,10 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
 from mi_kernels import backends
-from mi_kernels.functional import interaction_by
-from mi_kernels.ops.interaction import costs, reference
-from mi_kernels.ops.interaction.costs import FUSED, PER_X, PER_Z, Sizes, Wanted
-from mi_kernels.ops.interaction.shared import layout
+from mi_kernels.functional.interaction import interaction_by
+from mi_kernels.ops.interaction import cost_model, reference
+from mi_kernels.ops.interaction.cost_model import FUSED, PER_X, PER_Z, Sizes, Wanted
+from mi_kernels.ops.interaction.shared import layout_of
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import LAYOUTS, Sample, Shape
@@ -36,7 +36,7 @@ def cases():
     """Each plan where it shares something."""
     for sample in shared_samples():
         shape = sample.shape
-        sizes = layout(shape.batch, shape.z_batch, shape.lead).sizes(shape.context, shape.width, shape.out)
+        sizes = layout_of(shape.batch, shape.z_batch, shape.lead).sizes(shape.context, shape.width, shape.out)
         there = {PER_Z: sizes.of_x > 1, PER_X: sizes.of_z > 1}
         yield from (pytest.param(plan, sample, id=f"{plan}-{sample}") for plan in GENERATED if there[plan])
 
@@ -212,22 +212,22 @@ def test_bound_on_generated_weights():
     """W' is held where it is no larger than W, or than B*Z*X, B*O*X and B*O*Z; else it is no choice."""
     arguments = (Wanted(), torch.float32, "cpu", "cpu")
     for sizes in (Sizes(1, 1, 2, 1, 1000, 1000), Sizes(64, 1, 32, 32, 64, 64), Sizes(512, 1, 2, 600, 64, 64)):
-        assert costs.shared(PER_Z, sizes, *arguments) is not None
+        assert cost_model.shared(PER_Z, sizes, *arguments) is not None
     for sizes in (Sizes(64, 1, 2, 1, 1000, 1000), Sizes(64, 1, 2, 2, 64, 64), Sizes(64, 1, 1, 32, 64, 64)):
-        assert costs.shared(PER_Z, sizes, *arguments) is None
-    assert costs.shared(PER_X, Sizes(64, 32, 1, 64, 32, 64), *arguments) is not None
+        assert cost_model.shared(PER_Z, sizes, *arguments) is None
+    assert cost_model.shared(PER_X, Sizes(64, 32, 1, 64, 32, 64), *arguments) is not None
     # As many elements as B*O*Z (X = T Z), and in the gradient of z as many as B*Z*X (O = T X).
     for wanted in (Wanted(), Wanted(True, True, True, True, True)):
-        assert costs.shared(PER_Z, Sizes(32, 1, 64, 4, 256, 256), wanted, *arguments[1:]) is not None
-        assert costs.shared(PER_Z, Sizes(32, 1, 63, 4, 256, 256), wanted, *arguments[1:]) is None
+        assert cost_model.shared(PER_Z, Sizes(32, 1, 64, 4, 256, 256), wanted, *arguments[1:]) is not None
+        assert cost_model.shared(PER_Z, Sizes(32, 1, 63, 4, 256, 256), wanted, *arguments[1:]) is None
     # Without the gradient of z all of these fit; with it, the last two would be larger than B*Z*X or B*O*X.
     for sizes, fits in (
         (Sizes(32, 1, 16, 8, 8, 128), True),
         (Sizes(32, 1, 16, 9, 8, 129), False),
         (Sizes(1000, 1, 2, 512, 64, 100), False),
     ):
-        assert costs.shared(PER_Z, sizes, *arguments) is not None
-        assert (costs.shared(PER_Z, sizes, Wanted(z=True), *arguments[1:]) is not None) == fits
+        assert cost_model.shared(PER_Z, sizes, *arguments) is not None
+        assert (cost_model.shared(PER_Z, sizes, Wanted(z=True), *arguments[1:]) is not None) == fits
 
 
 def test_more_rows_never_lead_back_to_the_fused_plan():
@@ -235,7 +235,9 @@ def test_more_rows_never_lead_back_to_the_fused_plan():
         found = []
         for rows in (2, 8, 32, 128, 512, 2048):
             sizes = Sizes(16, 1, rows, 32, size, size)
-            found.append(costs.cheapest(costs.compare(sizes, Wanted(), torch.float32, "cpu", "cpu")).plan)
+            found.append(
+                cost_model.cheapest(cost_model.all_costs(sizes, Wanted(), torch.float32, "cpu", "cpu")).plan
+            )
         assert found[-1] == PER_Z and found == sorted(found)
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mi_kernels.ops import counts
 from mi_kernels.ops.interaction import reference
-from mi_kernels.testing import counts
 from mi_kernels.testing.errors import REPEATED, check_errors, relative_error
 from mi_kernels.testing.samples import (
     GATE_TERMS,

@@ -28,10 +28,9 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.diagonal import triton as diagonal
-from mi_kernels.ops.gated import triton as gated
-from mi_kernels.ops.interaction import triton as interaction
-from mi_kernels.ops.triton import kernels, plan, products, tiles
+from mi_kernels.ops.gate import triton as diagonal
+from mi_kernels.ops.gate import triton as gated
+from mi_kernels.ops.triton import host, interaction, kernels, plan, tiles
 from mi_kernels.ops.triton.engine import rounded_to_tf32
 from mi_kernels.ops.triton.launch import launch as start
 from mi_kernels.ops.triton.launch import recording, target
@@ -39,7 +38,7 @@ from mi_kernels.ops.triton.tiles import Problem, Tile
 
 INTERPRETED = pytest.mark.skipif(not backends.interpreting(), reason="part of test_in_the_interpreter")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-CAPABILITIES = ((7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
+CAPABILITIES = (tiles.AMD, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
 PRIMITIVES = ("forward", "linear", "sum", "input_grads", "context_grad", "weight_grad", "matrix_grad")
 # Products side by side, rows, columns, and the lengths of both sums.
 SIZES = (
@@ -166,7 +165,7 @@ def test_the_hazard_of_hopper_is_avoided():
         if problem.capability == (9, 0) and problem.old:
             tile = tiles.choose(problem)
             assert tile.style in ("plain", "promoted") or tile.stages == 1
-            for style in ("held", "scaled", "lanes"):
+            for style in ("held", "scaled", "k_scaled"):
                 assert not tiles.valid(replace(tile, style=style, stages=2), problem)
     problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), True, True, 1, 4096, 256, 32, 256)
     assert tiles.choose(problem).style == "promoted"
@@ -185,7 +184,7 @@ def test_a_table_comes_first_if_it_is_valid():
 
 def test_no_tile_reaches_further_than_32_bits():
     """Offsets within a tile are int32 where strides are below WIDE_STRIDE."""
-    assert 2 * (tiles.LARGEST_BLOCK - 1) * (products.WIDE_STRIDE - 1) < 1 << 31
+    assert 2 * (tiles.LARGEST_BLOCK - 1) * (host.WIDE_STRIDE - 1) < 1 << 31
     problem = Problem("linear", torch.bfloat16, "ieee", (9, 0), False, True, 1, 1 << 20, 16, 1, 16)
     tile = Tile(tiles.LARGEST_BLOCK, 16, 16, 4, 1, "plain")
     assert tiles.valid(tile, problem) and not tiles.valid(replace(tile, BM=2 * tile.BM), problem)
@@ -226,13 +225,13 @@ def rows_of(start, width, dtype=torch.bfloat16, gap=0):
     ],
 )
 def test_what_is_read_16_bytes_at_a_time(tensor, expected):
-    assert products.readable(tensor) == expected
+    assert host.readable(tensor) == expected
 
 
 def test_which_axes_of_the_weight_are_read_16_bytes_at_a_time():
     weight = torch.empty(32, 48, 64, dtype=torch.bfloat16, device="meta")  # axes of a tile are n and k
     for order, expected in (((0, 1, 2), True), ((2, 1, 0), True), ((0, 2, 1), False)):
-        assert products.readable(weight.permute(order), -3) == expected
+        assert host.readable(weight.permute(order), -3) == expected
 
 
 @pytest.mark.parametrize("changed", ["x", "w", "v", "z", "u and z", None])
@@ -270,7 +269,7 @@ def test_scratch_is_bounded(sizes, dtype):
     B, Z, X, O = sizes  # noqa: E741
     shapes = (B, O), (B, X), (B, Z), (O, Z, X), (O, Z), (O, X), (O,)
     grad, x, z, w, u, v, c = tensors = plan.without_data(*shapes, dtype=dtype)
-    wide = products.accumulation_dtype(dtype).itemsize
+    wide = host.accumulation_dtype(dtype).itemsize
     calls = {
         interaction.forward: (x, z, w, u, v, c),
         interaction.input_grads: (grad, x, z, w, u, v, True, True),
@@ -279,7 +278,7 @@ def test_scratch_is_bounded(sizes, dtype):
     own = {t.untyped_storage()._cdata for t in tensors}
     for kernel, arguments in calls.items():
         launches, scratch = plan.record(kernel, arguments, x.device)
-        assert scratch <= products.PARTIAL_BYTES + wide * max(tiles.FEW, B * X * 32)
+        assert scratch <= host.PARTIAL_BYTES + wide * max(tiles.FEW, B * X * 32)
         for launch in launches:
             for operand in (a[0] for a in launch.arguments.values() if isinstance(a, tuple)):
                 if operand.untyped_storage()._cdata not in own and operand.shape[-3:] != w.shape:
@@ -335,7 +334,7 @@ def test_styles_agree(style, monkeypatch):
         tile = tiles.choose(problem)
         return replace(tile, style=style) if problem.primitive == "forward" else tile
 
-    monkeypatch.setattr(products, "choose", chosen)
+    monkeypatch.setattr(host, "choose", chosen)
     for shape in (MIDDLE, SPLIT):
         arguments = Sample(shape).arguments(torch.float64)
         with mi.backend("triton"):
@@ -437,7 +436,7 @@ def test_distances_beyond_32_bits(monkeypatch):
     for tensor, values in zip(far, arguments[:2], strict=True):
         tensor.copy_(values)
     expected = results(sample, torch.float16)
-    monkeypatch.setattr(products, "WIDE_STRIDE", 1 << 21)
+    monkeypatch.setattr(host, "WIDE_STRIDE", 1 << 21)
     found = results(sample, torch.float16, arguments=[*far, *arguments[2:]])
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
@@ -446,7 +445,7 @@ def test_distances_beyond_32_bits(monkeypatch):
 def test_rows_in_pieces_give_the_same_gradients(monkeypatch):
     sample = Sample(Shape("pieces", (37,), 5, 70, 4))
     expected = results(sample, torch.float32)
-    monkeypatch.setattr(products, "PARTIAL_BYTES", 300)
+    monkeypatch.setattr(host, "PARTIAL_BYTES", 300)
     x, z, w, *_ = sample.arguments(torch.float32)
     launches, _ = plan.record(
         interaction.input_grads, (sample.cotangent(torch.float32), x, z, w, None, None, True, True), x.device
@@ -503,7 +502,7 @@ def test_explained_as_launched():
         assert mi.explain(mi.interaction, x, z, w[:1]).algorithm == "reduced"
     _, scratch = plan.record(interaction.forward, (x, z, w, None, None, None), x.device)
     assert explained.algorithm == "promoted" and explained.scratch == scratch
-    assert [step.algorithm for step in explained.backward] == ["together", "lanes"]
+    assert [step.algorithm for step in explained.backward] == ["fused", "k_scaled"]
 
 
 def test_a_gpu_of_amd_takes_small_tiles_and_no_tf32(monkeypatch):

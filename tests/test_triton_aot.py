@@ -69,8 +69,7 @@ def test_which_batch_sizes_are_compiled_for():
 
 def test_the_number_of_parts_is_not_compiled_for():
     pytest.importorskip("triton")
-    from mi_kernels.ops.interaction import triton as interaction
-    from mi_kernels.ops.triton import plan, variants
+    from mi_kernels.ops.triton import interaction, plan, variants
     from mi_kernels.ops.triton.launch import recording
 
     keys, parts = [], []

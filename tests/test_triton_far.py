@@ -14,9 +14,8 @@ from mi_kernels import backends
 from mi_kernels.testing.samples import NAMES, Sample, Shape
 
 pytest.importorskip("triton")
-from mi_kernels.ops.diagonal import triton as diagonal
-from mi_kernels.ops.interaction import triton as interaction
-from mi_kernels.ops.triton import plan, products
+from mi_kernels.ops.gate import triton as diagonal
+from mi_kernels.ops.triton import host, interaction, plan
 
 pytestmark = pytest.mark.skipif(not backends.interpreting(), reason="part of test_triton.py")
 SHAPE = Shape("far", (70,), 3, 70, 70)  # two tiles of rows and of columns, three of the sums over them
@@ -92,13 +91,13 @@ def test_groups(place):
 def test_results(name):
     grad, x, z, w, *_ = operands()
     ways = {
-        "y": (x.new_empty(grad.shape), lambda y: products.contraction(y, x, z, w)),
+        "y": (x.new_empty(grad.shape), lambda y: host.contraction(y, x, z, w)),
         "dx": (
             torch.empty_like(x),
             lambda dx: interaction.together(grad, x, z, w, None, None, dx, torch.empty_like(z)),
         ),
         "dz": (torch.empty_like(z), lambda dz: interaction.together(grad, x, z, w, None, None, None, dz)),
-        "dw": (torch.empty_like(w), lambda dw: products.weight_grad(dw, grad, z, x)),
+        "dw": (torch.empty_like(w), lambda dw: host.weight_grad(dw, grad, z, x)),
     }
     result, compute = ways[name]
     compute(result)

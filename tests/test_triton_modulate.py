@@ -23,8 +23,8 @@ from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import MAPS, TOKENS, Modulation, modulations
 
 pytest.importorskip("triton")
-from mi_kernels.ops.modulate import axes
-from mi_kernels.ops.modulate import triton as kernels
+from mi_kernels.ops.triton import modulate as kernels
+from mi_kernels.ops.triton import modulate_tiling as axes
 from mi_kernels.ops.triton.launch import recording
 
 INTERPRETED = pytest.mark.skipif(not backends.interpreting(), reason="part of test_in_the_interpreter")

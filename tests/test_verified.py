@@ -10,6 +10,7 @@ import torch
 
 import mi_kernels as mi
 from mi_kernels import backends, doctor, records, verified
+from mi_kernels.ops.dtypes import FLOATING
 from mi_kernels.verified import Verified
 
 HOPPER = Verified(
@@ -36,10 +37,10 @@ def _nothing_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("MI_KERNELS_CACHE", str(tmp_path))
     monkeypatch.setattr(records, "device_of", lambda index: ("made up", "9.0"))
     monkeypatch.setattr(backends, "_hinted", True)
-    for remembered in (backends._verified_on_gpu, records.here):
+    for remembered in (backends._found, records.here):
         remembered.cache_clear()
     yield
-    for remembered in (backends._verified_on_gpu, records.here):
+    for remembered in (backends._found, records.here):
         remembered.cache_clear()
 
 
@@ -60,7 +61,7 @@ def gpu(monkeypatch):
 def test_nothing_is_verified_yet_and_auto_is_portable():
     """To be replaced by the test of an entry's results, once there is one."""
     assert verified.VERIFIED == ()
-    for dtype in backends.COMPILED_DTYPES:
+    for dtype in FLOATING:
         assert backends.choose(tensor(dtype)) == "portable"
 
 
@@ -69,7 +70,7 @@ def test_an_entry_is_chosen_for_its_capability_and_dtypes(gpu):
     assert backends.choose(tensor()) == backends.choose(tensor(torch.float32)) == "triton"
     assert backends.choose(tensor(torch.float16)) == backends.choose(tensor(torch.int64)) == "portable"
     gpu.setattr(verified, "_capability", lambda index: (10, 0))
-    backends._verified_on_gpu.cache_clear()
+    backends._found.cache_clear()
     assert backends.choose(tensor()) == "portable"
 
 
@@ -77,7 +78,7 @@ def test_another_release_of_triton_was_not_verified(gpu):
     gpu.setattr(verified, "VERIFIED", (HOPPER,))
     for version in ("3.7.0", "4.6.0", None):
         gpu.setattr(verified, "_triton", lambda version=version: version)
-        backends._verified_on_gpu.cache_clear()
+        backends._found.cache_clear()
         assert backends.choose(tensor()) == "portable"
 
 

@@ -57,12 +57,12 @@ from mi_kernels.ops.modulate import autograd as a
 kernel = a._MODULATE_GRADS["portable"]
 a._MODULATE_GRADS["portable"] = lambda *args: [t if t is None else t.flip(0) for t in kernel(*args)]""",
     "diagonal": """
-from mi_kernels.ops import gates as a
+from mi_kernels.ops.gate import autograd as a
 kernel = a._DIAGONAL["portable"]
 a._DIAGONAL["portable"] = lambda x, *args: kernel(x.contiguous().view(-1).as_strided(x.shape, x.stride())
     if x.is_contiguous() else torch.zeros_like(x), *args)""",
     "gated_interaction": """
-from mi_kernels.ops import gates as a
+from mi_kernels.ops.gate import autograd as a
 kernel = a._GATED["portable"]
 a._GATED["portable"] = lambda *args: [torch.empty_like(t) for t in kernel(*args)]""",
 }
@@ -105,10 +105,10 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
     monkeypatch.setattr(verify, "workers_for", lambda device: 2)
     monkeypatch.setattr(backends, "why_not", lambda name: None)
-    for remembered in (backends._verified_on_gpu, records.here):
+    for remembered in (backends._found, records.here):
         remembered.cache_clear()
     yield
-    for remembered in (backends._verified_on_gpu, records.here):
+    for remembered in (backends._found, records.here):
         remembered.cache_clear()
 
 

@@ -1,42 +1,19 @@
 """Gates and modulation as modules."""
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from mi_kernels import gating
-from mi_kernels.calls import call
+from mi_kernels.functional import gates
+from mi_kernels.functional._call import call
+from mi_kernels.nn._init import check_construction, draw_uniform, parameters
 from mi_kernels.ops import activations
 from mi_kernels.ops.activations import ActivationName, ElementwiseName
 from mi_kernels.ops.autocast import dtype_in_force
-from mi_kernels.validation import (
-    FLOATING,
-    check_activation,
-    check_construction,
-    check_number,
-    check_tensors,
-)
-
-
-def _parameters(
-    module: nn.Module,
-    shapes: Mapping[str, tuple[int, ...] | None],
-    device: torch.device | str | int | None,
-    dtype: torch.dtype | None,
-) -> None:
-    for name, shape in shapes.items():
-        empty = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        module.register_parameter(name, empty)
-
-
-def _draw(weight: Tensor | None, fan_in: int, terms: int, gain: float = 1.0) -> None:
-    """Uniform with variance gain^2 / (terms * fan_in)."""
-    if weight is not None and weight.numel() > 0:
-        bound = gain * math.sqrt(3 / (terms * max(fan_in, 1)))
-        nn.init.uniform_(weight, -bound, bound)
+from mi_kernels.ops.checks import check_activation, check_number, check_tensors
+from mi_kernels.ops.dtypes import FLOATING
 
 
 class DiagonalInteraction(nn.Module):
@@ -117,15 +94,15 @@ class DiagonalInteraction(nn.Module):
             "shift_bias": (x,) if shift else None,
             "weight_x": (x, x) if weight_x else None,
         }
-        _parameters(self, shapes, device, dtype)
+        parameters(self, shapes, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew from torch's random stream, in the order A, G, C."""
         terms = 1 if self.weight_x is None else 2
-        _draw(self.weight, self.context_features, terms)
-        _draw(self.weight_x, self.features, terms)
-        _draw(self.shift_weight, self.context_features, 1)
+        draw_uniform(self.weight, self.context_features, terms)
+        draw_uniform(self.weight_x, self.features, terms)
+        draw_uniform(self.shift_weight, self.context_features, 1)
         for bias in (self.bias, self.shift_bias):
             if bias is not None:
                 nn.init.zeros_(bias)
@@ -136,7 +113,7 @@ class DiagonalInteraction(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return call(
-            gating.diagonal,
+            gates.diagonal,
             x,
             z,
             self.weight,
@@ -225,7 +202,7 @@ class FiLM(nn.Module):
         self.scale_offset = scale_offset
         self.channel_dim = channel_dim
         shapes = {"weight": (2 * features, context_features), "bias": (2 * features,) if bias else None}
-        _parameters(self, shapes, device, dtype)
+        parameters(self, shapes, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -241,7 +218,7 @@ class FiLM(nn.Module):
         self._check(x, z)
         scale, shift = nn.functional.linear(z, self.weight, self.bias).chunk(2, -1)
         return call(
-            gating.modulate,
+            gates.modulate,
             x,
             self._beside(x, scale),
             self._beside(x, shift),
@@ -357,14 +334,14 @@ class GatedInteraction(nn.Module):
             "weight_x": (x, x) if weight_x else None,
             "bias": (x,) if bias else None,
         }
-        _parameters(self, shapes, device, dtype)
+        parameters(self, shapes, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew from torch's random stream, in the order W, U, V."""
         terms = [t for t in (self.weight, self.weight_z, self.weight_x) if t is not None and t.numel() > 0]
         for term in terms:
-            _draw(term, math.prod(term.shape[1:]), len(terms))
+            draw_uniform(term, math.prod(term.shape[1:]), len(terms))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -374,7 +351,7 @@ class GatedInteraction(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return call(
-            gating.gated_interaction,
+            gates.gated_interaction,
             x,
             z,
             self.weight,

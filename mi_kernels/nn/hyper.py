@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mi_kernels import functional, hyper
-from mi_kernels.calls import call
-from mi_kernels.nn.gates import _draw, _parameters
-from mi_kernels.validation import (
-    check_construction,
-    check_function,
-    check_module,
-    check_number,
-    check_rank,
-    check_tensors,
-)
+from mi_kernels.functional import hyper, interaction
+from mi_kernels.functional._call import call
+from mi_kernels.nn._init import check_construction, check_function, check_module, draw_uniform, parameters
+from mi_kernels.ops.checks import check_number, check_rank, check_tensors
 
 
 def _context(module: nn.Module, z: Any, size: int) -> Tensor:
@@ -153,15 +146,15 @@ class HyperLinear(nn.Module):
             "weight_x": (o, x),
             "bias": (o,) if bias else None,
         }
-        _parameters(self, shapes, device, dtype)
+        parameters(self, shapes, device, dtype)
         self.context_network = context_network
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew from torch's random stream, in the order W, U."""
         terms = 1 if self.weight_z is None else 2
-        _draw(self.weight, self.in_features * self.context_features, terms, self.gain)
-        _draw(self.weight_z, self.context_features, terms)
+        draw_uniform(self.weight, self.in_features * self.context_features, terms, self.gain)
+        draw_uniform(self.weight_z, self.context_features, terms)
         for zero in (self.weight_x, self.bias):
             if zero is not None:
                 nn.init.zeros_(zero)
@@ -173,7 +166,7 @@ class HyperLinear(nn.Module):
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         weights = self.weight, self.weight_z, self.weight_x, self.bias
         z = _context(self, z, self.context_features)
-        return call(functional.interaction, x, z, *weights, segment_ids=segment_ids)
+        return call(interaction.interaction, x, z, *weights, segment_ids=segment_ids)
 
     @torch.no_grad()
     def bind(self, z: Tensor) -> nn.Linear | BoundLinear:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mi_kernels import functional
-from mi_kernels.calls import call
-from mi_kernels.validation import check_construction
+from mi_kernels.functional import interaction
+from mi_kernels.functional._call import call
+from mi_kernels.nn._init import check_construction, parameters
 
 
 class MultiplicativeInteraction(nn.Module):
@@ -85,17 +85,13 @@ class MultiplicativeInteraction(nn.Module):
         flags = {"bias": bias, "weight_z": weight_z, "weight_x": weight_x}
         check_construction("MultiplicativeInteraction", sizes, flags, device, dtype)
         o, z, x = out_features, context_features, in_features
-        shapes = {
+        shapes: dict[str, tuple[int, ...] | None] = {
             "weight": (o, z, x),
             "weight_z": (o, z) if weight_z else None,
             "weight_x": (o, x) if weight_x else None,
             "bias": (o,) if bias else None,
         }
-        for name, shape in shapes.items():
-            parameter = None
-            if shape is not None:
-                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            self.register_parameter(name, parameter)
+        parameters(self, shapes, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -113,7 +109,7 @@ class MultiplicativeInteraction(nn.Module):
         def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return call(functional.interaction, x, z, self.weight, self.weight_z, self.weight_x, self.bias)
+        return call(interaction.interaction, x, z, self.weight, self.weight_z, self.weight_x, self.bias)
 
     def extra_repr(self) -> str:
         return (
@@ -162,4 +158,4 @@ class Bilinear(nn.Bilinear):
         def __call__(self, input1: Tensor, input2: Tensor) -> Tensor: ...
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
-        return call(functional.bilinear, input1, input2, self.weight, self.bias)
+        return call(interaction.bilinear, input1, input2, self.weight, self.bias)

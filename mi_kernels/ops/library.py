@@ -4,23 +4,42 @@ Every operation is defined here, in Python, so that the package imports without 
 compiled libraries only add kernels for their dispatch keys. Each schema is defined three times: under its
 own name, where a compiled kernel may take over; as ``<name>_portable``, which is always the pure-PyTorch
 implementation, whatever is installed; and as ``<name>_triton``, whose kernel is the function of the same
-name in the ``triton`` module beside the ``portable`` one, imported when it is first called.
+name in ``ops/triton/<family>.py``, imported when it is first called.
 """
 
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from mi_kernels.ops import backend as backends
 from mi_kernels.ops.autocast import dtype_in_force
+from mi_kernels.ops.checks import LIKE, Operands
 from mi_kernels.ops.compiling import is_transformed, opaque_while_compiling
-from mi_kernels.validation import DTYPES, FLOATING, Operands
+from mi_kernels.ops.dtypes import DTYPES, FLOATING
 
 NAMESPACE = "mi_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 F = TypeVar("F", bound=Callable[..., Any])
+Results = Callable[[dict[str, Any]], Sequence[Any]]
+
+
+class Definition(NamedTuple):
+    """What counters and DTensor need to know of an operation.
+
+    ``flops(*shapes)``: floating-point operations of a call, from the shapes of its tensors (flops.py).
+    ``results(arguments)``: how each result follows the arguments when they are sharded: "rows", "weight" or
+    "nothing" (not wanted); of an ``elementwise`` operation its sizes, or None.
+    """
+
+    flops: Callable[..., int]
+    results: Results
+    elementwise: bool
+
+
+DEFINED: dict[str, Definition] = {}
 
 
 def define(
@@ -33,13 +52,17 @@ def define(
     *,
     dtypes: Sequence[torch.dtype] = DTYPES,
     groups: bool = False,
+    flops: Callable[..., int],
+    results: Results,
 ) -> None:
     """Define ``name``, ``name_portable`` and ``name_triton`` with one schema and one fake.
 
-    ``axes`` and ``groups`` say what the tensors look like (validation.Operands), ``dtypes`` which of them the
+    ``axes`` and ``groups`` say what the tensors look like (checks.Operands), ``dtypes`` which of them the
     portable kernel takes; ``more(*arguments)`` raises for whatever else must not come. The public functions
     have checked all that: this is for direct calls. The compiled kernels check in C++ (csrc/common/checks.h).
+    ``flops`` and ``results``: see :class:`Definition`.
     """
+    DEFINED[name] = Definition(flops, results, LIKE in axes.values())
     parsed = torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}").arguments
     required = sum(argument.name in axes and str(argument.type) == "Tensor" for argument in parsed)
     operands = Operands(name, [argument.name for argument in parsed], axes, required, groups)
@@ -84,25 +107,40 @@ def _shielded(
 
 
 def _triton_twin(portable: Callable) -> Callable:
+    family = portable.__module__.split(".")[-2]
+
     @functools.cache
     def kernel() -> Callable:
-        module = importlib.import_module(portable.__module__.removesuffix("portable") + "triton")
-        return getattr(module, portable.__name__)
+        return getattr(importlib.import_module(f"mi_kernels.ops.triton.{family}"), portable.__name__)
 
     return lambda *arguments: kernel()(*arguments)
 
 
 class _Overloads(dict[str, torch._ops.OpOverload]):
+    """By backend; filled as they are asked for."""
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+
     def __missing__(self, backend: str) -> torch._ops.OpOverload:
-        raise ValueError(f"mi_kernels: backend: expected one of {', '.join(self)}, got {backend!r}")
+        suffix = backends.get(backend).suffix
+        if suffix is None:
+            known = ", ".join(backends.suffixes())
+            raise ValueError(f"mi_kernels: backend: expected one of {known}, got {backend!r}")
+        found = getattr(getattr(torch.ops, NAMESPACE), self._operation + suffix).default
+        self[backend] = found
+        return found
 
 
 def overloads(name: str) -> dict[str, torch._ops.OpOverload]:
     """The dispatcher entry of ``name`` on each backend."""
-    compiled, portable, triton = (
-        getattr(torch.ops.mi_kernels, name + suffix).default for suffix in ("", "_portable", "_triton")
-    )
-    return _Overloads(cpu=compiled, cuda=compiled, portable=portable, triton=triton)
+    return _Overloads(name)
+
+
+def twins(name: str) -> list[torch._ops.OpOverload]:
+    """The dispatcher entries of ``name``, each once."""
+    suffixes = dict.fromkeys(backends.suffixes().values())
+    return [getattr(getattr(torch.ops, NAMESPACE), name + suffix).default for suffix in suffixes]
 
 
 def traceable(name: str, schema: str, check: Callable[..., None] | None = None) -> Callable[[F], F]:

@@ -73,6 +73,12 @@ def without_features(tensor: Tensor) -> Tensor:
     return tensor.new_empty((*tensor.shape[:-1], 0))
 
 
+def gradients_wanted(tensors: Sequence[Maybe]) -> list[bool]:
+    """Which of the tensors have a gradient coming, when a call is made now."""
+    enabled = torch.is_grad_enabled()
+    return [enabled and tensor is not None and tensor.requires_grad for tensor in tensors]
+
+
 def keep(values: Sequence[Maybe], want: Sequence[bool]) -> tuple[Maybe, ...]:
     return tuple(value for value, wanted in zip(values, want, strict=True) if wanted)
 

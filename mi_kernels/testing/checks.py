@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mi
-from mi_kernels.ops.diagonal import reference as diagonal_reference
-from mi_kernels.ops.gated import reference as gated_reference
+from mi_kernels.ops.gate import reference as diagonal_reference
+from mi_kernels.ops.gate import reference as gated_reference
 from mi_kernels.ops.interaction import reference as interaction_reference
 from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.testing import squares

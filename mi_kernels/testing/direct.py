@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction.packed import pack
+import mi_kernels as mi
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, Gate, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 
@@ -58,8 +58,8 @@ def _forward() -> Iterator[Arguments]:
 def _packed() -> Iterator[Arguments]:
     x, z, weight, *others = Sample(Shape("long-context", (24,), 30, 5, 7)).arguments(DTYPE)
     assert weight is not None
-    words = pack(weight).words()
-    yield x, z, weight, weight if words is None else words, *others
+    packed_weight = mi.pack(weight).packed()
+    yield x, z, weight, weight if packed_weight is None else packed_weight, *others
 
 
 def _input_grads() -> Iterator[Arguments]:
@@ -188,9 +188,9 @@ _HUGE = (2**31, 2**40, 2**62, -1, -(2**63))
 
 
 def _wrong(name: str, kind: str, value: Any) -> Iterator[tuple[str, Any, bool]]:
-    """(what, the wrong value, whether it cannot be right). Only the kernel on CPUs reads ``words``."""
+    """(what, the wrong value, whether it cannot be right). Only CPU kernels read ``packed_weight``."""
     if "Tensor" in kind:
-        yield from _wrong_tensors(value, kind.startswith("Optional"), name == "words")
+        yield from _wrong_tensors(value, kind.startswith("Optional"), name == "packed_weight")
     elif kind in ("str", "Optional[str]"):
         wrong = (*([None] if kind == "str" else []), 5, "", "nope", "sigmoid ", "sigmoid\0", "s" * 100_000)
         yield from ((f"{text!r:.20}", text, True) for text in wrong)

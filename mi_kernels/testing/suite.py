@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mi
-from mi_kernels.functional import interaction_by
+from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops import activations
-from mi_kernels.ops.interaction import costs, reference
+from mi_kernels.ops.interaction import cost_model, reference
 from mi_kernels.testing import checks, devices, samples
 from mi_kernels.testing.errors import require
 from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
@@ -99,8 +99,8 @@ def _interactions() -> Iterator[tuple[str, Check]]:
     for sample in (middle, Sample(samples.THREADED)):
         for name, check in _both(sample):
             yield f"tf32 {name}", partial(_in_tf32, check)
-    for plan in (costs.PER_Z, costs.PER_X):
-        for sample in (Sample(SHARED[6]), Sample(SHARED[0] if plan == costs.PER_Z else SHARED[1])):
+    for plan in (cost_model.PER_Z, cost_model.PER_X):
+        for sample in (Sample(SHARED[6]), Sample(SHARED[0] if plan == cost_model.PER_Z else SHARED[1])):
             yield f"{plan} {sample}", partial(_planned, plan, sample)
     yield "segment_ids", _segments
     yield "generate", _generated

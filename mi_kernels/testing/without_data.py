@@ -12,11 +12,16 @@ FUNCTIONS = {
     "interaction_packed": ("interaction", "packed_forward"),
     "interaction_input_grads": ("interaction", "input_grads"),
     "interaction_weight_grads": ("interaction", "weight_grads"),
-    "diagonal": ("diagonal", "diagonal"),
-    "gated_interaction": ("gated", "gated_interaction"),
+    "diagonal": ("gate", "diagonal"),
+    "gated_interaction": ("gate", "gated_interaction"),
     "modulate": ("modulate", "modulate"),
     "modulate_grads": ("modulate", "modulate_grads"),
 }
+
+
+def module_of(family: str, backend: str) -> str:
+    """Where the kernels of a family are, portable ones and those of Triton."""
+    return f"mi_kernels.ops.triton.{family}" if backend == "triton" else f"mi_kernels.ops.{family}.portable"
 
 
 class WithoutData(TorchDispatchMode):
@@ -44,6 +49,6 @@ class WithoutData(TorchDispatchMode):
         self.names.append(name)
         operation, _, backend = name.rpartition("_")
         family, kernel = FUNCTIONS[operation]
-        module = importlib.import_module(f"mi_kernels.ops.{family}.{backend}")
+        module = importlib.import_module(module_of(family, backend))
         with self:
             return getattr(module, kernel)(*args)

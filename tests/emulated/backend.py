@@ -8,15 +8,16 @@ import fcntl
 import hashlib
 import shutil
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from mi_kernels import backends
-from mi_kernels.ops import gates
+from mi_kernels import planners
+from mi_kernels.ops.backend import get, register
+from mi_kernels.ops.gate import autograd as gates
 from mi_kernels.ops.interaction import autograd as interaction
-from mi_kernels.ops.interaction import plan
 from mi_kernels.ops.modulate import autograd as modulate
 
 ROOT = Path(__file__).parents[2]
@@ -102,15 +103,9 @@ def load():
 
 def install() -> None:
     """Make them what the backend "cuda" runs, for tensors on the CPU; for the rest of this process."""
-    operations, choose, why_not = load(), backends.choose, backends.why_not
+    operations = load()
     for name, holder in HOLDERS.items():
         holder["cuda"] = getattr(operations, name).default
-
-    def emulated_choice(tensor: torch.Tensor, family: str = "interaction") -> str:
-        on_cpu = tensor.device.type == "cpu" and tensor.dtype in backends.COMPILED_DTYPES
-        return "cuda" if backends._selected.name == "cuda" and on_cpu else choose(tensor, family)
-
-    plan.cuda = partial(getattr, operations)
-    plan.gpu = lambda device: (80, 4)
-    backends.choose = emulated_choice
-    backends.why_not = lambda name: None if name == "cuda" else why_not(name)
+    planners.question = partial(getattr, operations)
+    planners.gpu = lambda device: (80, 4)
+    register(replace(get("cuda"), why_not=lambda: None, devices=lambda: ("cpu",)))

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import ragged
-from mi_kernels.validation import broadcast_leading, check_rank, check_shape, check_tensors
+from mi_kernels.ops.checks import broadcast_leading, check_rank, check_shape, check_tensors
+from mi_kernels.ops.interaction import segments
 
 
 class Spelling(NamedTuple):
@@ -39,7 +39,7 @@ def check(
     else:
         check_shape(op, x_name, x, {"N": None, x_axis: None})
         check_shape(op, z_name, z, {"G": None, z_axis: None})
-        ragged.check(op, segment_ids, x, z.shape[0])
+        segments.check(op, segment_ids, x, z.shape[0])
         lead = x.shape[:-1]
     if all(weight is None for weight in weights):
         raise ValueError(f"{op}: expected at least one of {', '.join(weight_names)}, got None for all")

@@ -33,7 +33,7 @@ from mi_kernels.ops.rules import (
 )
 
 _FORWARD = overloads("interaction")
-_PACKED_FORWARD = overloads("interaction_packed")["cpu"]
+_PACKED_FORWARD = overloads("interaction_packed")
 _INPUT_GRADS = overloads("interaction_input_grads")
 _WEIGHT_GRADS = overloads("interaction_weight_grads")
 
@@ -41,7 +41,7 @@ _WEIGHT_GRADS = overloads("interaction_weight_grads")
 @traceable(
     "differentiable_interaction_rows",
     "(str backend, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x, Tensor? bias,"
-    " Tensor? words=None) -> Tensor",
+    " Tensor? packed_weight=None) -> Tensor",
 )
 def forward(
     backend: str,
@@ -51,11 +51,11 @@ def forward(
     weight_z: Maybe,  # [(G,) O, Z]
     weight_x: Maybe,  # [(G,) O, X]
     bias: Maybe,  # [(G,) O]
-    words: Maybe = None,
+    packed_weight: Maybe = None,
 ) -> Tensor:
     """y = z^T W x + U z + V x + c, differentiable. Its arguments were checked by the caller.
 
-    ``words``: W as packed.py lays it out; used if nothing is differentiated.
+    ``packed_weight``: W as packed_weight.py lays it out; used if nothing is differentiated.
     """
     if differentiating((x, z, weight, weight_z, weight_x, bias)):
         # What no term takes has no gradient, not one of None: compiled autograd would add that to others.
@@ -63,8 +63,8 @@ def forward(
             x = constant(x) if weight_x is None else x
             z = constant(z) if weight_z is None else z
         return Forward.call(backend, x, z, weight, weight_z, weight_x, bias)
-    if words is not None:
-        return _PACKED_FORWARD(x, z, weight, words, weight_z, weight_x, bias)
+    if packed_weight is not None:
+        return _PACKED_FORWARD[backend](x, z, weight, packed_weight, weight_z, weight_x, bias)
     return _FORWARD[backend](x, z, weight, weight_z, weight_x, bias)
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import ragged, shared
-from mi_kernels.ops.interaction.plan import Plan, compiled, lies
-from mi_kernels.ops.interaction.plan_shared import _copy
-from mi_kernels.ops.rules import Maybe
+from mi_kernels.ops import backend as backends
+from mi_kernels.ops.interaction import segments
+from mi_kernels.ops.interaction.plan_shared import copied, major
+from mi_kernels.ops.plan import Plan
+from mi_kernels.ops.rules import Maybe, gradients_wanted
 
 _GENERATE = "W' = z W + V is one product in groups, one group for each output; b' = U z + c is another"
 _APPLY = "the rows of a layer are the rows of one product in groups, one group for each layer"
@@ -27,7 +28,7 @@ def generate(backend: str, z: Tensor, weights: Sequence[Maybe]) -> Plan:
     has_offset = weight_z is not None or bias is not None
     results = contexts * out * (width + has_offset)
     moved = _bytes(results, z, *weights)
-    want_z, *want = shared.gradients_wanted((z, *weights))
+    want_z, *want = gradients_wanted((z, *weights))
 
     def step(op: str, has_weight: bool, has_weight_z: bool, more: int = 0) -> Plan:
         operations = by_weight * has_weight + by_weight_z * has_weight_z + more
@@ -45,19 +46,21 @@ def generate(backend: str, z: Tensor, weights: Sequence[Maybe]) -> Plan:
 
 def _generate_scratch(backend: str, z: Tensor, weights: Sequence[Maybe]) -> int | None:
     """Bytes allocated at most at one time, less those of W' and b'."""
-    if backend != "cpu":
+    linear = backends.get(backend).planner.linear_scratch
+    if linear(z.dtype, 1, 1, 1, 1, False) is None:
         return None
     weight, weight_z, weight_x, bias = weights
     contexts, context, item = math.prod(z.shape[:-1]), z.shape[-1], z.element_size()
-    copy = _copy(z, lambda tensor: tensor.reshape(contexts, context))
+    copy = copied(z, lambda tensor: tensor.reshape(contexts, context))
     # What is made last is held beside the results; what is made first, before the other result is there.
     first = last = 0
     if weight_z is not None:
-        last = _linear(z.dtype, 1, contexts, context, weight_z.shape[0], bias is not None, lies(weight_z))
+        features = context, weight_z.shape[0]
+        last = linear(z.dtype, 1, contexts, *features, bias is not None, major(weight_z)) or 0
     if weight is not None:
         out, width = weight.shape[0], weight.shape[2]
-        how = lies(weight.transpose(1, 2))
-        first = _linear(z.dtype, out, contexts, context, width, weight_x is not None, how)
+        how = major(weight.transpose(1, 2))
+        first = linear(z.dtype, out, contexts, context, width, weight_x is not None, how) or 0
         if weight_z is not None or bias is not None:
             first -= contexts * out * item
     elif weight_x is not None:  # its copy is made last
@@ -71,14 +74,14 @@ def apply(
     """The plan of checked arguments x, W' and b'; y has the leading dimensions ``lead``."""
     out, width = weight.shape[-2:]
     rows, why = math.prod(lead), _APPLY
-    if segment_ids is not None and ragged.opaque(segment_ids):
+    if segment_ids is not None and segments.opaque(segment_ids):
         why = "the numbers of the groups cannot be looked at: each row gets its own copy of a layer"
-    elif segment_ids is not None and rows > 0 and backend != "reference":
-        order = ragged.of_layers(segment_ids, x, weight)
+    elif segment_ids is not None and rows > 0 and not backends.get(backend).is_reference:
+        order = segments.order_of_layers(segment_ids, x, weight)
         rows, why = order.rows, f"{_APPLY}; in {order}"
     product = 2 * rows * out * width
     moved = _bytes(rows * out, x, weight, bias)
-    want_x, *want = shared.gradients_wanted((x, weight, bias))
+    want_x, *want = gradients_wanted((x, weight, bias))
     backward = []
     if want_x:
         backward.append(_plan("input_grads", backend, product, moved, why))
@@ -89,17 +92,10 @@ def apply(
 
 
 def _plan(op: str, backend: str, operations: int, moved: int, why: str) -> Plan:
-    algorithm, why = ("einsum", _EINSUM) if backend == "reference" else ("linear", why)
+    algorithm, why = ("einsum", _EINSUM) if backends.get(backend).is_reference else ("linear", why)
     return Plan(op, backend, algorithm, operations, moved, None, why)
 
 
 def _bytes(results: int, *tensors: Maybe) -> int:
     present = [tensor for tensor in tensors if tensor is not None]
     return (results + sum(tensor.numel() for tensor in present)) * present[0].element_size()
-
-
-def _linear(
-    dtype: torch.dtype, groups: int, rows: int, features: int, out: int, bias: bool, how: tuple[bool, bool]
-) -> int:
-    flags = (False, False, True, bias, False, False, False, False, *how)
-    return compiled("forward", [groups, rows, 0, features, out], dtype, flags)[1]

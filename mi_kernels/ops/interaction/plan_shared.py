@@ -6,37 +6,44 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import costs, ragged, shared
+from mi_kernels.ops import backend as backends
+from mi_kernels.ops.interaction import cost_model, segments, shared
 from mi_kernels.ops.interaction import plan as dense
-from mi_kernels.ops.interaction.plan import Plan
-from mi_kernels.ops.rules import Maybe
+from mi_kernels.ops.plan import Plan
+from mi_kernels.ops.rules import Maybe, gradients_wanted
+
+
+def major(matrix: Maybe) -> tuple[bool, bool]:
+    """Whether a matrix [..., N, K] is contiguous along K, and along N."""
+    return (False, False) if matrix is None else (matrix.stride(-1) == 1, matrix.stride(-2) == 1)
+
 
 _WHY = {
-    costs.PER_Z: "rows share contexts: W' = z W + V is made once for each of them and applied to its rows",
-    costs.PER_X: "contexts share inputs: W x + U is made once for each input and applied to its contexts",
+    cost_model.PER_Z: "rows share contexts: W' = z W + V is made once for each and applied to its rows",
+    cost_model.PER_X: "contexts share inputs: W x + U is made once for each and applied to its contexts",
 }
 
 
 def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
     """The plan of checked arguments x, z and (W, U, V, c) on ``backend``."""
-    sharing = shared.compare(backend, lead, x, z, weights)
+    sharing = shared.sharing_costs(backend, lead, x, z, weights)
     if sharing is None:
         return dense.plan(backend, x, z, weights)
-    places, found = sharing
-    how = costs.cheapest(found).plan
-    if how == costs.FUSED:
+    layout, found = sharing
+    how = cost_model.cheapest(found).plan
+    if how == cost_model.FUSED:
         return replace(dense.plan(backend, x, z, weights), alternatives=found)
-    wanted = shared.gradients_wanted((x, z, *weights))
-    if how == costs.PER_X:
+    wanted = gradients_wanted((x, z, *weights))
+    if how == cost_model.PER_X:
         weight, weight_z, weight_x, bias = weights
         assert weight is not None
-        places, x, z = places.mirrored(), z, x
+        layout, x, z = layout.mirrored(), z, x
         weights = weight.transpose(1, 2), weight_x, weight_z, bias
         wanted = [wanted[1], wanted[0], wanted[2], wanted[4], wanted[3], wanted[5]]
     weight = weights[0]
     assert weight is not None
-    sizes = places.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
-    scratch = _scratch(places, sizes, x, z, weights) if backend == "cpu" else None
+    sizes = layout.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
+    scratch = _scratch(backends.get(backend).planner, layout, sizes, x, z, weights)
     counted = (sizes.common * sizes.of_z, sizes.rows)
     explained = _generated(how, backend, counted, x, z, weights, wanted, _WHY[how])
     return replace(explained, scratch=scratch, alternatives=found)
@@ -90,61 +97,60 @@ def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights
     if fused.scratch is not None:
         fused = replace(fused, scratch=fused.scratch + rows.numel() * rows.element_size())
     weight = weights[0]
-    if weight is None or backend == "reference" or ragged.opaque(segment_ids):
+    if weight is None or backends.get(backend).is_reference or segments.opaque(segment_ids):
         return fused
-    order = ragged.of_contexts(segment_ids, x, z, weight)
-    found = ragged.compare(backend, order, x, z, weights)
-    best = costs.cheapest(found)
-    if best.plan == costs.FUSED:
+    order = segments.order_of_contexts(segment_ids, x, z, weight)
+    found = segments.costs_by_segment(backend, order, x, z, weights)
+    best = cost_model.cheapest(found)
+    if best.plan == cost_model.FUSED:
         return replace(fused, alternatives=found)
     why = f"{_WHY[best.plan]}; in {order}"
-    wanted = shared.gradients_wanted((x, z, *weights))
+    wanted = gradients_wanted((x, z, *weights))
     counted = (len(order.groups), order.rows)
     explained = _generated(best.plan, backend, counted, x, z, weights, wanted, why)
     return replace(explained, alternatives=found)
 
 
 def _scratch(
-    places: shared.Layout, sizes: costs.Sizes, x: Tensor, z: Tensor, weights: Sequence[Maybe]
-) -> int:
+    planner: backends.Planner,
+    layout: shared.Layout,
+    sizes: cost_model.Sizes,
+    x: Tensor,
+    z: Tensor,
+    weights: Sequence[Maybe],
+) -> int | None:
     """Bytes that the forward pass allocates at most at one time, less those of its result."""
     weight, weight_z, weight_x, bias = weights
     assert weight is not None
     groups, of_z, of_x, context, width, out = sizes
     contexts, item = groups * of_z, x.element_size()
 
-    def kernel(
-        count: int,
-        rows: int,
-        features: int,
-        outs: int,
-        has_bias: bool,
-        how: tuple[bool, bool] = (True, False),
-    ) -> int:
-        flags = (False, False, True, has_bias, False, False, False, False, *how)
-        return dense.compiled("forward", [count, rows, 0, features, outs], x.dtype, flags)[1]
+    def kernel(count: int, rows: int, features: int, outs: int, bias: bool, matrix: Maybe = None) -> int:
+        how = (True, False) if matrix is None else major(matrix)
+        return planner.linear_scratch(x.dtype, count, rows, features, outs, bias, how) or 0
 
+    if planner.linear_scratch(x.dtype, 1, 1, 1, 1, False) is None:
+        return None
     has_offset = weight_z is not None or bias is not None
-    copies = _copy(z, places.contexts_first)
+    copies = copied(z, layout.contexts_first)
     generated = contexts * out * width * item
     held = copies + generated
-    how = dense.lies(weight.transpose(1, 2))
-    making = held + kernel(out, contexts, context, width, weight_x is not None, how)
+    making = held + kernel(out, contexts, context, width, weight_x is not None, weight.transpose(1, 2))
     if weight_z is not None:
         held += contexts * out * item
-        making = max(making, held + kernel(1, contexts, context, out, bias is not None, dense.lies(weight_z)))
+        making = max(making, held + kernel(1, contexts, context, out, bias is not None, weight_z))
     if has_offset and of_z > 1:
         held += contexts * out * item
     result = sizes.rows * out * item
-    held += _copy(x, places.rows)
+    held += copied(x, layout.rows)
     applying = held + result + kernel(groups, of_x, width, of_z * out, has_offset)
     # As apply() leaves it: the contexts of a row lie innermost.
     applied = torch.empty(groups, of_x, out, of_z, dtype=x.dtype, device="meta").permute(0, 3, 1, 2)
-    arranging = result + _copy(applied, places.result)
+    arranging = result + copied(applied, layout.result)
     return max(making, applying, arranging) - result
 
 
-def _copy(tensor: Tensor, arrange: Callable[[Tensor], Tensor]) -> int:
+def copied(tensor: Tensor, arrange: Callable[[Tensor], Tensor]) -> int:
     """Bytes of the copy that a rearrangement makes, 0 where it is a view. Nothing is computed."""
     shadow = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     with torch.no_grad():

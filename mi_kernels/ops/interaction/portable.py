@@ -130,9 +130,9 @@ def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Mayb
 
 
 def packed_forward(
-    x: Tensor, z: Tensor, weight: Tensor, words: Tensor, weight_z: Maybe, weight_x: Maybe, bias: Maybe
+    x: Tensor, z: Tensor, weight: Tensor, packed_weight: Tensor, weight_z: Maybe, weight_x: Maybe, bias: Maybe
 ) -> Tensor:
-    """y of ``mi_kernels::interaction_packed``: there is nothing here that ``words`` could serve."""
+    """y of ``mi_kernels::interaction_packed``: there is nothing here that ``packed_weight`` could serve."""
     return forward(x, z, weight, weight_z, weight_x, bias)
 
 

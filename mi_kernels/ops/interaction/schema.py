@@ -10,20 +10,24 @@ meets group k of the weights. ``torch.vmap`` folds what it maps over into rows o
 
 All are partial derivatives of L(g, x, z, W, U, V, c) = sum_b g . y, which is why their own derivatives
 are again these three (docs/mathematics.md). `interaction_packed` is the forward with W packed beforehand
-(packed.py), for inference without groups. A result that is not wanted comes back with no elements.
+(packed_weight.py), for inference without groups. A result that is not wanted comes back with no elements.
 """
 
+import math
+
 from mi_kernels.ops import precision  # noqa: F401  (defines what the CUDA kernels ask)
+from mi_kernels.ops.checks import check_needed, check_tensors
+from mi_kernels.ops.dtypes import DTYPES
+from mi_kernels.ops.flops import products
 from mi_kernels.ops.interaction import portable
 from mi_kernels.ops.library import define
-from mi_kernels.validation import DTYPES, check_needed, check_tensors
 
 
 def _forward_fake(x, z, weight, weight_z, weight_x, bias):
     return x.new_empty((*x.shape[:-1], portable.out_features(weight, weight_z, weight_x, bias)))
 
 
-def _packed_forward_fake(x, z, weight, words, weight_z, weight_x, bias):
+def _packed_forward_fake(x, z, weight, packed_weight, weight_z, weight_x, bias):
     return x.new_empty((*x.shape[:-1], weight.shape[-3]))
 
 
@@ -54,16 +58,41 @@ def _check_forward(x, z, weight, weight_z, weight_x, bias):
     check_needed("interaction", (*_WEIGHTS, "bias"), (weight, weight_z, weight_x, bias))
 
 
-# The words have a dtype of their own; which, and how long their rows are, the kernel that reads them knows.
-def _check_packed(x, z, weight, words, weight_z, weight_x, bias):
+# The packed weight has a dtype and a row length of its own, which the kernel that reads it checks.
+def _check_packed(x, z, weight, packed_weight, weight_z, weight_x, bias):
     op = "interaction_packed"
-    check_tensors(op, ("words",), (words,), 1, DTYPES)
-    if words.device != x.device:
-        raise ValueError(f"{op}: words: expected device {x.device} (that of x), got {words.device}")
-    if words.dim() != 3:
+    check_tensors(op, ("packed_weight",), (packed_weight,), 1, DTYPES)
+    if packed_weight.device != x.device:
         raise ValueError(
-            f"{op}: words: expected 3 dimensions, as mi.pack makes them, got {list(words.shape)}"
+            f"{op}: packed_weight: expected device {x.device} (that of x), got {packed_weight.device}"
         )
+    if packed_weight.dim() != 3:
+        raise ValueError(
+            f"{op}: packed_weight: expected 3 dimensions, as mi.pack makes them,"
+            f" got {list(packed_weight.shape)}"
+        )
+
+
+def _forward_flops(x, z, weight, weight_z, weight_x, bias, **_):
+    return products(x, weight, weight_z, weight_x)
+
+
+def _packed_forward_flops(x, z, weight, packed_weight, weight_z, weight_x, bias, **_):
+    return products(x, weight, weight_z, weight_x)
+
+
+def _input_grads_flops(grad, x, z, weight, weight_z, weight_x, want_x, want_z, **_):
+    return products(x, weight, weight_z if want_z else None, weight_x if want_x else None)
+
+
+def _weight_grads_flops(grad, x, z, want_weight, want_weight_z, want_weight_x, want_bias, **_):
+    out, context, width = grad[-1], z[-1], x[-1]
+    each = want_weight * context * width + want_weight_z * context + want_weight_x * width
+    return 2 * math.prod(grad[:-1]) * out * each
+
+
+def _wanted(kind, *flags):
+    return lambda arguments: [kind if arguments[flag] else "nothing" for flag in flags]
 
 
 define(
@@ -74,15 +103,19 @@ define(
     _FORWARD,
     _check_forward,
     groups=True,
+    flops=_forward_flops,
+    results=lambda arguments: ["rows"],
 )
 define(
     "interaction_packed",
-    "(Tensor x, Tensor z, Tensor weight, Tensor words, Tensor? weight_z, Tensor? weight_x, Tensor? bias)"
-    " -> Tensor",
+    "(Tensor x, Tensor z, Tensor weight, Tensor packed_weight, Tensor? weight_z, Tensor? weight_x,"
+    " Tensor? bias) -> Tensor",
     portable.packed_forward,
     _packed_forward_fake,
     _FORWARD,
     _check_packed,
+    flops=_packed_forward_flops,
+    results=lambda arguments: ["rows"],
 )
 define(
     "interaction_input_grads",
@@ -92,6 +125,8 @@ define(
     _input_grads_fake,
     _GRADS | _WEIGHTS,
     groups=True,
+    flops=_input_grads_flops,
+    results=_wanted("rows", "want_x", "want_z"),
 )
 define(
     "interaction_weight_grads",
@@ -101,4 +136,6 @@ define(
     _weight_grads_fake,
     _GRADS,
     groups=True,
+    flops=_weight_grads_flops,
+    results=_wanted("weight", "want_weight", "want_weight_z", "want_weight_x", "want_bias"),
 )

@@ -15,25 +15,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import autograd, costs
-from mi_kernels.ops.rules import Maybe, without_features
+from mi_kernels.ops import backend as backends
+from mi_kernels.ops.interaction import autograd, cost_model
+from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How two tensors with leading dimensions meet: places of ``lead`` that both have, or one alone."""
+    """How two tensors with leading dimensions meet: dimensions of ``lead`` that both have, or one alone."""
 
     lead: tuple[int, ...]
     common: tuple[int, ...]  # C
     of_z: tuple[int, ...]  # S
     of_x: tuple[int, ...]  # T
 
-    def _size(self, places: tuple[int, ...]) -> int:
-        return math.prod([self.lead[place] for place in places])
+    def _size(self, dims: tuple[int, ...]) -> int:
+        return math.prod([self.lead[dim] for dim in dims])
 
-    def sizes(self, context: int, width: int, out: int) -> costs.Sizes:
-        common, of_z, of_x = (self._size(places) for places in (self.common, self.of_z, self.of_x))
-        return costs.Sizes(common, of_z, of_x, context, width, out)
+    def sizes(self, context: int, width: int, out: int) -> cost_model.Sizes:
+        common, of_z, of_x = (self._size(dims) for dims in (self.common, self.of_z, self.of_x))
+        return cost_model.Sizes(common, of_z, of_x, context, width, out)
 
     def _gather(
         self, tensor: Tensor, features: int, first: tuple[int, ...], second: tuple[int, ...]
@@ -41,7 +42,7 @@ class Layout:
         rank = len(self.lead)
         if tensor.dim() < rank + features:
             tensor = tensor[(None,) * (rank + features - tensor.dim())]
-        rest = [place for place in range(rank) if place not in first and place not in second]
+        rest = [dim for dim in range(rank) if dim not in first and dim not in second]
         order = (*first, *second, *rest, *range(rank, rank + features))
         sizes = (self._size(first), self._size(second), *tensor.shape[rank:])
         return _arranged(tensor, order, sizes)
@@ -61,11 +62,11 @@ class Layout:
     def result(self, y: Tensor) -> Tensor:
         """y [C, S, T, O] as [..., O], contiguous."""
         order = (*self.common, *self.of_z, *self.of_x)
-        dropped = [place for place in range(len(self.lead)) if place not in order]
-        places = (*order, *dropped)
-        y = _arranged(y, range(y.dim()), (*(self.lead[place] for place in places), y.shape[-1]))
-        back = [places.index(place) for place in range(len(places))]
-        return _arranged(y, (*back, len(places)), None).contiguous()
+        dropped = [dim for dim in range(len(self.lead)) if dim not in order]
+        dims = (*order, *dropped)
+        y = _arranged(y, range(y.dim()), (*(self.lead[dim] for dim in dims), y.shape[-1]))
+        back = [dims.index(dim) for dim in range(len(dims))]
+        return _arranged(y, (*back, len(dims)), None).contiguous()
 
     def mirrored(self) -> "Layout":
         return Layout(self.lead, self.common, self.of_x, self.of_z)
@@ -73,32 +74,26 @@ class Layout:
 
 def _arranged(tensor: Tensor, order: Sequence[int], sizes: tuple[int, ...] | None) -> Tensor:
     """Permuted, then reshaped, as far as that changes anything: every view is a step of the backward pass."""
-    if any(place != axis for axis, place in enumerate(order)):
+    if any(dim != axis for axis, dim in enumerate(order)):
         tensor = tensor.permute(*order)
     return tensor if sizes is None or tensor.shape == sizes else tensor.reshape(sizes)
 
 
-def layout(x_lead: torch.Size, z_lead: torch.Size, lead: Sequence[int]) -> Layout:
+def layout_of(x_lead: torch.Size, z_lead: torch.Size, lead: Sequence[int]) -> Layout:
     """The layout of leading dimensions that broadcast to ``lead``. Dimensions of size 1 belong nowhere."""
     rank = len(lead)
     x_sizes = (*(1,) * (rank - len(x_lead)), *x_lead)
     z_sizes = (*(1,) * (rank - len(z_lead)), *z_lead)
     common, of_z, of_x = [], [], []
-    for place in range(rank):
-        if x_sizes[place] == z_sizes[place]:
-            if x_sizes[place] != 1:
-                common.append(place)
-        elif x_sizes[place] == 1:
-            of_z.append(place)
+    for dim in range(rank):
+        if x_sizes[dim] == z_sizes[dim]:
+            if x_sizes[dim] != 1:
+                common.append(dim)
+        elif x_sizes[dim] == 1:
+            of_z.append(dim)
         else:
-            of_x.append(place)
+            of_x.append(dim)
     return Layout(tuple(lead), tuple(common), tuple(of_z), tuple(of_x))
-
-
-def gradients_wanted(tensors: Sequence[Maybe]) -> list[bool]:
-    """Which of the tensors have a gradient coming, when a call is made now."""
-    enabled = torch.is_grad_enabled()
-    return [enabled and tensor is not None and tensor.requires_grad for tensor in tensors]
 
 
 def _of_example(size: int) -> int:
@@ -109,19 +104,19 @@ def _of_example(size: int) -> int:
     return node.hint if node.has_hint() else 0
 
 
-def compare(
+def sharing_costs(
     backend: str, lead: Sequence[int], x: Tensor, z: Tensor, weights: Sequence[Maybe]
-) -> tuple[Layout, tuple[costs.Cost, ...]] | None:
+) -> tuple[Layout, tuple[cost_model.Cost, ...]] | None:
     """The layout of a call and the costs of its plans, or None where nothing is shared."""
     weight = weights[0]
-    if weight is None or x.shape[:-1] == z.shape[:-1] or backend == "reference":
+    if weight is None or x.shape[:-1] == z.shape[:-1] or backends.get(backend).is_reference:
         return None
-    places = layout(x.shape[:-1], z.shape[:-1], lead)
-    sizes = places.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
+    layout = layout_of(x.shape[:-1], z.shape[:-1], lead)
+    sizes = layout.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        sizes = costs.Sizes(*map(_of_example, sizes))
-    wanted = costs.Wanted(*gradients_wanted((x, z, *weights[:3])))
-    return places, costs.compare(sizes, wanted, x.dtype, backend, x.device.type)
+        sizes = cost_model.Sizes(*map(_of_example, sizes))
+    wanted = cost_model.Wanted(*gradients_wanted((x, z, *weights[:3])))
+    return layout, cost_model.all_costs(sizes, wanted, x.dtype, backend, x.device.type)
 
 
 def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
@@ -146,7 +141,7 @@ def generate(
     return generated, offset
 
 
-def apply(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+def apply_generated(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y [C, S, T, O] of x [C, T, X], W' [C, S, O, X] and b' [C, S, O].
 
     The S contexts of a row become outputs of one product, in the order in which W' lies.
@@ -174,22 +169,22 @@ def _grouped(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     return linear(backend, x.squeeze(0), weight.squeeze(0), bias).unsqueeze(0)
 
 
-def interaction(backend: str, plan: str, places: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
+def interaction(backend: str, plan: str, layout: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
     """y [..., O] of x [..., X] and z [..., Z] by one of the plans that share; W is there."""
     weight, weight_z, weight_x, bias = weights
     assert weight is not None, "without W there is nothing to share"
-    if plan == costs.PER_X:
-        places, x, z = places.mirrored(), z, x
+    if plan == cost_model.PER_X:
+        layout, x, z = layout.mirrored(), z, x
         weight, weight_z, weight_x = weight.transpose(1, 2), weight_x, weight_z
-    return places.result(_generate_and_apply(backend, places, x, z, weight, weight_z, weight_x, bias))
+    return layout.result(_generate_and_apply(backend, layout, x, z, weight, weight_z, weight_x, bias))
 
 
-def _generate_and_apply(backend: str, places: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
+def _generate_and_apply(backend: str, layout: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
     # In the order [S, C], S and O of the generated weights are one dimension of a view.
-    z = places.contexts_first(z)
+    z = layout.contexts_first(z)
     of_z, groups = z.shape[:2]
     generated, offset = generate(backend, z.flatten(0, 1), *weights)
     assert generated is not None
     generated = generated.unflatten(0, (of_z, groups)).transpose(0, 1)
     offset = None if offset is None else offset.unflatten(0, (of_z, groups)).transpose(0, 1)
-    return apply(backend, places.rows(x), generated, offset)
+    return apply_generated(backend, layout.rows(x), generated, offset)

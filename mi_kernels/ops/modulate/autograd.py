@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
-from mi_kernels.ops.interaction.portable import accumulation_dtype
+from mi_kernels.ops.checks import check_tensors
+from mi_kernels.ops.dtypes import FLOATING, accumulation_dtype
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.modulate import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, keep, nests, primals, spread, wanted
-from mi_kernels.validation import FLOATING, check_tensors
 
 _MODULATE = overloads("modulate")
 _WORK = 32  # multiplications in the time of one element, which comes from memory

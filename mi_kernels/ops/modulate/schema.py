@@ -14,9 +14,11 @@ elements.
 import torch
 
 from mi_kernels.ops import activations
+from mi_kernels.ops.checks import BROADCAST, LIKE, axes_like, check_activation, match_sizes
+from mi_kernels.ops.dtypes import FLOATING
+from mi_kernels.ops.flops import elementwise
 from mi_kernels.ops.library import define
 from mi_kernels.ops.modulate import portable
-from mi_kernels.validation import BROADCAST, FLOATING, LIKE, axes_like, check_activation, match_sizes
 
 
 def _modulate_fake(x, scale, shift, activation, scale_offset):
@@ -44,6 +46,12 @@ def _check_grads(grad, x, scale, shift_size, activation, scale_offset, want_x, w
         match_sizes(op, "shift_size", shift_size, axes_like(x.shape), or_one=True)
 
 
+def _gradient_sizes(arguments):
+    sizes = arguments["x"].shape, arguments["scale"].shape, arguments["shift_size"]
+    flags = arguments["want_x"], arguments["want_scale"], arguments["want_shift"]
+    return [size if flag else None for size, flag in zip(sizes, flags, strict=True)]
+
+
 define(
     "modulate",
     "(Tensor x, Tensor scale, Tensor? shift, str activation, float scale_offset) -> Tensor",
@@ -52,6 +60,8 @@ define(
     {"x": LIKE, "scale": BROADCAST, "shift": BROADCAST},
     _check,
     dtypes=FLOATING,
+    flops=elementwise,
+    results=lambda arguments: [arguments["x"].shape],
 )
 define(
     "modulate_grads",
@@ -62,4 +72,6 @@ define(
     {"grad": LIKE, "x": LIKE, "scale": BROADCAST},
     _check_grads,
     dtypes=FLOATING,
+    flops=elementwise,
+    results=_gradient_sizes,
 )

@@ -8,7 +8,7 @@ How s enters is the style. It is a constant of the compilation, so each style co
     scaled    s[m, i] multiplies the rows of a before the product
     held      the same with k outside: a tile of a stays in registers while i runs over it, W streams by
     promoted  s[m, i] multiplies the rows of the finished product over k, in the accumulation dtype
-    lanes     s[k] multiplies the columns of a: dW_i = (g z_i)^T x, where k are the rows of the batch
+    k_scaled  s[k] multiplies the columns of a: dW_i = (g z_i)^T x, where k are the rows of the batch
 
 scaled and held round s a to the dtype of the operands, as a materialised operand would. promoted does not,
 and does not leave the range of float16; it is also what makes T = g W_i, of which dx and dz are both taken.
@@ -32,7 +32,7 @@ def rounded_to_tf32(t):
 
 
 @triton.jit
-def lanes_scaled(b_a, b_s):
+def k_scaled(b_a, b_s):
     """a[m, k] s[k]. In float16 the product is one of float32 that keeps 11 bits: g z may be tiny or huge."""
     if b_a.dtype == tl.float16:
         return rounded_to_tf32(b_a.to(tl.float32) * b_s.to(tl.float32)[None, :])
@@ -53,7 +53,7 @@ def accumulate(
     a,  # (pointer, offsets [BM, BK], mask [BM, 1], stride of k)
     b,  # (pointer, offsets [BK, BN], mask [1, BN], stride of i, stride of k)
     other,  # the same for the second product with a, or None
-    s,  # (pointer, offsets [BM], mask [BM], stride of i), of style lanes (pointer, offsets [BK], stride of k)
+    s,  # (pointer, offsets [BM], mask [BM], stride of i), of style k_scaled (pointer, offsets [BK], stride of k)
     pair,  # (x [BM, BN], pointer of dz, offsets [BM], mask [BM], stride of i), or None
     count,  # how many i
     first,  # k from here
@@ -98,8 +98,8 @@ def accumulate(
             if STYLE == "held" or STYLE == "scaled":
                 b_a = b_a * tl.load(s[0] + i * s[3] + s[1], mask=s[2], other=0.0)[:, None]
                 b_a = tl.where(m_k[None, :], b_a, tl.zeros_like(b_a))  # padding times Inf
-            if STYLE == "lanes":
-                b_a = lanes_scaled(b_a, tl.load(s[0] + k * s[2] + s[1], mask=m_k, other=0.0))
+            if STYLE == "k_scaled":
+                b_a = k_scaled(b_a, tl.load(s[0] + k * s[2] + s[1], mask=m_k, other=0.0))
                 b_b = b_b.to(b_a.dtype)
             if STYLE == "promoted":
                 part = tl.dot(b_a, b_b, part, input_precision=PRECISION, out_dtype=acc.dtype)

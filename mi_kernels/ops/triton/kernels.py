@@ -40,7 +40,7 @@ def interaction(
     u,  # (pointer, strides of group, column, i)   [G, N, I], or None
     v,  # (pointer, strides of group, column, k)   [G, N, K], or None
     bias,  # (pointer, strides of group, column), or None
-    c,  # as u, of the shift
+    shift_weight,  # as u, of the shift
     shift_bias,  # as bias, of the shift
     sums,  # (pointer, strides of part, group, row, column) of partial sums to add, or None
     gate,  # (pointer, strides of group, row, column): the factor of the activation, or x where dz is wanted
@@ -52,7 +52,6 @@ def interaction(
     splits,  # parts of the sum over i, each a program of its own
     parts,  # how many partial sums there are
     scale_offset: tl.float64,  # Triton's own choice for a number is float32
-    EPILOGUE: tl.constexpr,  # a function, called where there is a gate
     ACTIVATION: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -62,7 +61,7 @@ def interaction(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """y = epilogue(z^T W x + U z + V x + bias + sums, C z + shift bias); dz_i = sum_n x (W_i x)."""
+    """y = gate(z^T W x + U z + V x + bias + sums, C z + shift bias); dz_i = sum_n x (W_i x)."""
     matrix, down, across = tile_of(M, N, BM, BN)
     group, split = (matrix // splits).to(tl.int64), (matrix % splits).to(tl.int64)
     row, column = down * BM, across * BN
@@ -94,8 +93,8 @@ def interaction(
         a_z = p_z, o_z, m_rows[:, None], z[3]
         b_u = right(u, group, column, columns, m_columns, lanes)
         b_c = None
-        if c is not None:
-            b_c = right(c, group, column, columns, m_columns, lanes)
+        if shift_weight is not None:
+            b_c = right(shift_weight, group, column, columns, m_columns, lanes)
         acc, shift = accumulate(acc, shift, a_z, b_u, b_c, None, None, 1, 0, I, True, "plain", PRECISION, BK)
     if v is not None:
         b_v = right(v, group, column, columns, m_columns, lanes)
@@ -116,7 +115,7 @@ def interaction(
             tl.store(p + origin + o_y, acc, mask=m_tile)
         if dz is None and gate is not None:
             b_gate = result_tile(gate, group, row, column, rows, columns, m_tile).to(ACCUMULATE)
-            acc = EPILOGUE(acc, shift, b_gate, scale_offset, ACTIVATION)
+            acc = gated(acc, shift, b_gate, scale_offset, ACTIVATION)
         tl.store(y[0] + split * y[1] + origin + o_y, acc, mask=m_tile)
 
 

@@ -10,6 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
+from mi_kernels.ops.triton.tiles import AMD
+
 
 class Target(NamedTuple):
     """What kernels are compiled for: compute capability, and whether Triton is older than 3.9."""
@@ -33,8 +35,6 @@ class Recorder(NamedTuple):
 
 
 _MOST_PROGRAMS = 2**31 - 1
-# Whose tiles a GPU of AMD takes: they fit into the 64 KiB of shared memory that it has, and have one stage.
-AMD = (7, 5)
 _OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
 
 

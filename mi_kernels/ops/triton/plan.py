@@ -15,8 +15,8 @@ _WHY = {
     "promoted": "x W_i is summed over x and then scaled by z_i in the accumulation dtype, which rounds less"
     " and keeps the range of float16",
     "reduced": "few outputs: z W_o is made tile by tile and reduced with x at once",
-    "together": "T = g W_i is made tile by tile and both reductions, dx and dz, are taken of it",
-    "lanes": "g z_i is generated along the rows of the batch, which are the lanes of the product with x",
+    "fused": "T = g W_i is made tile by tile and both reductions, dx and dz, are taken of it",
+    "k_scaled": "g z_i is generated along the rows of the batch, which are the lanes of the product with x",
     "nothing": "there is nothing to add up",
 }
 
@@ -53,8 +53,8 @@ def describe(launches: Sequence[Launch]) -> tuple[str, str]:
         arguments = launch.arguments
         name = arguments.get("STYLE", "linear")
         if arguments.get("dz") is not None:
-            name = "reduced" if arguments["y"] is None else "together"
-        if arguments.get("w") is not None or name == "lanes":
+            name = "reduced" if arguments["y"] is None else "fused"
+        if arguments.get("w") is not None or name == "k_scaled":
             parts = arguments["splits"]
             shared = f"; {parts} programs share a sum and their parts are added in order" if parts > 1 else ""
             tile = "x".join(str(arguments[size]) for size in ("BM", "BN", "BK"))

@@ -2,7 +2,7 @@
 
 `choose` is a pure function of a :class:`Problem`. ``TABLE`` is a part of the package, empty until someone has
 measured and committed it. Before it come the choices that ``python -m mi_kernels tune`` wrote for the user
-(``records.table``), if nobody else could have. Every choice, from wherever, passes :func:`valid`.
+(``user_files.table``), if nobody else could have. Every choice, from wherever, passes :func:`valid`.
 """
 
 import contextlib
@@ -16,17 +16,19 @@ from typing import Any
 
 import torch
 
-from mi_kernels import records
+from mi_kernels.ops import user_files
 
 TABLE = Path(__file__).with_name("table.json")
+# Stands for every GPU of AMD: 64 KiB of shared memory, one stage.
+AMD = (7, 5)
 # Shared memory of a thread block in bytes, and multiprocessors of the largest part, by compute capability.
-_SHARED = {(7, 5): 64 << 10, (8, 0): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
+_SHARED = {AMD: 64 << 10, (8, 0): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 _SHARED_ELSEWHERE = 99 << 10
 _MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
 _MULTIPROCESSORS_ELSEWHERE = 128
 MAX_SPLITS = 32
 MAX_STAGES = 8
-LARGEST_BLOCK = 256  # for which products.WIDE_STRIDE keeps offsets within a tile in int32
+LARGEST_BLOCK = 256  # for which host.WIDE_STRIDE keeps offsets within a tile in int32
 STEPS_OF_A_SPLIT = 8  # loop turns below which a part is all start and end
 FEW = 1 << 21  # elements of partial sums that stay in an L2 cache
 
@@ -43,7 +45,7 @@ class Problem:
         precision: ``"ieee"`` or ``"tf32"``, of float32 operands.
         capability: of the device; (8, 0) stands for the interpreter.
         old: whether Triton is older than 3.9.
-        aligned: whether tiles of all operands are read 16 bytes at a time (products.readable).
+        aligned: whether tiles of all operands are read 16 bytes at a time (host.readable).
         batch: products that run side by side (groups, and i of dW).
         rows, columns: of the result.
         context, depth: lengths I and K of the sums.
@@ -100,7 +102,7 @@ _STYLES = {
     "linear": ("plain",),
     "sum": ("plain",),
     "matrix_grad": ("plain",),
-    "weight_grad": ("lanes",),
+    "weight_grad": ("k_scaled",),
     "input_grads": ("promoted",),
     "context_grad": ("promoted",),
 }
@@ -188,7 +190,7 @@ def available_shared_memory(capability: tuple[int, int]) -> int:
 
 def _hazard(tile: Tile, problem: Problem) -> bool:
     # Triton before 3.9 overwrites the registers of an operand that a wgmma still reads (triton issue 9433).
-    scaled = tile.style in ("scaled", "held", "lanes")
+    scaled = tile.style in ("scaled", "held", "k_scaled")
     return scaled and problem.old and problem.capability == (9, 0) and tile.stages > 1
 
 
@@ -203,7 +205,7 @@ def registers(tile: Tile, problem: Problem) -> int:
     operand = tile.BM * tile.BK * problem.dtype.itemsize // 4
     if tile.style == "held":
         operand *= 2
-    elif tile.style not in ("scaled", "lanes"):
+    elif tile.style not in ("scaled", "k_scaled"):
         operand = 0
     threads = 32 * tile.warps
     return (accumulators * words * tile.BM * tile.BN + operand) // threads + 48
@@ -277,7 +279,7 @@ def _heuristic(problem: Problem) -> Tile:
         # spill; so does a widened operand. Eight warps have 128 each, which dz alone exceeds.
         if style in ("held", "scaled"):
             depth = 16
-        widened = style == "lanes" and problem.dtype != torch.bfloat16
+        widened = style == "k_scaled" and problem.dtype != torch.bfloat16
         much = widened or style == "promoted" and problem.primitive != "context_grad"
         eight = much and tile.BM * tile.BN == 64 * 64
         return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
@@ -332,10 +334,10 @@ def table() -> dict[str, Tile]:
 def own() -> tuple[dict[str, Tile], str | None]:
     """The choices that `tune` wrote for this user; and why they do not count, where they do not."""
     try:
-        path = records.table()
+        path = user_files.table()
         if not path.exists():
             return {}, None
-        reason = records.distrust(path)
+        reason = user_files.distrust(path)
         return ({}, reason) if reason is not None else (read(path), None)
     except (OSError, ValueError) as error:
         return {}, str(error)

@@ -14,13 +14,11 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from mi_kernels.ops import activations
-from mi_kernels.ops import gates as gate_rule
-from mi_kernels.ops.diagonal import triton as diagonal
-from mi_kernels.ops.gated import triton as gated
+from mi_kernels.ops.gate import autograd as gate_rule
 from mi_kernels.ops.interaction import autograd as interaction_rule
-from mi_kernels.ops.interaction import triton as interaction
 from mi_kernels.ops.modulate import autograd as modulation_rule
-from mi_kernels.ops.modulate import triton as modulation
+from mi_kernels.ops.triton import gate, interaction
+from mi_kernels.ops.triton import modulate as modulation
 from mi_kernels.ops.triton.launch import Launch, recording
 from mi_kernels.testing.without_data import WithoutData
 
@@ -128,12 +126,12 @@ def _run(dtype: torch.dtype, names: tuple[str, ...], B: int, Z: int, X: int, O: 
     interaction.weight_grads(grad, x, z, True, True, True, True)
     w, u, v, c = empty(X, Z, X), empty(X, Z), empty(X, X), empty(X)
     for keep in (True, False):
-        gated.gated_interaction(x, z, w, u, v, c, "sigmoid", keep)
-        diagonal.diagonal(x, z, u, c, u, c, None, "sigmoid", 0.0, keep)
-    diagonal.diagonal(x, z, u, c, u, c, None, "softmax", 1.0, True)
+        gate.gated_interaction(x, z, w, u, v, c, "sigmoid", keep)
+        gate.diagonal(x, z, u, c, u, c, None, "sigmoid", 0.0, keep)
+    gate.diagonal(x, z, u, c, u, c, None, "softmax", 1.0, True)
     for activation in names:
-        gated.gated_interaction(x, z, w, None, None, c, activation, False)
-        diagonal.diagonal(x, z, u, None, None, None, v, activation, 1.0, True)
+        gate.gated_interaction(x, z, w, None, None, c, activation, False)
+        gate.diagonal(x, z, u, None, None, None, v, activation, 1.0, True)
 
 
 def _run_dense(dtype: torch.dtype, first: int, terms: bool, *sizes: int) -> None:

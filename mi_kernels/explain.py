@@ -1,0 +1,137 @@
+"""What a call will do: the plan of a public function, or of the calls that a module makes."""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mi_kernels import backends, records
+from mi_kernels.functional import gates, hyper, interaction
+from mi_kernels.functional._arguments import autocast
+from mi_kernels.functional._call import instead_of_calls
+from mi_kernels.ops.plan import Plan
+
+# For each name that `explain` knows, the function and what plans it from its arguments by name.
+EXPLAINED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
+    **interaction.PLANNED,
+    **gates.PLANNED,
+    **hyper.PLANNED,
+}
+
+
+def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> Plan:
+    """What ``op(*arguments)`` would do, without doing it.
+
+    Args:
+        op: a public function of this package that computes, or its name; or a module, of ``mi.nn`` or with
+            such modules in it.
+        arguments, keywords: what ``op`` is called with; arguments and parameters that require grad ask for
+            gradients.
+
+    Returns:
+        A printable :class:`~mi_kernels.ops.plan.Plan`: backend, algorithm, operations, bytes,
+        scratch memory and the reason, for the forward pass and for each gradient primitive wanted.
+        Of a module that calls several functions of this package, such as ``mi.nn.HyperMLP``, the sums, and
+        the plan of each call in ``calls``.
+
+    A module is run but for those calls, which return zeros: what else is in its forward is done, such as a
+    context network, activations between layers, or hooks. Buffers and random numbers are put back after it.
+
+    Raises:
+        ValueError: ``op`` is unknown or a module without such calls, or as the function itself.
+        TypeError: as the function itself.
+    """
+    if isinstance(op, torch.nn.Module):
+        return _plan_of(op, arguments, keywords)
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    function, planner = EXPLAINED.get(name, (None, None))
+    if function is None or planner is None or not (isinstance(op, str) or op is function):
+        known = f"one of {', '.join(f'mi.{one}' for one in EXPLAINED)}, or a module"
+        raise ValueError(f"explain: op: expected {known}, got {_foreign(op, name)}")
+    try:
+        bound = inspect.signature(function).bind(*arguments, **keywords)
+    except TypeError as error:
+        raise TypeError(f"explain: {name}: {error}") from None
+    bound.apply_defaults()
+    found = planner(**bound.arguments)
+    tensor = next(t for t in bound.arguments.values() if isinstance(t, Tensor))
+    (tensor,) = autocast((tensor,))
+    remark = backends.remark(tensor, name if name in records.FAMILIES else "interaction")
+    return found if remark is None else replace(found, why=f"{found.why}; {remark}")
+
+
+def _foreign(op: object, name: str) -> str:
+    """What is no function of this package, in words that tell it from one that is."""
+    if isinstance(op, str):
+        return repr(op)
+    if not callable(op):
+        return type(op).__name__
+    if isinstance(op, type):
+        return f"the class {name}; pass an instance"
+    torchs = getattr(torch.nn.functional, name, None) is op
+    place = "torch.nn.functional" if torchs else getattr(op, "__module__", None)
+    return f"{place}.{name}" + (f", which is another function; pass mi.{name}" if name in EXPLAINED else "")
+
+
+def _plan_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Plan:
+    """The plan of the calls that a module makes: that of one, or of all together."""
+    found: list[Plan] = []
+    mode = FakeTensorMode()
+
+    def instead(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        found.append(explain(function, *given, **named))
+        fake = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, (given, named))
+        with mode, instead_of_calls(None):
+            y = function(*fake[0], **fake[1])
+        zeros = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device).zero_()
+        # Not a leaf: what comes next may work in place.
+        return zeros.requires_grad_().clone() if y.requires_grad else zeros
+
+    with instead_of_calls(instead), _uncompiled(), _as_it_was(module):
+        module(*arguments, **keywords)
+    name = type(getattr(module, "_orig_mod", module)).__name__  # of torch.compile
+    if not found:
+        raise ValueError(
+            f"explain: op: expected a module that calls functions of this package, got {name}, which calls"
+            " none (mi.convert makes layers of torch.nn call them)"
+        )
+    return found[0] if len(found) == 1 else _together(name, found)
+
+
+def _together(name: str, calls: list[Plan]) -> Plan:
+    scratch = [plan.scratch for plan in calls if plan.scratch is not None]
+    return Plan(
+        op=name,
+        backend=", ".join(dict.fromkeys(plan.backend for plan in calls)),
+        algorithm=f"{len(calls)} calls",
+        operations=sum(plan.operations for plan in calls),
+        bytes=sum(plan.bytes for plan in calls),
+        scratch=max(scratch) if len(scratch) == len(calls) else None,
+        why="one call after the other: the sums of their operations and bytes, the largest scratch",
+        calls=tuple(calls),
+    )
+
+
+@contextmanager
+def _as_it_was(module: nn.Module) -> Iterator[None]:
+    """What layers around the calls change is put back: running statistics, and random numbers drawn."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers()) if tensor.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _uncompiled() -> Any:
+    """Compiled modules run as they are written; where Dynamo was not imported, there are none."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

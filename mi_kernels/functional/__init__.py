@@ -1,0 +1,1 @@
+"""The public functions: broadcasting, checks, autocast, choice of a backend, call."""

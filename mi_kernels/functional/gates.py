@@ -1,0 +1,287 @@
+"""The public functions of gates and modulation: broadcasting, checks, autocast, choice of a backend, call."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_kernels import backends
+from mi_kernels.functional._arguments import autocast, promote, same_rank, spread_bias
+from mi_kernels.ops import activations
+from mi_kernels.ops.activations import ActivationName
+from mi_kernels.ops.backend import get
+from mi_kernels.ops.checks import (
+    broadcast_leading,
+    broadcast_like,
+    check_activation,
+    check_number,
+    check_rank,
+    check_shape,
+    check_tensors,
+)
+from mi_kernels.ops.dtypes import FLOATING
+from mi_kernels.ops.gate import autograd as gate_rules
+from mi_kernels.ops.gate import plan as gate_plan
+from mi_kernels.ops.gate import reference as gate_reference
+from mi_kernels.ops.interaction import autograd as dense
+from mi_kernels.ops.interaction.dispatch import flatten_rows
+from mi_kernels.ops.modulate import autograd as elementwise
+from mi_kernels.ops.modulate import plan as modulate_plan
+from mi_kernels.ops.modulate import reference as modulate_reference
+from mi_kernels.ops.plan import Plan
+from mi_kernels.ops.rules import without_features
+
+__all__ = ["diagonal", "gated_interaction", "modulate"]
+
+
+def modulate(
+    x: Tensor,  # [...]
+    scale: Tensor,  # broadcasts with x
+    shift: Tensor | None = None,  # broadcasts with x
+    *,
+    activation: ActivationName = "identity",
+    scale_offset: float = 0.0,
+) -> Tensor:
+    r"""Elementwise modulation (FiLM, adaLN, gates) in one pass over x.
+
+    .. math:: y = (\mathrm{act}(scale) + s) \cdot x + shift
+
+    Args:
+        x: input of any shape.
+        scale: broadcasts with ``x``: ``[B, 1, C]`` for tokens ``[B, T, C]``, ``[B, C, 1, 1]`` for feature
+            maps ``[B, C, H, W]`` in either memory format. Nothing of the size of x is made of it.
+        shift: broadcasts with ``x``, optional.
+        activation: identity, sigmoid, tanh, relu, gelu, gelu_tanh, silu, hardsigmoid, or softmax over the
+            last dimension of ``scale``.
+        scale_offset: s.
+
+    Returns:
+        y of the broadcast shape, in the dtype and memory format of ``x`` (under autocast in the widest dtype
+        of the arguments, as ``torch.addcmul``).
+
+    All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits are computed in float32),
+    and lie on one device. Differentiable in all tensors to any order, in reverse and in forward mode; the
+    gradients of ``scale`` and ``shift`` are summed over the broadcast dimensions in the pass that makes
+    that of ``x``.
+    Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours.
+
+    Raises:
+        TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, or
+            ``scale_offset`` is no number.
+        ValueError: shapes do not broadcast, devices differ, the activation is unknown, or the backend asked
+            for by name cannot take these tensors.
+
+    Source: Perez et al., "FiLM", AAAI 2018; Peebles and Xie, "Scalable Diffusion Models with Transformers",
+    ICCV 2023 (adaLN).
+    """
+    x, scale, shift = promote((x, scale, shift))
+    shape = _check_modulate(x, scale, shift, activation, scale_offset)
+    chosen = backends.choose(x, "modulate")
+    if get(chosen).is_reference or torch.compiler.is_compiling():
+        options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
+        return modulate_reference.modulate(x, scale, shift, **options)
+    if x.shape != shape:
+        x = x.expand(shape)
+    scale, shift = same_rank(scale, x.dim()), None if shift is None else same_rank(shift, x.dim())
+    return elementwise.modulate(chosen, x, scale, shift, activation, float(scale_offset))
+
+
+def diagonal(
+    x: Tensor,  # [..., X]
+    z: Tensor,  # [..., Z]
+    weight: Tensor,  # [X, Z]
+    bias: Tensor | None = None,  # [X]
+    shift_weight: Tensor | None = None,  # [X, Z]
+    shift_bias: Tensor | None = None,  # [X]
+    *,
+    weight_x: Tensor | None = None,  # [X, X]
+    activation: ActivationName = "identity",
+    scale_offset: float = 0.0,
+) -> Tensor:
+    r"""Diagonal multiplicative interaction: a gate and a shift made of the context, in one pass.
+
+    .. math:: y = (\mathrm{act}(z A^T + x G^T + a) + s) \cdot x + (z C^T + c)
+
+    Args:
+        x: input of shape ``[..., X]``.
+        z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast; a context that
+            is shared along some of them has its gate and shift made once (without ``weight_x``).
+        weight: A of shape ``[X, Z]``.
+        bias: a of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
+        shift_weight: C of shape ``[X, Z]``, optional.
+        shift_bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
+        weight_x: G of shape ``[X, X]``, optional.
+        activation: as in :func:`modulate`; softmax is over the features.
+        scale_offset: s.
+
+    Returns:
+        y of shape ``[..., X]`` in the dtype of the inputs (the autocast dtype under autocast).
+
+    Dtypes and derivatives as :func:`modulate`. With a context for each row nothing of the size of x is stored
+    but y, and where something is differentiated what the activation is taken of, which backward needs.
+
+    Raises:
+        TypeError, ValueError: as :func:`modulate`; a rank or size does not fit.
+
+    Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, section 4
+    (diagonal form); Perez et al., "FiLM", AAAI 2018.
+    """
+    tensors = _spread(autocast((x, z, weight, bias, shift_weight, shift_bias, weight_x)), 3, 5)
+    lead = _check_diagonal(tensors, activation, scale_offset)
+    x, z, weight, bias, shift_weight, shift_bias, weight_x = tensors
+    options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
+    chosen = backends.choose(x, "diagonal")
+    shared = weight_x is None and z.shape[:-1] != lead
+    if get(chosen).is_reference or (shared and torch.compiler.is_compiling()):
+        return gate_reference.diagonal(
+            x, z, weight, bias, shift_weight, shift_bias, weight_x=weight_x, **options
+        )
+    if not shared:
+        weights = (None, weight, weight_x, bias, shift_weight, shift_bias)
+        y = gate_rules.gate(
+            chosen, activation, float(scale_offset), flatten_rows(x, lead), flatten_rows(z, lead), *weights
+        )
+        return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
+    contexts = flatten_rows(z, z.shape[:-1])
+    gate = _per_context(chosen, contexts, weight, bias, z.shape[:-1], len(lead))
+    shift = None
+    if shift_weight is not None:
+        shift = _per_context(chosen, contexts, shift_weight, shift_bias, z.shape[:-1], len(lead))
+    elif shift_bias is not None:
+        shift = same_rank(shift_bias, len(lead) + 1)
+    x = x.expand(*lead, x.shape[-1])
+    return elementwise.modulate(chosen, x, gate, shift, activation, float(scale_offset))
+
+
+def gated_interaction(
+    x: Tensor,  # [..., X]
+    z: Tensor,  # [..., Z]
+    weight: Tensor | None,  # [X, Z, X]
+    weight_z: Tensor | None = None,  # [X, Z]
+    weight_x: Tensor | None = None,  # [X, X]
+    bias: Tensor | None = None,  # [X]
+    *,
+    activation: ActivationName = "sigmoid",
+) -> Tensor:
+    r"""Attention over the features of x by a dense multiplicative interaction, in one pass.
+
+    .. math:: y = \mathrm{act}(z^T W x + U z + V x + c) \cdot x
+
+    Args:
+        x: input of shape ``[..., X]``.
+        z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast.
+        weight: W of shape ``[X, Z, X]``, or None to leave the product out.
+        weight_z: U of shape ``[X, Z]``, optional.
+        weight_x: V of shape ``[X, X]``, optional.
+        bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
+        activation: as in :func:`modulate`; softmax is over the features.
+
+    Returns:
+        y of shape ``[..., X]`` in the dtype of the inputs (the autocast dtype under autocast).
+
+    Dtypes and derivatives as :func:`modulate`. Backward keeps the inputs and what the
+    activation is taken of, one tensor like y.
+
+    Raises:
+        TypeError, ValueError: as :func:`modulate`; a rank or size does not fit, or all four weights are None.
+
+    Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, section 4
+    (attention as a multiplicative interaction).
+    """
+    tensors = _spread(autocast((x, z, weight, weight_z, weight_x, bias)), 5)
+    lead = _check_gated(tensors, activation)
+    x, z, *weights = tensors
+    chosen = backends.choose(x, "gated_interaction")
+    if get(chosen).is_reference:
+        return gate_reference.gated_interaction(x, z, *weights, activation=activation)
+    arguments = (flatten_rows(x, lead), flatten_rows(z, lead), *weights, None, None)
+    y = gate_rules.gate(chosen, activation, 0.0, *arguments)
+    return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
+
+
+_DIAGONAL_NAMES = ("x", "z", "weight", "bias", "shift_weight", "shift_bias", "weight_x")
+_DIAGONAL_AXES = ("XZ", "X", "XZ", "X", "XX")
+_GATED_NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
+_GATED_AXES = ("XZX", "XZ", "XX", "X")
+
+
+def _check_modulate(
+    x: Tensor, scale: Tensor, shift: Tensor | None, activation: str, scale_offset: float
+) -> torch.Size:
+    op = "modulate"
+    check_activation(op, activation, activations.NAMES)
+    check_number(op, "scale_offset", scale_offset)
+    check_tensors(op, ("x", "scale", "shift"), (x, scale, shift), 2, FLOATING)
+    check_rank(op, "x", x, 1)
+    shape = broadcast_like(op, ("x", "scale"), x.shape, scale)
+    return shape if shift is None else broadcast_like(op, ("x and scale", "shift"), shape, shift)
+
+
+def _check_diagonal(tensors: Sequence[Any], activation: str, scale_offset: float) -> torch.Size:
+    check_activation("diagonal", activation, activations.NAMES)
+    check_number("diagonal", "scale_offset", scale_offset)
+    check_tensors("diagonal", _DIAGONAL_NAMES, tensors, 3, FLOATING)
+    return _check_features("diagonal", _DIAGONAL_NAMES, _DIAGONAL_AXES, tensors)
+
+
+def _check_gated(tensors: Sequence[Any], activation: str) -> torch.Size:
+    op = "gated_interaction"
+    check_activation(op, activation, activations.NAMES)
+    check_tensors(op, _GATED_NAMES, tensors, 2, FLOATING)
+    if all(weight is None for weight in tensors[2:]):
+        raise ValueError(f"{op}: expected at least one of {', '.join(_GATED_NAMES[2:])}, got None for all")
+    return _check_features(op, _GATED_NAMES, _GATED_AXES, tensors)
+
+
+def _check_features(op: str, names: Sequence[str], axes: Sequence[str], tensors: Sequence[Any]) -> torch.Size:
+    x, z, *weights = tensors
+    check_rank(op, "x", x, 1)
+    check_rank(op, "z", z, 1)
+    lead = broadcast_leading(op, ("x", "z"), x, z)
+    sizes = {"X": x.shape[-1], "Z": z.shape[-1]}
+    for name, letters, tensor in zip(names[2:], axes, weights, strict=True):
+        check_shape(op, name, tensor, [(letter, sizes[letter]) for letter in letters])
+    return lead
+
+
+def _spread(tensors: Sequence[Any], *biases: int) -> list[Any]:
+    """Arguments x, z, weights and biases, those at ``biases`` (behind a weight) as [X]."""
+    spread, weights = list(tensors), tensors[2 : biases[0]]
+    for place in biases:
+        spread[place] = spread_bias(tensors[place], *weights)
+    return spread
+
+
+def _per_context(
+    backend: str, z: Tensor, weight: Tensor, bias: Tensor | None, lead: torch.Size, rank: int
+) -> Tensor:
+    """z W^T + b of each context, its leading dimensions spread to ``rank`` of them."""
+    y = dense.forward(backend, without_features(z), z, None, weight, None, bias)
+    return y.view(*(1,) * (rank - len(lead)), *lead, y.shape[-1])
+
+
+def _plan_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_offset: float) -> Plan:
+    x, scale, shift = promote((x, scale, shift))
+    shape = _check_modulate(x, scale, shift, activation, scale_offset)
+    return modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift)
+
+
+def _plan_diagonal(activation: str, scale_offset: float, weight_x: Any, **arguments: Any) -> Plan:
+    tensors = _spread(autocast((*arguments.values(), weight_x)), 3, 5)
+    lead = _check_diagonal(tensors, activation, scale_offset)
+    return gate_plan.diagonal(backends.choose(tensors[0], "diagonal"), activation, lead, *tensors)
+
+
+def _plan_gated(activation: str, **arguments: Any) -> Plan:
+    tensors = _spread(autocast(tuple(arguments.values())), 5)
+    lead = _check_gated(tensors, activation)
+    return gate_plan.gated(backends.choose(tensors[0], "gated_interaction"), activation, lead, *tensors)
+
+
+# What `explain` knows here: the function, and what plans it from its arguments by name.
+PLANNED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
+    "diagonal": (diagonal, _plan_diagonal),
+    "gated_interaction": (gated_interaction, _plan_gated),
+    "modulate": (modulate, _plan_modulate),
+}

@@ -1,0 +1,177 @@
+"""The public functions of hypernetworks: generate weights from contexts, apply generated weights."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_kernels import backends
+from mi_kernels.functional._arguments import autocast, spread_bias
+from mi_kernels.ops.backend import get
+from mi_kernels.ops.checks import broadcast_leading, broadcast_like, check_rank, check_shape, check_tensors
+from mi_kernels.ops.interaction import plan_generated, reference, segments, shared
+from mi_kernels.ops.plan import Plan
+
+__all__ = ["apply_generated", "generate"]
+
+
+def generate(
+    z: Tensor,  # [..., Z]
+    weight: Tensor | None,  # [O, Z, X]
+    weight_z: Tensor | None = None,  # [O, Z]
+    weight_x: Tensor | None = None,  # [O, X]
+    bias: Tensor | None = None,  # [O]
+) -> tuple[Tensor, Tensor | None]:
+    r"""The affine layer that a context stands for: the weights and the bias that a hypernetwork generates.
+
+    .. math:: W'_{oj} = \sum_i z_i W_{oij} + V_{oj}, \quad b'_o = \sum_i U_{oi} z_i + c_o
+
+    Args:
+        z: contexts of shape ``[..., Z]``.
+        weight: W of shape ``[O, Z, X]``, or None.
+        weight_z: U of shape ``[O, Z]``, optional.
+        weight_x: V of shape ``[O, X]``, optional.
+        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars stand for it.
+
+    Returns:
+        W' of shape ``[..., O, X]`` and b' of shape ``[..., O]``, or None for b' without U and c.
+        ``W' x + b'`` is :func:`mi_kernels.interaction`. For several contexts W' is a view whose memory has
+        the outputs first: :func:`apply_generated` reads it as it lies, ``view`` needs ``contiguous`` before.
+
+    Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
+
+    Raises:
+        TypeError: an argument is no dense tensor, or its dtype is unsupported or not that of ``z``.
+        ValueError: a rank, size or device does not fit, or W and V are both None.
+
+    Source: Ha et al., "HyperNetworks", ICLR 2017; Jayakumar et al., "Multiplicative Interactions and Where to
+    Find Them", ICLR 2020, section 3.
+    """
+    z, weight, weight_z, weight_x, bias = autocast((z, weight, weight_z, weight_x, bias))
+    bias = spread_bias(bias, weight, weight_z, weight_x)
+    _check_generate(z, weight, weight_z, weight_x, bias)
+    chosen = backends.choose(z)
+    lead, generated, offset = z.shape[:-1], None, None
+    if get(chosen).is_reference:
+        generated, offset = reference.generate(z, weight, weight_z, weight_x, bias)
+    else:
+        contexts = z.reshape(math.prod(lead), z.shape[-1])  # lead.numel() would be a number to jit.trace
+        generated, offset = shared.generate(chosen, contexts, weight, weight_z, weight_x, bias)
+    assert generated is not None
+    # Without W or U these are V and c: a result never shares memory with an argument.
+    generated = generated.clone() if weight is None else generated
+    if offset is not None:
+        offset = offset.clone() if weight_z is None else offset
+        offset = offset.view(*lead, offset.shape[-1])
+    return generated.view(*lead, *generated.shape[-2:]), offset
+
+
+def apply_generated(
+    x: Tensor,  # [..., X]
+    weight: Tensor,  # [..., O, X]
+    bias: Tensor | None = None,  # [..., O]
+    *,
+    segment_ids: Tensor | None = None,  # [N]
+) -> Tensor:
+    r"""Generated layers applied to inputs, each to its own.
+
+    .. math:: y_o = \sum_j W'_{oj} x_j + b'_o
+
+    Args:
+        x: inputs of shape ``[..., X]``.
+        weight: W' of shape ``[..., O, X]``, as :func:`generate` returns it. Its leading dimensions broadcast
+            with those of ``x``: ``[B, 1, O, X]`` for tokens ``[B, T, X]`` makes the tokens of a sample the
+            rows of one product. Nothing is copied out for them.
+        bias: b' of shape ``[..., O]``, whose leading dimensions broadcast to those of ``weight``. Optional.
+        segment_ids: for inputs in groups of unequal length. ``x [N, X]``, ``weight [G, O, X]`` and
+            ``bias [G, O]``; row n belongs to group ``segment_ids[n]``. See :func:`mi_kernels.interaction`.
+
+    Returns:
+        y of shape ``[..., O]``, contiguous, in the dtype of the inputs (the autocast dtype under autocast).
+
+    With ``segment_ids`` groups of about one length are one product, as there. Under ``torch.compile`` (and
+    other tracers), and under ``torch.vmap`` over ``segment_ids``, the numbers are not looked at: each row
+    gets its own copy of its W' (N O X elements), and numbers out of range are found by PyTorch's indexing.
+
+    Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
+
+    Raises:
+        TypeError: an argument is no dense tensor, or its dtype is unsupported or not that of ``x``.
+        ValueError: a rank, size, device or group number does not fit.
+
+    Source: Ha et al., "HyperNetworks", ICLR 2017.
+    """
+    x, weight, bias = autocast((x, weight, bias))
+    lead = _check_apply(x, weight, bias, segment_ids)
+    if bias is not None:
+        bias = bias.expand(weight.shape[:-1])
+    chosen = backends.choose(x)
+    if segment_ids is not None:
+        if get(chosen).is_reference:
+            rows = None if bias is None else segments.gather_rows(bias, segment_ids)
+            return reference.apply_generated(x, segments.gather_rows(weight, segment_ids), rows)
+        return segments.apply_by_segment(chosen, segment_ids, x, weight, bias)
+    if get(chosen).is_reference:
+        return reference.apply_generated(x, weight, bias)
+    layout = shared.layout_of(x.shape[:-1], weight.shape[:-2], lead)
+    offset = None if bias is None else layout.contexts(bias, 1)
+    y = shared.apply_generated(chosen, layout.rows(x), layout.contexts(weight, 2), offset)
+    return layout.result(y)
+
+
+def _check_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> None:
+    op, names = "generate", ("z", "weight", "weight_z", "weight_x", "bias")
+    check_tensors(op, names, (z, weight, weight_z, weight_x, bias), 1)
+    check_rank(op, "z", z, 1)
+    if weight is None and weight_x is None:
+        raise ValueError(f"{op}: expected at least one of weight, weight_x, got None for both")
+    sizes: dict[str, int | None] = {"O": None, "Z": z.shape[-1], "X": None}
+    for name, tensor, axes in zip(names[1:], (weight, weight_z, weight_x, bias), _AXES, strict=True):
+        if tensor is not None:
+            check_shape(op, name, tensor, {axis: sizes[axis] for axis in axes})
+            sizes |= dict(zip(axes, tensor.shape, strict=True))
+
+
+_AXES = ("OZX", "OZ", "OX", "O")
+
+
+def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size:
+    op = "apply_generated"
+    check_tensors(op, ("x", "weight", "bias"), (x, weight, bias), 2)
+    check_rank(op, "x", x, 1)
+    check_rank(op, "weight", weight, 2)
+    if weight.shape[-1] != x.shape[-1]:
+        expected = f"[..., O, X={x.shape[-1]}]"
+        raise ValueError(f"{op}: weight: expected shape {expected}, got {list(weight.shape)}")
+    if bias is not None:
+        if broadcast_like(op, ("weight", "bias"), weight.shape[:-1], bias) != weight.shape[:-1]:
+            expected = f"a shape that broadcasts to {list(weight.shape[:-1])}"
+            raise ValueError(f"{op}: bias: expected {expected}, got {list(bias.shape)}")
+    if segment_ids is None:
+        return broadcast_leading(op, ("x", "weight"), x, weight, features=2)
+    check_shape(op, "x", x, {"N": None, "X": None})
+    check_shape(op, "weight", weight, {"G": None, "O": None, "X": None})
+    segments.check(op, segment_ids, x, weight.shape[0])
+    return x.shape[:-1]
+
+
+def _plan_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> Plan:
+    z, *weights = autocast((z, weight, weight_z, weight_x, bias))
+    weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
+    _check_generate(z, *weights)
+    return plan_generated.generate(backends.choose(z), z, weights)
+
+
+def _plan_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> Plan:
+    x, weight, bias = autocast((x, weight, bias))
+    lead = _check_apply(x, weight, bias, segment_ids)
+    return plan_generated.apply(backends.choose(x), x, weight, bias, lead, segment_ids)
+
+
+# What `explain` knows here: the function, and what plans it from its arguments by name.
+PLANNED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
+    "generate": (generate, _plan_generate),
+    "apply_generated": (apply_generated, _plan_apply),
+}

@@ -1,0 +1,206 @@
+"""The dense interaction and the bilinear form: broadcasting, checks, autocast, choice of a backend, call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_kernels import backends
+from mi_kernels.functional._arguments import autocast, autocast_dtype, spread_bias
+from mi_kernels.ops.autocast import dtype_in_force
+from mi_kernels.ops.backend import get
+from mi_kernels.ops.interaction import dispatch, plan_shared, reference, segments
+from mi_kernels.ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check
+from mi_kernels.ops.interaction.packed_weight import PackedWeight
+from mi_kernels.ops.plan import Plan
+from mi_kernels.ops.rules import differentiating
+
+__all__ = ["bilinear", "interaction", "pack"]
+
+
+def interaction(
+    x: Tensor,  # [..., X]
+    z: Tensor,  # [..., Z]
+    weight: Tensor | PackedWeight | None,  # [O, Z, X]
+    weight_z: Tensor | None = None,  # [O, Z]
+    weight_x: Tensor | None = None,  # [O, X]
+    bias: Tensor | None = None,  # [O]
+    *,
+    segment_ids: Tensor | None = None,  # [N]
+) -> Tensor:
+    r"""Dense multiplicative interaction of an input and a context, in one pass.
+
+    .. math:: y_o = \sum_{ij} z_i W_{oij} x_j + \sum_i U_{oi} z_i + \sum_j V_{oj} x_j + c_o
+
+    Args:
+        x: input of shape ``[..., X]``.
+        z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast.
+        weight: W of shape ``[O, Z, X]``, also as :func:`mi_kernels.pack` returns it, or None to leave the
+            product out.
+        weight_z: U of shape ``[O, Z]``, optional.
+        weight_x: V of shape ``[O, X]``, optional.
+        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars stand for it.
+        segment_ids: for inputs in groups of unequal length, one context for each group: ``x [N, X]``,
+            ``z [G, Z]``, and row n has context ``segment_ids[n]``. int64 of shape ``[N]`` with numbers from
+            0 to G - 1, sorted or not; a group may be empty. ``torch.repeat_interleave(lengths)`` makes such
+            numbers of the lengths of packed sequences.
+
+    Returns:
+        y of shape ``[..., O]`` in the dtype of the inputs (the autocast dtype under autocast).
+
+    Where rows share a context (or contexts an input), ``W' = z W + V`` is generated once for each context
+    and applied to its rows, if that is estimated to be faster and W' is small enough; ``explain`` says which.
+    Groups of about one length are one product. Nothing is padded to the longest group: rows of zeros fill
+    groups up only where they cost less than one more product, and are never more than the rows that there
+    are. Under ``torch.compile`` (and other tracers),
+    and under ``torch.vmap`` over ``segment_ids``, the numbers are not looked at: each row gets its own copy
+    of its context (N Z elements), and numbers out of range are found by PyTorch's indexing. Nested tensors
+    are refused: pass ``x.values()`` and ``torch.repeat_interleave(x.offsets().diff())``.
+
+    All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits accumulate in float32)
+    or an integer dtype, and lie on one device. Differentiable in all arguments, to any order, in
+    reverse and in forward mode; works under ``torch.func``, ``torch.vmap`` and ``torch.compile``.
+
+    Raises:
+        TypeError: an argument is no dense tensor, or its dtype is unsupported or not that of ``x``.
+        ValueError: a rank, size or device does not fit, all four weights are None, or the backend
+            asked for by name cannot take these tensors.
+
+    Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+    """
+    weights = weight, weight_z, weight_x, bias
+    return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids)
+
+
+def bilinear(
+    input1: Tensor,  # [..., in1]
+    input2: Tensor,  # [..., in2]
+    weight: Tensor | PackedWeight,  # [out, in1, in2]
+    bias: Tensor | None = None,  # [out]
+) -> Tensor:
+    r"""Drop-in for :func:`torch.nn.functional.bilinear`: :math:`y = x_1^T A x_2 + b`.
+
+    Args:
+        input1: shape ``[..., in1]``.
+        input2: shape ``[..., in2]``. Unlike in PyTorch, leading dimensions broadcast.
+        weight: A of shape ``[out, in1, in2]``, also as :func:`mi_kernels.pack` returns it.
+        bias: b of shape ``[out]``, optional; ``[1, out]`` and scalars stand for it.
+
+    Returns:
+        y of shape ``[..., out]``. dtypes, differentiability and errors are those of :func:`interaction`.
+
+    Source: ``torch.nn.functional.bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V.
+    """
+    return _interaction(BILINEAR, input2, input1, weight, None, None, bias)
+
+
+def pack(weight: Tensor) -> PackedWeight:
+    """Lays a weight out once for many calls without gradients.
+
+    Args:
+        weight: W of shape ``[O, Z, X]``, of a dtype that :func:`mi_kernels.interaction` takes.
+
+    Returns:
+        An object that takes the place of ``weight`` in :func:`mi_kernels.interaction` and
+        :func:`mi_kernels.bilinear`. The result is the same, bit for bit. Calls that are differentiated,
+        transformed or compiled, other backends, and calls of a few rows use ``weight`` itself.
+
+    The copy has the size of W in the dtype in which W is multiplied (float32 for float16, and for bfloat16
+    on CPUs without its instructions). There is none where the kernels read W in place: float32 and float64
+    whose X is no shorter than Z. An in-place change of W, an optimiser step, ``load_state_dict`` or a move is
+    noticed by its version counter, address, dtype, device and strides, and W is packed again; until then the
+    memory that was packed stays alive. A write that PyTorch does not count is not noticed: through
+    ``weight.data``, NumPy, DLPack, or by another process. ``load_state_dict(..., assign=True)`` puts another
+    parameter in the place of ``weight``: pack that one.
+
+    Raises:
+        TypeError: ``weight`` is no dense tensor.
+        ValueError: ``weight`` does not have three dimensions, or is an inference tensor (it has no version).
+    """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"pack: weight: expected a torch.Tensor, got {type(weight).__name__}")
+    if weight.layout is not torch.strided or weight.is_nested:
+        raise TypeError(f"pack: weight: expected a dense (strided) tensor, got {weight.layout}")
+    if weight.dim() != 3:
+        raise ValueError(f"pack: weight: expected shape [O, Z, X], got {list(weight.shape)}")
+    if weight.is_inference():
+        raise ValueError("pack: weight: expected a tensor with a version counter, got an inference tensor")
+    return PackedWeight(weight)
+
+
+def _interaction(
+    spelling: Spelling,
+    x: Any,
+    z: Any,
+    weight: Any,
+    *others: Tensor | None,
+    segment_ids: Tensor | None = None,
+    force: str | None = None,
+) -> Tensor:
+    """``force``: a plan of cost_model.py by name, for tests and benchmarks; else the cheapest one."""
+    packed_weight = None
+    if isinstance(weight, PackedWeight):
+        weight, packed_weight = _laid_out(weight, (x, z, *others))
+    x, z, *weights = autocast((x, z, weight, *others))
+    weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
+    check(spelling, x, z, *weights, segment_ids=segment_ids)
+    chosen = backends.choose(x)
+    if get(chosen).is_reference:
+        z = z if segment_ids is None else segments.gather_rows(z, segment_ids)
+        return reference.interaction(x, z, *weights)
+    if not get(chosen).packs:
+        packed_weight = None
+    weight, weight_z, weight_x, bias = weights
+    return dispatch.interaction(
+        chosen, x, z, weight, weight_z, weight_x, bias, segment_ids, packed_weight, force
+    )
+
+
+def _laid_out(packed: PackedWeight, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+    """The weight as it is, or where nothing is differentiated as autocast wants it, and as it was packed."""
+    tensors = (packed.weight, *(tensor for tensor in others if isinstance(tensor, Tensor)))
+    if torch.compiler.is_compiling() or differentiating(tensors):
+        return packed.weight, None
+    device = packed.weight.device.type
+    return packed.laid_out(autocast_dtype(packed.weight, device, dtype_in_force(device)))
+
+
+def interaction_by(
+    plan: str,
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    weight_z: Tensor | None = None,
+    weight_x: Tensor | None = None,
+    bias: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """:func:`interaction` by one plan of cost_model.py, for tests and benchmarks. Not public."""
+    weights = weight, weight_z, weight_x, bias
+    return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids, force=plan)
+
+
+def _unpacked(weight: Any) -> Any:
+    return weight.weight if isinstance(weight, PackedWeight) else weight
+
+
+def _planner(spelling: Spelling) -> Callable[..., Plan]:
+    def planner(**bound: Any) -> Plan:
+        x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
+        x, z, *weights = autocast((x, z, _unpacked(weight), *others))
+        weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
+        segment_ids = bound.get("segment_ids")
+        lead = check(spelling, x, z, *weights, segment_ids=segment_ids)
+        if segment_ids is not None:
+            return plan_shared.ragged_plan(backends.choose(x), segment_ids, x, z, weights)
+        return plan_shared.plan(backends.choose(x), lead, x, z, weights)
+
+    return planner
+
+
+# What `explain` knows here: the function, and what plans it from its arguments by name.
+PLANNED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
+    "interaction": (interaction, _planner(INTERACTION)),
+    "bilinear": (bilinear, _planner(BILINEAR)),
+}

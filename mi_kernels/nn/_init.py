@@ -1,0 +1,81 @@
+"""What the constructors of modules have in common: checks, parameters, their first values."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mi_kernels.ops.dtypes import FLOATING
+
+
+def parameters(
+    module: nn.Module,
+    shapes: Mapping[str, tuple[int, ...] | None],
+    device: torch.device | str | int | None,
+    dtype: torch.dtype | None,
+) -> None:
+    for name, shape in shapes.items():
+        empty = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        module.register_parameter(name, empty)
+
+
+def draw_uniform(weight: Tensor | None, fan_in: int, terms: int, gain: float = 1.0) -> None:
+    """Uniform with variance gain^2 / (terms * fan_in)."""
+    if weight is not None and weight.numel() > 0:
+        bound = gain * math.sqrt(3 / (terms * max(fan_in, 1)))
+        nn.init.uniform_(weight, -bound, bound)
+
+
+def check_size(op: str, name: str, size: int) -> None:
+    """A size given as a number is an integer, 0 or more."""
+    if isinstance(size, bool) or not isinstance(size, int | torch.SymInt):
+        raise TypeError(f"{op}: {name}: expected an int, got {type(size).__name__}")
+    if size < 0:
+        raise ValueError(f"{op}: {name}: expected >= 0, got {size}")
+
+
+def check_construction(
+    op: str,
+    sizes: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    device: Any,
+    dtype: Any,
+) -> None:
+    """What the constructors of modules are given: sizes, flags, where parameters lie and what they are."""
+    for name, size in sizes.items():
+        check_size(op, name, size)
+    for name, flag in flags.items():
+        if not isinstance(flag, int | np.bool_):
+            raise TypeError(f"{op}: {name}: expected a bool, got {_kind(flag)}")
+    if isinstance(device, bool) or not isinstance(device, torch.device | str | int | None):
+        raise TypeError(f"{op}: device: expected a torch.device, a str or an int, got {_kind(device)}")
+    if isinstance(device, str):
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"{op}: device: expected one such as cpu or cuda:0, got {device!r}") from None
+    if dtype is not None and dtype not in FLOATING:
+        known = ", ".join(str(known) for known in FLOATING)
+        raise TypeError(f"{op}: dtype: expected one of {known}, got {dtype!r}")
+
+
+def check_module(op: str, name: str, module: object) -> None:
+    """A part of a module is None or a module itself."""
+    if module is not None and not isinstance(module, torch.nn.Module):
+        raise TypeError(f"{op}: {name}: expected a torch.nn.Module or None, got {_kind(module)}")
+
+
+def check_function(op: str, name: str, function: object) -> None:
+    """A function, or a module; not the class of one."""
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"{op}: {name}: expected a function, got {_kind(function)}")
+
+
+def _kind(value: object) -> str:
+    """A value of a wrong type in words: what is often passed in place of an instance is its class."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return type(value).__name__

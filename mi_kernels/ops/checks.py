@@ -1,0 +1,284 @@
+"""Argument checks of the public functions, and of direct calls of the registered operations.
+
+Each argument is looked at once, before anything is computed. A message names the operation, the argument,
+what was expected and what came. Dtypes, layouts and types raise TypeError; ranks, sizes and devices raise
+ValueError.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.dtypes import DTYPES
+
+_JAGGED_ADVICE = (
+    "; for groups of unequal length pass their rows, x.values(), one context or layer for each group, and"
+    " segment_ids=torch.repeat_interleave(x.offsets().diff())"
+)
+
+
+def check_tensors(
+    op: str,
+    names: Sequence[str],
+    tensors: Sequence[Tensor | None],
+    required: int,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+) -> None:
+    """Every argument is a dense tensor with the dtype and the device of the first; the first are required."""
+    first_name = first = None
+    for place, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
+        if tensor is None and place >= required:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else tensor.layout
+            jagged = tensor.layout is torch.jagged and name == "x"
+            advice = _JAGGED_ADVICE if jagged and op in ("interaction", "apply_generated") else ""
+            raise TypeError(f"{op}: {name}: expected a dense (strided) tensor, got {kind}{advice}")
+        if first is None:
+            if tensor.dtype not in dtypes:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+                raise TypeError(f"{op}: {name}: expected a dtype of {known}, got {tensor.dtype}")
+            first_name, first = name, tensor
+        elif tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{op}: {name}: expected {first.dtype} (the dtype of {first_name}), got {tensor.dtype}"
+            )
+        elif tensor.device != first.device:
+            raise ValueError(
+                f"{op}: {name}: expected device {first.device} (that of {first_name}), got {tensor.device}"
+            )
+
+
+def check_rank(op: str, name: str, tensor: Tensor, least: int) -> None:
+    """The tensor has at least ``least`` dimensions."""
+    if tensor.dim() < least:
+        raise ValueError(
+            f"{op}: {name}: expected at least {least} dimension(s), got shape {list(tensor.shape)}"
+        )
+
+
+def check_shape(
+    op: str,
+    name: str,
+    tensor: Tensor | None,
+    expected: Mapping[str, int | None] | Sequence[tuple[str, int | None]],
+) -> None:
+    """The tensor has exactly the named sizes; None stands for any size. Pairs where two axes share a name."""
+    if tensor is None:
+        return
+    sizes, pairs = tensor.shape, expected.items() if isinstance(expected, Mapping) else expected
+    if len(sizes) == len(pairs):
+        for size, (_, wanted) in zip(sizes, pairs, strict=True):
+            if wanted is not None and size != wanted:
+                break
+        else:
+            return
+    axes = ", ".join(key if size is None else f"{key}={size}" for key, size in pairs)
+    raise ValueError(f"{op}: {name}: expected shape [{axes}], got {list(sizes)}")
+
+
+def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor, features: int = 1) -> torch.Size:
+    """The common leading dimensions of two inputs: all but the last, or but the last ``features`` of z."""
+    x_lead, z_lead = x.shape[:-1], z.shape[:-features]
+    lead = broadcast(x_lead, z_lead)
+    if lead is None:
+        raise ValueError(
+            f"{op}: {names[1]}: expected leading dimensions that broadcast with those of {names[0]}"
+            f" {list(x_lead)}, got {list(z_lead)}"
+        )
+    return lead
+
+
+def broadcast(shape: torch.Size, other: torch.Size) -> torch.Size | None:
+    """``torch.broadcast_shapes``, which takes longer than a small kernel; None where it would raise."""
+    if shape == other:
+        return shape
+    longer, shorter = (shape, other) if len(shape) >= len(other) else (other, shape)
+    sizes = list(longer)
+    for place, size in enumerate(shorter, len(longer) - len(shorter)):
+        if sizes[place] == 1:
+            sizes[place] = size
+        elif size != 1 and size != sizes[place]:
+            return None
+    return torch.Size(sizes)
+
+
+def broadcast_like(op: str, names: tuple[str, str], shape: torch.Size, tensor: Tensor) -> torch.Size:
+    """The common shape of what has been broadcast so far and one more tensor."""
+    common = broadcast(shape, tensor.shape)
+    if common is None:
+        raise ValueError(
+            f"{op}: {names[1]}: expected a shape that broadcasts with that of {names[0]} {list(shape)},"
+            f" got {list(tensor.shape)}"
+        )
+    return common
+
+
+def check_activation(op: str, name: object, known: Collection[str]) -> None:
+    """The name of an activation is known."""
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{op}: activation: expected one of {', '.join(known)}, got {name!r}")
+
+
+def check_number(op: str, name: str, value: object) -> None:
+    """A coefficient is a real number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"{op}: {name}: expected a float, got {type(value).__name__}")
+
+
+def check_segments(op: str, segment_ids: object, x: Tensor, groups: int, look: bool) -> None:
+    """Numbers of groups, int64 [N] from 0 to G - 1; the numbers themselves only with ``look``."""
+    if not isinstance(segment_ids, Tensor):
+        raise TypeError(f"{op}: segment_ids: expected a torch.Tensor, got {type(segment_ids).__name__}")
+    if segment_ids.layout is not torch.strided or segment_ids.is_nested:
+        kind = "nested" if segment_ids.is_nested else segment_ids.layout
+        raise TypeError(f"{op}: segment_ids: expected a dense (strided) tensor, got {kind}")
+    if segment_ids.dtype != torch.int64:
+        raise TypeError(f"{op}: segment_ids: expected torch.int64, got {segment_ids.dtype}")
+    if segment_ids.device != x.device:
+        raise ValueError(
+            f"{op}: segment_ids: expected device {x.device} (that of x), got {segment_ids.device}"
+        )
+    check_shape(op, "segment_ids", segment_ids, {"N": x.shape[0]})
+    if not look or segment_ids.numel() == 0:
+        return
+    least, most = (int(value) for value in torch.aminmax(segment_ids))
+    if least < 0 or most >= groups:
+        found = least if least < 0 else most
+        expected = f"numbers from 0 to G - 1 = {groups - 1}" if groups else "none, as G = 0"
+        raise ValueError(f"{op}: segment_ids: expected {expected}, got {found}")
+
+
+# In place of letters: the shape of the first tensor, or that with 1 in some places.
+LIKE, BROADCAST = "=", "=1"
+
+
+class Operands:
+    """What the tensors of a registered operation look like, for whoever calls it past the public functions.
+
+    Args:
+        op: the operation, as messages call it.
+        arguments: the names of all arguments of its schema.
+        axes: for each tensor its axes, a letter each, as in ``"OZX"``; one letter is one size. Or ``LIKE`` or
+            ``BROADCAST`` for all of them.
+        required: how many of them, the first ones, may not be None.
+        groups: whether all of them may have one more leading axis.
+    """
+
+    def __init__(
+        self, op: str, arguments: Sequence[str], axes: Mapping[str, str], required: int, groups: bool = False
+    ) -> None:
+        self.op, self.groups, self.axes, self.required = op, groups, axes, required
+        self._alike = LIKE in axes.values()
+        letters = dict.fromkeys("G" + "".join(axes.values()))
+        number = {letter: index for index, letter in enumerate(letters)}
+        self._unknown: list[int | None] = [None] * len(letters)
+        self._rank = len(next(iter(axes.values())))
+        # Place, whether it is required, and axes as numbers, or whether it is LIKE.
+        self._plain, self._grouped, self._like = [], [], []
+        for index, (name, axis) in enumerate(axes.items()):
+            place, needed = arguments.index(name), index < required
+            numbers = tuple(number[letter] for letter in axis)
+            self._plain.append((place, needed, numbers))
+            self._grouped.append((place, needed, (0, *numbers)))
+            self._like.append((place, needed, axis == LIKE))
+
+    def fit(self, arguments: Sequence[Any], dtypes: frozenset[torch.dtype]) -> bool:
+        """Whether `check` would pass, of tensors whose sizes are numbers: a quick look before each call."""
+        first = arguments[self._plain[0][0]]
+        if first is None or first.dtype not in dtypes:
+            return False
+        dtype, device, shape = first.dtype, first.device, first.shape
+        if self._alike:
+            for place, needed, same in self._like:
+                tensor = arguments[place]
+                if tensor is None:
+                    if needed:
+                        return False
+                    continue
+                if tensor.dtype is not dtype or tensor.device != device or tensor.layout is not torch.strided:
+                    return False
+                own = tensor.shape
+                if own != shape and (same or not _broadcasts(own, shape)):
+                    return False
+            return True
+        sizes = self._unknown.copy()
+        for place, needed, axes in self._grouped if self.groups and len(shape) > self._rank else self._plain:
+            tensor = arguments[place]
+            if tensor is None:
+                if needed:
+                    return False
+                continue
+            shape = tensor.shape
+            if len(shape) != len(axes) or tensor.dtype is not dtype or tensor.device != device:
+                return False
+            if tensor.layout is not torch.strided:
+                return False
+            for axis, size in zip(axes, shape):  # noqa: B905 (their lengths are the same; strict costs time)
+                if sizes[axis] is None:
+                    sizes[axis] = size
+                elif sizes[axis] != size:
+                    return False
+        return True
+
+    def check(self, arguments: Sequence[Any], dtypes: Sequence[torch.dtype]) -> None:
+        """Raises as the public functions do. Sizes may be symbolic."""
+        tensors = [arguments[place] for place, *_ in self._plain]
+        check_tensors(self.op, tuple(self.axes), tensors, self.required, dtypes)
+        first, sizes = tensors[0], dict[str, Any]()
+        lead = "G" if self.groups and first.dim() == self._rank + 1 else ""
+        for (name, letters), tensor in zip(self.axes.items(), tensors, strict=True):
+            if tensor is None:
+                continue
+            if self._alike:
+                pairs: list[tuple[str, Any]] = axes_like(first.shape)
+            else:
+                pairs = [(letter, sizes.get(letter)) for letter in lead + letters]
+            match_sizes(self.op, name, tensor.shape, pairs, or_one=letters == BROADCAST)
+            sizes |= {letter: size for (letter, _), size in zip(pairs, tensor.shape, strict=True)}
+
+
+def axes_like(shape: torch.Size) -> list[tuple[str, Any]]:
+    """The sizes of another tensor by their places, for `match_sizes`."""
+    return [(str(place), size) for place, size in enumerate(shape)]
+
+
+def _broadcasts(own: torch.Size, shape: torch.Size) -> bool:
+    if len(own) != len(shape):
+        return False
+    for size, wanted in zip(own, shape):  # noqa: B905 (as above)
+        if size != wanted and size != 1:
+            return False
+    return True
+
+
+def match_sizes(
+    op: str, name: str, sizes: Sequence[Any], pairs: Sequence[tuple[str, Any]], or_one: bool = False
+) -> None:
+    """`check_shape` of sizes that may be symbolic, for which equality becomes an assertion of the graph."""
+    one = " or 1 in the place of a size" if or_one else ""
+
+    def message() -> str:
+        axes = ", ".join(letter if size is None else f"{letter}={size}" for letter, size in pairs)
+        return f"{op}: {name}: expected shape [{axes}]{one}, got {list(sizes)}"
+
+    if len(sizes) != len(pairs):
+        raise ValueError(message())
+    for size, (_, wanted) in zip(sizes, pairs, strict=True):
+        if wanted is None or or_one and isinstance(size, int) and size == 1:
+            continue
+        if isinstance(size, int) and isinstance(wanted, int):
+            if size != wanted:
+                raise ValueError(message())
+        else:
+            torch._check_value(size == wanted, message)
+
+
+def check_needed(op: str, names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
+    """Not all of them are None."""
+    if all(tensor is None for tensor in tensors):
+        raise ValueError(f"{op}: expected at least one of {', '.join(names)}, got None for all")

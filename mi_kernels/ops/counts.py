@@ -1,0 +1,117 @@
+"""Operations and ideal bytes of each pass of the dense interaction, for rates and bounds.
+
+Operations are multiplications and additions of the contractions (docs/mathematics.md): each contraction
+of L(g, x, z, W) is one GEMM of 2 B Z X O, a term with U or V one of 2 B O Z or 2 B O X, a bias B O. dx and
+dz are two reductions of one GEMM and count once. What generates an operand (B Z X) is overhead of an
+algorithm and is not counted, and neither is what a plan saves by sharing contexts: every row counts.
+
+Bytes are ideal: each operand that the pass needs is read once, each result is written once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+ALL_TERMS = (True, True, True, True)  # W, U, V, c
+
+
+class Shape(Protocol):
+    """The sizes of a call."""
+
+    @property
+    def rows(self) -> int: ...  # B
+    @property
+    def context(self) -> int: ...  # Z
+    @property
+    def width(self) -> int: ...  # X
+    @property
+    def out(self) -> int: ...  # O
+    def sizes(self) -> Sequence[tuple[int, ...]]: ...  # of x, z, W, U, V and c
+
+
+@dataclass(frozen=True)
+class Count:
+    operations: int
+    bytes: int
+
+
+def forward(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL_TERMS) -> Count:
+    """y from x, z and the weights."""
+    bias = shape.rows * shape.out if terms[3] else 0
+    return Count(
+        _contraction(shape, terms) + bias, _bytes(shape, dtype, terms, inputs=1, weights=1, outputs=1)
+    )
+
+
+def input_grads(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL_TERMS) -> Count:
+    """dx and dz from g, x, z, W, U and V."""
+    terms = (*terms[:3], False)
+    return Count(_contraction(shape, terms), _bytes(shape, dtype, terms, inputs=2, weights=1, outputs=1))
+
+
+def weight_grads(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL_TERMS) -> Count:
+    """dW, dU, dV and dc from g, x and z."""
+    bias = shape.rows * shape.out if terms[3] else 0
+    return Count(
+        _contraction(shape, terms) + bias, _bytes(shape, dtype, terms, inputs=1, weights=1, outputs=1)
+    )
+
+
+def double_backward(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL_TERMS) -> Count:
+    """The gradients by g, x, z and the weights of <x', dx> + <z', dz> + <W', dW> + <U', dU> + ...
+
+    dg = y(x', z, W) + y(x, z', W) + y(x, z, W') are three contractions; (dx, dz) one with W on (x', z') and
+    one with W'; dW one with x' and one with z': seven. U (and V) appear in z' and U' for dg, in U' for dz,
+    in z' for dU: four. The bias appears in c' for dg alone.
+    """
+    bias = shape.rows * shape.out if terms[3] else 0
+    gemm = _contraction(shape, (terms[0], False, False, False))
+    linear = _contraction(shape, (False, terms[1], terms[2], False))
+    moved = _bytes(shape, dtype, (*terms[:3], False), inputs=3, weights=3, outputs=2)
+    return Count(7 * gemm + 4 * linear + bias, moved + (shape.out * dtype.itemsize if terms[3] else 0))
+
+
+def _contraction(shape: Shape, terms: tuple[bool, ...]) -> int:
+    o, i, j = shape.out, shape.context, shape.width
+    per_row = i * j * terms[0] + i * terms[1] + j * terms[2]
+    return 2 * shape.rows * o * per_row
+
+
+def _bytes(
+    shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...], inputs: int, weights: int, outputs: int
+) -> int:
+    x, z, *matrices = (math.prod(sizes) for sizes in shape.sizes())
+    parameters = sum(size for size, there in zip(matrices, terms, strict=True) if there)
+    elements = inputs * (x + z) + weights * parameters + outputs * shape.rows * shape.out
+    return elements * dtype.itemsize
+
+
+def modulate(sizes: tuple[int, int, int], itemsize: int) -> Count:
+    """y of modulation, from the elements of x, scale and shift. An activation does not count."""
+    x, scale, shift = sizes
+    return Count(x * (2 if shift else 1), (2 * x + scale + shift) * itemsize)
+
+
+def modulate_grads(sizes: tuple[int, int, int], itemsize: int) -> Count:
+    """dx, dscale and dshift from g, x and scale."""
+    x, scale, shift = sizes
+    return Count(x * (4 if shift else 3), (3 * x + 2 * scale + shift) * itemsize)
+
+
+def gate(
+    rows: int,
+    contexts: int,
+    context: int,
+    width: int,
+    shift: bool,
+    weight_x: bool,
+    parameters: int,
+    itemsize: int,
+) -> Count:
+    """y of a gate without W; gate and shift are made once for each of the contexts."""
+    products = contexts * context * (2 if shift else 1) + (rows * width if weight_x else 0)
+    elements = 2 * rows * width + contexts * context + parameters
+    return Count(2 * width * products + 2 * rows * width, elements * itemsize)

@@ -1,0 +1,177 @@
+"""Derivative rules of the two gated forms, which differ only in what makes the gate.
+
+    gate   p = z^T W x + U z + V x + c            the dense interaction; the diagonal form has no W
+    shift  t = C z + d                            optional
+    y = (act(p) + s) * x + t                      O = X
+
+The compiled kernels make y in one pass. Where something is differentiated they keep p, one tensor like y:
+making it again is a seventh product of a training step beside six of its size (docs/performance.md).
+Backward takes the elementwise part from ``modulate_grads``, everything else from the primitives of the dense
+interaction: no rule is written twice.
+"""
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops import activations
+from mi_kernels.ops.gate import schema  # noqa: F401  (defines the operations)
+from mi_kernels.ops.interaction import autograd as dense
+from mi_kernels.ops.library import overloads, traceable
+from mi_kernels.ops.modulate import autograd as elementwise
+from mi_kernels.ops.rules import (
+    Fold,
+    Maybe,
+    Rule,
+    add,
+    constant,
+    differentiating,
+    nests,
+    primals,
+    unbatched,
+    wanted,
+    without_features,
+)
+
+_DIAGONAL = overloads("diagonal")
+_GATED = overloads("gated_interaction")
+
+
+@traceable(
+    "differentiable_gate",
+    "(str backend, str activation, float scale_offset, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z,"
+    " Tensor? weight_x, Tensor? bias, Tensor? shift_weight, Tensor? shift_bias) -> Tensor",
+)
+def gate(
+    backend: str,
+    activation: str,
+    scale_offset: float,
+    x: Tensor,  # [B, X]
+    z: Tensor,  # [B, Z]
+    weight: Maybe,  # [X, Z, X]
+    weight_z: Maybe,  # [X, Z]
+    weight_x: Maybe,  # [X, X]
+    bias: Maybe,  # [X]
+    shift_weight: Maybe,  # [X, Z]
+    shift_bias: Maybe,  # [X]
+) -> Tensor:
+    """y = (act(z^T W x + U z + V x + c) + s) * x + (C z + d), differentiable."""
+    tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
+    if differentiating(tensors):
+        if weight is None and weight_z is None and shift_weight is None:
+            z = constant(z)  # as in the dense interaction: what no term takes has no gradient
+        tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
+        return Gate.call(backend, activation, scale_offset, *tensors)[0]
+    return _kernel(backend, activation, scale_offset, False, *tensors)[0]
+
+
+def _kernel(
+    backend, activation, scale_offset, keep, x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias
+):
+    if weight is None and weight_z is not None:
+        return _DIAGONAL[backend](
+            x, z, weight_z, bias, shift_weight, shift_bias, weight_x, activation, scale_offset, keep
+        )
+    return _GATED[backend](x, z, weight, weight_z, weight_x, bias, activation, keep)
+
+
+def _linear(backend: str, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
+    """C z + d, of the rows of z."""
+    if weight is None and bias is None:
+        return None
+    return dense.forward(backend, without_features(z), z, None, weight, None, bias)
+
+
+def composed(backend: str, activation: str, scale_offset: float, *tensors: Maybe) -> tuple[Tensor, Tensor]:
+    """y and p from their parts; every tensor may have one more leading dimension of groups."""
+    x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias = tensors
+    assert x is not None and z is not None
+    p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
+    shift = _linear(backend, z, shift_weight, shift_bias)
+    return elementwise.modulate(backend, x, p, shift, activation, scale_offset), p
+
+
+class Gate(Rule):
+    @staticmethod
+    def forward(backend, activation, scale_offset, *tensors):
+        return _kernel(backend, activation, scale_offset, True, *tensors)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.backend, ctx.activation, ctx.scale_offset, *tensors = inputs
+        ctx.mark_non_differentiable(output[1])
+        Rule.save(ctx, *tensors, output[1])
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 11
+        *tensors, p = ctx.saved_tensors
+        x, z, weight, weight_z, weight_x, bias, shift_weight, _ = tensors
+        backend, need = ctx.backend, wanted(ctx, dense.work(grad, x, z))[3:]
+        need_gate = need[0] and (weight is not None or weight_x is not None) or any(need[1:6])
+        dx = by_gate_x = by_gate_z = by_shift_z = None
+        weights: tuple[Maybe, ...] = (None,) * 4
+        if need[0] or need_gate:
+            if differentiating(tensors):  # the kept p is a constant to them
+                p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
+            rule = (backend, (need[0], need_gate), ctx.activation, ctx.scale_offset)
+            dx, dp = elementwise.gate_grads(*rule, grad, x, p)
+            if dp is not None:
+                need_weights = (need[2], need[3], need[4], need[5])
+                matrices = (weight, weight_z, weight_x)
+                by_gate_x, by_gate_z = dense.input_grads(backend, (need[0], need[1]), dp, x, z, *matrices)
+                weights = dense.weight_grads(backend, need_weights, dp, x, z)
+        if need[1]:
+            _, by_shift_z = dense.input_grads(backend, (False, True), grad, x, z, None, shift_weight, None)
+        _, dc, _, dd = dense.weight_grads(backend, (False, need[6], False, need[7]), grad, x, z)
+        return None, None, None, add(dx, by_gate_x), add(by_gate_z, by_shift_z), *weights, dc, dd
+
+    @staticmethod
+    @nests
+    def jvp(
+        ctx, _, __, ___, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t, shift_weight_t, shift_bias_t
+    ):
+        x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias, _ = primals(ctx)
+        backend, rule = ctx.backend, (ctx.activation, ctx.scale_offset)
+        p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
+        p_t = _gate_tangent(
+            backend,
+            (x, z, weight, weight_z, weight_x),
+            (x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t),
+        )
+        terms = [
+            None if z_t is None else _linear(backend, z_t, shift_weight, None),
+            _linear(backend, z, shift_weight_t, shift_bias_t),
+        ]
+        if p_t is not None:
+            direction = activations.tangent(ctx.activation, p, p_t)
+            terms.append(elementwise.modulate(backend, x, direction, None, "identity", 0.0))
+        if x_t is not None:
+            terms.append(elementwise.modulate(backend, x_t, p, None, *rule))
+        tangent = add(*terms)
+        return torch.zeros_like(x) if tangent is None else tangent, None
+
+    @staticmethod
+    def vmap(info, in_dims, backend, activation, scale_offset, x, z, *weights):
+        fold = Fold(info.batch_size, x, in_dims[3])
+        rule = (backend, activation, scale_offset)
+        if unbatched(in_dims[5:], weights):
+            rows = fold.rows(x, in_dims[3]), fold.rows(z, in_dims[4])
+            return fold.all(fold.unrows, Gate.call(*rule, *rows, *weights))
+        args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[3:], strict=True)]
+        return fold.all(fold.ungroups, composed(*rule, *args))
+
+
+def _gate_tangent(backend: str, tensors: tuple[Maybe, ...], tangents: tuple[Maybe, ...]) -> Maybe:
+    """The tangent of p: the sum over its factors of p with that factor replaced."""
+    x, z, weight, weight_z, weight_x = tensors
+    x_t, z_t, *weights_t = tangents
+    assert x is not None and z is not None
+    terms: list[Maybe] = []
+    if x_t is not None and (weight is not None or weight_x is not None):
+        terms.append(dense.forward(backend, x_t, z, weight, None, weight_x, None))
+    if z_t is not None and (weight is not None or weight_z is not None):
+        terms.append(dense.forward(backend, x, z_t, weight, weight_z, None, None))
+    if any(weight is not None for weight in weights_t):
+        terms.append(dense.forward(backend, x, z, *weights_t))
+    return add(*terms)

@@ -1,1 +1,0 @@
-"""The dense gate y = act(z^T W x + U z + V x + c) * x."""

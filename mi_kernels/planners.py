@@ -1,0 +1,185 @@
+"""What each backend plans for a call, as :func:`mi_kernels.explain` asks it.
+
+The plans of the compiled kernels are made where they are used, in ``csrc/cpu`` and ``csrc/cuda``, those of
+Triton by recording its launches on tensors without data; this module asks, and says why in a sentence.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.backend import Answer, DenseCall, GateCall, Planner
+from mi_kernels.ops.dtypes import accumulation_dtype
+from mi_kernels.ops.interaction import portable
+from mi_kernels.ops.interaction.plan_shared import major
+
+_WHY = {
+    "width_inside": "products over x run inside the GEMM and its epilogue sums them over z: nothing of size"
+    " B*Z*X or B*O*Z is made, and W is read in place",
+    "context_inside": "x is short, so products over z run inside the GEMM and its epilogue sums them over x",
+    "stream": "a few rows: W is read once, in place, against what is made of the rows a stretch at a time",
+    "together": "one GEMM makes T = g W tile by tile and its epilogue takes both reductions, dx and dz",
+    "separate": "few outputs: dx and dz have a GEMM each, which read W in its own order",
+    "width_lanes": "the products g z are generated a block at a time and meet x in the vector lanes",
+    "context_lanes": "x is shorter than z: the products g x are generated and meet z in the vector lanes",
+    "linear": "without W the sum is a plain matrix product",
+    "mma": "the products z x (or T = g W) are made a tile at a time on chip and meet the matrix instructions",
+    "wgmma": "the products z x are made in registers, where Hopper's matrix instructions read them",
+    "wgmma-exact": "as wgmma, but z meets what comes out of x W for one context: z x would overflow float16",
+    "mma-tf32": "as mma, on float32 rounded to tf32 as torch.backends.cuda.matmul allows it",
+    "mma-exact": "as mma, but z meets what comes out of x W for one context: z x would overflow float16",
+    "mma-widened": "as mma, on products made in tf32, which is as precise as float16 and has a larger range",
+    "fma": "as on the matrix instructions, with multiply-adds in the dtype itself",
+    "chunked": "the generated operand z x (or T) is made a chunk at a time and met by one matmul",
+    "einsum": "the formula term by term: the oracle, not meant to be fast",
+}
+
+
+def question(name: str) -> Callable[..., Any]:
+    """A question to a compiled library."""
+    return getattr(torch.ops.mi_kernels, name)
+
+
+def fields(text: str) -> dict[str, str]:
+    """An answer of a compiled library, "name=value;..."."""
+    return dict(field.split("=") for field in text.split(";"))
+
+
+def _answer(text: str) -> Answer:
+    found = fields(text)
+    return Answer(found["algorithm"], int(found["scratch"]), _WHY.get(found["algorithm"], ""))
+
+
+def bits(flags: Sequence[bool]) -> int:
+    return sum(bit << place for place, bit in enumerate(flags))
+
+
+class Reference(Planner):
+    def dense(self, call: DenseCall) -> Answer:
+        return Answer("einsum", None, _WHY["einsum"])
+
+
+class Portable(Planner):
+    def dense(self, call: DenseCall) -> Answer:
+        if not call.terms[0]:
+            return Answer("linear", 0, _WHY["linear"])
+        rows, context, width, _ = call.sizes
+        row_step, feature_step = portable.chunks(rows, context, width)
+        scratch = row_step * feature_step * width * accumulation_dtype(call.x.dtype).itemsize
+        return Answer("chunked", scratch, _WHY["chunked"])
+
+
+class Compiled(Planner):
+    """The CPU library, and what the CUDA library has in common with it."""
+
+    gate = "gate in the epilogue"
+
+    def dense(self, call: DenseCall) -> Answer:
+        flags = () if call.primitive == "weight_grads" else self._flags(call)
+        return self._ask(call.primitive, [1, *call.sizes], call.x, (*call.terms, *call.wanted[:2], *flags))
+
+    def _flags(self, call: DenseCall) -> tuple[bool, ...]:
+        """How the matrices are laid out."""
+        return *major(call.weights[1]), *major(call.weights[2])
+
+    def _ask(self, primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> Answer:
+        return _answer(question("cpu_interaction_plan")(primitive, sizes, like.dtype, bits(flags)))
+
+    def weight_copy(self, weight: Tensor | None) -> int:
+        if weight is None or weight.is_contiguous():
+            return 0
+        return weight.numel() * weight.element_size()
+
+    def gate_scratch(self, call: GateCall) -> int:
+        sizes, softmax = [call.rows, call.context, call.x.shape[-1]], call.activation == "softmax"
+        scratch = self._ask_gate(sizes, call.x, bits(call.terms), softmax).scratch
+        assert scratch is not None
+        return scratch
+
+    def _ask_gate(self, sizes: list[int], like: Tensor, terms: int, softmax: bool) -> Answer:
+        return _answer(question("cpu_gate_plan")(sizes, like.dtype, terms, softmax))
+
+    def linear_scratch(self, dtype, groups, rows, features, out, bias, major=(True, False)):
+        flags = (False, False, True, bias, False, False, False, False, *major)
+        sizes = [groups, rows, 0, features, out]
+        return _answer(question("cpu_interaction_plan")("forward", sizes, dtype, bits(flags))).scratch
+
+
+class Cuda(Compiled):
+    def _flags(self, call: DenseCall) -> tuple[bool, ...]:
+        """Whether an operand cannot be brought to shared memory by whole chunks, and whether W cannot."""
+        weight = call.weights[0]
+        weight_aligned = aligned(weight if weight is not None and weight.is_contiguous() else None)
+        others_aligned = all(aligned(t) for t in (call.x, call.z, *call.weights[1:3]))
+        return not (weight_aligned and others_aligned), not weight_aligned
+
+    def _ask(self, primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> Answer:
+        ask = question("cuda_interaction_plan")
+        return _answer(ask(primitive, sizes, like.dtype, bits(flags), *gpu(like.device)))
+
+    def _ask_gate(self, sizes: list[int], like: Tensor, terms: int, softmax: bool) -> Answer:
+        return _answer(question("cuda_gate_plan")(sizes, like.dtype, terms, softmax, *gpu(like.device)))
+
+    def gate_algorithm(self, activation: str) -> str:
+        return _rows_after_tiles(activation) or self.gate
+
+    def linear_scratch(self, dtype, groups, rows, features, out, bias, major=(True, False)):
+        return None
+
+
+def _rows_after_tiles(activation: str) -> str | None:
+    return "rows after the tiles" if activation == "softmax" else None
+
+
+def aligned(tensor: Tensor | None) -> bool:
+    """Whether CUDA kernels can bring a tensor to shared memory by whole chunks, so far as it is there."""
+    return tensor is None or question("cuda_aligned")(tensor)
+
+
+def gpu(device: torch.device) -> tuple[int, int]:
+    """Architecture and number of multiprocessors."""
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+class Triton(Planner):
+    gate = "gate in the epilogue"
+
+    def dense(self, call: DenseCall) -> Answer:
+        """Of kernels whose operands are all contiguous."""
+        from mi_kernels.ops.triton import interaction as kernels  # needs the package triton
+        from mi_kernels.ops.triton.plan import describe, record, without_data
+
+        B, Z, X, O = call.sizes  # noqa: E741
+        dtype = call.x.dtype
+        rows = without_data((B, O), (B, X), (B, Z), dtype=dtype)
+        sizes = ((O, Z, X), (O, Z), (O, X), (O,))
+        present = (size if there else None for size, there in zip(sizes, call.terms, strict=True))
+        weights = without_data(*present, dtype=dtype)
+        kernel: Callable[..., Any] = getattr(kernels, call.primitive)
+        arguments: list[Any] = [*rows, *call.terms]
+        if call.primitive == "forward":
+            arguments = [*rows[1:], *weights]
+        elif call.primitive == "input_grads":
+            arguments = [*rows, *weights[:3], *call.wanted[:2]]
+        launches, scratch = record(kernel, arguments, call.x.device)
+        algorithm, why = describe(launches)
+        return Answer(algorithm, scratch, why)
+
+    def gate_algorithm(self, activation: str) -> str:
+        return _rows_after_tiles(activation) or self.gate
+
+    def gate_scratch(self, call: GateCall) -> int:
+        from mi_kernels.ops.triton.host import GateEpilogue, gated
+        from mi_kernels.ops.triton.plan import record, without_data
+
+        width, context, dtype = call.x.shape[-1], call.context, call.x.dtype
+        x, z = without_data((call.rows, width), (call.rows, context), dtype=dtype)
+        sizes = ((width, context, width), (width, context), (width, width), (width,), (width, context))
+        present = (size if there else None for size, there in zip(sizes, call.terms, strict=True))
+        weight, weight_z, weight_x, shift_bias, shift_weight = without_data(*present, dtype=dtype)
+        assert x is not None
+        gate = GateEpilogue(call.activation, 0.0, x, shift_weight, shift_bias, False)
+        return record(gated, (gate, z, weight, weight_z, weight_x, None), call.x.device)[1]
