@@ -1,7 +1,7 @@
 """Measures the dense interaction against its alternatives, and writes the results as JSON.
 
 python benchmarks/run.py --suite quick --output benchmarks/results/today.json
-python benchmarks/report.py benchmarks/results/today.json
+python benchmarks/harness/report.py benchmarks/results/today.json
 """
 
 import argparse
@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import base, environment, measure, passes, peers, shapes, summary, tables
+from benchmarks.harness import base, environment, measure, passes, peers, summary, tables
+from benchmarks.suites import shapes
 from mi_kernels.cli import without_traceback
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")

@@ -10,22 +10,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import (
-    aot,
-    base,
-    cold_start,
-    gates,
-    hyper,
-    measure,
-    passes,
-    peers,
-    report,
-    run,
-    shapes,
-    summary,
-    tables,
-    timing,
-)
+from benchmarks import run
+from benchmarks.harness import base, measure, passes, peers, report, summary, tables, timing
+from benchmarks.suites import gates, hyper, shapes
+from tools import aot, cold_start
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TINY = ["--rounds", "2", "--shortest", "0.01"]

@@ -11,21 +11,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import (
-    cases,
-    environment,
-    gates,
-    gpu,
-    gpu_cases,
-    gpu_figures,
-    hyper,
-    measure,
-    peers,
-    run,
-    shapes,
-    timing,
-)
+from benchmarks import run
+from benchmarks.harness import cases, environment, measure, peers, timing
+from benchmarks.suites import gates, hyper, shapes
 from mi_kernels import backends
+from tools import gpu, gpu_cases, gpu_figures
 
 
 def test_the_clock_is_chosen_by_device():

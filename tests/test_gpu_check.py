@@ -15,17 +15,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import (
-    environment,
-    gpu,
-    gpu_benchmark,
-    gpu_build,
-    gpu_check,
-    gpu_smoke,
-    gpu_tests,
-)
+from benchmarks.harness import environment
 from mi_kernels import backends
 from mi_kernels.testing import isolated
+from tools import gpu, gpu_benchmark, gpu_build, gpu_check, gpu_smoke, gpu_tests
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
@@ -52,7 +45,7 @@ def test_stages_run_in_their_order_whatever_that_of_their_names():
 def test_the_package_is_imported_after_the_build():
     """It looks for its libraries once, so that one that is built later would count as not built."""
     script = (
-        "import sys, torch; from benchmarks import gpu_check as g; torch.cuda.is_available = lambda: True\n"
+        "import sys, torch; from tools import gpu_check as g; torch.cuda.is_available = lambda: True\n"
         "torch.cuda.device_count = lambda: 1; torch.cuda.set_device = lambda device: None\n"
         "def build(*arguments): print('mi_kernels' in sys.modules); sys.exit(7)\n"
         "g._build = build; g.main([])"

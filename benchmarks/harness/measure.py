@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mi
-from benchmarks import passes, peers, timing
-from benchmarks.passes import Operands
-from benchmarks.peers import Sizes
-from benchmarks.shapes import Entry
+from benchmarks.harness import passes, peers, timing
+from benchmarks.harness.passes import Operands
+from benchmarks.harness.peers import Sizes
+from benchmarks.suites.shapes import Entry
 from mi_kernels.testing import counts
 from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.memory import peak_memory

@@ -1,7 +1,7 @@
 """Shared contexts, generated weights and groups of unequal length against what PyTorch users write.
 
-    python benchmarks/hyper.py --threads 2 --output benchmarks/results/NAME.json
-    python benchmarks/hyper.py --threads 2 --crossover --output benchmarks/results/NAME.json
+    python benchmarks/suites/hyper.py --threads 2 --output benchmarks/results/NAME.json
+    python benchmarks/suites/hyper.py --threads 2 --crossover --output benchmarks/results/NAME.json
 
 How a case is measured stands in cases.py. `fused` among the candidates is our own pass over all rows, the
 plan that was not taken or the one that was. --crossover measures both plans on a grid of sizes and says how
@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mi_kernels as mi
-from benchmarks import cases, environment, timing
-from benchmarks.cases import OURS, Case
+from benchmarks.harness import cases, environment, timing
+from benchmarks.harness.cases import OURS, Case
 from mi_kernels.functional import interaction_by
 
 # (name, G groups, T rows of each, Z, X, O)
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    command = ["python", "benchmarks/hyper.py", *(sys.argv[1:] if argv is None else argv)]
+    command = ["python", "benchmarks/suites/hyper.py", *(sys.argv[1:] if argv is None else argv)]
     if options.crossover:
         crossover(options, command)
     else:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import peers, timing
+from benchmarks.harness import peers, timing
 from mi_kernels import backends, doctor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("opt_einsum", "cuequivariance-torch", "e3nn")
 
 

@@ -1,16 +1,16 @@
 """Compile every Triton kernel for GPUs that are not here, and look at what comes out.
 
-    python benchmarks/aot.py --output FILE            all capabilities and dtypes (about 20 minutes)
-    python benchmarks/aot.py --short --capability 90 --dtype bfloat16
+    python tools/aot.py --output FILE            all capabilities and dtypes (about 20 minutes)
+    python tools/aot.py --short --capability 90 --dtype bfloat16
 
-The kernels are those that calls launch (ops/triton/variants.py), with the tiles that they would have there.
+The kernels are those that calls launch (variants.py), with the tiles that they would have there.
 Of each it is checked that
 
 * no register is spilled, and its shared memory is not more than the GPU has;
 * the products use the matrix instruction of the architecture: mma on 8.0, 8.9 and 12.0, wgmma on 9.0, tcgen05
   on 10.0 (a tile of less than 64 rows has mma everywhere, float32 without tf32 has none, and float64 has mma
   on 8.0, 9.0 and 10.0 alone);
-* on 9.0 no register is written while a wgmma still reads it (testing/sass.py).
+* on 9.0 no register is written while a wgmma still reads it (sass.py).
 
 Nothing runs: this says nothing about results.
 """
@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import environment
+from benchmarks.harness import environment
 from mi_kernels import backends
-from mi_kernels.testing import sass
 from mi_kernels.tune import positive
+from tools import sass
 
 CAPABILITIES = (80, 89, 90, 100, 120)
 DTYPES = ("bfloat16", "float16", "tf32")
@@ -114,7 +114,7 @@ def expected(constants: dict[str, Any], arguments: dict[str, Any], capability: i
 
 def reports(capability: int, dtype: str, short: bool = False) -> Iterator[Report]:
     """Compile all kernels for one capability and dtype; the cache of Triton is not used."""
-    from mi_kernels.ops.triton import variants
+    from tools import variants
 
     pair = divmod(capability, 10)
     with _precision(dtype) as operands:
@@ -128,7 +128,7 @@ def compiled_anew(launch: Any, capability: int) -> tuple[Any, float]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from mi_kernels.ops.triton import variants
+    from tools import variants
 
     source, options = variants.source(launch, divmod(capability, 10))
     begin = time.perf_counter()
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     if reason is not None:
         print(f"aot: {reason}", file=sys.stderr)
         return 2
-    command = ["python", "benchmarks/aot.py", *(sys.argv[1:] if argv is None else argv)]
+    command = ["python", "tools/aot.py", *(sys.argv[1:] if argv is None else argv)]
     facts = environment.facts(command)
     jobs = [(capability, dtype) for dtype in options.dtype for capability in options.capability]
     found: list[Report] = []

@@ -1,6 +1,6 @@
 """A backward pass that was asked for less, and autocast with its cache: ratios of times in one run.
 
-    python benchmarks/asked.py [--rounds 30]
+    python benchmarks/suites/asked.py [--rounds 30]
 
 Columns of the first table, each in parts of the time of a rule that computes all that requires grad: the rule
 as it is, which asks the engine (`wanted` in ops/rules.py); the other way, dW in a node of its own, whose
@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch import Tensor
 
 import mi_kernels as mi
-from benchmarks.timing import interleave
+from benchmarks.harness.timing import interleave
 from mi_kernels.ops.interaction import autograd
 from mi_kernels.ops.rules import Rule
 from mi_kernels.tune import positive

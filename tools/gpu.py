@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import timing
+from benchmarks.harness import timing
 
 FLUSHED = 2  # sizes of the L2 cache that are written before each call
 

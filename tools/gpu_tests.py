@@ -39,7 +39,7 @@ NEEDED = ("pytest", "hypothesis", "scipy")
 def command_for(workers: int) -> list[str]:
     files = [f"tests/test_{name}.py" for name in TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "--tb=short"]
-    command += ["-p", "benchmarks.gpu_report", "-m", "not slow", "--maxfail=200"]
+    command += ["-p", "tools.gpu_report", "-m", "not slow", "--maxfail=200"]
     if find_spec("pytest_timeout") is not None:  # in a thread: what hangs in C does not hear a signal
         command += [f"--timeout={ONE}", "--timeout-method=thread"]
     if workers > 1 and find_spec("xdist") is not None:  # a worker that ends is replaced

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks import shapes, summary
+from benchmarks.harness import summary
+from benchmarks.suites import shapes
 from mi_kernels.testing import counts
 
 GEMM_SHARE = {"forward": 0.60, "forward+backward": 0.55}  # of the time of cuBLAS of equal work, large shapes

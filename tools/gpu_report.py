@@ -1,6 +1,6 @@
 """A plugin of pytest that writes what happens to each test, as it happens, so that a run cut off counts.
 
-    pytest -p benchmarks.gpu_report       with MI_KERNELS_REPORT=FILE in the environment
+    pytest -p tools.gpu_report       with MI_KERNELS_REPORT=FILE in the environment
 
 FILE gets lines of JSON:
 

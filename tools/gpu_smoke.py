@@ -137,4 +137,4 @@ def sanitize(
 
 
 if __name__ == "__main__":
-    sys.exit("smoke is a stage of benchmarks/gpu_check.py")
+    sys.exit("smoke is a stage of tools/gpu_check.py")

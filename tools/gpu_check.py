@@ -1,7 +1,7 @@
 """Build, try every kernel, run the tests, sanitize, measure, on the GPU that is here: `make gpu-check`.
 
-    python benchmarks/gpu_check.py                           all stages, to benchmarks/results/DEVICE.json
-    python benchmarks/gpu_check.py smoke sanitize --minutes 3 --output FOLDER/first.json
+    python tools/gpu_check.py                           all stages, to benchmarks/results/DEVICE.json
+    python tools/gpu_check.py smoke sanitize --minutes 3 --output FOLDER/first.json
 
 It uses the Python that runs it, with the packages that are there (torch with CUDA, triton; for the tests
 pytest, hypothesis, scipy, better with pytest-xdist and pytest-timeout; for a build cmake, ninja, pybind11),
@@ -45,7 +45,7 @@ KEEP = 3.0  # seconds at the end, to save and to say what there is
 
 def _build(seconds: float, options: argparse.Namespace) -> dict[str, Any]:
     """gpu_build.py in its own process."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_build.py"), options.device, str(seconds)]
+    command = [sys.executable, str(ROOT / "tools" / "gpu_build.py"), options.device, str(seconds)]
     command += ["--rebuild"] if options.rebuild else []
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds + 30)
@@ -112,7 +112,8 @@ def _run_stage(
     stage: str, backends: list[str], end: float, options: argparse.Namespace, result: dict, path: Path
 ) -> dict[str, Any]:
     """One stage after the build; the result with what it found."""
-    from benchmarks import gpu_benchmark, gpu_smoke, gpu_tests, run
+    from benchmarks import run
+    from tools import gpu_benchmark, gpu_smoke, gpu_tests
 
     capability = torch.cuda.get_device_capability(options.device)
     until = min(end, time.monotonic() + STAGES[stage])
@@ -147,13 +148,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "build" in options.stages:
         built = _build(max(min(STAGES["build"], end - time.monotonic()), 1.0), options)
         print(f"build: {built['status']}", flush=True)
-    from benchmarks import environment, gpu, gpu_cases, gpu_figures, run
+    from benchmarks import run
+    from benchmarks.harness import environment
     from mi_kernels import backends
     from mi_kernels.testing import isolated
+    from tools import gpu, gpu_cases, gpu_figures
 
     isolated.end_with_this_process()
 
-    command = ["python", "benchmarks/gpu_check.py", *(sys.argv[1:] if argv is None else argv)]
+    command = ["python", "tools/gpu_check.py", *(sys.argv[1:] if argv is None else argv)]
     result = {"schema": 3, **environment.facts(command), "gpu": gpu.facts(options.device)}
     path = options.output or run.RESULTS / f"{gpu.slug(result['gpu']['name'])}.json"
     result |= {"stages": options.stages, "build": built, "smoke": None, "tests": None, "sanitize": None}

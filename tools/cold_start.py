@@ -1,9 +1,9 @@
 """What a first call on Triton waits for: imports, and kernels that have to be compiled.
 
-    python benchmarks/cold_start.py                            for capability 9.0, in bfloat16
-    python benchmarks/cold_start.py --capability 80 --dtype float16 --output FILE
+    python tools/cold_start.py                            for capability 9.0, in bfloat16
+    python tools/cold_start.py --capability 80 --dtype float16 --output FILE
 
-Sizes are the first of ops/triton/variants.py: B, Z, X, O = 4096, 32, 256, 256, all terms. Imports are timed
+Sizes are the first of variants.py: B, Z, X, O = 4096, 32, 256, 256, all terms. Imports are timed
 in new processes, compilation from source in one, each --rounds times; medians are printed. No GPU is needed:
 these are times of this machine's CPU. The time to load a kernel into a GPU is not in them, nor is Triton's
 cache, which lets a second process skip the compilation.
@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import aot, environment
+from benchmarks.harness import environment
 from mi_kernels.tune import positive
+from tools import aot
 
 # What is timed, and after what.
 IMPORTS = {
@@ -48,7 +49,7 @@ def seconds_of(before: str, statement: str) -> float:
 
 def compilations(capability: int, dtype: torch.dtype, rounds: int) -> dict[str, dict[str, Any]]:
     """For each operation, its kernels by name and, for each round, the seconds that all of them took."""
-    from mi_kernels.ops.triton import variants
+    from tools import variants
 
     calls = variants.first_calls(divmod(capability, 10), dtype)
     aot.compiled_anew(next(iter(calls["modulate"].values())), capability)  # what is made once for a process
@@ -87,9 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cold_start: {reason}", file=sys.stderr)
         return 2
     begin = time.perf_counter()
-    facts = environment.facts(
-        ["python", "benchmarks/cold_start.py", *(sys.argv[1:] if argv is None else argv)]
-    )
+    facts = environment.facts(["python", "tools/cold_start.py", *(sys.argv[1:] if argv is None else argv)])
     imports = {name: [seconds_of(*pair) for _ in range(options.rounds)] for name, pair in IMPORTS.items()}
     found = compilations(options.capability, getattr(torch, options.dtype), options.rounds)
     result = facts | {"imports": imports, "compilations": found}

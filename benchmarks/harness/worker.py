@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from benchmarks import passes, timing  # these two need no mi_kernels, of whatever revision
+from benchmarks.harness import passes, timing  # these two need no mi_kernels, of whatever revision
 
 
 def _interaction(folder: Path) -> Callable:

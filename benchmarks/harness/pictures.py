@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # no display
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks import summary
+from benchmarks.harness import summary
 
 OURS, RIVAL, GEMM = "#1b6ca8", "#d1495b", "#8d99ae"
 PALETTE = (OURS, RIVAL, "#edae49", "#66a182", "#9b5de5", "#00798c", "#7f5539", "#f15bb5")

@@ -1,6 +1,6 @@
 """Machine code of compiled kernels: what it uses, and a hazard to look for on Hopper.
 
-    python -m mi_kernels.testing.sass FILE...     cubins, libraries with GPU code, or disassembled text
+    python tools/sass.py FILE...                  cubins, libraries with GPU code, or disassembled text
 
 A wgmma runs on after it was issued. If its left operand is in registers, they must not be written before a
 wait has let its group finish; Triton before 3.9 does write them (triton issue 9433), and the result is wrong

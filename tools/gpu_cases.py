@@ -1,6 +1,6 @@
 """The measurements of gpu_check.py, in a process of their own: what ruins it costs one case of one backend.
 
-    python benchmarks/gpu_cases.py FILE DEVICE END       measures what FILE does not have yet
+    python tools/gpu_cases.py FILE DEVICE END       measures what FILE does not have yet
 
 END is the time to be done at, by time.monotonic(). Everything is in FILE, which is saved before and after
 each step. Exit status: 0 nothing is left or the time is over, RUINED the GPU gives nothing but errors any
@@ -21,9 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import cases, environment, gates, gpu, gpu_figures, hyper, measure, passes, peers, run, shapes
+from benchmarks import run
+from benchmarks.harness import cases, environment, measure, passes, peers
+from benchmarks.suites import gates, hyper, shapes
 from mi_kernels import backends
 from mi_kernels.testing.devices import ruined
+from tools import gpu, gpu_figures
 
 RUINED = 3
 RESERVE = 5.0  # seconds; less is not enough for a step

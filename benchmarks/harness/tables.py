@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from benchmarks.summary import Candidate, Case, fastest, named, ratio, ratios, seconds
+from benchmarks.harness.summary import Candidate, Case, fastest, named, ratio, ratios, seconds
 
 
 def format_seconds(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """Turns results into a Markdown report and pictures.
 
-python benchmarks/report.py benchmarks/results/today.json                      # Markdown to stdout
-python benchmarks/report.py today.json sweep.json --output report.md --pictures folder
+python benchmarks/harness/report.py benchmarks/results/today.json                      # Markdown to stdout
+python benchmarks/harness/report.py today.json sweep.json --output report.md --pictures folder
 """
 
 import argparse
@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import summary, tables
+from benchmarks.harness import summary, tables
 
 SUMMARY_COLUMNS = [
     "shape", "B", "Z", "X", "O", "ours", "best rival", "its time", "best rival / ours", "mm / ours",
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         if find_spec("matplotlib") is None:
             print("The pictures need matplotlib: pip install matplotlib", file=sys.stderr)
             return 1
-        from benchmarks import pictures
+        from benchmarks.harness import pictures
 
         for path, result in zip(options.results, results, strict=True):
             drawn += pictures.draw(result, options.pictures, path.stem)

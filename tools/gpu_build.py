@@ -1,6 +1,6 @@
 """The build stage of gpu_check.py, in a process of its own: the native libraries for the GPU that is there.
 
-    python benchmarks/gpu_build.py DEVICE SECONDS [--rebuild]     says what happened as JSON, in its last line
+    python tools/gpu_build.py DEVICE SECONDS [--rebuild]     says what happened as JSON, in its last line
 
 Libraries that were brought along are taken as they are, where they run here. The package looks for its
 libraries once, when it is imported: what imports it after this process has ended finds them.

@@ -11,7 +11,7 @@ from benchmarks import run
 from mi_kernels.testing.isolated import GRACE, start, stop
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = (str(ROOT / "benchmarks" / "gpu_cases.py"),)
+CASES = (str(ROOT / "tools" / "gpu_cases.py"),)
 STEP = 60.0  # seconds of a case on all backends, compilation included; what takes longer hangs
 START = 60.0  # seconds until the first step, with the ceilings of the machine before it
 RESERVE = 5.0  # seconds at the end, to save and to say what there is

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import environment, timing
+from benchmarks.harness import environment, timing
 from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.memory import peak_memory
 

@@ -1,6 +1,6 @@
 """Gates and modulation against eager PyTorch, torch.compile of it, and torch.addcmul forms.
 
-    python benchmarks/gates.py --threads 2 --output benchmarks/results/NAME.json
+    python benchmarks/suites/gates.py --threads 2 --output benchmarks/results/NAME.json
 
 How a case is measured stands in cases.py. Modulation also meets a copy: `clone` allocates its result as we
 do, and `copy_` writes into memory that is there.
@@ -10,14 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.nn.functional as F
 
 import mi_kernels as mi
-from benchmarks import cases
-from benchmarks.cases import OURS, Case
+from benchmarks.harness import cases
+from benchmarks.harness.cases import OURS, Case
 
 
 def modulations() -> Iterator[Case]:
@@ -74,7 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     options = cases.parser("Gates and modulation against PyTorch.", FAMILIES).parse_args(argv)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    cases.run(FAMILIES, options, ["python", "benchmarks/gates.py", *(sys.argv[1:] if argv is None else argv)])
+    cases.run(
+        FAMILIES, options, ["python", "benchmarks/suites/gates.py", *(sys.argv[1:] if argv is None else argv)]
+    )
     return 0
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import measure, timing
-from benchmarks.environment import ROOT
-from benchmarks.shapes import Entry
+from benchmarks.harness import measure, timing
+from benchmarks.harness.environment import ROOT
+from benchmarks.suites.shapes import Entry
 
 TESTS = ("tests/test_interaction*.py", "tests/test_gradients*.py")
 
