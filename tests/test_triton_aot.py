@@ -3,7 +3,6 @@
 The whole (all sizes, activations, capabilities and dtypes) is one command: python tools/aot.py
 """
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from mi_kernels import backends
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.harness import results
 from tools import aot, cold_start, sass
 
 WHY_NOT = aot.why_not() or ("the kernels are made for the interpreter" if backends.interpreting() else None)
@@ -92,7 +92,7 @@ def test_cold_start(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cold_start, "seconds_of", lambda before, statement: 2.0)
     path = tmp_path / "result.json"
     assert cold_start.main(["--output", str(path), "--rounds", "2"]) == 0
-    found = json.loads(path.read_text())
+    found = results.read(path)
     assert found["imports"]["torch"] == [2.0, 2.0]
     assert found["compilations"]["modulate"]["kernels"] == ["_modulate_kernel", "_modulate_grads_kernel"]
     assert found["compilations"]["modulate"]["seconds"] == [1.0, 1.0]

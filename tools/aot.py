@@ -16,7 +16,6 @@ Nothing runs: this says nothing about results.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -33,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.harness import environment
+from benchmarks.harness import environment, results
 from mi_kernels import backends
 from mi_kernels.tune import positive
 from tools import sass
@@ -43,6 +42,7 @@ DTYPES = ("bfloat16", "float16", "tf32")
 INSTRUCTIONS = {"mma": "mma.sync", "wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma"}  # in PTX
 _OF_CAPABILITY = {90: "wgmma", 100: "tcgen05"}
 FLOAT64 = (80, 90, 100)  # with matrix instructions for it
+TILE = ("BM", "BS", "BN", "BK")
 LEAST_ROWS = 64  # of a tile for wgmma and tcgen05
 
 
@@ -191,6 +191,23 @@ def table(found: list[Report]) -> str:
     return "\n".join(lines)
 
 
+def by_tile(found: list[Report]) -> list[dict[str, Any]]:
+    """For each capability, dtype, kernel, style and tile: how many there are, and the most that one uses."""
+    groups: dict[tuple[Any, ...], list[Report]] = {}
+    for report in found:
+        style = report.constants.get("STYLE", "")
+        tile = "x".join(str(report.constants[size]) for size in TILE if size in report.constants)
+        key = (report.capability, report.dtype, report.kernel, style, tile)
+        groups.setdefault(key, []).append(report)
+    names = ("capability", "dtype", "kernel", "style", "tile")
+    return [
+        dict(zip(names, key, strict=True))
+        | {"count": len(group)}
+        | {use: max(getattr(report, use) for report in group) for use in ("registers", "spilled", "shared")}
+        for key, group in groups.items()
+    ]
+
+
 def _collected(job: tuple[int, str], short: bool) -> list[Report]:
     return list(reports(*job, short))
 
@@ -228,9 +245,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _save(path: Path, facts: dict[str, Any], found: list[Report]) -> None:
-    """A line of JSON for each kernel, and the table with what it depends on."""
-    kernels = ",\n".join(json.dumps(asdict(report)) for report in found)
-    path.write_text(f'{json.dumps(facts)[:-1]}, "kernels": [\n{kernels}\n]}}\n')
+    """JSON, the most that kernels of one tile use and every fault; and the table with what it depends on."""
+    faulty = [asdict(report) for report in found if report.faults]
+    results.write(path, facts | {"kernels": by_tile(found), "faulty": faulty})
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "triton"))
     head = f"{facts['date']}, commit {facts['commit']['revision']}, {versions}, `{facts['command']}`"
     path.with_suffix(".md").write_text(f"{head}\n\n{table(found)}\n")

@@ -10,7 +10,6 @@ cache, which lets a second process skip the compilation.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.harness import environment
+from benchmarks.harness import environment, results
 from mi_kernels.tune import positive
 from tools import aot
 
@@ -95,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table(result))
     print(f"measured in {time.perf_counter() - begin:.0f} s")
     if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        results.write(options.output, result)
     return 0
 
 

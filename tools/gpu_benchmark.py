@@ -1,13 +1,12 @@
 """The benchmark stage of gpu_check.py: runs gpu_cases.py, and runs it again after what ruins or stops it."""
 
-import json
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import run
+from benchmarks.harness import results
 from mi_kernels.testing.isolated import GRACE, start, stop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,10 +24,10 @@ def benchmark(
     end -= RESERVE + GRACE
     while result["unmeasured"] and end - time.monotonic() > RESERVE:
         result["under way"], known = None, set(result["broken"])
-        run.save(path, result)
+        results.write(path, result)
         status, output, slow = _watched([sys.executable, *program, str(path), device, str(end)], end, path)
         print(output, end="", flush=True)
-        result = json.loads(path.read_text())
+        result = results.read(path)
         if status == 0 or (status is None and not slow):
             break
         what = f"not done after {STEP:.0f} s" if slow else f"ended with status {status}"
@@ -68,6 +67,6 @@ def _watched(command: list[str], end: float, path: Path) -> tuple[int | None, st
 def _step(path: Path) -> dict[str, Any] | None:
     """What is under way; the file may be being written."""
     try:
-        return json.loads(path.read_text())["under way"]
+        return results.read(path)["under way"]
     except (OSError, ValueError):
         return None

@@ -9,7 +9,6 @@ more; whoever started this starts it again.
 
 import argparse
 import gc
-import json
 import math
 import sys
 import time
@@ -21,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import run
-from benchmarks.harness import cases, environment, measure, passes, peers
+from benchmarks.harness import cases, environment, measure, passes, peers, results
 from benchmarks.suites import gates, hyper, shapes
 from mi_kernels import backends
 from mi_kernels.testing.devices import ruined
@@ -191,11 +189,11 @@ def gate_options(compiled: bool) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     path, device, end = sys.argv[1:] if argv is None else argv
-    result = json.loads(Path(path).read_text())
+    result = results.read(Path(path))
     names = [name for name, reason in result["backends"].items() if reason is None]
     if torch.device(device).type == "cuda":
         torch.cuda.set_device(torch.device(device).index or 0)  # whose streams the clock's events are on
-    save = lambda found: run.save(Path(path), found)  # noqa: E731
+    save = lambda found: results.write(Path(path), found)  # noqa: E731
     return 0 if measure_all(float(end), device, names, result, save) else RUINED
 
 

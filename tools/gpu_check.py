@@ -112,7 +112,7 @@ def _run_stage(
     stage: str, backends: list[str], end: float, options: argparse.Namespace, result: dict, path: Path
 ) -> dict[str, Any]:
     """One stage after the build; the result with what it found."""
-    from benchmarks import run
+    from benchmarks.harness import results
     from tools import gpu_benchmark, gpu_smoke, gpu_tests
 
     capability = torch.cuda.get_device_capability(options.device)
@@ -124,7 +124,7 @@ def _run_stage(
         result["tests"] = {name: {"status": "left out: the tests run on cuda:0"} for name in backends}
         return result
     if stage == "tests":
-        gpu_tests.test(backends, until, result, lambda: run.save(path, result))
+        gpu_tests.test(backends, until, result, lambda: results.write(path, result))
         return result
     step = {"smoke": gpu_smoke.smoke, "sanitize": gpu_smoke.sanitize}[stage]
     result[stage] = step(backends, capability, options.device, until, say)
@@ -148,8 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "build" in options.stages:
         built = _build(max(min(STAGES["build"], end - time.monotonic()), 1.0), options)
         print(f"build: {built['status']}", flush=True)
-    from benchmarks import run
-    from benchmarks.harness import environment
+    from benchmarks.harness import environment, results
     from mi_kernels import backends
     from mi_kernels.testing import isolated
     from tools import gpu, gpu_cases, gpu_figures
@@ -158,22 +157,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command = ["python", "tools/gpu_check.py", *(sys.argv[1:] if argv is None else argv)]
     result = {"schema": 3, **environment.facts(command), "gpu": gpu.facts(options.device)}
-    path = options.output or run.RESULTS / f"{gpu.slug(result['gpu']['name'])}.json"
+    path = options.output or results.FOLDER / f"{gpu.slug(result['gpu']['name'])}.json"
     result |= {"stages": options.stages, "build": built, "smoke": None, "tests": None, "sanitize": None}
     result["backends"] = {name: backends.why_not(name) for name in options.backend}
     result |= {"ceilings": None, "cases": [], "gates": [], "broken": {}, "figures": [], "under way": None}
     measured = "benchmark" in options.stages
     result["unmeasured"] = [gpu_cases.name_of(step) for step in gpu_cases.steps()] if measured else []
-    run.save(path, result)
+    results.write(path, result)
     runs = [name for name, reason in result["backends"].items() if reason is None]
     for stage in options.stages:
         if stage != "build":
             result = _run_stage(stage, runs, end, options, result, path)
-            run.save(path, result)
+            results.write(path, result)
     result["figures"] = gpu_figures.figures(result) if measured else []
     result["failed stages"] = faults(result)
     result["not asked for"] = [stage for stage in STAGES if stage not in options.stages]
-    run.save(path, result)
+    results.write(path, result)
     summary = "\n".join(gpu_figures.summary_lines(result))
     path.with_suffix(".txt").write_text(summary + "\n")
     print(summary, path, sep="\n")

@@ -16,9 +16,8 @@ import torch
 
 from benchmarks.harness import measure, timing
 from benchmarks.harness.environment import ROOT
-from benchmarks.suites.shapes import Entry
 
-TESTS = ("tests/test_interaction*.py", "tests/test_gradients*.py")
+TESTS = ("tests/**/test_interaction*.py", "tests/**/test_gradients*.py")
 
 
 class ComparisonError(RuntimeError):
@@ -90,7 +89,7 @@ class Worker:
 
 
 def compare(
-    folder: Path, cases: Iterable[tuple[Entry, torch.dtype, str]], limits: measure.Limits
+    folder: Path, cases: Iterable[tuple[measure.Entry, torch.dtype, str]], limits: measure.Limits
 ) -> Iterator[dict[str, Any]]:
     """For each case, times of the working tree and of the revision in ``folder``, in turns."""
     workers = {"head": Worker(ROOT), "base": Worker(folder)}
@@ -103,7 +102,7 @@ def compare(
 
 
 def _compare_one(
-    workers: dict[str, Worker], entry: Entry, dtype: torch.dtype, work: str, limits: measure.Limits
+    workers: dict[str, Worker], entry: measure.Entry, dtype: torch.dtype, work: str, limits: measure.Limits
 ) -> dict[str, Any]:
     name = str(dtype).removeprefix("torch.")
     request = {"sizes": list(measure.sizes_of(entry)), "dtype": name, "pass": work}

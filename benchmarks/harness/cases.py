@@ -5,7 +5,6 @@ results are checked against float64 before. Memory is the most that was allocate
 """
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import environment, timing
+from benchmarks.harness import environment, results, timing
 from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.memory import peak_memory
 
@@ -83,10 +82,10 @@ def measure(
     for name, function in functions.items():
         try:
             run = start(function, arguments, work)
-            results = run()()
-            error = max(relative_error(r, t) for r, t in zip(results, truth, strict=True))
-            outputs = sum(r.nbytes for r in results)
-            del results
+            values = run()()
+            error = max(relative_error(v, t) for v, t in zip(values, truth, strict=True))
+            outputs = sum(v.nbytes for v in values)
+            del values
             extra = peak_memory(run(), device) - outputs
         except Exception as problem:  # a rival that does not run is named, and costs no other figure
             if name in (OURS, case.oracle):
@@ -107,9 +106,7 @@ def measure(
         name: timing.statistics_of(values) | {"samples_s": values} | facts.get(name, {})
         for name, values in samples.items()
     }
-    ours = candidates[OURS]["median_s"]
-    ratios = {name: found["median_s"] / ours for name, found in candidates.items() if name != OURS}
-    best = min(ratio for name, ratio in ratios.items() if name not in YARDSTICKS)
+    best = min(ratio for name, ratio in ratios(candidates).items() if name not in YARDSTICKS)
     return {
         "family": case.family,
         "name": case.name,
@@ -118,9 +115,14 @@ def measure(
         "pass": work,
         "candidates": candidates,
         "failures": failures,
-        "ratios": ratios,
         "best_rival_over_ours": best,
     }
+
+
+def ratios(candidates: dict[str, Any]) -> dict[str, float]:
+    """Each other candidate's time by ours."""
+    ours = candidates[OURS]["median_s"]
+    return {name: found["median_s"] / ours for name, found in candidates.items() if name != OURS}
 
 
 def summary(cases: list[dict[str, Any]]) -> Iterator[str]:
@@ -148,11 +150,6 @@ def parser(description: str, families: Iterable[str]) -> argparse.ArgumentParser
     return made
 
 
-def save(result: dict[str, Any], path: Path | None) -> None:
-    if path is not None:
-        path.write_text(json.dumps(result, indent=1) + "\n")
-
-
 def run(
     families: Mapping[str, Callable[[], Iterator[Case]]], options: argparse.Namespace, command: list[str]
 ) -> dict[str, Any]:
@@ -166,8 +163,9 @@ def run(
             for work in options.passes:
                 found = measure(case, getattr(torch, dtype), work, options)
                 result["cases"].append(found)
-                ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found["ratios"].items())
-                print(f"{case.family} {case.name} {dtype} {work}: {ratios}", flush=True)
-                save(result, options.output)
+                times = ", ".join(f"{n} {ratio:.2f}" for n, ratio in ratios(found["candidates"]).items())
+                print(f"{case.family} {case.name} {dtype} {work}: {times}", flush=True)
+                if options.output is not None:
+                    results.write(options.output, result)
     print(*summary(result["cases"]), sep="\n")
     return result

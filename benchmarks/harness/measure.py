@@ -14,11 +14,10 @@ import mi_kernels as mi
 from benchmarks.harness import passes, peers, timing
 from benchmarks.harness.passes import Operands
 from benchmarks.harness.peers import Sizes
-from benchmarks.suites.shapes import Entry
 from mi_kernels.testing import counts
 from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.memory import peak_memory
-from mi_kernels.testing.samples import WEIGHT_ONLY
+from mi_kernels.testing.samples import WEIGHT_ONLY, Shape
 
 OURS = "mi_kernels"
 GEMM_NAMES = {"mm [O,ZX]": False, "mm [ZX,O]": True}
@@ -28,6 +27,14 @@ OPT_EINSUM = torch.backends.opt_einsum
 TRUTH_BYTES = 64 << 20  # of the float64 product z x, a chunk of rows at a time
 PROBE_OPERATIONS = 1 << 28  # from here on, a rival is first tried on a sixteenth of the rows
 PROBE_PART = 16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A shape, and where it comes from."""
+
+    shape: Shape
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -280,10 +287,9 @@ def _time(candidates: list[Candidate], limits: Limits, place: Place = HERE) -> N
         place.clock,
         lambda name, error: _fails(running[name], error, place),
     )
-    for name, calls, sample in samples:
+    for name, _, sample in samples:
         running[name].samples.append(sample.seconds)
         running[name].cores.append(sample.cores)
-        running[name].facts["calls_per_sample"] = calls
 
 
 MODES = ("forward, no grad", "forward, with grad", "forward+backward")

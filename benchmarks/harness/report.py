@@ -5,7 +5,6 @@ python benchmarks/harness/report.py today.json sweep.json --output report.md --p
 """
 
 import argparse
-import json
 import os
 import sys
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness import summary, tables
+from benchmarks.harness.results import read
 
 SUMMARY_COLUMNS = [
     "shape", "B", "Z", "X", "O", "ours", "best rival", "its time", "best rival / ours", "mm / ours",
@@ -67,16 +67,16 @@ def _about(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def markdown(results: list[dict[str, Any]], pictures: list[str] = ()) -> str:
+def markdown(results: list[dict[str, Any]], pictures: list[str] = (), candidates: bool = False) -> str:
     """The report of several result files, one after the other."""
     parts = ["# Benchmarks", "Times are medians. A ratio above 1 means that ours is faster."]
     parts += [f"![{Path(name).stem}]({name})" for name in pictures]
     for result in results:
-        parts += _sections(result)
+        parts += _sections(result, candidates)
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(result: dict[str, Any]) -> list[str]:
+def _sections(result: dict[str, Any], candidates: bool) -> list[str]:
     parts = [f"## Run of {result['date']}", "\n".join(_about(result))]
     if result["figures"]:
         rows = tables.figure_rows(result["figures"])
@@ -91,8 +91,9 @@ def _sections(result: dict[str, Any]) -> list[str]:
     for dtype, work, cases in summary.groups(result["cases"]):
         rows = [_summary_row(case) for case in cases]
         parts += [f"### {dtype}, {work}", tables.text_table(SUMMARY_COLUMNS, rows, markdown=True)]
-    if result["cases"]:
-        parts.append("### Every candidate")
+    if not candidates or not result["cases"]:
+        return parts
+    parts.append("### Every candidate")
     for case in result["cases"]:
         shape = case["shape"]
         sizes = ", ".join(f"{letter}={shape[letter]}" for letter in "BZXO")
@@ -109,8 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("results", nargs="+", type=Path, help="JSON written by run.py")
     parser.add_argument("--output", type=Path, help="Markdown file (stdout)")
     parser.add_argument("--pictures", type=Path, help="folder for PNG files (none are drawn)")
+    parser.add_argument("--candidates", action="store_true", help="a table of each case's candidates, too")
     options = parser.parse_args(argv)
-    results = [json.loads(path.read_text()) for path in options.results]
+    results = [read(path) for path in options.results]
     drawn: list[Path] = []
     if options.pictures is not None:
         if find_spec("matplotlib") is None:
@@ -122,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
             drawn += pictures.draw(result, options.pictures, path.stem)
     start = (options.output.parent if options.output else Path()).resolve()
     links = [os.path.relpath(path, start) for path in drawn]
-    text = markdown(results, links)
+    text = markdown(results, links, options.candidates)
     if options.output is None:
         print(text, end="")
     else:

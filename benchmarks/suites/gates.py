@@ -74,9 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     options = cases.parser("Gates and modulation against PyTorch.", FAMILIES).parse_args(argv)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    cases.run(
-        FAMILIES, options, ["python", "benchmarks/suites/gates.py", *(sys.argv[1:] if argv is None else argv)]
-    )
+    command = ["python", "benchmarks/suites/gates.py", *(sys.argv[1:] if argv is None else argv)]
+    cases.run(FAMILIES, options, command)
     return 0
 
 

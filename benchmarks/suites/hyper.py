@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mi_kernels as mi
-from benchmarks.harness import cases, environment, timing
+from benchmarks.harness import cases, environment, results, timing
 from benchmarks.harness.cases import OURS, Case
 from mi_kernels.functional import interaction_by
 
@@ -190,12 +190,14 @@ def crossover(options: argparse.Namespace, command: list[str]) -> dict[str, Any]
             seconds = {plan: timing.statistics_of(found)["median_s"] for plan, found in samples.items()}
             chosen = explained.algorithm if explained.algorithm in starts else "fused"
             loss = seconds[chosen] / min(seconds.values())
-            costs = {cost.plan: cost.femtoseconds / 1e15 for cost in explained.alternatives}
             entry = {"name": case.name, "dtype": dtype, "pass": work, "chosen": chosen, "loss": loss}
-            result["crossover"].append(entry | {"seconds": seconds, "estimated_s": costs})
+            entry |= {f"{plan}_s": found for plan, found in seconds.items()}
+            estimated = {f"{c.plan}_estimated_s": c.femtoseconds / 1e15 for c in explained.alternatives}
+            result["crossover"].append(entry | estimated)
             times = ", ".join(f"{plan} {1e6 * found:.0f} us" for plan, found in seconds.items())
             print(f"{case.name} {dtype} {work}: {times}; {chosen} is {loss:.2f} of the better", flush=True)
-            cases.save(result, options.output)
+            if options.output is not None:
+                results.write(options.output, result)
     losses = [entry["loss"] for entry in result["crossover"]]
     print(
         f"{sum(loss > 1.2 for loss in losses)} of {len(losses)} more than 20 % off, worst {max(losses):.2f}"

@@ -1,15 +1,9 @@
 """The named shapes that are measured, each with where it comes from."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from benchmarks.harness.measure import Entry
 from mi_kernels.testing.samples import Shape
-
-
-@dataclass(frozen=True)
-class Entry:
-    shape: Shape
-    origin: str
 
 
 def _entry(name: str, rows: int, context: int, width: int, out: int, origin: str) -> Entry:
