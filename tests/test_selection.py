@@ -55,7 +55,7 @@ def test_what_runs_without_a_gpu_is_left_out():
 
 
 def pytest_on(tmp_path, *options, **variables):
-    files = [str(ROOT / "tests" / f"test_{name}.py") for name in gpu_tests.TESTS]
+    files = [str(ROOT / name) for name in gpu_tests.files()]
     command = [
         sys.executable,
         "-m",

@@ -36,8 +36,13 @@ OUTCOMES = ("passed", "failed", "error", "skipped")
 NEEDED = ("pytest", "hypothesis", "scipy")
 
 
+def files() -> list[str]:
+    """Those of TESTS, wherever they are in tests/."""
+    found = [path for name in TESTS for path in ROOT.glob(f"tests/**/test_{name}.py")]
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
 def command_for(workers: int) -> list[str]:
-    files = [f"tests/test_{name}.py" for name in TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "--tb=short"]
     command += ["-p", "tools.gpu_report", "-m", "not slow", "--maxfail=200"]
     if find_spec("pytest_timeout") is not None:  # in a thread: what hangs in C does not hear a signal
@@ -45,7 +50,7 @@ def command_for(workers: int) -> list[str]:
     if workers > 1 and find_spec("xdist") is not None:  # a worker that ends is replaced
         # In the order of the files, as time may run out; in small parts, lest workers compile one kernel.
         command += ["-n", str(workers), "--dist=load", "--maxschedchunk=2", "--max-worker-restart=100"]
-    return command + [name for name in files if (ROOT / name).exists()]
+    return command + files()
 
 
 def outcomes(lines: str) -> dict[str, Any]:
