@@ -68,7 +68,7 @@ bench: build  ## measure against the alternatives
 
 # No .venv: the Python that is there, with its packages, for machines without a network. PYTHON names another.
 gpu-check:  ## on a GPU, with the packages of $(PYTHON): build, test, measure, within 10 minutes
-	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
+	$(PYTHON) tools/gpu_check.py $(GPU_CHECK)
 
 lint: $(VENV)/.installed  ## check style and types
 	$(BIN)/ruff check .

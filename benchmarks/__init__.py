@@ -1,1 +1,1 @@
-"""Measurements against the alternatives; `run.py` measures, `report.py` shows (see README.md)."""
+"""Measurements against the alternatives; `run.py` measures, `harness/report.py` shows (see README.md)."""

@@ -1,11 +1,10 @@
 """Measures the dense interaction against its alternatives, and writes the results as JSON.
 
 python benchmarks/run.py --suite quick --output benchmarks/results/today.json
-python benchmarks/report.py benchmarks/results/today.json
+python benchmarks/harness/report.py benchmarks/results/today.json
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import base, environment, measure, passes, peers, shapes, summary, tables
+from benchmarks.harness import base, environment, measure, passes, peers, results, summary, tables
+from benchmarks.suites import shapes
 from mi_kernels.cli import without_traceback
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SWEEP_RIVALS = ["einsum", "materialised", "x-first", "z-first"]
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def _list_of(allowed: Iterable[str]) -> Callable[[str], list[str]]:
@@ -91,7 +90,7 @@ def _checked(argv: list[str] | None) -> argparse.Namespace:
     if options.compile:
         options.rivals += [peers.COMPILED + name for name in options.rivals if name in peers.PEERS]
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    options.output = options.output or RESULTS / f"{stamp}.json"
+    options.output = options.output or results.FOLDER / f"{stamp}.json"
     options.limits = measure.Limits(
         options.rounds, options.shortest / 1e3, options.longest, options.call_limit,
         int(options.memory_limit * 2**30), options.seed,
@@ -158,7 +157,7 @@ def _measure(options: argparse.Namespace, result: dict[str, Any]) -> None:
         starved = summary.starved(found, result["machine"]["threads"])
         if starved:
             say(f"warning: less than 90 % of {result['machine']['threads']} cores for {', '.join(starved)}")
-        save(options.output, result)
+        results.write(options.output, result)
     if not options.sweep:
         _overhead(options, result)
 
@@ -185,13 +184,6 @@ def _base(options: argparse.Namespace, result: dict[str, Any]) -> None:
     print(tables.text_table(tables.BASE_COLUMNS, tables.base_rows(result["base"])))
 
 
-def save(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(path)
-
-
 def main(argv: list[str] | None = None) -> int:
     options = _checked(argv)
     if options.threads is not None:
@@ -214,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.sweep:
         result["figures"] = summary.figures(result["cases"], result["overhead"])
     result["duration_s"] = time.perf_counter() - begin
-    save(options.output, result)
+    results.write(options.output, result)
     if result["figures"]:
         print("\n" + tables.text_table(tables.FIGURE_COLUMNS, tables.figure_rows(result["figures"])))
     print(f"\n{options.output}")

@@ -6,6 +6,7 @@ ran, so that it can be run again. Nothing is listed from compilation or interpre
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 
@@ -17,17 +18,17 @@ class Verified:
     """One run of the suite: backend, what it was allowed to choose from it, and where and when it ran.
 
     Attributes:
-        backend: ``"cuda"`` or ``"triton"``.
         capability: compute capability of the device, such as (9, 0). Other devices of it count as the same.
         dtypes: of the operands.
         device: the name that the driver gives it.
         date: as in 2026-11-25.
-        versions: of torch, CUDA and (of a Triton backend) triton. Triton's counts, for it is the compiler.
+        versions: of torch, CUDA and triton. Triton's counts, for it is the compiler: an entry of its backend
+            without one is never chosen.
         results: the file that ``make gpu-check`` wrote, from the root of the repository.
         families: of kernels; all of them, where the whole suite passed.
     """
 
-    backend: str
+    backend: Literal["cuda", "triton"]
     capability: tuple[int, int]
     dtypes: tuple[torch.dtype, ...]
     device: str
@@ -35,27 +36,6 @@ class Verified:
     versions: dict[str, str]
     results: str
     families: tuple[str, ...] = FAMILIES
-
-    def __post_init__(self) -> None:
-        """Raises ValueError: an entry that could be chosen wrongly, or never."""
-        fault = self._fault()
-        if fault is not None:
-            raise ValueError(f"verified: {self.backend} on {self.device} ({self.date}): {fault}")
-
-    def _fault(self) -> str | None:
-        if self.backend not in ("cuda", "triton"):
-            return f"backend: expected 'cuda' or 'triton', got {self.backend!r}"
-        pair = self.capability
-        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(n, int) for n in pair):
-            return f"capability: expected a tuple of two integers, got {pair!r}"
-        of_torch = isinstance(self.dtypes, tuple) and all(isinstance(d, torch.dtype) for d in self.dtypes)
-        if not of_torch or not self.dtypes:
-            return f"dtypes: expected a tuple of torch.dtype, got {self.dtypes!r}"
-        if not isinstance(self.families, tuple) or not set(self.families) <= set(FAMILIES):
-            return f"families: expected a tuple of {', '.join(FAMILIES)}, got {self.families!r}"
-        missing = {"torch"} | ({"triton"} if self.backend == "triton" else set())
-        missing -= self.versions.keys()
-        return f"versions: no {', '.join(sorted(missing))}" if missing else None
 
 
 # In the order of preference. Empty: the kernels have not run on a GPU.
@@ -89,7 +69,7 @@ def backend_for(device: torch.device, dtype: torch.dtype, family: str) -> str | 
             continue
         if not set(NEEDED[family]) <= set(entry.families):
             continue
-        if entry.backend != "triton" or _release(entry.versions["triton"]) == _release(_triton()):
+        if entry.backend != "triton" or _release(entry.versions.get("triton")) == _release(_triton()):
             return entry.backend
     return None
 

@@ -53,7 +53,7 @@ def described(argument) -> object:
 
 
 def write(launches, test: str) -> None:
-    from mi_kernels.ops.triton import variants
+    from tools import variants
 
     lines = []
     for key, launch in variants.distinct(launches, CAPABILITY).items():

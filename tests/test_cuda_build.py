@@ -11,7 +11,10 @@ import torch
 from cuda_objects import KERNELS, NVCC, ROOT, SOURCES, compiled
 
 from mi_kernels import backends
-from mi_kernels.testing import sass
+
+sys.path.insert(0, str(ROOT))
+
+from tools import sass
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
 

@@ -5,14 +5,18 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from cuda_objects import NVCC, ROOT, compiled
 
-from mi_kernels.testing import sass
 from mi_kernels.testing.kernel_sizes import EVERY, HALF, MMA, SM90, KernelSize
+
+sys.path.insert(0, str(ROOT))
+
+from tools import sass
 
 COMPILER = shutil.which("g++") or shutil.which("c++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")

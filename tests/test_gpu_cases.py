@@ -1,6 +1,5 @@
 """The measurements of `make gpu-check` on the CPU: what is saved, what fails, what a wrong result costs."""
 
-import json
 import sys
 import time
 from dataclasses import replace
@@ -11,21 +10,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import (
-    cases,
-    environment,
-    gates,
-    gpu,
-    gpu_cases,
-    gpu_figures,
-    hyper,
-    measure,
-    peers,
-    run,
-    shapes,
-    timing,
-)
+from benchmarks.harness import cases, environment, measure, peers, results, timing
+from benchmarks.suites import gates, hyper, shapes
 from mi_kernels import backends
+from tools import gpu, gpu_cases, gpu_figures
 
 
 def test_the_clock_is_chosen_by_device():
@@ -184,9 +172,9 @@ def test_a_ruined_process_is_left_and_the_next_goes_on(two_steps, failing, monke
 
 def test_the_process_measures_what_is_left(two_steps, tmp_path):
     path = tmp_path / "result.json"
-    run.save(path, _empty(two_steps[1:]))
+    results.write(path, _empty(two_steps[1:]))
     assert gpu_cases.main([str(path), "cpu", str(time.monotonic() + 60)]) == 0
-    result = json.loads(path.read_text())
+    result = results.read(path)
     assert [case["pass"] for case in result["cases"]] == ["forward+backward"] and result["unmeasured"] == []
 
 

@@ -15,17 +15,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import (
-    environment,
-    gpu,
-    gpu_benchmark,
-    gpu_build,
-    gpu_check,
-    gpu_smoke,
-    gpu_tests,
-)
+from benchmarks.harness import environment, results
 from mi_kernels import backends
 from mi_kernels.testing import isolated
+from tools import gpu, gpu_benchmark, gpu_build, gpu_check, gpu_smoke, gpu_tests
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
@@ -52,7 +45,7 @@ def test_stages_run_in_their_order_whatever_that_of_their_names():
 def test_the_package_is_imported_after_the_build():
     """It looks for its libraries once, so that one that is built later would count as not built."""
     script = (
-        "import sys, torch; from benchmarks import gpu_check as g; torch.cuda.is_available = lambda: True\n"
+        "import sys, torch; from tools import gpu_check as g; torch.cuda.is_available = lambda: True\n"
         "torch.cuda.device_count = lambda: 1; torch.cuda.set_device = lambda device: None\n"
         "def build(*arguments): print('mi_kernels' in sys.modules); sys.exit(7)\n"
         "g._build = build; g.main([])"
@@ -302,7 +295,7 @@ def pretended(monkeypatch):
         monkeypatch.setattr(gpu_smoke, stage, lambda *a, ended=ended: dict(ended))
 
     def benchmark(end, device, path, result):
-        return json.loads(path.read_text()) | {
+        return results.read(path) | {
             "unmeasured": [],
             "gates": GATES,
             "ceilings": {"copy_bytes_per_s": 1e3},
@@ -315,7 +308,7 @@ def pretended(monkeypatch):
 def test_a_whole_run(pretended, tmp_path, capsys):
     path = tmp_path / "folder" / "result.json"
     assert gpu_check.main(["--output", str(path)]) == 0
-    result = json.loads(path.read_text())
+    result = results.read(path)
     assert result["build"] == {"status": "built"} and result["failed stages"] == []
     assert result["tests"] == {name: {"status": "passed"} for name in ("cuda", "triton", "portable")}
     printed, summary = capsys.readouterr().out, path.with_suffix(".txt").read_text()
@@ -328,7 +321,7 @@ def test_a_backend_that_cannot_run_has_not_passed_unless_it_was_not_asked_for(pr
     pretended.setattr(backends, "why_not", lambda name: None if name == "portable" else "a reason")
     path = tmp_path / "result.json"
     assert gpu_check.main(["--output", str(path)]) == 1
-    assert json.loads(path.read_text())["failed stages"] == ["backend cuda", "backend triton"]
+    assert results.read(path)["failed stages"] == ["backend cuda", "backend triton"]
     summary = path.with_suffix(".txt").read_text()
     assert "triton: left out: a reason" in summary and "failed: backend cuda, backend triton" in summary
     assert gpu_check.main(["--output", str(path), "--backend", "portable"]) == 0
@@ -350,7 +343,7 @@ def test_the_tests_of_another_device_are_left_out_and_said_to_be(pretended, tmp_
 def test_each_stage_alone_and_what_it_costs_to_fail(stage, pretended, tmp_path):
     path = tmp_path / "result.json"
     assert gpu_check.main([stage, "--output", str(path)]) == 0
-    result = json.loads(path.read_text())
+    result = results.read(path)
     others = [name for name in gpu_check.STAGES if name != stage]
     assert result["not asked for"] == others
     failed = {"status": "1 of 2 failed", "cases": {}, "missing": []}
@@ -360,7 +353,7 @@ def test_each_stage_alone_and_what_it_costs_to_fail(stage, pretended, tmp_path):
     pretended.setattr(gpu_tests, "test_one", lambda *a: {"status": "stopped: out of time"})
     pretended.setattr(gpu_benchmark, "benchmark", lambda end, device, path, result: result)
     assert gpu_check.main([stage, "--output", str(path)]) == 1
-    assert json.loads(path.read_text())["failed stages"] == [stage]
+    assert results.read(path)["failed stages"] == [stage]
     assert f"failed: {stage}; not asked for: {', '.join(others)}" in path.with_suffix(".txt").read_text()
 
 

@@ -7,9 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import (
-    gpu_figures,
-)
+from tools import gpu_figures
 
 
 def _dense(name, out, work, triton, cuda, gemm, rival):

@@ -64,7 +64,7 @@ def run(folder, test, *options, workers=2):
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_a.py").write_text(BEGIN + AROUND.format(test=test))
     report = folder / "report"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_report"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tools.gpu_report"]
     command += ["-n", str(workers), "--max-worker-restart=9"] if workers else ["-p", "no:xdist"]
     command += [*options, "--rootdir", str(folder), str(folder / "test_a.py")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}

@@ -9,12 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import (
-    gpu_check,
-    gpu_figures,
-    gpu_smoke,
-)
 from mi_kernels.testing import isolated, kernel_sizes, suite
+from tools import gpu_check, gpu_figures, gpu_smoke
 
 
 def test_smoke_has_every_kernel_of_every_backend_once():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mi_kernels as mi
-from benchmarks.shapes import FULL
+from benchmarks.suites.shapes import FULL
 from mi_kernels import backends
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import Sample, Shape

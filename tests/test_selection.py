@@ -17,7 +17,7 @@ from mi_kernels.testing.samples import LAYOUTS, MIDDLE, ODD, Gate, Sample, lay_o
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks import gpu_tests  # noqa: E402
+from tools import gpu_tests  # noqa: E402
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Of one backend. A kernel takes about 0.65 s of a core to compile, in Triton and in the C of its launcher.
@@ -55,7 +55,7 @@ def test_what_runs_without_a_gpu_is_left_out():
 
 
 def pytest_on(tmp_path, *options, **variables):
-    files = [str(ROOT / "tests" / f"test_{name}.py") for name in gpu_tests.TESTS]
+    files = [str(ROOT / name) for name in gpu_tests.files()]
     command = [
         sys.executable,
         "-m",

@@ -130,7 +130,7 @@ def test_chosen_tiles_are_valid():
 
 
 def test_small_blackwell_is_a_family():
-    """12.1 has the registers and the matrix instruction of 12.0, which benchmarks/aot.py compiles for."""
+    """12.1 has the registers and the matrix instruction of 12.0, which tools/aot.py compiles for."""
     for problem in problems():
         if problem.capability == (12, 0):
             assert tiles.choose(replace(problem, capability=(12, 1))) == tiles.choose(problem)

@@ -1,9 +1,8 @@
 """Every kind of Triton kernel compiles for GPUs that are not here; the search for the wgmma hazard finds it.
 
-The whole (all sizes, activations, capabilities and dtypes) is one command: python benchmarks/aot.py
+The whole (all sizes, activations, capabilities and dtypes) is one command: python tools/aot.py
 """
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,11 @@ import pytest
 import torch
 
 from mi_kernels import backends
-from mi_kernels.testing import sass
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import aot, cold_start
+from benchmarks.harness import results
+from tools import aot, cold_start, sass
 
 WHY_NOT = aot.why_not() or ("the kernels are made for the interpreter" if backends.interpreting() else None)
 needs_tools = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -28,7 +27,7 @@ def test_compiled_ahead_of_time(capability, dtype, tmp_path):
     """In a process of its own: nothing that another test compiled, and nothing of Triton's cache, counts."""
     command = [
         sys.executable,
-        "benchmarks/aot.py",
+        "tools/aot.py",
         "--short",
         "--capability",
         str(capability),
@@ -49,7 +48,7 @@ def test_compiled_ahead_of_time(capability, dtype, tmp_path):
 
 
 def kernels_of(batch):
-    from mi_kernels.ops.triton import variants
+    from tools import variants
 
     return variants.first_calls((9, 0), torch.bfloat16, (batch, 32, 256, 256))
 
@@ -69,8 +68,9 @@ def test_which_batch_sizes_are_compiled_for():
 
 def test_the_number_of_parts_is_not_compiled_for():
     pytest.importorskip("triton")
-    from mi_kernels.ops.triton import interaction, plan, variants
+    from mi_kernels.ops.triton import interaction, plan
     from mi_kernels.ops.triton.launch import recording
+    from tools import variants
 
     keys, parts = [], []
     for rows in (112, 1040):
@@ -91,7 +91,7 @@ def test_cold_start(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cold_start, "seconds_of", lambda before, statement: 2.0)
     path = tmp_path / "result.json"
     assert cold_start.main(["--output", str(path), "--rounds", "2"]) == 0
-    found = json.loads(path.read_text())
+    found = results.read(path)
     assert found["imports"]["torch"] == [2.0, 2.0]
     assert found["compilations"]["modulate"]["kernels"] == ["_modulate_kernel", "_modulate_grads_kernel"]
     assert found["compilations"]["modulate"]["seconds"] == [1.0, 1.0]
@@ -170,8 +170,8 @@ def test_kernels_compile_for_gpus_of_amd(gpu, dtype, monkeypatch):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from mi_kernels.ops.triton import variants
     from mi_kernels.ops.triton.launch import AMD
+    from tools import variants
 
     monkeypatch.setattr(torch.version, "hip", "7.0")
     kinds = {launch.kernel.__name__: launch for launch in variants.launches(AMD, dtype, short=True)}

@@ -106,26 +106,22 @@ def test_other_devices_are_not_asked(gpu):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"versions": {"torch": "2.11.0"}}, "versions: no triton"),
-        ({"versions": {"triton": "3.6.0"}}, "versions: no torch"),
-        ({"backend": "cuda", "versions": {}}, "versions: no torch"),
-        ({"backend": "typo"}, "backend: expected 'cuda' or 'triton', got 'typo'"),
-        ({"backend": "cpu"}, "backend: expected 'cuda' or 'triton', got 'cpu'"),
-        ({"capability": [9, 0]}, r"capability: expected a tuple of two integers, got \[9, 0\]"),
-        ({"capability": (9.0,)}, "capability: expected"),
-        ({"dtypes": torch.float32}, "dtypes: expected a tuple of torch.dtype, got torch.float32"),
-        ({"dtypes": ("float32",)}, "dtypes: expected"),
-        ({"dtypes": ()}, "dtypes: expected"),
-        ({"families": ("typo",)}, "families: expected a tuple of interaction, .*, got"),
+        {"versions": {"torch": "2.11.0"}},
+        {"backend": "typo"},
+        {"backend": "cpu"},
+        {"capability": (9,)},
+        {"dtypes": ()},
+        {"dtypes": ("bfloat16",)},
+        {"families": ()},
+        {"families": ("typo",)},
     ],
 )
-def test_an_entry_is_checked_when_it_is_made(change, message):
-    """Which is when the package is imported, and not on a call."""
-    name = f"verified: {change.get('backend', 'triton')} on made up \\(2026-01-02\\): "
-    with pytest.raises(ValueError, match=name + message):
-        replace(HOPPER, **change)
+def test_a_wrong_entry_is_never_chosen(change, gpu):
+    """mypy, which knows the fields, is the first to see it."""
+    gpu.setattr(verified, "VERIFIED", (replace(HOPPER, **change),))
+    assert backends.choose(tensor()) == "portable"
 
 
 @pytest.mark.parametrize(

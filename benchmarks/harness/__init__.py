@@ -1,0 +1,1 @@
+"""The machinery: what times, checks, records and shows; what is measured is in suites/."""

@@ -1,0 +1,127 @@
+"""Comparison with another revision: built aside, measured in its own process, in turns with this one."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import measure, timing
+from benchmarks.harness.environment import ROOT
+
+TESTS = ("tests/**/test_interaction*.py", "tests/**/test_gradients*.py")
+
+
+class ComparisonError(RuntimeError):
+    """Why nothing is compared; the message is for the user."""
+
+
+def check_tests() -> None:
+    """Runs the operation's tests on the working tree; ComparisonError if they fail or if there are none."""
+    files = sorted(str(path.relative_to(ROOT)) for pattern in TESTS for path in ROOT.glob(pattern))
+    if not files:
+        raise ComparisonError(f"--base: there are no tests of the operation ({', '.join(TESTS)})")
+    environment = os.environ | {"PYTHONPATH": _path(ROOT)}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *files]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = "\n".join(done.stdout.strip().splitlines()[-15:])
+        raise ComparisonError(f"--base: the tests of the operation are red, nothing is compared:\n{last}")
+
+
+@contextmanager
+def built(revision: str) -> Iterator[tuple[Path, str]]:
+    """(folder, full hash) of a revision, compiled in a temporary folder that is deleted afterwards."""
+    parsed = ["git", "rev-parse", "--verify", f"{revision}^{{commit}}"]
+    done = subprocess.run(parsed, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ComparisonError(f"--base: {revision!r} is no revision of this repository")
+    full = done.stdout.strip()
+    with tempfile.TemporaryDirectory(prefix="mi_kernels_base_") as name:
+        # An archive and not a worktree: nothing is left in .git if this process is killed.
+        archive, folder = Path(name) / "base.tar", Path(name) / "base"
+        subprocess.run(["git", "archive", "-o", str(archive), full], cwd=ROOT, check=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        done = subprocess.run(build, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise ComparisonError(
+                f"--base: {revision} does not build:\n{(done.stdout + done.stderr)[-3000:]}"
+            )
+        yield folder.resolve(), full
+
+
+class Worker:
+    """A process that measures one revision when asked, and sleeps otherwise."""
+
+    def __init__(self, folder: Path):
+        command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(folder)]
+        # Threads of the process whose turn it is not must sleep, not spin.
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+        environment.pop("PYTHONPATH", None)
+        command.append(str(torch.get_num_threads()))
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
+        )
+
+    def sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise ComparisonError(
+                f"--base: the process of a revision ended with status {self.process.wait()}"
+            )
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(
+    folder: Path, cases: Iterable[tuple[measure.Entry, torch.dtype, str]], limits: measure.Limits
+) -> Iterator[dict[str, Any]]:
+    """For each case, times of the working tree and of the revision in ``folder``, in turns."""
+    workers = {"head": Worker(ROOT), "base": Worker(folder)}
+    try:
+        for entry, dtype, work in cases:
+            yield _compare_one(workers, entry, dtype, work, limits)
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def _compare_one(
+    workers: dict[str, Worker], entry: measure.Entry, dtype: torch.dtype, work: str, limits: measure.Limits
+) -> dict[str, Any]:
+    name = str(dtype).removeprefix("torch.")
+    request = {"sizes": list(measure.sizes_of(entry)), "dtype": name, "pass": work}
+    request["shortest"] = limits.shortest
+    calls = {side: worker.sample(request | {"calls": 0})["calls"] for side, worker in workers.items()}
+    samples: dict[str, list[float]] = {side: [] for side in workers}
+    cores: dict[str, list[float]] = {side: [] for side in workers}
+    for number in range(limits.rounds):
+        sides = list(workers) if number % 2 else list(reversed(workers))
+        for side in sides:
+            answer = workers[side].sample(request | {"calls": calls[side]})
+            samples[side].append(answer["seconds"])
+            cores[side].append(answer["cores"])
+    found = {side: timing.statistics_of(values) | {"samples_s": values} for side, values in samples.items()}
+    for side, values in cores.items():
+        found[side]["cores"] = statistics.median(values)
+    speed_up = found["base"]["median_s"] / found["head"]["median_s"]
+    return {"shape": entry.shape.name, "dtype": name, "pass": work, **found, "base_over_head": speed_up}
+
+
+def _path(first: Path) -> str:
+    return os.pathsep.join([str(first), *filter(None, [os.environ.get("PYTHONPATH")])])

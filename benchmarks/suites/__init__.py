@@ -1,0 +1,1 @@
+"""What is measured: shapes, and the calls and rivals of each family."""

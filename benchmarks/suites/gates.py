@@ -1,0 +1,83 @@
+"""Gates and modulation against eager PyTorch, torch.compile of it, and torch.addcmul forms.
+
+    python benchmarks/suites/gates.py --threads 2 --output benchmarks/results/NAME.json
+
+How a case is measured stands in cases.py. Modulation also meets a copy: `clone` allocates its result as we
+do, and `copy_` writes into memory that is there.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import torch.nn.functional as F
+
+import mi_kernels as mi
+from benchmarks.harness import cases
+from benchmarks.harness.cases import OURS, Case
+
+
+def modulations() -> Iterator[Case]:
+    """adaLN on tokens, FiLM on feature maps, one scale for all rows, and a scale of the size of x."""
+    functions = {
+        OURS: lambda x, s, t: mi.modulate(x, s, t, activation="sigmoid", scale_offset=1.0),
+        "eager": lambda x, s, t: (torch.sigmoid(s) + 1) * x + t,
+        "addcmul": lambda x, s, t: torch.addcmul(t, torch.sigmoid(s) + 1, x),
+    }
+    for name, x, scale in (
+        ("tokens-cached", (8, 256, 512), (8, 1, 512)),
+        ("tokens", (16, 1024, 1024), (16, 1, 1024)),
+        ("maps-7x7", (64, 512, 7, 7), (64, 512, 1, 1)),
+        ("maps", (16, 256, 64, 64), (16, 256, 1, 1)),
+        ("rows", (65536, 256), (256,)),
+        ("full", (16384, 1024), (16384, 1024)),
+    ):
+        yield Case("modulate", name, (x, scale, scale), functions, copies=True)
+
+
+def diagonals() -> Iterator[Case]:
+    def eager(x, z, a, b, c, d):
+        return torch.sigmoid(F.linear(z, a, b)) * x + F.linear(z, c, d)
+
+    def addcmul(x, z, a, b, c, d):
+        return torch.addcmul(F.linear(z, c, d), torch.sigmoid(F.linear(z, a, b)), x)
+
+    def one_product(x, z, a, b, c, d):
+        gate, shift = F.linear(z, torch.cat([a, c]), torch.cat([b, d])).chunk(2, -1)
+        return torch.addcmul(shift, torch.sigmoid(gate), x)
+
+    functions = {
+        OURS: lambda x, z, a, b, c, d: mi.diagonal(x, z, a, b, c, d, activation="sigmoid"),
+        "eager": eager,
+        "addcmul": addcmul,
+        "one product": one_product,
+    }
+    for name, rows, z, x in (
+        ("small", 256, 64, 128),
+        ("odd", 1000, 33, 77),
+        ("middle", 4096, 64, 256),
+        ("wide", 2048, 512, 1024),
+        ("square", 4096, 256, 512),
+        ("long", 32768, 32, 64),
+    ):
+        sizes = ((rows, x), (rows, z), (x, z), (x,), (x, z), (x,))
+        yield Case("diagonal", name, sizes, functions, scaled=2)
+
+
+FAMILIES = {"modulate": modulations, "diagonal": diagonals}
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = cases.parser("Gates and modulation against PyTorch.", FAMILIES).parse_args(argv)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    command = ["python", "benchmarks/suites/gates.py", *(sys.argv[1:] if argv is None else argv)]
+    cases.run(FAMILIES, options, command)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
