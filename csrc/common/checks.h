@@ -1,5 +1,5 @@
-// What a kernel must be sure of before it touches memory. The public functions have checked every
-// argument and say so in the user's words; these checks guard direct calls of the registered operations.
+// What must hold before a kernel may access memory. The public functions have their own checks, with messages for
+// users; these guard direct calls of the registered operations.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -29,12 +29,12 @@ inline DType dtype_of(torch::headeronly::ScalarType type, const char* op, const 
   }
 }
 
-// None for a tensor comes as one that is not defined.
+// None arrives as an undefined tensor.
 inline void check_defined(const char* op, const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.defined(), op, ": ", name, ": expected a tensor, got None");
 }
 
-// The sizes are those expected after an optional leading dimension of groups, dtype and device those of `like`.
+// Checks the sizes after an optional leading dimension of groups, and that dtype and device are those of `like`.
 inline void check_sizes(const char* op, const char* name, const Tensor& tensor, const Tensor& like, int64_t groups,
                         bool grouped, std::initializer_list<int64_t> sizes) {
   check_defined(op, name, tensor);
@@ -56,18 +56,18 @@ inline void check_sizes(const char* op, const char* name, const Tensor& tensor, 
   }
 }
 
-// Most that a product of sizes may be. An int64_t then holds the operations and the bytes of a call, padded to whole
-// vectors and tiles.
-inline constexpr int64_t kMostProduct = int64_t(1) << 53;
+// Upper bound of a product of sizes. Operations and bytes of a call, padded to whole vectors and tiles, then fit an
+// int64_t.
+inline constexpr int64_t kMaxProduct = int64_t(1) << 53;
 
 inline bool in_range(std::initializer_list<int64_t> sizes) {
   int64_t product = 1;
   for (const int64_t size : sizes)
-    if (__builtin_mul_overflow(product, std::max<int64_t>(size, 1), &product) || product > kMostProduct) return false;
+    if (__builtin_mul_overflow(product, std::max<int64_t>(size, 1), &product) || product > kMaxProduct) return false;
   return true;
 }
 
-// `weight`: whether there is a product over both the context and the width.
+// `weight`: whether the call has W, and so a product over both the context and the width.
 inline void check_products(const char* op, const char* name, const ProblemSize& p, bool weight) {
   const bool fits =
       weight ? in_range({p.groups, p.rows, p.context, p.width, p.out})
@@ -76,7 +76,7 @@ inline void check_products(const char* op, const char* name, const ProblemSize& 
                   ", B=", p.rows, ", Z=", p.context, ", X=", p.width, ", O=", p.out);
 }
 
-// What a plan is asked for: sizes of `count` axes, and which of `bits` terms there are, the first of them W.
+// Checks the arguments of a plan query: sizes of `count` axes, and a bit mask of `bits` terms, whose first is W.
 inline void check_plan_query(const char* op, const std::vector<int64_t>& sizes, size_t count, const char* axes,
                              int64_t terms, int bits) {
   STD_TORCH_CHECK(sizes.size() == count, op, ": sizes: expected ", axes, ", got ", sizes.size(), " sizes");
@@ -99,7 +99,8 @@ inline ProblemSize gate_problem_size(const char* op, const std::vector<int64_t>&
   return p;
 }
 
-// Whether a primitive has a result with elements; others return before they plan anything. `terms` are those of a plan.
+// Whether the results of a primitive have any elements; if not, it returns without a plan. `terms` are those of a plan
+// query.
 inline bool has_result(const ProblemSize& p, const std::string& primitive, int64_t terms) {
   if (primitive == "forward") return p.groups > 0 && p.rows > 0 && p.out > 0;
   if (primitive == "input_grads")

@@ -1,4 +1,4 @@
-// Tensors as the kernels take them: checked sizes, strided operands.
+// The arguments of a call: checked sizes, addresses and strides.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -14,23 +14,22 @@ namespace mi_kernels {
 
 using Optional = std::optional<Tensor>;
 
-// The three dimensions of an operand; a shared weight has no groups and a stride of 0 between them.
+// A weight that all groups share has a stride of 0 between groups.
 inline TensorRef tensor_ref(const Tensor& t, bool grouped) {
   const int64_t lead = grouped ? 1 : 0;
-  TensorRef o;
-  o.data = t.const_data_ptr();
-  o.group = grouped ? t.stride(0) : 0;
-  o.row = t.stride(lead);
-  o.col = t.dim() > lead + 1 ? t.stride(lead + 1) : 0;
-  return o;
+  TensorRef ref;
+  ref.data = t.const_data_ptr();
+  ref.group = grouped ? t.stride(0) : 0;
+  ref.row = t.stride(lead);
+  ref.col = t.dim() > lead + 1 ? t.stride(lead + 1) : 0;
+  return ref;
 }
 
 inline TensorRef tensor_ref(const Optional& t, bool grouped) {
   return t.has_value() ? tensor_ref(*t, grouped) : TensorRef{};
 }
 
-// W with its last three dimensions contiguous: itself where it is so, else a copy (of one group where it is
-// the same for all groups).
+// W with its last three dimensions contiguous: W itself, or a copy (of a single group if all groups share it).
 inline Tensor with_contiguous_groups(const Tensor& weight, bool grouped) {
   const int64_t d = grouped ? 1 : 0;
   int64_t expected = 1;
@@ -46,12 +45,13 @@ inline Tensor with_contiguous_groups(const Tensor& weight, bool grouped) {
 }
 
 inline TensorRef weight_ref(const Tensor& weight, bool grouped) {
-  TensorRef o;
-  o.data = weight.const_data_ptr();
-  o.group = grouped && weight.size(0) > 1 ? weight.stride(0) : 0;
-  return o;
+  TensorRef ref;
+  ref.data = weight.const_data_ptr();
+  ref.group = grouped && weight.size(0) > 1 ? weight.stride(0) : 0;
+  return ref;
 }
 
+// The sizes of a call, and whether its tensors have a leading dimension of groups.
 struct CallShape {
   bool grouped;
   ProblemSize problem;
@@ -69,21 +69,21 @@ inline CallShape input_shape(const char* op, const Tensor& x, const Tensor& z) {
   return {grouped, p};
 }
 
-// `name_z`: what the operation calls U.
-inline void check_weights(const char* op, const Tensor& x, const CallShape& a, const Optional& weight,
+// `name_z`: the name of weight_z in the schema of the operation.
+inline void check_weights(const char* op, const Tensor& x, const CallShape& shape, const Optional& weight,
                           const Optional& weight_z, const Optional& weight_x, const char* name_z = "weight_z") {
-  const ProblemSize& p = a.problem;
+  const ProblemSize& p = shape.problem;
   check_products(op, "x", p, weight.has_value());
-  if (weight.has_value()) check_sizes(op, "weight", *weight, x, p.groups, a.grouped, {p.out, p.context, p.width});
-  if (weight_z.has_value()) check_sizes(op, name_z, *weight_z, x, p.groups, a.grouped, {p.out, p.context});
-  if (weight_x.has_value()) check_sizes(op, "weight_x", *weight_x, x, p.groups, a.grouped, {p.out, p.width});
+  if (weight.has_value()) check_sizes(op, "weight", *weight, x, p.groups, shape.grouped, {p.out, p.context, p.width});
+  if (weight_z.has_value()) check_sizes(op, name_z, *weight_z, x, p.groups, shape.grouped, {p.out, p.context});
+  if (weight_x.has_value()) check_sizes(op, "weight_x", *weight_x, x, p.groups, shape.grouped, {p.out, p.width});
 }
 
-// Checks the arguments of a forward pass; O is read from whichever weight there is.
+// Checks the arguments of a forward pass; O is taken from the first weight there is.
 inline CallShape forward_shape(const char* op, const Tensor& x, const Tensor& z, const Optional& weight,
                                const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
-  CallShape a = input_shape(op, x, z);
-  const int64_t lead = a.grouped ? 1 : 0;
+  CallShape shape = input_shape(op, x, z);
+  const int64_t lead = shape.grouped ? 1 : 0;
   const Optional* const weights[] = {&weight, &weight_z, &weight_x, &bias};
   constexpr const char* kNames[] = {"weight", "weight_z", "weight_x", "bias"};
   constexpr int64_t kDimensions[] = {3, 2, 2, 1};
@@ -94,19 +94,19 @@ inline CallShape forward_shape(const char* op, const Tensor& x, const Tensor& z,
   check_defined(op, kNames[t], *first);
   STD_TORCH_CHECK(first->dim() == lead + kDimensions[t], op, ": ", kNames[t], ": expected ", lead + kDimensions[t],
                   " dimensions, got ", first->dim());
-  a.problem.out = first->size(lead);
-  check_weights(op, x, a, weight, weight_z, weight_x);
-  if (bias.has_value()) check_sizes(op, "bias", *bias, x, a.problem.groups, a.grouped, {a.problem.out});
-  return a;
+  shape.problem.out = first->size(lead);
+  check_weights(op, x, shape, weight, weight_z, weight_x);
+  if (bias.has_value()) check_sizes(op, "bias", *bias, x, shape.problem.groups, shape.grouped, {shape.problem.out});
+  return shape;
 }
 
-// The same of gradients, where O is that of grad.
+// The same for gradients, with O taken from grad.
 inline CallShape grads_shape(const char* op, const Tensor& grad, const Tensor& x, const Tensor& z) {
-  CallShape a = input_shape(op, x, z);
+  CallShape shape = input_shape(op, x, z);
   check_defined(op, "grad", grad);
-  a.problem.out = grad.dim() == x.dim() ? grad.size(grad.dim() - 1) : 0;
-  check_sizes(op, "grad", grad, x, a.problem.groups, a.grouped, {a.problem.rows, a.problem.out});
-  return a;
+  shape.problem.out = grad.dim() == x.dim() ? grad.size(grad.dim() - 1) : 0;
+  check_sizes(op, "grad", grad, x, shape.problem.groups, shape.grouped, {shape.problem.rows, shape.problem.out});
+  return shape;
 }
 
 }  // namespace mi_kernels

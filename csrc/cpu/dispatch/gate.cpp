@@ -1,4 +1,4 @@
-// The gated forms on the CPU: the forward pass of the dense interaction, or a product without W, with a gate in its
+// The gated forms on the CPU: the forward pass of the dense interaction, or a product without W, with a gate in the
 // epilogue.
 #include <torch/csrc/stable/library.h>
 
@@ -9,16 +9,18 @@
 #include <utility>
 #include <vector>
 
+#include "common/tensor_args.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
 #include "cpu/dispatch/linear_call.h"
 #include "cpu/dispatch/overflow.h"
+#include "cpu/dispatch/plan.h"
 #include "cpu/dispatch/workspace.h"
 
 namespace mi_kernels {
 namespace {
 
-// x, z, what makes the gate (W, U, V, c) and what makes the shift (C, d).
+// x, z, the weights of the gate and those of the shift. weight_z is what the schema of `diagonal` calls weight.
 struct Arguments {
   Tensor x, z;
   Optional weight, weight_z, weight_x, bias, shift_weight, shift_bias;
@@ -30,74 +32,76 @@ Arguments in_double(const Arguments& a) {
           in_double(a.weight_x), in_double(a.bias), in_double(a.shift_weight), in_double(a.shift_bias)};
 }
 
-ForwardPlan plan_of(const ProblemSize& p, const Machine& m, const Arguments& a, bool softmax) {
+ForwardPlan forward_plan(const ProblemSize& p, const MulTraits& m, const Arguments& a, bool softmax) {
   const bool shift = a.shift_weight.has_value() || a.shift_bias.has_value();
   return plan_gate(p, m, a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(), shift, softmax);
 }
 
-ProblemSize checked(const char* op, const Arguments& a, const char* name_z) {
+ProblemSize check_arguments(const char* op, const Arguments& a, const char* name_z) {
   check_defined(op, "x", a.x);
   STD_TORCH_CHECK(a.x.dim() == 2, op, ": x: expected 2 dimensions, got ", a.x.dim());
-  CallShape given = input_shape(op, a.x, a.z);
-  given.problem.out = given.problem.width;
-  const ProblemSize& p = given.problem;
+  CallShape shape = input_shape(op, a.x, a.z);
+  shape.problem.out = shape.problem.width;
+  const ProblemSize& p = shape.problem;
   STD_TORCH_CHECK(a.x.is_cpu(), op, ": x: expected a tensor on the CPU");
-  check_weights(op, a.x, given, a.weight, a.weight_z, a.weight_x, name_z);
+  check_weights(op, a.x, shape, a.weight, a.weight_z, a.weight_x, name_z);
   if (a.bias.has_value()) check_sizes(op, "bias", *a.bias, a.x, 1, false, {p.out});
   if (a.shift_weight.has_value()) check_sizes(op, "shift_weight", *a.shift_weight, a.x, 1, false, {p.out, p.context});
   if (a.shift_bias.has_value()) check_sizes(op, "shift_bias", *a.shift_bias, a.x, 1, false, {p.out});
   return p;
 }
 
-// A gate without W whose outputs lie in the lanes; softmax wants whole rows, which such a task does not have.
-bool outputs_in_lanes(const ProblemSize& p, const Machine& m, bool weight, bool weight_z, bool weight_x, bool softmax) {
+// Whether a gate without W has its outputs in the lanes. softmax needs whole rows, which such a task does not have.
+bool gate_outputs_in_lanes(const ProblemSize& p, const MulTraits& m, bool weight, bool weight_z, bool weight_x,
+                           bool softmax) {
   const int64_t depth = std::max(weight_z ? p.context : 0, weight_x ? p.width : 0);
   return !weight && depth > 0 && !softmax && outputs_in_lanes(p.rows, p.out, depth, true, m);
 }
 
-LinearPlan plan_of(const ProblemSize& p, const Machine& m, bool weight_z, bool weight_x, bool shift_weight) {
+LinearPlan linear_plan(const ProblemSize& p, const MulTraits& m, bool weight_z, bool weight_x, bool shift_weight) {
   const int64_t z = weight_z ? p.context : 0, x = weight_x ? p.width : 0;
   return plan_linear(1, p.rows, p.out, {z ? z : x, z ? x : 0, shift_weight ? p.context : 0}, true, m);
 }
 
-void run_linear(DType dtype, const Arguments& a, const ProblemSize& p, const Tensor& y, const GateSpec& gate) {
+void run_linear(DType dtype, const Arguments& a, const ProblemSize& p, const Tensor& y, const GateParams& gate) {
   const Kernels& kernels = selected_kernels();
   const TensorRef x = tensor_ref(a.x, false), z = tensor_ref(a.z, false);
   LinearCall call{1,
                   p.rows,
                   p.out,
-                  {term(z, tensor_ref(a.weight_z, false), p.context), term(x, tensor_ref(a.weight_x, false), p.width)},
+                  {linear_term(z, tensor_ref(a.weight_z, false), p.context),
+                   linear_term(x, tensor_ref(a.weight_x, false), p.width)},
                   tensor_ref(a.bias, false),
                   {y.mutable_data_ptr()},
                   gate,
-                  term(z, gate.shift_weight, p.context),
+                  linear_term(z, gate.shift_weight, p.context),
                   x};
   if (!call.terms[0].depth) std::swap(call.terms[0], call.terms[1]);
   const LinearPlan plan =
-      plan_of(p, kernels.machine(dtype), a.weight_z.has_value(), a.weight_x.has_value(), call.shift.depth > 0);
+      linear_plan(p, kernels.mul_traits(dtype), a.weight_z.has_value(), a.weight_x.has_value(), call.shift.depth > 0);
   const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, 0});
-  kernels.linear(dtype, call, plan, workspace.execution);
+  kernels.linear(dtype, call, plan, workspace.executor);
 }
 
-// y and, with `keep`, what the activation was taken of.
+// y and, with `keep`, the argument of the activation.
 std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation activation, double offset, bool keep,
                                  const char* name_z = "weight_z") {
-  const ProblemSize p = checked(op, a, name_z);
+  const ProblemSize p = check_arguments(op, a, name_z);
   const DType dtype = dtype_of(a.x.scalar_type(), op, "x");
   Tensor y = on_huge_pages(torch::stable::new_empty(a.x, {p.rows, p.out}));
-  Tensor kept = on_huge_pages(torch::stable::new_empty(a.x, {keep ? p.rows : 0, p.out}));
-  if (y.numel() == 0) return {y, kept};
+  Tensor pre_activation = on_huge_pages(torch::stable::new_empty(a.x, {keep ? p.rows : 0, p.out}));
+  if (y.numel() == 0) return {y, pre_activation};
   const Kernels& kernels = selected_kernels();
   const bool softmax = activation == Activation::softmax;
-  GateSpec gate{true, activation, offset, tensor_ref(a.shift_weight, false), tensor_ref(a.shift_bias, false),
-                {},   nullptr};
-  if (keep) gate.kept.data = kept.mutable_data_ptr();
-  if (outputs_in_lanes(p, kernels.machine(dtype), a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(),
-                       softmax)) {
+  GateParams gate{true, activation, offset, tensor_ref(a.shift_weight, false), tensor_ref(a.shift_bias, false),
+                  {},   nullptr};
+  if (keep) gate.pre_activation.data = pre_activation.mutable_data_ptr();
+  if (gate_outputs_in_lanes(p, kernels.mul_traits(dtype), a.weight.has_value(), a.weight_z.has_value(),
+                            a.weight_x.has_value(), softmax)) {
     run_linear(dtype, a, p, y, gate);
-    return {y, kept};
+    return {y, pre_activation};
   }
-  const ForwardPlan plan = plan_of(p, kernels.machine(dtype), a, softmax);
+  const ForwardPlan plan = forward_plan(p, kernels.mul_traits(dtype), a, softmax);
   const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   ForwardCall call{p,
                    tensor_ref(a.x, false),
@@ -114,18 +118,19 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
   }
   int not_finite = 0;
   const bool guarded = a.weight.has_value() && may_overflow(dtype);
-  const bool afterwards = softmax && plan.order == Order::stream;  // its tasks have parts of the rows
+  const bool separate_softmax = softmax && plan.order == Order::stream;  // no task has whole rows
   if (guarded) gate.not_finite = &not_finite;
-  if (!afterwards) call.gate = gate;
-  kernels.forward(dtype, call, plan, workspace.execution);
-  if (afterwards) {
+  if (!separate_softmax) call.gate = gate;
+  kernels.forward(dtype, call, plan, workspace.executor);
+  if (separate_softmax) {
     if (guarded && !all_finite(y)) not_finite = 1;
-    if (keep) std::memcpy(kept.mutable_data_ptr(), y.const_data_ptr(), size_t(y.numel() * storage_bytes(dtype)));
-    kernels.softmax_rows(dtype, call.x, call.y, p.rows, p.out, workspace.execution);
+    if (keep)
+      std::memcpy(pre_activation.mutable_data_ptr(), y.const_data_ptr(), size_t(y.numel() * storage_bytes(dtype)));
+    kernels.softmax_rows(dtype, call.x, call.y, p.rows, p.out, workspace.executor);
   }
-  if (!not_finite) return {y, kept};
-  const auto [exact, exact_kept] = gated(op, in_double(a), activation, offset, keep);
-  return {torch::stable::to(exact, a.x.scalar_type()), torch::stable::to(exact_kept, a.x.scalar_type())};
+  if (!not_finite) return {y, pre_activation};
+  const auto [exact, exact_pre_activation] = gated(op, in_double(a), activation, offset, keep);
+  return {torch::stable::to(exact, a.x.scalar_type()), torch::stable::to(exact_pre_activation, a.x.scalar_type())};
 }
 
 std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tensor& weight, const Optional& bias,
@@ -145,23 +150,24 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
                keep_gate);
 }
 
-// Scratch bytes and algorithm of a gate for sizes [B, Z, X]; `terms` has a bit for each of (W, U, V, shift, C).
+// Algorithm and scratch bytes of a gate for sizes [B, Z, X]; `terms` has a bit for each of weight, weight_z, weight_x,
+// any shift and shift_weight.
 std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax) {
   constexpr const char* op = "cpu_gate_plan";
   const ProblemSize p = gate_problem_size(op, sizes, terms);
-  const Machine machine = selected_kernels().machine(dtype_of(type, op, "dtype"));
-  const ForwardPlan f = plan_gate(p, machine, terms & 1, terms & 2, terms & 4, terms & 8, softmax);
-  Demand demand(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
-  if (outputs_in_lanes(p, machine, terms & 1, terms & 2, terms & 4, softmax)) {
-    const LinearPlan l = plan_of(p, machine, terms & 2, terms & 4, terms & 16);
-    demand = {l.tasks, l.operations, l.worker_bytes, 0};
+  const MulTraits traits = selected_kernels().mul_traits(dtype_of(type, op, "dtype"));
+  const ForwardPlan f = plan_gate(p, traits, terms & 1, terms & 2, terms & 4, terms & 8, softmax);
+  WorkspaceSize size(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
+  if (gate_outputs_in_lanes(p, traits, terms & 1, terms & 2, terms & 4, softmax)) {
+    const LinearPlan l = linear_plan(p, traits, terms & 2, terms & 4, terms & 16);
+    size = {l.tasks, l.operations, l.worker_bytes, 0};
   }
   const char* order = !(terms & 1)                     ? "linear"
                       : f.order == Order::stream       ? "stream"
                       : f.order == Order::width_inside ? "width_inside"
                                                        : "context_inside";
   return std::string("algorithm=") + order +
-         ";scratch=" + std::to_string(has_result(p, "forward", terms) ? demand.bytes() : 0);
+         ";scratch=" + std::to_string(has_result(p, "forward", terms) ? size.bytes() : 0);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ struct Isa {
   bool supported;
 };
 
-// From the most to the least demanding one.
+// From the most to the least demanding.
 std::vector<Isa> compiled_sets() {
   std::vector<Isa> sets;
 #if defined(__x86_64__)

@@ -1,19 +1,22 @@
 #include "cpu/dispatch/overflow.h"
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/BFloat16.h>
 
 #include <algorithm>
+#include <array>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 namespace mi_kernels {
 namespace {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
-// Sign-free bits of an element as those of a float: they order as the magnitudes do, Inf and NaN last.
+// The bits of an element without its sign, as those of a float: they are ordered like the magnitudes, with Inf and NaN
+// last.
 constexpr uint32_t kInfinity = 0x7f800000;
 inline int32_t magnitude(const float& v) {
   int32_t bits;
@@ -24,7 +27,7 @@ inline int16_t magnitude(const uint16_t& bf16) { return int16_t(bf16 & 0x7fff); 
 inline uint32_t float_bits(int32_t magnitude) { return uint32_t(magnitude); }
 inline uint32_t float_bits(int16_t magnitude) { return uint32_t(magnitude) << 16; }
 
-// Signed, and in their own width: the baseline instruction set has a maximum of these.
+// On signed integers of the element's own width, for which the baseline instruction set has a vector maximum.
 template <class S>
 uint32_t largest_bits(const S* data, int64_t count, int64_t stride) {
   decltype(magnitude(*data)) most = 0;
@@ -45,7 +48,7 @@ uint32_t largest_bits(const Tensor& t, const S* data, int64_t axis) {
   return most;
 }
 
-// Of the largest magnitude; any stride and rank.
+// The bits of the largest magnitude of a tensor of any strides and rank.
 uint32_t largest_bits(const Tensor& t) {
   if (t.numel() == 0) return 0;
   if (t.scalar_type() == ScalarType::BFloat16) {
@@ -67,15 +70,27 @@ void replace(Raw* result, const double* exact, int64_t count) {
 
 }  // namespace
 
+Tensor in_double(const Tensor& t) {
+  using torch::headeronly::ScalarType;
+  if (t.dim() == 0 || t.size(0) < 2 || t.stride(0) != 0) return torch::stable::to(t, ScalarType::Double);
+  const Tensor one = torch::stable::to(torch::stable::narrow(const_cast<Tensor&>(t), 0, 0, 1), ScalarType::Double);
+  std::vector<int64_t> sizes(size_t(t.dim()), -1);
+  sizes[0] = t.size(0);
+  using torch::stable::detail::from;
+  const torch::headeronly::IntHeaderOnlyArrayRef shape(sizes);
+  std::array<StableIValue, 3> stack{from(one), from(shape), from(false)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 bool all_finite(const Tensor& t) { return largest_bits(t) < kInfinity; }
 
 bool products_fit(std::initializer_list<Tensor> operands, int64_t terms) {
-  double bound = 2.0 * double(std::max<int64_t>(terms, 1));  // twice, for what rounding adds
+  double bound = 2.0 * double(std::max<int64_t>(terms, 1));  // twice, for rounding
   for (const Tensor& t : operands) {
     const uint32_t bits = largest_bits(t);
     float largest;
     std::memcpy(&largest, &bits, sizeof largest);
-    bound *= std::max(double(largest), 1.0);  // a product of two may overflow though the third is small
+    bound *= std::max(double(largest), 1.0);  // two factors may overflow although the third is small
   }
   return bound < double(FLT_MAX);  // false for NaN
 }

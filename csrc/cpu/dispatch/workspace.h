@@ -7,49 +7,49 @@
 #include <algorithm>
 #include <atomic>
 
+#include "cpu/dispatch/plan.h"
 #include "cpu/kernels/calls.h"
 
 namespace mi_kernels {
 
 using torch::stable::Tensor;
 
-// Tasks are taken from a counter by whichever worker is free; what a task computes does not depend on that.
-inline void run(int64_t tasks, int64_t workers, void (*body)(void*, int64_t, int64_t), void* context) {
+// A free worker takes the next task from a counter; what a task computes does not depend on its worker.
+inline void run_on_threads(int64_t tasks, int64_t workers, void (*body)(void*, int64_t, int64_t), void* closure) {
   workers = std::min(tasks, workers);
   if (workers <= 1) {
-    for (int64_t task = 0; task < tasks; ++task) body(context, task, 0);
+    for (int64_t task = 0; task < tasks; ++task) body(closure, task, 0);
     return;
   }
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker)
-      for (int64_t task = next++; task < tasks; task = next++) body(context, task, worker);
+      for (int64_t task = next++; task < tasks; task = next++) body(closure, task, worker);
   });
 }
 
-// How many workers share a call, and the scratch memory that they need.
-struct Demand {
+// The workers that share a call, and the scratch memory that they need.
+struct WorkspaceSize {
   int64_t workers, worker_bytes, partial_bytes;
-  Demand(int64_t tasks, int64_t operations, int64_t worker, int64_t partial) {
-    constexpr int64_t kWorthSharing = 2 * plan::kTaskOperations;
+  WorkspaceSize(int64_t tasks, int64_t operations, int64_t worker, int64_t partial) {
+    constexpr int64_t kWorthSharing = 2 * kTaskOperations;
     const int64_t threads = operations < kWorthSharing ? 1 : torch::stable::get_num_threads();
     workers = std::max<int64_t>(std::min(threads, tasks), 1);
-    worker_bytes = round_up(worker, kAlign);
+    worker_bytes = scratch_bytes(worker);
     partial_bytes = partial;
   }
-  int64_t bytes() const { return workers * worker_bytes + partial_bytes + kAlign; }
-  static constexpr int64_t kAlign = 64;
+  int64_t bytes() const { return workers * worker_bytes + partial_bytes + kScratchAlign; }
 };
 
-// Scratch comes from torch's allocator, so that its profiler and limits see it.
+// Scratch memory comes from torch's allocator, so that its profiler and its limits see it.
 struct __attribute__((visibility("hidden"))) Workspace {
   Tensor bytes;
-  Execution execution;
-  Workspace(const Tensor& like, const Demand& demand)
-      : bytes(torch::stable::new_empty(like, {demand.bytes()}, torch::headeronly::ScalarType::Byte)) {
+  Executor executor;
+  Workspace(const Tensor& like, const WorkspaceSize& size)
+      : bytes(torch::stable::new_empty(like, {size.bytes()}, torch::headeronly::ScalarType::Byte)) {
     const auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
-    auto* start = reinterpret_cast<char*>(round_up(int64_t(address), Demand::kAlign));
-    execution = {demand.workers, start, start + demand.workers * demand.worker_bytes, run};
+    auto* start = reinterpret_cast<char*>(round_up(int64_t(address), kScratchAlign));
+    executor = {size.workers, start, start + size.workers * size.worker_bytes, run_on_threads};
   }
 };
 

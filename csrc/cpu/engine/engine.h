@@ -1,17 +1,18 @@
-// The blocked matrix product that every family runs on.
+// The blocked matrix product that every kernel is built on: C[m, n] = sum_k A[m, k] B[n, k].
 //
-// A product has a row operand, broadcast element by element, and a lane operand, held in vectors. Each
-// comes from a producer, which packs what lies in memory or generates it on the way; each finished
-// register tile goes through an epilogue. A family chooses producers, an epilogue and what lies in the
-// lanes: the batch (forward, input gradients with W), the outputs (products without W, whose "features" are rows of
-// the batch) or the features of the result (weight gradients).
+// Elements of the A operand are broadcast; those of the B operand fill the lanes of vectors, so that n is a lane.
+// A comes from a producer, which packs it from memory or generates it; B is packed by pack_b(). Each finished register
+// tile is handed to an epilogue. A kernel chooses a producer, an epilogue and what the lanes are: the batch (forward,
+// input gradients with W), the outputs (products without W, where m is a row of the batch) or the features of the
+// result (weight gradients).
 //
-// Packed layouts, in words of Mul::pair elements along K:
-//   rows   [tile][K][kRows]              one tile after another
-//   lanes  [strip][K][N vectors]         strips of at most kMaxVectors vectors
-//   planes [strip][feature][N vectors]   accumulators of a block of lanes, one vector row per feature
+// Packed layouts, in words of Mul::pair elements along K; a panel is up to kMaxPanelVectors vectors wide:
+//   A             [tile][K][kTileM]              one tile after another
+//   B             [panel][K][N vectors]
+//   accumulators  [panel][feature][N vectors]    a block of lanes, one row of vectors for each feature
 #pragma once
 
+#include "cpu/engine/blocking.h"
 #include "cpu/engine/microkernel.h"
 
 namespace mi_kernels::MI_ISA {
@@ -33,13 +34,13 @@ struct AccMul<MulBF16> {
 };
 #endif
 
-// A strided view: element (w, k) at data[w * w_stride + k * k_stride], w along rows or lanes.
+// A strided view of A or B: element (mn, k) at data[mn * mn_stride + k * k_stride]; mn is m or n.
 template <class S>
 struct View {
   const S* data;
-  int64_t w_stride, k_stride;
-  View at(int64_t w, int64_t k) const { return {data + w * w_stride + k * k_stride, w_stride, k_stride}; }
-  MI_INLINE const S& operator()(int64_t w, int64_t k) const { return data[w * w_stride + k * k_stride]; }
+  int64_t mn_stride, k_stride;
+  View at(int64_t mn, int64_t k) const { return {data + mn * mn_stride + k * k_stride, mn_stride, k_stride}; }
+  MI_INLINE const S& operator()(int64_t mn, int64_t k) const { return data[mn * mn_stride + k * k_stride]; }
 };
 
 template <class Mul, class S>
@@ -58,19 +59,9 @@ void clear(T* p, int64_t count) {
   if (count > 0) __builtin_memset(p, 0, size_t(count) * sizeof(T));
 }
 
-// One word along K from one or two values of accumulation type.
-template <class Mul>
-MI_INLINE typename Mul::Word make_word(typename Mul::Acc first, typename Mul::Acc second) {
-  if constexpr (Mul::pair == 1) {
-    return first;
-  } else {
-    return uint32_t(round_to_bf16(first)) | uint32_t(round_to_bf16(second)) << 16;
-  }
-}
-
-// N words along the rows or lanes: `first` and, for pairs, `second` are the storage of two neighbours in K.
+// N words along m or n: `first` and, for pairs, `second` point to the elements of two neighbours along K.
 template <class Mul, int N, class S>
-MI_INLINE Vec<typename Mul::Word, N> load_across(const S* first, const S* second) {
+MI_INLINE Vec<typename Mul::Word, N> load_words_mn(const S* first, const S* second) {
   if constexpr (Mul::pair == 1) {
     return __builtin_convertvector(load_acc<N>(first), Vec<typename Mul::Word, N>);
   } else {
@@ -80,9 +71,9 @@ MI_INLINE Vec<typename Mul::Word, N> load_across(const S* first, const S* second
   }
 }
 
-// A vector of words that follow each other along K.
+// A vector of consecutive words along K.
 template <class Mul, class S>
-MI_INLINE Vec<typename Mul::Word> load_along(const S* p) {
+MI_INLINE Vec<typename Mul::Word> load_words_k(const S* p) {
   if constexpr (Mul::pair == 1) {
     return __builtin_convertvector(load_acc<Simd<typename Mul::Word>::lanes>(p), Vec<typename Mul::Word>);
   } else {
@@ -90,7 +81,7 @@ MI_INLINE Vec<typename Mul::Word> load_along(const S* p) {
   }
 }
 
-// `depth` elements, contiguous along K, as they are multiplied; zero up to a whole word.
+// Converts `depth` elements, contiguous along K, to the type in which they are multiplied; zero-pads to a whole word.
 template <class Mul, class S>
 void copy_row(const S* in, int64_t depth, typename Mul::Elem* out) {
   int64_t k = 0;
@@ -107,69 +98,70 @@ void copy_row(const S* in, int64_t depth, typename Mul::Elem* out) {
 }
 
 template <class Mul, class S>
-MI_INLINE typename Mul::Word word_at(const View<S>& view, int64_t w, int64_t k, int64_t depth) {
+MI_INLINE typename Mul::Word word_at(const View<S>& view, int64_t mn, int64_t k, int64_t depth) {
   if constexpr (Mul::pair == 1) {
-    return to_acc(view(w, k));
+    return to_acc(view(mn, k));
   } else {
-    const uint32_t first = view(w, 2 * k).bits;
-    return 2 * k + 1 < depth ? first | uint32_t(view(w, 2 * k + 1).bits) << 16 : first;
+    const uint32_t first = view(mn, 2 * k).bits;
+    return 2 * k + 1 < depth ? first | uint32_t(view(mn, 2 * k + 1).bits) << 16 : first;
   }
 }
 
-// Packs words [depth / pair][padded] from `width` x `depth` elements; what lies beyond them becomes zero.
+// Packs `count` x `depth` elements into words [depth / pair][padded]; the padding is zero.
 template <class Mul, class S>
-void pack(View<S> view, int64_t width, int64_t padded, int64_t depth, typename Mul::Word* out) {
+void pack(View<S> view, int64_t count, int64_t padded, int64_t depth, typename Mul::Word* out) {
   using Word = typename Mul::Word;
   constexpr int L = Simd<Word>::lanes;
   const int64_t words = ceil_div(depth, Mul::pair), whole = depth / Mul::pair;
   int64_t k = 0;
   if (view.k_stride == 1) {
     for (; k + L <= whole; k += L) {
-      for (int64_t w = 0; w < padded; w += L) {
+      for (int64_t mn = 0; mn < padded; mn += L) {
         Vec<Word> square[L];
-        const int64_t valid = min(width - w, L);
-        for (int r = 0; r < L; ++r) square[r] = r < valid ? load_along<Mul>(&view(w + r, k * Mul::pair)) : Vec<Word>{};
+        const int64_t valid = min(count - mn, L);
+        for (int r = 0; r < L; ++r)
+          square[r] = r < valid ? load_words_k<Mul>(&view(mn + r, k * Mul::pair)) : Vec<Word>{};
         transpose(square);
-        if (w + L <= padded) {
-          unroll<L>([&](auto r) { store(out + (k + r) * padded + w, square[r]); });
+        if (mn + L <= padded) {
+          unroll<L>([&](auto r) { store(out + (k + r) * padded + mn, square[r]); });
         } else {
           for (int r = 0; r < L; ++r)
-            __builtin_memcpy(out + (k + r) * padded + w, &square[r], sizeof(Word) * size_t(padded - w));
+            __builtin_memcpy(out + (k + r) * padded + mn, &square[r], sizeof(Word) * size_t(padded - mn));
         }
       }
     }
   }
   for (; k < words; ++k) {
     Word* row = out + k * padded;
-    int64_t w = 0;
-    if (view.w_stride == 1 && k < whole) {
+    int64_t mn = 0;
+    if (view.mn_stride == 1 && k < whole) {
       const S* first = &view(0, k * Mul::pair);
       const S* second = Mul::pair == 1 ? first : first + view.k_stride;
-      for (; w + L <= width; w += L) store(row + w, load_across<Mul, L>(first + w, second + w));
-      for (; w + kRows <= width; w += kRows) store(row + w, load_across<Mul, kRows>(first + w, second + w));
+      for (; mn + L <= count; mn += L) store(row + mn, load_words_mn<Mul, L>(first + mn, second + mn));
+      for (; mn + kTileM <= count; mn += kTileM) store(row + mn, load_words_mn<Mul, kTileM>(first + mn, second + mn));
     }
-    for (; w < width; ++w) row[w] = word_at<Mul>(view, w, k, depth);
-    for (; w < padded; ++w) row[w] = Word{};
+    for (; mn < count; ++mn) row[mn] = word_at<Mul>(view, mn, k, depth);
+    for (; mn < padded; ++mn) row[mn] = Word{};
   }
 }
 
-// How a block of `vectors` lanes vectors is cut into strips of nearly equal width.
-struct Strips {
+// How a block of vectors is divided into panels of nearly equal width.
+struct PanelSplit {
   int64_t vectors;
-  int64_t count() const { return ceil_div(vectors, kMaxVectors); }
-  int width(int64_t strip) const {
+  int64_t count() const { return ceil_div(vectors, kMaxPanelVectors); }
+  int vectors_in(int64_t panel) const {
     const int64_t n = count();
-    return int(vectors / n + (strip < vectors % n));
+    return int(vectors / n + (panel < vectors % n));
   }
 };
 
-// Calls f(Index<N>, first vector) for every strip.
+// Calls f(Index<N>, first vector) for each panel of N vectors.
 template <class F>
-MI_INLINE void for_strips(int64_t vectors, F&& f) {
-  const Strips strips{vectors};
+MI_INLINE void for_panels(int64_t vectors, F&& f) {
+  const PanelSplit panels{vectors};
   int64_t first = 0;
-  for (int64_t s = 0; s < strips.count(); ++s) {
-    const int n = strips.width(s);
+  for (int64_t s = 0; s < panels.count(); ++s) {
+    const int n = panels.vectors_in(s);
     if (n == 3) f(Index<3>{}, first);
     if (n == 2) f(Index<2>{}, first);
     if (n == 1) f(Index<1>{}, first);
@@ -177,101 +169,100 @@ MI_INLINE void for_strips(int64_t vectors, F&& f) {
   }
 }
 
-// Plane rows [feature][N vectors] of every strip from a matrix whose w runs over the lanes of the block.
+// Packs a block of B: [K][N vectors] for each panel.
 template <class Mul, class S>
-void pack_lanes(View<S> view, int64_t width, int64_t vectors, int64_t depth, typename Mul::Word* out) {
+void pack_b(View<S> view, int64_t count, int64_t vectors, int64_t depth, typename Mul::Word* out) {
   constexpr int L = Simd<typename Mul::Word>::lanes;
   const int64_t words = ceil_div(depth, Mul::pair);
-  for_strips(vectors, [&](auto n, int64_t first) {
+  for_panels(vectors, [&](auto n, int64_t first) {
     const int64_t lane = first * L;
-    pack<Mul>(view.at(lane, 0), max(min(width - lane, n * L), 0), n * L, depth, out + lane * words);
+    pack<Mul>(view.at(lane, 0), max(min(count - lane, n * L), 0), n * L, depth, out + lane * words);
   });
 }
 
-// The reverse of pack_lanes for accumulators: out(lane, feature) = convert(plane) with out[lane * stride + f].
+// The inverse for accumulators: stores feature f of each lane at out[lane * stride + f].
 template <class Acc, class S>
-void unpack_planes(const Acc* planes, int64_t features, int64_t vectors, int64_t width, S* out, int64_t stride) {
+void unpack_panels(const Acc* panels, int64_t features, int64_t vectors, int64_t count, S* out, int64_t stride) {
   constexpr int L = Simd<Acc>::lanes;
-  for_strips(vectors, [&](auto n, int64_t first) {
-    const Acc* plane = planes + first * L * features;
+  for_panels(vectors, [&](auto n, int64_t first) {
+    const Acc* panel = panels + first * L * features;
     for (int v = 0; v < n; ++v) {
-      const int64_t lane = (first + v) * L, valid = min(width - lane, L);
+      const int64_t lane = (first + v) * L, valid = min(count - lane, L);
       int64_t f = 0;
       for (; f + L <= features; f += L) {
         Vec<Acc> square[L];
-        unroll<L>([&](auto r) { square[r] = load<Vec<Acc>>(plane + ((f + r) * n + v) * L); });
+        unroll<L>([&](auto r) { square[r] = load<Vec<Acc>>(panel + ((f + r) * n + v) * L); });
         transpose(square);
         for (int r = 0; r < valid; ++r) store_acc<L>(out + (lane + r) * stride + f, square[r]);
       }
       for (; f < features; ++f)
-        for (int64_t r = 0; r < valid; ++r) from_acc(plane[(f * n + v) * L + r], out[(lane + r) * stride + f]);
+        for (int64_t r = 0; r < valid; ++r) from_acc(panel[(f * n + v) * L + r], out[(lane + r) * stride + f]);
     }
   });
 }
 
-// Rows whose packed tiles stay in the buffer for one visit of all strips.
-inline constexpr int64_t kRowBlock = 128;
-
-// Tiles of rows [begin, end) against one strip. `ahead`: these rows come from memory, and they are too short for
-// the hardware to run ahead.
+// All tiles of rows [begin, end) of A with one panel of B. `prefetch`: A is read from memory, in rows too short for the
+// hardware prefetcher.
 //
-// `flatten`: a lambda or an epilogue left out of line would take the tile's address, and its accumulators
-// would live in memory.
-template <int N, class Mul, class Rows, class Epilogue>
-__attribute__((noinline, flatten)) void sweep(const Rows& rows, int64_t begin, int64_t end, bool ahead, int64_t words,
-                                              int64_t chain, const typename Mul::Word* strip, int64_t first,
-                                              const Epilogue& epilogue) {
-  for (int64_t m = begin; m < end; m += kRows) {
-    const Rows tile_rows = rows.tile(m - begin, words);
-    if (ahead) tile_rows.prefetch_next(words);
+// `flatten`: a lambda or an epilogue that is not inlined would take the address of the tile, whose accumulators would
+// then be in memory rather than in registers.
+template <int N, class Mul, class A, class Epilogue>
+__attribute__((noinline, flatten)) void gemm_panel(const A& a, int64_t begin, int64_t end, bool prefetch, int64_t words,
+                                                   int64_t sum_block, const typename Mul::Word* panel, int64_t first,
+                                                   const Epilogue& epilogue) {
+  for (int64_t m = begin; m < end; m += kTileM) {
+    const A tile_a = a.tile(m - begin, words);
+    if (prefetch) tile_a.prefetch_next(words);
     Tile<Mul, N> tile;
-    multiply(tile, tile_rows, strip, words, chain);
-    epilogue(tile, m, min(end - m, kRows), first);
+    multiply(tile, tile_a, panel, words, sum_block);
+    epilogue(tile, m, min(end - m, kTileM), first);
   }
 }
 
-// For every tile of rows [m0, m1) and every strip: epilogue(tile, m, valid rows, first vector).
+// Multiplies rows [m0, m1) of A by a packed block of B and calls epilogue(tile, m, valid rows, first vector) for each
+// tile of each panel.
 //
-// A row producer has pack_rows(m0, m1, k0, depth, words), which writes the tiles of these rows. One that `copies`
-// may also write them one after the other, where they are contiguous along K: that is cheaper by the transposition.
-// One that is `direct` may also be read in place, by whole tiles. `all_rows`: of all tasks, where the sums of a row
-// must not depend on how many rows its task has.
-template <class Mul, class Rows, class Epilogue>
-void contract(const Rows& rows, int64_t m0, int64_t m1, int64_t k0, int64_t depth, const typename Mul::Word* lanes,
-              int64_t vectors, typename Mul::Word* buffer, const Epilogue& epilogue, int64_t all_rows = 0) {
+// A producer has pack_rows(m0, m1, k0, depth, words), which writes the packed tiles of these rows. With `copies`, it
+// may also write the rows one after the other, where they are contiguous along K, which saves the transposition. With
+// `direct`, it may also be read in place, a whole tile at a time. `all_rows` is the number of rows of all tasks: the
+// summation order of a row must not depend on how many rows its task has.
+template <class Mul, class Producer, class Epilogue>
+void gemm(const Producer& producer, int64_t m0, int64_t m1, int64_t k0, int64_t depth,
+          const typename Mul::Word* packed_b, int64_t vectors, typename Mul::Word* buffer, const Epilogue& epilogue,
+          int64_t all_rows = 0) {
   using Elem = typename Mul::Elem;
   constexpr int L = Simd<typename Mul::Word>::lanes;
   const int64_t words = ceil_div(depth, Mul::pair);
-  const int64_t chain = chain_length<Mul>(words, (all_rows ? all_rows : m1 - m0) < 4 * kRows || vectors == 1);
-  const auto visit = [&](const auto& source, int64_t begin, int64_t end, bool in_place) {
-    for_strips(vectors, [&](auto n, int64_t first) {
-      sweep<n.value, Mul>(source, begin, end, in_place && first == 0, words, chain, lanes + first * L * words, first,
-                          epilogue);
+  const int64_t sum_block = sum_block_length<Mul>(words, (all_rows ? all_rows : m1 - m0) < 4 * kTileM || vectors == 1);
+  const auto multiply_rows = [&](const auto& a, int64_t begin, int64_t end, bool in_place) {
+    for_panels(vectors, [&](auto n, int64_t first) {
+      gemm_panel<n.value, Mul>(a, begin, end, in_place && first == 0, words, sum_block, packed_b + first * L * words,
+                               first, epilogue);
     });
   };
   for (int64_t m = m0; m < m1;) {
-    const int64_t end = min(m + kRowBlock, m1);
-    if constexpr (Rows::direct) {
-      if (const int64_t whole = (end - m) / kRows * kRows; whole && rows.in_place_allowed(depth)) {
-        visit(rows.in_place(m, k0), m, m + whole, true);
+    const int64_t end = min(m + kBlockM, m1);
+    if constexpr (Producer::direct) {
+      if (const int64_t whole = (end - m) / kTileM * kTileM; whole && producer.in_place_allowed(depth)) {
+        multiply_rows(producer.in_place(m, k0), m, m + whole, true);
         m += whole;
         continue;
       }
     }
-    if constexpr (Rows::copies) {
-      if (rows.copy_allowed()) {
+    if constexpr (Producer::copies) {
+      if (producer.copy_allowed()) {
         auto* copy = reinterpret_cast<Elem*>(buffer);
-        const int64_t stride = words * Mul::pair, missing = ceil_div(end - m, kRows) * kRows - (end - m);
-        rows.copy_rows(m, end, k0, depth, copy, stride);
+        const int64_t stride = words * Mul::pair, missing = ceil_div(end - m, kTileM) * kTileM - (end - m);
+        producer.copy_rows(m, end, k0, depth, copy, stride);
         clear(copy + (end - m) * stride, missing * stride);
-        visit(DirectRows<Mul>{copy, stride}, m, end, false);
+        multiply_rows(DirectA<Mul>{copy, stride}, m, end, false);
         m = end;
         continue;
       }
     }
-    if constexpr (requires { rows.pack_rows(m, end, k0, depth, buffer); }) {
-      rows.pack_rows(m, end, k0, depth, buffer);
-      visit(PackedRows<Mul>{buffer}, m, end, false);
+    if constexpr (requires { producer.pack_rows(m, end, k0, depth, buffer); }) {
+      producer.pack_rows(m, end, k0, depth, buffer);
+      multiply_rows(PackedA<Mul>{buffer}, m, end, false);
     }
     m = end;
   }

@@ -1,33 +1,33 @@
-// Epilogues: what becomes of a finished tile. Planes are laid out as engine.h says.
+// Epilogues: what happens to a finished tile. engine.h has the layout of panels of accumulators.
 #pragma once
 
 #include "cpu/engine/engine.h"
 
 namespace mi_kernels::MI_ISA {
 
-// planes[feature m] += tile row m, or = where the planes are fresh.
+// panels[feature m] += tile row m; with `overwrite`, panels[feature m] = tile row m.
 template <class Mul>
-struct AddRows {
-  typename Mul::Acc* planes;
+struct Accumulate {
+  typename Mul::Acc* panels;
   int64_t features;
-  bool fresh = false;
+  bool overwrite = false;
   template <int N>
   MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
     using V = Vec<typename Mul::Acc>;
     constexpr int L = Tile<Mul, N>::lanes;
-    auto* plane = planes + first * L * features + m * N * L;
-    unroll<kRows>([&](auto r) {
+    auto* panel = panels + first * L * features + m * N * L;
+    unroll<kTileM>([&](auto r) {
       if (r < valid) {
         unroll<N>([&](auto n) {
-          auto* p = plane + (r * N + n) * L;
-          store(p, fresh ? tile.acc[r][n] : load<V>(p) + tile.acc[r][n]);
+          auto* p = panel + (r * N + n) * L;
+          store(p, overwrite ? tile.acc[r][n] : load<V>(p) + tile.acc[r][n]);
         });
       }
     });
   }
 };
 
-// y[o] += sum over the outer feature of outer[i] * tile row (o, i).
+// y[o] += the sum over i of outer[i] * tile row (o, i), i being the outer axis.
 template <class Mul>
 struct ReduceOuter {
   typename Mul::Acc* y;
@@ -40,16 +40,16 @@ struct ReduceOuter {
     auto* yp = y + first * L * outputs;
     const auto* op = outer + first * L * extent;
     int64_t o = m / extent, i = m - o * extent;
-    if (valid == kRows && i + kRows <= extent) {
+    if (valid == kTileM && i + kTileM <= extent) {
       unroll<N>([&](auto n) {
         auto* p = yp + (o * N + n) * L;
-        V even{}, odd{};  // the tile is summed by itself: the running sum is rounded once a tile
-        unroll<kRows>([&](auto r) { (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(op + ((i + r) * N + n) * L); });
+        V even{}, odd{};  // first the sum of the tile, so that the running sum is rounded once for each tile
+        unroll<kTileM>([&](auto r) { (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(op + ((i + r) * N + n) * L); });
         store(p, load<V>(p) + (even + odd));
       });
       return;
     }
-    unroll<kRows>([&](auto r) {
+    unroll<kTileM>([&](auto r) {
       if (r < valid) {
         unroll<N>([&](auto n) {
           auto* p = yp + (o * N + n) * L;
@@ -75,11 +75,11 @@ struct ReduceBoth {
     constexpr int L = Tile<Mul, N>::lanes;
     const int64_t xs = first * L * width, zs = first * L * context;
     int64_t i = m / width, j = m - i * width;
-    const bool whole = valid == kRows && j + kRows <= width;
+    const bool whole = valid == kTileM && j + kTileM <= width;
     if (whole && want_x) {
       unroll<N>([&](auto n) {
         const V zi = load<V>(z + zs + (i * N + n) * L);
-        unroll<kRows>([&](auto r) {
+        unroll<kTileM>([&](auto r) {
           auto* p = dx + xs + ((j + r) * N + n) * L;
           store(p, load<V>(p) + zi * tile.acc[r][n]);
         });
@@ -88,14 +88,14 @@ struct ReduceBoth {
     if (whole && want_z) {
       unroll<N>([&](auto n) {
         auto* p = dz + zs + (i * N + n) * L;
-        V even{}, odd{};  // the tile is summed by itself: the running sum is rounded once a tile
-        unroll<kRows>(
+        V even{}, odd{};  // first the sum of the tile, so that the running sum is rounded once for each tile
+        unroll<kTileM>(
             [&](auto r) { (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(x + xs + ((j + r) * N + n) * L); });
         store(p, load<V>(p) + (even + odd));
       });
     }
     if (whole) return;
-    unroll<kRows>([&](auto r) {
+    unroll<kTileM>([&](auto r) {
       if (r < valid) {
         unroll<N>([&](auto n) {
           const int64_t xn = xs + (j * N + n) * L, zn = zs + (i * N + n) * L;
@@ -108,23 +108,23 @@ struct ReduceBoth {
   }
 };
 
-// planes[f] += scale[o] * tile row (o, f): the derivative by the feature f that the product did not sum over.
+// panels[f] += scale[o] * tile row (o, f): the derivative by feature f, which the product does not sum over.
 template <class Mul>
-struct ScaleRows {
-  typename Mul::Acc* planes;
+struct ScaleAccumulate {
+  typename Mul::Acc* panels;
   const typename Mul::Acc* scale;
   int64_t extent, outputs;
   template <int N>
   MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
     using V = Vec<typename Mul::Acc>;
     constexpr int L = Tile<Mul, N>::lanes;
-    auto* plane = planes + first * L * extent;
+    auto* panel = panels + first * L * extent;
     const auto* factor = scale + first * L * outputs;
     int64_t o = m / extent, f = m - o * extent;
-    unroll<kRows>([&](auto r) {
+    unroll<kTileM>([&](auto r) {
       if (r < valid) {
         unroll<N>([&](auto n) {
-          auto* p = plane + (f * N + n) * L;
+          auto* p = panel + (f * N + n) * L;
           store(p, load<V>(p) + tile.acc[r][n] * load<V>(factor + (o * N + n) * L));
         });
         if (++f == extent) f = 0, ++o;
@@ -133,7 +133,7 @@ struct ScaleRows {
   }
 };
 
-// A vector of lanes, of which `valid` are wanted, to a row whose lanes are `stride` apart.
+// Stores the first `valid` lanes of a vector at elements that are `stride` apart.
 template <class Acc, class Out>
 MI_INLINE void store_lanes(Out* to, int64_t stride, int64_t valid, const Vec<Acc>& value) {
   constexpr int L = Simd<Acc>::lanes;
@@ -155,50 +155,50 @@ MI_INLINE Vec<Acc> load_lanes(const In* from, int64_t stride, int64_t valid) {
   return load<Vec<Acc>>(values);
 }
 
-// out[m, lane] = tile + what `planes` hold of it, if anything, + bias[lane]: a finished sum, stored as it is.
+// out[m, lane] = tile + panels, if there are any, + bias[lane].
 template <class Mul, class S>
-struct StoreSums {
+struct StoreOutputs {
   using Acc = typename Mul::Acc;
   S* out;
-  int64_t stride, width;
+  int64_t stride, lane_count;
   const Acc* bias;    // whole vectors, or null
-  const Acc* planes;  // of `rows` features, or null
+  const Acc* panels;  // with `rows` features, or null
   int64_t rows;
   template <int N>
   MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
     constexpr int L = Tile<Mul, N>::lanes;
-    Acc sums[kRows * N * L];
-    unroll<kRows>([&](auto r) { unroll<N>([&](auto n) { store(sums + (r * N + n) * L, tile.acc[r][n]); }); });
+    Acc sums[kTileM * N * L];
+    unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { store(sums + (r * N + n) * L, tile.acc[r][n]); }); });
     finish<N>(sums, m, valid, first);
   }
 
  private:
-  // Out of line: where this is inlined registers are short, and accumulators live in memory while they are summed.
+  // Not inlined: with this code in it, the loop over K would run out of registers for its accumulators.
   template <int N>
   __attribute__((noinline)) void finish(const Acc* sums, int64_t m, int64_t valid, int64_t first) const {
     using V = Vec<Acc>;
     constexpr int L = Simd<Acc>::lanes;
-    const Acc* plane = planes ? planes + first * L * rows + m * N * L : nullptr;
+    const Acc* panel = panels ? panels + first * L * rows + m * N * L : nullptr;
     for (int64_t r = 0; r < valid; ++r) {
       for (int n = 0; n < N; ++n) {
         const int64_t lane = (first + n) * L;
         V sum = load<V>(sums + (r * N + n) * L);
-        if (plane) sum += load<V>(plane + (r * N + n) * L);
+        if (panel) sum += load<V>(panel + (r * N + n) * L);
         if (bias) sum += load<V>(bias + lane);
-        store_lanes<Acc>(out + (m + r) * stride + lane, 1, width - lane, sum);
+        store_lanes<Acc>(out + (m + r) * stride + lane, 1, lane_count - lane, sum);
       }
     }
   }
 };
 
-// Another epilogue, for rows that are counted from elsewhere.
+// An epilogue whose rows are numbered from an offset.
 template <class Epilogue>
-struct Shifted {
+struct OffsetRows {
   const Epilogue& epilogue;
-  int64_t shift;
+  int64_t offset;
   template <class Tile>
   MI_INLINE void operator()(const Tile& tile, int64_t m, int64_t valid, int64_t first) const {
-    epilogue(tile, m + shift, valid, first);
+    epilogue(tile, m + offset, valid, first);
   }
 };
 

@@ -1,8 +1,8 @@
 // Vectors, conversions and transposes for one instruction set.
 //
-// Everything is written with the compiler's vector types, so that one source serves every target; an
-// intrinsic appears only where those types cannot say it, next to a portable twin. Each instruction set
-// lives in a namespace of its own (MI_ISA): inline functions of two sets must never be merged.
+// The code uses the compiler's vector types, so that one source serves every target; where these do not suffice, an
+// intrinsic stands beside portable code. Each instruction set has its own namespace (MI_ISA): the linker must never
+// merge inline functions of two instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ struct Simd {
   typedef T type __attribute__((vector_size(N * sizeof(T)), may_alias));
   static constexpr int lanes = N;
 };
-// A whole vector register, or N lanes.
+// A vector of N lanes, by default a whole register.
 template <class T, int N = Simd<T>::lanes>
 using Vec = typename Simd<T, N>::type;
 
@@ -62,7 +62,7 @@ MI_INLINE void store(T* p, const V& v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
-// Calls f(0), ..., f(N - 1) with indices that are constants, so that arrays indexed by them become registers.
+// Calls f(0), ..., f(N - 1) with constant indices, so that arrays indexed by them are kept in registers.
 template <int I>
 struct Index {
   static constexpr int value = I;
@@ -76,14 +76,14 @@ MI_INLINE void unroll(F&& f) {
   }
 }
 
-// Scalar conversions. Accumulation happens in float for 16-bit storage.
+// Scalar conversions between storage and accumulation type, which is float for 16 bits.
 MI_INLINE double to_acc(double v) { return v; }
 MI_INLINE float to_acc(float v) { return v; }
 MI_INLINE float to_acc(BFloat16 v) { return bit_cast<float>(uint32_t(v.bits) << 16); }
 MI_INLINE float to_acc(Half v) {
   const uint32_t sign = uint32_t(v.bits & 0x8000u) << 16, magnitude = v.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  // 2^112 moves the exponent bias from 15 to 127 and normalises subnormal numbers on the way.
+  // The factor 2^112 changes the exponent bias from 15 to 127, and normalises subnormal numbers.
   return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
 }
 
@@ -98,7 +98,7 @@ MI_INLINE uint16_t round_to_half(float value) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {  // subnormal: the addition rounds at the right bit
+  if (magnitude < 0x38800000u) {  // subnormal: the addition rounds to the right bit
     const float shifted = bit_cast<float>(magnitude) + 0.5f;
     return uint16_t(sign | (bit_cast<uint32_t>(shifted) - 0x3f000000u));
   }
@@ -111,7 +111,7 @@ MI_INLINE void from_acc(float v, float& out) { out = v; }
 MI_INLINE void from_acc(float v, BFloat16& out) { out.bits = round_to_bf16(v); }
 MI_INLINE void from_acc(float v, Half& out) { out.bits = round_to_half(v); }
 
-// N lanes of accumulation type from / to contiguous storage.
+// Loads and stores of N contiguous elements, as N lanes of accumulation type.
 template <int N>
 MI_INLINE Vec<double, N> load_acc(const double* p) {
   return load<Vec<double, N>>(p);
@@ -142,7 +142,7 @@ MI_INLINE Vec<float, N> load_acc(const Half* p) {
 template <int N>
 MI_INLINE Vec<uint16_t, N> round_lanes_to_bf16(const Vec<float, N>& value) {
 #if defined(__AVX512BF16__)
-  // Takes subnormal numbers for zero, as the multiplication of this instruction set does.
+  // Flushes subnormal numbers to zero, as the multiplication of this instruction set does.
   if constexpr (N == 16) return bit_cast<Vec<uint16_t, N>>(_mm512_cvtneps_pbh(bit_cast<__m512>(value)));
 #endif
   const auto bits = bit_cast<Vec<uint32_t, N>>(value);
@@ -178,7 +178,7 @@ MI_INLINE void store_acc(Half* p, const Vec<float, N>& v) {
   for (int l = 0; l < N; ++l) p[l].bits = round_to_half(v[l]);
 }
 
-// The sum of the lanes, halves first.
+// The sum of the lanes, by halves.
 template <class V>
 MI_INLINE auto sum_lanes(const V& v) {
   constexpr int L = int(sizeof(V) / sizeof(v[0]));
@@ -191,7 +191,7 @@ MI_INLINE auto sum_lanes(const V& v) {
   return half[0];
 }
 
-// The first `count` lanes; zero in the place of the others, whatever they hold.
+// The first `count` lanes; the others become zero, even if they are NaN.
 template <class V>
 MI_INLINE V first_lanes(const V& v, int64_t count) {
   using Int = decltype(v < v);
@@ -201,7 +201,7 @@ MI_INLINE V first_lanes(const V& v, int64_t count) {
   return lane < Int{} + Lane(count) ? v : V{};
 }
 
-// Transposes a square of vectors in registers: log2(lanes) rounds of exchanges at distance 1, 2, 4, ...
+// Transposes a square of vectors in registers, by log2(lanes) rounds of exchanges at distance 1, 2, 4, ...
 template <class V, int N>
 MI_INLINE void transpose(V (&rows)[N]) {
   using Int = decltype(rows[0] == rows[0]);
@@ -224,7 +224,7 @@ MI_INLINE void transpose(V (&rows)[N]) {
   });
 }
 
-// Lane l of the result is the sum of the lanes of rows[l]: the rounds of transpose(), whose vectors are added.
+// Lane l of the result is the sum of the lanes of rows[l]: the rounds of transpose(), with an addition in each.
 template <class V, int N>
 MI_INLINE V sum_each(V (&rows)[N]) {
   using Int = decltype(rows[0] == rows[0]);

@@ -1,6 +1,6 @@
-// exp, tanh and erf on vectors, and the activations made of them. exp and tanh come from one expm1:
+// exp, tanh and erf on vectors, from which common/activation_math.h builds the activations. exp and tanh use expm1:
 // e^r - 1 = r + r^2 q(r) for |r| <= log(2) / 2, q a minimax polynomial (error below 2^-28 in float, 2^-63 in double).
-// The results are good to 2 units of the last place. NaN passes through all comparisons as PyTorch lets it pass.
+// The results are exact to 2 units in the last place. NaN propagates as in PyTorch.
 #pragma once
 
 #include "common/activation_math.h"
@@ -13,7 +13,7 @@ using IntOf = decltype(V{} < V{});
 template <class V>
 inline constexpr bool kDouble = sizeof(Lane<V>) == 8;
 
-// Horner's scheme, the highest power first.
+// By Horner's scheme; the coefficient of the highest power comes first.
 template <class V, class T, int N>
 MI_INLINE V polynomial(const V& t, const T (&c)[N]) {
   V sum = V{} + Lane<V>(c[0]);
@@ -21,7 +21,7 @@ MI_INLINE V polynomial(const V& t, const T (&c)[N]) {
   return sum;
 }
 
-// t = k log(2) + r; the bits of `shifted` are k above those of a constant.
+// t = k log(2) + r.
 template <class V>
 struct Reduced {
   V r;
@@ -33,9 +33,10 @@ MI_INLINE Reduced<V> reduce(const V& t) {
   using T = Lane<V>;
   constexpr T magic = kDouble<V> ? T(0x1.8p52) : T(0x1.8p23f);
   constexpr T log2e = T(1.4426950408889634);
-  // The high part has trailing zeros, so that its product with k is exact.
+  // log(2) in two parts; the high one has trailing zeros, so that its product with k is exact.
   constexpr T high = kDouble<V> ? T(0x1.62e42fefa38p-1) : T(0x1.62e4p-1f);
   constexpr T low = kDouble<V> ? T(0x1.ef35793c7673p-45) : T(0x1.7f7d1cp-20f);
+  // Adding the constant rounds to an integer k, which the last bits of the sum then hold.
   const V shifted = t * log2e + magic;
   const V k = shifted - magic;
   const IntOf<V> bits = bit_cast<IntOf<V>>(shifted) - bit_cast<IntOf<V>>(V{} + magic);
@@ -71,7 +72,7 @@ MI_INLINE V exp(const V& t) {
   const auto [r, k] =
       kDouble<V> ? reduce(clamp(t, Lane<V>(-746), Lane<V>(710))) : reduce(clamp(t, Lane<V>(-104), Lane<V>(89)));
   const V e = Lane<V>(1) + small_expm1(r);
-  // In two steps: the power of two itself may lie beyond the largest or below the smallest normal number.
+  // In two steps: 2^k itself may overflow or be subnormal.
   const auto half = k >> 1;
   return e * power_of_two<V>(half) * power_of_two<V>(k - half);
 }
@@ -89,7 +90,7 @@ MI_INLINE V with_sign(const V& magnitude, const V& sign) {
   return bit_cast<V>(bit_cast<IntOf<V>>(magnitude) | (bit_cast<IntOf<V>>(sign) & sign_bits<V>()));
 }
 
-// e / (e + 2) with e = e^(2|t|) - 1, which keeps the digits of small t.
+// e / (e + 2) with e = e^(2|t|) - 1, which is accurate for small t.
 template <class V>
 MI_INLINE V tanh(const V& t) {
   const V size = absolute(t);
@@ -100,7 +101,8 @@ MI_INLINE V tanh(const V& t) {
   return with_sign(e / (e + Lane<V>(2)), t);
 }
 
-// In float two minimax polynomials, t + t p(t^2) below 0.92 and 1 - exp(-t h(t)) above; in double libm's, lane by lane.
+// In float, two minimax polynomials: t + t p(t^2) below 0.925 and 1 - exp(-t h(t)) above. In double, libm's, lane by
+// lane.
 template <class V>
 MI_INLINE V erf(const V& t) {
   if constexpr (kDouble<V>) {

@@ -1,4 +1,4 @@
-// What the families share on one instruction set: views of operands, tasks, scratch memory, dtypes.
+// What the kernels have in common: views of tensors, tasks, scratch memory, dispatch on the dtype.
 #pragma once
 
 #include "cpu/engine/engine.h"
@@ -7,33 +7,33 @@
 namespace mi_kernels::MI_ISA {
 
 template <class S>
-View<S> rows_view(const TensorRef& t, int64_t group) {  // w along rows of the batch, k along features
+View<S> batch_view(const TensorRef& t, int64_t group) {  // mn along the batch, k along features
   return {static_cast<const S*>(t.data) + group * t.group, t.row, t.col};
 }
 
 template <class F>
-void run_tasks(const Execution& execution, int64_t tasks, F&& task) {
-  execution.run(
-      tasks, execution.workers,
-      [](void* context, int64_t t, int64_t worker) { (*static_cast<F*>(context))(t, worker); }, &task);
+void run_tasks(const Executor& executor, int64_t tasks, F&& task) {
+  executor.run(
+      tasks, executor.workers, [](void* closure, int64_t t, int64_t worker) { (*static_cast<F*>(closure))(t, worker); },
+      &task);
 }
 
-// Hands out aligned pieces of a worker's scratch memory, in the order in which the plan counted them.
-struct Arena {
+// Allocates aligned pieces of a worker's scratch memory; the plan has added up their sizes.
+struct ScratchAllocator {
   char* next;
   template <class T>
-  T* take(int64_t count) {
+  T* allocate(int64_t count) {
     T* piece = reinterpret_cast<T*>(next);
-    next += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
+    next += scratch_bytes(count * int64_t(sizeof(T)));
     return piece;
   }
 };
 
-// out[e] = sum over splits of partials[split][e], in the order of the splits.
+// out[e] = the sum over splits of partials[split][e], in order.
 template <class Acc, class Out>
-void sum_splits(const Execution& execution, const Acc* partials, int64_t splits, int64_t count, Out* out) {
+void sum_splits(const Executor& executor, const Acc* partials, int64_t splits, int64_t count, Out* out) {
   constexpr int64_t kChunk = 4096;
-  run_tasks(execution, ceil_div(count, kChunk), [=](int64_t chunk, int64_t) {
+  run_tasks(executor, ceil_div(count, kChunk), [=](int64_t chunk, int64_t) {
     using V = Vec<Acc>;
     constexpr int L = Simd<Acc>::lanes;
     const int64_t end = min(count, (chunk + 1) * kChunk);
@@ -51,14 +51,14 @@ void sum_splits(const Execution& execution, const Acc* partials, int64_t splits,
   });
 }
 
-// Partial sums of dx and dz, [split][group][row][feature] each, where a gradient has several.
+// Partial sums of dx and dz, [split][group][row][feature] each; a gradient with one split has none.
 template <class Acc>
 struct InputPartials {
   const InputGradsCall& call;
   const InputGradsPlan& plan;
-  const Execution& execution;
+  const Executor& executor;
 
-  Acc* x(int64_t split) const { return reinterpret_cast<Acc*>(execution.partials) + split * count(call.problem.width); }
+  Acc* x(int64_t split) const { return reinterpret_cast<Acc*>(executor.partials) + split * count(call.problem.width); }
   Acc* z(int64_t split) const {
     return x(call.dx.data && plan.x_splits > 1 ? plan.x_splits : 0) + split * count(call.problem.context);
   }
@@ -66,16 +66,16 @@ struct InputPartials {
   void sum() const {
     const ProblemSize& p = call.problem;
     if (call.dx.data && plan.x_splits > 1)
-      sum_splits(execution, x(0), plan.x_splits, count(p.width), static_cast<S*>(call.dx.data));
+      sum_splits(executor, x(0), plan.x_splits, count(p.width), static_cast<S*>(call.dx.data));
     if (call.dz.data && plan.z_splits > 1)
-      sum_splits(execution, z(0), plan.z_splits, count(p.context), static_cast<S*>(call.dz.data));
+      sum_splits(executor, z(0), plan.z_splits, count(p.context), static_cast<S*>(call.dz.data));
   }
 
  private:
   int64_t count(int64_t features) const { return call.problem.groups * call.problem.rows * features; }
 };
 
-// How storage S is multiplied on this instruction set.
+// The multiplication that this instruction set has for elements stored as S.
 template <class S>
 struct MulOf {
   using type = MulF32;
@@ -91,8 +91,8 @@ struct MulOf<BFloat16> {
 };
 #endif
 
-// The same for dc and for small gradients of weights. PyTorch sums rows pairwise, so float would lose to it over a long
-// batch; these sums are a small part of the work and afford double.
+// The same for the gradient of the bias and for small gradients of weights. PyTorch sums rows pairwise, so sums in
+// float would be less exact over a long batch; these sums are a small part of the work and can be in double.
 template <class S>
 struct SumMulOf : MulOf<S> {};
 template <>
@@ -112,9 +112,8 @@ void for_dtype(DType dtype, F&& f) {
 }
 
 template <template <class, class> class Family, class Call, class Plan>
-void run_family(DType dtype, const Call& call, const Plan& plan, const Execution& execution) {
-  for_dtype(dtype,
-            [&](auto s) { Family<typename MulOf<decltype(s)>::type, decltype(s)>(call, plan, execution).run(); });
+void run_family(DType dtype, const Call& call, const Plan& plan, const Executor& executor) {
+  for_dtype(dtype, [&](auto s) { Family<typename MulOf<decltype(s)>::type, decltype(s)>(call, plan, executor).run(); });
 }
 
 }  // namespace mi_kernels::MI_ISA

@@ -1,5 +1,5 @@
-// Products without W for a few rows, y[b, o] = sum_k in[b, k] M[o, k]: the time is that of reading M, which is read in
-// place, from memory once. Lanes run along the sum where M does, else along the outputs.
+// Products without W for a few rows, y[b, o] = sum_k in[b, k] M[o, k], which are bound by reading M. M is read once and
+// in place: lanes run along K if M is K-major, and along the outputs if it is N-major.
 #include "cpu/engine/epilogues.h"
 #include "cpu/kernels/family.h"
 
@@ -13,42 +13,44 @@ class LinearStream {
   using Acc = typename Mul::Acc;
   using V = Vec<Acc>;
   static constexpr int L = Simd<Acc>::lanes;  // accumulators in a vector
-  static constexpr int E = L * Mul::pair;     // elements along the sum in a vector
+  static constexpr int E = L * Mul::pair;     // elements along K in a vector
   static constexpr int kTileRows = 4;
-  // Outputs of a tile along the sum, and vectors of them across it: as many as the registers hold beside one operand,
-  // and no more than make a long run.
-  static constexpr int kTileOutputs = kRows == 8 ? 4 : 2;
+  // Outputs of a K-major tile, and vectors of outputs of an N-major one: as many as fit in the registers, and no more
+  // than it takes to read long runs.
+  static constexpr int kTileOutputs = kTileM == 8 ? 4 : 2;
   template <int R>
   static constexpr int kTileVectors = (R == 1   ? 16
                                        : R == 2 ? 12
                                        : R == 3 ? 8
                                                 : 6) /
-                                      (kRows == 8 ? 1 : 2);
-  // Words of a chain, and chains of a stretch: sums of sums of sums, as a long one by one would round more.
-  static constexpr int64_t kChain = Mul::chain == kUnbounded ? int64_t(1) << 20 : Mul::chain / 2, kChains = 32;
+                                      (kTileM == 8 ? 1 : 2);
+  // Words of a summation block, and blocks of a partial sum: three levels, as a long plain sum has larger rounding
+  // errors.
+  static constexpr int64_t kSumBlock = Mul::sum_block == kUnbounded ? int64_t(1) << 20 : Mul::sum_block / 2,
+                           kBlocksPerSum = 32;
 
   const LinearCall& call;
   const LinearPlan& plan;
-  const Execution& execution;
+  const Executor& executor;
 
-  // A term for one group: its rows as they are multiplied, zeros up to a whole vector, and its matrix.
+  // A term for one group: its rows, converted and zero-padded to whole vectors, and its matrix.
   struct Term {
     Elem* rows;
     int64_t stride, depth;
     View<S> matrix;
-    int64_t readable;  // elements from the first one of the matrix that vectors may read, where it lies along the sum
+    int64_t readable;  // elements from the start of a K-major matrix to the end of its memory
   };
   struct Block {
     int64_t group, o0, outputs;
     Term terms[2];
-    Acc *sums, *stretch;  // of a tile, and the part that is being added up
+    Acc *sums, *partial_sums;  // of a tile: those that are complete, and the current partial ones
   };
 
  public:
-  LinearStream(const LinearCall& c, const LinearPlan& l, const Execution& e) : call(c), plan(l), execution(e) {}
+  LinearStream(const LinearCall& c, const LinearPlan& l, const Executor& e) : call(c), plan(l), executor(e) {}
 
   void run() {
-    run_tasks(execution, plan.tasks, [this](int64_t t, int64_t worker) { task(t, worker); });
+    run_tasks(executor, plan.tasks, [this](int64_t t, int64_t worker) { task(t, worker); });
   }
 
  private:
@@ -56,21 +58,21 @@ class LinearStream {
     const int64_t g0 = t / plan.lane_blocks * plan.group_step, step = plan.vectors * L;
     Block b{};
     b.o0 = t % plan.lane_blocks * step, b.outputs = min(step, call.out - b.o0);
-    Arena arena{execution.scratch + worker * plan.worker_bytes};
+    ScratchAllocator scratch{executor.scratch + worker * plan.worker_bytes};
     for (int i = 0; i < 2 && call.terms[i].rows.data; ++i) {
       b.terms[i].depth = call.terms[i].depth;
       b.terms[i].stride = ceil_div(b.terms[i].depth, E) * E;
-      b.terms[i].rows = arena.take<Elem>(call.rows * b.terms[i].stride);
+      b.terms[i].rows = scratch.allocate<Elem>(call.rows * b.terms[i].stride);
     }
-    b.sums = arena.take<Acc>(kLinearStreamVectors * L);
-    b.stretch = arena.take<Acc>(kLinearStreamVectors * L);
+    b.sums = scratch.allocate<Acc>(kLinearStreamVectors * L);
+    b.partial_sums = scratch.allocate<Acc>(kLinearStreamVectors * L);
     static_assert(kTileRows * L <= kLinearStreamVectors && kTileVectors<1> <= kLinearStreamVectors &&
                   2 * kTileVectors<2> <= kLinearStreamVectors && 4 * kTileVectors<4> <= kLinearStreamVectors &&
                   3 * kTileVectors<3> <= kLinearStreamVectors);
     for (b.group = g0; b.group < min(g0 + plan.group_step, call.groups); ++b.group) {
-      for (int i = 0; i < 2 && call.terms[i].rows.data; ++i) take(call.terms[i], b.group, b.terms[i]);
-      // A few outputs for all rows, so that what was read for one tile of rows is in the cache for the next.
-      const int64_t step = plan.across ? kTileVectors<1> * L : L;
+      for (int i = 0; i < 2 && call.terms[i].rows.data; ++i) copy_rows(call.terms[i], b.group, b.terms[i]);
+      // A few outputs for all rows, so that the matrix is in the cache for all tiles of rows but the first.
+      const int64_t step = plan.n_major ? kTileVectors<1> * L : L;
       for (int64_t o = b.o0; o < b.o0 + b.outputs; o += step) {
         const int64_t outputs = min(b.o0 + b.outputs - o, step);
         for (int64_t row = 0; row < call.rows; row += kTileRows) {
@@ -85,28 +87,28 @@ class LinearStream {
     }
   }
 
-  void take(const LinearTerm& from, int64_t group, Term& term) const {
-    const View<S> rows{static_cast<const S*>(from.rows.data) + group * from.rows.group, from.rows.row, from.rows.col};
+  void copy_rows(const LinearTerm& src, int64_t group, Term& term) const {
+    const View<S> rows{static_cast<const S*>(src.rows.data) + group * src.rows.group, src.rows.row, src.rows.col};
     for (int64_t b = 0; b < call.rows; ++b) {
-      Elem* to = term.rows + b * term.stride;
+      Elem* dest = term.rows + b * term.stride;
       if (rows.k_stride == 1) {
-        copy_row<Mul>(&rows(b, 0), term.depth, to);
+        copy_row<Mul>(&rows(b, 0), term.depth, dest);
       } else {
-        for (int64_t k = 0; k < term.depth; ++k) from_acc(to_acc(rows(b, k)), to[k]);
+        for (int64_t k = 0; k < term.depth; ++k) from_acc(to_acc(rows(b, k)), dest[k]);
       }
-      clear(to + term.depth, term.stride - term.depth);
+      clear(dest + term.depth, term.stride - term.depth);
     }
-    const TensorRef& m = from.matrix;
+    const TensorRef& m = src.matrix;
     term.matrix = {static_cast<const S*>(m.data) + group * m.group, m.row, m.col};
     term.readable = (call.out - 1) * m.row + (term.depth - 1) * m.col + 1;
   }
 
   template <int R>
   void product(const Block& b, int64_t row, int64_t o, int64_t outputs) const {
-    if (plan.across)
-      across<R>(b, row, o, outputs);
+    if (plan.n_major)
+      product_n_major<R>(b, row, o, outputs);
     else
-      along<R>(b, row, o, outputs);
+      product_k_major<R>(b, row, o, outputs);
   }
 
   S* out(const Block& b, int64_t row, int64_t o) const {
@@ -114,13 +116,13 @@ class LinearStream {
   }
   V bias(const Block& b, int64_t o, int64_t valid) const {
     if (!call.bias.data) return V{};
-    const TensorRef& c = call.bias;
-    return load_lanes<Acc>(static_cast<const S*>(c.data) + b.group * c.group + o * c.row, c.row, valid);
+    const TensorRef& ref = call.bias;
+    return load_lanes<Acc>(static_cast<const S*>(ref.data) + b.group * ref.group + o * ref.row, ref.row, valid);
   }
 
-  // Lanes along the sum: up to L outputs have a vector of sums each, which are then added up together.
+  // K-major: each of up to L outputs has a vector of sums, and all these are then reduced over lanes at once.
   template <int R>
-  void along(const Block& b, int64_t row, int64_t o, int64_t valid) const {
+  void product_k_major(const Block& b, int64_t row, int64_t o, int64_t valid) const {
     for (int64_t first = 0; first < valid; first += kTileOutputs) {
       if (valid - first >= kTileOutputs) {
         dots<kTileOutputs, R>(b, row, o + first, b.sums + first * L);
@@ -135,27 +137,29 @@ class LinearStream {
     }
   }
 
-  // sums[r][m] = the products of row r and output m, over all terms, lane by lane.
+  // sums[r][m] = the products of row r and output m, summed over all terms for each lane.
   template <int M, int R>
   __attribute__((noinline, flatten)) void dots(const Block& b, int64_t row, int64_t o, Acc* sums) const {
-    bool fresh = true;
+    bool overwrite = true;
     for (int i = 0; i < 2 && b.terms[i].rows; ++i) {
       const Term& t = b.terms[i];
       const Elem* rows = t.rows + row * t.stride;
       const int64_t whole = t.depth / E * E;
-      for (int64_t begin = 0; begin < t.depth; begin += kChain * E) {
+      for (int64_t begin = 0; begin < t.depth; begin += kSumBlock * E) {
         V acc[M][R]{};
-        const int64_t end = min(begin + kChain * E, t.depth);
+        const int64_t end = min(begin + kSumBlock * E, t.depth);
         for (int64_t k = begin; k < min(end, whole); k += E)
-          step<M, R>(acc, rows, t.stride, k, [&](auto m) { return load_along<Mul>(&t.matrix(o + m, k)); });
-        if (end > whole) step<M, R>(acc, rows, t.stride, whole, [&](auto m) { return partial(t, o + m, whole); });
-        unroll<M>([&](auto m) { unroll<R>([&](auto r) { add_to(sums + (r * L + m) * L, acc[m][r], fresh); }); });
-        fresh = false;
+          step<M, R>(acc, rows, t.stride, k, [&](auto m) { return load_words_k<Mul>(&t.matrix(o + m, k)); });
+        if (end > whole) step<M, R>(acc, rows, t.stride, whole, [&](auto m) { return load_tail(t, o + m, whole); });
+        unroll<M>([&](auto m) { unroll<R>([&](auto r) { add_to(sums + (r * L + m) * L, acc[m][r], overwrite); }); });
+        overwrite = false;
       }
     }
   }
 
-  static MI_INLINE void add_to(Acc* sum, const V& part, bool fresh) { store(sum, fresh ? part : load<V>(sum) + part); }
+  static MI_INLINE void add_to(Acc* sum, const V& part, bool overwrite) {
+    store(sum, overwrite ? part : load<V>(sum) + part);
+  }
 
   template <int M, int R, class Load>
   MI_INLINE static void step(V (&acc)[M][R], const Elem* rows, int64_t stride, int64_t k, const Load& load_matrix) {
@@ -167,12 +171,12 @@ class LinearStream {
     });
   }
 
-  // The last elements of an output, from k on; zeros beyond its end, whatever lies there.
-  Vec<Word> partial(const Term& t, int64_t o, int64_t k) const {
-    const int64_t valid = t.depth - k, begin = o * t.matrix.w_stride + k;
+  // The last elements of an output, from k on, zero-padded.
+  Vec<Word> load_tail(const Term& t, int64_t o, int64_t k) const {
+    const int64_t valid = t.depth - k, begin = o * t.matrix.mn_stride + k;
     if (begin + E <= t.readable) {
       if constexpr (Mul::pair == 1) {
-        return first_lanes(load_along<Mul>(t.matrix.data + begin), valid);
+        return first_lanes(load_words_k<Mul>(t.matrix.data + begin), valid);
       } else {
         return bit_cast<Vec<Word>>(first_lanes(load<Vec<int16_t, E>>(t.matrix.data + begin), valid));
       }
@@ -182,31 +186,31 @@ class LinearStream {
     return load<Vec<Word>>(copy);
   }
 
-  // Lanes along the outputs, of which a task has at least L. Its last vector begins where it ends with them, so that
-  // some of its outputs are made twice.
+  // N-major: lanes are outputs, of which a task has at least L. The last vector ends with the last output and overlaps
+  // the vector before, so that some outputs are computed twice.
   template <int R>
-  void across(const Block& b, int64_t row, int64_t o, int64_t outputs) const {
+  void product_n_major(const Block& b, int64_t row, int64_t o, int64_t outputs) const {
     constexpr int N = kTileVectors<R>;
     int64_t vectors = outputs / L, lane = o;
-    const auto take_columns = [&](auto n) {
+    const auto multiply_vectors = [&](auto n) {
       if constexpr (n.value <= N)
-        for (; vectors >= n.value; vectors -= n.value, lane += n.value * L) columns<n.value, R>(b, row, lane);
+        for (; vectors >= n.value; vectors -= n.value, lane += n.value * L) multiply_outputs<n.value, R>(b, row, lane);
     };
-    take_columns(Index<N>{});
-    take_columns(Index<8>{});
-    take_columns(Index<4>{});
-    take_columns(Index<2>{});
-    take_columns(Index<1>{});
-    if (outputs % L != 0) columns<1, R>(b, row, o + outputs - L);
+    multiply_vectors(Index<N>{});
+    multiply_vectors(Index<8>{});
+    multiply_vectors(Index<4>{});
+    multiply_vectors(Index<2>{});
+    multiply_vectors(Index<1>{});
+    if (outputs % L != 0) multiply_outputs<1, R>(b, row, o + outputs - L);
   }
 
   template <int N, int R>
-  __attribute__((noinline, flatten)) void columns(const Block& b, int64_t row, int64_t o) const {
-    bool fresh = true, fresh_stretch = true;
-    int64_t chains = 0;
-    const auto end_stretch = [&] {
-      for (int v = 0; v < R * N; ++v) add_to(b.sums + v * L, load<V>(b.stretch + v * L), fresh);
-      fresh = false, fresh_stretch = true, chains = 0;
+  __attribute__((noinline, flatten)) void multiply_outputs(const Block& b, int64_t row, int64_t o) const {
+    bool overwrite = true, overwrite_partial = true;
+    int64_t blocks = 0;
+    const auto flush_partial = [&] {
+      for (int v = 0; v < R * N; ++v) add_to(b.sums + v * L, load<V>(b.partial_sums + v * L), overwrite);
+      overwrite = false, overwrite_partial = true, blocks = 0;
     };
     for (int i = 0; i < 2 && b.terms[i].rows; ++i) {
       const Term& t = b.terms[i];
@@ -219,37 +223,39 @@ class LinearStream {
           unroll<R>([&](auto r) { Mul::fma(acc[r][n], load<Word>(rows + r * t.stride + k * Mul::pair), w); });
         });
       };
-      for (int64_t begin = 0; begin < words; begin += kChain) {
+      for (int64_t begin = 0; begin < words; begin += kSumBlock) {
         V acc[R][N]{};
-        const int64_t end = min(begin + kChain, words);
+        const int64_t end = min(begin + kSumBlock, words);
         for (int64_t k = begin; k < min(end, whole); ++k) {
           const S* at = matrix + k * Mul::pair * step;
-          add(acc, k, [&](auto n) { return load_across<Mul, L>(at + n * L, at + n * L + step); });
+          add(acc, k, [&](auto n) { return load_words_mn<Mul, L>(at + n * L, at + n * L + step); });
         }
         if constexpr (Mul::pair == 2) {
-          if (end > whole) {  // the last one has no second
+          if (end > whole) {  // the last word has a single element
             constexpr S zeros[L] = {};
-            add(acc, whole, [&](auto n) { return load_across<Mul, L>(matrix + 2 * whole * step + n * L, zeros); });
+            add(acc, whole, [&](auto n) { return load_words_mn<Mul, L>(matrix + 2 * whole * step + n * L, zeros); });
           }
         }
-        unroll<R>(
-            [&](auto r) { unroll<N>([&](auto n) { add_to(b.stretch + (r * N + n) * L, acc[r][n], fresh_stretch); }); });
-        fresh_stretch = false;
-        if (++chains == kChains) end_stretch();
+        unroll<R>([&](auto r) {
+          unroll<N>([&](auto n) { add_to(b.partial_sums + (r * N + n) * L, acc[r][n], overwrite_partial); });
+        });
+        overwrite_partial = false;
+        if (++blocks == kBlocksPerSum) flush_partial();
       }
     }
-    if (!fresh_stretch) end_stretch();
+    if (!overwrite_partial) flush_partial();
     for (int n = 0; n < N; ++n) {
-      const V c = bias(b, o + n * L, L);
-      for (int r = 0; r < R; ++r) store_acc<L>(out(b, row + r, o + n * L), load<V>(b.sums + (r * N + n) * L) + c);
+      const V bias_vector = bias(b, o + n * L, L);
+      for (int r = 0; r < R; ++r)
+        store_acc<L>(out(b, row + r, o + n * L), load<V>(b.sums + (r * N + n) * L) + bias_vector);
     }
   }
 };
 
 }  // namespace
 
-void linear_stream(DType dtype, const LinearCall& call, const LinearPlan& plan, const Execution& execution) {
-  run_family<LinearStream>(dtype, call, plan, execution);
+void linear_stream(DType dtype, const LinearCall& call, const LinearPlan& plan, const Executor& executor) {
+  run_family<LinearStream>(dtype, call, plan, executor);
 }
 
 }  // namespace mi_kernels::MI_ISA

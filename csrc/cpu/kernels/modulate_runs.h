@@ -1,4 +1,4 @@
-// What the two modulation kernels share: walks over strided axes, runs made contiguous, activated scales.
+// What the two modulation kernels have in common: iteration over strided axes, contiguous runs, activated scales.
 #pragma once
 
 #include "cpu/engine/vector_activations.h"
@@ -6,17 +6,17 @@
 
 namespace mi_kernels::MI_ISA {
 
-// A place on some axes, and how far it is from the start of each operand.
-class Walk {
+// Iterates over the positions on some axes, the last one fastest, and has the offset of each operand.
+class AxisIterator {
  public:
-  Walk(const Axis* axes, int64_t count, int64_t place) : axes_(axes), count_(count) {
+  AxisIterator(const Axis* axes, int64_t count, int64_t position) : axes_(axes), count_(count) {
     for (int64_t a = count - 1; a >= 0; --a) {
-      index_[a] = place % axes[a].size;
-      place /= axes[a].size;
+      index_[a] = position % axes[a].size;
+      position /= axes[a].size;
       for (int o = 0; o < kOperands; ++o) offset_[o] += index_[a] * axes[a].stride[o];
     }
   }
-  int64_t at(int operand) const { return offset_[operand]; }
+  int64_t offset(int operand) const { return offset_[operand]; }
   void next() {
     for (int64_t a = count_ - 1; a >= 0; --a) {
       const bool carry = ++index_[a] == axes_[a].size;
@@ -33,7 +33,7 @@ class Walk {
   int64_t index_[kMaxAxes] = {}, offset_[kOperands] = {};
 };
 
-// n elements one after the other: in place, or gathered into the buffer.
+// n contiguous elements: in place, or gathered into the buffer.
 template <class S>
 MI_INLINE const S* contiguous_run(const S* p, int64_t stride, int64_t n, S* buffer) {
   if (stride == 1 || n == 1) return p;
@@ -58,8 +58,8 @@ MI_INLINE void store_run(S* p, const V& v) {
   }
 }
 
-// f of n elements of storage, into accumulation type. The last ones are padded to a vector, so that an element's
-// value does not depend on its place.
+// out = f(p) for a run of n elements. The last ones are padded to a whole vector, so that the result for an element
+// does not depend on its position.
 template <class S, class Acc, class F>
 void map_run(const S* p, int64_t stride, int64_t n, Acc* out, F&& f) {
   constexpr int L = Simd<Acc>::lanes;

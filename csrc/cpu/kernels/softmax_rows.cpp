@@ -1,5 +1,5 @@
-// The gate of a few rows under softmax: each row of y, which holds its logits, is normalised and multiplied by x in
-// place. The rows are few and their making has read all of W, so this is not where the time goes.
+// softmax gates of a few rows: each row of y, which holds the logits, is normalised and multiplied by x, in place. The
+// logits have read all of W, which takes far longer than this.
 #include "cpu/engine/vector_activations.h"
 #include "cpu/kernels/family.h"
 
@@ -29,10 +29,10 @@ void softmax_row(const S* x, int64_t x_stride, S* y, int64_t width) {
 
 }  // namespace
 
-void softmax_rows(DType dtype, const TensorRef& x, Result y, int64_t rows, int64_t width, const Execution& execution) {
+void softmax_rows(DType dtype, const TensorRef& x, OutputRef y, int64_t rows, int64_t width, const Executor& executor) {
   for_dtype(dtype, [&](auto s) {
     using S = decltype(s);
-    run_tasks(execution, rows, [&](int64_t b, int64_t) {
+    run_tasks(executor, rows, [&](int64_t b, int64_t) {
       softmax_row(static_cast<const S*>(x.data) + b * x.row, x.col, static_cast<S*>(y.data) + b * width, width);
     });
   });
