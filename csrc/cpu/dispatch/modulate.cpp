@@ -45,12 +45,13 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
   p.rows = 1;
   for (int64_t a = 0; a < call.kept_axes; ++a) kept_positions *= call.kept[a].size;
   for (int64_t a = 0; a < call.reduced_axes; ++a) p.rows *= call.reduced[a].size;
-  const int64_t pieces = ceil_div(call.inner.size, kModulateChunk), width = min(call.inner.size, kModulateChunk);
-  p.chunks = call.inner_kept ? pieces : 1;
-  if (!call.inner_kept) p.rows *= pieces;
+  const int64_t inner_chunks = ceil_div(call.inner.size, kModulateChunk),
+                chunk_size = min(call.inner.size, kModulateChunk);
+  p.chunks = call.inner_kept ? inner_chunks : 1;
+  if (!call.inner_kept) p.rows *= inner_chunks;
   p.units = kept_positions * p.chunks;
-  p.operations = p.units * p.rows * width;
-  const int64_t unit_elements = p.rows * width;
+  p.operations = p.units * p.rows * chunk_size;
+  const int64_t unit_elements = p.rows * chunk_size;
   p.splits = 1;
   if (p.units < kTasks) p.splits = max(min(min(kTasks / p.units, p.rows / 16), p.operations / kModulateTask), 1);
   p.row_step = max(ceil_div(p.rows, p.splits), 1);
@@ -58,7 +59,7 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
   p.unit_step = p.splits > 1 ? 1 : max(min(kModulateTask / 4 / max(unit_elements, 1), p.units), 1);
   p.tasks = p.splits > 1 ? p.units * p.splits : ceil_div(p.units, p.unit_step);
   p.worker_bytes = kModulateChunk * (3 * accumulator_bytes(dtype) + 2 * 8 + 2 * storage_bytes(dtype));
-  if (p.splits > 1) p.partial_bytes = p.units * p.splits * 2 * (call.inner_kept ? width : 1) * 8;
+  if (p.splits > 1) p.partial_bytes = p.units * p.splits * 2 * (call.inner_kept ? chunk_size : 1) * 8;
   return p;
 }
 

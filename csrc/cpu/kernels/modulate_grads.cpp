@@ -194,12 +194,12 @@ class ModulateGrads {
     const S* scale = static_cast<const S*>(call.scale) + kept.offset(kScale) + first * call.inner.stride[kScale];
     if (call.dx)
       activate_run(call.activation, Acc(call.offset), scale, call.inner.stride[kScale], sum_count(unit), b.factor);
-    const int64_t pieces = call.inner_kept ? 1 : ceil_div(call.inner.size, kModulateChunk);
-    AxisIterator reduced(call.reduced, call.reduced_axes, begin / pieces);
+    const int64_t chunks = call.inner_kept ? 1 : ceil_div(call.inner.size, kModulateChunk);
+    AxisIterator reduced(call.reduced, call.reduced_axes, begin / chunks);
     const int64_t longest = plan.rows <= kFewRows ? kShortSumBlock : kSumBlock;
     int64_t summed = 0;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t piece = row % pieces, start = call.inner_kept ? first : piece * kModulateChunk;
+      const int64_t chunk = row % chunks, start = call.inner_kept ? first : chunk * kModulateChunk;
       const int64_t n = min(kModulateChunk, call.inner.size - start);
       const auto load = [&](const void* data, int operand, S* buffer) {
         const S* p = static_cast<const S*>(data) + kept.offset(operand) + reduced.offset(operand) +
@@ -216,7 +216,7 @@ class ModulateGrads {
       } else {
         dispatch([&](auto flags) { sum_run<flags.dx, flags.dscale, flags.dshift>(grad, x, dx, n, b); });
       }
-      if (piece + 1 == pieces) reduced.next();
+      if (chunk + 1 == chunks) reduced.next();
     }
   }
 
