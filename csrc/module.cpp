@@ -1,12 +1,11 @@
-// mi_kernels._C: how this build was made, and nothing else. The kernels live in libraries that do not
-// depend on Python.
+// mi_kernels._C: facts about this build, and nothing else. The kernels are in libraries that do not depend on Python.
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;
 
 namespace {
 
-py::list words(const char* text) { return py::str(text).attr("split")(); }
+py::list split(const char* text) { return py::str(text).attr("split")(); }
 
 py::dict build_info() {
   py::dict info;
@@ -14,8 +13,8 @@ py::dict build_info() {
   info["compiler"] = MI_COMPILER;
   info["build_type"] = MI_BUILD_TYPE;
   info["cxx_standard"] = MI_CXX_STANDARD;
-  info["instruction_sets"] = words(MI_INSTRUCTION_SETS);
-  info["cuda_architectures"] = words(MI_CUDA_ARCHITECTURES);
+  info["instruction_sets"] = split(MI_INSTRUCTION_SETS);
+  info["cuda_architectures"] = split(MI_CUDA_ARCHITECTURES);
   info["torch"] = MI_TORCH_VERSION;
   info["torch_target"] = MI_TORCH_TARGET;
   return info;

@@ -1,4 +1,4 @@
-// The activations of gates, by name. Their formulas are in cpu/activations.h and mi_kernels/ops/activations.py.
+// The activations of gates, by name. activation_math.h has their formulas.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>

@@ -1,6 +1,6 @@
-// Activations, f and f' side by side: one formula for numbers, on the host and on GPUs, and for vectors
-// (csrc/cpu/activations.h). `Math` brings exp, tanh and erf. ops/activations.py has f'' too. At kinks and NaN they are
-// PyTorch's.
+// Activations f and their derivatives f', as templates over scalars (on the host and on GPUs) and over vectors (on the
+// CPU); `Math` has exp, tanh and erf. At kinks and for NaN they agree with PyTorch. mi_kernels/ops/activations.py has
+// the same formulas, and f'' as well.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace mi_kernels {
 
-// The number type of a vector, or of a number.
+// The element type of a vector; a scalar is its own.
 template <class V>
 struct LaneOf {
   using type = V;
@@ -25,7 +25,7 @@ template <class V>
 using Lane = typename LaneOf<V>::type;
 
 template <class V>
-MI_HOST_DEVICE V clamp(const V& t, Lane<V> low, Lane<V> high) {  // a NaN stays
+MI_HOST_DEVICE V clamp(const V& t, Lane<V> low, Lane<V> high) {  // propagates NaN
   const V raised = t < low ? V{} + low : t;
   return raised > high ? V{} + high : raised;
 }
@@ -53,7 +53,7 @@ struct Identity {
     return t;
   }
   template <class V>
-  static MI_HOST_DEVICE V first(const V&) {
+  static MI_HOST_DEVICE V derivative(const V&) {
     return V{} + Lane<V>(1);
   }
 };
@@ -65,7 +65,7 @@ struct Sigmoid {
     return Lane<V>(1) / (Lane<V>(1) + Math::exp(V(-t)));
   }
   template <class V>
-  static MI_HOST_DEVICE V first(const V& t) {
+  static MI_HOST_DEVICE V derivative(const V& t) {
     const V s = value(t);
     return (Lane<V>(1) - s) * s;
   }
@@ -78,7 +78,7 @@ struct Tanh {
     return Math::tanh(t);
   }
   template <class V>
-  static MI_HOST_DEVICE V first(const V& t) {
+  static MI_HOST_DEVICE V derivative(const V& t) {
     const V h = Math::tanh(t);
     return Lane<V>(1) - h * h;
   }
@@ -90,7 +90,7 @@ struct Relu {
     return t < Lane<V>(0) ? V{} : t;
   }
   template <class V>
-  static MI_HOST_DEVICE V first(const V& t) {
+  static MI_HOST_DEVICE V derivative(const V& t) {
     return t <= Lane<V>(0) ? V{} : V{} + Lane<V>(1);
   }
 };
@@ -102,7 +102,7 @@ struct Gelu {
     return t * Lane<V>(0.5) * (Lane<V>(1) + Math::erf(V(t * Lane<V>(0.70710678118654752))));
   }
   template <class V>
-  static MI_HOST_DEVICE V first(const V& t) {
+  static MI_HOST_DEVICE V derivative(const V& t) {
     const V density = Lane<V>(0.39894228040143268) * Math::exp(V(Lane<V>(-0.5) * t * t));
     return Lane<V>(0.5) * (Lane<V>(1) + Math::erf(V(t * Lane<V>(0.70710678118654752)))) + t * density;
   }
@@ -119,7 +119,7 @@ struct GeluTanh {
     return Lane<V>(0.5) * t * (Lane<V>(1) + inner(t));
   }
   template <class V>
-  static MI_HOST_DEVICE V first(const V& t) {
+  static MI_HOST_DEVICE V derivative(const V& t) {
     const V h = inner(t), slope = Lane<V>(0.79788456080286536) * (Lane<V>(1) + Lane<V>(0.134145) * t * t);
     return Lane<V>(0.5) * (Lane<V>(1) + h) + Lane<V>(0.5) * t * (Lane<V>(1) - h * h) * slope;
   }
@@ -132,7 +132,7 @@ struct Silu {
     return t / (Lane<V>(1) + Math::exp(V(-t)));
   }
   template <class V>
-  static MI_HOST_DEVICE V first(const V& t) {
+  static MI_HOST_DEVICE V derivative(const V& t) {
     const V s = Sigmoid<Math>::value(t);
     return s * (Lane<V>(1) + t * (Lane<V>(1) - s));
   }
@@ -144,7 +144,7 @@ struct HardSigmoid {
     return clamp(V(t + Lane<V>(3)), Lane<V>(0), Lane<V>(6)) / Lane<V>(6);
   }
   template <class V>
-  static MI_HOST_DEVICE V first(const V& t) {
+  static MI_HOST_DEVICE V derivative(const V& t) {
     const V inside = V{} + Lane<V>(1) / Lane<V>(6), below = t > Lane<V>(-3) ? inside : V{};
     return t < Lane<V>(3) ? below : V{};
   }
@@ -152,7 +152,7 @@ struct HardSigmoid {
 
 }  // namespace elementwise
 
-// Calls f with the elementwise activation of that name, an object with value(t) and first(t).
+// Calls f with the elementwise activation, an object with value(t) and derivative(t).
 template <class Math, class F>
 MI_HOST_DEVICE void for_activation(Activation activation, F&& f) {
   using namespace elementwise;
@@ -168,8 +168,8 @@ MI_HOST_DEVICE void for_activation(Activation activation, F&& f) {
   }
 }
 
-// Whether PyTorch selects where f' is 0, so that Inf does not become NaN there, rather than multiply.
-MI_HOST_DEVICE constexpr bool selects(Activation activation) {
+// Whether PyTorch's backward is a selection rather than a product, so that Inf times f' = 0 is 0 and not NaN.
+MI_HOST_DEVICE constexpr bool backward_selects(Activation activation) {
   return activation == Activation::relu || activation == Activation::hardsigmoid;
 }
 
@@ -177,8 +177,8 @@ MI_HOST_DEVICE constexpr bool selects(Activation activation) {
 template <class T>
 MI_HOST_DEVICE T tangent(Activation activation, T t, T direction) {
   T slope = T(1);
-  for_activation<ScalarMath>(activation, [&](auto act) { slope = act.first(t); });
-  return selects(activation) && slope == T(0) ? T(0) : slope * direction;
+  for_activation<ScalarMath>(activation, [&](auto act) { slope = act.derivative(t); });
+  return backward_selects(activation) && slope == T(0) ? T(0) : slope * direction;
 }
 
 }  // namespace mi_kernels

@@ -1,4 +1,4 @@
-// Marks of functions that run on a GPU, so that the same text compiles for the host.
+// Function attributes for code that is compiled for GPUs and for the host.
 #pragma once
 
 #ifndef MI_HOST_DEVICE

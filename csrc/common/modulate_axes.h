@@ -1,5 +1,4 @@
-// The operands of a modulation: checks, the axes that are left when those which follow each other in memory have become
-// one, and the passes of the gradients.
+// The operands of a modulation, from tensors: checks, merged axes, and the passes over memory that the gradients take.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -35,21 +34,21 @@ inline Sizes contiguous_strides(const Sizes& sizes) {
   return strides;
 }
 
-struct KindAxis : Axis {
+struct ReductionAxis : Axis {
   bool kept;
 };
 
-// The axes of x in the order in which `layout` lies in memory, the innermost last; axes that every operand walks
-// as one are one. `kept` says, for each dimension, on which side of a sum it is.
-inline std::vector<KindAxis> merged_axes(const Tensor& x, const Sizes& layout, const std::vector<Sizes>& strides,
-                                         const std::vector<bool>& kept) {
+// The axes of x in the memory order of the strides `layout`, the innermost last; neighbouring axes that are contiguous
+// for every operand are merged. `kept` says for each dimension whether it is kept or summed over.
+inline std::vector<ReductionAxis> merged_axes(const Tensor& x, const Sizes& layout, const std::vector<Sizes>& strides,
+                                              const std::vector<bool>& kept) {
   std::vector<int64_t> order;
   for (int64_t d = 0; d < x.dim(); ++d)
     if (x.size(d) != 1) order.push_back(d);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return layout[a] > layout[b]; });
-  std::vector<KindAxis> axes;
+  std::vector<ReductionAxis> axes;
   for (const int64_t d : order) {
-    KindAxis axis{};
+    ReductionAxis axis{};
     axis.size = x.size(d);
     axis.kept = kept[d];
     for (int o = 0; o < kOperands; ++o) axis.stride[o] = strides[o].empty() ? 0 : strides[o][d];
@@ -68,13 +67,13 @@ inline std::vector<KindAxis> merged_axes(const Tensor& x, const Sizes& layout, c
 }
 
 inline void check_input(const char* op, const Tensor& x) {
-  check_given(op, "x", x);
+  check_defined(op, "x", x);
   dtype_of(x.scalar_type(), op, "x");
   STD_TORCH_CHECK(in_range({x.numel()}), op, ": x: expected at most 2^53 elements, got ", x.numel());
 }
 
 inline void check_operand(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  check_given(op, name, t);
+  check_defined(op, name, t);
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && t.is_cpu() == x.is_cpu() && t.is_cuda() == x.is_cuda() &&
                       t.get_device_index() == x.get_device_index(),
                   op, ": ", name, ": expected dtype and device of x");
@@ -84,7 +83,7 @@ inline void check_operand(const char* op, const char* name, const Tensor& t, con
                     " or 1 in dimension ", d, ", got ", t.size(d));
 }
 
-// Checks the arguments of modulate_grads; returns the size of scale.
+// Checks the arguments of modulate_grads and returns the size of scale.
 inline Sizes check_grads(const char* op, const Tensor& grad, const Tensor& x, const Tensor& scale, bool want_shift,
                          const Sizes& shift_size) {
   check_input(op, x);
@@ -124,15 +123,15 @@ inline ModulateOperands modulate_operands(const Tensor& y, const Tensor& x, cons
   return m;
 }
 
-// Over one pattern of kept and reduced dimensions, that of `pattern`; null where not wanted.
+// The gradients whose sums have the size `sum_size`; null for those that are not wanted.
 inline ModulateGradsOperands modulate_grads_operands(const Tensor* dx, const Tensor* dscale, const Tensor* dshift,
-                                                     const Sizes& pattern, const Tensor& grad, const Tensor& x,
+                                                     const Sizes& sum_size, const Tensor& grad, const Tensor& x,
                                                      const Tensor& scale, Activation activation, double offset) {
   std::vector<bool> kept;
-  for (int64_t d = 0; d < x.dim(); ++d) kept.push_back(pattern[size_t(d)] == x.size(d));
+  for (int64_t d = 0; d < x.dim(); ++d) kept.push_back(sum_size[size_t(d)] == x.size(d));
   const Sizes layout = dx ? strides_of(*dx) : strides_of(grad);
   const std::vector<Sizes> strides = {strides_of(x), dx || dscale ? strides_of(scale) : Sizes{},
-                                      contiguous_strides(pattern), dx ? layout : Sizes{}, strides_of(grad)};
+                                      contiguous_strides(sum_size), dx ? layout : Sizes{}, strides_of(grad)};
   const auto axes = merged_axes(x, layout, strides, kept);
   ModulateGradsOperands m{};
   for (size_t a = 0; a + 1 < axes.size(); ++a)
@@ -150,26 +149,27 @@ inline ModulateGradsOperands modulate_grads_operands(const Tensor* dx, const Ten
   return m;
 }
 
-// The gradients in as few passes as there are patterns: pass(dx, dscale, dshift, pattern), null where not wanted, and
-// alone(dx) for dx = (act(scale) + offset) g. make(tensor) is what a new result goes through first.
-template <class Make, class Pass, class Alone>
+// The gradients, in one pass for each size of a sum: pass(dx, dscale, dshift, sum_size), with null for those that are
+// not wanted, or pass_x(dx) for dx = (act(scale) + offset) g alone. prepare(tensor) is applied to each new result.
+template <class Prepare, class Pass, class PassX>
 std::tuple<Tensor, Tensor, Tensor> modulate_grads_in_passes(const Tensor& x, const Sizes& scale_size,
                                                             const Sizes& shift_size, bool want_x, bool want_scale,
-                                                            bool want_shift, Make&& make, Pass&& pass, Alone&& alone) {
-  Tensor dx = make(want_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0}));
-  Tensor dscale = make(torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0}));
-  Tensor dshift = make(torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0}));
-  if (x.numel() == 0) {  // sums over nothing
+                                                            bool want_shift, Prepare&& prepare, Pass&& pass,
+                                                            PassX&& pass_x) {
+  Tensor dx = prepare(want_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0}));
+  Tensor dscale = prepare(torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0}));
+  Tensor dshift = prepare(torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0}));
+  if (x.numel() == 0) {  // empty sums
     if (dscale.numel() > 0) torch::stable::zero_(dscale);
     if (dshift.numel() > 0) torch::stable::zero_(dshift);
     return {dx, dscale, dshift};
   }
-  const bool together = want_shift && shift_size == scale_size;
-  if (want_scale || (want_x && together))
-    pass(want_x ? &dx : nullptr, want_scale ? &dscale : nullptr, together ? &dshift : nullptr, scale_size);
+  const bool fused = want_shift && shift_size == scale_size;
+  if (want_scale || (want_x && fused))
+    pass(want_x ? &dx : nullptr, want_scale ? &dscale : nullptr, fused ? &dshift : nullptr, scale_size);
   else if (want_x)
-    alone(dx);
-  if (want_shift && !(together && (want_scale || want_x))) pass(nullptr, nullptr, &dshift, shift_size);
+    pass_x(dx);
+  if (want_shift && !(fused && (want_scale || want_x))) pass(nullptr, nullptr, &dshift, shift_size);
   return {dx, dscale, dshift};
 }
 

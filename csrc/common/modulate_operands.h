@@ -1,4 +1,4 @@
-// The axes of a modulation, walked by all its operands together.
+// The operands of a modulation, on axes that they have in common.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +7,10 @@
 
 namespace mi_kernels {
 
-// Axes that are left when those which follow each other in memory have become one.
+// Upper bound of the number of merged axes.
 inline constexpr int kMaxAxes = 16;
 
-// The operands of a call, all walked together.
+// Indices into the strides of an axis.
 enum ModulateOperand : int { kX, kScale, kShift, kY, kGrad, kOperands };
 
 struct Axis {
@@ -18,9 +18,9 @@ struct Axis {
   int64_t stride[kOperands];
 };
 
-// y = (act(scale) + offset) * x + shift; the axes are in the order of y in memory, the inner one last.
+// y = (act(scale) + offset) * x + shift; the axes are in the memory order of y, the inner one last.
 struct ModulateOperands {
-  int64_t axes, rows;  // outer axes, and places on them
+  int64_t axes, rows;  // outer axes, and positions on them
   Axis outer[kMaxAxes], inner;
   const void *x, *scale, *shift;  // shift may be null
   void* y;                        // contiguous along the inner axis
@@ -28,14 +28,14 @@ struct ModulateOperands {
   double offset;
 };
 
-// dx = (act(scale) + offset) g; sums over the reduced axes of x g, times act'(scale), and of g. Axes are those that
-// scale (or shift) has, kept, and those it has not, reduced; the inner one is of either kind.
+// dx = (act(scale) + offset) g, dscale = act'(scale) times the sum of x g, dshift = the sum of g. Sums are over the
+// reduced axes, which scale (or shift) lacks; the others are kept. The inner axis may be of either kind.
 struct ModulateGradsOperands {
   int64_t kept_axes, reduced_axes;
   Axis kept[kMaxAxes], reduced[kMaxAxes], inner;
   bool inner_kept;
-  const void *grad, *x, *scale;  // scale may be null where neither dx nor dscale is wanted
-  void *dx, *dscale, *dshift;    // null where not wanted; the sums have the strides of kShift, and kY is dx
+  const void *grad, *x, *scale;  // scale may be null if neither dx nor dscale is wanted
+  void *dx, *dscale, *dshift;    // null if not wanted; dscale and dshift have the strides of kShift, dx those of kY
   Activation activation;
   double offset;
 };

@@ -53,7 +53,7 @@ def accumulate(
     a,  # (pointer, offsets [BM, BK], mask [BM, 1], stride of k)
     b,  # (pointer, offsets [BK, BN], mask [1, BN], stride of i, stride of k)
     other,  # the same for the second product with a, or None
-    s,  # (pointer, offsets [BM], mask [BM], stride of i), of style k_scaled (pointer, offsets [BK], stride of k)
+    s,  # (pointer, offsets [BM], mask [BM], stride of i); k_scaled: (pointer, offsets [BK], stride of k)
     pair,  # (x [BM, BN], pointer of dz, offsets [BM], mask [BM], stride of i), or None
     count,  # how many i
     first,  # k from here

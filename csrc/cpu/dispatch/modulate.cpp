@@ -1,0 +1,99 @@
+// Modulation on the CPU: registration, checks, axes, plan and threads; the arithmetic is in kernels/modulate*.cpp.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/modulate_axes.h"
+#include "common/tensor_args.h"
+#include "cpu/dispatch/huge_pages.h"
+#include "cpu/dispatch/isa.h"
+#include "cpu/dispatch/plan.h"
+#include "cpu/dispatch/workspace.h"
+#include "cpu/kernels/modulate_call.h"
+
+namespace mi_kernels {
+namespace {
+
+// y = (act(scale) + offset) * x + shift; y has the shape of x.
+void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Optional& shift, Activation activation,
+                   double offset) {
+  if (y.numel() == 0) return;
+  const DType dtype = dtype_of(x.scalar_type(), "modulate", "x");
+  ModulateCall call{modulate_operands(y, x, scale, shift, activation, offset), 0, 0, 0};
+  call.chunks = ceil_div(call.inner.size, kModulateChunk);
+  call.row_step = max(min(kModulateTask / min(call.inner.size, kModulateChunk), call.rows), 1);
+  call.tasks = ceil_div(call.rows, call.row_step) * call.chunks;
+  const int64_t threads = y.numel() <= kModulateTask ? 1 : torch::stable::get_num_threads();
+  selected_kernels().modulate(dtype, call, {min(threads, call.tasks), nullptr, nullptr, run_on_threads});
+}
+
+Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, std::string activation, double offset) {
+  constexpr const char* op = "modulate";
+  check_input(op, x);
+  check_operand(op, "scale", scale, x);
+  if (shift.has_value()) check_operand(op, "shift", *shift, x);
+  Tensor y = on_huge_pages(torch::stable::empty_like(x));
+  modulate_into(y, x, scale, shift, activation_of(activation, op, false), offset);
+  return y;
+}
+
+ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
+  ModulateGradsPlan p{};
+  int64_t kept_positions = 1;
+  p.rows = 1;
+  for (int64_t a = 0; a < call.kept_axes; ++a) kept_positions *= call.kept[a].size;
+  for (int64_t a = 0; a < call.reduced_axes; ++a) p.rows *= call.reduced[a].size;
+  const int64_t inner_chunks = ceil_div(call.inner.size, kModulateChunk),
+                chunk_size = min(call.inner.size, kModulateChunk);
+  p.chunks = call.inner_kept ? inner_chunks : 1;
+  if (!call.inner_kept) p.rows *= inner_chunks;
+  p.units = kept_positions * p.chunks;
+  p.operations = p.units * p.rows * chunk_size;
+  const int64_t unit_elements = p.rows * chunk_size;
+  p.splits = 1;
+  if (p.units < kTasks) p.splits = max(min(min(kTasks / p.units, p.rows / 16), p.operations / kModulateTask), 1);
+  p.row_step = max(ceil_div(p.rows, p.splits), 1);
+  p.splits = max(ceil_div(p.rows, p.row_step), 1);
+  p.unit_step = p.splits > 1 ? 1 : max(min(kModulateTask / 4 / max(unit_elements, 1), p.units), 1);
+  p.tasks = p.splits > 1 ? p.units * p.splits : ceil_div(p.units, p.unit_step);
+  p.worker_bytes = kModulateChunk * (3 * accumulator_bytes(dtype) + 2 * 8 + 2 * storage_bytes(dtype));
+  if (p.splits > 1) p.partial_bytes = p.units * p.splits * 2 * (call.inner_kept ? chunk_size : 1) * 8;
+  return p;
+}
+
+// The gradients whose sums have the size `sum_size`; null for those that are not wanted.
+void grads_into(Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& sum_size, const Tensor& grad, const Tensor& x,
+                const Tensor& scale, Activation activation, double offset) {
+  const DType dtype = dtype_of(x.scalar_type(), "modulate_grads", "x");
+  const ModulateGradsCall call =
+      modulate_grads_operands(dx, dscale, dshift, sum_size, grad, x, scale, activation, offset);
+  const ModulateGradsPlan p = plan_grads(call, dtype);
+  WorkspaceSize size(p.tasks, p.operations, p.worker_bytes, p.partial_bytes);
+  if (p.operations > kModulateTask) size.workers = max(min(torch::stable::get_num_threads(), p.tasks), 1);
+  const Workspace workspace(x, size);
+  selected_kernels().modulate_grads(dtype, call, p, workspace.executor);
+}
+
+std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                  std::vector<int64_t> shift_size, std::string name, double offset,
+                                                  bool want_x, bool want_scale, bool want_shift) {
+  constexpr const char* op = "modulate_grads";
+  const Activation activation = activation_of(name, op, false);
+  const Sizes scale_size = check_grads(op, grad, x, scale, want_shift, shift_size);
+  return modulate_grads_in_passes(
+      x, scale_size, shift_size, want_x, want_scale, want_shift, on_huge_pages,
+      [&](Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& sum_size) {
+        grads_into(dx, dscale, dshift, sum_size, grad, x, scale, activation, offset);
+      },
+      [&](Tensor& dx) { modulate_into(dx, grad, scale, {}, activation, offset); });
+}
+
+}  // namespace
+}  // namespace mi_kernels
+
+STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+  m.impl("modulate", TORCH_BOX(&mi_kernels::modulate));
+  m.impl("modulate_grads", TORCH_BOX(&mi_kernels::modulate_grads));
+}

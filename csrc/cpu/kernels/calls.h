@@ -1,0 +1,112 @@
+// What the kernels are called with, and the table of kernels that each instruction set has.
+#pragma once
+
+#include "common/dtypes.h"
+#include "common/problem_size.h"
+#include "common/tensor_ref.h"
+#include "cpu/kernels/modulate_call.h"
+#include "cpu/kernels/plans.h"
+
+namespace mi_kernels {
+
+struct OutputRef {
+  void* data = nullptr;  // contiguous; null where it is not wanted
+};
+
+// The epilogue of a gated form (out = width): with sums p, y = (act(p) + offset) * x + shift_weight z + shift_bias.
+struct GateParams {
+  bool present = false;
+  Activation activation = Activation::identity;
+  double offset = 0;
+  TensorRef shift_weight = {}, shift_bias = {};
+  OutputRef pre_activation = {};  // p for the backward pass, in the layout of y
+  int* not_finite = nullptr;      // set to 1 if some p is not finite, which act may hide; may be null
+};
+
+// weight is contiguous within a group: [O][Z][X] at data + g * group. packed_weight, if there is one, has the same
+// numbers in the dtype and the layout in which they are multiplied, [O][outer][row], a row being the inner axis of the
+// plan's order, padded.
+struct ForwardCall {
+  ProblemSize problem;
+  TensorRef x, z, weight, weight_z, weight_x, bias;
+  OutputRef y;
+  TensorRef packed_weight = {};
+  GateParams gate = {};
+};
+
+struct InputGradsCall {
+  ProblemSize problem;
+  TensorRef grad, x, z, weight, weight_z, weight_x;
+  OutputRef dx, dz;
+};
+
+struct WeightGradsCall {
+  ProblemSize problem;
+  TensorRef grad, x, z;
+  OutputRef weight, weight_z, weight_x, bias;
+};
+
+// One term of a product without W, sum_k rows[b, k] matrix[o, k]; absent if its data is null.
+struct LinearTerm {
+  TensorRef rows, matrix;
+  int64_t depth = 0;
+};
+
+// y[groups][rows][out] = p = terms[0] + terms[1] + bias; with a gate, y = (act(p) + offset) * x + shift + shift_bias.
+struct LinearCall {
+  int64_t groups, rows, out;
+  LinearTerm terms[2];
+  TensorRef bias;
+  OutputRef y;
+  GateParams gate = {};  // its shift_weight is not read: see shift
+  LinearTerm shift = {};
+  TensorRef x = {};
+};
+
+// Threads and scratch memory: run() calls body(closure, task, worker) for all tasks, on up to `workers` threads.
+struct Executor {
+  int64_t workers;
+  char* scratch;   // workers * plan.worker_bytes
+  char* partials;  // plan.partial_bytes
+  void (*run)(int64_t tasks, int64_t workers, void (*body)(void*, int64_t, int64_t), void* closure);
+};
+
+struct Kernels {
+  MulTraits (*mul_traits)(DType);
+  MulTraits (*sum_traits)(DType);  // of gradients of the bias and small gradients of weights: double for float
+  DType (*element)(DType);         // the dtype in which elements are multiplied
+  void (*forward)(DType, const ForwardCall&, const ForwardPlan&, const Executor&);
+  void (*linear)(DType, const LinearCall&, const LinearPlan&, const Executor&);
+  void (*linear_stream)(DType, const LinearCall&, const LinearPlan&, const Executor&);
+  void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);
+  void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Executor&);
+  // In place, y[b] = softmax(y[b]) * x[b] for rows of y.
+  void (*softmax_rows)(DType, const TensorRef& x, OutputRef y, int64_t rows, int64_t width, const Executor&);
+  void (*modulate)(DType, const ModulateCall&, const Executor&);
+  void (*modulate_grads)(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Executor&);
+};
+
+#define MI_DECLARE_KERNELS(isa)                                                                    \
+  namespace isa {                                                                                  \
+  MulTraits mul_traits(DType);                                                                     \
+  MulTraits sum_traits(DType);                                                                     \
+  DType element(DType);                                                                            \
+  void forward(DType, const ForwardCall&, const ForwardPlan&, const Executor&);                    \
+  void forward_stream(DType, const ForwardCall&, const ForwardPlan&, const Executor&);             \
+  void linear(DType, const LinearCall&, const LinearPlan&, const Executor&);                       \
+  void linear_stream(DType, const LinearCall&, const LinearPlan&, const Executor&);                \
+  void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);          \
+  void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);   \
+  void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Executor&);       \
+  void softmax_rows(DType, const TensorRef&, OutputRef, int64_t, int64_t, const Executor&);        \
+  void modulate(DType, const ModulateCall&, const Executor&);                                      \
+  void modulate_grads(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Executor&); \
+  extern const Kernels kernels;                                                                    \
+  }
+MI_DECLARE_KERNELS(generic)
+MI_DECLARE_KERNELS(avx2)
+MI_DECLARE_KERNELS(avx512)
+MI_DECLARE_KERNELS(avx512bf16)
+#undef MI_DECLARE_KERNELS
+
+}  // namespace mi_kernels

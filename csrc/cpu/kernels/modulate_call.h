@@ -1,0 +1,27 @@
+// What the modulation kernels are called with.
+#pragma once
+
+#include <cstdint>
+
+#include "common/modulate_operands.h"
+
+namespace mi_kernels {
+
+// Elements of a chunk of the inner axis, and of one task.
+inline constexpr int64_t kModulateChunk = 1024;
+inline constexpr int64_t kModulateTask = 1 << 16;
+
+struct ModulateCall : ModulateOperands {
+  int64_t chunks, row_step, tasks;
+};
+
+using ModulateGradsCall = ModulateGradsOperands;
+
+// A unit is one position on the kept axes, and one chunk of the inner axis if that is kept: a unit has one set of sums.
+struct ModulateGradsPlan {
+  int64_t chunks, rows;              // chunks of the inner axis, if it is kept; positions that a unit is summed over
+  int64_t units, unit_step, splits;  // splits: parts of the rows of a unit, whose partial sums are added in order
+  int64_t row_step, tasks, operations, worker_bytes, partial_bytes;
+};
+
+}  // namespace mi_kernels

@@ -1,0 +1,321 @@
+// dx = (act(scale) + offset) g, and the sums over the reduced axes of x g and of g, in one pass over g and x.
+//
+// Short summation blocks in accumulation type are added up in double: PyTorch sums pairwise, and a sum in float would
+// be less exact over a long axis. The blocks depend on the sizes alone.
+#include "cpu/kernels/modulate_runs.h"
+
+namespace mi_kernels::MI_ISA {
+namespace {
+
+// Rows of a summation block. Blocks are shorter if there are few rows: where these are equal, as for the gradient of
+// y.sum(), PyTorch's pairwise sum is exact or nearly so.
+constexpr int64_t kSumBlock = 16, kShortSumBlock = 4, kFewRows = 128;
+
+template <class S>
+class ModulateGrads {
+  using Acc = decltype(to_acc(S{}));
+  static constexpr int L = Simd<Acc>::lanes;
+
+  const ModulateGradsCall& call;
+  const ModulateGradsPlan& plan;
+  const Executor& executor;
+
+  // Of one unit.
+  struct Buffers {
+    Acc *factor, *scale_acc, *shift_acc;  // act(scale) + offset, and summation blocks of x g and of g
+    double *scale_sums, *shift_sums;      // sums over blocks
+    S *grad, *x;                          // gathered runs
+  };
+
+ public:
+  ModulateGrads(const ModulateGradsCall& c, const ModulateGradsPlan& p, const Executor& e)
+      : call(c), plan(p), executor(e) {}
+
+  void run() {
+    run_tasks(executor, plan.tasks, [this](int64_t t, int64_t worker) { task(t, worker); });
+    if (plan.splits == 1 || !has_sums()) return;
+    run_tasks(executor, plan.units, [this](int64_t unit, int64_t worker) {
+      Buffers b = buffers(worker);
+      for (int64_t split = 0; split < plan.splits; ++split) add_partial(unit, split, b);
+      finish(unit, b);
+    });
+  }
+
+ private:
+  bool has_sums() const { return call.dscale || call.dshift; }
+
+  // The scale has the size of x, as in a gate: nothing is summed.
+  bool is_elementwise() const {
+    return plan.rows == 1 && call.inner_kept && call.dscale && !call.dshift && call.inner.stride[kGrad] == 1 &&
+           call.inner.stride[kX] == 1 && call.inner.stride[kScale] == 1 && call.inner.stride[kShift] == 1;
+  }
+
+  void elementwise_unit(int64_t unit) const {
+    const int64_t first = unit % plan.chunks * kModulateChunk, n = sum_count(unit);
+    const AxisIterator kept(call.kept, call.kept_axes, unit / plan.chunks);
+    const auto src = [&](const void* data, int operand) {
+      return static_cast<const S*>(data) + kept.offset(operand) + first;
+    };
+    const S *grad = src(call.grad, kGrad), *x = src(call.x, kX), *scale = src(call.scale, kScale);
+    S* dx = call.dx ? static_cast<S*>(call.dx) + kept.offset(kY) + first : nullptr;
+    S* dscale = static_cast<S*>(call.dscale) + kept.offset(kShift) + first;
+    const Acc offset = Acc(call.offset);
+    const bool selected = backward_selects(call.activation);
+    for_activation<VectorMath>(call.activation, [&](auto act) {
+      const auto step = [&](const S* g, const S* x, const S* scale, S* dx, S* dscale) {
+        const Vec<Acc> grads = load_acc<L>(g), s = load_acc<L>(scale);
+        const Vec<Acc> slope = act.derivative(s), product = slope * (grads * load_acc<L>(x));
+        store_acc<L>(dscale, selected ? Vec<Acc>(slope == Acc(0) ? Vec<Acc>{} : product) : product);
+        if (dx) store_acc<L>(dx, (act.value(s) + offset) * grads);
+      };
+      int64_t i = 0;
+      for (; i + L <= n; i += L) step(grad + i, x + i, scale + i, dx ? dx + i : nullptr, dscale + i);
+      if (i == n) return;
+      S rest[5][L] = {};  // a whole vector, so that the result for an element does not depend on its position
+      const size_t bytes = size_t(n - i) * sizeof(S);
+      __builtin_memcpy(rest[0], grad + i, bytes);
+      __builtin_memcpy(rest[1], x + i, bytes);
+      __builtin_memcpy(rest[2], scale + i, bytes);
+      step(rest[0], rest[1], rest[2], rest[3], rest[4]);
+      if (dx) __builtin_memcpy(dx + i, rest[3], bytes);
+      __builtin_memcpy(dscale + i, rest[4], bytes);
+    });
+  }
+
+  Buffers buffers(int64_t worker) const {
+    ScratchAllocator scratch{executor.scratch + worker * plan.worker_bytes};
+    Buffers b;
+    b.factor = scratch.allocate<Acc>(kModulateChunk);
+    b.scale_acc = scratch.allocate<Acc>(kModulateChunk);
+    b.shift_acc = scratch.allocate<Acc>(kModulateChunk);
+    b.scale_sums = scratch.allocate<double>(kModulateChunk);
+    b.shift_sums = scratch.allocate<double>(kModulateChunk);
+    b.grad = scratch.allocate<S>(kModulateChunk);
+    b.x = scratch.allocate<S>(kModulateChunk);
+    clear(b.scale_sums, kModulateChunk);
+    clear(b.shift_sums, kModulateChunk);
+    return b;
+  }
+
+  // The number of sums of a unit.
+  int64_t sum_count(int64_t unit) const {
+    return call.inner_kept ? min(kModulateChunk, call.inner.size - unit % plan.chunks * kModulateChunk) : 1;
+  }
+
+  void task(int64_t t, int64_t worker) const {
+    if (is_elementwise()) {
+      for (int64_t unit = t * plan.unit_step; unit < min((t + 1) * plan.unit_step, plan.units); ++unit)
+        elementwise_unit(unit);
+      return;
+    }
+    Buffers b = buffers(worker);
+    if (plan.splits > 1) {
+      const int64_t unit = t / plan.splits, split = t % plan.splits, begin = split * plan.row_step;
+      accumulate(unit, begin, min(begin + plan.row_step, plan.rows), b);
+      if (has_sums()) store_partial(unit, split, b);
+      return;
+    }
+    if (has_short_runs()) return short_runs(t * plan.unit_step, min((t + 1) * plan.unit_step, plan.units), b);
+    for (int64_t unit = t * plan.unit_step; unit < min((t + 1) * plan.unit_step, plan.units); ++unit) {
+      accumulate(unit, 0, plan.rows, b);
+      if (!has_sums()) continue;
+      finish(unit, b);
+      clear(b.scale_sums, sum_count(unit));
+      clear(b.shift_sums, sum_count(unit));
+    }
+  }
+
+  // Units of one short run each, with a constant stride from unit to unit. There, computing addresses for arbitrary
+  // axes, and one activation at a time, would cost as much as the runs.
+  bool has_short_runs() const {
+    return !call.inner_kept && plan.rows == 1 && call.kept_axes == 1 && call.inner.size <= 16 * L &&
+           call.inner.stride[kGrad] == 1 && (!call.dscale || call.inner.stride[kX] == 1);
+  }
+
+  void short_runs(int64_t begin, int64_t end, const Buffers& b) const {
+    const Axis& axis = call.kept[0];
+    const auto at = [&](const void* data, int operand, int64_t row) {
+      return static_cast<const S*>(data) + row * axis.stride[operand];
+    };
+    const auto result = [&](void* data, int64_t row) -> S& { return static_cast<S*>(data)[row * axis.stride[kShift]]; };
+    Acc *factors = b.scale_acc, *slopes = b.shift_acc;
+    for (int64_t first = begin; first < end; first += kModulateChunk) {
+      const int64_t count = min(end - first, kModulateChunk), stride = axis.stride[kScale];
+      if (call.dx)
+        activate_run(call.activation, Acc(call.offset), at(call.scale, kScale, first), stride, count, factors);
+      if (call.dscale) slopes_run(at(call.scale, kScale, first), stride, count, slopes);
+      for (int64_t row = first; row < first + count; ++row) {
+        if (call.dx) b.factor[0] = factors[row - first];
+        b.scale_sums[0] = b.shift_sums[0] = 0;
+        S* dx = call.dx ? static_cast<S*>(call.dx) + row * axis.stride[kY] : nullptr;
+        dispatch([&](auto flags) {
+          sum_run<flags.dx, flags.dscale, flags.dshift>(at(call.grad, kGrad, row), at(call.x, kX, row), dx,
+                                                        call.inner.size, b);
+        });
+        if (call.dscale) from_acc(times_slope(slopes[row - first], b.scale_sums[0]), result(call.dscale, row));
+        if (call.dshift) from_acc(Acc(b.shift_sums[0]), result(call.dshift, row));
+      }
+    }
+  }
+
+  Acc times_slope(Acc slope, double sum) const {
+    return backward_selects(call.activation) && slope == 0 ? Acc(0) : Acc(double(slope) * sum);
+  }
+
+  // act'(scale) of a run.
+  void slopes_run(const S* scale, int64_t stride, int64_t n, Acc* out) const {
+    for_activation<VectorMath>(call.activation, [&](auto act) {
+      map_run(scale, stride, n, out, [&](const Vec<Acc>& v) { return act.derivative(v); });
+    });
+  }
+
+  double* partial(int64_t unit, int64_t split) const {
+    return reinterpret_cast<double*>(executor.partials) + (unit * plan.splits + split) * 2 * sum_stride();
+  }
+  int64_t sum_stride() const { return call.inner_kept ? min(kModulateChunk, call.inner.size) : 1; }
+
+  void store_partial(int64_t unit, int64_t split, const Buffers& b) const {
+    double* dest = partial(unit, split);
+    __builtin_memcpy(dest, b.scale_sums, size_t(sum_count(unit)) * sizeof(double));
+    __builtin_memcpy(dest + sum_stride(), b.shift_sums, size_t(sum_count(unit)) * sizeof(double));
+  }
+  void add_partial(int64_t unit, int64_t split, const Buffers& b) const {
+    const double* src = partial(unit, split);
+    for (int64_t i = 0; i < sum_count(unit); ++i) {
+      b.scale_sums[i] += src[i];
+      b.shift_sums[i] += src[sum_stride() + i];
+    }
+  }
+
+  // Sums rows [begin, end) of a unit: positions on the reduced axes, times chunks of the inner axis if that is reduced.
+  void accumulate(int64_t unit, int64_t begin, int64_t end, const Buffers& b) const {
+    const int64_t first = call.inner_kept ? unit % plan.chunks * kModulateChunk : 0;
+    const AxisIterator kept(call.kept, call.kept_axes, unit / plan.chunks);
+    const S* scale = static_cast<const S*>(call.scale) + kept.offset(kScale) + first * call.inner.stride[kScale];
+    if (call.dx)
+      activate_run(call.activation, Acc(call.offset), scale, call.inner.stride[kScale], sum_count(unit), b.factor);
+    const int64_t chunks = call.inner_kept ? 1 : ceil_div(call.inner.size, kModulateChunk);
+    AxisIterator reduced(call.reduced, call.reduced_axes, begin / chunks);
+    const int64_t longest = plan.rows <= kFewRows ? kShortSumBlock : kSumBlock;
+    int64_t summed = 0;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t chunk = row % chunks, start = call.inner_kept ? first : chunk * kModulateChunk;
+      const int64_t n = min(kModulateChunk, call.inner.size - start);
+      const auto load = [&](const void* data, int operand, S* buffer) {
+        const S* p = static_cast<const S*>(data) + kept.offset(operand) + reduced.offset(operand) +
+                     start * call.inner.stride[operand];
+        return contiguous_run(p, call.inner.stride[operand], n, buffer);
+      };
+      const S* grad = load(call.grad, kGrad, b.grad);
+      const S* x = call.dscale ? load(call.x, kX, b.x) : nullptr;
+      S* dx = call.dx ? static_cast<S*>(call.dx) + kept.offset(kY) + reduced.offset(kY) + start : nullptr;
+      if (call.inner_kept) {
+        dispatch(
+            [&](auto flags) { sum_elements<flags.dx, flags.dscale, flags.dshift>(grad, x, dx, n, summed == 0, b); });
+        if (has_sums() && (++summed == longest || row + 1 == end)) flush(n, b), summed = 0;
+      } else {
+        dispatch([&](auto flags) { sum_run<flags.dx, flags.dscale, flags.dshift>(grad, x, dx, n, b); });
+      }
+      if (chunk + 1 == chunks) reduced.next();
+    }
+  }
+
+  template <bool DX, bool DScale, bool DShift>
+  struct Flags {
+    static constexpr bool dx = DX, dscale = DScale, dshift = DShift;
+  };
+  template <class F>
+  MI_INLINE void dispatch(F&& f) const {
+    switch ((call.dx ? 4 : 0) + (call.dscale ? 2 : 0) + (call.dshift ? 1 : 0)) {
+      case 1: return f(Flags<false, false, true>{});
+      case 2: return f(Flags<false, true, false>{});
+      case 3: return f(Flags<false, true, true>{});
+      case 4: return f(Flags<true, false, false>{});
+      case 5: return f(Flags<true, false, true>{});
+      case 6: return f(Flags<true, true, false>{});
+      default: return f(Flags<true, true, true>{});
+    }
+  }
+
+  // One sum for each element of the run.
+  template <bool DX, bool DScale, bool DShift>
+  void sum_elements(const S* grad, const S* x, S* dx, int64_t n, bool overwrite, const Buffers& b) const {
+    const auto step = [&](int64_t i, auto lanes) {
+      const auto g = load_run<lanes>(grad + i);
+      if constexpr (DX) store_run<lanes>(dx + i, g * load_run<lanes>(b.factor + i));
+      if constexpr (DScale) {
+        auto product = g * load_run<lanes>(x + i);
+        if (!overwrite) product += load_run<lanes>(b.scale_acc + i);
+        store_run<lanes>(b.scale_acc + i, product);
+      }
+      if constexpr (DShift) store_run<lanes>(b.shift_acc + i, overwrite ? g : g + load_run<lanes>(b.shift_acc + i));
+    };
+    for_each_step(n, step);
+  }
+
+  // One sum for the whole run, in four interleaved vectors.
+  template <bool DX, bool DScale, bool DShift>
+  void sum_run(const S* grad, const S* x, S* dx, int64_t n, const Buffers& b) const {
+    using V = Vec<Acc>;
+    const Acc factor = DX ? b.factor[0] : Acc(0);
+    V scale_acc[4] = {}, shift_acc[4] = {};
+    double scale_rest = 0, shift_rest = 0;
+    const auto step = [&](int64_t i, auto lanes) {
+      const auto g = load_run<lanes>(grad + i);
+      if constexpr (DX) store_run<lanes>(dx + i, g * factor);
+      if constexpr (lanes == 1) {
+        if constexpr (DScale) scale_rest += double(g * to_acc(x[i]));
+        if constexpr (DShift) shift_rest += double(g);
+      } else {
+        const int64_t v = i / L % 4;
+        if constexpr (DScale) scale_acc[v] += g * load_run<lanes>(x + i);
+        if constexpr (DShift) shift_acc[v] += g;
+      }
+    };
+    for_each_step(n, step);
+    if constexpr (DScale)
+      b.scale_sums[0] +=
+          double(sum_lanes(V((scale_acc[0] + scale_acc[1]) + (scale_acc[2] + scale_acc[3])))) + scale_rest;
+    if constexpr (DShift)
+      b.shift_sums[0] +=
+          double(sum_lanes(V((shift_acc[0] + shift_acc[1]) + (shift_acc[2] + shift_acc[3])))) + shift_rest;
+  }
+
+  template <class F>
+  static MI_INLINE void for_each_step(int64_t n, F&& step) {
+    int64_t i = 0;
+    for (; i + L <= n; i += L) step(i, Index<L>{});
+    for (; i < n; ++i) step(i, Index<1>{});
+  }
+
+  void flush(int64_t n, const Buffers& b) const {
+    for (int64_t i = 0; call.dscale && i < n; ++i) b.scale_sums[i] += double(b.scale_acc[i]);
+    for (int64_t i = 0; call.dshift && i < n; ++i) b.shift_sums[i] += double(b.shift_acc[i]);
+  }
+
+  // dscale = act'(scale) * sum, and dshift, of a unit.
+  void finish(int64_t unit, const Buffers& b) const {
+    const int64_t first = call.inner_kept ? unit % plan.chunks * kModulateChunk : 0, n = sum_count(unit);
+    const AxisIterator kept(call.kept, call.kept_axes, unit / plan.chunks);
+    const int64_t stride = call.inner.stride[kShift], offset = kept.offset(kShift) + first * stride;
+    if (call.dscale) {
+      const S* scale = static_cast<const S*>(call.scale) + kept.offset(kScale) + first * call.inner.stride[kScale];
+      slopes_run(scale, call.inner.stride[kScale], n, b.factor);
+      S* dest = static_cast<S*>(call.dscale) + offset;
+      for (int64_t i = 0; i < n; ++i) from_acc(times_slope(b.factor[i], b.scale_sums[i]), dest[i * stride]);
+    }
+    if (call.dshift) {
+      S* dest = static_cast<S*>(call.dshift) + offset;
+      for (int64_t i = 0; i < n; ++i) from_acc(Acc(b.shift_sums[i]), dest[i * stride]);
+    }
+  }
+};
+
+}  // namespace
+
+void modulate_grads(DType dtype, const ModulateGradsCall& call, const ModulateGradsPlan& plan,
+                    const Executor& executor) {
+  for_dtype(dtype, [&](auto s) { ModulateGrads<decltype(s)>(call, plan, executor).run(); });
+}
+
+}  // namespace mi_kernels::MI_ISA
