@@ -94,9 +94,9 @@ def test_results(name):
         "y": (x.new_empty(grad.shape), lambda y: host.contraction(y, x, z, w)),
         "dx": (
             torch.empty_like(x),
-            lambda dx: interaction.together(grad, x, z, w, None, None, dx, torch.empty_like(z)),
+            lambda dx: interaction.fused_grads(grad, x, z, w, None, None, dx, torch.empty_like(z)),
         ),
-        "dz": (torch.empty_like(z), lambda dz: interaction.together(grad, x, z, w, None, None, None, dz)),
+        "dz": (torch.empty_like(z), lambda dz: interaction.fused_grads(grad, x, z, w, None, None, None, dz)),
         "dw": (torch.empty_like(w), lambda dw: host.weight_grad(dw, grad, z, x)),
     }
     result, compute = ways[name]

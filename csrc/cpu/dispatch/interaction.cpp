@@ -30,8 +30,8 @@ TensorRef packed_weight_ref(const char* op, const Tensor& packed_weight, const P
   STD_TORCH_CHECK(packed_weight.is_cpu() && packed_weight.is_contiguous() && packed_weight.dim() == 3 &&
                       packed_weight.size(0) == p.out && packed_weight.size(1) == outer &&
                       packed_weight.size(2) == round_up(inner, pair) &&
-                      dtype_of(packed_weight.scalar_type(), op, "words") == element,
-                  op, ": words: expected what mi.pack makes of weight on this instruction set");
+                      dtype_of(packed_weight.scalar_type(), op, "packed_weight") == element,
+                  op, ": packed_weight: expected what mi.pack makes of weight on this instruction set");
   TensorRef o;
   o.data = packed_weight.const_data_ptr();
   o.row = packed_weight.size(2);
@@ -135,7 +135,7 @@ Tensor packed_forward(const Tensor& x, const Tensor& z, const Tensor& weight, co
   constexpr const char* op = "interaction_packed";
   check_defined(op, "x", x);
   check_defined(op, "weight", weight);
-  check_defined(op, "words", packed_weight);
+  check_defined(op, "packed_weight", packed_weight);
   STD_TORCH_CHECK(x.dim() == 2, op, ": x: expected 2 dimensions, got ", x.dim());
   return forward(x, z, weight, packed_weight, weight_z, weight_x, bias);
 }
@@ -285,7 +285,7 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
     const int64_t direct_z = terms & 32 && want[1] ? linear(p.context, p.out, 0, major_of(n_major_z, k_major_z)) : 0;
     const bool rest_x = terms & 16 && !direct_x, rest_z = terms & 32 && !direct_z;
     const InputGradsPlan d = plan_input_grads(p, traits, want[0], rest_x, rest_z);
-    const char* form = d.form == InputForm::stream ? "stream" : d.form == InputForm::split ? "separate" : "together";
+    const char* form = d.form == InputForm::stream ? "stream" : d.form == InputForm::split ? "split" : "fused";
     const WorkspaceSize size(d.tasks, d.operations, d.worker_bytes, d.partial_bytes);
     return text(want[0] ? form : "linear", std::max({direct_x, direct_z, rest_x || rest_z ? size.bytes() : 0}));
   }

@@ -55,9 +55,9 @@ def input_grads(
     is_short = x.shape[-1] <= SHORT < z.shape[-1]
     if weight is not None and want_z and (want_x or not is_short):
         if is_short:
-            together(grad, z, x, weight.mT, by_z, by_x, dz, dx)
+            fused_grads(grad, z, x, weight.mT, by_z, by_x, dz, dx)
         else:
-            together(grad, x, z, weight, by_x, by_z, dx if want_x else None, dz)
+            fused_grads(grad, x, z, weight, by_x, by_z, dx if want_x else None, dz)
         return dx, dz
     if want_x:
         contraction(dx, grad, z, None if weight is None else weight.transpose(-3, -1), None, by_x)
@@ -70,7 +70,7 @@ def transposed(matrix: Maybe) -> Maybe:
     return None if matrix is None else matrix.mT
 
 
-def together(
+def fused_grads(
     grad: Tensor,
     x: Tensor,
     z: Tensor,
@@ -85,7 +85,7 @@ def together(
     step = rows_at_once(grad, x, weight)
     for start in range(0, grad.shape[-2], step):
         rows = slice(start, start + step)
-        of_rows(
+        fused_grads_by_rows(
             grad[..., rows, :],
             x[..., rows, :],
             z[..., rows, :],
@@ -97,7 +97,7 @@ def together(
         )
 
 
-def of_rows(
+def fused_grads_by_rows(
     grad: Tensor,
     x: Tensor,
     z: Tensor,
@@ -107,7 +107,7 @@ def of_rows(
     dx: Maybe,
     dz: Tensor,
 ) -> None:
-    """`together` of so many rows that the partial sums of dz are small."""
+    """`fused_grads` of so many rows that the partial sums of dz are small."""
     y, parts = dx, 1 if dx is None else paired_parts(grad, x, weight)
     if parts > 1:
         y = x.new_empty(parts, groups_of(x), *x.shape[-2:], dtype=accumulation_dtype(x.dtype))
