@@ -203,6 +203,10 @@ def backend(name: BackendName) -> Selection:
 
     Raises:
         ValueError: the name is unknown, or the backend cannot run here; the message says why.
+
+    Example:
+        >>> with mi.backend("portable"):
+        ...     y = mi.modulate(torch.ones(2, 3), torch.ones(3))
     """
     reason = why_not(name)
     if reason is not None:

@@ -46,6 +46,11 @@ def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> P
     Raises:
         ValueError: ``op`` is unknown or a module without such calls, or as the function itself.
         TypeError: as the function itself.
+
+    Example:
+        >>> plan = mi.explain(mi.interaction, torch.ones(8, 5), torch.ones(8, 3), torch.ones(4, 3, 5))
+        >>> plan.operations
+        960
     """
     if isinstance(op, torch.nn.Module):
         return _plan_of(op, arguments, keywords)

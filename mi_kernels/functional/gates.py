@@ -74,6 +74,11 @@ def modulate(
 
     Source: Perez et al., "FiLM", AAAI 2018; Peebles and Xie, "Scalable Diffusion Models with Transformers",
     ICCV 2023 (adaLN).
+
+    Example:
+        >>> tokens, scale, shift = torch.randn(2, 7, 5), torch.randn(2, 1, 5), torch.randn(2, 1, 5)
+        >>> mi.modulate(tokens, scale, shift, scale_offset=1.0).shape
+        torch.Size([2, 7, 5])
     """
     x, scale, shift = promote((x, scale, shift))
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
@@ -126,6 +131,11 @@ def diagonal(
 
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, section 4
     (diagonal form); Perez et al., "FiLM", AAAI 2018.
+
+    Example:
+        >>> x, z, weight = torch.randn(8, 5), torch.randn(8, 3), torch.randn(5, 3)
+        >>> mi.diagonal(x, z, weight, activation="sigmoid").shape
+        torch.Size([8, 5])
     """
     tensors = _spread(autocast((x, z, weight, bias, shift_weight, shift_bias, weight_x)), 3, 5)
     lead = _check_diagonal(tensors, activation, scale_offset)
@@ -188,6 +198,11 @@ def gated_interaction(
 
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, section 4
     (attention as a multiplicative interaction).
+
+    Example:
+        >>> x, z, weight = torch.randn(8, 5), torch.randn(8, 3), torch.randn(5, 3, 5)
+        >>> mi.gated_interaction(x, z, weight, activation="softmax").shape
+        torch.Size([8, 5])
     """
     tensors = _spread(autocast((x, z, weight, weight_z, weight_x, bias)), 5)
     lead = _check_gated(tensors, activation)

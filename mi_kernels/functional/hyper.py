@@ -48,6 +48,11 @@ def generate(
 
     Source: Ha et al., "HyperNetworks", ICLR 2017; Jayakumar et al., "Multiplicative Interactions and Where to
     Find Them", ICLR 2020, section 3.
+
+    Example:
+        >>> weight, bias = mi.generate(torch.randn(2, 3), torch.randn(4, 3, 5), torch.randn(4, 3))
+        >>> weight.shape, bias.shape
+        (torch.Size([2, 4, 5]), torch.Size([2, 4]))
     """
     z, weight, weight_z, weight_x, bias = autocast((z, weight, weight_z, weight_x, bias))
     bias = spread_bias(bias, weight, weight_z, weight_x)
@@ -102,6 +107,11 @@ def apply_generated(
         ValueError: a rank, size, device or group number does not fit.
 
     Source: Ha et al., "HyperNetworks", ICLR 2017.
+
+    Example:
+        >>> tokens, weight, bias = torch.randn(2, 7, 5), torch.randn(2, 1, 4, 5), torch.randn(2, 1, 4)
+        >>> mi.apply_generated(tokens, weight, bias).shape
+        torch.Size([2, 7, 4])
     """
     x, weight, bias = autocast((x, weight, bias))
     lead = _check_apply(x, weight, bias, segment_ids)

@@ -68,6 +68,11 @@ def interaction(
             asked for by name cannot take these tensors.
 
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+
+    Example:
+        >>> x, z, weight = torch.randn(8, 5), torch.randn(8, 3), torch.randn(4, 3, 5)
+        >>> mi.interaction(x, z, weight).shape
+        torch.Size([8, 4])
     """
     weights = weight, weight_z, weight_x, bias
     return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids)
@@ -88,9 +93,17 @@ def bilinear(
         bias: b of shape ``[out]``, optional; ``[1, out]`` and scalars stand for it.
 
     Returns:
-        y of shape ``[..., out]``. dtypes, differentiability and errors are those of :func:`interaction`.
+        y of shape ``[..., out]``. Dtypes and derivatives are those of :func:`interaction`.
+
+    Raises:
+        TypeError, ValueError: as :func:`interaction`.
 
     Source: ``torch.nn.functional.bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V.
+
+    Example:
+        >>> input1, input2, weight = torch.randn(8, 3), torch.randn(8, 5), torch.randn(4, 3, 5)
+        >>> mi.bilinear(input1, input2, weight, torch.randn(4)).shape
+        torch.Size([8, 4])
     """
     return _interaction(BILINEAR, input2, input1, weight, None, None, bias)
 
@@ -117,6 +130,11 @@ def pack(weight: Tensor) -> PackedWeight:
     Raises:
         TypeError: ``weight`` is no dense tensor.
         ValueError: ``weight`` does not have three dimensions, or is an inference tensor (it has no version).
+
+    Example:
+        >>> weight = mi.pack(torch.randn(4, 3, 5))
+        >>> mi.interaction(torch.randn(8, 5), torch.randn(8, 3), weight).shape
+        torch.Size([8, 4])
     """
     if not isinstance(weight, Tensor):
         raise TypeError(f"pack: weight: expected a torch.Tensor, got {type(weight).__name__}")

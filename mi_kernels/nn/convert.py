@@ -50,6 +50,11 @@ def convert(module: ModuleT, *, to: Direction = "mi_kernels") -> ModuleT:
     Raises:
         TypeError: ``module`` is no ``torch.nn.Module``.
         ValueError: ``to`` is neither.
+
+    Example:
+        >>> model = mi.convert(torch.nn.Sequential(torch.nn.Bilinear(3, 5, 4)))
+        >>> type(model[0])
+        <class 'mi_kernels.nn.interaction.Bilinear'>
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"convert: module: expected a torch.nn.Module, got {type(module).__name__}")

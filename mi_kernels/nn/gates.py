@@ -53,6 +53,11 @@ class DiagonalInteraction(nn.Module):
 
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020. The
     initialisation is this package's own.
+
+    Example:
+        >>> layer = mi.nn.DiagonalInteraction(features=5, context_features=3, activation="sigmoid")
+        >>> layer(torch.randn(8, 5), torch.randn(8, 3)).shape
+        torch.Size([8, 5])
     """
 
     __constants__ = ["features", "context_features"]
@@ -169,6 +174,11 @@ class FiLM(nn.Module):
             -1, or the shapes or devices of x and z do not fit.
 
     Source: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
+
+    Example:
+        >>> layer = mi.nn.FiLM(5, 3)
+        >>> layer(torch.randn(8, 5, 6, 6), torch.randn(8, 3)).shape
+        torch.Size([8, 5, 6, 6])
     """
 
     __constants__ = ["features", "context_features", "channel_dim"]
@@ -298,6 +308,11 @@ class GatedInteraction(nn.Module):
 
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020. The
     initialisation is this package's own.
+
+    Example:
+        >>> layer = mi.nn.GatedInteraction(features=5, context_features=3)
+        >>> layer(torch.randn(8, 5), torch.randn(8, 3)).shape
+        torch.Size([8, 5])
     """
 
     __constants__ = ["features", "context_features"]

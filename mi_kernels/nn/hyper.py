@@ -44,6 +44,11 @@ class BoundLinear(nn.Module):
 
     Raises:
         TypeError, ValueError: see :func:`mi_kernels.apply_generated`.
+
+    Example:
+        >>> layer = mi.nn.BoundLinear(weight=torch.randn(2, 1, 4, 5))
+        >>> layer(torch.randn(2, 7, 5)).shape
+        torch.Size([2, 7, 4])
     """
 
     weight: nn.Parameter
@@ -108,6 +113,11 @@ class HyperLinear(nn.Module):
 
     Source: Ha et al., "HyperNetworks", ICLR 2017; initialisation: Chang et al., "Principled Weight
     Initialization for Hypernetworks", ICLR 2020.
+
+    Example:
+        >>> layer = mi.nn.HyperLinear(in_features=5, out_features=4, context_features=3)
+        >>> layer(torch.randn(8, 5), torch.randn(8, 3)).shape
+        torch.Size([8, 4])
     """
 
     __constants__ = ["in_features", "out_features", "context_features"]
@@ -243,6 +253,11 @@ class HyperMLP(nn.Module):
             is no function and no module.
 
     Source: as :class:`HyperLinear`.
+
+    Example:
+        >>> network = mi.nn.HyperMLP([5, 16, 4], context_features=3)
+        >>> network(torch.randn(2, 7, 5), torch.randn(2, 1, 3)).shape
+        torch.Size([2, 7, 4])
     """
 
     def __init__(

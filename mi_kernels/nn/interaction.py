@@ -55,6 +55,11 @@ class MultiplicativeInteraction(nn.Module):
 
     Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020. The
     initialisation is this package's own.
+
+    Example:
+        >>> layer = mi.nn.MultiplicativeInteraction(in_features=5, context_features=3, out_features=4)
+        >>> layer(torch.randn(8, 5), torch.randn(8, 3)).shape
+        torch.Size([8, 4])
     """
 
     __constants__ = ["in_features", "context_features", "out_features"]
@@ -136,6 +141,11 @@ class Bilinear(nn.Bilinear):
         TypeError, ValueError: see :func:`mi_kernels.bilinear`.
 
     Source: ``torch.nn.Bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V.
+
+    Example:
+        >>> layer = mi.nn.Bilinear(3, 5, 4)
+        >>> layer(torch.randn(8, 3), torch.randn(8, 5)).shape
+        torch.Size([8, 4])
     """
 
     weight: nn.Parameter

@@ -35,6 +35,11 @@ class Plan:
         alternatives: where x and z do not have the same leading dimensions, what each plan costs with all
             gradients wanted, the chosen one included (cost_model.py).
         calls: of a module that makes several calls, their plans.
+
+    Example:
+        >>> plan = mi.explain(mi.modulate, torch.ones(2, 3), torch.ones(3))
+        >>> plan.op
+        'modulate'
     """
 
     op: str

@@ -28,6 +28,10 @@ class PackedWeight:
 
     Attributes:
         weight: the tensor that was packed. Whatever the packed copy cannot serve runs on this one.
+
+    Example:
+        >>> mi.pack(torch.ones(4, 3, 5)).weight.shape
+        torch.Size([4, 3, 5])
     """
 
     def __init__(self, weight: Tensor) -> None:
