@@ -46,7 +46,7 @@ def cases():
 
 
 # The scope puts the backends of a sample side by side: they are judged by one oracle.
-@pytest.mark.parametrize(("sample", "dtype"), cases(), scope="module")
+@pytest.mark.parametrize(("sample", "dtype"), list(cases()), scope="module")
 def test_error_rule(sample, dtype, place):
     def draw(seed):
         return sample.arguments(dtype, place.device, seed)
