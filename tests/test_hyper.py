@@ -132,7 +132,8 @@ def test_ragged(sample, dtype, place):
             return interaction_by(plan, *arguments, ids)
 
         assert function(*draw(0)).is_contiguous()
-        check(function, oracle, draw, lambda seed: sample.cotangent(dtype, place.device, seed))
+        name = "ragged", sample, dtype, place.device
+        check(function, oracle, draw, lambda seed: sample.cotangent(dtype, place.device, seed), name)
 
 
 @pytest.mark.parametrize("sample", RAGGED, ids=lambda s: s.name)
