@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers import gradients_of
 from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
@@ -10,6 +9,7 @@ from mi_kernels import backends
 from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops.interaction import reference
 from mi_kernels.ops.interaction.cost_model import FUSED, PER_Z
+from mi_kernels.testing.checks import gradients_of, values_of
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import BROADCAST, EMPTY, LAYOUTS, Sample, Shape
@@ -33,21 +33,20 @@ def layers_of(shape, dtype, device="cpu", layout="contiguous", seed=0, requires_
     return tuple(t.detach().requires_grad_(requires_grad) for t in (x, weight, bias))
 
 
-def gradients(function):
-    def found(grad, *arguments):
-        leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
-        return gradients_of(function(*leaves), leaves, grad, (True,) * len(leaves))
-
-    return found
-
-
-def check(function, oracle, draw, cotangent, **options):
-    check_errors(lambda *a: [function(*a)], lambda *a: [oracle(*a)], draw)
+def check(function, oracle, draw, cotangent, name=None, **options):
+    """``name`` of the oracle and the draws."""
     check_errors(
-        gradients(function),
-        gradients(oracle),
+        values_of(function),
+        values_of(oracle),
+        draw,
+        oracle=name and ("values", name),
+    )
+    check_errors(
+        gradients_of(function),
+        gradients_of(oracle),
         lambda seed: (cotangent(seed + 1000), *draw(seed)),
         enough=300,
+        oracle=name and ("gradients", name),
         **options,
     )
 
@@ -81,7 +80,10 @@ def test_generate(shape, dtype, place):
         expected = oracle(*draw(0))
         found = function(*draw(0))
         assert found.shape == expected.shape and found.dtype == dtype
-        check(function, oracle, draw, lambda seed, e=expected: normal(e.shape, dtype, place.device, seed))
+        name = "generate", part, terms, shape, dtype, place.device
+        check(
+            function, oracle, draw, lambda seed, e=expected: normal(e.shape, dtype, place.device, seed), name
+        )
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -99,7 +101,8 @@ def test_apply_generated(shape, dtype, place):
 
         y = mi.apply_generated(*draw(0))
         assert y.shape == size and y.dtype == dtype and y.is_contiguous()
-        check(mi.apply_generated, reference.apply_generated, draw, cotangent)
+        name = "apply", layout, shape, dtype, place.device
+        check(mi.apply_generated, reference.apply_generated, draw, cotangent, name)
     check(mi.apply_generated, reference.apply_generated, lambda seed: draw(seed)[:2], cotangent)
 
 
@@ -129,7 +132,8 @@ def test_ragged(sample, dtype, place):
             return interaction_by(plan, *arguments, ids)
 
         assert function(*draw(0)).is_contiguous()
-        check(function, oracle, draw, lambda seed: sample.cotangent(dtype, place.device, seed))
+        name = "ragged", sample, dtype, place.device
+        check(function, oracle, draw, lambda seed: sample.cotangent(dtype, place.device, seed), name)
 
 
 @pytest.mark.parametrize("sample", RAGGED, ids=lambda s: s.name)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers import gradients_of, reference_gradients
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mi_kernels as mi
 from mi_kernels.ops.interaction import reference
+from mi_kernels.testing.checks import gradients_of
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.samples import LAYOUTS, Sample, Shape, term_subsets
 
@@ -29,16 +29,6 @@ def drawn_samples(draw):
     return Sample(shape, draw(st.sampled_from(term_subsets())), layout)
 
 
-def values_and_gradients(grad, *arguments):
-    leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
-    y = mi.interaction(*leaves)
-    return y, *gradients_of(y, leaves, grad, (True,) * 6)
-
-
-def reference_values_and_gradients(grad, *arguments):
-    return reference.interaction(*arguments), *reference_gradients((True,) * 6)(grad, *arguments)
-
-
 @pytest.mark.parametrize(
     "dtypes", [(torch.float64,), (torch.float32,), (torch.bfloat16, torch.float16)], ids=str
 )
@@ -47,8 +37,8 @@ def reference_values_and_gradients(grad, *arguments):
 def test_values_and_gradients(data, dtypes, place):
     sample, dtype = data.draw(drawn_samples()), data.draw(st.sampled_from(dtypes))
     check_errors(
-        values_and_gradients,
-        reference_values_and_gradients,
+        gradients_of(mi.interaction, values=True),
+        gradients_of(reference.interaction, values=True),
         lambda seed: (
             sample.cotangent(dtype, place.device, seed + 1000),
             *sample.arguments(dtype, place.device, seed),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import mi_kernels as mi
 from mi_kernels.ops.interaction import reference
+from mi_kernels.testing.checks import check_values, values_of
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.samples import LAYOUTS, MIDDLE, NAMES, ODD, Sample, samples
 
@@ -16,12 +17,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check(draw, **options):
-    check_errors(
-        lambda *arguments: [mi.interaction(*arguments)],
-        lambda *arguments: [reference.interaction(*arguments)],
-        draw,
-        **options,
-    )
+    check_errors(values_of(mi.interaction), values_of(reference.interaction), draw, **options)
 
 
 # The scope puts the backends of a sample side by side: they are judged by one oracle.
@@ -31,7 +27,7 @@ def test_values(sample, dtype, place):
     y = mi.interaction(*sample.arguments(dtype, place.device))
     assert y.dtype == dtype
     assert y.shape == (*sample.shape.lead, sample.shape.out)
-    check(lambda seed: sample.arguments(dtype, place.device, seed), oracle="interaction")
+    check_values(sample, dtype, place.device)
 
 
 def test_the_formula_itself():

@@ -44,6 +44,8 @@ def test_rows_far_apart(place):
 
 def test_large_weight(place):
     """W of more than 2^31 elements is read, and dW written, to its end."""
+    if place.backend == "portable":
+        pytest.skip("PyTorch's own operators do the addressing there; dW is summed in float32, in all 18 GiB")
     width, context = 256, 128
     out = FAR // (width * context) + 1
     weight = torch.zeros(out, context, width, dtype=DTYPE, device=place.device)
@@ -60,8 +62,6 @@ def test_large_weight(place):
     (dx,) = torch.autograd.grad(mi.interaction(leaf, z, weight), leaf, grad)
     close(dx, torch.einsum("bo,bi,oij->bj", grad[:, -3:].float(), z.float(), last.float()))
 
-    if place.backend == "portable":
-        return  # PyTorch's own operators do the addressing; dW is summed in float32, in all 18 GiB
     weight.requires_grad_()
     (dw,) = torch.autograd.grad(mi.interaction(x, z, weight), weight, grad)
     close(dw[-3:], torch.einsum("bo,bi,bj->oij", grad[:, -3:].float(), z.float(), x.float()))

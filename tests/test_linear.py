@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from helpers import gradients_of, reference_gradients
 
 import mi_kernels as mi
 from mi_kernels.ops.interaction import reference
+from mi_kernels.testing.checks import gradients_of
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.samples import Sample, Shape
 
-ALL = (True,) * 6
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # The matrix is packed in stretches of 256 words; lanes are 4 to 16 wide; tiles are 4 or 8 rows high.
 SHAPES = {
@@ -35,21 +34,14 @@ SHAPES = {
 def test_error_rule(name, layout, dtype, place):
     sample = Sample(*SHAPES[name], layout)
 
-    def both(grad, *arguments):
-        copies = [None if t is None else t.requires_grad_() for t in arguments]
-        y = mi.interaction(*copies)
-        return (y.detach(), *gradients_of(y, copies, grad, ALL))
-
-    def expected(grad, *arguments):
-        return (reference.interaction(*arguments), *reference_gradients(ALL)(grad, *arguments))
-
     check_errors(
-        both,
-        expected,
+        gradients_of(mi.interaction, values=True),
+        gradients_of(reference.interaction, values=True),
         lambda seed: (
             sample.cotangent(dtype, place.device, seed + 1000),
             *sample.arguments(dtype, place.device, seed),
         ),
+        oracle=(sample, dtype, place.device),
     )
 
 

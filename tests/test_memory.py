@@ -131,8 +131,16 @@ def test_shared_context_is_not_copied_out(place):
     assert peak <= limit(rows, arguments, torch.get_num_threads())
 
 
-@pytest.mark.parametrize("shape", [entry.shape for entry in FULL], ids=lambda shape: shape.name)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+# In float32 the largest takes seconds, and takes the way of large-256.
+BENCHMARKED = [
+    pytest.param(dtype, entry.shape, id=f"{dtype}-{entry.shape.name}")
+    for dtype in (torch.float32, torch.bfloat16)
+    for entry in FULL
+    if (dtype, entry.shape.name) != (torch.float32, "large-512")
+]
+
+
+@pytest.mark.parametrize(("dtype", "shape"), BENCHMARKED)
 def test_every_benchmarked_shape(shape, dtype):
     """Of the default backend, in all three passes."""
     sample = Sample(shape)

@@ -12,7 +12,13 @@ import mi_kernels as mi
 from mi_kernels.ops import activations
 from mi_kernels.ops.modulate import reference
 from mi_kernels.testing import squares
-from mi_kernels.testing.checks import check_gradients, check_second_order, check_values
+from mi_kernels.testing.checks import (
+    check_gradients,
+    check_second_order,
+    check_values,
+    gradients_of,
+    values_of,
+)
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.samples import LAYOUTS, MAPS, TOKENS, Modulation, modulations
 
@@ -30,16 +36,6 @@ SPLIT = (
     Modulation("features", (3000, 96), (96,), (96,)),
     Modulation("rows", (3, 90000), (3, 1), (3, 1)),
 )
-
-
-def gradients_of(function):
-    """(g, x, scale, shift) -> dx, dscale and, where there is a shift, dshift."""
-
-    def gradients(grad, *arguments):
-        leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
-        return torch.autograd.grad(function(*leaves), [t for t in leaves if t is not None], grad)
-
-    return gradients
 
 
 def ours(sample):
@@ -96,8 +92,8 @@ def test_error_rule_of_activations(sample, name, dtype, place):
         return x, scale * 3, shift  # to where activations saturate
 
     check_errors(
-        lambda *a: [ours(sample)(*a)],
-        lambda *a: [theirs(sample)(*a)],
+        values_of(ours(sample)),
+        values_of(theirs(sample)),
         draw,
         squares=lambda *a: squares.modulate(name, -0.3, *a),
     )

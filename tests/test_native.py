@@ -24,6 +24,7 @@ VALUES = """
 import torch
 from mi_kernels import backends, libraries
 from mi_kernels.ops.interaction import reference
+from mi_kernels.testing.checks import gradients_of
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.samples import samples
 import mi_kernels as mi
@@ -33,26 +34,19 @@ assert libraries.cpu_isa()["selected"] == sys.argv[1], libraries.cpu_isa()
 torch.use_deterministic_algorithms(True)
 torch.set_num_threads(1)
 
-def everything(function):
-    def run(grad, *arguments):
-        leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
-        y = function(*leaves)
-        present = [t for t in leaves if t is not None]
-        found = torch.autograd.grad(y, present, grad, allow_unused=True)
-        zeros = [torch.zeros_like(t) if g is None else g for t, g in zip(present, found)]
-        return [y, *zeros]
-    return run
-
+# Each sample in one wide dtype and one of 16 bits, which take turns: the sets differ in how wide vectors
+# are, and every dtype has a third of all tails at least. The set that is selected here has all four.
+DTYPES = ((torch.float64, torch.bfloat16), (torch.float32, torch.float16), (torch.float32, torch.bfloat16))
 count = 0
 with mi.backend("cpu"):
-    for sample in samples():
-        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    for index, sample in enumerate(samples()):
+        for dtype in DTYPES[index % 3]:
             if sample.shape.name.startswith("sum") and dtype != torch.float32:
                 continue
             try:
                 check_errors(
-                    everything(mi.interaction),
-                    everything(reference.interaction),
+                    gradients_of(mi.interaction, values=True),
+                    gradients_of(reference.interaction, values=True),
                     lambda seed: (sample.cotangent(dtype, seed=seed), *sample.arguments(dtype, seed=seed)),
                     enough=200,
                 )
@@ -106,7 +100,7 @@ def test_values_and_gradients_on_each_instruction_set(isa):
         pytest.skip(f"{isa} is what every other test runs on here")
     run = python(VALUES, isa, MI_KERNELS_CPU_ISA=isa)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert int(run.stdout) > 300
+    assert int(run.stdout) > 200
 
 
 @pytest.mark.parametrize("isa", ISAS)

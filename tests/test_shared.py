@@ -1,8 +1,10 @@
 """Rows that share a context: every plan's values and derivatives, its memory, and the choice between them."""
 
+from functools import partial
+
 import pytest
 import torch
-from helpers import Spy, gradients_of, reference_gradients
+from helpers import Spy
 from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
@@ -11,7 +13,7 @@ from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops.interaction import cost_model, reference
 from mi_kernels.ops.interaction.cost_model import FUSED, PER_X, PER_Z, Sizes, Wanted
 from mi_kernels.ops.interaction.shared import layout_of
-from mi_kernels.testing.errors import check_errors
+from mi_kernels.testing.checks import check_gradients, check_values
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import LAYOUTS, Sample, Shape
 from mi_kernels.testing.shared_samples import SHARED, shared_samples
@@ -41,25 +43,17 @@ def cases():
         yield from (pytest.param(plan, sample, id=f"{plan}-{sample}") for plan in GENERATED if there[plan])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("plan", "sample"), list(cases()))
+# The scope puts the backends of a sample side by side: they are judged by one oracle.
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str, scope="module"
+)
+@pytest.mark.parametrize(("plan", "sample"), list(cases()), scope="module")
 def test_error_rule(plan, sample, dtype, place):
-    def draw(seed):
-        return sample.arguments(dtype, place.device, seed)
-
-    def gradients(grad, *arguments):
-        leaves = [None if t is None else t.requires_grad_() for t in arguments]
-        return gradients_of(interaction_by(plan, *leaves), leaves, grad, ALL)
-
-    y = interaction_by(plan, *draw(0))
+    planned = partial(interaction_by, plan)
+    y = planned(*sample.arguments(dtype, place.device))
     assert y.dtype == dtype and y.shape == (*sample.shape.lead, sample.shape.out) and y.is_contiguous()
-    check_errors(lambda *a: [interaction_by(plan, *a)], lambda *a: [reference.interaction(*a)], draw)
-    check_errors(
-        gradients,
-        reference_gradients(ALL),
-        lambda seed: (sample.cotangent(dtype, place.device, seed + 1000), *draw(seed)),
-        enough=1500 if sample.layout == "expanded" else 300,
-    )
+    check_values(sample, dtype, place.device, planned)
+    check_gradients(sample, dtype, place.device, planned)
 
 
 @pytest.mark.parametrize("plan", GENERATED)

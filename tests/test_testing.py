@@ -5,7 +5,9 @@ import torch
 
 from mi_kernels.ops import counts
 from mi_kernels.ops.interaction import reference
+from mi_kernels.testing import checks, errors
 from mi_kernels.testing.errors import REPEATED, check_errors, relative_error
+from mi_kernels.testing.remembered import Remembered
 from mi_kernels.testing.samples import (
     GATE_TERMS,
     LAYOUTS,
@@ -13,6 +15,8 @@ from mi_kernels.testing.samples import (
     NAMES,
     THREADED,
     WEIGHT_ONLY,
+    Gate,
+    Modulation,
     Sample,
     Shape,
     gates,
@@ -108,7 +112,7 @@ def test_the_error_rule_finds_lost_accumulation():
         check_errors(careless, oracle, lambda seed: sample.arguments(torch.bfloat16, seed=seed))
 
 
-def test_a_named_oracle_is_asked_once_for_the_same_arguments():
+def test_a_named_oracle_is_asked_once_for_the_same_arguments(monkeypatch):
     asked = []
 
     def counted(*arguments):
@@ -129,9 +133,63 @@ def test_a_named_oracle_is_asked_once_for_the_same_arguments():
     times()
     with pytest.raises(AssertionError):
         times(noisy)
-    for name in range(4):  # the oldest names are forgotten
-        times(name=name)
-    assert times() == 3
+    monkeypatch.setattr(errors, "_known", Remembered(1000))  # too few bytes for one of them
+    assert [times(), times()] == [3, 3]
+
+
+def test_arguments_of_a_named_oracle_are_not_changed():
+    def careless(x, *others):
+        return [reference.interaction(x, *others), x.zero_()][:1]
+
+    with pytest.raises(AssertionError, match="changed in place"):
+        check_errors(careless, oracle, lambda seed: Sample(MIDDLE).arguments(torch.float32, seed=seed))
+
+
+def test_what_was_used_last_is_remembered():
+    remembered = Remembered(100)
+    for name in "abc":
+        remembered.keep(name, name.upper(), 40)
+    assert [remembered.get(name) for name in "abc"] == [None, "B", "C"]
+    remembered.get("b")
+    remembered.keep("d", "D", 60)
+    assert [remembered.get(name) for name in "bcd"] == ["B", None, "D"]
+    remembered.keep("b", "again", 30)
+    assert (remembered.bytes, remembered.get("b")) == (90, "again")
+    remembered.keep("e", "E", 101)
+    assert remembered.bytes == 0 and remembered.get("e") is None
+
+
+def stackable():
+    """Small samples of every form, which are drawn often."""
+    small = Shape("small", (2,), 3, 4, 5)
+    yield from (Sample(small), Sample(small, WEIGHT_ONLY, "gaps"), Sample(small, (False, True, False, True)))
+    yield Sample(small, layout="expanded")
+    square = Shape("square", (2,), 3, 4, 4)
+    for op, terms in GATE_TERMS.items():
+        yield Gate(op, square, terms, activation="softmax")
+        yield Gate(op, square, terms[:2], activation="gelu")
+    yield Modulation("small", (3, 2, 4), (3, 1, 4), (4,))
+    yield Modulation("small", (3, 2, 4), (1,), activation="softmax")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sample", list(stackable()), ids=str)
+def test_draws_are_judged_together_as_they_are_one_by_one(sample, dtype, monkeypatch):
+    found = []
+    for elements in (errors.STACKED_ELEMENTS, 0, 400):  # all at once, none, and some
+        monkeypatch.setattr(errors, "STACKED_ELEMENTS", elements)
+        monkeypatch.setattr(errors, "_known", Remembered(1 << 20))
+        checks.check_values(sample, dtype)
+        checks.check_gradients(sample, dtype)
+        (expected, _), (of_gradients, _) = errors._known._found.values()
+        assert len(expected.draws) > 10
+        found.append([*expected.bounds, *of_gradients.bounds])
+    for together, alone, some in zip(*found, strict=True):
+        for bound in (together, some):
+            torch.testing.assert_close(bound.truth, alone.truth, rtol=1e-12, atol=1e-13)
+            torch.testing.assert_close(bound.scale, alone.scale, rtol=1e-12, atol=1e-13)
+            assert bound.limit == pytest.approx(alone.limit, rel=1e-6)
+            assert bound.allowed == pytest.approx(alone.allowed, rel=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "expanded"])

@@ -6,6 +6,7 @@ test_modulate.py would take half an hour; those run on a GPU.
 """
 
 import functools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mi_kernels import backends
 from mi_kernels.ops import activations
 from mi_kernels.ops.modulate import reference
 from mi_kernels.testing import squares
+from mi_kernels.testing.checks import gradients_of, values_of
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import MAPS, TOKENS, Modulation, modulations
@@ -92,14 +94,6 @@ def triton():
         yield
 
 
-def gradients_of(function, options):
-    def gradients(grad, *arguments):
-        leaves = [None if t is None else t.detach().requires_grad_() for t in arguments]
-        return torch.autograd.grad(function(*leaves, **options), [t for t in leaves if t is not None], grad)
-
-    return gradients
-
-
 def check(sample, dtype):
     # Few results need more draws, or the comparison of two errors is luck.
     most = 8 if torch.Size(sample.scale).numel() < 20 else 2
@@ -109,16 +103,16 @@ def check(sample, dtype):
 
     f, o = sample.activation, sample.scale_offset
     check_errors(
-        lambda *a: [mi.modulate(*a, **sample.options)],
-        lambda *a: [reference.modulate(*a, **sample.options)],
+        values_of(partial(mi.modulate, **sample.options)),
+        values_of(partial(reference.modulate, **sample.options)),
         draw,
         most=most,
         squares=lambda *a: squares.modulate(f, o, *a),
     )
     if sample.x == sample.shape:
         check_errors(
-            gradients_of(mi.modulate, sample.options),
-            gradients_of(reference.modulate, sample.options),
+            gradients_of(partial(mi.modulate, **sample.options)),
+            gradients_of(partial(reference.modulate, **sample.options)),
             lambda seed: (sample.cotangent(dtype, seed=seed + 1000), *draw(seed)),
             most=most,
             squares=lambda *a: squares.modulate_grads(f, o, *a),
@@ -224,7 +218,7 @@ def test_only_what_is_asked_for(want, sizes):
     sample = Modulation("", (3, 6, 20), *sizes)
     x, scale, shift = sample.arguments(torch.float64)
     grad = sample.cotangent(torch.float64)
-    expected = gradients_of(reference.modulate, sample.options)(grad, x, scale, shift)
+    expected = gradients_of(partial(reference.modulate, **sample.options))(grad, x, scale, shift)
     found = kernels.modulate_grads(grad, x, scale, list(shift.shape), "sigmoid", 0.5, *want)
     for result, truth, wanted in zip(found, expected, want, strict=True):
         assert result.numel() == 0 if not wanted else torch.allclose(result, truth, rtol=1e-12, atol=1e-12)
@@ -237,7 +231,7 @@ def test_splits_change_no_bit_from_run_to_run_and_little_memory(triton):
     grad, y = SPLIT.cotangent(torch.float32), mi.modulate(*leaves)
     first, again = (torch.autograd.grad(y, leaves, grad, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    exact = gradients_of(reference.modulate, {})(grad.double(), *(t.double() for t in leaves))
+    exact = gradients_of(reference.modulate)(grad.double(), *(t.double() for t in leaves))
     torch.testing.assert_close(first, exact, rtol=1e-4, atol=1e-4, check_dtype=False)
     results = sum(t.nbytes for t in leaves)
     run = lambda: torch.autograd.grad(y, leaves, grad, retain_graph=True)  # noqa: E731

@@ -6,6 +6,7 @@ returns the worst error as a part of what is allowed.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from mi_kernels.ops.gate import reference as gated_reference
 from mi_kernels.ops.interaction import reference as interaction_reference
 from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.testing import squares
-from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors
+from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
 from mi_kernels.testing.samples import Gate, Modulation, Sample
 
 AnySample = Sample | Gate | Modulation
@@ -96,24 +97,47 @@ def form_of(sample: AnySample) -> Form:
     return Form(mi.interaction, interaction_reference.interaction)
 
 
-def gradients_of(function: Callable[..., Tensor]) -> Function:
-    """(g, tensors...) -> the gradients by the tensors that there are; zeros where y does not depend on it."""
+class values_of:  # noqa: N801, a function with a second form
+    """(tensors...) -> y alone."""
 
-    def gradients(grad: Tensor, *tensors: Maybe) -> Sequence[Tensor]:
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function = function
+
+    def __call__(self, *tensors: Maybe) -> Sequence[Tensor]:
+        return [self.function(*tensors)]
+
+    def stacked(self, *tensors: Maybe) -> Sequence[Tensor]:
+        return [mapped(self.function)(*tensors)]
+
+
+class gradients_of:  # noqa: N801
+    """(g, tensors...) -> the gradients by the tensors that there are; zeros where y does not depend on it.
+
+    With ``values``, y comes first.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], values: bool = False):
+        self.function, self.values = function, values
+
+    def __call__(self, grad: Tensor, *tensors: Maybe) -> Sequence[Tensor]:
         leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
         present = [t for t in leaves if t is not None]
-        y = function(*leaves)
+        y = self.function(*leaves)
         if not y.requires_grad:  # no argument contributes
-            return [torch.zeros_like(t) for t in present]
-        return torch.autograd.grad(y, present, grad, materialize_grads=True)
+            found: Sequence[Tensor] = [torch.zeros_like(t) for t in present]
+        else:
+            found = torch.autograd.grad(y, present, grad, materialize_grads=True)
+        return [y.detach(), *found] if self.values else found
 
-    return gradients
+    def stacked(self, grad: Tensor, *tensors: Maybe) -> Sequence[Tensor]:
+        """No draw depends on another."""
+        return gradients_of(mapped(self.function), self.values)(grad, *tensors)
 
 
 def check_form_values(form: Form, draw: Callable[[int], Sequence[Maybe]], oracle: Hashable = None) -> float:
     return check_errors(
-        lambda *a: [form.function(*a)],
-        lambda *a: [form.reference(*a)],
+        values_of(form.function),
+        values_of(form.reference),
         draw,
         squares=form.squares,
         oracle=oracle,
@@ -137,18 +161,35 @@ def check_form_gradients(
     )
 
 
-def check_values(sample: AnySample, dtype: torch.dtype, device: str = "cpu") -> float:
-    return check_form_values(form_of(sample), lambda seed: sample.arguments(dtype, device, seed), sample)
+def check_values(
+    sample: AnySample,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    function: Callable[..., Tensor] | None = None,
+) -> float:
+    """Of the public function, or of another one of the same tensors."""
+    form = form_of(sample)
+    return check_form_values(
+        form._replace(function=function or form.function),
+        partial(sample.arguments, dtype, device),
+        ("values", sample, dtype, device),
+    )
 
 
-def check_gradients(sample: AnySample, dtype: torch.dtype, device: str = "cpu") -> float:
+def check_gradients(
+    sample: AnySample,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    function: Callable[..., Tensor] | None = None,
+) -> float:
     """By every argument that is there."""
+    form = form_of(sample)
     return check_form_gradients(
-        form_of(sample),
+        form._replace(function=function or form.function),
         lambda seed: (sample.cotangent(dtype, device, seed + 1000), *sample.arguments(dtype, device, seed)),
         # Expanded operands make elements of a weight's gradient equal, so more draws are needed.
         1500 if sample.layout == "expanded" else None,
-        ("gradients", sample),
+        ("gradients", sample, dtype, device),
     )
 
 

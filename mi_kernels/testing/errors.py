@@ -32,20 +32,23 @@ come out as Inf or as NaN (Inf - Inf), because the order of summation decides th
 are finite, so is y.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mi_kernels.testing.remembered import Remembered, bytes_of
+
 FLOAT64_LIMIT = 1e-12
 REPEATED = 20
+STACKED_ELEMENTS = 1 << 15  # of the largest tensor of draws that are evaluated together
+REMEMBERED_BYTES = 256 << 20
 Function = Callable[..., Sequence[Tensor]]
 Arguments = Sequence[Tensor | None]
-Oracles = tuple[Sequence[Tensor], ...]
-
-# The oracles of the last names (check_errors), by seed, with the arguments that they were computed from.
-_known: dict[Hashable, dict[int, tuple[Arguments, Oracles]]] = {}
-_REMEMBERED = 4
+Draws = list[list[Tensor | None]]
 
 
 def require(holds: bool, otherwise: str) -> None:
@@ -81,53 +84,129 @@ def check_errors(
     Args:
         function: the implementation under test, a sequence of tensors.
         reference: the same function of the same arguments in any dtype. Without ``squares``, each of its
-            results must be a sum of products of the arguments, with no coefficients but 1.
+            results must be a sum of products of the arguments, with no coefficients but 1. Where it has
+            ``stacked``, the same function of stacks of draws, that is called in float64, once for many draws.
         draw: arguments, made from a seed: tensors of one floating-point dtype, or None.
-        squares: S^2 of each result, from the arguments in float64.
-        oracle: a name of ``reference`` and ``squares`` together. What they return is remembered under it, so
-            that another ``function`` on the same arguments soon after, on another backend, costs no more.
+        squares: S^2 of each result, from the arguments in float64; torch.vmap maps it where the reference
+            has ``stacked``.
+        oracle: a name of ``reference``, ``squares`` and ``draw`` together. What they return is remembered
+            under it, so that another ``function`` later on, on another backend, costs no more.
     """
-    pools: list[list[tuple[Tensor, ...]]] = []
-    has_infinities = False
-    for seed in range(most):
-        arguments = draw(seed)
-        has_infinities |= any(t is not None and bool(t.isinf().any()) for t in arguments)
-        found = function(*arguments)
-        results = list(zip(found, *_remembered(oracle, seed, reference, squares, arguments), strict=True))
-        pools = pools or [[] for _ in results]
-        for index, (pool, tensors) in enumerate(zip(pools, results, strict=True)):
-            result, truth = tensors[:2]
-            wrong = f"result {index}: expected shape {list(truth.shape)}, got {list(result.shape)}"
-            require(result.shape == truth.shape, wrong)
-            pool.append(tuple(tensor.detach().flatten() for tensor in tensors))
-        least = min((result.numel() for result, *_ in results if result.numel()), default=enough)
-        draws = REPEATED if any(t is not None and _is_expanded(t) for t in arguments) else 1
-        if results[0][2].dtype == torch.float64 or (least * (seed + 1) >= enough and seed + 1 >= draws):
-            break
+    expected = _expected(reference, draw, enough, most, squares, oracle)
+    pools: list[list[Tensor]] = [[] for _ in expected.bounds]
+    for arguments in expected.draws:
+        for index, (pool, result, shape) in enumerate(
+            zip(pools, function(*arguments), expected.shapes, strict=True)
+        ):
+            wrong = f"result {index}: expected shape {list(shape)}, got {list(result.shape)}"
+            require(result.shape == shape, wrong)
+            pool.append(result.detach().flatten())
+    changed = "an argument was changed in place"
+    require(expected.versions == _versions(expected.draws), changed)
     parts = [0.0]
-    for index, pool in enumerate(pools):
-        result, truth, rival, square = map(torch.cat, zip(*pool, strict=True))
-        parts.append(check_error(result, truth, rival, square, has_infinities, f"result {index}"))
+    for index, (bound, pool) in enumerate(zip(expected.bounds, pools, strict=True)):
+        parts.append(bound.part_of(torch.cat(pool), f"result {index}"))
     return max(parts)
 
 
-def _is_expanded(tensor: Tensor) -> bool:
-    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+class Bound:
+    """What one result, pooled over draws, may be: the rule, without the result."""
+
+    def __init__(self, truth: Tensor, rival: Tensor, square: Tensor, has_infinities: Callable[[], bool]):
+        """``rival`` is the reference in the dtype, ``square`` is S^2; all of them are flat."""
+        dtype, truth, rival = rival.dtype, truth.double(), rival.double()
+        self.keep: Tensor | None = None  # None: all
+        if not (truth.sum() + rival.sum()).isfinite():  # a sum is faster than to look at each
+            self.keep, self.finite = truth.isfinite() & rival.isfinite(), truth.isfinite()
+            self.must_be_nan = torch.zeros_like(self.keep) if has_infinities() else truth.isnan()
+            # The rival overflows where the dtype does.
+            truth, rival, square = truth[self.keep], rival[self.keep], square[self.keep]
+        self.truth = truth
+        self.scale: Tensor | None = None
+        if truth.numel() == 0:
+            return
+        if dtype == torch.float64:
+            self.rival_norm = 0.0
+            self.limit = float(FLOAT64_LIMIT * truth.norm())
+            return
+        unit = torch.finfo(dtype).eps / 2
+        count = square.sum().square() / square.square().sum()
+        count = count.nan_to_num(nan=1.0)  # 0 / 0: all terms vanish, and so does every error allowed
+        floor = 4 * unit * square.sum().sqrt() / count.sqrt()
+        error = (rival - truth).abs_()
+        self.rival_norm = float(error.norm())
+        self.limit = max(2 * self.rival_norm, float(floor))
+        # Where the scale vanishes all terms are 0, and so must be the error: anything else is huge.
+        self.scale = square.sqrt().add_(truth.abs()).clamp_(min=1e-300)
+        self.step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        self.allowed = max(4 * self._worst(error, self.scale), 4 * unit)
+
+    def _worst(self, error: Tensor, scale: Tensor) -> float:
+        return float((error - self.step).clamp_(min=0).div_(scale).max())
+
+    def part_of(self, result: Tensor, name: str) -> float:
+        """The error of the result as a part of what is allowed; AssertionError beyond that."""
+        result = result.double()
+        if self.keep is not None:
+            finite = result.isfinite()
+            wrong = torch.where(self.keep, ~finite, finite & ~self.finite)
+            _require_none(wrong | (self.must_be_nan & ~result.isnan()), name)
+            result = result[self.keep]
+        if result.numel() == 0:
+            return 0.0
+        error, part = (result - self.truth).abs_(), 0.0
+        norm = float(error.norm())
+        if not math.isfinite(norm):
+            _require_none(~result.isfinite(), name)
+        if self.scale is not None:
+            worst = self._worst(error, self.scale)
+            off = f"{name}: an element is off by {worst:.3g} of its scale, allowed {self.allowed:.3g}"
+            require(worst <= self.allowed, off)
+            part = worst / self.allowed
+        if not norm <= self.limit:
+            raise AssertionError(
+                f"{name}: error {norm:.3g} in L2, allowed {self.limit:.3g}, "
+                f"reference {self.rival_norm:.3g}, norm of the result {float(self.truth.norm()):.3g}"
+            )
+        return max(part, norm / self.limit if norm else 0.0)
 
 
-def _remembered(
-    oracle: Hashable, seed: int, reference: Function, squares: Function | None, arguments: Arguments
-) -> Oracles:
+def _require_none(wrong: Tensor, name: str) -> None:
+    count = int(wrong.sum())
+    require(count == 0, f"{name}: {count} elements are finite or not where they should not be")
+
+
+class Expected(NamedTuple):
+    """Arguments, and what the results of a function of them are held to."""
+
+    draws: Draws
+    versions: list[int]  # of the arguments, which later functions are to get unchanged
+    shapes: list[torch.Size]
+    bounds: list[Bound]
+    bytes: int
+
+
+_known = Remembered(REMEMBERED_BYTES)
+
+
+def _expected(
+    reference: Function,
+    draw: Callable[[int], Arguments],
+    enough: int,
+    most: int,
+    squares: Function | None,
+    oracle: Hashable,
+) -> Expected:
+    first = draw(0)
     if oracle is None:
-        return _oracles(reference, squares, arguments)
-    oracle = oracle, torch.backends.cuda.matmul.fp32_precision  # by which the reference rounds on a GPU
-    by_seed = _known.setdefault(oracle, {})
-    if seed not in by_seed or not _same(by_seed[seed][0], arguments):
-        kept = [None if tensor is None else tensor.detach() for tensor in arguments]
-        by_seed[seed] = kept, _oracles(reference, squares, arguments)
-    while len(_known) > _REMEMBERED:
-        del _known[next(iter(_known))]
-    return by_seed[seed][1]
+        return _computed(reference, draw, first, enough, most, squares)
+    # The reference rounds on a GPU as the precision says.
+    name = oracle, enough, most, torch.backends.cuda.matmul.fp32_precision
+    found = _known.get(name)
+    if found is None or not _same(found.draws[0], first):
+        found = _computed(reference, draw, first, enough, most, squares)
+        _known.keep(name, found, found.bytes)
+    return found
 
 
 def _same(arguments: Arguments, others: Arguments) -> bool:
@@ -142,66 +221,98 @@ def _same(arguments: Arguments, others: Arguments) -> bool:
     return all(one is None or other is None or one.equal(other) for one, other in pairs)
 
 
-def _oracles(reference: Function, squares: Function | None, arguments: Arguments) -> Oracles:
-    """The truth, the reference in the dtype of the arguments, and S^2."""
-    exact = [None if tensor is None else tensor.detach().double() for tensor in arguments]
-    if all(tensor is None or tensor.dtype == torch.float64 for tensor in arguments):
-        truth = reference(*exact)
-        return truth, truth, truth  # float64 has a limit of its own, which asks neither of the others
-    return (
-        reference(*exact),
-        reference(*(None if tensor is None else tensor.detach() for tensor in arguments)),
-        squares(*exact)
-        if squares is not None
-        else reference(*(None if tensor is None else tensor.square() for tensor in exact)),
-    )
+def _versions(draws: Iterable[Arguments]) -> list[int]:
+    return [t._version for arguments in draws for t in arguments if t is not None]
 
 
-def check_error(
-    result: Tensor, truth: Tensor, rival: Tensor, square: Tensor, has_infinities: bool, name: str
-) -> float:
-    """The rule for one tensor; ``rival`` is the reference in the dtype, ``square`` is S^2.
+def _is_expanded(tensor: Tensor) -> bool:
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
-    Returns its error as a part of what is allowed.
-    """
-    dtype, result = rival.dtype, result.double()
-    truth, rival, scale = truth.double(), rival.double(), square.sqrt()
-    keep = truth.isfinite() & rival.isfinite()  # the rival overflows where the dtype does
-    wrong = torch.where(keep, ~result.isfinite(), result.isfinite() & ~truth.isfinite())
-    if not has_infinities:
-        wrong |= truth.isnan() & ~result.isnan()
-    strange = f"{name}: {int(wrong.sum())} elements are finite or not where they should not be"
-    require(not wrong.any(), strange)
-    result, truth, rival, scale = result[keep], truth[keep], rival[keep], scale[keep]
-    if result.numel() == 0:
-        return 0.0
-    error, rival_error = (result - truth).abs(), (rival - truth).abs()
-    part = 0.0
-    if dtype == torch.float64:
-        limit = FLOAT64_LIMIT * truth.norm()
+
+def _computed(
+    reference: Function,
+    draw: Callable[[int], Arguments],
+    first: Arguments,
+    enough: int,
+    most: int,
+    squares: Function | None,
+) -> Expected:
+    rivals = [[t.detach() for t in reference(*_detached(first))]]
+    shapes = [t.shape for t in rivals[0]]
+    tensors = [t for t in first if t is not None]
+    count = 1
+    if rivals[0][0].dtype != torch.float64:
+        least = min((t.numel() for t in rivals[0] if t.numel()), default=enough)
+        count = max(-(-enough // least), REPEATED if any(map(_is_expanded, tensors)) else 1)
+        count = min(count, most)
+    draws = [_detached(first), *(_detached(draw(seed)) for seed in range(1, count))]
+    rivals += [[t.detach() for t in reference(*arguments)] for arguments in draws[1:]]
+    pooled = [_flat(results) for results in zip(*rivals, strict=True)]
+    if tensors[0].dtype == torch.float64:  # has a limit of its own, which asks neither of the others
+        exact = squared = pooled
     else:
-        unit = torch.finfo(dtype).eps / 2
-        count = scale.square().sum().square() / scale.pow(4).sum()
-        count = count.nan_to_num(nan=1.0)  # 0 / 0: all terms vanish, and so does every error allowed
-        floor = 4 * unit * scale.norm() / count.sqrt()
-        limit = torch.maximum(2 * rival_error.norm(), floor)
-        own, step = scale + truth.abs(), torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-        worst, theirs = (_largest((e - step).clamp(min=0), own) for e in (error, rival_error))
-        allowed = max(4 * theirs, 4 * unit)
-        off = f"{name}: an element is off by {worst:.3g} of its scale, allowed {allowed:.3g}"
-        require(worst <= allowed, off)
-        part = worst / allowed
-    require(
-        bool(error.norm() <= limit),
-        f"{name}: error {float(error.norm()):.3g} in L2, allowed {float(limit):.3g}, "
-        f"reference {float(rival_error.norm()):.3g}, norm of the result {float(truth.norm()):.3g}",
-    )
-    return max(part, float(error.norm() / limit) if error.any() else 0.0)
+        largest = max(t.numel() for t in (*tensors, *rivals[0]))
+        exact, squared = _in_float64(reference, squares, draws, STACKED_ELEMENTS // max(largest, 1))
+    has_infinities = cache(lambda: any(bool(t.isinf().any()) for t in sum(draws, []) if t is not None))
+    bounds = [Bound(*three, has_infinities) for three in zip(exact, pooled, squared, strict=True)]
+    kept = [*sum(draws, []), *(t for bound in bounds for t in vars(bound).values() if isinstance(t, Tensor))]
+    return Expected(draws, _versions(draws), shapes, bounds, bytes_of(kept))
 
 
-def _largest(error: Tensor, scale: Tensor) -> float:
-    # Where the scale vanishes all terms are 0, and so must be the error.
-    return float(torch.where(error == 0, error, error / scale).max())
+def _detached(arguments: Arguments) -> list[Tensor | None]:
+    return [None if t is None else t.detach() for t in arguments]
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def _in_float64(
+    reference: Function, squares: Function | None, draws: Draws, together: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The truth and S^2 of each result, over all draws; so many of them are evaluated ``together``."""
+    of_stacks: Function = getattr(reference, "stacked", reference)
+    together = together if of_stacks is not reference else 1
+    truths, squared = [], []
+    for start in range(0, len(draws), max(together, 1)):
+        some = draws[start : start + max(together, 1)]
+        if len(some) < 3:  # by themselves: torch.vmap costs more than it saves
+            exact = [[None if t is None else t.double() for t in arguments] for arguments in some]
+            truths += [reference(*arguments) for arguments in exact]
+            squared += [squares(*a) if squares else reference(*_squares(a)) for a in exact]
+            continue
+        stacked = _stacked(some)
+        if squares is not None:
+            truths.append(of_stacks(*stacked))
+            squared.append(mapped(squares)(*stacked))
+            continue
+        both = zip(stacked, _squares(stacked), strict=True)
+        found = of_stacks(*(None if a is None or b is None else torch.cat([a, b]) for a, b in both))
+        truths.append([t[: len(some)] for t in found])
+        squared.append([t[len(some) :] for t in found])
+    flat = ([_flat(results) for results in zip(*parts, strict=True)] for parts in (truths, squared))
+    return next(flat), next(flat)
+
+
+def _squares(arguments: Arguments) -> Arguments:
+    return [None if t is None else t.square() for t in arguments]
+
+
+def _stacked(draws: Draws) -> Arguments:
+    return [
+        None if some[0] is None else torch.stack([t for t in some if t is not None]).double()
+        for some in zip(*draws, strict=True)
+    ]
+
+
+def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of each draw, of arguments that are stacks of draws."""
+
+    def of_stacks(*arguments: Tensor | None) -> Any:
+        dims = tuple(None if t is None else 0 for t in arguments)
+        return torch.vmap(function, in_dims=dims)(*arguments)
+
+    return of_stacks
 
 
 def check_second_order_errors(

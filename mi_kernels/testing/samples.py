@@ -5,13 +5,15 @@ and how large their values are. ``samples()`` lists the cases that every impleme
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mi_kernels.testing.remembered import Remembered, bytes_of
 
 NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
 ALL_TERMS = (True, True, True, True)
@@ -77,13 +79,15 @@ class Sample:
         # Every term of y has about the same size, so that an error in one is not drowned by another.
         scales = (x_scale, z_scale, *(max(terms, 1) ** -0.5 for terms in (i * j, i, j, 1)))
         present = (True, True, *self.terms)
-        generator = torch.Generator().manual_seed(seed)
         arguments: list[Tensor | None] = []
-        for name, sizes, scale, there in zip(NAMES, self.shape.sizes(), scales, present, strict=True):
-            # Drawn also where it is absent, so that the other tensors do not depend on the terms.
-            values = torch.randn(sizes, generator=generator, dtype=torch.float64) * scale
-            tensor = lay_out(_made(values, dtype, device), self.layout, expand_dim=EXPANDED[name])
-            arguments.append(tensor.requires_grad_(requires_grad) if there else None)
+        # Drawn also where it is absent, so that the other tensors do not depend on the terms.
+        values = normal(self.shape.sizes(), seed)
+        for name, value, scale, there in zip(NAMES, values, scales, present, strict=True):
+            if not there:
+                arguments.append(None)
+                continue
+            tensor = lay_out(_made(value * scale, dtype, device), self.layout, expand_dim=EXPANDED[name])
+            arguments.append(tensor.requires_grad_(requires_grad))
         return tuple(arguments)
 
     def cotangent(
@@ -93,8 +97,7 @@ class Sample:
 
         with expanded arguments all elements of a weight gradient would be the same number.
         """
-        generator = torch.Generator().manual_seed(seed)
-        values = torch.randn((*self.shape.lead, self.shape.out), generator=generator, dtype=torch.float64)
+        (values,) = normal([(*self.shape.lead, self.shape.out)], seed)
         layout = layout or ("contiguous" if self.layout == "expanded" else self.layout)
         return lay_out(_made(values, dtype, device), layout, expand_dim=-1)
 
@@ -103,10 +106,24 @@ class Sample:
 EXPANDED = {"x": -1, "z": 0, "weight": 0, "weight_z": -1, "weight_x": 0, "bias": 0}
 
 
+_DRAWN = Remembered(64 << 20)  # the same numbers in every dtype, of values and of gradients
+
+
+def normal(sizes: Sequence[tuple[int, ...]], seed: int) -> list[Tensor]:
+    """Tensors of these sizes in float64, one after the other from a seed. Remembered: not to be changed."""
+
+    def drawn() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+
+    return _DRAWN.of((tuple(sizes), seed), drawn, bytes_of)
+
+
 def _made(values: Tensor, dtype: torch.dtype, device: str | torch.device) -> Tensor:
-    """Rounded and moved. Moved before it is laid out: a copy to another device closes gaps and offsets."""
-    rounded = values.to(dtype) if dtype.is_floating_point else (values * 3).round().abs().to(dtype)
-    return rounded.to(device)
+    """A rounded copy. Moved before it is laid out: a copy to another device closes gaps and offsets."""
+    if not dtype.is_floating_point:
+        values = (values * 3).round().abs()
+    return values.to(dtype, copy=True).to(device)
 
 
 def lay_out(tensor: Tensor, layout: str, expand_dim: int = 0) -> Tensor:
@@ -244,20 +261,15 @@ class Modulation:
         requires_grad: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """x, scale and shift or None. The same numbers in every dtype, rounded."""
-        generator = torch.Generator().manual_seed(seed)
+        there = [sizes for sizes in (self.x, self.scale, self.shift) if sizes is not None]
         tensors: list[Any] = []
-        for sizes, dim in ((self.x, 0), (self.scale, -1), (self.shift, -1)):
-            if sizes is None:
-                tensors.append(None)
-                continue
-            values = torch.randn(sizes, generator=generator, dtype=torch.float64)
+        for values, dim in zip(normal(there, seed), (0, -1, -1), strict=False):
             tensor = self._lay_out(_made(values, dtype, device), self.layout, dim)
             tensors.append(tensor.requires_grad_(requires_grad))
-        return tensors[0], tensors[1], tensors[2]
+        return tensors[0], tensors[1], None if self.shift is None else tensors[2]
 
     def cotangent(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 1) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        values = torch.randn(self.shape, generator=generator, dtype=torch.float64)
+        (values,) = normal([tuple(self.shape)], seed)
         layout = "contiguous" if self.layout == "expanded" else self.layout
         return self._lay_out(_made(values, dtype, device), layout, 0)
 
@@ -347,21 +359,22 @@ class Gate:
         requires_grad: bool = False,
     ) -> tuple[Tensor | None, ...]:
         """x, z and the weights in the order of ``names``, None where the term is absent."""
-        generator = torch.Generator().manual_seed(seed)
         sizes = self.shape.sizes()
         drawn = [("", sizes[0], 1.0, -1), ("", sizes[1], 1.0, 0)]
         for letter, (_, size) in self._weights().items():
             drawn.append((letter, size, max(math.prod(size[1:]), 1) ** -0.5, 0))
         tensors: list[Tensor | None] = []
-        for letter, size, scale, dim in drawn:
-            values = torch.randn(size, generator=generator, dtype=torch.float64) * scale
-            tensor = lay_out(_made(values, dtype, device), self.layout, expand_dim=dim)
-            tensors.append(tensor.requires_grad_(requires_grad) if letter in self.terms else None)
+        values = normal([size for _, size, _, _ in drawn], seed)
+        for value, (letter, _, scale, dim) in zip(values, drawn, strict=True):
+            if letter not in self.terms:
+                tensors.append(None)
+                continue
+            tensor = lay_out(_made(value * scale, dtype, device), self.layout, expand_dim=dim)
+            tensors.append(tensor.requires_grad_(requires_grad))
         return tuple(tensors)
 
     def cotangent(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 1) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        values = torch.randn((*self.shape.lead, self.shape.width), generator=generator, dtype=torch.float64)
+        (values,) = normal([(*self.shape.lead, self.shape.width)], seed)
         layout = "contiguous" if self.layout == "expanded" else self.layout
         return lay_out(_made(values, dtype, device), layout)
 

@@ -6,7 +6,6 @@ passes on what p brings: f'(p)^2 S_p^2; its derivative likewise with f''. The fu
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,13 +113,20 @@ def gate_grads(
     p, p2 = interaction(x, z, *weights), _squared(x, z, *weights)
     h = grad * x
     dp2 = gate_slope(name, p, p2, h, h.square()).detach()
-    leaves: list[Any] = [None if t is None else t.square().requires_grad_() for t in (x, z, *weights, c, d)]
-    value = (interaction(*leaves[:6]) * dp2).sum()
-    if c is not None or d is not None:
-        value = value + (interaction(leaves[0], leaves[1], None, leaves[6], None, leaves[7]) * grad**2).sum()
-    present = [leaf for leaf in leaves if leaf is not None]
-    found = torch.autograd.grad(value, present, allow_unused=True)
-    grads = [torch.zeros_like(t) if g is None else g for t, g in zip(present, found, strict=True)]
+    tensors = [None if t is None else t.square() for t in (x, z, *weights, c, d)]
+    present = [t for t in tensors if t is not None]
+
+    def value(*present: Tensor) -> Tensor:
+        left = iter(present)
+        x, z, w, u, v, bias, c, d = (None if t is None else next(left) for t in tensors)
+        assert x is not None and z is not None
+        found = (interaction(x, z, w, u, v, bias) * dp2).sum()
+        if c is not None or d is not None:
+            found = found + (interaction(x, z, None, c, None, d) * grad**2).sum()
+        return found
+
+    # Of torch.func, so that torch.vmap can map it over draws.
+    grads = list(torch.func.grad(value, tuple(range(len(present))))(*present))
     grads[0] = grads[0] + gate_value(name, offset, grad, p, p2).sum_to_size(x.shape)
     return grads
 

@@ -164,11 +164,9 @@ def _in_tf32(check: Check, dtype: torch.dtype, device: str) -> float:
 
 
 def _planned(plan: str, sample: Sample, dtype: torch.dtype, device: str) -> float:
-    form = checks.Form(partial(interaction_by, plan), reference.interaction)
-    draw = partial(sample.arguments, dtype, device)
+    planned = partial(interaction_by, plan)
     return max(
-        checks.check_form_values(form, draw),
-        checks.check_form_gradients(form, lambda s: (sample.cotangent(dtype, device, s + 1000), *draw(s))),
+        check(sample, dtype, device, planned) for check in (checks.check_values, checks.check_gradients)
     )
 
 
@@ -225,8 +223,8 @@ def _not_finite(dtype: torch.dtype, device: str) -> float:
 
 def _repeatable(sample: checks.AnySample, dtype: torch.dtype, device: str) -> float:
     gradients = checks.gradients_of(checks.form_of(sample).function)
-    tensors = sample.cotangent(dtype, device), *sample.arguments(dtype, device)
-    first, second = gradients(*tensors), gradients(*tensors)
+    grad, tensors = sample.cotangent(dtype, device), sample.arguments(dtype, device)
+    first, second = gradients(grad, *tensors), gradients(grad, *tensors)
     for index, (one, other) in enumerate(zip(first, second, strict=True)):
         require(torch.equal(one, other), f"gradient {index} differs from run to run")
     return 0.0

@@ -1,0 +1,41 @@
+"""What is remembered up to so many bytes: what was used last stays."""
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+
+def bytes_of(tensors: Iterable[Tensor | None]) -> int:
+    return sum(t.untyped_storage().nbytes() for t in tensors if t is not None)
+
+
+class Remembered:
+    """Values by name, the oldest of which go where all together are larger than ``most`` bytes."""
+
+    def __init__(self, most: int):
+        self.most, self.bytes = most, 0
+        self._found: dict[Hashable, tuple[Any, int]] = {}  # the one used last at the end
+
+    def get(self, name: Hashable) -> Any:
+        """None where nothing has this name."""
+        if name not in self._found:
+            return None
+        self._found[name] = self._found.pop(name)
+        return self._found[name][0]
+
+    def keep(self, name: Hashable, value: Any, size: int) -> Any:
+        """The value itself, which has this size in bytes."""
+        self.bytes += size - self._found.pop(name, (None, 0))[1]
+        self._found[name] = value, size
+        while self.bytes > self.most:
+            self.bytes -= self._found.pop(next(iter(self._found)))[1]
+        return value
+
+    def of(self, name: Hashable, make: Callable[[], Any], size_of: Callable[[Any], int]) -> Any:
+        """The value of this name, made where it is not known."""
+        value = self.get(name)
+        if value is None:
+            value = make()
+            self.keep(name, value, size_of(value))
+        return value
