@@ -42,12 +42,12 @@ HALF, TF32 = "HMMA.16816.F32", "HMMA.1688.F32.TF32"
 INSTRUCTIONS = {"BFloat16": f"{HALF}.BF16", "Half": HALF, "tf32": TF32}
 # Kernels in float16 whose operand are products: the forward pass but not by items, dW but not dU and dV.
 WIDENED = ("forward_kernelIN3c104HalfELb0", "weight_grads_kernelIN3c104HalfELb1")
-COUNT = {"forward_mma.cu": 6, "weight_grads_mma.cu": 10}
+COUNT = {"sm80/forward.cu": 6, "sm80/weight_grads.cu": 10}
 
 
 @needs_nvcc
 @pytest.mark.skipif(sass.disassembler("cuobjdump") is None, reason="no cuobjdump")
-@pytest.mark.parametrize("name", [name for name in KERNELS if name.endswith("_mma.cu")])
+@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("sm80/")])
 def test_matrix_instructions_are_used(objects, name):
     kernels = functions(objects[name][0])
     assert len(kernels) == COUNT.get(name, 5)
@@ -65,7 +65,7 @@ def test_matrix_instructions_are_used(objects, name):
 
 @needs_nvcc
 def test_ptx_is_in_one_file():
-    for path in [*SOURCES.glob("*.cu*"), *SOURCES.glob("*.h")]:
+    for path in [*SOURCES.rglob("*.cu*"), *SOURCES.rglob("*.h")]:
         assert path.name == "ptx.cuh" or not re.search(r"\basm\b", path.read_text()), path.name
 
 
@@ -110,7 +110,7 @@ def test_library_links_and_loads_without_cuda(objects, tmp_path):
     flags += ["-I", ROOT / "csrc", "-isystem", torch_directory / "include"]
     library = tmp_path / "libmi_kernels_cuda.so"
     host_objects = []
-    for path in SOURCES.glob("*.cpp"):
+    for path in SOURCES.rglob("*.cpp"):
         to = tmp_path / (path.stem + ".o")
         subprocess.run(["g++", *flags, "-c", path, "-o", to], check=True)
         host_objects.append(to)

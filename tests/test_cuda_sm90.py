@@ -22,7 +22,8 @@ needs_nvcc = pytest.mark.skipif(
 
 
 def build(source: Path, program: Path, *flags: str | Path) -> Path:
-    command = [COMPILER, "-std=c++20", "-Wall", "-Wextra", *flags, "-o", program, source]
+    csrc = source.parents[2] / "csrc"
+    command = [COMPILER, "-std=c++20", "-Wall", "-Wextra", "-I", csrc, *flags, "-o", program, source]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stderr == ""
@@ -82,45 +83,45 @@ def test_the_engine_at_the_sizes(least, most, engine):
 
 # What goes wrong on hardware only now and then: the machine has to notice each. (file, text, replacement)
 FAULTS = {
-    "operand overwritten while wgmma reads it": ("engine_sm90.cuh", "mma_wait<1>()", "mma_wait<2>()"),
+    "operand overwritten while wgmma reads it": ("engine.cuh", "mma_wait<1>()", "mma_wait<2>()"),
     "sums read before wgmma is done": (
-        "engine_sm90.cuh",
+        "engine.cuh",
         "mma_wait<0>();\n      M::hold(left)",
         "mma_wait<1>()",
     ),
     "stage released while wgmma reads it": (
-        "engine_sm90.cuh",
+        "engine.cuh",
         "release(ring.stage == 0 ? Shape::kStages - 1 : ring.stage - 1);\n    advance",
         "release(ring.stage);\n    advance",
     ),
-    "no wait for the weights": ("engine_sm90.cuh", "    wait();\n    M::mma_fence();", "    M::mma_fence();"),
-    "no wait for the operand": ("engine_sm90.cuh", "    wait();\n    MI_UNROLL", "    MI_UNROLL"),
-    "wrong parity": ("engine_sm90.cuh", "ring.phase ^ 1", "ring.phase"),
-    "no fence before wgmma": ("engine_sm90.cuh", "wait();\n    M::mma_fence();", "wait();"),
+    "no wait for the weights": ("engine.cuh", "    wait();\n    M::mma_fence();", "    M::mma_fence();"),
+    "no wait for the operand": ("engine.cuh", "    wait();\n    MI_UNROLL", "    MI_UNROLL"),
+    "wrong parity": ("engine.cuh", "ring.phase ^ 1", "ring.phase"),
+    "no fence before wgmma": ("engine.cuh", "wait();\n    M::mma_fence();", "wait();"),
     "no fence before the copy of the result": (
-        "engine_sm90.cuh",
+        "engine.cuh",
         "M::shared_fence();\n    M::sync_warpgroup",
         "M::sync_warpgroup",
     ),
     "no fence between ldmatrix and the next copy": (
-        "engine_sm90.cuh",
+        "engine.cuh",
         "M::shared_fence();\n    release(ring.stage);",
         "release(ring.stage);",
     ),
     "fence after the stage was released": (
-        "engine_sm90.cuh",
+        "engine.cuh",
         "M::shared_fence();\n    release(ring.stage);",
         "release(ring.stage);\n    M::shared_fence();",
     ),
-    "result overwritten while it is copied": ("engine_sm90.cuh", "if (thread == 0) M::store_wait();", ""),
+    "result overwritten while it is copied": ("engine.cuh", "if (thread == 0) M::store_wait();", ""),
     "the other block's consumers are not asked": (
-        "engine_sm90.cuh",
+        "engine.cuh",
         "kConsumerWarps * Shape::kCluster",
         "kConsumerWarps",
     ),
-    "both blocks load the same half": ("engine_sm90.cuh", "tile.out + rank * kShare", "tile.out"),
-    "sums written over stages that are still read": ("engine_sm90.cuh", "M::sync_consumers();", ""),
-    "another swizzle": ("sm90_layout.h", "(address >> 3) & 0x70", "(address >> 3) & 0x30"),
+    "both blocks load the same half": ("engine.cuh", "tile.out + rank * kShare", "tile.out"),
+    "sums written over stages that are still read": ("engine.cuh", "M::sync_consumers();", ""),
+    "another swizzle": ("layout.h", "(address >> 3) & 0x70", "(address >> 3) & 0x30"),
 }
 
 
@@ -130,7 +131,7 @@ def test_the_machine_notices(fault, tmp_path):
     name, text, replacement = FAULTS[fault]
     for folder in ("csrc", "tests/sm90"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    source = tmp_path / "csrc/cuda" / name
+    source = tmp_path / "csrc/cuda/sm90" / name
     assert text in source.read_text()
     source.write_text(source.read_text().replace(text, replacement))
     program = build(tmp_path / "tests/sm90/engine.cpp", tmp_path / "engine", "-O0", "-DMI_FEW")
@@ -142,7 +143,9 @@ def test_the_machine_notices(fault, tmp_path):
 @needs_compiler
 def test_the_sizes_choose_the_kernels_they_name(tmp_path):
     """By the plan and the checks of alignment; between them they reach every kernel there is."""
-    program = build(ROOT / "tests/sm90/choices.cpp", tmp_path / "choices", "-O1", ROOT / "csrc/cuda/plan.cpp")
+    program = build(
+        ROOT / "tests/sm90/choices.cpp", tmp_path / "choices", "-O1", ROOT / "csrc/cuda/host/plan.cpp"
+    )
     cases = [(size, dtype) for size in (*SM90, *MMA) for dtype in size.dtypes if dtype in HALF]
     done = run(program, input=lines(cases))
     assert done.returncode == 0, done.stderr
@@ -163,7 +166,7 @@ def test_the_sizes_choose_the_kernels_they_name(tmp_path):
     assert all(size.dtypes == EVERY for size in MMA)
 
 
-SOURCE = "interaction_sm90.cu"
+SOURCE = "sm90/forward.cu"
 # Every kernel in it: outputs per tile, blocks of a cluster (or split), element type.
 KERNELS = {(out, cluster, "BF16") for out in (64, 128, 256) for cluster in (1, 2)}
 KERNELS |= {(out, cluster, "F16") for out in (64, 128) for cluster in (1, 2)}
@@ -229,7 +232,7 @@ def test_launches_in_a_fresh_thread(tmp_path):
     launcher, _ = compiled(SOURCE)[SOURCE]
     program = tmp_path / "launches"
     command = [NVCC, "-std=c++20", "-Xlinker", "--wrap=cudaFuncSetAttribute,--wrap=cudaLaunchKernelExC"]
-    command += ["-o", program, ROOT / "tests/sm90/launches.cpp", launcher]
+    command += ["-I", ROOT / "csrc", "-o", program, ROOT / "tests/sm90/launches.cpp", launcher]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
     cases = [(size, dtype) for size in SM90 for dtype in size.dtypes]

@@ -45,7 +45,7 @@ _library: list[torch.library.Library] = []
 
 def build() -> Path:
     """The compiled library; compiled again only when a source has changed."""
-    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), ROOT / "tests/emulated/launches.cpp"]
+    sources = [*sorted((ROOT / "csrc/cuda").rglob("*.cpp")), ROOT / "tests/emulated/launches.cpp"]
     digest = hashlib.sha256(torch.__version__.encode())
     for path in sorted(path for part in ("csrc", "tests/emulated") for path in (ROOT / part).rglob("*.*")):
         if path.suffix in (".h", ".cuh", ".cpp"):

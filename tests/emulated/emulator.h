@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../csrc/cuda/numbers.cuh"
+#include "cuda/common/numbers.cuh"
 
 namespace mi_kernels::cuda {
 

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
-#include "../../csrc/cuda/mma_kernels.h"
-#include "../../csrc/cuda/modulate_call.h"
-#include "../../csrc/cuda/modulate_kernels.cuh"
-#include "../../csrc/cuda/stream_grads.cuh"
+#include "cuda/common/kernels.h"
+#include "cuda/modulate/kernels.cuh"
+#include "cuda/modulate/modulate_call.h"
+#include "cuda/small_batch/input_grads.cuh"
 #include "emulator.h"
 
 namespace mi_kernels::cuda {

@@ -4,8 +4,8 @@
 
 #include <cstdio>
 
-#include "../../csrc/cuda/interaction_sm90.h"
-#include "../../csrc/cuda/plan.h"
+#include "cuda/host/plan.h"
+#include "cuda/host/sm90_args.h"
 
 constexpr mi_kernels::cuda::Machine kHopper{90, 132, 227 << 10};
 

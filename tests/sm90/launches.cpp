@@ -1,4 +1,4 @@
-// The host side of interaction_sm90.cu, as nvcc compiled it, each call in a thread of its own. The linker puts the
+// The host side of sm90/forward.cu, as nvcc compiled it, each call in a thread of its own. The linker puts the
 // functions
 // __wrap_* below in the place of the runtime's; nothing is run.
 #include <cuda_runtime.h>
@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <thread>
 
-#include "../../csrc/cuda/tensor_map.h"
 #include "contiguous.h"
+#include "cuda/host/tensor_map.h"
 
 namespace sm90 = mi_kernels::cuda::sm90;
 

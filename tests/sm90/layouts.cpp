@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "../../csrc/cuda/interaction_sm90.h"
+#include "cuda/host/sm90_args.h"
 
 using namespace mi_kernels::cuda::sm90;
 

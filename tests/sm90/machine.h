@@ -25,7 +25,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/interaction_sm90.h"
+#include "cuda/host/sm90_args.h"
 #include "numbers.h"
 
 namespace emulated {

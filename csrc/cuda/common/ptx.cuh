@@ -1,0 +1,303 @@
+// Every PTX instruction of the CUDA kernels; nothing else in csrc/cuda has any. Names follow the PTX ISA, which defines
+// what each one does.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "cuda/common/numbers.cuh"
+#include "cuda/common/simt.cuh"
+#include "cuda/sm90/layout.h"
+
+namespace mi_kernels::cuda {
+
+// What the mma engine asks of a GPU of sm_80 and later. The tests run the same engine on another struct.
+struct Ampere : Gpu {
+  // Sixteen bytes to shared memory, or zeros in their place.
+  static MI_DEVICE void copy_async(void* shared, const void* global, bool present) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
+                 "l"(global), "r"(present ? 16 : 0)
+                 : "memory");
+  }
+  static MI_DEVICE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  template <int kPending>
+  static MI_DEVICE void wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+  }
+  // Four 8x8 matrices of 16-bit elements; thread t of eight gives the address of a line.
+  template <bool kTransposed>
+  static MI_DEVICE void load_matrices(uint32_t (&r)[4], const void* shared) {
+    const uint32_t address = uint32_t(__cvta_generic_to_shared(shared));
+    if constexpr (kTransposed) {
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                   : "r"(address)
+                   : "memory");
+    } else {
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                   : "r"(address)
+                   : "memory");
+    }
+  }
+  // Four words for each thread, each of which all threads of a warp read together.
+  static MI_DEVICE void load_words(uint32_t (&r)[4], const char* const (&shared)[4]) {
+    MI_UNROLL for (int q = 0; q < 4; ++q) r[q] = *reinterpret_cast<const uint32_t*>(shared[q]);
+  }
+  // The bits of a float, rounded to those of tf32: to the nearest, ties away from zero; NaN and Inf stay what they are.
+  // Matrix instructions alone would cut off what is beyond tf32.
+  static MI_DEVICE uint32_t to_tf32(uint32_t bits) {
+    uint32_t rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+    return rounded;
+  }
+  // d += a b for tiles 16 x 16 and 16 x 8, of tf32 16 x 8 and 8 x 8.
+  template <class T>
+  static MI_DEVICE void mma(float* d, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    if constexpr (std::is_same_v<T, tf32>) {
+      asm volatile(
+          "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    } else if constexpr (std::is_same_v<T, bf16>) {
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    } else {
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+  }
+};
+
+// ---- sm_90a ----
+
+// Operands of wgmma: %0 to %{n/2-1} are the sums, four registers of the left operand follow, then the descriptor of the
+// right one, then whether to add to the sums (0: overwrite them).
+#define MI_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define MI_SUMS_16(i) MI_SUMS_4(i), MI_SUMS_4(i + 4), MI_SUMS_4(i + 8), MI_SUMS_4(i + 12)
+#define MI_SUMS_64(i) MI_SUMS_16(i), MI_SUMS_16(i + 16), MI_SUMS_16(i + 32), MI_SUMS_16(i + 48)
+#define MI_NAMES_0_31                                                                                          \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28," \
+  "%29,%30,%31"
+#define MI_NAMES_32_63                                                                                           \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58," \
+  "%59,%60,%61,%62,%63"
+#define MI_NAMES_64_127                                                                                          \
+  "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90," \
+  "%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,"   \
+  "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define MI_WGMMA(n, type, names, left, right, add, ...)                                                          \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add                                                           \
+               ", 0;\n"                                                                                          \
+               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" names "}, {" left "}, " right \
+               ", p, 1, 1, 0;\n}\n"                                                                              \
+               : __VA_ARGS__                                                                                     \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "n"(int(kAdd)))
+#define MI_WGMMA_64(type) \
+  MI_WGMMA("64", type, MI_NAMES_0_31, "%32,%33,%34,%35", "%36", "%37", MI_SUMS_16(0), MI_SUMS_16(16))
+#define MI_WGMMA_128(type) \
+  MI_WGMMA("128", type, MI_NAMES_0_31 "," MI_NAMES_32_63, "%64,%65,%66,%67", "%68", "%69", MI_SUMS_64(0))
+#define MI_WGMMA_256(type)                                                                                           \
+  MI_WGMMA("256", type, MI_NAMES_0_31 "," MI_NAMES_32_63 "," MI_NAMES_64_127, "%128,%129,%130,%131", "%132", "%133", \
+           MI_SUMS_64(0), MI_SUMS_64(64))
+
+// What the sm_90a engine asks of the machine. The tests run the same engine on another struct with these members.
+struct Hopper {
+  using TensorMap = CUtensorMap;
+
+  // ---- where we are ----
+  static MI_DEVICE int thread() { return int(threadIdx.x); }
+  // The same for all threads of a warp, and known to be so by the compiler.
+  static MI_DEVICE int warp() { return __shfl_sync(0xffffffff, int(threadIdx.x) / 32, 0); }
+  static MI_DEVICE int block() { return int(blockIdx.x); }
+  static MI_DEVICE int blocks() { return int(gridDim.x); }
+  static MI_DEVICE int rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return int(rank);
+  }
+  static MI_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+
+  // ---- barriers ----
+  static MI_DEVICE void sync_warp() { __syncwarp(); }
+  static MI_DEVICE void sync_block() { __syncthreads(); }
+  static MI_DEVICE void sync_warpgroup(int warpgroup) {
+    asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+  }
+  static MI_DEVICE void sync_consumers() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
+  static MI_DEVICE void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+  }
+  static MI_DEVICE void barrier_init(uint32_t barrier, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+  }
+  static MI_DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+  static MI_DEVICE void barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+  }
+  // On the barrier at the same address in block `rank` of the cluster.
+  static MI_DEVICE void barrier_arrive_at(uint32_t barrier, int rank) {
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+        "r"(rank)
+        : "memory");
+  }
+  static MI_DEVICE void barrier_expect(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  }
+  // Returns once the phase of this parity is complete; `kCluster`: also for what other blocks did before they arrived.
+  template <bool kCluster>
+  static MI_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
+    uint32_t done = 0;
+    while (!done) {
+      if constexpr (kCluster)
+        asm volatile(
+            "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n}\n"
+            : "=r"(done)
+            : "r"(barrier), "r"(parity)
+            : "memory");
+      else
+        asm volatile(
+            "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+            : "=r"(done)
+            : "r"(barrier), "r"(parity)
+            : "memory");
+    }
+  }
+
+  // ---- the copy engine: boxes of four-dimensional tensor maps ----
+  static MI_DEVICE void load(const CUtensorMap* map, uint32_t to, uint32_t barrier, int c0, int c1, int c2, int c3) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+        "%6}], "
+        "[%2];" ::"r"(to),
+        "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
+  }
+  // To the same address in each block of the mask; each block's own barrier counts the bytes.
+  static MI_DEVICE void load_multicast(const CUtensorMap* map, uint32_t to, uint32_t barrier, uint16_t mask, int c0,
+                                       int c1, int c2, int c3) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%4, %5, %6, %7}], [%2], %3;" ::"r"(to),
+        "l"(map), "r"(barrier), "h"(mask), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+        : "memory");
+  }
+  static MI_DEVICE void store(const CUtensorMap* map, uint32_t from, int c0, int c1, int c2, int c3) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+                 "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+                 : "memory");
+  }
+  static MI_DEVICE void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+  // Until the sources of all stores of this thread have been read.
+  static MI_DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+  // Orders what this thread wrote to and read from shared memory before what the copy engine does there once it is
+  // asked.
+  static MI_DEVICE void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+  static MI_DEVICE void shared_store(uint32_t to, uint32_t value) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+  }
+  static MI_DEVICE void shared_store(uint32_t to, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+  }
+  // From the same address in block `rank` of the cluster.
+  static MI_DEVICE float shared_load_at(uint32_t from, int rank) {
+    float value;
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];\n}\n"
+        : "=f"(value)
+        : "r"(from), "r"(rank)
+        : "memory");
+    return value;
+  }
+
+  // ---- registers ----
+  template <int kCount>
+  static MI_DEVICE void give_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+  }
+  template <int kCount>
+  static MI_DEVICE void take_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+  }
+  static MI_DEVICE void load_matrices(uint32_t (&r)[4], uint32_t row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(row)
+                 : "memory");
+  }
+  // Two products of 16-bit numbers, each rounded once.
+  template <class T>
+  static MI_DEVICE uint32_t multiply(uint32_t a, uint32_t b) {
+    uint32_t product;
+    if constexpr (T::kBfloat16)
+      asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    else
+      asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+  }
+  template <class T>
+  static MI_DEVICE uint32_t pack(float low, float high) {
+    uint32_t packed;
+    if constexpr (T::kBfloat16)
+      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    else
+      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+  }
+  template <class T>
+  static MI_DEVICE float widen(uint16_t bits) {
+    float value;
+    if constexpr (T::kBfloat16)
+      value = __uint_as_float(uint32_t(bits) << 16);
+    else
+      asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+  }
+
+  // ---- the tensor cores ----
+  // sums [64, kOut] (+)= left [64, 16] in registers times the block of `descriptor`, [kOut, 16], transposed.
+  template <class T, int kOut, bool kAdd>
+  static MI_DEVICE void mma(float (&d)[kOut / 2], const uint32_t (&a)[4], uint64_t descriptor) {
+    if constexpr (kOut == 64 && T::kBfloat16) MI_WGMMA_64("bf16");
+    if constexpr (kOut == 64 && !T::kBfloat16) MI_WGMMA_64("f16");
+    if constexpr (kOut == 128 && T::kBfloat16) MI_WGMMA_128("bf16");
+    if constexpr (kOut == 128 && !T::kBfloat16) MI_WGMMA_128("f16");
+    if constexpr (kOut == 256 && T::kBfloat16) MI_WGMMA_256("bf16");
+    if constexpr (kOut == 256 && !T::kBfloat16) MI_WGMMA_256("f16");
+  }
+  // Before the first wgmma that reads registers written since the last one.
+  static MI_DEVICE void mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+  static MI_DEVICE void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+  // Until at most this many committed groups are still running.
+  template <int kRunning>
+  static MI_DEVICE void mma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kRunning) : "memory");
+  }
+  // The same number, but nothing computed from it is computed any earlier and kept in registers until here.
+  static MI_DEVICE int fresh(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+  }
+  // Says that these registers are in use up to here: wgmma reads its left operand after it was issued, which the
+  // compiler's own analysis of lifetimes does not see.
+  static MI_DEVICE void hold(uint32_t (&r)[sm90::kInstructions][4]) {
+    MI_UNROLL
+    for (int k = 0; k < sm90::kInstructions; ++k)
+      asm volatile("" : "+r"(r[k][0]), "+r"(r[k][1]), "+r"(r[k][2]), "+r"(r[k][3])::"memory");
+  }
+  template <int kCount>
+  static MI_DEVICE void hold(float (&r)[kCount]) {
+    MI_UNROLL
+    for (int k = 0; k < kCount; ++k) asm volatile("" : "+f"(r[k])::"memory");
+  }
+};
+
+}  // namespace mi_kernels::cuda

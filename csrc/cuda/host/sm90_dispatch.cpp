@@ -1,0 +1,39 @@
+#include "cuda/host/sm90_dispatch.h"
+
+#include "cuda/host/plan.h"
+#include "cuda/host/sm90_args.h"
+
+namespace mi_kernels::cuda {
+namespace {
+
+#if defined(MI_HAVE_SM90)
+constexpr bool kHaveSm90 = true;
+#else
+constexpr bool kHaveSm90 = false;
+#endif
+
+}  // namespace
+
+bool run_forward_sm90(const Place& place, const Problem& p, DType dtype, const Operand& x, const Operand& z,
+                      const Operand& weight, const Operand& weight_z, const Operand& weight_x, const Operand& bias,
+                      void* y) {
+  if (!kHaveSm90 || !prefers_sm90(p, dtype, weight.data, place.machine()) || !sm90::fits_int(p)) return false;
+  const sm90::ForwardOperands f = sm90::forward_operands(p, x, z, weight, weight_z, weight_x, bias, y);
+  if (sm90::refusal(f)) return false;
+#if defined(MI_HAVE_SM90)
+  const bool bfloat16 = dtype == DType::bf16;
+  sm90::run_forward(f, sm90::choose_forward(f.problem, bfloat16, place.machine().processors), bfloat16, place.stream());
+#endif
+  return true;
+}
+
+std::string describe_forward_sm90(const Problem& p, DType dtype, int64_t terms, const Machine& machine) {
+  const bool aligned = !(terms & 64) && p.width % 8 == 0 && (!(terms & 2) || p.context % 8 == 0);
+  if (!kHaveSm90 || !aligned || !sm90::fits_int(p) || !prefers_sm90(p, dtype, terms & 1, machine)) return {};
+  const sm90::Problem q = sm90::problem(p, terms & 1, terms & 2, terms & 4, terms & 8);
+  const sm90::ForwardChoice c = sm90::choose_forward(q, dtype == DType::bf16, machine.processors);
+  return std::string("algorithm=") + (c.exact ? "wgmma-exact" : "wgmma") +
+         ";scratch=0;blocks=" + std::to_string(c.blocks) + ";splits=" + std::to_string(c.split);
+}
+
+}  // namespace mi_kernels::cuda
