@@ -150,7 +150,7 @@ CROSS_COMPILER = "aarch64-linux-gnu-g++"
 @pytest.mark.skipif(
     shutil.which(CROSS_COMPILER) is None, reason=f"no {CROSS_COMPILER} (g++-aarch64-linux-gnu)"
 )
-@pytest.mark.parametrize("source", sorted(path.name for path in CPU_SOURCES.glob("*.cpp")))
+@pytest.mark.parametrize("source", sorted(f"{p.parent.name}/{p.name}" for p in CPU_SOURCES.glob("*/*.cpp")))
 def test_sources_compile_on_aarch64(source):
     """No x86 intrinsic without a portable twin: a compiler for another architecture takes every source."""
     torch_headers = Path(torch.__file__).parent / "include"

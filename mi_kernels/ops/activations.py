@@ -2,7 +2,7 @@
 
 Values are PyTorch's own functions, so that they agree with it at every extreme. At the kinks of relu and
 hardsigmoid, and at NaN, the first derivative is that of PyTorch's backward formulas. The compiled kernels
-have the same formulas in ``csrc/cpu/activations.h``, f and f' only: second derivatives are taken here.
+have the same formulas in ``csrc/common/activation_math.h``, f and f' only: second derivatives are taken here.
 
 Derivatives of 16-bit arguments are taken in float32: t^3 and t^2 leave the range of float16 long before f'
 and f'' do anything of note, and PyTorch's own kernels compute in float32 too.

@@ -1,7 +1,7 @@
 """What a call of the dense interaction will do, as :func:`mi_kernels.explain` tells it.
 
-The plan of the compiled kernels is made where it is used, in ``csrc/cpu/plan.cpp``; this module asks for
-it and says it in words. It is a pure function of shapes, dtype, instruction set and wanted gradients.
+The plan of the compiled kernels is made where it is used, in ``csrc/cpu/dispatch/plan.cpp``; this module asks
+for it and says it in words. It is a pure function of shapes, dtype, instruction set and wanted gradients.
 """
 
 import math

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common/tensor_args.h"
-#include "interaction.h"
+#include "cpu/kernels/calls.h"
 
 namespace mi_kernels {
 

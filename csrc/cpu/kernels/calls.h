@@ -2,8 +2,8 @@
 #pragma once
 
 #include "common/dtypes.h"
-#include "modulate.h"
-#include "plan.h"
+#include "cpu/dispatch/plan.h"
+#include "cpu/kernels/modulate_call.h"
 
 namespace mi_kernels {
 

@@ -1,6 +1,6 @@
 // y = (act(scale) + s) * x + shift. The activation is taken once for all rows that share a stretch of scale, and
 // by whole vectors of rows where each row has a scale of its own; x is read once and y written once.
-#include "modulate_rows.h"
+#include "cpu/kernels/modulate_runs.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "common/activation_math.h"
-#include "simd.h"
+#include "cpu/engine/simd.h"
 
 namespace mi_kernels::MI_ISA {
 

@@ -1,6 +1,4 @@
 // Modulation on the CPU: checks, axes, plan and threads; the arithmetic is in modulate*_isa.cpp.
-#include "modulate.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -8,10 +6,11 @@
 #include <vector>
 
 #include "common/modulate_axes.h"
-#include "isa.h"
-#include "operands.h"
-#include "pages.h"
-#include "workspace.h"
+#include "cpu/dispatch/huge_pages.h"
+#include "cpu/dispatch/isa.h"
+#include "cpu/dispatch/linear_call.h"
+#include "cpu/dispatch/workspace.h"
+#include "cpu/kernels/modulate_call.h"
 
 namespace mi_kernels {
 namespace {

@@ -2,7 +2,7 @@
 // operand (lanes), both walked along K. It knows nothing of where the operands came from.
 #pragma once
 
-#include "simd.h"
+#include "cpu/engine/simd.h"
 
 namespace mi_kernels::MI_ISA {
 

@@ -1,7 +1,7 @@
 // Products without W for a few rows, y[b, o] = sum_k in[b, k] M[o, k]: the time is that of reading M, which is read in
 // place, from memory once. Lanes run along the sum where M does, else along the outputs.
-#include "epilogues.h"
-#include "family.h"
+#include "cpu/engine/epilogues.h"
+#include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // dx and dz for a few rows: the time is that of reading W. T(i, j) = sum_o g[o] W[o, i, j] is made for a
 // stretch of (i, j) at a time, which stays in the cache while W is read once, by whole vectors and in runs as
 // long as the stretch. Lanes run along (i, j).
-#include "family.h"
+#include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {

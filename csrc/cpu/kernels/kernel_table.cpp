@@ -1,4 +1,4 @@
-#include "family.h"
+#include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
 

@@ -1,6 +1,4 @@
 // The dense interaction on the CPU: checks, plan, memory and threads; the arithmetic is in *_isa.cpp.
-#include "interaction.h"
-
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,11 +9,12 @@
 #include <tuple>
 #include <vector>
 
-#include "isa.h"
-#include "operands.h"
-#include "overflow.h"
-#include "pages.h"
-#include "workspace.h"
+#include "cpu/dispatch/huge_pages.h"
+#include "cpu/dispatch/isa.h"
+#include "cpu/dispatch/linear_call.h"
+#include "cpu/dispatch/overflow.h"
+#include "cpu/dispatch/workspace.h"
+#include "cpu/kernels/calls.h"
 
 namespace mi_kernels {
 namespace {

@@ -1,8 +1,8 @@
 // What the families share on one instruction set: views of operands, tasks, scratch memory, dtypes.
 #pragma once
 
-#include "engine.h"
-#include "interaction.h"
+#include "cpu/engine/engine.h"
+#include "cpu/kernels/calls.h"
 
 namespace mi_kernels::MI_ISA {
 

@@ -9,11 +9,11 @@
 #include <utility>
 #include <vector>
 
-#include "isa.h"
-#include "operands.h"
-#include "overflow.h"
-#include "pages.h"
-#include "workspace.h"
+#include "cpu/dispatch/huge_pages.h"
+#include "cpu/dispatch/isa.h"
+#include "cpu/dispatch/linear_call.h"
+#include "cpu/dispatch/overflow.h"
+#include "cpu/dispatch/workspace.h"
 
 namespace mi_kernels {
 namespace {

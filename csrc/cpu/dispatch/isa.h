@@ -1,7 +1,7 @@
 // The instruction set that the kernels run on, chosen once when they are first used.
 #pragma once
 
-#include "interaction.h"
+#include "cpu/kernels/calls.h"
 
 namespace mi_kernels {
 

@@ -1,9 +1,9 @@
 // dx and dz: the batch lies in the lanes. Either one product makes T(i, j) = sum_o g[o] W[o, i, j], tile by
 // tile, and the epilogue takes both reductions of it (together); or each gradient has a product of its own
 // and the epilogue sums over the outputs (separate), which reads W in the order in which it lies.
-#include "epilogues.h"
-#include "family.h"
-#include "producers.h"
+#include "cpu/engine/epilogues.h"
+#include "cpu/engine/producers.h"
+#include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {

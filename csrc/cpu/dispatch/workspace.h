@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "interaction.h"
+#include "cpu/kernels/calls.h"
 
 namespace mi_kernels {
 

@@ -1,10 +1,10 @@
 // y = z^T W x + U z + V x + c: the batch lies in the lanes, rows are W[(o, outer), inner] with one feature axis
 // summed inside the product and the other one, times its operand, by the epilogue. U, V and c join the same
 // accumulators, so that the whole formula is one pass.
-#include "epilogues.h"
-#include "family.h"
-#include "gate.h"
-#include "producers.h"
+#include "cpu/engine/epilogues.h"
+#include "cpu/engine/producers.h"
+#include "cpu/kernels/family.h"
+#include "cpu/kernels/gate_epilogue.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {

@@ -1,4 +1,4 @@
-#include "overflow.h"
+#include "cpu/dispatch/overflow.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 

@@ -1,7 +1,7 @@
 // Row producers: what a tile's rows are made of. See contract() in engine.h for what they offer.
 #pragma once
 
-#include "engine.h"
+#include "cpu/engine/engine.h"
 
 namespace mi_kernels::MI_ISA {
 

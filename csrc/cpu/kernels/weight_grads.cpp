@@ -1,8 +1,8 @@
 // dW, dU, dV, dc: features lie in the lanes and the batch along K. The rows of dW are products g z (or g x),
 // generated a block at a time.
-#include "epilogues.h"
-#include "family.h"
-#include "producers.h"
+#include "cpu/engine/epilogues.h"
+#include "cpu/engine/producers.h"
+#include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {

@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "cpu/dispatch/plan.h"
 
 namespace mi_kernels {
 namespace {

@@ -1,8 +1,8 @@
 // What the two modulation kernels share: walks over strided axes, runs made contiguous, activated scales.
 #pragma once
 
-#include "activations.h"
-#include "family.h"
+#include "cpu/engine/vector_activations.h"
+#include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
 

@@ -1,9 +1,9 @@
 // The epilogue of the gated forms: y = (act(p) + s) * x + t on finished planes, which hold p, x and t alike.
 #pragma once
 
-#include "activations.h"
-#include "engine.h"
-#include "interaction.h"
+#include "cpu/engine/engine.h"
+#include "cpu/engine/vector_activations.h"
+#include "cpu/kernels/calls.h"
 
 namespace mi_kernels::MI_ISA {
 

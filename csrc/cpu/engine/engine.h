@@ -12,7 +12,7 @@
 //   planes [strip][feature][N vectors]   accumulators of a block of lanes, one vector row per feature
 #pragma once
 
-#include "microkernel.h"
+#include "cpu/engine/microkernel.h"
 
 namespace mi_kernels::MI_ISA {
 

@@ -1,4 +1,4 @@
-#include "isa.h"
+#include "cpu/dispatch/isa.h"
 
 #include <torch/headeronly/util/Exception.h>
 

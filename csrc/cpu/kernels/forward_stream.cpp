@@ -1,7 +1,7 @@
 // y for a few rows: the time is that of reading W. Lanes run along (i, j), so that W is read once, by whole
 // vectors and in the order in which it lies, against products z_i x_j made for a stretch of it at a time.
-#include "family.h"
-#include "gate.h"
+#include "cpu/kernels/family.h"
+#include "cpu/kernels/gate_epilogue.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {

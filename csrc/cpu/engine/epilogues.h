@@ -1,7 +1,7 @@
 // Epilogues: what becomes of a finished tile. Planes are laid out as engine.h says.
 #pragma once
 
-#include "engine.h"
+#include "cpu/engine/engine.h"
 
 namespace mi_kernels::MI_ISA {
 

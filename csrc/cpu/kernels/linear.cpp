@@ -2,10 +2,10 @@
 // them. The outputs lie in the lanes and rows of the batch are read in place (or copied as they are multiplied, where
 // dtype or strides want it), so a finished sum is stored as it is and a gate meets x where that lies; with the batch in
 // the lanes both would have to be transposed.
-#include "activations.h"
-#include "epilogues.h"
-#include "family.h"
-#include "producers.h"
+#include "cpu/engine/epilogues.h"
+#include "cpu/engine/producers.h"
+#include "cpu/engine/vector_activations.h"
+#include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {

@@ -1,7 +1,7 @@
 // The gate of a few rows under softmax: each row of y, which holds its logits, is normalised and multiplied by x in
 // place. The rows are few and their making has read all of W, so this is not where the time goes.
-#include "activations.h"
-#include "family.h"
+#include "cpu/engine/vector_activations.h"
+#include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {

@@ -2,7 +2,7 @@
 //
 // Sums are short chains in accumulation type, added up in double: PyTorch sums pairwise, and float alone would lose to
 // it over a long axis. How they are cut depends on the sizes alone.
-#include "modulate_rows.h"
+#include "cpu/kernels/modulate_runs.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {
