@@ -1,4 +1,4 @@
-// Activations, f and f' side by side: one formula for numbers, on the host and on GPUs, and for vectors
+// CallShape, f and f' side by side: one formula for numbers, on the host and on GPUs, and for vectors
 // (csrc/cpu/activations.h). `Math` brings exp, tanh and erf. ops/activations.py has f'' too. At kinks and NaN they are
 // PyTorch's.
 #pragma once

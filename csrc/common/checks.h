@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "common/dtypes.h"
-#include "common/operand.h"
+#include "common/problem_size.h"
 
 namespace mi_kernels {
 
@@ -30,14 +30,14 @@ inline DType dtype_of(torch::headeronly::ScalarType type, const char* op, const 
 }
 
 // None for a tensor comes as one that is not defined.
-inline void check_given(const char* op, const char* name, const Tensor& tensor) {
+inline void check_defined(const char* op, const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.defined(), op, ": ", name, ": expected a tensor, got None");
 }
 
 // The sizes are those expected after an optional leading dimension of groups, dtype and device those of `like`.
 inline void check_sizes(const char* op, const char* name, const Tensor& tensor, const Tensor& like, int64_t groups,
                         bool grouped, std::initializer_list<int64_t> sizes) {
-  check_given(op, name, tensor);
+  check_defined(op, name, tensor);
   STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name,
                   ": expected the dtype of the first tensor");
   STD_TORCH_CHECK(tensor.is_cpu() == like.is_cpu() && tensor.is_cuda() == like.is_cuda() &&
@@ -68,7 +68,7 @@ inline bool in_range(std::initializer_list<int64_t> sizes) {
 }
 
 // `weight`: whether there is a product over both the context and the width.
-inline void check_products(const char* op, const char* name, const Problem& p, bool weight) {
+inline void check_products(const char* op, const char* name, const ProblemSize& p, bool weight) {
   const bool fits =
       weight ? in_range({p.groups, p.rows, p.context, p.width, p.out})
              : in_range({p.groups, p.rows, p.context, p.out}) && in_range({p.groups, p.rows, p.width, p.out});
@@ -77,29 +77,30 @@ inline void check_products(const char* op, const char* name, const Problem& p, b
 }
 
 // What a plan is asked for: sizes of `count` axes, and which of `bits` terms there are, the first of them W.
-inline void check_planned(const char* op, const std::vector<int64_t>& sizes, size_t count, const char* axes,
-                          int64_t terms, int bits) {
+inline void check_plan_query(const char* op, const std::vector<int64_t>& sizes, size_t count, const char* axes,
+                             int64_t terms, int bits) {
   STD_TORCH_CHECK(sizes.size() == count, op, ": sizes: expected ", axes, ", got ", sizes.size(), " sizes");
   for (const int64_t size : sizes)
     STD_TORCH_CHECK(size >= 0, op, ": sizes: expected ", axes, " of 0 or more, got ", size);
   STD_TORCH_CHECK(terms >= 0 && terms < int64_t(1) << bits, op, ": terms: expected 0 to ", (int64_t(1) << bits) - 1,
                   ", got ", terms);
 }
-inline Problem planned_interaction(const char* op, const std::vector<int64_t>& sizes, int64_t terms, int bits) {
-  check_planned(op, sizes, 5, "[G, B, Z, X, O]", terms, bits);
-  const Problem p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+inline ProblemSize interaction_problem_size(const char* op, const std::vector<int64_t>& sizes, int64_t terms,
+                                            int bits) {
+  check_plan_query(op, sizes, 5, "[G, B, Z, X, O]", terms, bits);
+  const ProblemSize p{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
   check_products(op, "sizes", p, terms & 1);
   return p;
 }
-inline Problem planned_gate(const char* op, const std::vector<int64_t>& sizes, int64_t terms) {
-  check_planned(op, sizes, 3, "[B, Z, X]", terms, 5);
-  const Problem p{1, sizes[0], sizes[1], sizes[2], sizes[2]};
+inline ProblemSize gate_problem_size(const char* op, const std::vector<int64_t>& sizes, int64_t terms) {
+  check_plan_query(op, sizes, 3, "[B, Z, X]", terms, 5);
+  const ProblemSize p{1, sizes[0], sizes[1], sizes[2], sizes[2]};
   check_products(op, "sizes", p, terms & 1);
   return p;
 }
 
 // Whether a primitive has a result with elements; others return before they plan anything. `terms` are those of a plan.
-inline bool has_result(const Problem& p, const std::string& primitive, int64_t terms) {
+inline bool has_result(const ProblemSize& p, const std::string& primitive, int64_t terms) {
   if (primitive == "forward") return p.groups > 0 && p.rows > 0 && p.out > 0;
   if (primitive == "input_grads")
     return p.groups > 0 && p.rows > 0 && ((terms & 16 && p.width > 0) || (terms & 32 && p.context > 0));

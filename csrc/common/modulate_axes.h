@@ -68,13 +68,13 @@ inline std::vector<KindAxis> merged_axes(const Tensor& x, const Sizes& layout, c
 }
 
 inline void check_input(const char* op, const Tensor& x) {
-  check_given(op, "x", x);
+  check_defined(op, "x", x);
   dtype_of(x.scalar_type(), op, "x");
   STD_TORCH_CHECK(in_range({x.numel()}), op, ": x: expected at most 2^53 elements, got ", x.numel());
 }
 
 inline void check_operand(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  check_given(op, name, t);
+  check_defined(op, name, t);
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && t.is_cpu() == x.is_cpu() && t.is_cuda() == x.is_cuda() &&
                       t.get_device_index() == x.get_device_index(),
                   op, ": ", name, ": expected dtype and device of x");

@@ -7,16 +7,17 @@
 #include <optional>
 
 #include "common/checks.h"
-#include "common/operand.h"
+#include "common/problem_size.h"
+#include "common/tensor_ref.h"
 
 namespace mi_kernels {
 
 using Optional = std::optional<Tensor>;
 
 // The three dimensions of an operand; a shared weight has no groups and a stride of 0 between them.
-inline Operand operand(const Tensor& t, bool grouped) {
+inline TensorRef tensor_ref(const Tensor& t, bool grouped) {
   const int64_t lead = grouped ? 1 : 0;
-  Operand o;
+  TensorRef o;
   o.data = t.const_data_ptr();
   o.group = grouped ? t.stride(0) : 0;
   o.row = t.stride(lead);
@@ -24,7 +25,9 @@ inline Operand operand(const Tensor& t, bool grouped) {
   return o;
 }
 
-inline Operand operand(const Optional& t, bool grouped) { return t.has_value() ? operand(*t, grouped) : Operand{}; }
+inline TensorRef tensor_ref(const Optional& t, bool grouped) {
+  return t.has_value() ? tensor_ref(*t, grouped) : TensorRef{};
+}
 
 // W with its last three dimensions contiguous: itself where it is so, else a copy (of one group where it is
 // the same for all groups).
@@ -42,34 +45,34 @@ inline Tensor with_contiguous_groups(const Tensor& weight, bool grouped) {
   return torch::stable::contiguous(weight);
 }
 
-inline Operand weight_operand(const Tensor& weight, bool grouped) {
-  Operand o;
+inline TensorRef weight_ref(const Tensor& weight, bool grouped) {
+  TensorRef o;
   o.data = weight.const_data_ptr();
   o.group = grouped && weight.size(0) > 1 ? weight.stride(0) : 0;
   return o;
 }
 
-struct Activations {
+struct CallShape {
   bool grouped;
-  Problem problem;
+  ProblemSize problem;
 };
 
-inline Activations activations(const char* op, const Tensor& x, const Tensor& z) {
-  check_given(op, "x", x);
-  check_given(op, "z", z);
+inline CallShape input_shape(const char* op, const Tensor& x, const Tensor& z) {
+  check_defined(op, "x", x);
+  check_defined(op, "z", z);
   STD_TORCH_CHECK(x.dim() == 2 || x.dim() == 3, op, ": x: expected 2 or 3 dimensions, got ", x.dim());
   const bool grouped = x.dim() == 3;
   const int64_t lead = grouped ? 1 : 0, groups = grouped ? x.size(0) : 1;
-  Problem p{groups, x.size(lead), 0, x.size(lead + 1), 0};
+  ProblemSize p{groups, x.size(lead), 0, x.size(lead + 1), 0};
   p.context = z.dim() == x.dim() ? z.size(lead + 1) : 0;
   check_sizes(op, "z", z, x, groups, grouped, {p.rows, p.context});
   return {grouped, p};
 }
 
 // `name_z`: what the operation calls U.
-inline void check_weights(const char* op, const Tensor& x, const Activations& a, const Optional& weight,
+inline void check_weights(const char* op, const Tensor& x, const CallShape& a, const Optional& weight,
                           const Optional& weight_z, const Optional& weight_x, const char* name_z = "weight_z") {
-  const Problem& p = a.problem;
+  const ProblemSize& p = a.problem;
   check_products(op, "x", p, weight.has_value());
   if (weight.has_value()) check_sizes(op, "weight", *weight, x, p.groups, a.grouped, {p.out, p.context, p.width});
   if (weight_z.has_value()) check_sizes(op, name_z, *weight_z, x, p.groups, a.grouped, {p.out, p.context});
@@ -77,9 +80,9 @@ inline void check_weights(const char* op, const Tensor& x, const Activations& a,
 }
 
 // Checks the arguments of a forward pass; O is read from whichever weight there is.
-inline Activations forward_problem(const char* op, const Tensor& x, const Tensor& z, const Optional& weight,
-                                   const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
-  Activations a = activations(op, x, z);
+inline CallShape forward_shape(const char* op, const Tensor& x, const Tensor& z, const Optional& weight,
+                               const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
+  CallShape a = input_shape(op, x, z);
   const int64_t lead = a.grouped ? 1 : 0;
   const Optional* const weights[] = {&weight, &weight_z, &weight_x, &bias};
   constexpr const char* kNames[] = {"weight", "weight_z", "weight_x", "bias"};
@@ -88,7 +91,7 @@ inline Activations forward_problem(const char* op, const Tensor& x, const Tensor
   while (t < 4 && !weights[t]->has_value()) ++t;
   STD_TORCH_CHECK(t < 4, op, ": weight: expected at least one of weight, weight_z, weight_x and bias, got none");
   const Optional& first = *weights[t];
-  check_given(op, kNames[t], *first);
+  check_defined(op, kNames[t], *first);
   STD_TORCH_CHECK(first->dim() == lead + kDimensions[t], op, ": ", kNames[t], ": expected ", lead + kDimensions[t],
                   " dimensions, got ", first->dim());
   a.problem.out = first->size(lead);
@@ -98,9 +101,9 @@ inline Activations forward_problem(const char* op, const Tensor& x, const Tensor
 }
 
 // The same of gradients, where O is that of grad.
-inline Activations grads_problem(const char* op, const Tensor& grad, const Tensor& x, const Tensor& z) {
-  Activations a = activations(op, x, z);
-  check_given(op, "grad", grad);
+inline CallShape grads_shape(const char* op, const Tensor& grad, const Tensor& x, const Tensor& z) {
+  CallShape a = input_shape(op, x, z);
+  check_defined(op, "grad", grad);
   a.problem.out = grad.dim() == x.dim() ? grad.size(grad.dim() - 1) : 0;
   check_sizes(op, "grad", grad, x, a.problem.groups, a.grouped, {a.problem.rows, a.problem.out});
   return a;

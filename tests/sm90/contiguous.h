@@ -10,7 +10,7 @@
 constexpr mi_kernels::cuda::Machine kHopper{90, 132, 227 << 10};
 
 struct ContiguousCall {
-  mi_kernels::Problem problem;
+  mi_kernels::ProblemSize problem;
   bool bfloat16;
   mi_kernels::DType dtype() const { return bfloat16 ? mi_kernels::DType::bf16 : mi_kernels::DType::f16; }
 };
@@ -24,7 +24,7 @@ inline bool read_call(ContiguousCall& call) {
 }
 
 // Only addresses of their tensors are looked at.
-inline mi_kernels::cuda::sm90::ForwardOperands operands_of(const mi_kernels::Problem& p) {
+inline mi_kernels::cuda::sm90::ForwardOperands operands_of(const mi_kernels::ProblemSize& p) {
   alignas(256) static char memory[256];
   const int64_t b = p.rows, i = p.context, j = p.width, o = p.out;
   return mi_kernels::cuda::sm90::forward_operands(p, {memory, b * j, j, 1}, {memory, b * i, i, 1},

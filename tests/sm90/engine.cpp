@@ -50,7 +50,7 @@ struct Tensor {
             result.push_back(emulated::widen(memory[size_t(at(a, b, c, d))], bfloat16));
     return result;
   }
-  mi_kernels::Operand operand(bool present, int row_dimension) const {
+  mi_kernels::TensorRef ref(bool present, int row_dimension) const {
     if (!present) return {};
     return {memory.data() + start, stride[0], row_dimension == 3 ? 1 : stride[row_dimension], 1};
   }
@@ -85,9 +85,9 @@ void run(const Case& test, uint32_t seed) {
   int64_t start = 0;
   while (reinterpret_cast<uintptr_t>(memory.data() + start) % 16 != 0) ++start;
 
-  const sm90::ForwardOperands f = sm90::forward_operands(
-      {g, b, i, j, o}, x.operand(true, 1), z.operand(true, 1), w.operand(p.weight, 1), u.operand(p.weight_z, 1),
-      v.operand(p.weight_x, 1), c.operand(p.bias, 3), memory.data() + start);
+  const sm90::ForwardOperands f =
+      sm90::forward_operands({g, b, i, j, o}, x.ref(true, 1), z.ref(true, 1), w.ref(p.weight, 1), u.ref(p.weight_z, 1),
+                             v.ref(p.weight_x, 1), c.ref(p.bias, 3), memory.data() + start);
   if (const char* why = sm90::refusal(f)) emulated::fail(why);
   const auto call = sm90::forward_call<emulated::Machine, Shape>(
       f, test.split, [](const sm90::View& view, int rows) { return emulated::Map{view, rows}; });

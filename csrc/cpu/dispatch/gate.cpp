@@ -30,17 +30,17 @@ Arguments in_double(const Arguments& a) {
           in_double(a.weight_x), in_double(a.bias), in_double(a.shift_weight), in_double(a.shift_bias)};
 }
 
-ForwardPlan plan_of(const Problem& p, const Machine& m, const Arguments& a, bool softmax) {
+ForwardPlan plan_of(const ProblemSize& p, const Machine& m, const Arguments& a, bool softmax) {
   const bool shift = a.shift_weight.has_value() || a.shift_bias.has_value();
   return plan_gate(p, m, a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(), shift, softmax);
 }
 
-Problem checked(const char* op, const Arguments& a, const char* name_z) {
-  check_given(op, "x", a.x);
+ProblemSize checked(const char* op, const Arguments& a, const char* name_z) {
+  check_defined(op, "x", a.x);
   STD_TORCH_CHECK(a.x.dim() == 2, op, ": x: expected 2 dimensions, got ", a.x.dim());
-  Activations given = activations(op, a.x, a.z);
+  CallShape given = input_shape(op, a.x, a.z);
   given.problem.out = given.problem.width;
-  const Problem& p = given.problem;
+  const ProblemSize& p = given.problem;
   STD_TORCH_CHECK(a.x.is_cpu(), op, ": x: expected a tensor on the CPU");
   check_weights(op, a.x, given, a.weight, a.weight_z, a.weight_x, name_z);
   if (a.bias.has_value()) check_sizes(op, "bias", *a.bias, a.x, 1, false, {p.out});
@@ -50,24 +50,24 @@ Problem checked(const char* op, const Arguments& a, const char* name_z) {
 }
 
 // A gate without W whose outputs lie in the lanes; softmax wants whole rows, which such a task does not have.
-bool outputs_in_lanes(const Problem& p, const Machine& m, bool weight, bool weight_z, bool weight_x, bool softmax) {
+bool outputs_in_lanes(const ProblemSize& p, const Machine& m, bool weight, bool weight_z, bool weight_x, bool softmax) {
   const int64_t depth = std::max(weight_z ? p.context : 0, weight_x ? p.width : 0);
   return !weight && depth > 0 && !softmax && outputs_in_lanes(p.rows, p.out, depth, true, m);
 }
 
-LinearPlan plan_of(const Problem& p, const Machine& m, bool weight_z, bool weight_x, bool shift_weight) {
+LinearPlan plan_of(const ProblemSize& p, const Machine& m, bool weight_z, bool weight_x, bool shift_weight) {
   const int64_t z = weight_z ? p.context : 0, x = weight_x ? p.width : 0;
   return plan_linear(1, p.rows, p.out, {z ? z : x, z ? x : 0, shift_weight ? p.context : 0}, true, m);
 }
 
-void run_linear(DType dtype, const Arguments& a, const Problem& p, const Tensor& y, const GateSpec& gate) {
+void run_linear(DType dtype, const Arguments& a, const ProblemSize& p, const Tensor& y, const GateSpec& gate) {
   const Kernels& kernels = selected_kernels();
-  const Operand x = operand(a.x, false), z = operand(a.z, false);
+  const TensorRef x = tensor_ref(a.x, false), z = tensor_ref(a.z, false);
   LinearCall call{1,
                   p.rows,
                   p.out,
-                  {term(z, operand(a.weight_z, false), p.context), term(x, operand(a.weight_x, false), p.width)},
-                  operand(a.bias, false),
+                  {term(z, tensor_ref(a.weight_z, false), p.context), term(x, tensor_ref(a.weight_x, false), p.width)},
+                  tensor_ref(a.bias, false),
                   {y.mutable_data_ptr()},
                   gate,
                   term(z, gate.shift_weight, p.context),
@@ -82,14 +82,15 @@ void run_linear(DType dtype, const Arguments& a, const Problem& p, const Tensor&
 // y and, with `keep`, what the activation was taken of.
 std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation activation, double offset, bool keep,
                                  const char* name_z = "weight_z") {
-  const Problem p = checked(op, a, name_z);
+  const ProblemSize p = checked(op, a, name_z);
   const DType dtype = dtype_of(a.x.scalar_type(), op, "x");
   Tensor y = on_huge_pages(torch::stable::new_empty(a.x, {p.rows, p.out}));
   Tensor kept = on_huge_pages(torch::stable::new_empty(a.x, {keep ? p.rows : 0, p.out}));
   if (y.numel() == 0) return {y, kept};
   const Kernels& kernels = selected_kernels();
   const bool softmax = activation == Activation::softmax;
-  GateSpec gate{true, activation, offset, operand(a.shift_weight, false), operand(a.shift_bias, false), {}, nullptr};
+  GateSpec gate{true, activation, offset, tensor_ref(a.shift_weight, false), tensor_ref(a.shift_bias, false),
+                {},   nullptr};
   if (keep) gate.kept.data = kept.mutable_data_ptr();
   if (outputs_in_lanes(p, kernels.machine(dtype), a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(),
                        softmax)) {
@@ -99,17 +100,17 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
   const ForwardPlan plan = plan_of(p, kernels.machine(dtype), a, softmax);
   const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   ForwardCall call{p,
-                   operand(a.x, false),
-                   operand(a.z, false),
+                   tensor_ref(a.x, false),
+                   tensor_ref(a.z, false),
                    {},
-                   operand(a.weight_z, false),
-                   operand(a.weight_x, false),
-                   operand(a.bias, false),
+                   tensor_ref(a.weight_z, false),
+                   tensor_ref(a.weight_x, false),
+                   tensor_ref(a.bias, false),
                    {y.mutable_data_ptr()}};
   Optional weight;
   if (a.weight.has_value()) {
     weight = with_contiguous_groups(*a.weight, false);
-    call.weight = weight_operand(*weight, false);
+    call.weight = weight_ref(*weight, false);
   }
   int not_finite = 0;
   const bool guarded = a.weight.has_value() && may_overflow(dtype);
@@ -131,7 +132,7 @@ std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tens
                                     const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
                                     std::string activation, double offset, bool keep_gate) {
   constexpr const char* op = "diagonal";
-  check_given(op, "weight", weight);
+  check_defined(op, "weight", weight);
   const Arguments arguments{x, z, {}, weight, weight_x, bias, shift_weight, shift_bias};
   return gated(op, arguments, activation_of(activation, op, true), offset, keep_gate, "weight");
 }
@@ -147,7 +148,7 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
 // Scratch bytes and algorithm of a gate for sizes [B, Z, X]; `terms` has a bit for each of (W, U, V, shift, C).
 std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax) {
   constexpr const char* op = "cpu_gate_plan";
-  const Problem p = planned_gate(op, sizes, terms);
+  const ProblemSize p = gate_problem_size(op, sizes, terms);
   const Machine machine = selected_kernels().machine(dtype_of(type, op, "dtype"));
   const ForwardPlan f = plan_gate(p, machine, terms & 1, terms & 2, terms & 4, terms & 8, softmax);
   Demand demand(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);

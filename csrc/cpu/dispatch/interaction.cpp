@@ -21,28 +21,28 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-Operand packed_operand(const char* op, const Tensor& words, const Problem& p, const ForwardPlan& plan, DType element,
-                       int64_t pair) {
+TensorRef packed_operand(const char* op, const Tensor& words, const ProblemSize& p, const ForwardPlan& plan,
+                         DType element, int64_t pair) {
   const bool width_inside = plan.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
   STD_TORCH_CHECK(words.is_cpu() && words.is_contiguous() && words.dim() == 3 && words.size(0) == p.out &&
-                      words.size(1) == outer && words.size(2) == plan::round_up(inner, pair) &&
+                      words.size(1) == outer && words.size(2) == round_up(inner, pair) &&
                       dtype_of(words.scalar_type(), op, "words") == element,
                   op, ": words: expected what mi.pack makes of weight on this instruction set");
-  Operand o;
+  TensorRef o;
   o.data = words.const_data_ptr();
   o.row = words.size(2);
   return o;
 }
 
-Tensor empty_like(const Tensor& like, const Activations& a, std::vector<int64_t> sizes) {
+Tensor empty_like(const Tensor& like, const CallShape& a, std::vector<int64_t> sizes) {
   if (a.grouped) sizes.insert(sizes.begin(), a.problem.groups);
   return on_huge_pages(torch::stable::new_empty(like, sizes));
 }
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
-Operand transposed(const Operand& o) { return {o.data, o.group, o.col, o.row}; }
+TensorRef transposed(const TensorRef& o) { return {o.data, o.group, o.col, o.row}; }
 
 Demand demand_of(const LinearPlan& plan) { return {plan.tasks, plan.operations, plan.worker_bytes, 0}; }
 
@@ -75,7 +75,7 @@ bool run_linear(DType dtype, const Tensor& like, LinearCall call) {
 }
 
 void run_forward(DType dtype, const Tensor& like, ForwardCall call, const Optional& words) {
-  const Problem& p = call.problem;
+  const ProblemSize& p = call.problem;
   const Kernels& kernels = selected_kernels();
   const bool weight = call.weight.data, weight_z = call.weight_z.data, weight_x = call.weight_x.data;
   const ForwardPlan plan = plan_forward(p, kernels.machine(dtype), weight, weight_z, weight_x);
@@ -90,19 +90,19 @@ void run_forward(DType dtype, const Tensor& like, ForwardCall call, const Option
 Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& words,
                const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
   constexpr const char* op = "interaction";
-  const Activations a = forward_problem(op, x, z, weight, weight_z, weight_x, bias);
-  const Problem& p = a.problem;
+  const CallShape a = forward_shape(op, x, z, weight, weight_z, weight_x, bias);
+  const ProblemSize& p = a.problem;
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
   Tensor y = empty_like(x, a, {p.rows, p.out});
   if (p.groups * p.rows * p.out == 0) return y;
 
   ForwardCall call{p,
-                   operand(x, a.grouped),
-                   operand(z, a.grouped),
+                   tensor_ref(x, a.grouped),
+                   tensor_ref(z, a.grouped),
                    {},
-                   operand(weight_z, a.grouped),
-                   operand(weight_x, a.grouped),
-                   operand(bias, a.grouped),
+                   tensor_ref(weight_z, a.grouped),
+                   tensor_ref(weight_x, a.grouped),
+                   tensor_ref(bias, a.grouped),
                    {y.mutable_data_ptr()}};
   const LinearCall without_weight{
       p.groups,  p.rows, p.out, {term(call.z, call.weight_z, p.context), term(call.x, call.weight_x, p.width)},
@@ -111,7 +111,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
     Optional kept;
     if (weight.has_value()) {
       kept = with_contiguous_groups(*weight, a.grouped);
-      call.weight = weight_operand(*kept, a.grouped);
+      call.weight = weight_ref(*kept, a.grouped);
     }
     run_forward(dtype, x, call, words);
   }
@@ -129,9 +129,9 @@ Tensor unpacked_forward(const Tensor& x, const Tensor& z, const Optional& weight
 Tensor packed_forward(const Tensor& x, const Tensor& z, const Tensor& weight, const Tensor& words,
                       const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
   constexpr const char* op = "interaction_packed";
-  check_given(op, "x", x);
-  check_given(op, "weight", weight);
-  check_given(op, "words", words);
+  check_defined(op, "x", x);
+  check_defined(op, "weight", weight);
+  check_defined(op, "words", words);
   STD_TORCH_CHECK(x.dim() == 2, op, ": x: expected 2 dimensions, got ", x.dim());
   return forward(x, z, weight, words, weight_z, weight_x, bias);
 }
@@ -145,9 +145,9 @@ void run_input_grads(DType dtype, const Tensor& like, const InputGradsCall& call
 }
 
 // g U or g V where that is how its features should lie, and nothing is left to be done for that gradient.
-void take_linear(DType dtype, const Tensor& like, const InputGradsCall& call, const Operand& matrix, int64_t features,
+void take_linear(DType dtype, const Tensor& like, const InputGradsCall& call, const TensorRef& matrix, int64_t features,
                  Result& result) {
-  const Problem& p = call.problem;
+  const ProblemSize& p = call.problem;
   const LinearTerm product = term(call.grad, transposed(matrix), p.out);
   if (result.data && run_linear(dtype, like, {p.groups, p.rows, features, {product, {}}, {}, result})) result = {};
 }
@@ -155,8 +155,8 @@ void take_linear(DType dtype, const Tensor& like, const InputGradsCall& call, co
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
                                        const Optional& weight_z, const Optional& weight_x, bool want_x, bool want_z) {
   constexpr const char* op = "interaction_input_grads";
-  const Activations a = grads_problem(op, grad, x, z);
-  const Problem& p = a.problem;
+  const CallShape a = grads_shape(op, grad, x, z);
+  const ProblemSize& p = a.problem;
   check_weights(op, x, a, weight, weight_z, weight_x);
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
   Tensor dx = want_x ? empty_like(x, a, {p.rows, p.width}) : nothing(x);
@@ -164,14 +164,14 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   const int64_t wanted = (want_x ? p.width : 0) + (want_z ? p.context : 0);
   if (p.groups * p.rows * wanted == 0) return {dx, dz};
 
-  InputGradsCall call{p,  operand(grad, a.grouped),     operand(x, a.grouped),        operand(z, a.grouped),
-                      {}, operand(weight_z, a.grouped), operand(weight_x, a.grouped), {},
+  InputGradsCall call{p,  tensor_ref(grad, a.grouped),     tensor_ref(x, a.grouped),        tensor_ref(z, a.grouped),
+                      {}, tensor_ref(weight_z, a.grouped), tensor_ref(weight_x, a.grouped), {},
                       {}};
   if (want_x && dx.numel() > 0) call.dx.data = dx.mutable_data_ptr();
   if (want_z && dz.numel() > 0) call.dz.data = dz.mutable_data_ptr();
   if (weight.has_value()) {
     const Tensor kept = with_contiguous_groups(*weight, a.grouped);
-    call.weight = weight_operand(kept, a.grouped);
+    call.weight = weight_ref(kept, a.grouped);
     run_input_grads(dtype, x, call);
   } else {
     take_linear(dtype, x, call, call.weight_x, p.width, call.dx);
@@ -202,8 +202,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
                                                         bool want_weight, bool want_weight_z, bool want_weight_x,
                                                         bool want_bias) {
   constexpr const char* op = "interaction_weight_grads";
-  const Activations a = grads_problem(op, grad, x, z);
-  const Problem& p = a.problem;
+  const CallShape a = grads_shape(op, grad, x, z);
+  const ProblemSize& p = a.problem;
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
   check_products(op, "x", p, want_weight);
   Tensor results[4] = {want_weight ? empty_like(x, a, {p.out, p.context, p.width}) : nothing(x),
@@ -211,7 +211,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
                        want_weight_x ? empty_like(x, a, {p.out, p.width}) : nothing(x),
                        want_bias ? empty_like(x, a, {p.out}) : nothing(x)};
   bool want[4];
-  WeightGradsCall call{p, operand(grad, a.grouped), operand(x, a.grouped), operand(z, a.grouped), {}, {}, {}, {}};
+  WeightGradsCall call{p, tensor_ref(grad, a.grouped), tensor_ref(x, a.grouped), tensor_ref(z, a.grouped), {}, {}, {},
+                       {}};
   Result* slots[4] = {&call.weight, &call.weight_z, &call.weight_x, &call.bias};
   for (int t = 0; t < 4; ++t) {
     want[t] = results[t].numel() > 0;
@@ -244,7 +245,7 @@ std::string cpu_isa() { return describe_isa(); }
 // context and along the outputs, 256 and 512 the same of V.
 std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
   constexpr const char* op = "cpu_interaction_plan";
-  const Problem p = planned_interaction(op, sizes, terms, 10);
+  const ProblemSize p = interaction_problem_size(op, sizes, terms, 10);
   const DType dtype = dtype_of(type, op, "dtype");
   const Machine machine = selected_kernels().machine(dtype);
   const bool want[4] = {bool(terms & 1), bool(terms & 2), bool(terms & 4), bool(terms & 8)};

@@ -10,7 +10,7 @@
 namespace mi_kernels {
 
 // A term of a product without W, absent where it has no matrix or nothing to sum.
-inline LinearTerm term(const Operand& rows, const Operand& matrix, int64_t depth) {
+inline LinearTerm term(const TensorRef& rows, const TensorRef& matrix, int64_t depth) {
   return matrix.data && depth > 0 ? LinearTerm{rows, matrix, depth} : LinearTerm{};
 }
 

@@ -15,10 +15,6 @@
 namespace mi_kernels {
 namespace {
 
-using plan::ceil_div;
-using plan::max;
-using plan::min;
-
 // y = (act(scale) + offset) * x + shift into a tensor of the same shape.
 void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Optional& shift, Activation activation,
                    double offset) {

@@ -11,7 +11,7 @@ int64_t packed_rows_bytes(int64_t depth, const Machine& machine) {
   return round_up(kPackedRows * ceil_div(depth, machine.pair) * machine.word_bytes, kAlign);
 }
 
-Order choose_order(const Problem& p) {
+Order choose_order(const ProblemSize& p) {
   // The product's inner axis pays for the epilogue, so the longer one goes inside.
   if (p.width >= p.context || p.width >= 64) return Order::width_inside;
   return Order::context_inside;
@@ -19,12 +19,12 @@ Order choose_order(const Problem& p) {
 
 // Rows up to which reading W is what costs; a dtype that is multiplied in pairs reaches its own bound earlier,
 // and tiles of outputs that are mostly empty earlier still.
-int64_t stream_rows(const Problem& p, int64_t most, const Machine& m) {
+int64_t stream_rows(const ProblemSize& p, int64_t most, const Machine& m) {
   return min(m.pair == 1 ? most : most - 2, p.out);
 }
 
 // In double: without W the sizes may have any product.
-bool uncached(const Problem& p, const Machine& m) {
+bool uncached(const ProblemSize& p, const Machine& m) {
   return double(p.out) * double(p.context) * double(p.width) * double(m.word_bytes / m.pair) >= double(kUncachedBytes);
 }
 
@@ -67,7 +67,7 @@ RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t 
 namespace {
 
 // One task reads the whole rows of W of some outputs; its lanes run along (i, j).
-void plan_stream(ForwardPlan& f, const Problem& p, const Machine& m) {
+void plan_stream(ForwardPlan& f, const ProblemSize& p, const Machine& m) {
   f.vectors = 1;
   f.lane_blocks = 1;
   f.outer_splits = 1;
@@ -85,7 +85,7 @@ void plan_stream(ForwardPlan& f, const Problem& p, const Machine& m) {
 
 }  // namespace
 
-ForwardPlan plan_forward(const Problem& p, const Machine& m, bool weight, bool weight_z, bool weight_x) {
+ForwardPlan plan_forward(const ProblemSize& p, const Machine& m, bool weight, bool weight_z, bool weight_x) {
   ForwardPlan f{};
   f.order = choose_order(p);
   if (weight && p.rows <= stream_rows(p, kStreamRows, m) && p.context * p.width >= 4 * m.lanes &&
@@ -196,7 +196,7 @@ LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const i
 namespace {
 
 // One product makes T for both gradients: tasks are ranges of the context and of the width.
-void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool want_x, bool want_z) {
+void plan_together(InputGradsPlan& d, const ProblemSize& p, const Machine& m, bool want_x, bool want_z) {
   d.depth = min(p.out, kDepthWords * m.pair);
   const int64_t vectors = ceil_div(p.rows, m.lanes);
   // In the cache lie the planes of one stretch of the width and the packed gradients; the others pass by.
@@ -237,7 +237,7 @@ void plan_together(InputGradsPlan& d, const Problem& p, const Machine& m, bool w
 }
 
 // A product for each gradient: tasks are ranges of the outputs.
-void plan_separate(InputGradsPlan& d, const Problem& p, const Machine& m) {
+void plan_separate(InputGradsPlan& d, const ProblemSize& p, const Machine& m) {
   d.depth = min(max(max(p.context, p.width), p.out), kDepthWords * m.pair);
   const int64_t vectors = ceil_div(p.rows, m.lanes);
   // The two products take turns: in the cache lie the packed operand and the planes of the result of one of them.
@@ -264,7 +264,7 @@ void plan_separate(InputGradsPlan& d, const Problem& p, const Machine& m) {
 namespace {
 
 // Tasks are ranges of the context and, where those are few, of the outputs.
-void plan_input_stream(InputGradsPlan& d, const Problem& p, const Machine& m, bool want_x) {
+void plan_input_stream(InputGradsPlan& d, const ProblemSize& p, const Machine& m, bool want_x) {
   d.vectors = d.lane_blocks = 1;
   const int64_t split_bytes = max(p.groups * p.rows * max(p.width, p.context) * m.acc_bytes, 1);
   const int64_t most = max(kPartialBytes / split_bytes, 1);
@@ -285,7 +285,7 @@ void plan_input_stream(InputGradsPlan& d, const Problem& p, const Machine& m, bo
 
 }  // namespace
 
-InputGradsPlan plan_input_grads(const Problem& p, const Machine& m, bool weight, bool want_x, bool want_z) {
+InputGradsPlan plan_input_grads(const ProblemSize& p, const Machine& m, bool weight, bool want_x, bool want_z) {
   InputGradsPlan d{};
   // One product of depth O and an epilogue of both reductions, or two products of depth X and Z: the
   // epilogue weighs as much as kEpilogueOutputs outputs. A few rows are bound by reading W.
@@ -308,7 +308,7 @@ InputGradsPlan plan_input_grads(const Problem& p, const Machine& m, bool weight,
   return d;
 }
 
-WeightGradsPlan plan_weight_grads(const Problem& p, const Machine& m, const Machine& sums, const bool (&want)[4]) {
+WeightGradsPlan plan_weight_grads(const ProblemSize& p, const Machine& m, const Machine& sums, const bool (&want)[4]) {
   WeightGradsPlan w{};
   w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
   const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "common/operand.h"
+#include "common/problem_size.h"
+#include "cpu/engine/integers.h"
 
 namespace mi_kernels {
 
@@ -17,11 +18,6 @@ struct Machine {
 };
 
 namespace plan {
-
-constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Tasks wanted for a call that is worth sharing: enough to keep many cores busy and to even out noise.
 inline constexpr int64_t kTasks = 32;
@@ -129,9 +125,9 @@ struct LinearPlan {
   int64_t tasks, operations, worker_bytes;
 };
 
-ForwardPlan plan_forward(const Problem&, const Machine&, bool weight, bool weight_z, bool weight_x);
+ForwardPlan plan_forward(const ProblemSize&, const Machine&, bool weight, bool weight_z, bool weight_x);
 // The forward pass of a gated form; `whole_rows`: softmax needs all outputs of a row in one task.
-ForwardPlan plan_gate(const Problem&, const Machine&, bool weight, bool weight_z, bool weight_x, bool shift,
+ForwardPlan plan_gate(const ProblemSize&, const Machine&, bool weight, bool weight_z, bool weight_x, bool shift,
                       bool whole_rows);
 // `depths`: lengths of the sums, of two terms and of a gate's shift; `gate`: whether there is one.
 LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate,
@@ -146,7 +142,7 @@ LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const i
 // Whether a product without W wants its outputs in the lanes, as plan_linear has them, rather than its rows. `along`:
 // the matrix is contiguous along the sum, so that packing transposes it.
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool along, const Machine&);
-InputGradsPlan plan_input_grads(const Problem&, const Machine&, bool weight, bool want_x, bool want_z);
-WeightGradsPlan plan_weight_grads(const Problem&, const Machine&, const Machine& sums, const bool (&want)[4]);
+InputGradsPlan plan_input_grads(const ProblemSize&, const Machine&, bool weight, bool want_x, bool want_z);
+WeightGradsPlan plan_weight_grads(const ProblemSize&, const Machine&, const Machine& sums, const bool (&want)[4]);
 
 }  // namespace mi_kernels

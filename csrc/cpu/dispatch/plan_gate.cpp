@@ -14,7 +14,7 @@ constexpr int64_t kLinearOutputs = 128;
 
 // Three planes for an output (gate, x and shift) instead of one. The sums of a gate are never split: the activation
 // wants them whole.
-ForwardPlan plan_gate(const Problem& p, const Machine& m, bool weight, bool weight_z, bool weight_x, bool shift,
+ForwardPlan plan_gate(const ProblemSize& p, const Machine& m, bool weight, bool weight_z, bool weight_x, bool shift,
                       bool whole_rows) {
   ForwardPlan f = plan_forward(p, m, weight, weight_z, weight_x);
   if (f.order == Order::stream) return f;

@@ -34,7 +34,7 @@ struct Demand {
     constexpr int64_t kWorthSharing = 2 * plan::kTaskOperations;
     const int64_t threads = operations < kWorthSharing ? 1 : torch::stable::get_num_threads();
     workers = std::max<int64_t>(std::min(threads, tasks), 1);
-    worker_bytes = plan::round_up(worker, kAlign);
+    worker_bytes = round_up(worker, kAlign);
     partial_bytes = partial;
   }
   int64_t bytes() const { return workers * worker_bytes + partial_bytes + kAlign; }
@@ -48,7 +48,7 @@ struct __attribute__((visibility("hidden"))) Workspace {
   Workspace(const Tensor& like, const Demand& demand)
       : bytes(torch::stable::new_empty(like, {demand.bytes()}, torch::headeronly::ScalarType::Byte)) {
     const auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
-    auto* start = reinterpret_cast<char*>(plan::round_up(int64_t(address), Demand::kAlign));
+    auto* start = reinterpret_cast<char*>(round_up(int64_t(address), Demand::kAlign));
     execution = {demand.workers, start, start + demand.workers * demand.worker_bytes, run};
   }
 };

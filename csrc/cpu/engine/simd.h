@@ -12,6 +12,8 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu/engine/integers.h"
+
 #define MI_INLINE inline __attribute__((always_inline))
 
 namespace mi_kernels::MI_ISA {
@@ -39,10 +41,6 @@ struct BFloat16 {
 struct Half {
   uint16_t bits;
 };
-
-constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class To, class From>
 MI_INLINE To bit_cast(const From& from) {

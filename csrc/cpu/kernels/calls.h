@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/dtypes.h"
+#include "common/tensor_ref.h"
 #include "cpu/dispatch/plan.h"
 #include "cpu/kernels/modulate_call.h"
 
@@ -16,7 +17,7 @@ struct GateSpec {
   bool present = false;
   Activation activation = Activation::identity;
   double offset = 0;
-  Operand shift_weight = {}, shift_bias = {};
+  TensorRef shift_weight = {}, shift_bias = {};
   Result kept = {};           // p for the backward pass, laid out as y, where it is wanted
   int* not_finite = nullptr;  // set to 1 where some p is not finite, which act may hide; may be null
 };
@@ -24,28 +25,28 @@ struct GateSpec {
 // weight is contiguous within a group: [O][Z][X] at data + g * group. words, where there are any, are the same
 // numbers as they are multiplied, [O][outer][row] with the inner axis of the plan's order along a row.
 struct ForwardCall {
-  Problem problem;
-  Operand x, z, weight, weight_z, weight_x, bias;
+  ProblemSize problem;
+  TensorRef x, z, weight, weight_z, weight_x, bias;
   Result y;
-  Operand words = {};
+  TensorRef words = {};
   GateSpec gate = {};
 };
 
 struct InputGradsCall {
-  Problem problem;
-  Operand grad, x, z, weight, weight_z, weight_x;
+  ProblemSize problem;
+  TensorRef grad, x, z, weight, weight_z, weight_x;
   Result dx, dz;
 };
 
 struct WeightGradsCall {
-  Problem problem;
-  Operand grad, x, z;
+  ProblemSize problem;
+  TensorRef grad, x, z;
   Result weight, weight_z, weight_x, bias;
 };
 
 // The sums of a product without W, sum_k rows[b, k] matrix[o, k]; no data: absent.
 struct LinearTerm {
-  Operand rows, matrix;
+  TensorRef rows, matrix;
   int64_t depth = 0;
 };
 
@@ -53,11 +54,11 @@ struct LinearTerm {
 struct LinearCall {
   int64_t groups, rows, out;
   LinearTerm terms[2];
-  Operand bias;
+  TensorRef bias;
   Result y;
   GateSpec gate = {};  // without its shift_weight, which is `shift`
   LinearTerm shift = {};
-  Operand x = {};
+  TensorRef x = {};
 };
 
 // Runs tasks 0 .. tasks-1 on up to `workers` workers; body(context, task, worker).
@@ -78,7 +79,7 @@ struct Kernels {
   void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);
   void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);
   // In place, y[b] = softmax(y[b]) * x[b] for rows of y.
-  void (*softmax_rows)(DType, const Operand& x, Result y, int64_t rows, int64_t width, const Execution&);
+  void (*softmax_rows)(DType, const TensorRef& x, Result y, int64_t rows, int64_t width, const Execution&);
   void (*modulate)(DType, const ModulateCall&, const Execution&);
   void (*modulate_grads)(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Execution&);
 };
@@ -95,7 +96,7 @@ struct Kernels {
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);          \
   void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Execution&);   \
   void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Execution&);       \
-  void softmax_rows(DType, const Operand&, Result, int64_t, int64_t, const Execution&);             \
+  void softmax_rows(DType, const TensorRef&, Result, int64_t, int64_t, const Execution&);           \
   void modulate(DType, const ModulateCall&, const Execution&);                                      \
   void modulate_grads(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Execution&); \
   extern const Kernels kernels;                                                                     \

@@ -7,7 +7,7 @@
 namespace mi_kernels::MI_ISA {
 
 template <class S>
-View<S> rows_view(const Operand& t, int64_t group) {  // w along rows of the batch, k along features
+View<S> rows_view(const TensorRef& t, int64_t group) {  // w along rows of the batch, k along features
   return {static_cast<const S*>(t.data) + group * t.group, t.row, t.col};
 }
 
@@ -64,7 +64,7 @@ struct InputPartials {
   }
   template <class S>
   void sum() const {
-    const Problem& p = call.problem;
+    const ProblemSize& p = call.problem;
     if (call.dx.data && plan.x_splits > 1)
       sum_splits(execution, x(0), plan.x_splits, count(p.width), static_cast<S*>(call.dx.data));
     if (call.dz.data && plan.z_splits > 1)

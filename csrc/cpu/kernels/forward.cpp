@@ -19,15 +19,15 @@ class Forward {
   const ForwardCall& call;
   const ForwardPlan& plan;
   const Execution& execution;
-  const Problem& p = call.problem;
+  const ProblemSize& p = call.problem;
   const bool width_inside = plan.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context;
   const int64_t outer = width_inside ? p.context : p.width;
-  const Operand &inner_operand = width_inside ? call.x : call.z, &outer_operand = width_inside ? call.z : call.x;
-  const Operand& shift_weight = call.gate.shift_weight;
+  const TensorRef &inner_operand = width_inside ? call.x : call.z, &outer_operand = width_inside ? call.z : call.x;
+  const TensorRef& shift_weight = call.gate.shift_weight;
   const bool shift_there = call.gate.shift_weight.data || call.gate.shift_bias.data;
-  const Operand& inner_matrix = width_inside ? call.weight_x : call.weight_z;
-  const Operand& outer_matrix = width_inside ? call.weight_z : call.weight_x;
+  const TensorRef& inner_matrix = width_inside ? call.weight_x : call.weight_z;
+  const TensorRef& outer_matrix = width_inside ? call.weight_z : call.weight_x;
 
  public:
   Forward(const ForwardCall& c, const ForwardPlan& f, const Execution& e) : call(c), plan(f), execution(e) {}
@@ -59,9 +59,9 @@ class Forward {
     const auto inner_view = rows_view<S>(inner_operand, group), outer_view = rows_view<S>(outer_operand, group);
     const int64_t i0 = split * plan.outer_step, extent = min(plan.outer_step, outer - i0);
     if (call.weight.data && extent > 0) pack_lanes<Plain>(outer_view.at(lane0, i0), width, vectors, extent, factors);
-    const Operand none, &inner_shift = width_inside ? none : shift_weight,
-                        &outer_shift = width_inside ? shift_weight : none;
-    const auto linear = [&](const Operand& m, int64_t k0, int64_t depth, const AddRows<Mul>& to) {
+    const TensorRef none, &inner_shift = width_inside ? none : shift_weight,
+                          &outer_shift = width_inside ? shift_weight : none;
+    const auto linear = [&](const TensorRef& m, int64_t k0, int64_t depth, const AddRows<Mul>& to) {
       if (m.data && split == 0) add_linear(m, group, o0, outputs, k0, depth, lanes, vectors, rows, to);
     };
     for (int64_t k0 = 0; k0 < inner && (call.weight.data || inner_matrix.data || inner_shift.data); k0 += plan.depth) {
@@ -95,7 +95,7 @@ class Forward {
   }
 
   // Last, as the formula is written: what comes before is rounded at its own size, not at that of the bias.
-  void add_bias(const Operand& from, Acc* y, int64_t group, int64_t o0, int64_t outputs, int64_t vectors) const {
+  void add_bias(const TensorRef& from, Acc* y, int64_t group, int64_t o0, int64_t outputs, int64_t vectors) const {
     if (!from.data) return;
     const S* bias = static_cast<const S*>(from.data) + group * from.group;
     for_strips(vectors, [&](auto n, int64_t first) {
@@ -107,7 +107,7 @@ class Forward {
     });
   }
 
-  void add_linear(const Operand& m, int64_t group, int64_t o0, int64_t outputs, int64_t k0, int64_t depth,
+  void add_linear(const TensorRef& m, int64_t group, int64_t o0, int64_t outputs, int64_t k0, int64_t depth,
                   const Word* lanes, int64_t vectors, Word* rows, const AddRows<Mul>& add) const {
     const S* data = static_cast<const S*>(m.data) + group * m.group + o0 * m.row;
     if (call.weight.data)  // a small part of the work

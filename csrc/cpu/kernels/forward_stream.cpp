@@ -19,7 +19,7 @@ class ForwardStream {
   const ForwardCall& call;
   const ForwardPlan& plan;
   const Execution& execution;
-  const Problem& p = call.problem;
+  const ProblemSize& p = call.problem;
   const int64_t products_stride = kStreamDepth + kSlack, x_stride = p.width + kSlack;
 
  public:
@@ -132,7 +132,7 @@ class ForwardStream {
   }
 
   // U z or V x, stretches of the features in the place of the products.
-  void add_linear(const Operand& matrix, const View<S>& features, int64_t group, int64_t o0, int64_t outputs,
+  void add_linear(const TensorRef& matrix, const View<S>& features, int64_t group, int64_t o0, int64_t outputs,
                   int64_t length, Elem* buffer, Acc* sums, S* tail) const {
     const S* data = static_cast<const S*>(matrix.data) + group * matrix.group + o0 * matrix.row;
     for (int64_t k0 = 0; k0 < length; k0 += kStreamDepth) {

@@ -18,7 +18,7 @@ class InputGrads {
   const InputGradsCall& call;
   const InputGradsPlan& plan;
   const Execution& execution;
-  const Problem& p = call.problem;
+  const ProblemSize& p = call.problem;
   const bool want_x = call.dx.data != nullptr, want_z = call.dz.data != nullptr;
   const InputPartials<Acc> partials{call, plan, execution};
 
@@ -151,11 +151,11 @@ class InputGrads {
     return static_cast<const S*>(call.weight.data) + group * call.weight.group + o0 * p.context * p.width;
   }
 
-  MatrixRows<Mul, S> columns(const Operand& m, int64_t group, int64_t o0, int64_t column) const {
+  MatrixRows<Mul, S> columns(const TensorRef& m, int64_t group, int64_t o0, int64_t column) const {
     return {{static_cast<const S*>(m.data) + group * m.group + o0 * m.row + column * m.col, m.col, m.row}};
   }
 
-  void planes_of(const Operand& operand, const Block& b, Range features, Acc* planes) const {
+  void planes_of(const TensorRef& operand, const Block& b, Range features, Acc* planes) const {
     pack_lanes<Plain>(rows_view<S>(operand, b.group).at(b.lane0, features.begin), b.lanes, b.vectors, features.size,
                       planes);
   }

@@ -19,7 +19,7 @@ class InputGradsStream {
   const InputGradsCall& call;
   const InputGradsPlan& plan;
   const Execution& execution;
-  const Problem& p = call.problem;
+  const ProblemSize& p = call.problem;
   const bool want_x = call.dx.data != nullptr, want_z = call.dz.data != nullptr;
   const InputPartials<Acc> partials{call, plan, execution};
   const int64_t t_stride = kStreamDepth + kSlack, x_stride = p.width + kSlack;
@@ -167,7 +167,7 @@ class InputGradsStream {
   }
 
   // sums[b, f] += sum_o g[b, o] matrix[o, begin + f].
-  void linear(const Operand& matrix, int64_t group, int64_t o0, int64_t outputs, int64_t begin, int64_t extent,
+  void linear(const TensorRef& matrix, int64_t group, int64_t o0, int64_t outputs, int64_t begin, int64_t extent,
               Acc* sums, int64_t stride, const Scratch& s) const {
     const S* data = static_cast<const S*>(matrix.data) + group * matrix.group + o0 * matrix.row + begin * matrix.col;
     for (int64_t f0 = 0; f0 < extent && matrix.col == 1; f0 += kStreamDepth) {

@@ -76,7 +76,7 @@ class Linear {
   template <class Epilogue>
   void stretch(const Block& b, const LinearTerm& term, int64_t k0, const Epilogue& epilogue) const {
     const int64_t depth = min(plan.depth, term.depth - k0);
-    const Operand &r = term.rows, &m = term.matrix;
+    const TensorRef &r = term.rows, &m = term.matrix;
     const View<S> matrix{static_cast<const S*>(m.data) + b.group * m.group, m.row, m.col};
     pack_lanes<Mul>(matrix.at(b.lane0, k0), b.width, b.vectors, depth, b.lanes);
     const S* rows = static_cast<const S*>(r.data) + b.group * r.group + b.row0 * r.row;
@@ -85,7 +85,7 @@ class Linear {
   }
 
   // The lanes' part of a vector that every row gets, in whole vectors.
-  const Acc* bias_lanes(const Operand& from, const Block& b, Arena& arena) const {
+  const Acc* bias_lanes(const TensorRef& from, const Block& b, Arena& arena) const {
     if (!from.data) return nullptr;
     auto* to = arena.take<Acc>(plan.vectors * L);
     const S* bias = static_cast<const S*>(from.data) + b.group * from.group + b.lane0 * from.row;

@@ -96,7 +96,7 @@ class LinearStream {
       }
       clear(to + term.depth, term.stride - term.depth);
     }
-    const Operand& m = from.matrix;
+    const TensorRef& m = from.matrix;
     term.matrix = {static_cast<const S*>(m.data) + group * m.group, m.row, m.col};
     term.readable = (call.out - 1) * m.row + (term.depth - 1) * m.col + 1;
   }
@@ -114,7 +114,7 @@ class LinearStream {
   }
   V bias(const Block& b, int64_t o, int64_t valid) const {
     if (!call.bias.data) return V{};
-    const Operand& c = call.bias;
+    const TensorRef& c = call.bias;
     return load_lanes<Acc>(static_cast<const S*>(c.data) + b.group * c.group + o * c.row, c.row, valid);
   }
 

@@ -29,7 +29,7 @@ void softmax_row(const S* x, int64_t x_stride, S* y, int64_t width) {
 
 }  // namespace
 
-void softmax_rows(DType dtype, const Operand& x, Result y, int64_t rows, int64_t width, const Execution& execution) {
+void softmax_rows(DType dtype, const TensorRef& x, Result y, int64_t rows, int64_t width, const Execution& execution) {
   for_dtype(dtype, [&](auto s) {
     using S = decltype(s);
     run_tasks(execution, rows, [&](int64_t b, int64_t) {

@@ -14,7 +14,7 @@ class WeightGrads {
   const WeightGradsCall& call;
   const WeightGradsPlan& plan;
   const Execution& execution;
-  const Problem& p = call.problem;
+  const ProblemSize& p = call.problem;
 
   // Where a result lies: row m = (o, f) and lane l at o * out + f * feature + l * lane.
   struct Layout {
@@ -45,7 +45,7 @@ class WeightGrads {
   void weight() const {
     const bool swap = plan.context_lanes;
     const int64_t zx = p.context * p.width;
-    const Operand &factor = swap ? call.x : call.z, &lanes = swap ? call.z : call.x;
+    const TensorRef &factor = swap ? call.x : call.z, &lanes = swap ? call.z : call.x;
     const Layout layout{swap ? p.width : p.context, zx, swap ? 1 : p.width, swap ? p.width : 1};
     region<M>(plan.weight, lanes, swap ? p.context : p.width, call.weight, p.out * zx, layout,
               [&](const Block& b, Arena& arena) { return products<M>(b, factor, arena); });
@@ -53,18 +53,18 @@ class WeightGrads {
 
   // dU or dV.
   template <class M>
-  void matrix(const RegionPlan& r, const Operand& lanes, int64_t features, const Result& result) const {
+  void matrix(const RegionPlan& r, const TensorRef& lanes, int64_t features, const Result& result) const {
     region<M>(r, lanes, features, result, p.out * features, {1, features, 0, 1},
               [&](const Block& b, Arena&) { return MatrixRows<M, S>{along_batch(call.grad, b.group).at(b.o0, b.b0)}; });
   }
 
-  static View<S> along_batch(const Operand& t, int64_t group) {
+  static View<S> along_batch(const TensorRef& t, int64_t group) {
     return {static_cast<const S*>(t.data) + group * t.group, t.col, t.row};
   }
 
   // Both factors with the batch contiguous, so that a generated row is a product of two vectors.
   template <class M>
-  ProductRows<M> products(const Block& b, const Operand& factor, Arena& arena) const {
+  ProductRows<M> products(const Block& b, const TensorRef& factor, Arena& arena) const {
     const int64_t stride = ProductRows<M>::padded(b.depth);
     auto* grad = arena.take<typename M::Acc>(b.outputs * stride);
     auto* values = arena.take<typename M::Acc>(b.features * stride);
@@ -110,7 +110,7 @@ class WeightGrads {
 
   // result[m, l] = sum_b rows(m, b) * lanes(l, b), cut into regions that are accumulated in scratch.
   template <class M, class MakeRows>
-  void region(const RegionPlan& r, const Operand& lanes, int64_t lane_count, const Result& result, int64_t group_size,
+  void region(const RegionPlan& r, const TensorRef& lanes, int64_t lane_count, const Result& result, int64_t group_size,
               const Layout& whole, const MakeRows& make_rows) const {
     using Word = typename M::Word;
     using Acc = typename M::Acc;

@@ -1,4 +1,5 @@
 // Results of partial sums, and gates of softmax.
+#include "common/integers.h"
 #include "cuda/common/kernels.h"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/simt.cuh"
@@ -21,8 +22,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 template <class T>
 void launch_reduce(const Place& place, const Output<T>& out, int64_t splits) {
   const int64_t size = out.groups * out.rows * out.cols;
-  launch("reduce", place, reduce_kernel<T>, grid_of((size + kReduceThreads - 1) / kReduceThreads), kReduceThreads, 0,
-         out, splits);
+  launch("reduce", place, reduce_kernel<T>, grid_of(ceil_div(size, kReduceThreads)), kReduceThreads, 0, out, splits);
 }
 template <class T>
 void launch_softmax(const Place& place, const Output<T>& out, int64_t splits, const AccOf<T>* shift,

@@ -15,7 +15,7 @@ namespace {
 
 // x, z, what makes the gate (W, U, V, c) and what makes the shift (C, d).
 struct Arguments {
-  Operand x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias;
+  TensorRef x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias;
 };
 
 template <class T>
@@ -35,7 +35,7 @@ Gate<T> gate_of(const Arguments& a, Activation activation, double offset, void* 
 
 // Gate and shift from z in one tile; columns of a tile are half of each.
 template <class T>
-void run_gate(const Place& place, const Problem& p, const Arguments& a, const Output<T>& out) {
+void run_gate(const Place& place, const ProblemSize& p, const Arguments& a, const Output<T>& out) {
   GateCall<T> call{};
   call.grid = plan_product(1, p.rows, 2 * p.out, 0, false, dtype_v<T>, place.machine());
   call.left[0] = matrix<T>(a.z, p.rows, p.context);
@@ -52,7 +52,7 @@ void run_gate(const Place& place, const Problem& p, const Arguments& a, const Ou
 
 // softmax needs whole rows: gate and shift as partial sums first.
 template <class T>
-void run_softmax(const Place& place, const Tensor& like, const Problem& p, const ForwardCall<T>& gate,
+void run_softmax(const Place& place, const Tensor& like, const ProblemSize& p, const ForwardCall<T>& gate,
                  const Arguments& a) {
   using Acc = AccOf<T>;
   auto shift =
@@ -68,7 +68,7 @@ void run_softmax(const Place& place, const Tensor& like, const Problem& p, const
 }
 
 template <class T>
-void run_gated(const Place& place, const Tensor& like, const Problem& p, const Arguments& a, Activation activation,
+void run_gated(const Place& place, const Tensor& like, const ProblemSize& p, const Arguments& a, Activation activation,
                double offset, void* y, void* kept) {
   auto out = output<T>(y, 1, p.rows, p.out);
   out.gate = gate_of<T>(a, activation, offset, kept);
@@ -82,11 +82,11 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
                                  const Optional& weight_z, const Optional& weight_x, const Optional& bias,
                                  const Optional& shift_weight, const Optional& shift_bias, Activation activation,
                                  double offset, bool keep, const char* name_z = "weight_z") {
-  check_given(op, "x", x);
+  check_defined(op, "x", x);
   STD_TORCH_CHECK(x.dim() == 2, op, ": x: expected 2 dimensions, got ", x.dim());
-  Activations given = activations(op, x, z);
+  CallShape given = input_shape(op, x, z);
   given.problem.out = given.problem.width;
-  const Problem& p = given.problem;
+  const ProblemSize& p = given.problem;
   check_weights(op, x, given, weight, weight_z, weight_x, name_z);
   if (bias.has_value()) check_sizes(op, "bias", *bias, x, 1, false, {p.out});
   if (shift_weight.has_value()) check_sizes(op, "shift_weight", *shift_weight, x, 1, false, {p.out, p.context});
@@ -96,18 +96,18 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
   Tensor kept = torch::stable::new_empty(x, {keep ? p.rows : 0, p.out});
   if (y.numel() == 0) return {y, kept};
   const Place place(x);
-  Arguments a{operand(x, false),
-              operand(z, false),
+  Arguments a{tensor_ref(x, false),
+              tensor_ref(z, false),
               {},
-              operand(weight_z, false),
-              operand(weight_x, false),
-              operand(bias, false),
-              operand(shift_weight, false),
-              operand(shift_bias, false)};
+              tensor_ref(weight_z, false),
+              tensor_ref(weight_x, false),
+              tensor_ref(bias, false),
+              tensor_ref(shift_weight, false),
+              tensor_ref(shift_bias, false)};
   Optional contiguous;
   if (weight.has_value()) {
     contiguous = with_contiguous_groups(*weight, false);
-    a.weight = weight_operand(*contiguous, false);
+    a.weight = weight_ref(*contiguous, false);
   }
   for_arithmetic(dtype, [&](auto t) {
     run_gated<decltype(t)>(place, x, p, a, activation, offset, y.mutable_data_ptr(),
@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tens
                                     const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
                                     std::string activation, double offset, bool keep_gate) {
   constexpr const char* op = "diagonal";
-  check_given(op, "weight", weight);
+  check_defined(op, "weight", weight);
   return gated(op, x, z, {}, weight, weight_x, bias, shift_weight, shift_bias, activation_of(activation, op, true),
                offset, keep_gate, "weight");
 }
@@ -136,7 +136,7 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
 std::string cuda_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax,
                            int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_gate_plan";
-  const Problem p = planned_gate(op, sizes, terms);
+  const ProblemSize p = gate_problem_size(op, sizes, terms);
   check_gpu(op, arch, processors);
   const DType given = dtype_of(type, op, "dtype"), dtype = streams(p, given) ? given : product_dtype(given);
   const Machine machine{int(arch), int(processors), 0};

@@ -14,31 +14,33 @@
 namespace mi_kernels::cuda {
 namespace {
 
-Tensor empty(const Tensor& like, const Activations& a, std::vector<int64_t> sizes) {
+Tensor empty(const Tensor& like, const CallShape& a, std::vector<int64_t> sizes) {
   if (a.grouped) sizes.insert(sizes.begin(), a.problem.groups);
   return torch::stable::new_empty(like, sizes);
 }
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
-Operand contiguous_weight(const Optional& weight, bool grouped, Optional& kept) {
+TensorRef contiguous_weight(const Optional& weight, bool grouped, Optional& kept) {
   if (!weight.has_value()) return {};
   kept = with_contiguous_groups(*weight, grouped);
-  return weight_operand(*kept, grouped);
+  return weight_ref(*kept, grouped);
 }
 
 Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
                const Optional& weight_x, const Optional& bias) {
   constexpr const char* op = "interaction";
-  const Activations a = forward_problem(op, x, z, weight, weight_z, weight_x, bias);
-  const Problem& p = a.problem;
+  const CallShape a = forward_shape(op, x, z, weight, weight_z, weight_x, bias);
+  const ProblemSize& p = a.problem;
   const DType dtype = product_dtype(x, p, op);
   Tensor y = empty(x, a, {p.rows, p.out});
   if (y.numel() == 0) return y;
   const Place place(x);
   Optional kept;
-  const Operand ox = operand(x, a.grouped), oz = operand(z, a.grouped), w = contiguous_weight(weight, a.grouped, kept);
-  const Operand u = operand(weight_z, a.grouped), v = operand(weight_x, a.grouped), c = operand(bias, a.grouped);
+  const TensorRef ox = tensor_ref(x, a.grouped), oz = tensor_ref(z, a.grouped),
+                  w = contiguous_weight(weight, a.grouped, kept);
+  const TensorRef u = tensor_ref(weight_z, a.grouped), v = tensor_ref(weight_x, a.grouped),
+                  c = tensor_ref(bias, a.grouped);
   if (run_forward_sm90(place, p, dtype, ox, oz, w, u, v, c, y.mutable_data_ptr())) return y;
   for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
@@ -51,7 +53,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
 
 // g M, to results or, for one partial sum among others, to `partial`.
 template <class T>
-void run_linear(const Place& place, const Tensor& like, const Problem& p, const Operand& grad, const Operand& m,
+void run_linear(const Place& place, const Tensor& like, const ProblemSize& p, const TensorRef& grad, const TensorRef& m,
                 const Output<T>& out, AccOf<T>* partial) {
   LinearCall<T> call{};
   call.grid = plan_product(p.groups, p.rows, out.cols, p.out, !partial, dtype_v<T>, place.machine());
@@ -70,15 +72,15 @@ struct InputGradsParts {
   GradsStream stream{0, 1, 1, 0};
   Grid grid;
   int64_t dx, dz;
-  InputGradsParts(const Problem& p, bool chunks, DType dtype, const Machine& machine, bool want_x, bool want_z, bool u,
-                  bool v)
+  InputGradsParts(const ProblemSize& p, bool chunks, DType dtype, const Machine& machine, bool want_x, bool want_z,
+                  bool u, bool v)
       : streams(cuda::streams(p, dtype)),
         grid(streams ? plan_grads_stream(p, chunks, dtype, machine, stream)
                      : plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, machine)),
         dx(want_x ? grid.splits + v : 0),
         dz(want_z ? grid.col_tiles * stream.out_splits + u : 0) {}
-  int64_t dx_elements(const Problem& p) const { return dx * p.groups * p.rows * p.width; }
-  int64_t dz_elements(const Problem& p) const { return dz * p.groups * p.rows * p.context; }
+  int64_t dx_elements(const ProblemSize& p) const { return dx * p.groups * p.rows * p.width; }
+  int64_t dz_elements(const ProblemSize& p) const { return dz * p.groups * p.rows * p.context; }
 };
 
 template <class T>
@@ -89,9 +91,9 @@ void launch_items(const Place& place, const InputGradsCall<T>& call, bool stream
 }
 
 template <class T>
-void run_input_grads(const Place& place, const Problem& p, const Tensor& like, const Operand& grad, const Operand& x,
-                     const Operand& z, const Operand& weight, const Operand& weight_z, const Operand& weight_x,
-                     void* dx, void* dz) {
+void run_input_grads(const Place& place, const ProblemSize& p, const Tensor& like, const TensorRef& grad,
+                     const TensorRef& x, const TensorRef& z, const TensorRef& weight, const TensorRef& weight_z,
+                     const TensorRef& weight_x, void* dx, void* dz) {
   using Acc = AccOf<T>;
   const Matrix<T> items = weight_items<T>(weight, p);
   const InputGradsParts parts(p, items.whole, dtype_v<T>, place.machine(), dx, dz, weight_z.data, weight_x.data);
@@ -133,24 +135,25 @@ void run_input_grads(const Place& place, const Problem& p, const Tensor& like, c
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
                                        const Optional& weight_z, const Optional& weight_x, bool want_x, bool want_z) {
   constexpr const char* op = "interaction_input_grads";
-  const Activations a = grads_problem(op, grad, x, z);
-  const Problem& p = a.problem;
+  const CallShape a = grads_shape(op, grad, x, z);
+  const ProblemSize& p = a.problem;
   check_weights(op, x, a, weight, weight_z, weight_x);
   const DType dtype = product_dtype(x, p, op);
   Tensor dx = want_x ? empty(x, a, {p.rows, p.width}) : nothing(x);
   Tensor dz = want_z ? empty(z, a, {p.rows, p.context}) : nothing(z);
   if (dx.numel() + dz.numel() == 0) return {dx, dz};
   const Place place(x);
-  const Operand g = operand(grad, a.grouped), u = operand(weight_z, a.grouped), v = operand(weight_x, a.grouped);
+  const TensorRef g = tensor_ref(grad, a.grouped), u = tensor_ref(weight_z, a.grouped),
+                  v = tensor_ref(weight_x, a.grouped);
   for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
     if (weight.has_value() && weight->numel() > 0) {
       Optional kept;
-      const Operand w = contiguous_weight(weight, a.grouped, kept);
-      return run_input_grads<T>(place, p, x, g, operand(x, a.grouped), operand(z, a.grouped), w, u, v,
+      const TensorRef w = contiguous_weight(weight, a.grouped, kept);
+      return run_input_grads<T>(place, p, x, g, tensor_ref(x, a.grouped), tensor_ref(z, a.grouped), w, u, v,
                                 want_x ? dx.mutable_data_ptr() : nullptr, want_z ? dz.mutable_data_ptr() : nullptr);
     }
-    const auto alone = [&](Tensor& to, const Operand& m, int64_t features) {
+    const auto alone = [&](Tensor& to, const TensorRef& m, int64_t features) {
       if (to.numel() == 0) return;
       if (!m.data || p.out == 0) return void(torch::stable::zero_(to));
       run_linear<T>(place, x, p, g, m, output<T>(to.mutable_data_ptr(), p.groups, p.rows, features), nullptr);
@@ -162,7 +165,7 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
 }
 
 template <class T>
-WeightGradsCall<T> weight_grads_call(const Problem& p, const Operand& grad, const Output<T>& out,
+WeightGradsCall<T> weight_grads_call(const ProblemSize& p, const TensorRef& grad, const Output<T>& out,
                                      const Machine& machine) {
   WeightGradsCall<T> call{};
   call.grid = plan_product(p.groups, p.out, out.cols, p.rows, true, dtype_v<T>, machine);
@@ -176,20 +179,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
                                                         bool want_weight, bool want_weight_z, bool want_weight_x,
                                                         bool want_bias) {
   constexpr const char* op = "interaction_weight_grads";
-  const Activations a = grads_problem(op, grad, x, z);
-  const Problem& p = a.problem;
+  const CallShape a = grads_shape(op, grad, x, z);
+  const ProblemSize& p = a.problem;
   check_products(op, "x", p, want_weight);
   const DType dtype = product_dtype(x, op);
   Tensor dw = want_weight ? empty(x, a, {p.out, p.context, p.width}) : nothing(x);
   Tensor du = want_weight_z ? empty(x, a, {p.out, p.context}) : nothing(x);
   Tensor dv = want_weight_x ? empty(x, a, {p.out, p.width}) : nothing(x);
   Tensor dc = want_bias ? empty(x, a, {p.out}) : nothing(x);
-  const Operand g = operand(grad, a.grouped), ox = operand(x, a.grouped), oz = operand(z, a.grouped);
+  const TensorRef g = tensor_ref(grad, a.grouped), ox = tensor_ref(x, a.grouped), oz = tensor_ref(z, a.grouped);
   if (dw.numel() + du.numel() + dv.numel() > 0) {
     const Place place(x);
     for_arithmetic(dtype, [&](auto t) {
       using T = decltype(t);
-      const auto sum = [&](Tensor& to, int64_t cols, const Operand* features) {
+      const auto sum = [&](Tensor& to, int64_t cols, const TensorRef* features) {
         if (to.numel() == 0) return;
         const auto out = output<T>(to.mutable_data_ptr(), p.groups, p.out, cols);
         auto call = weight_grads_call<T>(p, g, out, place.machine());
@@ -224,7 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> sizes, torch::headeronly::ScalarType type,
                                   int64_t terms, int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_interaction_plan";
-  const Problem p = planned_interaction(op, sizes, terms, 8);
+  const ProblemSize p = interaction_problem_size(op, sizes, terms, 8);
   check_gpu(op, arch, processors);
   const DType given = dtype_of(type, op, "dtype");
   const DType dtype = primitive != "weight_grads" && streams(p, given) ? given : product_dtype(given);
@@ -269,7 +272,7 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
 }
 
 bool cuda_aligned(const Tensor& t) {
-  check_given("cuda_aligned", "tensor", t);
+  check_defined("cuda_aligned", "tensor", t);
   STD_TORCH_CHECK(t.layout() == torch::headeronly::Layout::Strided,
                   "cuda_aligned: tensor: expected a dense (strided) tensor");
   const DType dtype = dtype_of(t.scalar_type(), "cuda_aligned", "tensor");

@@ -16,7 +16,7 @@ constexpr DType dtype_v = std::is_same_v<T, double>  ? DType::f64
 
 // lines x length, along a line contiguous or not; absent where it has no data.
 template <class T>
-Matrix<T> matrix(const Operand& o, int64_t lines, int64_t length) {
+Matrix<T> matrix(const TensorRef& o, int64_t lines, int64_t length) {
   Matrix<T> m;
   if (!o.data) return m;
   m.data = static_cast<const T*>(o.data);
@@ -31,12 +31,12 @@ Matrix<T> matrix(const Operand& o, int64_t lines, int64_t length) {
 
 // W of contiguous groups as [O][Z * X], or as Z items [O][X].
 template <class T>
-Matrix<T> weight_matrix(const Operand& weight, const Problem& p) {
+Matrix<T> weight_matrix(const TensorRef& weight, const ProblemSize& p) {
   const int64_t length = p.context * p.width;
   return matrix<T>({weight.data, weight.group, length, 1}, p.out, length);
 }
 template <class T>
-Matrix<T> weight_items(const Operand& weight, const Problem& p) {
+Matrix<T> weight_items(const TensorRef& weight, const ProblemSize& p) {
   Matrix<T> m = matrix<T>({weight.data, weight.group, p.context * p.width, 1}, p.out, p.width);
   m.item = p.width;
   m.whole = m.whole && whole_chunks(weight.data, dtype_v<T>, 1, p.width, 0, 0, m.item);
@@ -44,7 +44,7 @@ Matrix<T> weight_items(const Operand& weight, const Problem& p) {
 }
 
 template <class T>
-Products<T> products(const Operand& z, const Operand& x, const Problem& p) {
+Products<T> products(const TensorRef& z, const TensorRef& x, const ProblemSize& p) {
   Products<T> q;
   q.z = static_cast<const T*>(z.data);
   q.x = static_cast<const T*>(x.data);
@@ -97,9 +97,9 @@ void launch_product(const Place& place, const ForwardCall<T>& call) {
 
 // y = z^T W x + U z + V x + c; `weight` is of contiguous groups.
 template <class T>
-ForwardCall<T> forward_call(const Problem& p, const Operand& x, const Operand& z, const Operand& weight,
-                            const Operand& weight_z, const Operand& weight_x, const Operand& bias, const Output<T>& out,
-                            const Machine& machine) {
+ForwardCall<T> forward_call(const ProblemSize& p, const TensorRef& x, const TensorRef& z, const TensorRef& weight,
+                            const TensorRef& weight_z, const TensorRef& weight_x, const TensorRef& bias,
+                            const Output<T>& out, const Machine& machine) {
   ForwardCall<T> call{};
   const bool has_weight = weight.data && p.context * p.width > 0;
   const ForwardPlan plan = plan_forward(p, has_weight, dtype_v<T>, machine);

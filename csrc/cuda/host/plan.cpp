@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "common/integers.h"
+
 namespace mi_kernels::cuda {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool on_matrix_instructions(DType dtype) { return storage_bytes(dtype) == 2 || dtype == DType::tf32; }
 
@@ -55,13 +55,13 @@ Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, boo
 // Up to two blocks along the rows, of which the second finds W in L2. *Estimate*: a GPU has 10 to 20 multiply-adds in
 // the time in which its memory delivers 2 bytes, and an element of W costs one for each row, one for its conversion and
 // half of one for the products.
-bool streams(const Problem& p, DType dtype) {
+bool streams(const ProblemSize& p, DType dtype) {
   return dtype != DType::tf32 && p.rows <= 2 * stream_rows(storage_bytes(dtype));
 }
 
 namespace {
 
-Grid plan_stream(const Problem& p, int64_t depth, DType dtype, const Machine& machine) {
+Grid plan_stream(const ProblemSize& p, int64_t depth, DType dtype, const Machine& machine) {
   Grid g{ceil_div(p.rows, stream_rows(storage_bytes(dtype))), ceil_div(p.out, kStreamOutputs), 1, 0, p.groups};
   const int64_t stride = kEngineThreads * 16 / storage_bytes(dtype), steps = ceil_div(depth, stride);
   // Two steps are what it takes to have the next chunk under way.
@@ -74,7 +74,7 @@ Grid plan_stream(const Problem& p, int64_t depth, DType dtype, const Machine& ma
 
 }  // namespace
 
-ForwardPlan plan_forward(const Problem& p, bool weight, DType dtype, const Machine& machine) {
+ForwardPlan plan_forward(const ProblemSize& p, bool weight, DType dtype, const Machine& machine) {
   const int64_t depth = weight ? p.context * p.width : 0, stage = product_tile(dtype).depth;
   if (streams(p, dtype)) return {plan_stream(p, depth, dtype, machine), true, false};
   const int64_t steps = ceil_div(p.width, stage);
@@ -100,7 +100,7 @@ Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t wid
   return g;
 }
 
-Grid plan_grads_stream(const Problem& p, bool chunks, DType dtype, const Machine& machine, GradsStream& s) {
+Grid plan_grads_stream(const ProblemSize& p, bool chunks, DType dtype, const Machine& machine, GradsStream& s) {
   const int64_t elements = chunks ? 16 / storage_bytes(dtype) : 1, across = ceil_div(p.width, elements);
   s.team = 1;
   while (s.team < kEngineThreads && s.team < across) s.team *= 2;
@@ -125,7 +125,7 @@ const char* algorithm(DType dtype) {
   return on_matrix_instructions(dtype) ? "mma" : "fma";
 }
 
-bool prefers_sm90(const Problem& p, DType dtype, bool weight, const Machine& machine) {
+bool prefers_sm90(const ProblemSize& p, DType dtype, bool weight, const Machine& machine) {
   if (machine.arch != 90 || storage_bytes(dtype) != 2 || !weight || p.context == 0) return false;
   // Tiles of 128 rows and at least 64 outputs, steps of 64 inputs. *Estimates*: the engine is worth while where half of
   // the rows and outputs and three quarters of the inputs are there.

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "common/dtypes.h"
-#include "common/operand.h"
+#include "common/problem_size.h"
 #include "cuda/host/device_properties.h"
 #include "cuda/sm80/layout.h"
 
@@ -30,7 +30,7 @@ Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, boo
 // A forward pass of a few rows has a kernel of its own (stream.cuh), with tiles of kStreamOutputs outputs. It is bound
 // by memory, where tf32 is no faster than float32.
 inline constexpr int kStreamOutputs = 4;
-bool streams(const Problem&, DType);
+bool streams(const ProblemSize&, DType);
 constexpr int stream_rows(int64_t element_bytes) { return element_bytes == 2 ? 2 : 4; }  // of a block
 // The forward pass: tiles of outputs, whose sum is over W's products z x, or, by items, over Z sums of X; splits are of
 // Z X places or of Z items.
@@ -38,7 +38,7 @@ struct ForwardPlan {
   Grid grid;
   bool streams, by_items;
 };
-ForwardPlan plan_forward(const Problem&, bool weight, DType, const Machine&);
+ForwardPlan plan_forward(const ProblemSize&, bool weight, DType, const Machine&);
 // T[rows][width] of each of `context` items, summed over them to dx and along itself to dz; splits are of the items.
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType, const Machine&);
 // The same of a few rows (stream_grads.cuh), whose splits are of the items and, within those, of the outputs. W is read
@@ -47,14 +47,14 @@ struct GradsStream {
   int team;  // threads along the width, a power of 2
   int64_t item_splits, out_splits, out_step;
 };
-Grid plan_grads_stream(const Problem&, bool chunks, DType, const Machine&, GradsStream&);
+Grid plan_grads_stream(const ProblemSize&, bool chunks, DType, const Machine&, GradsStream&);
 
 // The arithmetic of a dtype, as a plan names it.
 const char* algorithm(DType);
 
 // Whether a forward pass is one for the sm_90a engine; where its tensors are not aligned to 16 bytes, the mma engine
 // takes it all the same.
-bool prefers_sm90(const Problem&, DType, bool weight, const Machine&);
+bool prefers_sm90(const ProblemSize&, DType, bool weight, const Machine&);
 
 // Whether an operand can be brought in chunks of sixteen bytes: contiguous along a line of whole chunks, every line,
 // group and item of which begins on a multiple of sixteen bytes. The only place that decides it.

@@ -20,7 +20,7 @@ inline DType product_dtype(const Tensor& x, const char* op) {
   return product_dtype(dtype_of(x.scalar_type(), op, "x"));
 }
 // The same of calls that may be streamed.
-inline DType product_dtype(const Tensor& x, const Problem& p, const char* op) {
+inline DType product_dtype(const Tensor& x, const ProblemSize& p, const char* op) {
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
   return streams(p, dtype) ? dtype : product_dtype(dtype);
 }

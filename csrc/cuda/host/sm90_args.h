@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "common/operand.h"
+#include "common/problem_size.h"
+#include "common/tensor_ref.h"
 #include "cuda/sm90/engine.cuh"
 
 namespace mi_kernels::cuda::sm90 {
@@ -26,12 +27,12 @@ struct ForwardChoice {
 };
 
 // Groups that share one matrix have a stride of 0 between them.
-inline View view(const Operand& o, int64_t groups, int64_t rows, int64_t cols) {
+inline View view(const TensorRef& o, int64_t groups, int64_t rows, int64_t cols) {
   if (!o.data) return {};
   const bool apart = groups > 1 && o.group != 0;
   return {o.data, {cols, 1, rows, apart ? groups : 1}, {o.col, 0, o.row, o.group}, apart ? 1 : 0};
 }
-inline View weight_view(const Operand& o, const mi_kernels::Problem& p) {  // contiguous within a group
+inline View weight_view(const TensorRef& o, const mi_kernels::ProblemSize& p) {  // contiguous within a group
   View v = view(o, p.groups, p.out, p.width);
   v.size[1] = p.context;
   v.stride[0] = 1;
@@ -39,23 +40,23 @@ inline View weight_view(const Operand& o, const mi_kernels::Problem& p) {  // co
   v.stride[2] = p.context * p.width;
   return v;
 }
-inline Elements elements(const Operand& o, int64_t row, int64_t col) {
+inline Elements elements(const TensorRef& o, int64_t row, int64_t col) {
   return {static_cast<const uint16_t*>(o.data), o.group, row, col};
 }
 
-inline bool fits_int(const mi_kernels::Problem& p) {
+inline bool fits_int(const mi_kernels::ProblemSize& p) {
   for (const int64_t size : {p.groups, p.rows, p.context, p.width, p.out})
     if (size >= int64_t(1) << 30) return false;
   return true;
 }
-inline Problem problem(const mi_kernels::Problem& p, bool weight, bool weight_z, bool weight_x, bool bias) {
+inline Problem problem(const mi_kernels::ProblemSize& p, bool weight, bool weight_z, bool weight_x, bool bias) {
   return {int(p.groups), int(p.rows), int(p.context), int(p.width), int(p.out), weight, weight_z, weight_x, bias};
 }
 
 // W is contiguous within a group, y altogether.
-inline ForwardOperands forward_operands(const mi_kernels::Problem& p, const Operand& x, const Operand& z,
-                                        const Operand& weight, const Operand& weight_z, const Operand& weight_x,
-                                        const Operand& bias, void* y) {
+inline ForwardOperands forward_operands(const mi_kernels::ProblemSize& p, const TensorRef& x, const TensorRef& z,
+                                        const TensorRef& weight, const TensorRef& weight_z, const TensorRef& weight_x,
+                                        const TensorRef& bias, void* y) {
   ForwardOperands f{};
   f.problem = problem(p, weight.data, weight_z.data, weight_x.data, bias.data);
   f.x = view(x, p.groups, p.rows, p.width);

@@ -14,9 +14,9 @@ constexpr bool kHaveSm90 = false;
 
 }  // namespace
 
-bool run_forward_sm90(const Place& place, const Problem& p, DType dtype, const Operand& x, const Operand& z,
-                      const Operand& weight, const Operand& weight_z, const Operand& weight_x, const Operand& bias,
-                      void* y) {
+bool run_forward_sm90(const Place& place, const ProblemSize& p, DType dtype, const TensorRef& x, const TensorRef& z,
+                      const TensorRef& weight, const TensorRef& weight_z, const TensorRef& weight_x,
+                      const TensorRef& bias, void* y) {
   if (!kHaveSm90 || !prefers_sm90(p, dtype, weight.data, place.machine()) || !sm90::fits_int(p)) return false;
   const sm90::ForwardOperands f = sm90::forward_operands(p, x, z, weight, weight_z, weight_x, bias, y);
   if (sm90::refusal(f)) return false;
@@ -27,7 +27,7 @@ bool run_forward_sm90(const Place& place, const Problem& p, DType dtype, const O
   return true;
 }
 
-std::string describe_forward_sm90(const Problem& p, DType dtype, int64_t terms, const Machine& machine) {
+std::string describe_forward_sm90(const ProblemSize& p, DType dtype, int64_t terms, const Machine& machine) {
   const bool aligned = !(terms & 64) && p.width % 8 == 0 && (!(terms & 2) || p.context % 8 == 0);
   if (!kHaveSm90 || !aligned || !sm90::fits_int(p) || !prefers_sm90(p, dtype, terms & 1, machine)) return {};
   const sm90::Problem q = sm90::problem(p, terms & 1, terms & 2, terms & 4, terms & 8);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/integers.h"
 #include "common/modulate_axes.h"
 
 namespace mi_kernels::cuda {
@@ -23,8 +24,8 @@ ModulateCall modulate_call(const Tensor& y, const Tensor& x, const Tensor& scale
                            Activation activation, double offset, DType dtype) {
   ModulateCall call{modulate_operands(y, x, scale, shift, activation, offset), 0, 0, {}};
   const int64_t elements = 16 / storage_bytes(dtype);
-  call.chunks = (call.inner.size + elements - 1) / elements;
-  call.blocks = (call.rows * call.chunks + kModulateThreads - 1) / kModulateThreads;
+  call.chunks = ceil_div(call.inner.size, elements);
+  call.blocks = ceil_div(call.rows * call.chunks, kModulateThreads);
   const void* data[kOperands] = {call.x, call.scale, call.shift, call.y, nullptr};
   for (int o = 0; o < kOperands; ++o)
     call.whole[o] = whole_line(data[o], call.inner, o, elements) && whole_lines(call.outer, call.axes, o, elements);

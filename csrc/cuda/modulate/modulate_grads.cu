@@ -1,4 +1,5 @@
 // The kernels of the gradients of modulation; their text is in kernels.cuh.
+#include "common/integers.h"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/simt.cuh"
 #include "cuda/modulate/kernels.cuh"
@@ -28,7 +29,7 @@ void launch_modulate_grads(const Place& place, DType dtype, const ModulateGradsC
     launch("modulate_grads", place, grads_kernel<T>, grid, kModulateThreads, modulate_grads_shared_bytes<T>(), call,
            plan, static_cast<AccOf<T>*>(partials));
     if (!partials) return;
-    const int64_t blocks = (plan.units + kModulateThreads - 1) / kModulateThreads;
+    const int64_t blocks = ceil_div(plan.units, kModulateThreads);
     launch("modulate_grads", place, finish_kernel<T>, grid_of(blocks), kModulateThreads, 0, call, plan,
            static_cast<AccOf<T>*>(partials));
   });

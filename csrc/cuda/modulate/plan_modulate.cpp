@@ -1,12 +1,11 @@
 // How the gradients of a modulation are cut into blocks: a pure function of sizes, dtype and machine.
 #include <algorithm>
 
+#include "common/integers.h"
 #include "cuda/modulate/modulate.h"
 
 namespace mi_kernels::cuda {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The largest power of two that is at most n.
 int64_t power_of_two(int64_t n) {
