@@ -15,7 +15,7 @@ int main() {
       std::puts(why);
       continue;
     }
-    const sm90::ForwardChoice choice = sm90::choose_forward(f.problem, call.bfloat16, kHopper.processors);
+    const sm90::ForwardChoice choice = sm90::choose_forward(f.problem, call.bfloat16, kHopper.sm_count);
     std::printf("%d %d %d %d\n", choice.out_tile, choice.cluster, choice.split, choice.blocks);
   }
 }

@@ -7,7 +7,7 @@
 #include "cuda/host/plan.h"
 #include "cuda/host/sm90_args.h"
 
-constexpr mi_kernels::cuda::Machine kHopper{90, 132, 227 << 10};
+constexpr mi_kernels::cuda::DeviceProperties kHopper{90, 132};
 
 struct ContiguousCall {
   mi_kernels::ProblemSize problem;

@@ -164,7 +164,7 @@ void run_choice(const Case& test, const sm90::ForwardChoice& choice) {
   int calls = 0;
   for (; read_call(call); ++calls) {
     const Problem p = sm90::problem(call.problem, true, true, true, true);
-    const sm90::ForwardChoice choice = sm90::choose_forward(p, call.bfloat16, kHopper.processors);
+    const sm90::ForwardChoice choice = sm90::choose_forward(p, call.bfloat16, kHopper.sm_count);
     const Case test{p, false, -1, choice.blocks, choice.split};
     if (call.bfloat16 && choice.out_tile == 64) run_choice<sm90::Bf16, 64, false>(test, choice);
     if (call.bfloat16 && choice.out_tile == 128) run_choice<sm90::Bf16, 128, false>(test, choice);

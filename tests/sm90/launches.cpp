@@ -37,7 +37,7 @@ int bytes_of() {
 void run(const ContiguousCall& call) {
   const sm90::ForwardOperands f = operands_of(call.problem);
   require(!sm90::refusal(f), "a call that the engine refuses");
-  choice = sm90::choose_forward(f.problem, call.bfloat16, kHopper.processors);
+  choice = sm90::choose_forward(f.problem, call.bfloat16, kHopper.sm_count);
   sm90::run_forward(f, choice, call.bfloat16, nullptr);
   require(launches == 1, "not one launch");
   require(maps == 5 + sm90::loadable(sm90::result_view(f)),

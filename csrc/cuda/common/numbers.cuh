@@ -1,4 +1,4 @@
-// Elements as they are stored and the accumulators they become, sixteen bytes at a time.
+// Element types, their accumulators, and chunks of 16 bytes, the most that one instruction loads.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -15,7 +15,7 @@ namespace mi_kernels::cuda {
 using bf16 = c10::BFloat16;
 using f16 = c10::Half;
 
-// A float32 of a product that may be rounded to tf32. It holds all its bits until it meets a matrix instruction.
+// A float32 whose products may be rounded to tf32. It keeps all its bits until a matrix instruction reads it.
 struct tf32 {
   float value;
   tf32() = default;
@@ -27,7 +27,7 @@ template <class T>
 using AccOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class T>
-inline constexpr int kChunk = 16 / int(sizeof(T));  // elements of a chunk of sixteen bytes
+inline constexpr int kChunk = 16 / int(sizeof(T));  // elements of a chunk
 
 template <int kBytes>
 struct alignas(kBytes) Bits {
@@ -53,7 +53,7 @@ MI_HOST_DEVICE void store_chunk(T* p, const Chunk<T>& c) {
   *reinterpret_cast<typename Chunk<T>::All*>(p) = c.bits;
 }
 
-// Calls f with a number of the dtype.
+// Calls f with a value of the type that stores the dtype.
 template <class F>
 void for_dtype(DType dtype, F&& f) {
   switch (dtype) {
@@ -64,7 +64,7 @@ void for_dtype(DType dtype, F&& f) {
     case DType::f16: return f(f16{});
   }
 }
-// The same where products are made.
+// The same, with tf32 as a type of its own: what kernels compute in.
 template <class F>
 void for_arithmetic(DType dtype, F&& f) {
   dtype == DType::tf32 ? f(tf32{}) : for_dtype(dtype, f);

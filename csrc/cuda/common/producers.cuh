@@ -1,169 +1,169 @@
-// The operands of the engine: matrices, two matrices that share a tile, and products z x that are made on the way to
-// shared memory. (line, along) are coordinates in the order in which an operand lies in memory, along within a line.
-// kMade: an operand is read into registers (Raw) and made of them. kRounded: its tf32 elements are, and need no
-// rounding.
+// The operands of the sm_80 engine, each of which brings its own 16-byte chunks to shared memory: a matrix, two
+// matrices that share a tile, and the products z x, which are generated on the way.
+//
+// Coordinates are (outer, inner) in the operand's order in memory, inner within a line. kGenerated: the operand is
+// prefetched to registers and converted there instead of being copied. kRounded: its tf32 elements are already rounded.
 #pragma once
 
 #include "cuda/common/numbers.cuh"
-#include "cuda/sm80/layout.h"
 
 namespace mi_kernels::cuda {
 
 template <class T>
-struct Matrix {
+struct MatrixOperand {
   const T* data = nullptr;
-  int64_t line = 0, along = 0;    // strides
-  int64_t lines = 0, length = 0;  // sizes; beyond them there are zeros
-  int64_t group = 0, item = 0;    // strides between groups, and between the items of a sequence of products
-  bool whole = false;             // every chunk lies together, within `length`, on a multiple of sixteen bytes
+  int64_t outer_stride = 0, inner_stride = 0;
+  int64_t outer_size = 0, inner_size = 0;        // beyond them the operand reads as zero
+  int64_t group_stride = 0, context_stride = 0;  // a stride of the contexts if it is one matrix for each
+  bool vectorized = false;                       // every chunk is contiguous, in bounds and 16-byte aligned
 
   using Element = T;
-  static constexpr bool kPair = false, kMade = false, kRounded = false;
-  struct Place {
-    int64_t line, along;
+  static constexpr bool kPair = false, kGenerated = false, kRounded = false;
+  struct Coord {
+    int64_t outer, inner;
   };
-  struct Raw {};
-  MI_DEVICE void next_item() { data += item; }
-  MI_DEVICE void to_group(int64_t g) { data += g * group; }
-  MI_DEVICE Place place(int64_t l, int64_t a, bool) const { return {l, a}; }
-  MI_DEVICE void move_along(Place& p, int64_t by) const { p.along += by; }
-  MI_DEVICE void move_line(Place& p, int64_t by) const { p.line += by; }
+  struct Prefetched {};
+  MI_DEVICE void next_context() { data += context_stride; }
+  MI_DEVICE void to_group(int64_t g) { data += g * group_stride; }
+  MI_DEVICE Coord coord(int64_t outer, int64_t inner, bool) const { return {outer, inner}; }
+  MI_DEVICE void move_inner(Coord& c, int64_t by) const { c.inner += by; }
+  MI_DEVICE void move_outer(Coord& c, int64_t by) const { c.outer += by; }
 
-  // Brings the chunk at a place to shared memory.
-  template <class Gpu>
-  MI_DEVICE void bring(const Place& p, char* to) const {
-    if (whole) return Gpu::copy_async(to, inside(p) ? at(p) : data, inside(p));
-    store_chunk(reinterpret_cast<T*>(to), gathered<kChunk<T>>(p));
+  template <class Arch>
+  MI_DEVICE void copy_chunk(const Coord& c, char* dest) const {
+    if (vectorized) return Arch::copy_async(dest, in_bounds(c) ? at(c) : data, in_bounds(c));
+    store_chunk(reinterpret_cast<T*>(dest), gather<kChunk<T>>(c));
   }
 
  protected:
-  MI_DEVICE bool inside(const Place& p) const { return p.line < lines && p.along < length; }
-  MI_DEVICE const T* at(const Place& p) const { return data + p.line * line + p.along * along; }
+  MI_DEVICE bool in_bounds(const Coord& c) const { return c.outer < outer_size && c.inner < inner_size; }
+  MI_DEVICE const T* at(const Coord& c) const { return data + c.outer * outer_stride + c.inner * inner_stride; }
   template <int kCount>
-  MI_DEVICE Chunk<T, kCount> gathered(const Place& p) const {
-    Chunk<T, kCount> c;
-    if (inside(p)) {
-      MI_UNROLL for (int e = 0; e < kCount; ++e) if (p.along + e < length) c.element[e] = at(p)[e * along];
+  MI_DEVICE Chunk<T, kCount> gather(const Coord& c) const {
+    Chunk<T, kCount> chunk;
+    if (in_bounds(c)) {
+      MI_UNROLL for (int e = 0; e < kCount; ++e) if (c.inner + e < inner_size) chunk.element[e] =
+          at(c)[e * inner_stride];
     }
-    return c;
+    return chunk;
   }
 };
 
-// A matrix in the tiles of tf32, which hold every float16.
+// A matrix converted to tf32, which represents every float16 exactly.
 template <class T>
-struct Widened : Matrix<T> {
+struct WidenedMatrix : MatrixOperand<T> {
   using Element = tf32;
-  static constexpr bool kMade = true, kRounded = true;
+  static constexpr bool kGenerated = true, kRounded = true;
   static constexpr int kCount = kChunk<tf32>;
-  using Place = typename Matrix<T>::Place;
-  using Raw = Chunk<T, kCount>;
-  MI_DEVICE explicit Widened(const Matrix<T>& m) : Matrix<T>(m) {}
+  using Coord = typename MatrixOperand<T>::Coord;
+  using Prefetched = Chunk<T, kCount>;
+  MI_DEVICE explicit WidenedMatrix(const MatrixOperand<T>& m) : MatrixOperand<T>(m) {}
 
-  MI_DEVICE Raw read(const Place& p) const {
-    if (!this->whole) return this->template gathered<kCount>(p);
-    return this->inside(p) ? load_chunk<T, kCount>(this->at(p)) : Raw();
+  MI_DEVICE Prefetched prefetch(const Coord& c) const {
+    if (!this->vectorized) return this->template gather<kCount>(c);
+    return this->in_bounds(c) ? load_chunk<T, kCount>(this->at(c)) : Prefetched();
   }
-  template <class Gpu>
-  static MI_DEVICE Chunk<tf32> made(const Raw& raw) {
+  template <class Arch>
+  static MI_DEVICE Chunk<tf32> generate(const Prefetched& values) {
     Chunk<tf32> c;
-    MI_UNROLL for (int e = 0; e < kCount; ++e) c.element[e] = tf32(float(raw.element[e]));
+    MI_UNROLL for (int e = 0; e < kCount; ++e) c.element[e] = tf32(float(values.element[e]));
     return c;
   }
 };
 
-// Two matrices of one shape in one tile: the first half of its rows is of `first`, the second of `second`, which may be
-// absent (its data is null): zeros.
+// Two matrices of one shape in one tile: the first half of its rows is of `first`, the other half of `second`. `second`
+// may be absent (null data) and then reads as zero.
 template <class T>
-struct Pair {
-  Matrix<T> first, second;
+struct MatrixPair {
+  MatrixOperand<T> first, second;
 
   using Element = T;
-  static constexpr bool kPair = true, kMade = false, kRounded = false;
-  struct Place {
-    typename Matrix<T>::Place at;
+  static constexpr bool kPair = true, kGenerated = false, kRounded = false;
+  struct Coord {
+    typename MatrixOperand<T>::Coord at;
     bool is_second;
   };
-  struct Raw {};
-  MI_DEVICE void next_item() {}
+  struct Prefetched {};
+  MI_DEVICE void next_context() {}
   MI_DEVICE void to_group(int64_t g) {
     first.to_group(g);
     second.to_group(g);
   }
-  MI_DEVICE Place place(int64_t l, int64_t a, bool is_second) const { return {{l, a}, is_second}; }
-  MI_DEVICE void move_along(Place& p, int64_t by) const { p.at.along += by; }
-  MI_DEVICE void move_line(Place& p, int64_t by) const { p.at.line += by; }
-  template <class Gpu>
-  MI_DEVICE void bring(const Place& p, char* to) const {
-    p.is_second ? second.template bring<Gpu>(p.at, to) : first.template bring<Gpu>(p.at, to);
+  MI_DEVICE Coord coord(int64_t outer, int64_t inner, bool is_second) const { return {{outer, inner}, is_second}; }
+  MI_DEVICE void move_inner(Coord& c, int64_t by) const { c.at.inner += by; }
+  MI_DEVICE void move_outer(Coord& c, int64_t by) const { c.at.outer += by; }
+  template <class Arch>
+  MI_DEVICE void copy_chunk(const Coord& c, char* dest) const {
+    c.is_second ? second.template copy_chunk<Arch>(c.at, dest) : first.template copy_chunk<Arch>(c.at, dest);
   }
 };
 
-// z[b, i] x[b, j] with b as the line and (i, j) along it. Of float16 they are tf32: its range is too small for them,
-// and as precise.
+// The matrix z[b, i] x[b, j] with b as its outer and (i, j) as its inner dimension. Products of float16 are generated
+// as tf32, which has the same precision and a range that holds them.
 template <class T>
-struct Products {
+struct OuterProducts {
   const T *z = nullptr, *x = nullptr;
-  int64_t z_line = 0, z_along = 0, x_line = 0, x_along = 0;  // strides
-  int64_t lines = 0, context = 0, width = 0;                 // sizes
-  int64_t z_group = 0, x_group = 0;
-  bool whole = false;  // x lies in chunks, none of which reaches into the next i
+  int64_t z_row = 0, z_col = 0, x_row = 0, x_col = 0;  // strides
+  int64_t rows = 0, context = 0, width = 0;
+  int64_t z_group = 0, x_group = 0;  // strides
+  bool vectorized = false;           // x can be read in chunks, none of which crosses to the next i
 
   static constexpr bool kWidens = std::is_same_v<T, f16>;
   using Element = std::conditional_t<kWidens, tf32, T>;
-  static constexpr bool kPair = false, kMade = true, kRounded = std::is_same_v<Element, tf32>;
+  static constexpr bool kPair = false, kGenerated = true, kRounded = std::is_same_v<Element, tf32>;
   static constexpr int kCount = kChunk<Element>;
-  struct Place {
-    int64_t line, i, j;
+  struct Coord {
+    int64_t outer, i, j;
   };
-  struct Raw {
+  struct Prefetched {
     Chunk<T, kCount> x;
-    T z[kWidens ? kCount : 1];  // one for all, where x may be a product already
+    T z[kWidens ? kCount : 1];  // a single one serves the chunk: without `vectorized` x is multiplied already
   };
-  MI_DEVICE void next_item() {}
+  MI_DEVICE void next_context() {}
   MI_DEVICE void to_group(int64_t g) {
     z += g * z_group;
     x += g * x_group;
   }
-  MI_DEVICE Place place(int64_t l, int64_t a, bool) const {
-    const int64_t i = a / width;
-    return {l, i, a - i * width};
+  MI_DEVICE Coord coord(int64_t outer, int64_t inner, bool) const {
+    const int64_t i = inner / width;
+    return {outer, i, inner - i * width};
   }
-  MI_DEVICE void move_along(Place& p, int64_t by) const {
+  MI_DEVICE void move_inner(Coord& c, int64_t by) const {
     if (by >= width) {
-      const int64_t whole_rows = int(by) / int(width);  // width <= by, which is small
-      p.i += whole_rows;
-      by -= whole_rows * width;
+      const int64_t contexts = int(by) / int(width);  // 32-bit division: `by` is small, and width is no larger
+      c.i += contexts;
+      by -= contexts * width;
     }
-    p.j += by;
-    if (p.j >= width) {
-      p.j -= width;
-      ++p.i;
+    c.j += by;
+    if (c.j >= width) {
+      c.j -= width;
+      ++c.i;
     }
   }
-  MI_DEVICE void move_line(Place& p, int64_t by) const { p.line += by; }
+  MI_DEVICE void move_outer(Coord& c, int64_t by) const { c.outer += by; }
 
-  // In two steps, between which the engine computes: the reads, then the products.
-  MI_DEVICE Raw read(const Place& p) const {
+  // The engine prefetches first, computes a stage, and generates the products after it.
+  MI_DEVICE Prefetched prefetch(const Coord& c) const {
     using Acc = AccOf<T>;
-    Raw raw;
-    const auto fill = [&](T value) { MI_UNROLL for (T& factor : raw.z) factor = value; };
+    Prefetched values;
+    const auto fill = [&](T value) { MI_UNROLL for (T& factor : values.z) factor = value; };
     fill(T(0.0f));
-    if (p.line >= lines || p.i >= context) return raw;
-    if (whole) {
-      fill(z[p.line * z_line + p.i * z_along]);
-      raw.x = load_chunk<T, kCount>(x + p.line * x_line + p.j);
-      return raw;
+    if (c.outer >= rows || c.i >= context) return values;
+    if (vectorized) {
+      fill(z[c.outer * z_row + c.i * z_col]);
+      values.x = load_chunk<T, kCount>(x + c.outer * x_row + c.j);
+      return values;
     }
     if constexpr (!kWidens) fill(T(1.0f));
-    int64_t i = p.i, j = p.j;
+    int64_t i = c.i, j = c.j;
     MI_UNROLL for (int e = 0; e < kCount; ++e) {
       if (i < context) {
-        const T z_i = z[p.line * z_line + i * z_along], x_j = x[p.line * x_line + j * x_along];
+        const T z_i = z[c.outer * z_row + i * z_col], x_j = x[c.outer * x_row + j * x_col];
         if constexpr (kWidens) {
-          raw.z[e] = z_i;
-          raw.x.element[e] = x_j;
+          values.z[e] = z_i;
+          values.x.element[e] = x_j;
         } else {
-          raw.x.element[e] = T(Acc(z_i) * Acc(x_j));
+          values.x.element[e] = T(Acc(z_i) * Acc(x_j));
         }
       }
       if (++j == width) {
@@ -171,14 +171,14 @@ struct Products {
         ++i;
       }
     }
-    return raw;
+    return values;
   }
-  template <class Gpu>
-  static MI_DEVICE Chunk<Element> made(const Raw& raw) {
+  template <class Arch>
+  static MI_DEVICE Chunk<Element> generate(const Prefetched& values) {
     Chunk<Element> c;
     MI_UNROLL for (int e = 0; e < kCount; ++e) {
-      c.element[e] = Element(AccOf<T>(raw.z[kWidens ? e : 0]) * AccOf<T>(raw.x.element[e]));
-      if constexpr (kRounded) c.bits.word[e] = Gpu::to_tf32(c.bits.word[e]);
+      c.element[e] = Element(AccOf<T>(values.z[kWidens ? e : 0]) * AccOf<T>(values.x.element[e]));
+      if constexpr (kRounded) c.bits.word[e] = Arch::to_tf32(c.bits.word[e]);
     }
     return c;
   }

@@ -1,5 +1,5 @@
-// Every PTX instruction of the CUDA kernels; nothing else in csrc/cuda has any. Names follow the PTX ISA, which defines
-// what each one does.
+// Every PTX instruction of the CUDA kernels; no other file in csrc/cuda has any. The PTX ISA documents each by its
+// name.
 #pragma once
 
 #include <cuda.h>
@@ -8,13 +8,12 @@
 
 #include "cuda/common/numbers.cuh"
 #include "cuda/common/simt.cuh"
-#include "cuda/sm90/layout.h"
 
 namespace mi_kernels::cuda {
 
-// What the mma engine asks of a GPU of sm_80 and later. The tests run the same engine on another struct.
-struct Ampere : Gpu {
-  // Sixteen bytes to shared memory, or zeros in their place.
+// The instructions of the sm_80 engine.
+struct Sm80 : Simt {
+  // Copies 16 bytes to shared memory, or writes zeros if they are not present.
   static MI_DEVICE void copy_async(void* shared, const void* global, bool present) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
                  "l"(global), "r"(present ? 16 : 0)
@@ -25,7 +24,7 @@ struct Ampere : Gpu {
   static MI_DEVICE void wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
   }
-  // Four 8x8 matrices of 16-bit elements; thread t of eight gives the address of a line.
+  // Four 8x8 matrices of 16-bit elements; lanes 8q to 8q + 7 pass the addresses of the lines of matrix q.
   template <bool kTransposed>
   static MI_DEVICE void load_matrices(uint32_t (&r)[4], const void* shared) {
     const uint32_t address = uint32_t(__cvta_generic_to_shared(shared));
@@ -41,18 +40,18 @@ struct Ampere : Gpu {
                    : "memory");
     }
   }
-  // Four words for each thread, each of which all threads of a warp read together.
+  // Four words for each thread.
   static MI_DEVICE void load_words(uint32_t (&r)[4], const char* const (&shared)[4]) {
     MI_UNROLL for (int q = 0; q < 4; ++q) r[q] = *reinterpret_cast<const uint32_t*>(shared[q]);
   }
-  // The bits of a float, rounded to those of tf32: to the nearest, ties away from zero; NaN and Inf stay what they are.
-  // Matrix instructions alone would cut off what is beyond tf32.
+  // Rounds the bits of a float to tf32, to nearest with ties away from zero; NaN and Inf are kept. Matrix instructions
+  // alone would truncate.
   static MI_DEVICE uint32_t to_tf32(uint32_t bits) {
     uint32_t rounded;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
     return rounded;
   }
-  // d += a b for tiles 16 x 16 and 16 x 8, of tf32 16 x 8 and 8 x 8.
+  // d += a b for a [16, 16] and b [16, 8]; in tf32 [16, 8] and [8, 8].
   template <class T>
   static MI_DEVICE void mma(float* d, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     if constexpr (std::is_same_v<T, tf32>) {
@@ -288,9 +287,10 @@ struct Hopper {
   }
   // Says that these registers are in use up to here: wgmma reads its left operand after it was issued, which the
   // compiler's own analysis of lifetimes does not see.
-  static MI_DEVICE void hold(uint32_t (&r)[sm90::kInstructions][4]) {
+  template <int kCount>
+  static MI_DEVICE void hold(uint32_t (&r)[kCount][4]) {
     MI_UNROLL
-    for (int k = 0; k < sm90::kInstructions; ++k)
+    for (int k = 0; k < kCount; ++k)
       asm volatile("" : "+r"(r[k][0]), "+r"(r[k][1]), "+r"(r[k][2]), "+r"(r[k][3])::"memory");
   }
   template <int kCount>

@@ -1,4 +1,4 @@
-// The GPUs of this process and torch's streams on them.
+// The properties of GPUs and torch's current streams.
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -20,8 +20,8 @@ int attribute(cudaDeviceAttr name, int device) {
 
 using CurrentStream = AOTITorchError (*)(int32_t, void**);
 
-// The one function of libtorch_cuda that is needed, found in the copy that is already loaded. Linking to that
-// library would tie a build to a torch with CUDA, which a machine that only compiles need not have.
+// The one function of libtorch_cuda that is needed, looked up in the copy that is already loaded: linking to that
+// library would require a torch with CUDA on machines that only compile.
 CurrentStream find_current_stream() {
   void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
   STD_TORCH_CHECK(torch_cuda, "mi_kernels: this torch has no CUDA: libtorch_cuda.so is not loaded");
@@ -30,18 +30,17 @@ CurrentStream find_current_stream() {
   return reinterpret_cast<CurrentStream>(found);
 }
 
-const Machine& machine_of(int device) {
+const DeviceProperties& properties_of(int device) {
   static constexpr int kDevices = 64;
-  static std::array<Machine, kDevices> machines;
+  static std::array<DeviceProperties, kDevices> properties;
   static std::array<std::once_flag, kDevices> known;
   STD_TORCH_CHECK(device >= 0 && device < kDevices, "mi_kernels: expected a device below ", kDevices, ", got ", device);
   std::call_once(known[size_t(device)], [device] {
-    machines[size_t(device)] = {10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-                                    attribute(cudaDevAttrComputeCapabilityMinor, device),
-                                attribute(cudaDevAttrMultiProcessorCount, device),
-                                attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)};
+    properties[size_t(device)] = {10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                                      attribute(cudaDevAttrComputeCapabilityMinor, device),
+                                  attribute(cudaDevAttrMultiProcessorCount, device)};
   });
-  return machines[size_t(device)];
+  return properties[size_t(device)];
 }
 
 void* current_stream(int device) {
@@ -53,17 +52,17 @@ void* current_stream(int device) {
 
 }  // namespace
 
-struct Place::Guard {
+struct DeviceStream::Guard {
   torch::stable::accelerator::DeviceGuard device;
 };
 
-Place::Place(const Tensor& like) {
+DeviceStream::DeviceStream(const Tensor& like) {
   const int device = int(like.get_device_index());
   guard_ = std::make_unique<Guard>(Guard{torch::stable::accelerator::DeviceGuard(device)});
-  stream_ = current_stream(device);
-  machine_ = machine_of(device);
+  handle_ = current_stream(device);
+  device_ = properties_of(device);
 }
-Place::~Place() = default;
-void* stream_of(const Place& place) { return place.stream(); }
+DeviceStream::~DeviceStream() = default;
+void* stream_handle(const DeviceStream& stream) { return stream.handle(); }
 
 }  // namespace mi_kernels::cuda

@@ -1,4 +1,4 @@
-// Where a call runs, and scratch memory of it.
+// The device and stream of a call, and its scratch memory.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -13,25 +13,24 @@ namespace mi_kernels::cuda {
 
 using torch::stable::Tensor;
 
-// The device of a tensor and torch's current stream on it. For the lifetime of this object that device is the
-// current one.
-class Place {
+// The device of a tensor, which is the current one for the lifetime of this object, and torch's current stream on it.
+class DeviceStream {
  public:
-  explicit Place(const Tensor& like);
-  ~Place();
-  Place(const Place&) = delete;
-  Place& operator=(const Place&) = delete;
-  void* stream() const { return stream_; }
-  const Machine& machine() const { return machine_; }
+  explicit DeviceStream(const Tensor& like);
+  ~DeviceStream();
+  DeviceStream(const DeviceStream&) = delete;
+  DeviceStream& operator=(const DeviceStream&) = delete;
+  void* handle() const { return handle_; }  // a cudaStream_t
+  const DeviceProperties& device() const { return device_; }
 
  private:
   struct Guard;
   std::unique_ptr<Guard> guard_;
-  void* stream_;
-  Machine machine_;
+  void* handle_;
+  DeviceProperties device_;
 };
 
-// Scratch of a call, of torch's allocator, which gives it to the next call on the same stream at the earliest.
+// Scratch memory from torch's caching allocator, which reuses it only for later work on the same stream.
 class __attribute__((visibility("hidden"))) Scratch {
  public:
   Scratch(const Tensor& like, int64_t bytes)

@@ -1,15 +1,15 @@
-// The dense interaction on a GPU: checks, plans and launches; the arithmetic is in families.cuh.
+// The dense interaction on a GPU: checks, plans and launches.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "cuda/host/kernel_params.h"
+#include "cuda/host/make_params.h"
 #include "cuda/host/precision.h"
 #include "cuda/host/registration.h"
 #include "cuda/host/sm90_dispatch.h"
-#include "cuda/modulate/modulate_call.h"
+#include "cuda/modulate/modulate.h"
 
 namespace mi_kernels::cuda {
 namespace {
@@ -35,101 +35,101 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   const DType dtype = product_dtype(x, p, op);
   Tensor y = empty(x, a, {p.rows, p.out});
   if (y.numel() == 0) return y;
-  const Place place(x);
+  const DeviceStream stream(x);
   Optional kept;
   const TensorRef ox = tensor_ref(x, a.grouped), oz = tensor_ref(z, a.grouped),
                   w = contiguous_weight(weight, a.grouped, kept);
   const TensorRef u = tensor_ref(weight_z, a.grouped), v = tensor_ref(weight_x, a.grouped),
                   c = tensor_ref(bias, a.grouped);
-  if (run_forward_sm90(place, p, dtype, ox, oz, w, u, v, c, y.mutable_data_ptr())) return y;
+  if (run_forward_sm90(stream, p, dtype, ox, oz, w, u, v, c, y.mutable_data_ptr())) return y;
   for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
-    const auto call = forward_call<T>(p, ox, oz, w, u, v, c, output<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out),
-                                      place.machine());
-    run_product<T>(place, x, call, launch_product<T>);
+    const auto params = forward_params<T>(
+        p, ox, oz, w, u, v, c, epilogue_to<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out), stream.device());
+    launch_and_reduce<T>(stream, x, params, launch_planned_forward<T>);
   });
   return y;
 }
 
-// g M, to results or, for one partial sum among others, to `partial`.
+// g M, stored as results or, if `partial` is given, as one partial sum among others.
 template <class T>
-void run_linear(const Place& place, const Tensor& like, const ProblemSize& p, const TensorRef& grad, const TensorRef& m,
-                const Output<T>& out, AccOf<T>* partial) {
-  LinearCall<T> call{};
-  call.grid = plan_product(p.groups, p.rows, out.cols, p.out, !partial, dtype_v<T>, place.machine());
-  call.grad = matrix<T>(grad, p.rows, p.out);
-  call.matrix = matrix<T>(m, p.out, out.cols);
-  call.depth = p.out;
-  call.out = out;
-  call.out.partials = partial;
-  if (partial) return launch_linear(place, call);
-  run_product<T>(place, like, call, launch_linear<T>);
+void run_linear(const DeviceStream& stream, const Tensor& like, const ProblemSize& p, const TensorRef& grad,
+                const TensorRef& m, const Epilogue<T>& out, AccOf<T>* partial) {
+  LinearParams<T> params{};
+  params.grid = plan_matmul(p.groups, p.rows, out.cols, p.out, !partial, dtype_v<T>, stream.device());
+  params.grad = matrix_operand<T>(grad, p.rows, p.out);
+  params.matrix = matrix_operand<T>(m, p.out, out.cols);
+  params.k = p.out;
+  params.epilogue = out;
+  params.epilogue.partials = partial;
+  if (partial) return launch_linear(stream, params);
+  launch_and_reduce<T>(stream, like, params, launch_linear<T>);
 }
 
-// Partial sums of dx and of dz: those of the product with W, and one of U or V.
-struct InputGradsParts {
-  bool streams;
-  GradsStream stream{0, 1, 1, 0};
+// How many partial sums there are of dx and of dz: those of the product with W, and one through V or U.
+struct InputGradsPlan {
+  bool small_batch;
+  InputGradsSplits splits{0, 1, 1, 0};
   Grid grid;
   int64_t dx, dz;
-  InputGradsParts(const ProblemSize& p, bool chunks, DType dtype, const Machine& machine, bool want_x, bool want_z,
-                  bool u, bool v)
-      : streams(cuda::streams(p, dtype)),
-        grid(streams ? plan_grads_stream(p, chunks, dtype, machine, stream)
-                     : plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, machine)),
+  InputGradsPlan(const ProblemSize& p, bool vectorized, DType dtype, const DeviceProperties& device, bool want_x,
+                 bool want_z, bool u, bool v)
+      : small_batch(use_small_batch(p, dtype)),
+        grid(small_batch ? plan_small_batch_input_grads(p, vectorized, dtype, device, splits)
+                         : plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, device)),
         dx(want_x ? grid.splits + v : 0),
-        dz(want_z ? grid.col_tiles * stream.out_splits + u : 0) {}
+        dz(want_z ? grid.col_tiles * splits.out_splits + u : 0) {}
   int64_t dx_elements(const ProblemSize& p) const { return dx * p.groups * p.rows * p.width; }
   int64_t dz_elements(const ProblemSize& p) const { return dz * p.groups * p.rows * p.context; }
 };
 
 template <class T>
-void launch_items(const Place& place, const InputGradsCall<T>& call, bool streams) {
+void launch_planned_input_grads(const DeviceStream& stream, const InputGradsParams<T>& params, bool small_batch) {
   if constexpr (!std::is_same_v<T, tf32>)
-    if (streams) return launch_stream_grads(place, call);
-  launch_input_grads(place, call);
+    if (small_batch) return launch_small_batch_input_grads(stream, params);
+  launch_input_grads(stream, params);
 }
 
 template <class T>
-void run_input_grads(const Place& place, const ProblemSize& p, const Tensor& like, const TensorRef& grad,
+void run_input_grads(const DeviceStream& stream, const ProblemSize& p, const Tensor& like, const TensorRef& grad,
                      const TensorRef& x, const TensorRef& z, const TensorRef& weight, const TensorRef& weight_z,
                      const TensorRef& weight_x, void* dx, void* dz) {
   using Acc = AccOf<T>;
-  const Matrix<T> items = weight_items<T>(weight, p);
-  const InputGradsParts parts(p, items.whole, dtype_v<T>, place.machine(), dx, dz, weight_z.data, weight_x.data);
-  const int64_t dx_elements = parts.dx_elements(p);
-  const Scratch scratch(like, (dx_elements + parts.dz_elements(p)) * int64_t(sizeof(Acc)));
-  auto out_x = output<T>(dx, p.groups, p.rows, p.width), out_z = output<T>(dz, p.groups, p.rows, p.context);
+  const MatrixOperand<T> w = weight_per_context<T>(weight, p);
+  const InputGradsPlan plan(p, w.vectorized, dtype_v<T>, stream.device(), dx, dz, weight_z.data, weight_x.data);
+  const int64_t dx_elements = plan.dx_elements(p);
+  const Scratch scratch(like, (dx_elements + plan.dz_elements(p)) * int64_t(sizeof(Acc)));
+  auto out_x = epilogue_to<T>(dx, p.groups, p.rows, p.width), out_z = epilogue_to<T>(dz, p.groups, p.rows, p.context);
   out_x.partials = scratch.at<Acc>();
   out_z.partials = out_x.partials + dx_elements;
-  InputGradsCall<T> call{};
-  call.stream_chunks = items.whole;
-  call.stream = parts.stream;
-  call.grid = parts.grid;
-  call.grad = matrix<T>(grad, p.rows, p.out);
-  call.weight = items;
-  call.depth = p.out;
-  call.rows = p.rows;
-  call.context = p.context;
-  call.width = p.width;
-  call.x = static_cast<const T*>(x.data);
-  call.z = static_cast<const T*>(z.data);
-  call.x_group = x.group;
-  call.x_row = x.row;
-  call.x_col = x.col;
-  call.z_group = z.group;
-  call.z_row = z.row;
-  call.z_col = z.col;
-  call.dx = dx ? out_x.partials : nullptr;
-  call.dz = dz ? out_z.partials : nullptr;
-  launch_items(place, call, parts.streams);
-  const auto last = [&](const Output<T>& out, int64_t parts_before) {
-    return out.partials + parts_before * out.groups * out.rows * out.cols;
+  InputGradsParams<T> params{};
+  params.vectorized = w.vectorized;
+  params.splits = plan.splits;
+  params.grid = plan.grid;
+  params.grad = matrix_operand<T>(grad, p.rows, p.out);
+  params.weight = w;
+  params.k = p.out;
+  params.rows = p.rows;
+  params.context = p.context;
+  params.width = p.width;
+  params.x = static_cast<const T*>(x.data);
+  params.z = static_cast<const T*>(z.data);
+  params.x_group = x.group;
+  params.x_row = x.row;
+  params.x_col = x.col;
+  params.z_group = z.group;
+  params.z_row = z.row;
+  params.z_col = z.col;
+  params.dx = dx ? out_x.partials : nullptr;
+  params.dz = dz ? out_z.partials : nullptr;
+  launch_planned_input_grads(stream, params, plan.small_batch);
+  const auto partial = [&](const Epilogue<T>& out, int64_t index) {
+    return out.partials + index * out.groups * out.rows * out.cols;
   };
-  if (dx && weight_x.data) run_linear<T>(place, like, p, grad, weight_x, out_x, last(out_x, parts.dx - 1));
-  if (dz && weight_z.data) run_linear<T>(place, like, p, grad, weight_z, out_z, last(out_z, parts.dz - 1));
-  if (dx) launch_reduce(place, out_x, parts.dx);
-  if (dz) launch_reduce(place, out_z, parts.dz);
+  if (dx && weight_x.data) run_linear<T>(stream, like, p, grad, weight_x, out_x, partial(out_x, plan.dx - 1));
+  if (dz && weight_z.data) run_linear<T>(stream, like, p, grad, weight_z, out_z, partial(out_z, plan.dz - 1));
+  if (dx) launch_reduce(stream, out_x, plan.dx);
+  if (dz) launch_reduce(stream, out_z, plan.dz);
 }
 
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   Tensor dx = want_x ? empty(x, a, {p.rows, p.width}) : nothing(x);
   Tensor dz = want_z ? empty(z, a, {p.rows, p.context}) : nothing(z);
   if (dx.numel() + dz.numel() == 0) return {dx, dz};
-  const Place place(x);
+  const DeviceStream stream(x);
   const TensorRef g = tensor_ref(grad, a.grouped), u = tensor_ref(weight_z, a.grouped),
                   v = tensor_ref(weight_x, a.grouped);
   for_arithmetic(dtype, [&](auto t) {
@@ -150,29 +150,29 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
     if (weight.has_value() && weight->numel() > 0) {
       Optional kept;
       const TensorRef w = contiguous_weight(weight, a.grouped, kept);
-      return run_input_grads<T>(place, p, x, g, tensor_ref(x, a.grouped), tensor_ref(z, a.grouped), w, u, v,
+      return run_input_grads<T>(stream, p, x, g, tensor_ref(x, a.grouped), tensor_ref(z, a.grouped), w, u, v,
                                 want_x ? dx.mutable_data_ptr() : nullptr, want_z ? dz.mutable_data_ptr() : nullptr);
     }
-    const auto alone = [&](Tensor& to, const TensorRef& m, int64_t features) {
+    const auto without_weight = [&](Tensor& to, const TensorRef& m, int64_t features) {
       if (to.numel() == 0) return;
       if (!m.data || p.out == 0) return void(torch::stable::zero_(to));
-      run_linear<T>(place, x, p, g, m, output<T>(to.mutable_data_ptr(), p.groups, p.rows, features), nullptr);
+      run_linear<T>(stream, x, p, g, m, epilogue_to<T>(to.mutable_data_ptr(), p.groups, p.rows, features), nullptr);
     };
-    alone(dx, v, p.width);
-    alone(dz, u, p.context);
+    without_weight(dx, v, p.width);
+    without_weight(dz, u, p.context);
   });
   return {dx, dz};
 }
 
 template <class T>
-WeightGradsCall<T> weight_grads_call(const ProblemSize& p, const TensorRef& grad, const Output<T>& out,
-                                     const Machine& machine) {
-  WeightGradsCall<T> call{};
-  call.grid = plan_product(p.groups, p.out, out.cols, p.rows, true, dtype_v<T>, machine);
-  call.grad = matrix<T>(grad, p.rows, p.out);
-  call.depth = p.rows;
-  call.out = out;
-  return call;
+WeightGradsParams<T> weight_grads_params(const ProblemSize& p, const TensorRef& grad, const Epilogue<T>& out,
+                                         const DeviceProperties& device) {
+  WeightGradsParams<T> params{};
+  params.grid = plan_matmul(p.groups, p.out, out.cols, p.rows, true, dtype_v<T>, device);
+  params.grad = matrix_operand<T>(grad, p.rows, p.out);
+  params.k = p.rows;
+  params.epilogue = out;
+  return params;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, const Tensor& x, const Tensor& z,
@@ -189,49 +189,46 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   Tensor dc = want_bias ? empty(x, a, {p.out}) : nothing(x);
   const TensorRef g = tensor_ref(grad, a.grouped), ox = tensor_ref(x, a.grouped), oz = tensor_ref(z, a.grouped);
   if (dw.numel() + du.numel() + dv.numel() > 0) {
-    const Place place(x);
+    const DeviceStream stream(x);
     for_arithmetic(dtype, [&](auto t) {
       using T = decltype(t);
       const auto sum = [&](Tensor& to, int64_t cols, const TensorRef* features) {
         if (to.numel() == 0) return;
-        const auto out = output<T>(to.mutable_data_ptr(), p.groups, p.out, cols);
-        auto call = weight_grads_call<T>(p, g, out, place.machine());
-        call.made = !features;
+        const auto out = epilogue_to<T>(to.mutable_data_ptr(), p.groups, p.out, cols);
+        auto params = weight_grads_params<T>(p, g, out, stream.device());
+        params.generated = !features;
         if (features)
-          call.features = matrix<T>(*features, p.rows, cols);
+          params.features = matrix_operand<T>(*features, p.rows, cols);
         else
-          call.products = products<T>(oz, ox, p);
-        run_product<T>(place, x, call, launch_weight_grads<T>);
+          params.zx = outer_products<T>(oz, ox, p);
+        launch_and_reduce<T>(stream, x, params, launch_weight_grads<T>);
       };
       sum(dw, p.context * p.width, nullptr);
       sum(du, p.context, &oz);
       sum(dv, p.width, &ox);
     });
   }
-  if (dc.numel() > 0) {  // dc is the gradient of a shift that all rows share
-    std::vector<int64_t> pattern{1, p.out};
-    if (a.grouped) pattern.insert(pattern.begin(), p.groups);
+  if (dc.numel() > 0) {  // a bias is a shift that all rows share
+    std::vector<int64_t> bias_size{1, p.out};
+    if (a.grouped) bias_size.insert(bias_size.begin(), p.groups);
     if (p.rows == 0)
       torch::stable::zero_(dc);
     else
-      run_modulate_grads(
-          modulate_grads_call(nullptr, nullptr, &dc, pattern, grad, grad, grad, Activation::identity, 0, dtype), x,
-          dtype);
+      sum_to_size(grad, bias_size, dc, dtype);
   }
   return {dw, du, dv, dc};
 }
 
-// The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O] on a GPU of `processors` multiprocessors;
-// `terms` are W, U, V, c, whether dx and dz are wanted, whether an operand does not lie on boundaries of 16
-// bytes, and whether W does not.
+// The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O] on a GPU of `processors` multiprocessors. The
+// bits of `terms`: W, U, V and the bias are given, dx and dz are wanted, an operand is not 16-byte aligned, W is not.
 std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> sizes, torch::headeronly::ScalarType type,
                                   int64_t terms, int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_interaction_plan";
   const ProblemSize p = interaction_problem_size(op, sizes, terms, 8);
   check_gpu(op, arch, processors);
   const DType given = dtype_of(type, op, "dtype");
-  const DType dtype = primitive != "weight_grads" && streams(p, given) ? given : product_dtype(given);
-  const Machine machine{int(arch), int(processors), 0};
+  const DType dtype = primitive != "weight_grads" && use_small_batch(p, given) ? given : product_dtype(given);
+  const DeviceProperties device{int(arch), int(processors)};
   const int64_t acc = accumulator_bytes(dtype), weight = p.context * p.width;
   const auto scratch = [&](const Grid& grid, int64_t results) {
     return grid.splits > 1 ? grid.splits * results * acc : 0;
@@ -239,34 +236,34 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   Grid grid{};
   int64_t bytes = 0;
   ForwardPlan forward_plan{};
-  bool streamed = false;
+  bool small_batch = false;
   if (primitive == "forward") {
-    if (const std::string plan = describe_forward_sm90(p, dtype, terms, machine); !plan.empty()) return plan;
-    forward_plan = plan_forward(p, terms & 1 && weight > 0, dtype, machine);
+    if (const std::string plan = describe_forward_sm90(p, dtype, terms, device); !plan.empty()) return plan;
+    forward_plan = plan_forward(p, terms & 1 && weight > 0, dtype, device);
     grid = forward_plan.grid;
-    streamed = forward_plan.streams;
+    small_batch = forward_plan.small_batch;
     bytes = scratch(grid, p.groups * p.rows * p.out);
   } else if (primitive == "input_grads" && terms & 1 && weight > 0 && p.out > 0) {
-    const bool chunks = !(terms & 128) && p.width % (16 / storage_bytes(dtype)) == 0;
-    const InputGradsParts parts(p, chunks, dtype, machine, terms & 16, terms & 32, terms & 2, terms & 4);
-    streamed = parts.streams;
-    grid = parts.grid;
-    bytes = (parts.dx_elements(p) + parts.dz_elements(p)) * acc;
+    const bool vectorized = !(terms & 128) && p.width % (16 / storage_bytes(dtype)) == 0;
+    const InputGradsPlan plan(p, vectorized, dtype, device, terms & 16, terms & 32, terms & 2, terms & 4);
+    small_batch = plan.small_batch;
+    grid = plan.grid;
+    bytes = (plan.dx_elements(p) + plan.dz_elements(p)) * acc;
   } else if (primitive == "input_grads") {
     const int64_t cols = terms & 16 && terms & 4 ? p.width : p.context;
-    grid = plan_product(p.groups, p.rows, cols, p.out, true, dtype, machine);
+    grid = plan_matmul(p.groups, p.rows, cols, p.out, true, dtype, device);
     bytes = scratch(grid, p.groups * p.rows * cols);
   } else {
     STD_TORCH_CHECK(primitive == "weight_grads", op,
                     ": primitive: expected forward, input_grads or weight_grads, got '", primitive, "'");
     const int64_t cols = terms & 1 ? weight : terms & 4 ? p.width : p.context;
-    grid = plan_product(p.groups, p.out, cols, p.rows, true, dtype, machine);
+    grid = plan_matmul(p.groups, p.out, cols, p.rows, true, dtype, device);
     bytes = scratch(grid, p.groups * p.out * cols);
   }
-  const char* path = algorithm(dtype);
+  const char* path = algorithm_name(dtype);
   if (dtype == DType::f16 && terms & 1 && weight > 0 && primitive != "input_grads")
-    path = forward_plan.by_items ? "mma-exact" : "mma-widened";
-  if (streamed) path = "stream";
+    path = forward_plan.per_context ? "mma-exact" : "mma-widened";
+  if (small_batch) path = "stream";
   return std::string("algorithm=") + path + ";scratch=" + std::to_string(has_result(p, primitive, terms) ? bytes : 0) +
          ";blocks=" + std::to_string(grid.blocks()) + ";splits=" + std::to_string(grid.splits);
 }
@@ -276,14 +273,15 @@ bool cuda_aligned(const Tensor& t) {
   STD_TORCH_CHECK(t.layout() == torch::headeronly::Layout::Strided,
                   "cuda_aligned: tensor: expected a dense (strided) tensor");
   const DType dtype = dtype_of(t.scalar_type(), "cuda_aligned", "tensor");
-  const int64_t last = t.dim() - 1, along = last < 0 || t.size(last) <= 1 ? 1 : t.stride(last);
-  bool aligned = whole_chunks(t.const_data_ptr(), dtype, along, 0, 0, 0, 0);
+  const int64_t last = t.dim() - 1, inner_stride = last < 0 || t.size(last) <= 1 ? 1 : t.stride(last);
+  bool aligned = can_vectorize(t.const_data_ptr(), dtype, inner_stride, 0, 0, 0, 0);
   for (int64_t d = 0; d < last; ++d)
-    if (t.size(d) > 1) aligned = aligned && whole_chunks(t.const_data_ptr(), dtype, along, 0, t.stride(d), 0, 0);
+    if (t.size(d) > 1)
+      aligned = aligned && can_vectorize(t.const_data_ptr(), dtype, inner_stride, 0, t.stride(d), 0, 0);
   return aligned;
 }
 
-// What this library was built for: it is asked itself, as it does not depend on Python and _C does.
+// The architectures of this build. Asked of the library, because _C may come from another build.
 std::string cuda_architectures() { return MI_CUDA_ARCHITECTURES; }
 
 }  // namespace

@@ -3,140 +3,144 @@
 #include <algorithm>
 
 #include "common/integers.h"
+#include "cuda/sm80/layout.h"
+#include "cuda/small_batch/tile.h"
 
 namespace mi_kernels::cuda {
 namespace {
 
-bool on_matrix_instructions(DType dtype) { return storage_bytes(dtype) == 2 || dtype == DType::tf32; }
+bool has_matrix_instructions(DType dtype) { return storage_bytes(dtype) == 2 || dtype == DType::tf32; }
 
-// Terms of one chain: more of them in float32 would round more than PyTorch's blocked sums. What 16 bits round is more
-// than any chain does, and float64 is held to less than it has.
-int64_t longest_chain(DType dtype) { return dtype == DType::f32 ? 256 : int64_t(1) << 40; }
+// The most terms of a summation block. A longer one in float32 would round more than PyTorch's blocked sums do; 16-bit
+// inputs are rounded more than any sum of them, and float64 has digits to spare.
+int64_t max_summation_block(DType dtype) { return dtype == DType::f32 ? 256 : int64_t(1) << 40; }
 
-// What it takes to be worth a start of the pipeline and a partial sum.
-constexpr int64_t kLeastStages = 8;
+// The least that is worth the start of a pipeline and a partial sum.
+constexpr int64_t kMinStagesPerSplit = 8;
 
-// Elements that partial sums may have in all.
-constexpr int64_t kPartialElements = int64_t(1) << 22;
+constexpr int64_t kMaxPartialElements = int64_t(1) << 22;  // of all splits together
 
-// Splits of an extent of `units` for `tiles` tiles of `elements` results: as many as fill the processors twice, each of
-// at least `least` units.
-int64_t splits_for(int64_t tiles, int64_t elements, int64_t units, int64_t least, const Machine& machine) {
-  const int64_t wanted = 2 * machine.processors / std::max<int64_t>(tiles, 1);
-  const int64_t most = std::min(units / least, kPartialElements / std::max<int64_t>(elements, 1));
+// How often to split `units` if there are `tiles` tiles and `elements` results: enough for two blocks on each
+// multiprocessor, but with at least `min_units` in each split.
+int64_t split_count(int64_t tiles, int64_t elements, int64_t units, int64_t min_units, const DeviceProperties& device) {
+  const int64_t wanted = 2 * device.sm_count / std::max<int64_t>(tiles, 1);
+  const int64_t most = std::min(units / min_units, kMaxPartialElements / std::max<int64_t>(elements, 1));
   return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(most, 1));
 }
 
 }  // namespace
 
-TileSize product_tile(DType dtype) {
-  const int64_t depth = kStageBytes / storage_bytes(dtype), side = on_matrix_instructions(dtype) ? 128 : 64;
-  return {side, side, depth};
+TileShape matmul_tile(DType dtype) {
+  const int64_t stage_k = kStageBytes / storage_bytes(dtype), side = has_matrix_instructions(dtype) ? 128 : 64;
+  return {side, side, stage_k};
 }
 
-TileSize input_grads_tile(DType dtype) {
-  const int64_t depth = kStageBytes / storage_bytes(dtype);
-  return {on_matrix_instructions(dtype) ? 128 : 64, 64, depth};
+TileShape input_grads_tile(DType dtype) {
+  const int64_t stage_k = kStageBytes / storage_bytes(dtype);
+  return {has_matrix_instructions(dtype) ? 128 : 64, 64, stage_k};
 }
 
-Grid plan_product(int64_t groups, int64_t rows, int64_t cols, int64_t depth, bool may_split, DType dtype,
-                  const Machine& machine) {
-  const TileSize tile = product_tile(dtype);
+Grid plan_matmul(int64_t groups, int64_t rows, int64_t cols, int64_t k, bool may_split, DType dtype,
+                 const DeviceProperties& device) {
+  const TileShape tile = matmul_tile(dtype);
   Grid g{ceil_div(rows, tile.rows), ceil_div(cols, tile.cols), 1, 0, groups};
-  const int64_t steps = ceil_div(depth, tile.depth);
+  const int64_t stages = ceil_div(k, tile.k);
   if (may_split)
-    g.splits = splits_for(g.row_tiles * g.col_tiles * groups, groups * rows * cols, steps, kLeastStages, machine);
-  const int64_t split_steps = std::max<int64_t>(ceil_div(steps, g.splits), 1);
-  g.splits = std::max<int64_t>(ceil_div(steps, split_steps), 1);
-  g.step = split_steps * tile.depth;
+    g.splits =
+        split_count(g.row_tiles * g.col_tiles * groups, groups * rows * cols, stages, kMinStagesPerSplit, device);
+  const int64_t split_stages = std::max<int64_t>(ceil_div(stages, g.splits), 1);
+  g.splits = std::max<int64_t>(ceil_div(stages, split_stages), 1);
+  g.split_size = split_stages * tile.k;
   return g;
 }
 
 // Up to two blocks along the rows, of which the second finds W in L2. *Estimate*: a GPU has 10 to 20 multiply-adds in
 // the time in which its memory delivers 2 bytes, and an element of W costs one for each row, one for its conversion and
 // half of one for the products.
-bool streams(const ProblemSize& p, DType dtype) {
-  return dtype != DType::tf32 && p.rows <= 2 * stream_rows(storage_bytes(dtype));
+bool use_small_batch(const ProblemSize& p, DType dtype) {
+  return dtype != DType::tf32 && p.rows <= 2 * small_batch_rows(storage_bytes(dtype));
 }
 
 namespace {
 
-Grid plan_stream(const ProblemSize& p, int64_t depth, DType dtype, const Machine& machine) {
-  Grid g{ceil_div(p.rows, stream_rows(storage_bytes(dtype))), ceil_div(p.out, kStreamOutputs), 1, 0, p.groups};
-  const int64_t stride = kEngineThreads * 16 / storage_bytes(dtype), steps = ceil_div(depth, stride);
-  // Two steps are what it takes to have the next chunk under way.
-  g.splits = splits_for(g.row_tiles * g.col_tiles * p.groups, p.groups * p.rows * p.out, steps, 2, machine);
+Grid plan_small_batch_forward(const ProblemSize& p, int64_t k, DType dtype, const DeviceProperties& device) {
+  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(p.out, kSmallBatchOutputs), 1, 0, p.groups};
+  const int64_t stride = kSmallBatchThreads * 16 / storage_bytes(dtype), steps = ceil_div(k, stride);
+  // With fewer than two steps there is no next chunk to have in flight.
+  g.splits = split_count(g.row_tiles * g.col_tiles * p.groups, p.groups * p.rows * p.out, steps, 2, device);
   const int64_t split_steps = std::max<int64_t>(ceil_div(steps, g.splits), 1);
   g.splits = std::max<int64_t>(ceil_div(steps, split_steps), 1);
-  g.step = split_steps * stride;
+  g.split_size = split_steps * stride;
   return g;
 }
 
 }  // namespace
 
-ForwardPlan plan_forward(const ProblemSize& p, bool weight, DType dtype, const Machine& machine) {
-  const int64_t depth = weight ? p.context * p.width : 0, stage = product_tile(dtype).depth;
-  if (streams(p, dtype)) return {plan_stream(p, depth, dtype, machine), true, false};
-  const int64_t steps = ceil_div(p.width, stage);
-  // In float16 the products z x are made in tf32, at half the rate of matrix instructions. By items there are none, but
-  // the sums over X are padded to whole stages: better as long as that adds less than it saves.
-  const bool by_items = dtype == DType::f16 && (depth == 0 || 2 * p.width >= steps * stage);
-  if (!by_items || depth == 0)
-    return {plan_product(p.groups, p.rows, p.out, depth, true, dtype, machine), false, by_items};
-  Grid g = plan_product(p.groups, p.rows, p.out, 0, false, dtype, machine);
-  g.splits = splits_for(g.blocks(), p.groups * p.rows * p.out, p.context, ceil_div(kLeastStages, steps), machine);
-  g.step = ceil_div(p.context, g.splits);
-  g.splits = ceil_div(p.context, g.step);
-  return {g, false, by_items};
+ForwardPlan plan_forward(const ProblemSize& p, bool weight, DType dtype, const DeviceProperties& device) {
+  const int64_t k = weight ? p.context * p.width : 0, stage_k = matmul_tile(dtype).k;
+  if (use_small_batch(p, dtype)) return {plan_small_batch_forward(p, k, dtype, device), true, false};
+  const int64_t stages = ceil_div(p.width, stage_k);
+  // In float16 the products z x are generated as tf32, at half the rate of matrix instructions. Per context there are
+  // none, but the sums over X are padded to whole stages: better as long as that adds less than it saves.
+  const bool per_context = dtype == DType::f16 && (k == 0 || 2 * p.width >= stages * stage_k);
+  if (!per_context || k == 0) return {plan_matmul(p.groups, p.rows, p.out, k, true, dtype, device), false, per_context};
+  Grid g = plan_matmul(p.groups, p.rows, p.out, 0, false, dtype, device);
+  g.splits =
+      split_count(g.blocks(), p.groups * p.rows * p.out, p.context, ceil_div(kMinStagesPerSplit, stages), device);
+  g.split_size = ceil_div(p.context, g.splits);
+  g.splits = ceil_div(p.context, g.split_size);
+  return {g, false, per_context};
 }
 
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType dtype,
-                      const Machine& machine) {
-  const TileSize tile = input_grads_tile(dtype);
+                      const DeviceProperties& device) {
+  const TileShape tile = input_grads_tile(dtype);
   Grid g{ceil_div(rows, tile.rows), ceil_div(width, tile.cols), 1, 0, groups};
-  g.splits = splits_for(g.row_tiles * g.col_tiles * groups, groups * rows * width, context, 1, machine);
-  g.step = std::min(std::max<int64_t>(ceil_div(context, g.splits), 1), longest_chain(dtype));
-  g.splits = std::max<int64_t>(ceil_div(context, g.step), 1);
+  g.splits = split_count(g.row_tiles * g.col_tiles * groups, groups * rows * width, context, 1, device);
+  g.split_size = std::min(std::max<int64_t>(ceil_div(context, g.splits), 1), max_summation_block(dtype));
+  g.splits = std::max<int64_t>(ceil_div(context, g.split_size), 1);
   return g;
 }
 
-Grid plan_grads_stream(const ProblemSize& p, bool chunks, DType dtype, const Machine& machine, GradsStream& s) {
-  const int64_t elements = chunks ? 16 / storage_bytes(dtype) : 1, across = ceil_div(p.width, elements);
-  s.team = 1;
-  while (s.team < kEngineThreads && s.team < across) s.team *= 2;
-  Grid g{ceil_div(p.rows, stream_rows(storage_bytes(dtype))), ceil_div(across, s.team), 1, 0, p.groups};
+Grid plan_small_batch_input_grads(const ProblemSize& p, bool vectorized, DType dtype, const DeviceProperties& device,
+                                  InputGradsSplits& s) {
+  const int64_t elements = vectorized ? 16 / storage_bytes(dtype) : 1, chunks = ceil_div(p.width, elements);
+  s.group_threads = 1;
+  while (s.group_threads < kSmallBatchThreads && s.group_threads < chunks) s.group_threads *= 2;
+  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(chunks, s.group_threads), 1, 0, p.groups};
   const int64_t tiles = g.row_tiles * g.col_tiles * p.groups, results = p.groups * p.rows * p.width;
-  const int64_t teams = kEngineThreads / s.team, turns = ceil_div(p.context, teams);
-  constexpr int64_t least = 32;  // outputs of a split
-  s.out_splits = std::max<int64_t>(ceil_div(p.out, longest_chain(dtype)), 1);
-  s.item_splits = splits_for(tiles * s.out_splits, results * s.out_splits, turns, 1, machine);
-  g.step = std::min(std::max<int64_t>(ceil_div(turns, s.item_splits), 1), longest_chain(dtype)) * teams;
-  s.item_splits = std::max<int64_t>(ceil_div(p.context, g.step), 1);
-  s.out_splits =
-      std::max(s.out_splits, splits_for(tiles * s.item_splits, results * s.item_splits, p.out, least, machine));
-  s.out_step = std::max<int64_t>(ceil_div(p.out, s.out_splits), 1);
-  s.out_splits = std::max<int64_t>(ceil_div(p.out, s.out_step), 1);
-  g.splits = s.item_splits * s.out_splits;
+  const int64_t thread_groups = kSmallBatchThreads / s.group_threads, turns = ceil_div(p.context, thread_groups);
+  constexpr int64_t kMinOutputsPerSplit = 32;
+  s.out_splits = std::max<int64_t>(ceil_div(p.out, max_summation_block(dtype)), 1);
+  s.context_splits = split_count(tiles * s.out_splits, results * s.out_splits, turns, 1, device);
+  g.split_size =
+      std::min(std::max<int64_t>(ceil_div(turns, s.context_splits), 1), max_summation_block(dtype)) * thread_groups;
+  s.context_splits = std::max<int64_t>(ceil_div(p.context, g.split_size), 1);
+  s.out_splits = std::max(s.out_splits, split_count(tiles * s.context_splits, results * s.context_splits, p.out,
+                                                    kMinOutputsPerSplit, device));
+  s.out_split_size = std::max<int64_t>(ceil_div(p.out, s.out_splits), 1);
+  s.out_splits = std::max<int64_t>(ceil_div(p.out, s.out_split_size), 1);
+  g.splits = s.context_splits * s.out_splits;
   return g;
 }
 
-const char* algorithm(DType dtype) {
+const char* algorithm_name(DType dtype) {
   if (dtype == DType::tf32) return "mma-tf32";
-  return on_matrix_instructions(dtype) ? "mma" : "fma";
+  return has_matrix_instructions(dtype) ? "mma" : "fma";
 }
 
-bool prefers_sm90(const ProblemSize& p, DType dtype, bool weight, const Machine& machine) {
-  if (machine.arch != 90 || storage_bytes(dtype) != 2 || !weight || p.context == 0) return false;
-  // Tiles of 128 rows and at least 64 outputs, steps of 64 inputs. *Estimates*: the engine is worth while where half of
-  // the rows and outputs and three quarters of the inputs are there.
+bool prefers_sm90(const ProblemSize& p, DType dtype, bool weight, const DeviceProperties& device) {
+  if (device.arch != 90 || storage_bytes(dtype) != 2 || !weight || p.context == 0) return false;
+  // *Estimate*: its tiles of 128 rows by at least 64 outputs and steps of 64 inputs pay off if half of the rows and
+  // outputs and three quarters of the inputs are not padding.
   return p.rows >= 64 && p.out >= 32 && p.width >= 48 * ceil_div(p.width, 64);
 }
 
-bool whole_chunks(const void* data, DType dtype, int64_t along, int64_t length, int64_t line, int64_t group,
-                  int64_t item) {
+bool can_vectorize(const void* data, DType dtype, int64_t inner_stride, int64_t inner_size, int64_t outer_stride,
+                   int64_t group_stride, int64_t context_stride) {
   const int64_t elements = 16 / storage_bytes(dtype);
-  return along == 1 && length % elements == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0 && line % elements == 0 &&
-         group % elements == 0 && item % elements == 0;
+  return inner_stride == 1 && inner_size % elements == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0 &&
+         outer_stride % elements == 0 && group_stride % elements == 0 && context_stride % elements == 0;
 }
 
 }  // namespace mi_kernels::cuda

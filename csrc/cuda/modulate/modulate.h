@@ -1,41 +1,51 @@
-// What the host and the kernels of modulation share: calls, and how they are cut into blocks.
+// Modulation, y = (act(scale) + offset) * x + shift, and its gradients: parameters of the kernels and their launches.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "common/dtypes.h"
 #include "common/modulate_operands.h"
 #include "cuda/host/device_properties.h"
 
+namespace torch::stable {
+class Tensor;
+}
+
 namespace mi_kernels::cuda {
 
 inline constexpr int kModulateThreads = 256;
 
-struct ModulateCall : ModulateOperands {
-  int64_t chunks;  // sixteen bytes of y each, along the inner axis
+struct ModulateParams : ModulateOperands {
+  int64_t chunks;  // of 16 bytes, along the inner axis of y
   int64_t blocks;
-  bool whole[kOperands];  // of which operands a chunk is read or written at once
+  bool vectorized[kOperands];  // whether an operand is read or written a chunk at a time
 };
 
-struct ModulateGradsCall : ModulateGradsOperands {
-  bool whole[kOperands];
+struct ModulateGradsParams : ModulateGradsOperands {
+  bool vectorized[kOperands];
 };
 
-// A unit is what one sum is taken for: a chunk of the inner axis where it is kept, at one place of the kept axes.
-// A block has `keeps` units and `threads / keeps` threads for each, which walk the places of one split in turn.
+// A unit is what a thread group reduces to: one position on the kept axes and, if the inner axis is kept, a chunk of
+// it. Its terms are the positions on the reduced axes or, if the inner axis is reduced, the chunks on them.
 struct ModulateGradsPlan {
-  int64_t chunks;         // along the inner axis
-  int64_t units, places;  // places that a unit is summed over
-  int64_t keeps;
-  int64_t splits, step;  // parts of the places, whose sums are added in their order; places of a part
-  int64_t blocks;        // of units; there are `splits` times as many
+  int64_t chunks;  // along the inner axis
+  int64_t units, terms;
+  int64_t units_per_block;     // the threads of a block are shared equally
+  int64_t splits, split_size;  // of the terms; the splits' sums are added in order
+  int64_t blocks;              // of units; the grid has `splits` times as many
   int64_t partial_bytes;
 };
 
-ModulateGradsPlan plan_modulate_grads(const ModulateGradsCall&, DType, const Machine&);
+ModulateGradsPlan plan_modulate_grads(const ModulateGradsParams&, DType, const DeviceProperties&);
 
-class Place;
-void launch_modulate(const Place&, DType, const ModulateCall&);
-void launch_modulate_grads(const Place&, DType, const ModulateGradsCall&, const ModulateGradsPlan&, void* partials);
+// Sums grad over the dimensions in which `size` is 1.
+void sum_to_size(const torch::stable::Tensor& grad, const std::vector<int64_t>& size, torch::stable::Tensor& result,
+                 DType);
+
+class DeviceStream;
+void launch_modulate(const DeviceStream&, DType, const ModulateParams&);
+void launch_modulate_grads(const DeviceStream&, DType, const ModulateGradsParams&, const ModulateGradsPlan&,
+                           void* partials);
 
 }  // namespace mi_kernels::cuda

@@ -1,4 +1,3 @@
-// y = z^T W x + U z + V x + c, and a gate of it, for a few rows.
 #include "cuda/common/kernels.h"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/simt.cuh"
@@ -8,18 +7,18 @@ namespace mi_kernels::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kEngineThreads, 2) stream_kernel(const ForwardCall<T> call) {
-  stream_block<Gpu, T>(call);
+__global__ void __launch_bounds__(kSmallBatchThreads, 2) small_batch_forward_kernel(const ForwardParams<T> params) {
+  small_batch_forward_block<Simt, T>(params);
 }
 
 }  // namespace
 
 template <class T>
-void launch_stream(const Place& place, const ForwardCall<T>& call) {
-  launch("interaction", place, stream_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads, stream_shared_bytes<T>(),
-         call);
+void launch_small_batch_forward(const DeviceStream& stream, const ForwardParams<T>& params) {
+  launch("interaction", stream, small_batch_forward_kernel<T>, grid_of(params.grid.blocks()), kSmallBatchThreads,
+         small_batch_forward_shared_bytes<T>(), params);
 }
-#define MI_INSTANCE(T) template void launch_stream<T>(const Place&, const ForwardCall<T>&);
+#define MI_INSTANCE(T) template void launch_small_batch_forward<T>(const DeviceStream&, const ForwardParams<T>&);
 MI_FOR_EACH_STORED_DTYPE(MI_INSTANCE)
 
 }  // namespace mi_kernels::cuda

@@ -1,86 +1,52 @@
-// The forward pass of a few rows: W streams past once. A tile of 128 rows would be padding for the most part, and
-// memory is what bounds such a call, so there are no tiles and no shared memory on the way: the threads of a block lie
-// along the sum, each with kStreamOutputs rows of W, whose next chunks are under way while these are multiplied. The
-// products z x are made in the dtype of accumulation, once for all outputs of a block.
+// The forward pass of a small batch, which is bound by reading W: W is read once, with neither tiles, which would be
+// padding for the most part, nor shared memory on the way. The threads of a block lie along the reduction, each with
+// kSmallBatchOutputs rows of W, whose next chunks are in flight while the current ones are multiplied. The products z x
+// are computed in the accumulator's dtype, once for all outputs of a block.
 //
-// Compiled, and run on the emulator of tests/emulated; not yet run on a GPU.
+// Compiled and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
 
-#include "cuda/sm80/families.cuh"
+#include "cuda/common/params.cuh"
+#include "cuda/small_batch/producers.cuh"
 
 namespace mi_kernels::cuda {
 
-// Rows and outputs of a block: as many as two blocks of a multiprocessor have registers for.
 template <class T>
-inline constexpr int kStreamRows = stream_rows(int(sizeof(T)));
-template <class T>
-using StreamSums = AccOf<T>[kStreamRows<T>][kStreamOutputs];
+using SmallBatchAccumulators = AccOf<T>[kSmallBatchRows<T>][kSmallBatchOutputs];
 
-// Elements k = (i, j) of a row of z x, or of a row of another operand, where i is 0. Lines beyond the last are read as
-// the last, and nobody stores what comes of them.
-template <class T>
-struct StreamProducts {
-  const Products<T>& of;
-  const T *z, *x;
-  MI_DEVICE StreamProducts(const Products<T>& p, int64_t group)
-      : of(p), z(p.z + group * p.z_group), x(p.x + group * p.x_group) {}
-  MI_DEVICE int64_t within(int64_t line) const { return line < of.lines ? line : of.lines - 1; }
-  MI_DEVICE const T* from(int64_t line, int64_t j) const { return x + within(line) * of.x_line + j * of.x_along; }
-  MI_DEVICE AccOf<T> factor(int64_t line, int64_t i) const {
-    return AccOf<T>(z[within(line) * of.z_line + i * of.z_along]);
-  }
-};
-template <class T>
-struct StreamMatrix {
-  const Matrix<T>& of;
-  const T* data;
-  MI_DEVICE StreamMatrix(const Matrix<T>& m, int64_t group) : of(m), data(m.data + group * m.group) {}
-  MI_DEVICE int64_t within(int64_t line) const { return line < of.lines ? line : of.lines - 1; }
-  MI_DEVICE const T* from(int64_t line, int64_t k) const { return data + within(line) * of.line + k * of.along; }
-  MI_DEVICE AccOf<T> factor(int64_t, int64_t) const { return AccOf<T>(1); }
-};
-
-template <int kN, class T>
-MI_DEVICE Chunk<T> load_elements(const T* from) {
-  if constexpr (kN > 1) return load_chunk(from);
-  Chunk<T> c;
-  c.element[0] = *from;
-  return c;
-}
-
-// Adds left(row, k) right(col, k) for k from `begin` to `end`, k = (i, j) with j below `width`. A thread reads kN
-// elements at a time, a chunk or one; its neighbours have those beside them.
-template <class Gpu, class T, int kN, class Left>
-MI_DEVICE void stream(const Left& left, int64_t width, const StreamMatrix<T>& right, int64_t row0, int64_t col0,
-                      int64_t begin, int64_t end, StreamSums<T>& sums) {
+// Adds a(row, k) b(col, k) for k from `begin` to `end`, k = (i, j) with j below `width`. A thread reads kCount elements
+// at a time, a chunk or one, and its neighbours those next to them.
+template <class Arch, class T, int kCount, class A>
+MI_DEVICE void stream_weights(const A& a, int64_t width, const RowsOfMatrix<T>& b, int64_t row0, int64_t col0,
+                              int64_t begin, int64_t end, SmallBatchAccumulators<T>& acc) {
   using Acc = AccOf<T>;
-  constexpr int64_t kStride = kEngineThreads * kN;
-  int64_t k = begin + Gpu::thread() * kN;
+  constexpr int64_t kStride = kSmallBatchThreads * kCount;
+  int64_t k = begin + Arch::thread() * kCount;
   if (k >= end) return;
-  const int64_t whole = kStride / width, rest = kStride - whole * width;
+  const int64_t i_stride = kStride / width, j_stride = kStride - i_stride * width;
   int64_t i = k / width, j = k - i * width;
-  Chunk<T> next[kStreamOutputs];
+  Chunk<T> next[kSmallBatchOutputs];
   const auto fetch = [&] {
-    MI_UNROLL for (int m = 0; m < kStreamOutputs; ++m) next[m] = load_elements<kN>(right.from(col0 + m, k));
+    MI_UNROLL for (int m = 0; m < kSmallBatchOutputs; ++m) next[m] = load_elements<kCount>(b.at(col0 + m, k));
   };
   fetch();
   MI_NO_UNROLL while (true) {
-    Chunk<T> weight[kStreamOutputs], values[kStreamRows<T>];
-    Acc factor[kStreamRows<T>];
-    MI_UNROLL for (int m = 0; m < kStreamOutputs; ++m) weight[m] = next[m];
+    Chunk<T> weight[kSmallBatchOutputs], values[kSmallBatchRows<T>];
+    Acc factor[kSmallBatchRows<T>];
+    MI_UNROLL for (int m = 0; m < kSmallBatchOutputs; ++m) weight[m] = next[m];
     k += kStride;
     if (k < end) fetch();
-    MI_UNROLL for (int r = 0; r < kStreamRows<T>; ++r) {
-      values[r] = load_elements<kN>(left.from(row0 + r, j));
-      factor[r] = left.factor(row0 + r, i);
+    MI_UNROLL for (int r = 0; r < kSmallBatchRows<T>; ++r) {
+      values[r] = load_elements<kCount>(a.at(row0 + r, j));
+      factor[r] = a.factor(row0 + r, i);
     }
-    MI_UNROLL for (int e = 0; e < kN; ++e) MI_UNROLL for (int r = 0; r < kStreamRows<T>; ++r) {
+    MI_UNROLL for (int e = 0; e < kCount; ++e) MI_UNROLL for (int r = 0; r < kSmallBatchRows<T>; ++r) {
       const Acc product = factor[r] * Acc(values[r].element[e]);
-      MI_UNROLL for (int m = 0; m < kStreamOutputs; ++m) sums[r][m] += product * Acc(weight[m].element[e]);
+      MI_UNROLL for (int m = 0; m < kSmallBatchOutputs; ++m) acc[r][m] += product * Acc(weight[m].element[e]);
     }
     if (k >= end) return;
-    i += whole;
-    j += rest;
+    i += i_stride;
+    j += j_stride;
     if (j >= width) {
       j -= width;
       ++i;
@@ -88,52 +54,54 @@ MI_DEVICE void stream(const Left& left, int64_t width, const StreamMatrix<T>& ri
   }
 }
 
-// Adds the products with W of a split and, of the first one, those of z and x with U and V.
-template <class Gpu, class T, int kN>
-MI_DEVICE void stream_terms(const ForwardCall<T>& call, const TilePlace& p, StreamSums<T>& sums) {
-  const int64_t row0 = p.row_tile * kStreamRows<T>, col0 = p.col_tile * kStreamOutputs,
-                begin = p.split * call.grid.step;
-  const int64_t end = call.depth - begin < call.grid.step ? call.depth : begin + call.grid.step;
-  stream<Gpu, T, kN>(StreamProducts<T>(call.products, p.group), call.products.width,
-                     StreamMatrix<T>(call.weight, p.group), row0, col0, begin, end, sums);
-  MI_NO_UNROLL for (int q = 0; q < 2 && p.split == 0; ++q)
-      stream<Gpu, T, kN>(StreamMatrix<T>(call.left[q], p.group), call.depths[q],
-                         StreamMatrix<T>(call.right[q], p.group), row0, col0, 0, call.depths[q], sums);
+// The products with W of this split and, in the first one, those with U and V.
+template <class Arch, class T, int kCount>
+MI_DEVICE void add_small_batch_terms(const ForwardParams<T>& params, const TileCoord& t,
+                                     SmallBatchAccumulators<T>& acc) {
+  const int64_t row0 = t.row_tile * kSmallBatchRows<T>, col0 = t.col_tile * kSmallBatchOutputs;
+  const int64_t begin = t.split * params.grid.split_size;
+  const int64_t end = params.k - begin < params.grid.split_size ? params.k : begin + params.grid.split_size;
+  stream_weights<Arch, T, kCount>(RowsOfProducts<T>(params.zx, t.group), params.zx.width,
+                                  RowsOfMatrix<T>(params.weight, t.group), row0, col0, begin, end, acc);
+  MI_NO_UNROLL for (int q = 0; q < 2 && t.split == 0; ++q) stream_weights<Arch, T, kCount>(
+      RowsOfMatrix<T>(params.linear_a[q], t.group), params.linear_k[q], RowsOfMatrix<T>(params.linear_b[q], t.group),
+      row0, col0, 0, params.linear_k[q], acc);
 }
 
 template <class T>
-constexpr int stream_shared_bytes() {
-  return kStreamRows<T> * kStreamOutputs * (kEngineThreads + 1) * int(sizeof(AccOf<T>));
+constexpr int small_batch_forward_shared_bytes() {
+  return kSmallBatchRows<T> * kSmallBatchOutputs * (kSmallBatchThreads + 1) * int(sizeof(AccOf<T>));
 }
 
-template <class Gpu, class T>
-MI_DEVICE void stream_block(const ForwardCall<T>& call) {
+template <class Arch, class T>
+MI_DEVICE void small_batch_forward_block(const ForwardParams<T>& params) {
   using Acc = AccOf<T>;
-  constexpr int kValues = kStreamRows<T> * kStreamOutputs, kPitch = kEngineThreads + 1;
-  constexpr int kShare = kEngineThreads / kValues;  // threads that add up one value
-  const TilePlace p = tile_place(call.grid, Gpu::block_x());
-  StreamSums<T> sums = {};
-  if (call.stream_chunks)
-    stream_terms<Gpu, T, kChunk<T>>(call, p, sums);
+  constexpr int kValues = kSmallBatchRows<T> * kSmallBatchOutputs, kPitch = kSmallBatchThreads + 1;
+  constexpr int kThreadsPerValue = kSmallBatchThreads / kValues;  // that sum one result
+  const TileCoord t = tile_coord(params.grid, Arch::block_x());
+  SmallBatchAccumulators<T> acc = {};
+  if (params.vectorized)
+    add_small_batch_terms<Arch, T, kChunk<T>>(params, t, acc);
   else
-    stream_terms<Gpu, T, 1>(call, p, sums);
-  // All sums of the block, in an order that depends on nothing.
-  auto* shared = reinterpret_cast<Acc*>(Gpu::shared());
-  const int thread = Gpu::thread(), value = thread / kShare;
+    add_small_batch_terms<Arch, T, 1>(params, t, acc);
+  // Over the threads of the block, in a fixed order.
+  auto* shared = reinterpret_cast<Acc*>(Arch::shared());
+  const int thread = Arch::thread(), value = thread / kThreadsPerValue;
   MI_UNROLL for (int v = 0; v < kValues; ++v) shared[v * kPitch + thread] =
-      sums[v / kStreamOutputs][v % kStreamOutputs];
-  Gpu::sync_block();
+      acc[v / kSmallBatchOutputs][v % kSmallBatchOutputs];
+  Arch::sync_block();
   Acc sum = 0;
-  MI_NO_UNROLL for (int t = thread % kShare; t < kEngineThreads; t += kShare) sum += shared[value * kPitch + t];
-  Gpu::sync_block();
+  MI_NO_UNROLL for (int other = thread % kThreadsPerValue; other < kSmallBatchThreads; other += kThreadsPerValue) sum +=
+      shared[value * kPitch + other];
+  Arch::sync_block();
   shared[thread] = sum;
-  Gpu::sync_block();
-  const int64_t row = p.row_tile * kStreamRows<T> + thread / kStreamOutputs,
-                col = p.col_tile * kStreamOutputs + thread % kStreamOutputs;
-  if (thread >= kValues || row >= call.out.rows || col >= call.out.cols) return;
+  Arch::sync_block();
+  const int64_t row = t.row_tile * kSmallBatchRows<T> + thread / kSmallBatchOutputs,
+                col = t.col_tile * kSmallBatchOutputs + thread % kSmallBatchOutputs;
+  if (thread >= kValues || row >= params.epilogue.rows || col >= params.epilogue.cols) return;
   sum = 0;
-  MI_NO_UNROLL for (int t = 0; t < kShare; ++t) sum += shared[thread * kShare + t];
-  call.out.put(p.split, p.group, row, col, sum, Acc(0));
+  MI_NO_UNROLL for (int other = 0; other < kThreadsPerValue; ++other) sum += shared[thread * kThreadsPerValue + other];
+  params.epilogue.store(t.split, t.group, row, col, sum, Acc(0));
 }
 
 }  // namespace mi_kernels::cuda

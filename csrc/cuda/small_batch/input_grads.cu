@@ -1,4 +1,3 @@
-// dx and dz of a few rows.
 #include "cuda/common/kernels.h"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/simt.cuh"
@@ -8,18 +7,19 @@ namespace mi_kernels::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kEngineThreads, 2) stream_grads_kernel(const InputGradsCall<T> call) {
-  stream_grads_block<Gpu, T>(call);
+__global__ void __launch_bounds__(kSmallBatchThreads, 2)
+    small_batch_input_grads_kernel(const InputGradsParams<T> params) {
+  small_batch_input_grads_block<Simt, T>(params);
 }
 
 }  // namespace
 
 template <class T>
-void launch_stream_grads(const Place& place, const InputGradsCall<T>& call) {
-  launch("interaction_input_grads", place, stream_grads_kernel<T>, grid_of(call.grid.blocks()), kEngineThreads,
-         stream_grads_shared_bytes<T>(), call);
+void launch_small_batch_input_grads(const DeviceStream& stream, const InputGradsParams<T>& params) {
+  launch("interaction_input_grads", stream, small_batch_input_grads_kernel<T>, grid_of(params.grid.blocks()),
+         kSmallBatchThreads, small_batch_input_grads_shared_bytes<T>(), params);
 }
-#define MI_INSTANCE(T) template void launch_stream_grads<T>(const Place&, const InputGradsCall<T>&);
+#define MI_INSTANCE(T) template void launch_small_batch_input_grads<T>(const DeviceStream&, const InputGradsParams<T>&);
 MI_FOR_EACH_STORED_DTYPE(MI_INSTANCE)
 
 }  // namespace mi_kernels::cuda

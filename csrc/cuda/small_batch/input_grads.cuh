@@ -1,117 +1,123 @@
-// dx and dz of a few rows: W streams past once. A thread has kN neighbouring inputs j, of all rows of the block, and
-// sums T_ij = sum_o g[o] W[o, i, j] over the outputs of its split for one i after the other; z_i T_ij is added to its
-// dx, and the sums over j of x_j T_ij are dz_i. `team` threads lie along j, 256 / team along i.
+// dx and dz of a small batch: W is read once. A thread has kCount neighbouring inputs j, of all rows of the block, and
+// sums T_ij = sum_o g[o] W[o, i, j] over the outputs of its split for one context i after another. z_i T_ij is added to
+// its dx, and the sums over j of x_j T_ij are dz_i. A thread group lies along j, the groups of a block along i.
 //
-// Compiled, and run on the emulator of tests/emulated; not yet run on a GPU.
+// Compiled and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
 
-#include "cuda/small_batch/forward.cuh"
+#include "cuda/common/params.cuh"
+#include "cuda/small_batch/producers.cuh"
 
 namespace mi_kernels::cuda {
 
-// Outputs whose chunks of W are under way together.
+// Outputs whose chunks of W are in flight together.
 template <class T>
-inline constexpr int kStreamDeep = sizeof(T) == 8 ? 2 : 4;
+inline constexpr int kOutputsInFlight = sizeof(T) == 8 ? 2 : 4;
 
 template <class T>
-constexpr int stream_grads_shared_bytes() {
-  return kEngineThreads * kChunk<T> * kStreamRows<T> * int(sizeof(AccOf<T>));
+constexpr int small_batch_input_grads_shared_bytes() {
+  return kSmallBatchThreads * kChunk<T> * kSmallBatchRows<T> * int(sizeof(AccOf<T>));
 }
 
-// sums[r] = sum over o from `begin` to `end` of g[row0 + r, o] W[o, ...] at `from` and on.
-template <class T, int kN>
-MI_DEVICE void stream_outputs(const StreamMatrix<T>& grad, const T* from, int64_t line, int64_t row0, int64_t begin,
-                              int64_t end, AccOf<T> (&sums)[kStreamRows<T>][kN]) {
+// sums[r][e] = sum over o from `begin` to `end` of g[row0 + r, o] W[o, ...], `weight` being W[0, ...].
+template <class T, int kCount>
+MI_DEVICE void sum_over_outputs(const RowsOfMatrix<T>& grad, const T* weight, int64_t out_stride, int64_t row0,
+                                int64_t begin, int64_t end, AccOf<T> (&sums)[kSmallBatchRows<T>][kCount]) {
   using Acc = AccOf<T>;
-  from += begin * line;
-  MI_NO_UNROLL for (int64_t o = begin; o < end; o += kStreamDeep<T>) {
-    Chunk<T> weight[kStreamDeep<T>];
-    MI_UNROLL for (int d = 0; d < kStreamDeep<T>; ++d) if (o + d < end) weight[d] = load_elements<kN>(from + d * line);
-    MI_UNROLL for (int d = 0; d < kStreamDeep<T>; ++d) {
+  weight += begin * out_stride;
+  MI_NO_UNROLL for (int64_t o = begin; o < end; o += kOutputsInFlight<T>) {
+    Chunk<T> chunk[kOutputsInFlight<T>];
+    MI_UNROLL for (int d = 0; d < kOutputsInFlight<T>; ++d) if (o + d < end) chunk[d] =
+        load_elements<kCount>(weight + d * out_stride);
+    MI_UNROLL for (int d = 0; d < kOutputsInFlight<T>; ++d) {
       if (o + d >= end) break;
-      MI_UNROLL for (int r = 0; r < kStreamRows<T>; ++r) {
-        const Acc g = Acc(*grad.from(row0 + r, o + d));
-        MI_UNROLL for (int e = 0; e < kN; ++e) sums[r][e] += g * Acc(weight[d].element[e]);
+      MI_UNROLL for (int r = 0; r < kSmallBatchRows<T>; ++r) {
+        const Acc g = Acc(*grad.at(row0 + r, o + d));
+        MI_UNROLL for (int e = 0; e < kCount; ++e) sums[r][e] += g * Acc(chunk[d].element[e]);
       }
     }
-    from += kStreamDeep<T> * line;
+    weight += kOutputsInFlight<T> * out_stride;
   }
 }
 
-// Sums of the `team` values that lie `stride` apart, to the first of them. All threads come here, and each may then
-// write its own values again.
-template <class Gpu, int kCount, class Acc>
-MI_DEVICE void add_up(Acc* values, int place, int team, int stride) {
-  MI_NO_UNROLL for (int half = team / 2; half > 0; half /= 2) {
-    Gpu::sync_block();
-    if (place < half)
-      MI_UNROLL for (int v = 0; v < kCount; ++v) values[v * kEngineThreads] +=
-          values[v * kEngineThreads + half * stride];
+// Sums `count` values that lie `stride` apart into the first of them; `index` is this thread's among them, and
+// `values` its own. Every thread of the block has to call it, and may overwrite its values afterwards.
+template <class Arch, int kCount, class Acc>
+MI_DEVICE void tree_sum(Acc* values, int index, int count, int stride) {
+  MI_NO_UNROLL for (int half = count / 2; half > 0; half /= 2) {
+    Arch::sync_block();
+    if (index < half)
+      MI_UNROLL for (int v = 0; v < kCount; ++v) values[v * kSmallBatchThreads] +=
+          values[v * kSmallBatchThreads + half * stride];
   }
-  Gpu::sync_block();
+  Arch::sync_block();
 }
 
-template <class Gpu, class T, int kN>
-MI_DEVICE void stream_grads(const InputGradsCall<T>& call) {
+template <class Arch, class T, int kCount>
+MI_DEVICE void small_batch_input_grads(const InputGradsParams<T>& params) {
   using Acc = AccOf<T>;
-  constexpr int kRows = kStreamRows<T>;
-  const TilePlace p = tile_place(call.grid, Gpu::block_x());
-  const GradsStream& s = call.stream;
-  const int team = s.team, teams = kEngineThreads / team, member = Gpu::thread() % team, own = Gpu::thread() / team;
-  // Splits are of the items first and of the outputs second.
-  const int64_t item_split = p.split % s.item_splits, out_split = p.split / s.item_splits;
-  const int64_t row0 = p.row_tile * kRows, j = (p.col_tile * team + member) * kN;
-  const int64_t i0 = item_split * call.grid.step, o0 = out_split * s.out_step;
-  const int64_t i1 = i0 + call.grid.step < call.context ? i0 + call.grid.step : call.context;
-  const int64_t o1 = o0 + s.out_step < call.depth ? o0 + s.out_step : call.depth;
-  const StreamMatrix<T> grad(call.grad, p.group), weight(call.weight, p.group);
-  const auto row = [&](int r) { return grad.within(row0 + r); };
-  const T* z = call.z + p.group * call.z_group;
-  const T* x = call.x + p.group * call.x_group;
-  auto* shared = reinterpret_cast<Acc*>(Gpu::shared()) + Gpu::thread();
-  const bool inside = j < call.width;
-  Acc own_x[kRows][kN] = {}, dx[kRows][kN] = {};
-  if (call.dz && inside)
-    MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kN; ++e) own_x[r][e] =
-        Acc(x[row(r) * call.x_row + (j + e) * call.x_col]);
-  MI_NO_UNROLL for (int64_t i_team = i0; i_team < i1; i_team += teams) {
-    const int64_t i = i_team + own;
-    Acc sums[kRows][kN] = {}, share[kRows] = {};
-    if (inside && i < i1) {
-      stream_outputs<T, kN>(grad, weight.data + i * call.weight.item + j, call.weight.line, row0, o0, o1, sums);
+  constexpr int kRows = kSmallBatchRows<T>;
+  const TileCoord t = tile_coord(params.grid, Arch::block_x());
+  const InputGradsSplits& splits = params.splits;
+  const int group_threads = splits.group_threads, thread_groups = kSmallBatchThreads / group_threads;
+  const int lane = Arch::thread() % group_threads, thread_group = Arch::thread() / group_threads;
+  // Splits are over the contexts first and over the outputs second.
+  const int64_t context_split = t.split % splits.context_splits, out_split = t.split / splits.context_splits;
+  const int64_t row0 = t.row_tile * kRows, j = (t.col_tile * group_threads + lane) * kCount;
+  const int64_t i_begin = context_split * params.grid.split_size, o_begin = out_split * splits.out_split_size;
+  const int64_t i_end =
+      i_begin + params.grid.split_size < params.context ? i_begin + params.grid.split_size : params.context;
+  const int64_t o_end = o_begin + splits.out_split_size < params.k ? o_begin + splits.out_split_size : params.k;
+  const RowsOfMatrix<T> grad(params.grad, t.group), weight(params.weight, t.group);
+  const auto row = [&](int r) { return grad.clamped(row0 + r); };
+  const T* z = params.z + t.group * params.z_group;
+  const T* x = params.x + t.group * params.x_group;
+  auto* shared = reinterpret_cast<Acc*>(Arch::shared()) + Arch::thread();
+  const bool in_bounds = j < params.width;
+  Acc x_values[kRows][kCount] = {}, dx[kRows][kCount] = {};
+  if (params.dz && in_bounds)
+    MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kCount; ++e) x_values[r][e] =
+        Acc(x[row(r) * params.x_row + (j + e) * params.x_col]);
+  MI_NO_UNROLL for (int64_t i0 = i_begin; i0 < i_end; i0 += thread_groups) {
+    const int64_t i = i0 + thread_group;
+    Acc sums[kRows][kCount] = {}, dz[kRows] = {};
+    if (in_bounds && i < i_end) {
+      sum_over_outputs<T, kCount>(grad, weight.data + i * params.weight.context_stride + j, params.weight.outer_stride,
+                                  row0, o_begin, o_end, sums);
       MI_UNROLL for (int r = 0; r < kRows; ++r) {
-        const Acc factor = call.dx ? Acc(z[row(r) * call.z_row + i * call.z_col]) : Acc(0);
-        MI_UNROLL for (int e = 0; e < kN; ++e) {
-          if (call.dx) dx[r][e] += factor * sums[r][e];
-          share[r] += own_x[r][e] * sums[r][e];
+        const Acc factor = params.dx ? Acc(z[row(r) * params.z_row + i * params.z_col]) : Acc(0);
+        MI_UNROLL for (int e = 0; e < kCount; ++e) {
+          if (params.dx) dx[r][e] += factor * sums[r][e];
+          dz[r] += x_values[r][e] * sums[r][e];
         }
       }
     }
-    if (!call.dz) continue;
-    MI_UNROLL for (int r = 0; r < kRows; ++r) shared[r * kEngineThreads] = share[r];
-    add_up<Gpu, kRows>(shared, member, team, 1);
-    if (member == 0 && i < i1)
-      MI_UNROLL for (int r = 0; r < kRows; ++r) if (row0 + r < call.rows) call
-          .dz[(((out_split * call.grid.col_tiles + p.col_tile) * call.grid.groups + p.group) * call.rows + row0 + r) *
-                  call.context +
-              i] = shared[r * kEngineThreads];
+    if (!params.dz) continue;
+    MI_UNROLL for (int r = 0; r < kRows; ++r) shared[r * kSmallBatchThreads] = dz[r];
+    tree_sum<Arch, kRows>(shared, lane, group_threads, 1);
+    if (lane == 0 && i < i_end)
+      MI_UNROLL for (int r = 0; r < kRows; ++r) if (row0 + r < params.rows)
+          params.dz[(((out_split * params.grid.col_tiles + t.col_tile) * params.grid.groups + t.group) * params.rows +
+                     row0 + r) *
+                        params.context +
+                    i] = shared[r * kSmallBatchThreads];
   }
-  if (!call.dx) return;
-  MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kN; ++e)
-      shared[(r * kN + e) * kEngineThreads] = dx[r][e];
-  add_up<Gpu, kRows * kN>(shared, own, teams, team);
-  if (own > 0 || !inside) return;
-  MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kN; ++e) if (row0 + r < call.rows)
-      call.dx[((p.split * call.grid.groups + p.group) * call.rows + row0 + r) * call.width + j + e] =
-      shared[(r * kN + e) * kEngineThreads];
+  if (!params.dx) return;
+  MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kCount; ++e)
+      shared[(r * kCount + e) * kSmallBatchThreads] = dx[r][e];
+  tree_sum<Arch, kRows * kCount>(shared, thread_group, thread_groups, group_threads);
+  if (thread_group > 0 || !in_bounds) return;
+  MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kCount; ++e) if (row0 + r < params.rows)
+      params.dx[((t.split * params.grid.groups + t.group) * params.rows + row0 + r) * params.width + j + e] =
+      shared[(r * kCount + e) * kSmallBatchThreads];
 }
 
-template <class Gpu, class T>
-MI_DEVICE void stream_grads_block(const InputGradsCall<T>& call) {
-  if (call.stream_chunks)
-    stream_grads<Gpu, T, kChunk<T>>(call);
+template <class Arch, class T>
+MI_DEVICE void small_batch_input_grads_block(const InputGradsParams<T>& params) {
+  if (params.vectorized)
+    small_batch_input_grads<Arch, T, kChunk<T>>(params);
   else
-    stream_grads<Gpu, T, 1>(call);
+    small_batch_input_grads<Arch, T, 1>(params);
 }
 
 }  // namespace mi_kernels::cuda
