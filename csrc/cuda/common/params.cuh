@@ -3,7 +3,7 @@
 
 #include "cuda/common/epilogue.cuh"
 #include "cuda/common/grid.h"
-#include "cuda/common/producers.cuh"
+#include "cuda/common/operands.cuh"
 
 namespace mi_kernels::cuda {
 

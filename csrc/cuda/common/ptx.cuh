@@ -75,8 +75,8 @@ struct Sm80 : Simt {
 
 // ---- sm_90a ----
 
-// Operands of wgmma: %0 to %{n/2-1} are the sums, four registers of the left operand follow, then the descriptor of the
-// right one, then whether to add to the sums (0: overwrite them).
+// The operands of wgmma: %0 to %{n/2-1} are the accumulators, followed by four registers of A, the descriptor of B, and
+// whether to add to the accumulators (0: overwrite them).
 #define MI_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define MI_SUMS_16(i) MI_SUMS_4(i), MI_SUMS_4(i + 4), MI_SUMS_4(i + 8), MI_SUMS_4(i + 12)
 #define MI_SUMS_64(i) MI_SUMS_16(i), MI_SUMS_16(i + 16), MI_SUMS_16(i + 32), MI_SUMS_16(i + 48)
@@ -90,12 +90,12 @@ struct Sm80 : Simt {
   "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90," \
   "%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,"   \
   "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-#define MI_WGMMA(n, type, names, left, right, add, ...)                                                          \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add                                                           \
-               ", 0;\n"                                                                                          \
-               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" names "}, {" left "}, " right \
-               ", p, 1, 1, 0;\n}\n"                                                                              \
-               : __VA_ARGS__                                                                                     \
+#define MI_WGMMA(n, type, names, a_registers, b_descriptor, add, ...)                                       \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " add                                                      \
+               ", 0;\n"                                                                                     \
+               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" names "}, {" a_registers \
+               "}, " b_descriptor ", p, 1, 1, 0;\n}\n"                                                      \
+               : __VA_ARGS__                                                                                \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "n"(int(kAdd)))
 #define MI_WGMMA_64(type) \
   MI_WGMMA("64", type, MI_NAMES_0_31, "%32,%33,%34,%35", "%36", "%37", MI_SUMS_16(0), MI_SUMS_16(16))
@@ -105,17 +105,17 @@ struct Sm80 : Simt {
   MI_WGMMA("256", type, MI_NAMES_0_31 "," MI_NAMES_32_63 "," MI_NAMES_64_127, "%128,%129,%130,%131", "%132", "%133", \
            MI_SUMS_64(0), MI_SUMS_64(64))
 
-// What the sm_90a engine asks of the machine. The tests run the same engine on another struct with these members.
-struct Hopper {
+// The instructions of the sm_90a engine.
+struct Sm90 {
   using TensorMap = CUtensorMap;
 
-  // ---- where we are ----
+  // ---- indices ----
   static MI_DEVICE int thread() { return int(threadIdx.x); }
-  // The same for all threads of a warp, and known to be so by the compiler.
+  // The shuffle tells the compiler that it is uniform in the warp.
   static MI_DEVICE int warp() { return __shfl_sync(0xffffffff, int(threadIdx.x) / 32, 0); }
   static MI_DEVICE int block() { return int(blockIdx.x); }
   static MI_DEVICE int blocks() { return int(gridDim.x); }
-  static MI_DEVICE int rank() {
+  static MI_DEVICE int cluster_rank() {
     uint32_t rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return int(rank);
@@ -132,27 +132,28 @@ struct Hopper {
   static MI_DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
   }
-  static MI_DEVICE void barrier_init(uint32_t barrier, int count) {
+  static MI_DEVICE void mbarrier_init(uint32_t barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
   }
-  static MI_DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-  static MI_DEVICE void barrier_arrive(uint32_t barrier) {
+  static MI_DEVICE void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+  static MI_DEVICE void mbarrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
   }
-  // On the barrier at the same address in block `rank` of the cluster.
-  static MI_DEVICE void barrier_arrive_at(uint32_t barrier, int rank) {
+  // At the barrier of the same address in block `rank` of the cluster.
+  static MI_DEVICE void mbarrier_arrive_cluster(uint32_t barrier, int rank) {
     asm volatile(
         "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
         "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
         "r"(rank)
         : "memory");
   }
-  static MI_DEVICE void barrier_expect(uint32_t barrier, int bytes) {
+  static MI_DEVICE void mbarrier_expect(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
   }
-  // Returns once the phase of this parity is complete; `kCluster`: also for what other blocks did before they arrived.
+  // Until the phase of this parity is complete. kCluster: acquires what other blocks of the cluster wrote before they
+  // arrived.
   template <bool kCluster>
-  static MI_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
+  static MI_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
     uint32_t done = 0;
     while (!done) {
       if constexpr (kCluster)
@@ -171,59 +172,59 @@ struct Hopper {
     }
   }
 
-  // ---- the copy engine: boxes of four-dimensional tensor maps ----
-  static MI_DEVICE void load(const CUtensorMap* map, uint32_t to, uint32_t barrier, int c0, int c1, int c2, int c3) {
+  // ---- TMA: boxes of four-dimensional tensor maps ----
+  static MI_DEVICE void tma_load(const CUtensorMap* map, uint32_t dest, uint32_t barrier, int c0, int c1, int c2,
+                                 int c3) {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
         "%6}], "
-        "[%2];" ::"r"(to),
+        "[%2];" ::"r"(dest),
         "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
         : "memory");
   }
-  // To the same address in each block of the mask; each block's own barrier counts the bytes.
-  static MI_DEVICE void load_multicast(const CUtensorMap* map, uint32_t to, uint32_t barrier, uint16_t mask, int c0,
-                                       int c1, int c2, int c3) {
+  // To the same address in every block of the mask. Each block's own barrier counts the bytes.
+  static MI_DEVICE void tma_load_multicast(const CUtensorMap* map, uint32_t dest, uint32_t barrier, uint16_t mask,
+                                           int c0, int c1, int c2, int c3) {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-        "[%1, {%4, %5, %6, %7}], [%2], %3;" ::"r"(to),
+        "[%1, {%4, %5, %6, %7}], [%2], %3;" ::"r"(dest),
         "l"(map), "r"(barrier), "h"(mask), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
         : "memory");
   }
-  static MI_DEVICE void store(const CUtensorMap* map, uint32_t from, int c0, int c1, int c2, int c3) {
+  static MI_DEVICE void tma_store(const CUtensorMap* map, uint32_t src, int c0, int c1, int c2, int c3) {
     asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
-                 "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+                 "r"(src), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
                  : "memory");
   }
-  static MI_DEVICE void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-  // Until the sources of all stores of this thread have been read.
-  static MI_DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-  // Orders what this thread wrote to and read from shared memory before what the copy engine does there once it is
-  // asked.
-  static MI_DEVICE void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-  static MI_DEVICE void shared_store(uint32_t to, uint32_t value) {
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+  static MI_DEVICE void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+  // Until all stores of this thread have read their source.
+  static MI_DEVICE void tma_store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+  // Orders this thread's accesses to shared memory before later ones by TMA, which are of the async proxy.
+  static MI_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+  static MI_DEVICE void store_shared(uint32_t dest, uint32_t value) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(dest), "r"(value) : "memory");
   }
-  static MI_DEVICE void shared_store(uint32_t to, float value) {
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+  static MI_DEVICE void store_shared(uint32_t dest, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(dest), "f"(value) : "memory");
   }
   // From the same address in block `rank` of the cluster.
-  static MI_DEVICE float shared_load_at(uint32_t from, int rank) {
+  static MI_DEVICE float load_shared_cluster(uint32_t src, int rank) {
     float value;
     asm volatile(
         "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];\n}\n"
         : "=f"(value)
-        : "r"(from), "r"(rank)
+        : "r"(src), "r"(rank)
         : "memory");
     return value;
   }
 
   // ---- registers ----
   template <int kCount>
-  static MI_DEVICE void give_registers() {
+  static MI_DEVICE void dealloc_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
   }
   template <int kCount>
-  static MI_DEVICE void take_registers() {
+  static MI_DEVICE void alloc_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
   }
   static MI_DEVICE void load_matrices(uint32_t (&r)[4], uint32_t row) {
@@ -232,7 +233,7 @@ struct Hopper {
                  : "r"(row)
                  : "memory");
   }
-  // Two products of 16-bit numbers, each rounded once.
+  // Two products of 16-bit elements, each rounded once.
   template <class T>
   static MI_DEVICE uint32_t multiply(uint32_t a, uint32_t b) {
     uint32_t product;
@@ -262,39 +263,39 @@ struct Hopper {
   }
 
   // ---- the tensor cores ----
-  // sums [64, kOut] (+)= left [64, 16] in registers times the block of `descriptor`, [kOut, 16], transposed.
-  template <class T, int kOut, bool kAdd>
-  static MI_DEVICE void mma(float (&d)[kOut / 2], const uint32_t (&a)[4], uint64_t descriptor) {
-    if constexpr (kOut == 64 && T::kBfloat16) MI_WGMMA_64("bf16");
-    if constexpr (kOut == 64 && !T::kBfloat16) MI_WGMMA_64("f16");
-    if constexpr (kOut == 128 && T::kBfloat16) MI_WGMMA_128("bf16");
-    if constexpr (kOut == 128 && !T::kBfloat16) MI_WGMMA_128("f16");
-    if constexpr (kOut == 256 && T::kBfloat16) MI_WGMMA_256("bf16");
-    if constexpr (kOut == 256 && !T::kBfloat16) MI_WGMMA_256("f16");
+  // d [64, kTileN] (+)= a [64, 16] times the transpose of the matrix [kTileN, 16] at `descriptor`.
+  template <class T, int kTileN, bool kAdd>
+  static MI_DEVICE void wgmma(float (&d)[kTileN / 2], const uint32_t (&a)[4], uint64_t descriptor) {
+    if constexpr (kTileN == 64 && T::kBfloat16) MI_WGMMA_64("bf16");
+    if constexpr (kTileN == 64 && !T::kBfloat16) MI_WGMMA_64("f16");
+    if constexpr (kTileN == 128 && T::kBfloat16) MI_WGMMA_128("bf16");
+    if constexpr (kTileN == 128 && !T::kBfloat16) MI_WGMMA_128("f16");
+    if constexpr (kTileN == 256 && T::kBfloat16) MI_WGMMA_256("bf16");
+    if constexpr (kTileN == 256 && !T::kBfloat16) MI_WGMMA_256("f16");
   }
-  // Before the first wgmma that reads registers written since the last one.
-  static MI_DEVICE void mma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-  static MI_DEVICE void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-  // Until at most this many committed groups are still running.
-  template <int kRunning>
-  static MI_DEVICE void mma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kRunning) : "memory");
+  // Before the first wgmma that reads registers which were written since the previous one.
+  static MI_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+  static MI_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+  // Until at most this many committed groups are pending.
+  template <int kPending>
+  static MI_DEVICE void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
   }
-  // The same number, but nothing computed from it is computed any earlier and kept in registers until here.
-  static MI_DEVICE int fresh(int value) {
+  // The same value, but opaque to the compiler: what depends on it is not computed earlier and kept in registers.
+  static MI_DEVICE int opaque(int value) {
     asm volatile("" : "+r"(value));
     return value;
   }
-  // Says that these registers are in use up to here: wgmma reads its left operand after it was issued, which the
-  // compiler's own analysis of lifetimes does not see.
+  // Keeps these registers alive up to here: wgmma reads its A operand asynchronously, which the compiler's liveness
+  // analysis does not know.
   template <int kCount>
-  static MI_DEVICE void hold(uint32_t (&r)[kCount][4]) {
+  static MI_DEVICE void fence_operand(uint32_t (&r)[kCount][4]) {
     MI_UNROLL
     for (int k = 0; k < kCount; ++k)
       asm volatile("" : "+r"(r[k][0]), "+r"(r[k][1]), "+r"(r[k][2]), "+r"(r[k][3])::"memory");
   }
   template <int kCount>
-  static MI_DEVICE void hold(float (&r)[kCount]) {
+  static MI_DEVICE void fence_operand(float (&r)[kCount]) {
     MI_UNROLL
     for (int k = 0; k < kCount; ++k) asm volatile("" : "+f"(r[k])::"memory");
   }

@@ -238,7 +238,7 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   ForwardPlan forward_plan{};
   bool small_batch = false;
   if (primitive == "forward") {
-    if (const std::string plan = describe_forward_sm90(p, dtype, terms, device); !plan.empty()) return plan;
+    if (const std::string plan = forward_plan_sm90(p, dtype, terms, device); !plan.empty()) return plan;
     forward_plan = plan_forward(p, terms & 1 && weight > 0, dtype, device);
     grid = forward_plan.grid;
     small_batch = forward_plan.small_batch;

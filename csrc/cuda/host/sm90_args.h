@@ -1,4 +1,5 @@
-// The dense forward pass on the sm_90a engine, host side: which tensors it takes, which kernel, with which arguments.
+// The arguments of the dense forward pass on the sm_90a engine: which calls it can take, with which kernel and with
+// which parameters.
 #pragma once
 
 #include <algorithm>
@@ -10,143 +11,143 @@
 
 namespace mi_kernels::cuda::sm90 {
 
-struct ForwardOperands {
-  Problem problem;
-  View x, z, weight, weight_z, weight_x;  // without data where absent
-  Elements scales, bias;
-  uint16_t* result;
+struct ForwardArgs {
+  ProblemShape shape;
+  TensorView x, z, weight, weight_z, weight_x;  // without data if absent
+  StridedTensor z_values, bias;
+  uint16_t* y;
 };
 
-// Which kernel, and how many blocks of it run at a time.
-struct ForwardChoice {
-  int out_tile;  // Shape::kOut: 64, 128 or 256
-  int cluster;   // Shape::kCluster
-  int split;     // blocks that share a tile; more than 1: Shape::kSplit
+// A kernel and its grid.
+struct KernelConfig {
+  int tile_n;   // KernelTraits::kTileN: 64, 128 or 256
+  int cluster;  // KernelTraits::kCluster
+  int splits;   // blocks of a split tile; more than 1: KernelTraits::kSplit
   bool exact;
   int blocks;
 };
 
-// Groups that share one matrix have a stride of 0 between them.
-inline View view(const TensorRef& o, int64_t groups, int64_t rows, int64_t cols) {
-  if (!o.data) return {};
-  const bool apart = groups > 1 && o.group != 0;
-  return {o.data, {cols, 1, rows, apart ? groups : 1}, {o.col, 0, o.row, o.group}, apart ? 1 : 0};
+// A tensor that groups share has a stride of 0 between them.
+inline TensorView tensor_view(const TensorRef& t, int64_t groups, int64_t rows, int64_t cols) {
+  if (!t.data) return {};
+  const bool per_group = groups > 1 && t.group != 0;
+  return {t.data, {cols, 1, rows, per_group ? groups : 1}, {t.col, 0, t.row, t.group}, per_group ? 1 : 0};
 }
-inline View weight_view(const TensorRef& o, const mi_kernels::ProblemSize& p) {  // contiguous within a group
-  View v = view(o, p.groups, p.out, p.width);
+inline TensorView weight_view(const TensorRef& t, const ProblemSize& p) {  // contiguous within a group
+  TensorView v = tensor_view(t, p.groups, p.out, p.width);
   v.size[1] = p.context;
   v.stride[0] = 1;
   v.stride[1] = p.width;
   v.stride[2] = p.context * p.width;
   return v;
 }
-inline Elements elements(const TensorRef& o, int64_t row, int64_t col) {
-  return {static_cast<const uint16_t*>(o.data), o.group, row, col};
+inline StridedTensor strided_tensor(const TensorRef& t, int64_t row, int64_t col) {
+  return {static_cast<const uint16_t*>(t.data), t.group, row, col};
 }
 
-inline bool fits_int(const mi_kernels::ProblemSize& p) {
+inline bool fits_int(const ProblemSize& p) {
   for (const int64_t size : {p.groups, p.rows, p.context, p.width, p.out})
     if (size >= int64_t(1) << 30) return false;
   return true;
 }
-inline Problem problem(const mi_kernels::ProblemSize& p, bool weight, bool weight_z, bool weight_x, bool bias) {
+inline ProblemShape problem_shape(const ProblemSize& p, bool weight, bool weight_z, bool weight_x, bool bias) {
   return {int(p.groups), int(p.rows), int(p.context), int(p.width), int(p.out), weight, weight_z, weight_x, bias};
 }
 
-// W is contiguous within a group, y altogether.
-inline ForwardOperands forward_operands(const mi_kernels::ProblemSize& p, const TensorRef& x, const TensorRef& z,
-                                        const TensorRef& weight, const TensorRef& weight_z, const TensorRef& weight_x,
-                                        const TensorRef& bias, void* y) {
-  ForwardOperands f{};
-  f.problem = problem(p, weight.data, weight_z.data, weight_x.data, bias.data);
-  f.x = view(x, p.groups, p.rows, p.width);
-  f.z = view(z, p.groups, p.rows, p.context);
-  if (weight.data) f.weight = weight_view(weight, p);
-  f.weight_z = view(weight_z, p.groups, p.out, p.context);
-  f.weight_x = view(weight_x, p.groups, p.out, p.width);
-  f.scales = elements(z, z.row, z.col);
-  f.bias = elements(bias, 0, bias.row);  // its only dimension
-  f.result = static_cast<uint16_t*>(y);
-  return f;
+// W is contiguous within a group, y is contiguous.
+inline ForwardArgs forward_args(const ProblemSize& p, const TensorRef& x, const TensorRef& z, const TensorRef& weight,
+                                const TensorRef& weight_z, const TensorRef& weight_x, const TensorRef& bias, void* y) {
+  ForwardArgs args{};
+  args.shape = problem_shape(p, weight.data, weight_z.data, weight_x.data, bias.data);
+  args.x = tensor_view(x, p.groups, p.rows, p.width);
+  args.z = tensor_view(z, p.groups, p.rows, p.context);
+  if (weight.data) args.weight = weight_view(weight, p);
+  args.weight_z = tensor_view(weight_z, p.groups, p.out, p.context);
+  args.weight_x = tensor_view(weight_x, p.groups, p.out, p.width);
+  args.z_values = strided_tensor(z, z.row, z.col);
+  args.bias = strided_tensor(bias, 0, bias.row);  // the only dimension within a group
+  args.y = static_cast<uint16_t*>(y);
+  return args;
 }
 
-inline bool reads_x(const Problem& p) { return (p.weight && p.context > 0) || p.weight_x; }
+inline bool reads_x(const ProblemShape& p) { return (p.weight && p.context > 0) || p.weight_x; }
 
-inline View result_view(const ForwardOperands& f) {
-  const Problem& p = f.problem;
-  return {f.result, {p.out, 1, p.rows, p.groups}, {1, 0, p.out, int64_t(p.rows) * p.out}, 1};
+inline TensorView result_view(const ForwardArgs& args) {
+  const ProblemShape& p = args.shape;
+  return {args.y, {p.out, 1, p.rows, p.groups}, {1, 0, p.out, int64_t(p.rows) * p.out}, 1};
 }
 
 // Why this call cannot run on the engine, or null. Whether it should is the plan's decision.
-inline const char* refusal(const ForwardOperands& f) {
-  const Problem& p = f.problem;
-  if (int64_t(p.groups) * divide_up(p.rows, kRows) * divide_up(p.out, 64) >= int64_t(1) << 30) return "too many tiles";
+inline const char* why_not(const ForwardArgs& args) {
+  const ProblemShape& p = args.shape;
+  if (p.groups * ceil_div(p.rows, kTileM) * ceil_div(p.out, 64) >= int64_t(1) << 30) return "too many tiles";
   if (reads_x(p) && p.width > 0) {
-    if (!loadable(f.x)) return "x: not aligned to 16 bytes";
-    if (p.weight && p.context > 0 && !loadable(f.weight)) return "weight: not aligned to 16 bytes";
-    if (p.weight_x && !loadable(f.weight_x)) return "weight_x: not aligned to 16 bytes";
+    if (!tma_compatible(args.x)) return "x: not aligned to 16 bytes";
+    if (p.weight && p.context > 0 && !tma_compatible(args.weight)) return "weight: not aligned to 16 bytes";
+    if (p.weight_x && !tma_compatible(args.weight_x)) return "weight_x: not aligned to 16 bytes";
   }
-  if (p.weight_z && p.context > 0 && !(loadable(f.z) && loadable(f.weight_z)))
+  if (p.weight_z && p.context > 0 && !(tma_compatible(args.z) && tma_compatible(args.weight_z)))
     return "weight_z: not aligned to 16 bytes";
   return nullptr;
 }
 
-// The choice with the least time by these *estimates*, in steps of one column; nothing has been measured. A step takes
-// the tensor cores kOut columns and the consumers 16 packed products; a tile has an end worth 8 steps; and the exchange
-// of sums through another block's shared memory is worth 16.
-inline ForwardChoice choose_forward(const Problem& p, bool bfloat16, int processors) {
-  const auto steps = double(divide_up(p.width, kDepth)) * ((p.weight ? p.context : 0) + (p.weight_x ? 1 : 0)) +
-                     (p.weight_z ? divide_up(p.context, kDepth) : 0);
-  ForwardChoice best{};
-  double least = 0;
-  for (const int out : {64, 128, 256})
-    for (const int split : {1, 2, 4, 8}) {
-      // Products z x overflow float16 where z W x does not: the exact form. Two accumulators of 256 columns do not fit.
-      ForwardChoice c{out, split == 1 && p.rows > kRows ? 2 : 1, split, !bfloat16, 0};
-      if ((c.exact || split > 1) && out > 128) continue;
-      const int64_t units = int64_t(divide_up(p.rows, kRows * c.cluster)) * divide_up(p.out, out) * p.groups;
-      const int at_once = std::max(processors / (c.cluster * split), 1);
-      if (split > 1 && (units > at_once || !p.weight || p.context < 2 * split)) continue;
+// The configuration with the least time by these *estimates*, in steps of one column; nothing has been measured. A step
+// takes the tensor cores kTileN columns and the consumers 16 packed products, the end of a tile is worth 8 steps, and
+// the exchange of accumulators between blocks 16.
+inline KernelConfig choose_config(const ProblemShape& p, bool bfloat16, int sm_count) {
+  const auto steps = double(ceil_div(p.width, kTileK)) * ((p.weight ? p.context : 0) + (p.weight_x ? 1 : 0)) +
+                     (p.weight_z ? ceil_div(p.context, kTileK) : 0);
+  KernelConfig best{};
+  double best_time = 0;
+  for (const int tile_n : {64, 128, 256})
+    for (const int splits : {1, 2, 4, 8}) {
+      // z x overflows float16 where z W x does not: exact. Its two accumulators of 256 columns do not fit.
+      KernelConfig c{tile_n, splits == 1 && p.rows > kTileM ? 2 : 1, splits, !bfloat16, 0};
+      if ((c.exact || splits > 1) && tile_n > 128) continue;
+      const int64_t units = ceil_div(p.rows, kTileM * c.cluster) * ceil_div(p.out, tile_n) * p.groups;
+      const int at_once = std::max(sm_count / (c.cluster * splits), 1);
+      if (splits > 1 && (units > at_once || !p.weight || p.context < 2 * splits)) continue;
       const auto waves = double((units + at_once - 1) / at_once);
-      const double time = waves * (steps / split + 8 + (split > 1 ? 16 : 0)) * (out + 16);
-      if (best.out_tile != 0 && time >= least) continue;
-      least = time;
+      const double time = waves * (steps / splits + 8 + (splits > 1 ? 16 : 0)) * (tile_n + 16);
+      if (best.tile_n != 0 && time >= best_time) continue;
+      best_time = time;
       best = c;
-      best.blocks = int(units < at_once ? units : at_once) * c.cluster * split;
+      best.blocks = int(units < at_once ? units : at_once) * c.cluster * splits;
     }
   return best;
 }
 
-// The arguments of the kernel of a shape. encode(view, rows of a box) makes a tensor map of boxes [rows, 64].
-template <class M, class Shape, class Encode>
-Call<M> forward_call(const ForwardOperands& f, int split, Encode&& encode) {
-  Call<M> call = {};
-  call.split = split;
-  call.problem = f.problem;
-  call.scales = f.scales;
-  call.bias = f.bias;
-  call.result = f.result;
-  const auto take = [&](const View& view, int rows, typename M::TensorMap& map, int& group) {
+// encode(view, rows of a box) makes a tensor map of boxes [rows, 64].
+template <class Arch, class Traits, class Encode>
+Params<Arch> forward_params(const ForwardArgs& args, int splits, Encode&& encode) {
+  Params<Arch> params = {};
+  params.splits = splits;
+  params.shape = args.shape;
+  params.z_values = args.z_values;
+  params.bias = args.bias;
+  params.y_data = args.y;
+  const auto set_map = [&](const TensorView& view, int rows, typename Arch::TensorMap& map, int& per_group) {
     map = encode(view, rows);
-    group = view.group;
+    per_group = view.per_group;
   };
-  const Problem& p = f.problem;
+  constexpr int kWeightRows = Traits::kTileN / Traits::kCluster;
+  const ProblemShape& p = args.shape;
   if (reads_x(p) && p.width > 0) {
-    take(f.x, kRows, call.x, call.x_group);
-    if (p.weight && p.context > 0) take(f.weight, Shape::kOut / Shape::kCluster, call.weight, call.weight_group);
-    if (p.weight_x) take(f.weight_x, Shape::kOut / Shape::kCluster, call.weight_x, call.weight_x_group);
+    set_map(args.x, kTileM, params.x, params.x_per_group);
+    if (p.weight && p.context > 0) set_map(args.weight, kWeightRows, params.weight, params.weight_per_group);
+    if (p.weight_x) set_map(args.weight_x, kWeightRows, params.weight_x, params.weight_x_per_group);
   }
   if (p.weight_z && p.context > 0) {
-    take(f.z, kRows, call.z, call.z_group);
-    take(f.weight_z, Shape::kOut / Shape::kCluster, call.weight_z, call.weight_z_group);
+    set_map(args.z, kTileM, params.z, params.z_per_group);
+    set_map(args.weight_z, kWeightRows, params.weight_z, params.weight_z_per_group);
   }
-  const View y = result_view(f);
-  call.store_blocks = loadable(y);
-  if (call.store_blocks) call.y = encode(y, kWarpgroupRows);
-  return call;
+  const TensorView y = result_view(args);
+  params.tma_store = tma_compatible(y);
+  if (params.tma_store) params.y = encode(y, kWarpgroupM);
+  return params;
 }
 
-// Launches it on the current device. The caller has seen to it that refusal() is null and no dimension of y is empty.
-void run_forward(const ForwardOperands& f, const ForwardChoice& choice, bool bfloat16, void* stream);
+// Launches the kernel on the current device. why_not() is null and y has elements: the caller has checked both.
+void launch_forward(const ForwardArgs& args, const KernelConfig& config, bool bfloat16, void* stream);
 
 }  // namespace mi_kernels::cuda::sm90

@@ -26,7 +26,7 @@ Encode find_encode() {
 
 }  // namespace
 
-CUtensorMap tensor_map(const View& view, bool bfloat16, int rows) {
+CUtensorMap tensor_map(const TensorView& view, bool bfloat16, int rows) {
   static const Encode encode = find_encode();
   cuuint64_t size[4], stride[3];
   cuuint64_t span = 0;  // bytes, of everything inside the dimension; a multiple of 16
@@ -40,7 +40,7 @@ CUtensorMap tensor_map(const View& view, bool bfloat16, int rows) {
     stride[d - 1] = size[d] == 1 ? span : cuuint64_t(view.stride[d]) * 2;
     span = stride[d - 1] * size[d];
   }
-  const cuuint32_t box[4] = {cuuint32_t(kDepth), 1, cuuint32_t(rows), 1}, step[4] = {1, 1, 1, 1};
+  const cuuint32_t box[4] = {cuuint32_t(kTileK), 1, cuuint32_t(rows), 1}, step[4] = {1, 1, 1, 1};
   CUtensorMap map;
   const CUresult result =
       encode(&map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,

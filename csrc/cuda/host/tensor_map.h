@@ -1,4 +1,4 @@
-// Tensor maps: what the copy engine has to know of a tensor.
+// Tensor maps, the descriptors of tensors for TMA.
 #pragma once
 
 #include <cuda.h>
@@ -7,9 +7,8 @@
 
 namespace mi_kernels::cuda::sm90 {
 
-// Boxes of 64 elements and `rows` rows (dimension 2) of a tensor for which loadable() holds, 128-byte swizzle. What
-// lies outside of the tensor reads as 0 and is not written. The calling thread needs a current context (else error
-// 201).
-CUtensorMap tensor_map(const View& view, bool bfloat16, int rows);
+// Boxes of 64 elements by `rows` rows (dimension 2) with the 128-byte swizzle, of a tma_compatible tensor. Elements out
+// of bounds read as 0 and are not written. The calling thread needs a current context, or it gets error 201.
+CUtensorMap tensor_map(const TensorView& view, bool bfloat16, int rows);
 
 }  // namespace mi_kernels::cuda::sm90

@@ -23,7 +23,7 @@ inline constexpr int kStages = 4;
 // Shared memory delivers 128 bytes at a time. The swizzle puts the eight lines that ldmatrix reads at one logical chunk
 // into eight different chunks of those 128 bytes: two 64-byte lines share them, longer lines do not. Elements of four
 // bytes in long lines are read one by one, two neighbouring chunks of four lines by each warp.
-MI_HOST_DEVICE constexpr int swizzle(int line, int chunk, int chunks_per_line, int element_bytes) {
+MI_HOST_DEVICE constexpr int swizzled_chunk(int line, int chunk, int chunks_per_line, int element_bytes) {
   if (chunks_per_line == 4) return chunk ^ ((line >> 1) & 3);
   return element_bytes == 4 ? chunk ^ ((line & 3) << 1) : chunk ^ (line & 7);
 }
@@ -40,7 +40,7 @@ struct TileLayout {
   static_assert(kChunks % kEngineThreads == 0 && (kChunksPerLine == 4 || kChunksPerLine % 8 == 0));
 
   static MI_HOST_DEVICE constexpr int chunk_byte(int line, int chunk) {
-    return (line * kChunksPerLine + swizzle(line, chunk, kChunksPerLine, kElementBytes)) * 16;
+    return (line * kChunksPerLine + swizzled_chunk(line, chunk, kChunksPerLine, kElementBytes)) * 16;
   }
   // The element at `row` of the tile and `k` of the stage.
   static MI_HOST_DEVICE constexpr int byte(int row, int k) {

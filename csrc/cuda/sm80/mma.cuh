@@ -1,7 +1,7 @@
 // The arithmetic of a stage for each dtype: matrix instructions on 16-bit elements or tf32, or fused multiply-adds.
 #pragma once
 
-#include "cuda/common/producers.cuh"
+#include "cuda/common/operands.cuh"
 #include "cuda/sm80/layout.h"
 
 namespace mi_kernels::cuda {

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "cuda/common/params.cuh"
-#include "cuda/small_batch/producers.cuh"
+#include "cuda/small_batch/operands.cuh"
 
 namespace mi_kernels::cuda {
 

@@ -1,7 +1,7 @@
 // The operands of the small-batch kernels, which are read straight to registers.
 #pragma once
 
-#include "cuda/common/producers.cuh"
+#include "cuda/common/operands.cuh"
 #include "cuda/small_batch/tile.h"
 
 namespace mi_kernels::cuda {
