@@ -42,8 +42,9 @@ struct MatrixOperand {
   MI_DEVICE Chunk<T, kCount> gather(const Coord& c) const {
     Chunk<T, kCount> chunk;
     if (in_bounds(c)) {
-      MI_UNROLL for (int e = 0; e < kCount; ++e) if (c.inner + e < inner_size) chunk.element[e] =
-          at(c)[e * inner_stride];
+      MI_UNROLL
+      for (int e = 0; e < kCount; ++e)
+        if (c.inner + e < inner_size) chunk.element[e] = at(c)[e * inner_stride];
     }
     return chunk;
   }
@@ -66,7 +67,8 @@ struct WidenedMatrix : MatrixOperand<T> {
   template <class Arch>
   static MI_DEVICE Chunk<tf32> generate(const Prefetched& values) {
     Chunk<tf32> c;
-    MI_UNROLL for (int e = 0; e < kCount; ++e) c.element[e] = tf32(float(values.element[e]));
+    MI_UNROLL
+    for (int e = 0; e < kCount; ++e) c.element[e] = tf32(float(values.element[e]));
     return c;
   }
 };
@@ -146,7 +148,10 @@ struct OuterProducts {
   MI_DEVICE Prefetched prefetch(const Coord& c) const {
     using Acc = AccOf<T>;
     Prefetched values;
-    const auto fill = [&](T value) { MI_UNROLL for (T& factor : values.z) factor = value; };
+    const auto fill = [&](T value) {
+      MI_UNROLL
+      for (T& factor : values.z) factor = value;
+    };
     fill(T(0.0f));
     if (c.outer >= rows || c.i >= context) return values;
     if (vectorized) {
@@ -156,7 +161,8 @@ struct OuterProducts {
     }
     if constexpr (!kWidens) fill(T(1.0f));
     int64_t i = c.i, j = c.j;
-    MI_UNROLL for (int e = 0; e < kCount; ++e) {
+    MI_UNROLL
+    for (int e = 0; e < kCount; ++e) {
       if (i < context) {
         const T z_i = z[c.outer * z_row + i * z_col], x_j = x[c.outer * x_row + j * x_col];
         if constexpr (kWidens) {
@@ -176,7 +182,8 @@ struct OuterProducts {
   template <class Arch>
   static MI_DEVICE Chunk<Element> generate(const Prefetched& values) {
     Chunk<Element> c;
-    MI_UNROLL for (int e = 0; e < kCount; ++e) {
+    MI_UNROLL
+    for (int e = 0; e < kCount; ++e) {
       c.element[e] = Element(AccOf<T>(values.z[kWidens ? e : 0]) * AccOf<T>(values.x.element[e]));
       if constexpr (kRounded) c.bits.word[e] = Arch::to_tf32(c.bits.word[e]);
     }

@@ -42,7 +42,8 @@ struct Sm80 : Simt {
   }
   // Four words for each thread.
   static MI_DEVICE void load_words(uint32_t (&r)[4], const char* const (&shared)[4]) {
-    MI_UNROLL for (int q = 0; q < 4; ++q) r[q] = *reinterpret_cast<const uint32_t*>(shared[q]);
+    MI_UNROLL
+    for (int q = 0; q < 4; ++q) r[q] = *reinterpret_cast<const uint32_t*>(shared[q]);
   }
   // Rounds the bits of a float to tf32, to nearest with ties away from zero; NaN and Inf are kept. Matrix instructions
   // alone would truncate.

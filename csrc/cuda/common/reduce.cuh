@@ -14,7 +14,8 @@ MI_DEVICE void reduce_block(const Epilogue<T>& epilogue, int64_t splits) {
   const int64_t at = Arch::block_x() * kReduceThreads + Arch::thread();
   if (at >= size) return;
   double sum = 0;  // adding hundreds of partial sums in float would round more than PyTorch's blocked sums do
-  MI_NO_UNROLL for (int64_t s = 0; s < splits; ++s) sum += double(epilogue.partials[s * size + at]);
+  MI_NO_UNROLL
+  for (int64_t s = 0; s < splits; ++s) sum += double(epilogue.partials[s * size + at]);
   const int64_t row = at / epilogue.cols;
   epilogue.finish(row / epilogue.rows, row % epilogue.rows, at % epilogue.cols, AccOf<T>(sum), AccOf<T>(0));
 }
@@ -26,7 +27,8 @@ MI_DEVICE Acc reduce_over_block(Acc mine) {
   const int thread = Arch::thread();
   Arch::sync_block();
   shared[thread] = mine;
-  MI_NO_UNROLL for (int half = kReduceThreads / 2; half > 0; half /= 2) {
+  MI_NO_UNROLL
+  for (int half = kReduceThreads / 2; half > 0; half /= 2) {
     Arch::sync_block();
     if (thread < half) {
       const Acc a = shared[thread], b = shared[thread + half];
@@ -44,20 +46,23 @@ MI_DEVICE void softmax_block(const Epilogue<T>& epilogue, int64_t splits, const 
   const int64_t row = Arch::block_x(), size = epilogue.rows * epilogue.cols;
   const auto summed = [&](const Acc* partials, int64_t count, int64_t col) {
     double sum = 0;
-    MI_NO_UNROLL for (int64_t s = 0; s < count; ++s) sum += double(partials[s * size + row * epilogue.cols + col]);
+    MI_NO_UNROLL
+    for (int64_t s = 0; s < count; ++s) sum += double(partials[s * size + row * epilogue.cols + col]);
     return Acc(sum);
   };
   const auto p = [&](int64_t col) { return epilogue.add_bias(0, col, summed(epilogue.partials, splits, col)); };
   Acc maximum = -INFINITY, total = 0;
-  MI_NO_UNROLL for (int64_t col = Arch::thread(); col < epilogue.cols; col += kReduceThreads) {
+  MI_NO_UNROLL
+  for (int64_t col = Arch::thread(); col < epilogue.cols; col += kReduceThreads) {
     const Acc value = p(col);
     maximum = value > maximum || value != value ? value : maximum;
   }
   maximum = reduce_over_block<Arch, true>(maximum);
-  MI_NO_UNROLL for (int64_t col = Arch::thread(); col < epilogue.cols; col += kReduceThreads) total +=
-      std::exp(p(col) - maximum);
+  MI_NO_UNROLL
+  for (int64_t col = Arch::thread(); col < epilogue.cols; col += kReduceThreads) total += std::exp(p(col) - maximum);
   total = reduce_over_block<Arch, false>(total);
-  MI_NO_UNROLL for (int64_t col = Arch::thread(); col < epilogue.cols; col += kReduceThreads) {
+  MI_NO_UNROLL
+  for (int64_t col = Arch::thread(); col < epilogue.cols; col += kReduceThreads) {
     const GateEpilogue<T>& gate = epilogue.gate;
     const Acc value = p(col);
     if (gate.preactivation) gate.preactivation[row * epilogue.cols + col] = T(value);

@@ -281,7 +281,7 @@ bool cuda_aligned(const Tensor& t) {
   return aligned;
 }
 
-// The architectures of this build. Asked of the library, because _C may come from another build.
+// The architectures that this library was built for.
 std::string cuda_architectures() { return MI_CUDA_ARCHITECTURES; }
 
 }  // namespace

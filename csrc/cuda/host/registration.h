@@ -1,5 +1,5 @@
-// The operations that the kernels are registered for. The tests build the same sources for the host, under another
-// name and key.
+// The library and the dispatch key that the kernels are registered for. The tests define others to build the same
+// sources for the host.
 #pragma once
 
 #ifndef MI_OPERATORS

@@ -19,18 +19,21 @@ struct Offsets {
   int64_t at[kOperands] = {};
   // Adds a linear index over several axes.
   MI_DEVICE void add(const Axis* axes, int64_t count, int64_t linear) {
-    MI_NO_UNROLL for (int64_t a = count - 1; a >= 0; --a) {
+    MI_NO_UNROLL
+    for (int64_t a = count - 1; a >= 0; --a) {
       int64_t index = linear;
       if (a > 0) {
         const int64_t next = divide(linear, axes[a].size);
         index = linear - next * axes[a].size;
         linear = next;
       }
-      MI_UNROLL for (int o = 0; o < kOperands; ++o) at[o] += index * axes[a].stride[o];
+      MI_UNROLL
+      for (int o = 0; o < kOperands; ++o) at[o] += index * axes[a].stride[o];
     }
   }
   MI_DEVICE void add(const Axis& axis, int64_t index) {
-    MI_UNROLL for (int o = 0; o < kOperands; ++o) at[o] += index * axis.stride[o];
+    MI_UNROLL
+    for (int o = 0; o < kOperands; ++o) at[o] += index * axis.stride[o];
   }
 };
 
@@ -40,20 +43,25 @@ template <class T>
 MI_DEVICE Chunk<T> load_chunk_at(const T* p, int64_t stride, int n, bool vectorized) {
   if (vectorized) return load_chunk(p);
   Chunk<T> c;
-  MI_UNROLL for (int e = 0; e < kChunk<T>; ++e) if (e < n) c.element[e] = p[e * stride];
+  MI_UNROLL
+  for (int e = 0; e < kChunk<T>; ++e)
+    if (e < n) c.element[e] = p[e * stride];
   return c;
 }
 template <class T>
 MI_DEVICE void store_chunk_at(T* p, const Chunk<T>& c, int64_t stride, int n, bool vectorized) {
   if (vectorized) return store_chunk(p, c);
-  MI_UNROLL for (int e = 0; e < kChunk<T>; ++e) if (e < n) p[e * stride] = c.element[e];
+  MI_UNROLL
+  for (int e = 0; e < kChunk<T>; ++e)
+    if (e < n) p[e * stride] = c.element[e];
 }
 
 template <class T>
 MI_DEVICE void activate(Activation activation, double offset, const Chunk<T>& scale, AccOf<T> (&gate)[kChunk<T>]) {
   using Acc = AccOf<T>;
   for_activation<ScalarMath>(activation, [&](auto act) {
-    MI_UNROLL for (int e = 0; e < kChunk<T>; ++e) gate[e] = act.value(Acc(scale.element[e])) + Acc(offset);
+    MI_UNROLL
+    for (int e = 0; e < kChunk<T>; ++e) gate[e] = act.value(Acc(scale.element[e])) + Acc(offset);
   });
 }
 
@@ -82,7 +90,8 @@ MI_DEVICE void modulate_block(const ModulateParams& params) {
         load_chunk_at(static_cast<const T*>(params.shift) + o.at[kShift], stride[kShift], n, params.vectorized[kShift]);
   Acc gate[kE];
   activate(params.activation, params.offset, scale, gate);
-  MI_UNROLL for (int e = 0; e < kE; ++e) {
+  MI_UNROLL
+  for (int e = 0; e < kE; ++e) {
     const Acc product = gate[e] * Acc(x.element[e]);
     y.element[e] = T(params.shift ? product + Acc(shift.element[e]) : product);
   }
@@ -97,15 +106,18 @@ struct GradSums {
   AccOf<T> sum[2][kE] = {}, part[2][kE] = {};
   int count = 0;
   MI_DEVICE void add(const Chunk<T>& x, const Chunk<T>& g) {
-    MI_UNROLL for (int e = 0; e < kE; ++e) {
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) {
       part[0][e] += AccOf<T>(x.element[e]) * AccOf<T>(g.element[e]);
       part[1][e] += AccOf<T>(g.element[e]);
     }
     if (++count == kBlock) fold();
   }
   MI_DEVICE void fold() {
-    MI_UNROLL for (int e = 0; e < kE; ++e) {
-      MI_UNROLL for (int q = 0; q < 2; ++q) {
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) {
+      MI_UNROLL
+      for (int q = 0; q < 2; ++q) {
         sum[q][e] += part[q][e];
         part[q][e] = 0;
       }
@@ -133,7 +145,8 @@ MI_DEVICE void store_grads(const ModulateGradsParams& params, const ModulateGrad
   int64_t first = 0;
   locate_unit<T>(params, plan, unit, o, first);
   const int n = params.inner_kept ? elements_in_chunk(first, params.inner.size, kChunk<T>) : 1;
-  MI_UNROLL for (int e = 0; e < kChunk<T>; ++e) {
+  MI_UNROLL
+  for (int e = 0; e < kChunk<T>; ++e) {
     if (e >= n) continue;
     const int64_t dest_index = o.at[kShift] + e * params.inner.stride[kShift];
     if (params.dscale) {
@@ -161,7 +174,8 @@ MI_DEVICE void add_term(const ModulateGradsParams& params, const ModulateGradsPl
       load_chunk_at(static_cast<const T*>(params.grad) + o.at[kGrad], stride[kGrad], n, params.vectorized[kGrad]);
   if (params.dx) {
     Chunk<T> dx;
-    MI_UNROLL for (int e = 0; e < kChunk<T>; ++e) dx.element[e] = T(gate[e] * AccOf<T>(g.element[e]));
+    MI_UNROLL
+    for (int e = 0; e < kChunk<T>; ++e) dx.element[e] = T(gate[e] * AccOf<T>(g.element[e]));
     store_chunk_at(static_cast<T*>(params.dx) + o.at[kY], dx, stride[kY], n, params.vectorized[kY]);
   }
   Chunk<T> x;
@@ -201,37 +215,45 @@ MI_DEVICE void modulate_grads_block(const ModulateGradsParams& params, const Mod
     }
     const int64_t begin = split * plan.split_size;
     const int64_t end = begin + plan.split_size < plan.terms ? begin + plan.split_size : plan.terms;
-    MI_NO_UNROLL for (int64_t term = begin + lane; term < end; term += group_threads)
-        add_term<T>(params, plan, o, first, term, gate, sums);
+    MI_NO_UNROLL
+    for (int64_t term = begin + lane; term < end; term += group_threads)
+      add_term<T>(params, plan, o, first, term, gate, sums);
   }
   if (!params.dscale && !params.dshift) return;
   sums.fold();
   if (!params.inner_kept) {  // the elements of a chunk are terms of one sum
-    MI_UNROLL for (int e = 1; e < kE; ++e) {
+    MI_UNROLL
+    for (int e = 1; e < kE; ++e) {
       sums.sum[0][0] += sums.sum[0][e];
       sums.sum[1][0] += sums.sum[1][e];
     }
   }
   auto* shared = reinterpret_cast<Acc(*)[2][kE]>(Arch::shared());  // [lane][slot]
-  MI_UNROLL for (int e = 0; e < kE; ++e) {
+  MI_UNROLL
+  for (int e = 0; e < kE; ++e) {
     shared[lane * units_per_block + slot][0][e] = sums.sum[0][e];
     shared[lane * units_per_block + slot][1][e] = sums.sum[1][e];
   }
-  MI_NO_UNROLL for (int half = group_threads / 2; half > 0; half /= 2) {
+  MI_NO_UNROLL
+  for (int half = group_threads / 2; half > 0; half /= 2) {
     Arch::sync_block();
-    if (lane < half) MI_UNROLL for (int e = 0; e < kE; ++e) {
-        shared[lane * units_per_block + slot][0][e] += shared[(lane + half) * units_per_block + slot][0][e];
-        shared[lane * units_per_block + slot][1][e] += shared[(lane + half) * units_per_block + slot][1][e];
-      }
+    if (lane >= half) continue;
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) {
+      shared[lane * units_per_block + slot][0][e] += shared[(lane + half) * units_per_block + slot][0][e];
+      shared[lane * units_per_block + slot][1][e] += shared[(lane + half) * units_per_block + slot][1][e];
+    }
   }
   if (lane > 0 || unit >= plan.units) return;
-  MI_UNROLL for (int e = 0; e < kE; ++e) {
+  MI_UNROLL
+  for (int e = 0; e < kE; ++e) {
     sums.sum[0][e] = shared[slot][0][e];
     sums.sum[1][e] = shared[slot][1][e];
   }
   if (plan.splits == 1) return store_grads<T>(params, plan, unit, sums.sum);
   auto* out = reinterpret_cast<Acc(*)[2][kE]>(partials) + split * plan.units + unit;
-  MI_UNROLL for (int e = 0; e < kE; ++e) {
+  MI_UNROLL
+  for (int e = 0; e < kE; ++e) {
     (*out)[0][e] = sums.sum[0][e];
     (*out)[1][e] = sums.sum[1][e];
   }
@@ -245,9 +267,11 @@ MI_DEVICE void modulate_grads_reduce_splits(const ModulateGradsParams& params, c
   const int64_t unit = Arch::block_x() * kModulateThreads + Arch::thread();
   if (unit >= plan.units) return;
   AccOf<T> sum[2][kE] = {};
-  MI_NO_UNROLL for (int64_t split = 0; split < plan.splits; ++split) {
+  MI_NO_UNROLL
+  for (int64_t split = 0; split < plan.splits; ++split) {
     const auto& part = reinterpret_cast<const AccOf<T>(*)[2][kE]>(partials)[split * plan.units + unit];
-    MI_UNROLL for (int e = 0; e < kE; ++e) {
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) {
       sum[0][e] += part[0][e];
       sum[1][e] += part[1][e];
     }

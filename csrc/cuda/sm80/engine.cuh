@@ -26,7 +26,8 @@ class TileLoader {
 
   // Issues the copies of a stage, or prefetches what has to be generated.
   MI_DEVICE void issue(char* tile) {
-    MI_UNROLL for (int q = 0; q < kN; ++q) {
+    MI_UNROLL
+    for (int q = 0; q < kN; ++q) {
       if constexpr (Operand::kGenerated)
         prefetched_[q] = operand_.prefetch(coord_[q]);
       else
@@ -37,8 +38,9 @@ class TileLoader {
   // Generates and stores what was prefetched.
   MI_DEVICE void store(char* tile) {
     if constexpr (Operand::kGenerated) {
-      MI_UNROLL for (int q = 0; q < kN; ++q)
-          store_chunk(reinterpret_cast<T*>(tile + byte(q)), Operand::template generate<Arch>(prefetched_[q]));
+      MI_UNROLL
+      for (int q = 0; q < kN; ++q)
+        store_chunk(reinterpret_cast<T*>(tile + byte(q)), Operand::template generate<Arch>(prefetched_[q]));
     }
   }
 
@@ -48,7 +50,8 @@ class TileLoader {
     return Layout::chunk_byte(id / Layout::kChunksPerLine, id % Layout::kChunksPerLine);
   }
   MI_DEVICE void rewind() {
-    MI_UNROLL for (int q = 0; q < kN; ++q) {
+    MI_UNROLL
+    for (int q = 0; q < kN; ++q) {
       const int id = Arch::thread() + q * kEngineThreads;
       const int line = id / Layout::kChunksPerLine, inner = id % Layout::kChunksPerLine * Layout::kElementsPerChunk;
       if constexpr (kMajor == Major::k) {
@@ -65,7 +68,8 @@ class TileLoader {
       operand_.next_context();
       return rewind();
     }
-    MI_UNROLL for (int q = 0; q < kN; ++q) {
+    MI_UNROLL
+    for (int q = 0; q < kN; ++q) {
       if constexpr (kMajor == Major::k)
         operand_.move_inner(coord_[q], Layout::kStageK);
       else
@@ -113,7 +117,8 @@ MI_DEVICE void mainloop(const A& a, const B& b, int64_t row0, int64_t col0, int6
   const auto b_tile = [&](int64_t step) { return a_tile(step) + load_a.kBytes; };
   const int64_t steps = stages * contexts;
   Arch::sync_block();  // the shared memory may still be in use
-  MI_NO_UNROLL for (int64_t step = 0; step < kStages - 1; ++step) {
+  MI_NO_UNROLL
+  for (int64_t step = 0; step < kStages - 1; ++step) {
     if (step < steps) {
       load_a.issue(a_tile(step));
       load_b.issue(b_tile(step));
@@ -123,7 +128,8 @@ MI_DEVICE void mainloop(const A& a, const B& b, int64_t row0, int64_t col0, int6
     Arch::commit();
   }
   int64_t stage = 0, context = 0;
-  MI_NO_UNROLL for (int64_t step = 0; step < steps; ++step) {
+  MI_NO_UNROLL
+  for (int64_t step = 0; step < steps; ++step) {
     Arch::template wait<kStages - 2>();
     Arch::sync_block();
     const int64_t next = step + kStages - 1;

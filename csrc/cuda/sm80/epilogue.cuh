@@ -18,10 +18,12 @@ MI_DEVICE void store_tile(const Epilogue<typename Mma::T>& epilogue, const typen
   auto* shared = reinterpret_cast<Acc*>(Arch::shared());
   const int thread = Arch::thread();
   Arch::sync_block();
-  MI_UNROLL for (int s = 0; s < Tile::kAccumulators; ++s)
-      shared[Tile::row(thread, s) * kPitch + Tile::col(thread, s, Mma::kDual)] = acc.at(s);
+  MI_UNROLL
+  for (int s = 0; s < Tile::kAccumulators; ++s)
+    shared[Tile::row(thread, s) * kPitch + Tile::col(thread, s, Mma::kDual)] = acc.at(s);
   Arch::sync_block();
-  MI_NO_UNROLL for (int at = thread; at < Tile::kRows * kCols; at += kEngineThreads) {
+  MI_NO_UNROLL
+  for (int at = thread; at < Tile::kRows * kCols; at += kEngineThreads) {
     const int r = at / kCols, c = at % kCols;
     const int64_t row = t.row_tile * Tile::kRows + r, col = t.col_tile * kCols + c;
     if (row >= epilogue.rows || col >= epilogue.cols) continue;

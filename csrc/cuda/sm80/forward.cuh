@@ -11,9 +11,12 @@ template <class Arch, class Mma>
 MI_DEVICE void add_linear_terms(const ForwardParams<typename Mma::T>& params, const TileCoord& t,
                                 typename Mma::Accumulators& acc) {
   using Tile = typename Mma::Tile;
-  MI_NO_UNROLL for (int q = 0; q < 2 && t.split == 0; ++q) mainloop<Arch, Mma, Major::k, Major::k>(
-      in_group<Mma>(params.linear_a[q], t.group), in_group<Mma>(params.linear_b[q], t.group), t.row_tile * Tile::kRows,
-      t.col_tile * Tile::kCols, 0, ceil_div(params.linear_k[q], Mma::kStageK), 1, acc, NoOp{});
+  MI_NO_UNROLL
+  for (int q = 0; q < 2 && t.split == 0; ++q)
+    mainloop<Arch, Mma, Major::k, Major::k>(in_group<Mma>(params.linear_a[q], t.group),
+                                            in_group<Mma>(params.linear_b[q], t.group), t.row_tile * Tile::kRows,
+                                            t.col_tile * Tile::kCols, 0, ceil_div(params.linear_k[q], Mma::kStageK), 1,
+                                            acc, NoOp{});
 }
 
 template <class Arch, class Mma>
@@ -50,7 +53,8 @@ MI_DEVICE void forward_per_context_block(const ForwardParams<typename Mma::T>& p
     const int64_t contexts = rest < params.grid.split_size ? rest : params.grid.split_size;
     float local_z[Tile::kLocalRows];  // read one context ahead
     const auto read_z = [&](int64_t context) {
-      MI_UNROLL for (int local = 0; local < Tile::kLocalRows; ++local) {
+      MI_UNROLL
+      for (int local = 0; local < Tile::kLocalRows; ++local) {
         const int64_t row = row0 + Tile::row(Arch::thread(), Tile::first_in_local_row(local));
         const bool in_bounds = row < params.epilogue.rows && context < contexts;
         local_z[local] = in_bounds ? float(zx.z[row * zx.z_row + (i0 + context) * zx.z_col]) : 0.0f;
@@ -58,7 +62,8 @@ MI_DEVICE void forward_per_context_block(const ForwardParams<typename Mma::T>& p
     };
     read_z(0);
     const auto scale_by_z = [&](int64_t context) {
-      MI_UNROLL for (int s = 0; s < Tile::kAccumulators; ++s) total.value[s] += local_z[Tile::local_row(s)] * acc.at(s);
+      MI_UNROLL
+      for (int s = 0; s < Tile::kAccumulators; ++s) total.value[s] += local_z[Tile::local_row(s)] * acc.at(s);
       acc.clear();
       read_z(context + 1);
     };

@@ -31,7 +31,8 @@ MI_DEVICE void input_grads_block(const InputGradsParams<typename Mma::T>& params
   auto* dz_shared = reinterpret_cast<Acc*>(Arch::shared() + kStages * stage_bytes<Mma>());
   Acc dx[Tile::kAccumulators] = {};
   T x_fragment[Tile::kAccumulators];
-  MI_UNROLL for (int s = 0; s < Tile::kAccumulators; ++s) {
+  MI_UNROLL
+  for (int s = 0; s < Tile::kAccumulators; ++s) {
     const int64_t row = row0 + Tile::row(thread, s), col = col0 + Tile::col(thread, s, false);
     x_fragment[s] =
         params.dz && row < params.rows && col < params.width ? x[row * params.x_row + col * params.x_col] : T(0.0f);
@@ -40,12 +41,14 @@ MI_DEVICE void input_grads_block(const InputGradsParams<typename Mma::T>& params
   const auto context_done = [&](int64_t context) {
     Acc local_z[Tile::kLocalRows], local_dz[Tile::kLocalRows] = {};
     if (params.dx) {
-      MI_UNROLL for (int local = 0; local < Tile::kLocalRows; ++local) {
+      MI_UNROLL
+      for (int local = 0; local < Tile::kLocalRows; ++local) {
         const int64_t row = row0 + Tile::row(thread, Tile::first_in_local_row(local));
         local_z[local] = row < params.rows ? Acc(z[row * params.z_row + (i0 + context) * params.z_col]) : Acc(0);
       }
     }
-    MI_UNROLL for (int s = 0; s < Tile::kAccumulators; ++s) {
+    MI_UNROLL
+    for (int s = 0; s < Tile::kAccumulators; ++s) {
       const int local = Tile::local_row(s);
       if (params.dx) dx[s] += local_z[local] * acc.at(s);
       // Past the width an accumulator may be 0 * Inf, which is NaN.
@@ -53,20 +56,23 @@ MI_DEVICE void input_grads_block(const InputGradsParams<typename Mma::T>& params
     }
     acc.clear();
     if (!params.dz) return;
-    MI_UNROLL for (int local = 0; local < Tile::kLocalRows; ++local)
-        dz_shared[Tile::row(thread, Tile::first_in_local_row(local)) * Tile::kThreadsPerRow + Tile::row_lane(thread)] =
-            local_dz[local];
+    MI_UNROLL
+    for (int local = 0; local < Tile::kLocalRows; ++local)
+      dz_shared[Tile::row(thread, Tile::first_in_local_row(local)) * Tile::kThreadsPerRow + Tile::row_lane(thread)] =
+          local_dz[local];
     Arch::sync_block();
     const int64_t row = row0 + thread;
     if (thread >= Tile::kRows || row >= params.rows) return;
     Acc sum = 0;
-    MI_NO_UNROLL for (int m = 0; m < Tile::kThreadsPerRow; ++m) sum += dz_shared[thread * Tile::kThreadsPerRow + m];
+    MI_NO_UNROLL
+    for (int m = 0; m < Tile::kThreadsPerRow; ++m) sum += dz_shared[thread * Tile::kThreadsPerRow + m];
     params.dz[((t.col_tile * params.grid.groups + t.group) * params.rows + row) * params.context + i0 + context] = sum;
   };
   mainloop<Arch, Mma, Major::k, Major::mn>(grad, weight, row0, col0, 0, ceil_div(params.k, Mma::kStageK), contexts, acc,
                                            context_done);
   if (!params.dx) return;
-  MI_UNROLL for (int s = 0; s < Tile::kAccumulators; ++s) {
+  MI_UNROLL
+  for (int s = 0; s < Tile::kAccumulators; ++s) {
     const int64_t row = row0 + Tile::row(thread, s), col = col0 + Tile::col(thread, s, false);
     if (row < params.rows && col < params.width)
       params.dx[((t.split * params.grid.groups + t.group) * params.rows + row) * params.width + col] = dx[s];

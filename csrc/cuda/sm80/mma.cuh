@@ -9,7 +9,10 @@ namespace mi_kernels::cuda {
 template <class Acc, class Tile>
 struct TileAccumulators {
   Acc value[Tile::kAccumulators] = {};
-  MI_DEVICE void clear() { MI_UNROLL for (int s = 0; s < Tile::kAccumulators; ++s) value[s] = 0; }
+  MI_DEVICE void clear() {
+    MI_UNROLL
+    for (int s = 0; s < Tile::kAccumulators; ++s) value[s] = 0;
+  }
   MI_DEVICE Acc at(int s) const { return value[s]; }
 };
 
@@ -33,16 +36,19 @@ struct HalfMma {
     const int warp = Arch::thread() / 32, lane = Arch::thread() % 32;
     // ldmatrix loads four matrices; this thread passes the address of a line of number `matrix`.
     const int matrix = lane / 8, line = lane % 8, low = matrix % 2 * 8, high = matrix / 2 * 8;
-    MI_UNROLL for (int k = 0; k < kStageK; k += 16) {
+    MI_UNROLL
+    for (int k = 0; k < kStageK; k += 16) {
       uint32_t a[Tile::kM][4], b[kN][2];
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m) {
+      MI_UNROLL
+      for (int m = 0; m < Tile::kM; ++m) {
         const int row = Tile::fragment_row(warp, m);
         if constexpr (kMajorA == Major::k)
           Arch::template load_matrices<false>(a[m], a_tile + LayoutA::byte(row + low + line, k + high));
         else
           Arch::template load_matrices<true>(a[m], a_tile + LayoutA::byte(row + low, k + high + line));
       }
-      MI_UNROLL for (int n = 0; n < kN; n += 2) {
+      MI_UNROLL
+      for (int n = 0; n < kN; n += 2) {
         const int col = Tile::fragment_col(warp, n, kDual);
         uint32_t r[4];
         if constexpr (kMajorB == Major::k)
@@ -54,8 +60,11 @@ struct HalfMma {
         b[n + 1][0] = r[2];
         b[n + 1][1] = r[3];
       }
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m) MI_UNROLL for (int n = 0; n < kN; ++n)
-          Arch::template mma<T>(acc.value + (m * Tile::kN + n) * 4, a[m], b[n]);
+      MI_UNROLL
+      for (int m = 0; m < Tile::kM; ++m) {
+        MI_UNROLL
+        for (int n = 0; n < kN; ++n) Arch::template mma<T>(acc.value + (m * Tile::kN + n) * 4, a[m], b[n]);
+      }
     }
   }
 };
@@ -81,11 +90,14 @@ struct Tf32Mma {
   static MI_DEVICE void multiply(const char* a_tile, const char* b_tile, Accumulators& acc) {
     constexpr int kN = kFirstOnly ? Tile::kN / 2 : Tile::kN;
     const int warp = Arch::thread() / 32;
-    MI_UNROLL for (int k = 0; k < kStageK; k += 8) {
+    MI_UNROLL
+    for (int k = 0; k < kStageK; k += 8) {
       uint32_t a[Tile::kM][4], b[kN][2];
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m)
-          load<A, kMajorA, Tile::kRows, 1, 2>(a[m], a_tile, Tile::fragment_row(warp, m), k);
-      MI_UNROLL for (int n = 0; n < kN; n += 2) {
+      MI_UNROLL
+      for (int m = 0; m < Tile::kM; ++m)
+        load<A, kMajorA, Tile::kRows, 1, 2>(a[m], a_tile, Tile::fragment_row(warp, m), k);
+      MI_UNROLL
+      for (int n = 0; n < kN; n += 2) {
         uint32_t r[4];
         load<B, kMajorB, Tile::kCols, 2, 1>(r, b_tile, Tile::fragment_col(warp, n, kDual), k);
         b[n][0] = r[0];
@@ -93,8 +105,11 @@ struct Tf32Mma {
         b[n + 1][0] = r[2];
         b[n + 1][1] = r[3];
       }
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m) MI_UNROLL for (int n = 0; n < kN; ++n)
-          Arch::template mma<tf32>(acc.value + (m * Tile::kN + n) * 4, a[m], b[n]);
+      MI_UNROLL
+      for (int m = 0; m < Tile::kM; ++m) {
+        MI_UNROLL
+        for (int n = 0; n < kN; ++n) Arch::template mma<tf32>(acc.value + (m * Tile::kN + n) * 4, a[m], b[n]);
+      }
     }
   }
 
@@ -116,7 +131,8 @@ struct Tf32Mma {
       Arch::load_words(r, src);
     }
     if constexpr (!Operand::kRounded) {
-      MI_UNROLL for (int q = 0; q < 4; ++q) r[q] = Arch::to_tf32(r[q]);
+      MI_UNROLL
+      for (int q = 0; q < 4; ++q) r[q] = Arch::to_tf32(r[q]);
     }
   }
 };
@@ -128,13 +144,15 @@ struct BlockedAccumulators : TileAccumulators<Acc, Tile> {
   int stages = 0;
   MI_DEVICE void clear() {
     TileAccumulators<Acc, Tile>::clear();
-    MI_UNROLL for (int s = 0; s < Tile::kAccumulators; ++s) total[s] = 0;
+    MI_UNROLL
+    for (int s = 0; s < Tile::kAccumulators; ++s) total[s] = 0;
     stages = 0;
   }
   MI_DEVICE Acc at(int s) const { return total[s] + this->value[s]; }
   MI_DEVICE void stage_done() {
     if (++stages < 16) return;
-    MI_UNROLL for (int s = 0; s < Tile::kAccumulators; ++s) total[s] += this->value[s];
+    MI_UNROLL
+    for (int s = 0; s < Tile::kAccumulators; ++s) total[s] += this->value[s];
     TileAccumulators<Acc, Tile>::clear();
     stages = 0;
   }
@@ -160,17 +178,26 @@ struct SimtMma {
     constexpr int kN = kFirstOnly ? Tile::kN / 2 : Tile::kN;
     const int thread = Arch::thread();
     T stage_sum[Tile::kM * kN] = {};
-    MI_UNROLL for (int k = 0; k < kStageK; ++k) {
+    MI_UNROLL
+    for (int k = 0; k < kStageK; ++k) {
       T a[Tile::kM], b[kN];
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m) a[m] =
-          *reinterpret_cast<const T*>(a_tile + LayoutA::byte(Tile::row(thread, m * Tile::kN), k));
-      MI_UNROLL for (int n = 0; n < kN; ++n) b[n] =
-          *reinterpret_cast<const T*>(b_tile + LayoutB::byte(Tile::col(thread, n, kDual), k));
-      MI_UNROLL for (int m = 0; m < Tile::kM; ++m) MI_UNROLL for (int n = 0; n < kN; ++n) stage_sum[m * kN + n] +=
-          a[m] * b[n];
+      MI_UNROLL
+      for (int m = 0; m < Tile::kM; ++m)
+        a[m] = *reinterpret_cast<const T*>(a_tile + LayoutA::byte(Tile::row(thread, m * Tile::kN), k));
+      MI_UNROLL
+      for (int n = 0; n < kN; ++n)
+        b[n] = *reinterpret_cast<const T*>(b_tile + LayoutB::byte(Tile::col(thread, n, kDual), k));
+      MI_UNROLL
+      for (int m = 0; m < Tile::kM; ++m) {
+        MI_UNROLL
+        for (int n = 0; n < kN; ++n) stage_sum[m * kN + n] += a[m] * b[n];
+      }
     }
-    MI_UNROLL for (int m = 0; m < Tile::kM; ++m) MI_UNROLL for (int n = 0; n < kN; ++n) acc.value[m * Tile::kN + n] +=
-        stage_sum[m * kN + n];
+    MI_UNROLL
+    for (int m = 0; m < Tile::kM; ++m) {
+      MI_UNROLL
+      for (int n = 0; n < kN; ++n) acc.value[m * Tile::kN + n] += stage_sum[m * kN + n];
+    }
     if constexpr (kBlocked) acc.stage_done();
   }
 };

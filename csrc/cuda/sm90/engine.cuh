@@ -178,8 +178,10 @@ struct Consumer {
   template <int kSet>
   MI_DEVICE void scaled_step(Scale z, bool first) {
     MI_UNROLL
-    for (int k = 0; k < kMmasPerStep; ++k) MI_UNROLL
-    for (int r = 0; r < 4; ++r) scaled_a[kSet][k][r] = Arch::template multiply<T>(a[k][r], half(z, r & 1) * 0x10001u);
+    for (int k = 0; k < kMmasPerStep; ++k) {
+      MI_UNROLL
+      for (int r = 0; r < 4; ++r) scaled_a[kSet][k][r] = Arch::template multiply<T>(a[k][r], half(z, r & 1) * 0x10001u);
+    }
     wait();
     Arch::wgmma_fence();
     const uint64_t weights = matrix_descriptor(stage());

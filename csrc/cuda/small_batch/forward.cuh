@@ -27,22 +27,31 @@ MI_DEVICE void stream_weights(const A& a, int64_t width, const RowsOfMatrix<T>& 
   int64_t i = k / width, j = k - i * width;
   Chunk<T> next[kSmallBatchOutputs];
   const auto fetch = [&] {
-    MI_UNROLL for (int m = 0; m < kSmallBatchOutputs; ++m) next[m] = load_elements<kCount>(b.at(col0 + m, k));
+    MI_UNROLL
+    for (int m = 0; m < kSmallBatchOutputs; ++m) next[m] = load_elements<kCount>(b.at(col0 + m, k));
   };
   fetch();
-  MI_NO_UNROLL while (true) {
+  MI_NO_UNROLL
+  while (true) {
     Chunk<T> weight[kSmallBatchOutputs], values[kSmallBatchRows<T>];
     Acc factor[kSmallBatchRows<T>];
-    MI_UNROLL for (int m = 0; m < kSmallBatchOutputs; ++m) weight[m] = next[m];
+    MI_UNROLL
+    for (int m = 0; m < kSmallBatchOutputs; ++m) weight[m] = next[m];
     k += kStride;
     if (k < end) fetch();
-    MI_UNROLL for (int r = 0; r < kSmallBatchRows<T>; ++r) {
+    MI_UNROLL
+    for (int r = 0; r < kSmallBatchRows<T>; ++r) {
       values[r] = load_elements<kCount>(a.at(row0 + r, j));
       factor[r] = a.factor(row0 + r, i);
     }
-    MI_UNROLL for (int e = 0; e < kCount; ++e) MI_UNROLL for (int r = 0; r < kSmallBatchRows<T>; ++r) {
-      const Acc product = factor[r] * Acc(values[r].element[e]);
-      MI_UNROLL for (int m = 0; m < kSmallBatchOutputs; ++m) acc[r][m] += product * Acc(weight[m].element[e]);
+    MI_UNROLL
+    for (int e = 0; e < kCount; ++e) {
+      MI_UNROLL
+      for (int r = 0; r < kSmallBatchRows<T>; ++r) {
+        const Acc product = factor[r] * Acc(values[r].element[e]);
+        MI_UNROLL
+        for (int m = 0; m < kSmallBatchOutputs; ++m) acc[r][m] += product * Acc(weight[m].element[e]);
+      }
     }
     if (k >= end) return;
     i += i_stride;
@@ -63,9 +72,11 @@ MI_DEVICE void add_small_batch_terms(const ForwardParams<T>& params, const TileC
   const int64_t end = params.k - begin < params.grid.split_size ? params.k : begin + params.grid.split_size;
   stream_weights<Arch, T, kCount>(RowsOfProducts<T>(params.zx, t.group), params.zx.width,
                                   RowsOfMatrix<T>(params.weight, t.group), row0, col0, begin, end, acc);
-  MI_NO_UNROLL for (int q = 0; q < 2 && t.split == 0; ++q) stream_weights<Arch, T, kCount>(
-      RowsOfMatrix<T>(params.linear_a[q], t.group), params.linear_k[q], RowsOfMatrix<T>(params.linear_b[q], t.group),
-      row0, col0, 0, params.linear_k[q], acc);
+  MI_NO_UNROLL
+  for (int q = 0; q < 2 && t.split == 0; ++q)
+    stream_weights<Arch, T, kCount>(RowsOfMatrix<T>(params.linear_a[q], t.group), params.linear_k[q],
+                                    RowsOfMatrix<T>(params.linear_b[q], t.group), row0, col0, 0, params.linear_k[q],
+                                    acc);
 }
 
 template <class T>
@@ -87,12 +98,13 @@ MI_DEVICE void small_batch_forward_block(const ForwardParams<T>& params) {
   // Over the threads of the block, in a fixed order.
   auto* shared = reinterpret_cast<Acc*>(Arch::shared());
   const int thread = Arch::thread(), value = thread / kThreadsPerValue;
-  MI_UNROLL for (int v = 0; v < kValues; ++v) shared[v * kPitch + thread] =
-      acc[v / kSmallBatchOutputs][v % kSmallBatchOutputs];
+  MI_UNROLL
+  for (int v = 0; v < kValues; ++v) shared[v * kPitch + thread] = acc[v / kSmallBatchOutputs][v % kSmallBatchOutputs];
   Arch::sync_block();
   Acc sum = 0;
-  MI_NO_UNROLL for (int other = thread % kThreadsPerValue; other < kSmallBatchThreads; other += kThreadsPerValue) sum +=
-      shared[value * kPitch + other];
+  MI_NO_UNROLL
+  for (int other = thread % kThreadsPerValue; other < kSmallBatchThreads; other += kThreadsPerValue)
+    sum += shared[value * kPitch + other];
   Arch::sync_block();
   shared[thread] = sum;
   Arch::sync_block();
@@ -100,7 +112,8 @@ MI_DEVICE void small_batch_forward_block(const ForwardParams<T>& params) {
                 col = t.col_tile * kSmallBatchOutputs + thread % kSmallBatchOutputs;
   if (thread >= kValues || row >= params.epilogue.rows || col >= params.epilogue.cols) return;
   sum = 0;
-  MI_NO_UNROLL for (int other = 0; other < kThreadsPerValue; ++other) sum += shared[thread * kThreadsPerValue + other];
+  MI_NO_UNROLL
+  for (int other = 0; other < kThreadsPerValue; ++other) sum += shared[thread * kThreadsPerValue + other];
   params.epilogue.store(t.split, t.group, row, col, sum, Acc(0));
 }
 

@@ -25,15 +25,20 @@ MI_DEVICE void sum_over_outputs(const RowsOfMatrix<T>& grad, const T* weight, in
                                 int64_t begin, int64_t end, AccOf<T> (&sums)[kSmallBatchRows<T>][kCount]) {
   using Acc = AccOf<T>;
   weight += begin * out_stride;
-  MI_NO_UNROLL for (int64_t o = begin; o < end; o += kOutputsInFlight<T>) {
+  MI_NO_UNROLL
+  for (int64_t o = begin; o < end; o += kOutputsInFlight<T>) {
     Chunk<T> chunk[kOutputsInFlight<T>];
-    MI_UNROLL for (int d = 0; d < kOutputsInFlight<T>; ++d) if (o + d < end) chunk[d] =
-        load_elements<kCount>(weight + d * out_stride);
-    MI_UNROLL for (int d = 0; d < kOutputsInFlight<T>; ++d) {
+    MI_UNROLL
+    for (int d = 0; d < kOutputsInFlight<T>; ++d)
+      if (o + d < end) chunk[d] = load_elements<kCount>(weight + d * out_stride);
+    MI_UNROLL
+    for (int d = 0; d < kOutputsInFlight<T>; ++d) {
       if (o + d >= end) break;
-      MI_UNROLL for (int r = 0; r < kSmallBatchRows<T>; ++r) {
+      MI_UNROLL
+      for (int r = 0; r < kSmallBatchRows<T>; ++r) {
         const Acc g = Acc(*grad.at(row0 + r, o + d));
-        MI_UNROLL for (int e = 0; e < kCount; ++e) sums[r][e] += g * Acc(chunk[d].element[e]);
+        MI_UNROLL
+        for (int e = 0; e < kCount; ++e) sums[r][e] += g * Acc(chunk[d].element[e]);
       }
     }
     weight += kOutputsInFlight<T> * out_stride;
@@ -44,11 +49,13 @@ MI_DEVICE void sum_over_outputs(const RowsOfMatrix<T>& grad, const T* weight, in
 // `values` its own. Every thread of the block has to call it, and may overwrite its values afterwards.
 template <class Arch, int kCount, class Acc>
 MI_DEVICE void tree_sum(Acc* values, int index, int count, int stride) {
-  MI_NO_UNROLL for (int half = count / 2; half > 0; half /= 2) {
+  MI_NO_UNROLL
+  for (int half = count / 2; half > 0; half /= 2) {
     Arch::sync_block();
-    if (index < half)
-      MI_UNROLL for (int v = 0; v < kCount; ++v) values[v * kSmallBatchThreads] +=
-          values[v * kSmallBatchThreads + half * stride];
+    if (index < half) {
+      MI_UNROLL
+      for (int v = 0; v < kCount; ++v) values[v * kSmallBatchThreads] += values[v * kSmallBatchThreads + half * stride];
+    }
   }
   Arch::sync_block();
 }
@@ -75,41 +82,60 @@ MI_DEVICE void small_batch_input_grads(const InputGradsParams<T>& params) {
   auto* shared = reinterpret_cast<Acc*>(Arch::shared()) + Arch::thread();
   const bool in_bounds = j < params.width;
   Acc x_values[kRows][kCount] = {}, dx[kRows][kCount] = {};
-  if (params.dz && in_bounds)
-    MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kCount; ++e) x_values[r][e] =
-        Acc(x[row(r) * params.x_row + (j + e) * params.x_col]);
-  MI_NO_UNROLL for (int64_t i0 = i_begin; i0 < i_end; i0 += thread_groups) {
+  if (params.dz && in_bounds) {
+    MI_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      MI_UNROLL
+      for (int e = 0; e < kCount; ++e) x_values[r][e] = Acc(x[row(r) * params.x_row + (j + e) * params.x_col]);
+    }
+  }
+  MI_NO_UNROLL
+  for (int64_t i0 = i_begin; i0 < i_end; i0 += thread_groups) {
     const int64_t i = i0 + thread_group;
     Acc sums[kRows][kCount] = {}, dz[kRows] = {};
     if (in_bounds && i < i_end) {
       sum_over_outputs<T, kCount>(grad, weight.data + i * params.weight.context_stride + j, params.weight.outer_stride,
                                   row0, o_begin, o_end, sums);
-      MI_UNROLL for (int r = 0; r < kRows; ++r) {
+      MI_UNROLL
+      for (int r = 0; r < kRows; ++r) {
         const Acc factor = params.dx ? Acc(z[row(r) * params.z_row + i * params.z_col]) : Acc(0);
-        MI_UNROLL for (int e = 0; e < kCount; ++e) {
+        MI_UNROLL
+        for (int e = 0; e < kCount; ++e) {
           if (params.dx) dx[r][e] += factor * sums[r][e];
           dz[r] += x_values[r][e] * sums[r][e];
         }
       }
     }
     if (!params.dz) continue;
-    MI_UNROLL for (int r = 0; r < kRows; ++r) shared[r * kSmallBatchThreads] = dz[r];
+    MI_UNROLL
+    for (int r = 0; r < kRows; ++r) shared[r * kSmallBatchThreads] = dz[r];
     tree_sum<Arch, kRows>(shared, lane, group_threads, 1);
-    if (lane == 0 && i < i_end)
-      MI_UNROLL for (int r = 0; r < kRows; ++r) if (row0 + r < params.rows)
+    if (lane == 0 && i < i_end) {
+      MI_UNROLL
+      for (int r = 0; r < kRows; ++r)
+        if (row0 + r < params.rows)
           params.dz[(((out_split * params.grid.col_tiles + t.col_tile) * params.grid.groups + t.group) * params.rows +
                      row0 + r) *
                         params.context +
                     i] = shared[r * kSmallBatchThreads];
+    }
   }
   if (!params.dx) return;
-  MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kCount; ++e)
-      shared[(r * kCount + e) * kSmallBatchThreads] = dx[r][e];
+  MI_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    MI_UNROLL
+    for (int e = 0; e < kCount; ++e) shared[(r * kCount + e) * kSmallBatchThreads] = dx[r][e];
+  }
   tree_sum<Arch, kRows * kCount>(shared, thread_group, thread_groups, group_threads);
   if (thread_group > 0 || !in_bounds) return;
-  MI_UNROLL for (int r = 0; r < kRows; ++r) MI_UNROLL for (int e = 0; e < kCount; ++e) if (row0 + r < params.rows)
-      params.dx[((t.split * params.grid.groups + t.group) * params.rows + row0 + r) * params.width + j + e] =
-      shared[(r * kCount + e) * kSmallBatchThreads];
+  MI_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    MI_UNROLL
+    for (int e = 0; e < kCount; ++e)
+      if (row0 + r < params.rows)
+        params.dx[((t.split * params.grid.groups + t.group) * params.rows + row0 + r) * params.width + j + e] =
+            shared[(r * kCount + e) * kSmallBatchThreads];
+  }
 }
 
 template <class Arch, class T>
