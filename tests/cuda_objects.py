@@ -1,4 +1,4 @@
-"""The CUDA sources, compiled by nvcc once for all tests and all of pytest's processes."""
+"""The CUDA sources, compiled by nvcc once for all tests and all processes of pytest."""
 
 import fcntl
 import hashlib
@@ -17,7 +17,7 @@ TOOLS = (Path("/usr/local/cuda/bin"), *(Path(p) / "bin" for p in [os.environ.get
 ARCHITECTURES = ("80", "90a")
 # As "folder/file.cu"; what is in sm90/ is for 90a alone.
 KERNELS = sorted(path.relative_to(SOURCES).as_posix() for path in SOURCES.rglob("*.cu"))
-# As library.cmake has them.
+# The flags of library.cmake.
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-Xcompiler", "-fPIC", "-c")
 FLAGS += ("-DNDEBUG", "-DTORCH_TARGET_VERSION=0x020b000000000000")
 
@@ -30,7 +30,7 @@ NVCC = tool("nvcc")
 
 
 def compiled(*names: str) -> dict[str, tuple[Path, str]]:
-    """source name -> (object, what nvcc and ptxas said); compiled again only when a source has changed."""
+    """source name -> (object, output of nvcc and ptxas); compiled again only when a source has changed."""
     assert NVCC is not None
     digest = hashlib.sha256(f"{torch.__version__} {FLAGS} {ARCHITECTURES}".encode())
     digest.update(subprocess.run([NVCC, "--version"], capture_output=True, check=True).stdout)
@@ -44,7 +44,7 @@ def compiled(*names: str) -> dict[str, tuple[Path, str]]:
             shutil.rmtree(old, ignore_errors=True)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     with ThreadPoolExecutor(max(2 // workers, 1)) as pool:
-        # What another process compiles now is waited for after everything else.
+        # First what no other process is compiling, then wait for the rest.
         for wait in (False, True):
             list(pool.map(_compile, names, [directory] * len(names), [wait] * len(names)))
     return {name: (_file(directory, name, "o"), _file(directory, name, "txt").read_text()) for name in names}

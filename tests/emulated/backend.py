@@ -1,7 +1,7 @@
 """The CUDA kernels on the host: `install` makes them the backend "cuda" of tensors on the CPU.
 
-The sources are those of the CUDA library but for the launches (launches.cpp) and the instructions
-(emulator.h): the checks, plans, index arithmetic, pipelines and epilogues are the ones that a GPU runs.
+Only the launches (launches.cpp) and the instructions (emulator.h) are replaced: the checks, plans, index
+arithmetic, pipelines and epilogues are those that a GPU runs.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ from mi_kernels.ops.modulate import autograd as modulate
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "mi_kernels_emulated"
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-# What a user of an operation holds by its name, and where.
+# The tables that hold the implementations of each operation by backend.
 HOLDERS = {
     "interaction": interaction._FORWARD,
     "interaction_input_grads": interaction._INPUT_GRADS,
@@ -33,8 +33,8 @@ HOLDERS = {
     "modulate_grads": modulate._MODULATE_GRADS,
 }
 PLANS = ("cuda_interaction_plan", "cuda_gate_plan", "cuda_aligned")
-# Bank conflicts of ldmatrix since the last question; the number of processors that plans are made for, which
-# the question sets.
+# Operations of the emulated library alone: the bank conflicts since the previous call; sets the number of
+# multiprocessors and returns the one before.
 QUESTIONS = (
     "emulated_conflicts() -> int",
     "emulated_processors(int count) -> int",
@@ -85,7 +85,7 @@ def _compile(sources: list[Path], directory: Path, library: Path) -> None:
 
 
 def load():
-    """The emulated operations, as torch.ops has them."""
+    """The emulated operations, a namespace of torch.ops."""
     if not _library:
         _library.append(torch.library.Library(NAMESPACE, "DEF"))
         for name in (*HOLDERS, *PLANS):
@@ -101,7 +101,7 @@ def load():
 
 
 def install() -> None:
-    """Make them what the backend "cuda" runs, for tensors on the CPU; for the rest of this process."""
+    """Make them the backend "cuda" of tensors on the CPU, for the rest of this process."""
     operations, choose, why_not = load(), backends.choose, backends.why_not
     for name, holder in HOLDERS.items():
         holder["cuda"] = getattr(operations, name).default
