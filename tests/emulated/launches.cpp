@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "cuda/common/kernels.h"
+#include "cuda/common/launchers.h"
 #include "cuda/common/reduce.cuh"
 #include "cuda/host/device_stream.h"
 #include "cuda/modulate/kernels.cuh"

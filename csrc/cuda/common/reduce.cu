@@ -1,6 +1,6 @@
 #include "common/integers.h"
-#include "cuda/common/kernels.h"
 #include "cuda/common/launch.cuh"
+#include "cuda/common/launchers.h"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/simt.cuh"
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/tensor_args.h"
-#include "cuda/common/kernels.h"
+#include "cuda/common/launchers.h"
 #include "cuda/host/device_stream.h"
 #include "cuda/host/plan.h"
 

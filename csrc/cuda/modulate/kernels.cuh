@@ -198,7 +198,7 @@ MI_DEVICE void modulate_grads_block(const ModulateGradsParams& params, const Mod
             thread = Arch::thread();
   // Neighbouring threads read neighbouring chunks: of different units if the inner axis is kept, else of one.
   const int slot = params.inner_kept ? thread % units_per_block : thread / group_threads;
-  const int lane = params.inner_kept ? thread / units_per_block : thread % group_threads;
+  const int thread_rank = params.inner_kept ? thread / units_per_block : thread % group_threads;
   const int64_t unit = Arch::block_x() * units_per_block + slot, split = Arch::block_y();
   GradSums<T> sums;
   if (unit < plan.units) {
@@ -216,7 +216,7 @@ MI_DEVICE void modulate_grads_block(const ModulateGradsParams& params, const Mod
     const int64_t begin = split * plan.split_size;
     const int64_t end = begin + plan.split_size < plan.terms ? begin + plan.split_size : plan.terms;
     MI_NO_UNROLL
-    for (int64_t term = begin + lane; term < end; term += group_threads)
+    for (int64_t term = begin + thread_rank; term < end; term += group_threads)
       add_term<T>(params, plan, o, first, term, gate, sums);
   }
   if (!params.dscale && !params.dshift) return;
@@ -228,23 +228,23 @@ MI_DEVICE void modulate_grads_block(const ModulateGradsParams& params, const Mod
       sums.sum[1][0] += sums.sum[1][e];
     }
   }
-  auto* shared = reinterpret_cast<Acc(*)[2][kE]>(Arch::shared());  // [lane][slot]
+  auto* shared = reinterpret_cast<Acc(*)[2][kE]>(Arch::shared());  // [thread_rank][slot]
   MI_UNROLL
   for (int e = 0; e < kE; ++e) {
-    shared[lane * units_per_block + slot][0][e] = sums.sum[0][e];
-    shared[lane * units_per_block + slot][1][e] = sums.sum[1][e];
+    shared[thread_rank * units_per_block + slot][0][e] = sums.sum[0][e];
+    shared[thread_rank * units_per_block + slot][1][e] = sums.sum[1][e];
   }
   MI_NO_UNROLL
   for (int half = group_threads / 2; half > 0; half /= 2) {
     Arch::sync_block();
-    if (lane >= half) continue;
+    if (thread_rank >= half) continue;
     MI_UNROLL
     for (int e = 0; e < kE; ++e) {
-      shared[lane * units_per_block + slot][0][e] += shared[(lane + half) * units_per_block + slot][0][e];
-      shared[lane * units_per_block + slot][1][e] += shared[(lane + half) * units_per_block + slot][1][e];
+      shared[thread_rank * units_per_block + slot][0][e] += shared[(thread_rank + half) * units_per_block + slot][0][e];
+      shared[thread_rank * units_per_block + slot][1][e] += shared[(thread_rank + half) * units_per_block + slot][1][e];
     }
   }
-  if (lane > 0 || unit >= plan.units) return;
+  if (thread_rank > 0 || unit >= plan.units) return;
   MI_UNROLL
   for (int e = 0; e < kE; ++e) {
     sums.sum[0][e] = shared[slot][0][e];

@@ -1,5 +1,5 @@
-#include "cuda/common/kernels.h"
 #include "cuda/common/launch.cuh"
+#include "cuda/common/launchers.h"
 #include "cuda/common/ptx.cuh"
 #include "cuda/sm80/diagonal.cuh"
 

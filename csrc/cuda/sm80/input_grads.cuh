@@ -58,7 +58,7 @@ MI_DEVICE void input_grads_block(const InputGradsParams<typename Mma::T>& params
     if (!params.dz) return;
     MI_UNROLL
     for (int local = 0; local < Tile::kLocalRows; ++local)
-      dz_shared[Tile::row(thread, Tile::first_in_local_row(local)) * Tile::kThreadsPerRow + Tile::row_lane(thread)] =
+      dz_shared[Tile::row(thread, Tile::first_in_local_row(local)) * Tile::kThreadsPerRow + Tile::rank_in_row(thread)] =
           local_dz[local];
     Arch::sync_block();
     const int64_t row = row0 + thread;

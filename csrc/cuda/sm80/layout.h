@@ -77,7 +77,7 @@ struct MmaTile {
   static MI_HOST_DEVICE constexpr int local_row(int s) { return s / (kN * 4) * 2 + s % 4 / 2; }
   static MI_HOST_DEVICE constexpr int first_in_local_row(int local) { return local / 2 * (kN * 4) + local % 2 * 2; }
   // The index of a thread among those that share its rows.
-  static MI_HOST_DEVICE constexpr int row_lane(int thread) { return thread / 32 % kWarpCols * 4 + thread % 4; }
+  static MI_HOST_DEVICE constexpr int rank_in_row(int thread) { return thread / 32 % kWarpCols * 4 + thread % 4; }
 };
 
 // The same without matrix instructions: 16 x 16 threads with 4 x 4 accumulators each.
@@ -90,7 +90,7 @@ struct SimtTile {
   }
   static MI_HOST_DEVICE constexpr int local_row(int s) { return s / kN; }
   static MI_HOST_DEVICE constexpr int first_in_local_row(int local) { return local * kN; }
-  static MI_HOST_DEVICE constexpr int row_lane(int thread) { return thread % 16; }
+  static MI_HOST_DEVICE constexpr int rank_in_row(int thread) { return thread % 16; }
 };
 
 }  // namespace mi_kernels::cuda

@@ -17,7 +17,7 @@ using SmallBatchAccumulators = AccOf<T>[kSmallBatchRows<T>][kSmallBatchOutputs];
 // Adds a(row, k) b(col, k) for k from `begin` to `end`, k = (i, j) with j below `width`. A thread reads kCount elements
 // at a time, a chunk or one, and its neighbours those next to them.
 template <class Arch, class T, int kCount, class A>
-MI_DEVICE void stream_weights(const A& a, int64_t width, const RowsOfMatrix<T>& b, int64_t row0, int64_t col0,
+MI_DEVICE void stream_weights(const A& a, int64_t width, const MatrixRows<T>& b, int64_t row0, int64_t col0,
                               int64_t begin, int64_t end, SmallBatchAccumulators<T>& acc) {
   using Acc = AccOf<T>;
   constexpr int64_t kStride = kSmallBatchThreads * kCount;
@@ -70,13 +70,12 @@ MI_DEVICE void add_small_batch_terms(const ForwardParams<T>& params, const TileC
   const int64_t row0 = t.row_tile * kSmallBatchRows<T>, col0 = t.col_tile * kSmallBatchOutputs;
   const int64_t begin = t.split * params.grid.split_size;
   const int64_t end = params.k - begin < params.grid.split_size ? params.k : begin + params.grid.split_size;
-  stream_weights<Arch, T, kCount>(RowsOfProducts<T>(params.zx, t.group), params.zx.width,
-                                  RowsOfMatrix<T>(params.weight, t.group), row0, col0, begin, end, acc);
+  stream_weights<Arch, T, kCount>(ProductRows<T>(params.zx, t.group), params.zx.width,
+                                  MatrixRows<T>(params.weight, t.group), row0, col0, begin, end, acc);
   MI_NO_UNROLL
   for (int q = 0; q < 2 && t.split == 0; ++q)
-    stream_weights<Arch, T, kCount>(RowsOfMatrix<T>(params.linear_a[q], t.group), params.linear_k[q],
-                                    RowsOfMatrix<T>(params.linear_b[q], t.group), row0, col0, 0, params.linear_k[q],
-                                    acc);
+    stream_weights<Arch, T, kCount>(MatrixRows<T>(params.linear_a[q], t.group), params.linear_k[q],
+                                    MatrixRows<T>(params.linear_b[q], t.group), row0, col0, 0, params.linear_k[q], acc);
 }
 
 template <class T>

@@ -1,5 +1,5 @@
-#include "cuda/common/kernels.h"
 #include "cuda/common/launch.cuh"
+#include "cuda/common/launchers.h"
 #include "cuda/common/simt.cuh"
 #include "cuda/small_batch/input_grads.cuh"
 

@@ -21,7 +21,7 @@ constexpr int small_batch_input_grads_shared_bytes() {
 
 // sums[r][e] = sum over o from `begin` to `end` of g[row0 + r, o] W[o, ...], `weight` being W[0, ...].
 template <class T, int kCount>
-MI_DEVICE void sum_over_outputs(const RowsOfMatrix<T>& grad, const T* weight, int64_t out_stride, int64_t row0,
+MI_DEVICE void sum_over_outputs(const MatrixRows<T>& grad, const T* weight, int64_t out_stride, int64_t row0,
                                 int64_t begin, int64_t end, AccOf<T> (&sums)[kSmallBatchRows<T>][kCount]) {
   using Acc = AccOf<T>;
   weight += begin * out_stride;
@@ -67,15 +67,15 @@ MI_DEVICE void small_batch_input_grads(const InputGradsParams<T>& params) {
   const TileCoord t = tile_coord(params.grid, Arch::block_x());
   const InputGradsSplits& splits = params.splits;
   const int group_threads = splits.group_threads, thread_groups = kSmallBatchThreads / group_threads;
-  const int lane = Arch::thread() % group_threads, thread_group = Arch::thread() / group_threads;
+  const int thread_rank = Arch::thread() % group_threads, thread_group = Arch::thread() / group_threads;
   // Splits are over the contexts first and over the outputs second.
   const int64_t context_split = t.split % splits.context_splits, out_split = t.split / splits.context_splits;
-  const int64_t row0 = t.row_tile * kRows, j = (t.col_tile * group_threads + lane) * kCount;
+  const int64_t row0 = t.row_tile * kRows, j = (t.col_tile * group_threads + thread_rank) * kCount;
   const int64_t i_begin = context_split * params.grid.split_size, o_begin = out_split * splits.out_split_size;
   const int64_t i_end =
       i_begin + params.grid.split_size < params.context ? i_begin + params.grid.split_size : params.context;
   const int64_t o_end = o_begin + splits.out_split_size < params.k ? o_begin + splits.out_split_size : params.k;
-  const RowsOfMatrix<T> grad(params.grad, t.group), weight(params.weight, t.group);
+  const MatrixRows<T> grad(params.grad, t.group), weight(params.weight, t.group);
   const auto row = [&](int r) { return grad.clamped(row0 + r); };
   const T* z = params.z + t.group * params.z_group;
   const T* x = params.x + t.group * params.x_group;
@@ -109,8 +109,8 @@ MI_DEVICE void small_batch_input_grads(const InputGradsParams<T>& params) {
     if (!params.dz) continue;
     MI_UNROLL
     for (int r = 0; r < kRows; ++r) shared[r * kSmallBatchThreads] = dz[r];
-    tree_sum<Arch, kRows>(shared, lane, group_threads, 1);
-    if (lane == 0 && i < i_end) {
+    tree_sum<Arch, kRows>(shared, thread_rank, group_threads, 1);
+    if (thread_rank == 0 && i < i_end) {
       MI_UNROLL
       for (int r = 0; r < kRows; ++r)
         if (row0 + r < params.rows)
