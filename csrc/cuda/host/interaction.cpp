@@ -14,38 +14,39 @@
 namespace mi_kernels::cuda {
 namespace {
 
-Tensor empty(const Tensor& like, const CallShape& a, std::vector<int64_t> sizes) {
-  if (a.grouped) sizes.insert(sizes.begin(), a.problem.groups);
+Tensor empty(const Tensor& like, const CallShape& shape, std::vector<int64_t> sizes) {
+  if (shape.grouped) sizes.insert(sizes.begin(), shape.problem.groups);
   return torch::stable::new_empty(like, sizes);
 }
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
-TensorRef contiguous_weight(const Optional& weight, bool grouped, Optional& kept) {
+TensorRef contiguous_weight(const Optional& weight, bool grouped, Optional& contiguous) {
   if (!weight.has_value()) return {};
-  kept = with_contiguous_groups(*weight, grouped);
-  return weight_ref(*kept, grouped);
+  contiguous = with_contiguous_groups(*weight, grouped);
+  return weight_ref(*contiguous, grouped);
 }
 
 Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
                const Optional& weight_x, const Optional& bias) {
   constexpr const char* op = "interaction";
-  const CallShape a = forward_shape(op, x, z, weight, weight_z, weight_x, bias);
-  const ProblemSize& p = a.problem;
+  const CallShape shape = forward_shape(op, x, z, weight, weight_z, weight_x, bias);
+  const ProblemSize& p = shape.problem;
   const DType dtype = product_dtype(x, p, op);
-  Tensor y = empty(x, a, {p.rows, p.out});
+  Tensor y = empty(x, shape, {p.rows, p.out});
   if (y.numel() == 0) return y;
   const DeviceStream stream(x);
-  Optional kept;
-  const TensorRef ox = tensor_ref(x, a.grouped), oz = tensor_ref(z, a.grouped),
-                  w = contiguous_weight(weight, a.grouped, kept);
-  const TensorRef u = tensor_ref(weight_z, a.grouped), v = tensor_ref(weight_x, a.grouped),
-                  c = tensor_ref(bias, a.grouped);
-  if (run_forward_sm90(stream, p, dtype, ox, oz, w, u, v, c, y.mutable_data_ptr())) return y;
+  Optional contiguous;
+  const auto ref = [&](const auto& tensor) { return tensor_ref(tensor, shape.grouped); };
+  const TensorRef w = contiguous_weight(weight, shape.grouped, contiguous);
+  if (run_forward_sm90(stream, p, dtype, ref(x), ref(z), w, ref(weight_z), ref(weight_x), ref(bias),
+                       y.mutable_data_ptr()))
+    return y;
   for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
-    const auto params = forward_params<T>(
-        p, ox, oz, w, u, v, c, epilogue_to<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out), stream.device());
+    const auto epilogue = epilogue_to<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out);
+    const auto params =
+        forward_params<T>(p, ref(x), ref(z), w, ref(weight_z), ref(weight_x), ref(bias), epilogue, stream.device());
     launch_and_reduce<T>(stream, x, params, launch_planned_forward<T>);
   });
   return y;
@@ -135,31 +136,31 @@ void run_input_grads(const DeviceStream& stream, const ProblemSize& p, const Ten
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
                                        const Optional& weight_z, const Optional& weight_x, bool want_x, bool want_z) {
   constexpr const char* op = "interaction_input_grads";
-  const CallShape a = grads_shape(op, grad, x, z);
-  const ProblemSize& p = a.problem;
-  check_weights(op, x, a, weight, weight_z, weight_x);
+  const CallShape shape = grads_shape(op, grad, x, z);
+  const ProblemSize& p = shape.problem;
+  check_weights(op, x, shape, weight, weight_z, weight_x);
   const DType dtype = product_dtype(x, p, op);
-  Tensor dx = want_x ? empty(x, a, {p.rows, p.width}) : nothing(x);
-  Tensor dz = want_z ? empty(z, a, {p.rows, p.context}) : nothing(z);
+  Tensor dx = want_x ? empty(x, shape, {p.rows, p.width}) : nothing(x);
+  Tensor dz = want_z ? empty(z, shape, {p.rows, p.context}) : nothing(z);
   if (dx.numel() + dz.numel() == 0) return {dx, dz};
   const DeviceStream stream(x);
-  const TensorRef g = tensor_ref(grad, a.grouped), u = tensor_ref(weight_z, a.grouped),
-                  v = tensor_ref(weight_x, a.grouped);
+  const auto ref = [&](const auto& tensor) { return tensor_ref(tensor, shape.grouped); };
   for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
     if (weight.has_value() && weight->numel() > 0) {
-      Optional kept;
-      const TensorRef w = contiguous_weight(weight, a.grouped, kept);
-      return run_input_grads<T>(stream, p, x, g, tensor_ref(x, a.grouped), tensor_ref(z, a.grouped), w, u, v,
+      Optional contiguous;
+      const TensorRef w = contiguous_weight(weight, shape.grouped, contiguous);
+      return run_input_grads<T>(stream, p, x, ref(grad), ref(x), ref(z), w, ref(weight_z), ref(weight_x),
                                 want_x ? dx.mutable_data_ptr() : nullptr, want_z ? dz.mutable_data_ptr() : nullptr);
     }
     const auto without_weight = [&](Tensor& to, const TensorRef& m, int64_t features) {
       if (to.numel() == 0) return;
       if (!m.data || p.out == 0) return void(torch::stable::zero_(to));
-      run_linear<T>(stream, x, p, g, m, epilogue_to<T>(to.mutable_data_ptr(), p.groups, p.rows, features), nullptr);
+      run_linear<T>(stream, x, p, ref(grad), m, epilogue_to<T>(to.mutable_data_ptr(), p.groups, p.rows, features),
+                    nullptr);
     };
-    without_weight(dx, v, p.width);
-    without_weight(dz, u, p.context);
+    without_weight(dx, ref(weight_x), p.width);
+    without_weight(dz, ref(weight_z), p.context);
   });
   return {dx, dz};
 }
@@ -179,44 +180,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
                                                         bool want_weight, bool want_weight_z, bool want_weight_x,
                                                         bool want_bias) {
   constexpr const char* op = "interaction_weight_grads";
-  const CallShape a = grads_shape(op, grad, x, z);
-  const ProblemSize& p = a.problem;
+  const CallShape shape = grads_shape(op, grad, x, z);
+  const ProblemSize& p = shape.problem;
   check_products(op, "x", p, want_weight);
   const DType dtype = product_dtype(x, op);
-  Tensor dw = want_weight ? empty(x, a, {p.out, p.context, p.width}) : nothing(x);
-  Tensor du = want_weight_z ? empty(x, a, {p.out, p.context}) : nothing(x);
-  Tensor dv = want_weight_x ? empty(x, a, {p.out, p.width}) : nothing(x);
-  Tensor dc = want_bias ? empty(x, a, {p.out}) : nothing(x);
-  const TensorRef g = tensor_ref(grad, a.grouped), ox = tensor_ref(x, a.grouped), oz = tensor_ref(z, a.grouped);
-  if (dw.numel() + du.numel() + dv.numel() > 0) {
+  Tensor dweight = want_weight ? empty(x, shape, {p.out, p.context, p.width}) : nothing(x);
+  Tensor dweight_z = want_weight_z ? empty(x, shape, {p.out, p.context}) : nothing(x);
+  Tensor dweight_x = want_weight_x ? empty(x, shape, {p.out, p.width}) : nothing(x);
+  Tensor dbias = want_bias ? empty(x, shape, {p.out}) : nothing(x);
+  const auto ref = [&](const auto& tensor) { return tensor_ref(tensor, shape.grouped); };
+  const TensorRef x_ref = ref(x), z_ref = ref(z);
+  if (dweight.numel() + dweight_z.numel() + dweight_x.numel() > 0) {
     const DeviceStream stream(x);
     for_arithmetic(dtype, [&](auto t) {
       using T = decltype(t);
       const auto sum = [&](Tensor& to, int64_t cols, const TensorRef* features) {
         if (to.numel() == 0) return;
         const auto out = epilogue_to<T>(to.mutable_data_ptr(), p.groups, p.out, cols);
-        auto params = weight_grads_params<T>(p, g, out, stream.device());
+        auto params = weight_grads_params<T>(p, ref(grad), out, stream.device());
         params.generated = !features;
         if (features)
           params.features = matrix_operand<T>(*features, p.rows, cols);
         else
-          params.zx = outer_products<T>(oz, ox, p);
+          params.zx = outer_products<T>(z_ref, x_ref, p);
         launch_and_reduce<T>(stream, x, params, launch_weight_grads<T>);
       };
-      sum(dw, p.context * p.width, nullptr);
-      sum(du, p.context, &oz);
-      sum(dv, p.width, &ox);
+      sum(dweight, p.context * p.width, nullptr);
+      sum(dweight_z, p.context, &z_ref);
+      sum(dweight_x, p.width, &x_ref);
     });
   }
-  if (dc.numel() > 0) {  // a bias is a shift that all rows share
+  if (dbias.numel() > 0) {  // a bias is a shift that all rows share
     std::vector<int64_t> bias_size{1, p.out};
-    if (a.grouped) bias_size.insert(bias_size.begin(), p.groups);
+    if (shape.grouped) bias_size.insert(bias_size.begin(), p.groups);
     if (p.rows == 0)
-      torch::stable::zero_(dc);
+      torch::stable::zero_(dbias);
     else
-      sum_to_size(grad, bias_size, dc, dtype);
+      sum_to_size(grad, bias_size, dbias, dtype);
   }
-  return {dw, du, dv, dc};
+  return {dweight, dweight_z, dweight_x, dbias};
 }
 
 // The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O] on a GPU of `processors` multiprocessors. The

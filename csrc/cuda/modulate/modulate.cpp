@@ -41,11 +41,11 @@ ModulateParams modulate_params(const Tensor& y, const Tensor& x, const Tensor& s
   return params;
 }
 
-// `kept_size` has 1 in the dimensions to reduce; null for gradients that are not wanted.
+// The gradients whose sums have the size `sum_size`; null for those that are not wanted.
 ModulateGradsParams modulate_grads_params(const Tensor* dx, const Tensor* dscale, const Tensor* dshift,
-                                          const std::vector<int64_t>& kept_size, const Tensor& grad, const Tensor& x,
+                                          const std::vector<int64_t>& sum_size, const Tensor& grad, const Tensor& x,
                                           const Tensor& scale, Activation activation, double offset, DType dtype) {
-  ModulateGradsParams params{modulate_grads_operands(dx, dscale, dshift, kept_size, grad, x, scale, activation, offset),
+  ModulateGradsParams params{modulate_grads_operands(dx, dscale, dshift, sum_size, grad, x, scale, activation, offset),
                              {}};
   const int64_t elements = 16 / storage_bytes(dtype);
   const void* data[kOperands] = {params.x, params.scale, nullptr, params.dx, params.grad};
@@ -96,9 +96,9 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tens
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
   return modulate_grads_in_passes(
       x, scale_size, shift_size, want_x, want_scale, want_shift, [](Tensor result) { return result; },
-      [&](Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& kept_size) {
+      [&](Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& sum_size) {
         run_modulate_grads(
-            modulate_grads_params(dx, dscale, dshift, kept_size, grad, x, scale, activation, offset, dtype), x, dtype);
+            modulate_grads_params(dx, dscale, dshift, sum_size, grad, x, scale, activation, offset, dtype), x, dtype);
       },
       [&](Tensor& dx) { run_modulate(dx, grad, scale, {}, activation, offset); });
 }
