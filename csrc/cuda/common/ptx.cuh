@@ -151,8 +151,8 @@ struct Sm90 {
   static MI_DEVICE void mbarrier_expect(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
   }
-  // Until the phase of this parity is complete. kCluster: acquires what other blocks of the cluster wrote before they
-  // arrived.
+  // Waits until the phase of this parity is complete. kCluster: acquires what other blocks of the cluster wrote before
+  // they arrived.
   template <bool kCluster>
   static MI_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
     uint32_t done = 0;
@@ -198,7 +198,7 @@ struct Sm90 {
                  : "memory");
   }
   static MI_DEVICE void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-  // Until all stores of this thread have read their source.
+  // Waits until all stores of this thread have read their source.
   static MI_DEVICE void tma_store_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
   // Orders this thread's accesses to shared memory before later ones by TMA, which are of the async proxy.
   static MI_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -277,7 +277,7 @@ struct Sm90 {
   // Before the first wgmma that reads registers which were written since the previous one.
   static MI_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
   static MI_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-  // Until at most this many committed groups are pending.
+  // Waits until at most this many committed groups are pending.
   template <int kPending>
   static MI_DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");

@@ -31,7 +31,7 @@ struct ModulateGradsParams : ModulateGradsOperands {
 struct ModulateGradsPlan {
   int64_t chunks;  // along the inner axis
   int64_t units, terms;
-  int64_t units_per_block;     // the threads of a block are shared equally
+  int64_t units_per_block;     // which have equal shares of its threads
   int64_t splits, split_size;  // of the terms; the splits' sums are added in order
   int64_t blocks;              // of units; the grid has `splits` times as many
   int64_t partial_bytes;
