@@ -1,4 +1,4 @@
-"""The CUDA sources, compiled by nvcc once for all tests and all of pytest's processes."""
+"""The CUDA sources, compiled by nvcc once for all tests and all processes of pytest."""
 
 import fcntl
 import hashlib
@@ -15,9 +15,9 @@ SOURCES = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "nvcc"
 TOOLS = (Path("/usr/local/cuda/bin"), *(Path(p) / "bin" for p in [os.environ.get("CUDA_HOME")] if p))
 ARCHITECTURES = ("80", "90a")
-# By the architecture's own file names: *_sm90.cu are for 90a alone.
-KERNELS = sorted(path.name for path in SOURCES.glob("*.cu"))
-# As library.cmake has them.
+# As "folder/file.cu"; what is in sm90/ is for 90a alone.
+KERNELS = sorted(path.relative_to(SOURCES).as_posix() for path in SOURCES.rglob("*.cu"))
+# The flags of library.cmake.
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-Xcompiler", "-fPIC", "-c")
 FLAGS += ("-DNDEBUG", "-DTORCH_TARGET_VERSION=0x020b000000000000")
 
@@ -30,7 +30,7 @@ NVCC = tool("nvcc")
 
 
 def compiled(*names: str) -> dict[str, tuple[Path, str]]:
-    """source name -> (object, what nvcc and ptxas said); compiled again only when a source has changed."""
+    """source name -> (object, output of nvcc and ptxas); compiled again only when a source has changed."""
     assert NVCC is not None
     digest = hashlib.sha256(f"{torch.__version__} {FLAGS} {ARCHITECTURES}".encode())
     digest.update(subprocess.run([NVCC, "--version"], capture_output=True, check=True).stdout)
@@ -44,25 +44,29 @@ def compiled(*names: str) -> dict[str, tuple[Path, str]]:
             shutil.rmtree(old, ignore_errors=True)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     with ThreadPoolExecutor(max(2 // workers, 1)) as pool:
-        # What another process compiles now is waited for after everything else.
+        # First what no other process is compiling, then wait for the rest.
         for wait in (False, True):
             list(pool.map(_compile, names, [directory] * len(names), [wait] * len(names)))
-    return {name: (directory / f"{name}.o", (directory / f"{name}.txt").read_text()) for name in names}
+    return {name: (_file(directory, name, "o"), _file(directory, name, "txt").read_text()) for name in names}
+
+
+def _file(directory: Path, name: str, suffix: str) -> Path:
+    return directory / f"{name.replace('/', '_')}.{suffix}"
 
 
 def _compile(name: str, directory: Path, wait: bool) -> None:
-    report = directory / f"{name}.txt"  # written last
-    with open(directory / f"{name}.lock", "w") as lock:
+    report = _file(directory, name, "txt")  # written last
+    with open(_file(directory, name, "lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             return
         if report.exists():
             return
-        archs = ("90a",) if name.endswith("_sm90.cu") else ARCHITECTURES
+        archs = ("90a",) if name.startswith("sm90/") else ARCHITECTURES
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         includes = ("-I", ROOT / "csrc", "-isystem", Path(torch.__file__).parent / "include")
-        command = [NVCC, *FLAGS, *includes, *codes, SOURCES / name, "-o", directory / f"{name}.o"]
+        command = [NVCC, *FLAGS, *includes, *codes, SOURCES / name, "-o", _file(directory, name, "o")]
         run = subprocess.run(command, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr[-3000:]
         report.write_text(run.stderr)

@@ -1,4 +1,4 @@
-"""The CUDA library compiles, links and loads without a GPU; its kernels hold their sums in registers."""
+"""The CUDA library compiles, links and loads without a GPU; its kernels do not spill."""
 
 import os
 import re
@@ -40,17 +40,17 @@ def test_no_kernel_spills(objects):
     assert kernels >= 2 * 4 * 9  # architectures, dtypes, kernels
 
 
-# What a kernel's symbol has of its operands' type, and the matrix instruction of each.
+# The matrix instruction of a dtype, by how it appears in a kernel's symbol.
 HALF, TF32 = "HMMA.16816.F32", "HMMA.1688.F32.TF32"
 INSTRUCTIONS = {"BFloat16": f"{HALF}.BF16", "Half": HALF, "tf32": TF32}
-# Kernels in float16 whose operand are products: the forward pass but not by items, dW but not dU and dV.
+# Kernels in float16 whose operand is generated: the forward pass if not per context, and dW.
 WIDENED = ("forward_kernelIN3c104HalfELb0", "weight_grads_kernelIN3c104HalfELb1")
-COUNT = {"forward_mma.cu": 6, "weight_grads_mma.cu": 10}
+COUNT = {"sm80/forward.cu": 6, "sm80/weight_grads.cu": 10}
 
 
 @needs_nvcc
 @pytest.mark.skipif(sass.disassembler("cuobjdump") is None, reason="no cuobjdump")
-@pytest.mark.parametrize("name", [name for name in KERNELS if name.endswith("_mma.cu")])
+@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("sm80/")])
 def test_matrix_instructions_are_used(objects, name):
     kernels = functions(objects[name][0])
     assert len(kernels) == COUNT.get(name, 5)
@@ -61,18 +61,18 @@ def test_matrix_instructions_are_used(objects, name):
             expected = {TF32}
         assert set(re.findall(r"HMMA\S+", text)) == expected, symbol
         assert expected or re.search("DFMA|FFMA", text), symbol
-        assert ("LDGSTS" in text) != widened, symbol  # whose operands are both made
-        # tf32 that lies along the rows is read word by word.
+        assert ("LDGSTS" in text) != widened, symbol  # both operands are generated
+        # MN-major tf32 is loaded word by word.
         assert ("LDSM" in text) == bool(expected) or "weight_grads" in symbol, symbol
 
 
 @needs_nvcc
 def test_ptx_is_in_one_file():
-    for path in [*SOURCES.glob("*.cu*"), *SOURCES.glob("*.h")]:
+    for path in [*SOURCES.rglob("*.cu*"), *SOURCES.rglob("*.h")]:
         assert path.name == "ptx.cuh" or not re.search(r"\basm\b", path.read_text()), path.name
 
 
-# torch's macros that release 2.11 has; TORCH_TARGET_VERSION keeps out newer functions, but not newer macros.
+# The macros of torch 2.11: TORCH_TARGET_VERSION excludes newer functions, but not newer macros.
 MACROS_OF_2_11 = {"STD_TORCH_CHECK", "STABLE_TORCH_LIBRARY_IMPL", "TORCH_BOX", "TORCH_ERROR_CODE_CHECK"}
 MACROS_OF_2_11 |= {"TORCH_ABI_VERSION"}
 
@@ -106,14 +106,14 @@ OPERATIONS = (
 
 @needs_nvcc
 def test_library_links_and_loads_without_cuda(objects, tmp_path):
-    """Linked to no more of torch than the CPU has, it loads and registers its kernels."""
+    """It is linked to nothing of torch that a CPU build lacks, loads, and registers its kernels."""
     torch_directory = Path(torch.__file__).parent
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     flags += ["-DMI_HAVE_SM90=1", '-DMI_CUDA_ARCHITECTURES="80 90a"']
     flags += ["-I", ROOT / "csrc", "-isystem", torch_directory / "include"]
     library = tmp_path / "libmi_kernels_cuda.so"
     host_objects = []
-    for path in SOURCES.glob("*.cpp"):
+    for path in SOURCES.rglob("*.cpp"):
         to = tmp_path / (path.stem + ".o")
         subprocess.run(["g++", *flags, "-c", path, "-o", to], check=True)
         host_objects.append(to)

@@ -1,7 +1,7 @@
 """The CUDA kernels without a GPU: the same sources on an emulator, under the suite's own tests.
 
-What this shows: checks, plans, index arithmetic, layouts of fragments and of shared memory, waits, barriers,
-epilogues, reductions. What it does not: that a GPU does what the PTX ISA says, how it rounds, its speed.
+This covers checks, plans, index arithmetic, layouts of fragments and of shared memory, waits, barriers,
+epilogues and reductions. It does not show that a GPU does what the PTX ISA says, how it rounds, or its speed.
 """
 
 import re
@@ -25,7 +25,7 @@ from mi_kernels.testing.samples import lay_out
 pytestmark = pytest.mark.skipif(backend.COMPILER is None, reason="no C++ compiler")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# Of each file the cases that take little work: an emulated thread is slow.
+# The cheap cases of each file, and how many there are at least: an emulated thread is slow.
 SUITE = {
     "test_interaction": (
         "test_values and (odd or past-powers or outer or no-input or no-features or offset or transposed)"
@@ -67,7 +67,7 @@ def tf32(emulated):
 
 @pytest.mark.parametrize("name", SUITE)
 def test_suite(name):
-    """The error rule and the gradients, as the other tests state them."""
+    """The error rule and the gradients of the other test files, on the emulator."""
     chosen, least = SUITE[name]
     file = Path(__file__).with_name(f"{name}.py")
     assert_passes("-k", chosen, file, least=least, MI_KERNELS_TEST_EMULATED="1")
@@ -105,7 +105,7 @@ SPLITS = [
     *((sizes, 1, torch.bfloat16) for sizes in ((131, 5, 72, 130), (37, 5, 13, 11))),
     ((300, 9, 16, 24), 5, torch.bfloat16),
     ((200, 9, 13, 5), 40, torch.float16),
-    # A few rows: whole chunks and odd ones, one block of rows and two, more splits than one.
+    # A few rows: vectorized or not, one block of rows and two, more than one split.
     *((sizes, 3, dtype) for sizes in ((3, 70, 64, 9), (1, 5, 7, 4)) for dtype in FLOATS),
     ((8, 40, 33, 6), 60, torch.float32),
     ((4, 301, 24, 3), 60, torch.float16),
@@ -116,7 +116,7 @@ SPLITS = [
 
 @pytest.mark.parametrize(("sizes", "processors", "dtype"), SPLITS, ids=str)
 def test_every_split_of_the_work(sizes, processors, dtype, emulated):
-    """Several tiles in each direction, whole chunks and odd ones, sums in one piece and in many."""
+    """Several tiles in each direction, vectorized or not, reductions that are split or not."""
     emulated.emulated_processors(processors)
     arguments = draw(sizes, dtype)
     for index, (found, exact) in enumerate(
@@ -139,7 +139,7 @@ def test_groups_and_shared_weights(rows, dtype, emulated):
 
 @pytest.mark.parametrize("activation", ["tanh", "softmax"])
 def test_a_few_rows(activation, emulated):
-    """Gates on the streaming kernel, and products z x that float16 cannot hold."""
+    """Gates on the small-batch kernel, and products z x that overflow float16."""
     x, z, w, u, v, c, _ = draw((3, 40, 72, 72), torch.float16)
     arguments = (400 * x, 400 * z, w / 160000, u / 400, v / 400, c)
     expected = gate_portable.gated_interaction(*(t.double() for t in arguments), activation, True)
@@ -152,7 +152,7 @@ def test_a_few_rows(activation, emulated):
 
 
 def rounded(tensor):
-    """float32 as tf32 has it: to the nearest, ties away from zero."""
+    """float32 rounded to tf32, to nearest with ties away from zero."""
     if tensor is None or tensor.dtype != torch.float32:
         return tensor
     return ((tensor.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
@@ -164,7 +164,7 @@ def rounded(tensor):
     ("sizes", "processors"), [((131, 5, 72, 140), 1), ((70, 6, 32, 20), 40), ((37, 5, 13, 11), 4)]
 )
 def test_error_rule_in_tf32(sizes, processors, layout, groups, tf32):
-    """Rivalled by einsum on operands rounded to tf32."""
+    """Against einsum on operands rounded to tf32."""
     tf32.emulated_processors(processors)
     arguments = [lay_out(t, layout) for t in draw(sizes, torch.float32, groups)]
 
@@ -180,8 +180,8 @@ def test_error_rule_in_tf32(sizes, processors, layout, groups, tf32):
     assert tf32.emulated_conflicts() == 0
 
 
-def test_tf32_is_rounded_not_cut_off(tf32):
-    """All numbers are positive, so cutting off would make every result smaller, by about 7e-4."""
+def test_tf32_is_rounded_not_truncated(tf32):
+    """All numbers are positive, so truncation would make every result smaller, by about 7e-4."""
     arguments = [t.abs() + 1 for t in draw((70, 3, 40, 24), torch.float32)]
     x, z, _, u, v, _, _ = arguments
     found, exact = [*primitives(tf32, *arguments)], [*truth(*arguments)]
@@ -235,8 +235,8 @@ def test_the_setting_for_tf32_is_that_of_pytorch(emulated):
 @pytest.mark.parametrize(
     ("width", "forward"), [(1, "widened"), (15, "widened"), (16, "exact"), (40, "exact"), (256, "exact")]
 )
-def test_styles_of_float16(width, forward, emulated):
-    """By items unless half of their stages would be padding; dW is made of products in float32."""
+def test_algorithms_of_float16(width, forward, emulated):
+    """Per context unless half of the stages would be padding; dW uses products in float32."""
 
     def algorithm(primitive, terms):
         sizes = [1, 300, 9, width, 24]
@@ -262,7 +262,7 @@ def test_groups_in_float16(width, emulated):
     [((64, 300, 64, 8), 132), ((8, 2000, 33, 4), 132), ((4, 16, 16, 2000), 132), ((9, 2000, 8, 4), 1)],
 )
 def test_long_sums_of_positive_numbers(sizes, processors, emulated):
-    """Rounding adds up where nothing cancels: the error rule holds for chains too."""
+    """Rounding errors add up if nothing cancels: the error rule holds for long summation blocks too."""
     emulated.emulated_processors(processors)
     x, z, w, *_, g = (t.abs() for t in draw(sizes, torch.float32))
 
@@ -287,7 +287,7 @@ def test_the_same_bits_again(emulated):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("activation", activations.NAMES)
 def test_gates_of_every_activation(activation, dtype, emulated):
-    """Two tiles in each direction; the gates that were kept, too."""
+    """Two tiles in each direction; the saved preactivations too."""
     x, z, _, a, g, c, _ = draw((70, 6, 72, 72), dtype)
     shift_weight, shift_bias = torch.randn(72, 6).to(dtype), torch.randn(72).to(dtype)
     w = torch.randn(72, 6, 72).to(dtype)

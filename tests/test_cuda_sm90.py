@@ -1,5 +1,4 @@
-"""The sm_90a engine without a GPU: its index functions, the engine itself on the machine of sm90/machine.h,
-and what the compiler for 90a makes of it."""
+"""The sm_90a engine without a GPU: its layouts, the engine on the emulator of sm90/, its machine code."""
 
 import os
 import re
@@ -26,7 +25,8 @@ needs_nvcc = pytest.mark.skipif(
 
 
 def build(source: Path, program: Path, *flags: str | Path) -> Path:
-    command = [COMPILER, "-std=c++20", "-Wall", "-Wextra", *flags, "-o", program, source]
+    csrc = source.parents[2] / "csrc"
+    command = [COMPILER, "-std=c++20", "-Wall", "-Wextra", "-I", csrc, *flags, "-o", program, source]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stderr == ""
@@ -44,7 +44,7 @@ def test_layouts_agree_with_the_documents(tmp_path):
 
 
 def lines(cases: Iterable[tuple[KernelSize, str]]) -> str:
-    """The calls as the programs in sm90/ read them."""
+    """The calls in the format that the programs in sm90/ read."""
     return "".join(f"{' '.join(map(str, size.sizes))} {int(dtype == 'bfloat16')}\n" for size, dtype in cases)
 
 
@@ -76,7 +76,7 @@ needs_minutes = pytest.mark.skipif(
     ("least", "most"), [(0, 3e9), pytest.param(3e9, 1e10, marks=needs_minutes)], ids=("small", "large")
 )
 def test_the_engine_at_the_sizes(least, most, engine):
-    """On the kernel and the number of blocks that each is launched on; the largest would take too long."""
+    """With the kernel and grid that each is launched with; the largest would take too long."""
     cases = [(size, dtype) for size in SM90 if least <= work(size) < most for dtype in size.dtypes]
     assert len(cases) >= 4
     done = run(engine, "calls", input=lines(cases))
@@ -84,57 +84,65 @@ def test_the_engine_at_the_sizes(least, most, engine):
     assert done.stdout == f"{len(cases)} calls agree with the formula\n"
 
 
-# What goes wrong on hardware only now and then: the machine has to notice each. (file, text, replacement)
+# Races that hardware shows only now and then; the emulator has to notice each. (file, text, replacement)
 FAULTS = {
-    "operand overwritten while wgmma reads it": ("engine_sm90.cuh", "mma_wait<1>()", "mma_wait<2>()"),
-    "sums read before wgmma is done": (
-        "engine_sm90.cuh",
-        "mma_wait<0>();\n      M::hold(left)",
-        "mma_wait<1>()",
+    "operand overwritten while wgmma reads it": ("engine.cuh", "wgmma_wait<1>()", "wgmma_wait<2>()"),
+    "accumulators read before wgmma is done": (
+        "engine.cuh",
+        "wgmma_wait<0>();\n      Arch::fence_operand(a)",
+        "wgmma_wait<1>()",
     ),
     "stage released while wgmma reads it": (
-        "engine_sm90.cuh",
-        "release(ring.stage == 0 ? Shape::kStages - 1 : ring.stage - 1);\n    advance",
-        "release(ring.stage);\n    advance",
+        "engine.cuh",
+        "if (!first) release_previous()",
+        "if (!first) release(state.stage)",
     ),
-    "no wait for the weights": ("engine_sm90.cuh", "    wait();\n    M::mma_fence();", "    M::mma_fence();"),
-    "no wait for the operand": ("engine_sm90.cuh", "    wait();\n    MI_UNROLL", "    MI_UNROLL"),
-    "wrong parity": ("engine_sm90.cuh", "ring.phase ^ 1", "ring.phase"),
-    "no fence before wgmma": ("engine_sm90.cuh", "wait();\n    M::mma_fence();", "wait();"),
+    "no wait for the weights": (
+        "engine.cuh",
+        "    wait();\n    Arch::wgmma_fence();",
+        "    Arch::wgmma_fence();",
+    ),
+    "no wait for the operand": ("engine.cuh", "    wait();\n    MI_UNROLL", "    MI_UNROLL"),
+    "wrong parity": ("engine.cuh", "state.phase ^ 1", "state.phase"),
+    "no fence before wgmma": ("engine.cuh", "wait();\n    Arch::wgmma_fence();", "wait();"),
     "no fence before the copy of the result": (
-        "engine_sm90.cuh",
-        "M::shared_fence();\n    M::sync_warpgroup",
-        "M::sync_warpgroup",
+        "engine.cuh",
+        "Arch::fence_async_proxy();\n    Arch::sync_warpgroup",
+        "Arch::sync_warpgroup",
     ),
     "no fence between ldmatrix and the next copy": (
-        "engine_sm90.cuh",
-        "M::shared_fence();\n    release(ring.stage);",
-        "release(ring.stage);",
+        "engine.cuh",
+        "Arch::fence_async_proxy();\n    release(state.stage);",
+        "release(state.stage);",
     ),
     "fence after the stage was released": (
-        "engine_sm90.cuh",
-        "M::shared_fence();\n    release(ring.stage);",
-        "release(ring.stage);\n    M::shared_fence();",
+        "engine.cuh",
+        "Arch::fence_async_proxy();\n    release(state.stage);",
+        "release(state.stage);\n    Arch::fence_async_proxy();",
     ),
-    "result overwritten while it is copied": ("engine_sm90.cuh", "if (thread == 0) M::store_wait();", ""),
-    "the other block's consumers are not asked": (
-        "engine_sm90.cuh",
-        "kConsumerWarps * Shape::kCluster",
+    "result overwritten while it is copied": (
+        "engine.cuh",
+        "if (thread == 0) Arch::tma_store_wait();",
+        "",
+    ),
+    "the other block's consumers are not waited for": (
+        "engine.cuh",
+        "kConsumerWarps * Traits::kCluster",
         "kConsumerWarps",
     ),
-    "both blocks load the same half": ("engine_sm90.cuh", "tile.out + rank * kShare", "tile.out"),
-    "sums written over stages that are still read": ("engine_sm90.cuh", "M::sync_consumers();", ""),
-    "another swizzle": ("sm90_layout.h", "(address >> 3) & 0x70", "(address >> 3) & 0x30"),
+    "both blocks load the same half": ("engine.cuh", "tile.out + rank * kSlice", "tile.out"),
+    "accumulators written over stages that are still read": ("engine.cuh", "Arch::sync_consumers();", ""),
+    "another swizzle": ("layout.h", "(address >> 3) & 0x70", "(address >> 3) & 0x30"),
 }
 
 
 @needs_compiler
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_machine_notices(fault, tmp_path):
+def test_the_emulator_notices(fault, tmp_path):
     name, text, replacement = FAULTS[fault]
     for folder in ("csrc", "tests/sm90"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    source = tmp_path / "csrc/cuda" / name
+    source = tmp_path / "csrc/cuda/sm90" / name
     assert text in source.read_text()
     source.write_text(source.read_text().replace(text, replacement))
     program = build(tmp_path / "tests/sm90/engine.cpp", tmp_path / "engine", "-O0", "-DMI_FEW")
@@ -145,8 +153,10 @@ def test_the_machine_notices(fault, tmp_path):
 
 @needs_compiler
 def test_the_sizes_choose_the_kernels_they_name(tmp_path):
-    """By the plan and the checks of alignment; between them they reach every kernel there is."""
-    program = build(ROOT / "tests/sm90/choices.cpp", tmp_path / "choices", "-O1", ROOT / "csrc/cuda/plan.cpp")
+    """By the plan and the checks of alignment. Together they reach every kernel."""
+    program = build(
+        ROOT / "tests/sm90/choices.cpp", tmp_path / "choices", "-O1", ROOT / "csrc/cuda/host/plan.cpp"
+    )
     cases = [(size, dtype) for size in (*SM90, *MMA) for dtype in size.dtypes if dtype in HALF]
     done = run(program, input=lines(cases))
     assert done.returncode == 0, done.stderr
@@ -167,19 +177,19 @@ def test_the_sizes_choose_the_kernels_they_name(tmp_path):
     assert all(size.dtypes == EVERY for size in MMA)
 
 
-SOURCE = "interaction_sm90.cu"
-# Every kernel in it: outputs per tile, blocks of a cluster (or split), element type.
+SOURCE = "sm90/forward.cu"
+# Every kernel in it: outputs per tile, blocks of a cluster (or "split"), element type.
 KERNELS = {(out, cluster, "BF16") for out in (64, 128, 256) for cluster in (1, 2)}
 KERNELS |= {(out, cluster, "F16") for out in (64, 128) for cluster in (1, 2)}
 KERNELS |= {(out, "split", dtype) for out in (64, 128) for dtype in ("BF16", "F16")}
 
 
 def compile_kernels() -> tuple[str, dict[tuple, str]]:
-    """What nvcc says of the kernels, and their machine code by what KERNELS has."""
+    """The report of ptxas, and the machine code of each of KERNELS."""
     path, report = compiled(SOURCE)[SOURCE]
     kernels = {}
     for text in re.split(r"Function : ", sass.text_of(path))[1:]:
-        name = re.search(r"(Bf16|F16)ENS\d_5ShapeILi(\d+)ELi(\d)ELb(\d)E", text.split("\n", 1)[0])
+        name = re.search(r"(Bf16|F16)ENS\d_12KernelTraitsILi(\d+)ELi(\d)ELb(\d)E", text.split("\n", 1)[0])
         cluster = "split" if name[4] == "1" else int(name[3])
         kernels[int(name[2]), cluster, name[1].upper()] = text
     return report, kernels
@@ -198,20 +208,20 @@ def check_resources(report: str, kernels: dict[tuple, str]) -> None:
 def check_instructions(kernels: dict[tuple, str]) -> None:
     for (out, cluster, dtype), text in kernels.items():
         products = re.findall(r"HGMMA\.64x(\d+)x16\.F32(\.BF16)? R\d+, (R\d+), gdesc", text)
-        assert len(products) == text.count("HGMMA"), "a left operand is not in registers"
-        # Scaled: even and odd steps, the one that is left, and that of U. Exact: a step, and that of U.
+        assert len(products) == text.count("HGMMA"), "an A operand is not in registers"
+        # Scaled: the even and the odd step of the loop, the last one, that of U. Exact: a step, that of U.
         assert len(products) == 4 * (4 if dtype == "BF16" else 2)
         assert {(int(n), bf16 == ".BF16") for n, bf16, _ in products} == {(out, dtype == "BF16")}
         loads = re.findall(r"UTMALDG\.4D(\.MULTICAST)?", text)
         assert len(loads) == 5 and loads.count(".MULTICAST") == (3 if cluster == 2 else 0)  # x, z; W, U, V
         assert ("UTMASTG.4D" in text) == (cluster != "split") and "USETMAXREG" in text
         assert ("UCGABAR_ARV" in text) == (cluster != 1)
-        # The barriers are initialised; x is read, z is; the result is written. None in a step.
+        # After the mbarriers are initialised, x and z read and the result written; none within a step.
         assert text.count("FENCE.VIEW.ASYNC.S") == (3 if cluster == "split" else 4)
 
 
 def check_hazards(kernels: dict[tuple, str]) -> None:
-    """No left operand is overwritten while a wgmma may read it."""
+    """No A operand is overwritten while a wgmma may read it."""
     for key, text in kernels.items():
         found = list(sass.loops(text))
         assert found, f"{key}: no loop with wgmma from registers"
@@ -219,8 +229,8 @@ def check_hazards(kernels: dict[tuple, str]) -> None:
 
 
 @needs_nvcc
-def test_what_the_compiler_makes_of_it():
-    """No spills; the tensor cores and the copy engine are used as meant; no hazard."""
+def test_machine_code():
+    """No spills, the intended wgmma and TMA instructions, no hazard."""
     report, kernels = compile_kernels()
     check_resources(report, kernels)
     check_instructions(kernels)
@@ -229,11 +239,11 @@ def test_what_the_compiler_makes_of_it():
 
 @needs_nvcc
 def test_launches_in_a_fresh_thread(tmp_path):
-    """The kernel that was chosen, its cluster and shared memory; no tensor map before there is a context."""
+    """The chosen kernel, cluster and shared memory; no tensor map before there is a context."""
     launcher, _ = compiled(SOURCE)[SOURCE]
     program = tmp_path / "launches"
     command = [NVCC, "-std=c++20", "-Xlinker", "--wrap=cudaFuncSetAttribute,--wrap=cudaLaunchKernelExC"]
-    command += ["-o", program, ROOT / "tests/sm90/launches.cpp", launcher]
+    command += ["-I", ROOT / "csrc", "-o", program, ROOT / "tests/sm90/launches.cpp", launcher]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
     cases = [(size, dtype) for size in SM90 for dtype in size.dtypes]

@@ -17,7 +17,7 @@ from mi_kernels.testing.kernel_values import check_interaction
 
 CASES = [(size, dtype) for size in (*SM90, *MMA) for dtype in size.dtypes]
 BY_NAME = {size.name: size for size in (*SM90, *MMA)}
-# An emulated thread is slow: what takes seconds, each engine and each dtype.
+# An emulated thread is slow: cases of seconds, for each kernel and each dtype.
 EMULATED = {"few": ("float32", "bfloat16"), "short x": ("float16",), "odd": ("float64", "bfloat16")}
 
 
@@ -42,7 +42,7 @@ def test_on_a_gpu(size: KernelSize, dtype: str):
     ("name", "dtype"), [(name, dtype) for name, dtypes in EMULATED.items() for dtype in dtypes]
 )
 def test_on_the_emulator(name: str, dtype: str):
-    """The same body; the emulated library has the mma engine and the kernels of a few rows."""
+    """The emulated library has the mma engine and the small-batch kernels."""
     operations = backend.load()
     before = operations.emulated_processors(PROCESSORS)
     try:
@@ -59,7 +59,7 @@ def portable_operations(**others: Callable[..., Any]) -> SimpleNamespace:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["64x1", "odd"])
 def test_the_check_passes_what_is_right(name, dtype, monkeypatch):
-    """With groups and without; in parts of the rows it says the same."""
+    """With groups and without. Checking the rows in parts gives the same error."""
     found = []
     for elements in (kernel_values.CHUNK_ELEMENTS, 20_000):
         monkeypatch.setattr(kernel_values, "CHUNK_ELEMENTS", elements)

@@ -42,10 +42,10 @@ if(portable_archs)
   list(REMOVE_DUPLICATES cuda_architectures)
 endif()
 
-# *_sm90.cu use instructions of 90a alone and are compiled for it alone; everything else is compiled for every
+# sm90/*.cu use instructions that only 90a has and are compiled for it alone; everything else is compiled for every
 # architecture. MI_HAVE_SM90 tells the host code whether they are there.
-file(GLOB sm90_sources CONFIGURE_DEPENDS csrc/cuda/*_sm90.cu)
-file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu csrc/cuda/*.cpp)
+file(GLOB sm90_sources CONFIGURE_DEPENDS csrc/cuda/sm90/*.cu)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*/*.cu csrc/cuda/*/*.cpp)
 list(REMOVE_ITEM cuda_sources ${sm90_sources})
 
 add_library(mi_cuda_options INTERFACE)
@@ -54,7 +54,7 @@ target_include_directories(mi_cuda_options SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT
 target_compile_options(mi_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-unused-parameter,-Wno-psabi;--expt-relaxed-constexpr;-Xptxas=-warn-spills>")
 
-set_source_files_properties(csrc/cuda/interaction.cpp PROPERTIES
+set_source_files_properties(csrc/cuda/host/interaction.cpp PROPERTIES
   COMPILE_DEFINITIONS MI_CUDA_ARCHITECTURES="${MI_CUDA_ARCHITECTURES}")
 add_library(mi_cuda_all OBJECT ${cuda_sources})
 target_link_libraries(mi_cuda_all PRIVATE mi_cuda_options)
@@ -69,7 +69,7 @@ if("90a" IN_LIST MI_CUDA_ARCHS AND sm90_sources)
 endif()
 
 # The runtime is static (CMake's default), so that no particular libcudart has to be there; of libtorch_cuda
-# nothing is linked (machine.cu).
+# nothing is linked (host/device_stream.cu).
 add_library(mi_kernels_cuda MODULE ${cuda_objects})
 target_link_libraries(mi_kernels_cuda PRIVATE mi_stable_abi ${TORCH_CPU_LIBRARY} ${CMAKE_DL_LIBS})
 target_link_options(mi_kernels_cuda PRIVATE -Wl,--exclude-libs,ALL)

@@ -1,7 +1,7 @@
 """The CUDA kernels on the host: `install` makes them the backend "cuda" of tensors on the CPU.
 
-The sources are those of the CUDA library but for the launches (launches.cpp) and the instructions
-(emulator.h): the checks, plans, index arithmetic, pipelines and epilogues are the ones that a GPU runs.
+Only the launches (launches.cpp) and the instructions (emulator.h) are replaced: the checks, plans, index
+arithmetic, pipelines and epilogues are those that a GPU runs.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from mi_kernels.ops.modulate import autograd as modulate
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "mi_kernels_emulated"
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-# What a user of an operation holds by its name, and where.
+# The tables that hold the implementations of each operation by backend.
 HOLDERS = {
     "interaction": interaction._FORWARD,
     "interaction_input_grads": interaction._INPUT_GRADS,
@@ -34,8 +34,8 @@ HOLDERS = {
     "modulate_grads": modulate._MODULATE_GRADS,
 }
 PLANS = ("cuda_interaction_plan", "cuda_gate_plan", "cuda_aligned")
-# Bank conflicts of ldmatrix since the last question; the number of processors that plans are made for, which
-# the question sets.
+# Operations of the emulated library alone: the bank conflicts since the previous call; sets the number of
+# multiprocessors and returns the one before.
 QUESTIONS = (
     "emulated_conflicts() -> int",
     "emulated_processors(int count) -> int",
@@ -46,7 +46,7 @@ _library: list[torch.library.Library] = []
 
 def build() -> Path:
     """The compiled library; compiled again only when a source has changed."""
-    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), ROOT / "tests/emulated/launches.cpp"]
+    sources = [*sorted((ROOT / "csrc/cuda").rglob("*.cpp")), ROOT / "tests/emulated/launches.cpp"]
     digest = hashlib.sha256(torch.__version__.encode())
     for path in sorted(path for part in ("csrc", "tests/emulated") for path in (ROOT / part).rglob("*.*")):
         if path.suffix in (".h", ".cuh", ".cpp"):
@@ -86,7 +86,7 @@ def _compile(sources: list[Path], directory: Path, library: Path) -> None:
 
 
 def load():
-    """The emulated operations, as torch.ops has them."""
+    """The emulated operations, a namespace of torch.ops."""
     if not _library:
         _library.append(torch.library.Library(NAMESPACE, "DEF"))
         for name in (*HOLDERS, *PLANS):
@@ -102,7 +102,7 @@ def load():
 
 
 def install() -> None:
-    """Make them what the backend "cuda" runs, for tensors on the CPU; for the rest of this process."""
+    """Make them the backend "cuda" of tensors on the CPU, for the rest of this process."""
     operations = load()
     for name, holder in HOLDERS.items():
         holder["cuda"] = getattr(operations, name).default

@@ -1,6 +1,6 @@
-// A GPU of sm_80 as the mma engine sees one, on the host: the threads of a block take turns, and instructions do what
-// the PTX ISA says of them. Asynchronous copies happen as late as the waits allow, and shared memory starts as NaN, so
-// that a missing wait or barrier shows.
+// An emulator of sm_80 on the host, in place of Sm80 in csrc/cuda/common/ptx.cuh. The threads of a block take turns,
+// and instructions do what the PTX ISA says. Asynchronous copies land as late as the waits allow and shared memory
+// starts as NaN, so that a missing wait or barrier gives wrong results.
 #pragma once
 
 #include <setjmp.h>
@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../csrc/cuda/numbers.cuh"
+#include "cuda/common/numbers.cuh"
 
 namespace mi_kernels::cuda {
 
@@ -24,9 +24,9 @@ class Block {
   static constexpr int kStack = 64 << 10, kThreads = 256, kWarp = 32;
   static inline Block* now = nullptr;
 
-  int64_t index[3];
+  int64_t index_x, index_y;
   std::vector<char> shared;
-  int64_t conflicts = 0;  // ldmatrix phases whose lines share banks
+  int64_t conflicts = 0;  // reads of shared memory that hit a bank twice
 
   struct Barrier {
     int arrived = 0;
@@ -39,7 +39,7 @@ class Block {
   };
   struct Thread {
     ucontext_t start;
-    jmp_buf place;
+    jmp_buf context;
     bool started = false, done = false;
     std::vector<std::vector<Copy>> groups{1};
     int64_t exchanges = 0;
@@ -54,7 +54,7 @@ class Block {
   }
 
   void run(const std::function<void()>& body, int64_t x, int64_t y) {
-    index[0] = x, index[1] = y, index[2] = 0;
+    index_x = x, index_y = y;
     std::memset(shared.data(), 0xff, shared.size());
     body_ = &body;
     now = this;
@@ -68,8 +68,7 @@ class Block {
         resume(t);
         left -= t.done;
       }
-      if (left == before && progress == progress_)
-        throw std::runtime_error("emulator: the threads wait for each other");
+      if (left == before && progress == progress_) throw std::runtime_error("emulator: deadlock");
     }
     now = nullptr;
   }
@@ -80,7 +79,8 @@ class Block {
   int thread() const { return current_; }
   Thread& state() { return threads_state_[size_t(current_)]; }
   void sync_block() { wait(block_, threads_); }
-  // What all lanes of a warp bring to a collective instruction. Two buffers in turn: a lane is at most one ahead.
+  // The arguments of all lanes of a warp to a collective instruction. A lane is at most one instruction ahead of the
+  // others, so two buffers in turn suffice.
   const Lane* exchange(const Lane& mine) {
     Warp& w = warps_[size_t(current_ / kWarp)];
     Lane* lanes = w.lanes[state().exchanges++ % 2];
@@ -106,11 +106,11 @@ class Block {
     while (b.generation == generation) yield();
   }
   void yield() {
-    if (_setjmp(state().place) == 0) _longjmp(scheduler_, 1);
+    if (_setjmp(state().context) == 0) _longjmp(scheduler_, 1);
   }
   void resume(Thread& t) {
     if (_setjmp(scheduler_) != 0) return;
-    if (t.started) _longjmp(t.place, 1);
+    if (t.started) _longjmp(t.context, 1);
     t.started = true;
     getcontext(&t.start);
     t.start.uc_stack.ss_sp = stacks_.get() + size_t(current_) * kStack;
@@ -131,17 +131,16 @@ class Block {
   Barrier block_;
   std::vector<Warp> warps_;
   std::vector<Thread> threads_state_;
-  // Not a vector, which would clear it for every launch.
+  // Not a vector, which would zero it at every launch.
   static inline const std::unique_ptr<char[]> stacks_{new char[size_t(kThreads) * kStack]};
   const std::function<void()>* body_ = nullptr;
   jmp_buf scheduler_;
 };
 
-struct Emulated {
+struct EmulatedSm80 {
   static int thread() { return Block::now->thread(); }
-  static int64_t block_x() { return Block::now->index[0]; }
-  static int64_t block_y() { return Block::now->index[1]; }
-  static int64_t block_z() { return Block::now->index[2]; }
+  static int64_t block_x() { return Block::now->index_x; }
+  static int64_t block_y() { return Block::now->index_y; }
   static void sync_block() { Block::now->sync_block(); }
   static char* shared() { return Block::now->shared_memory(); }
 
@@ -179,8 +178,8 @@ struct Emulated {
       block.conflicts += lane == 0 && banks != 0xff;
       uint16_t pair[2];
       for (int e = 0; e < 2; ++e) {
-        const int line = kTransposed ? lane % 4 * 2 + e : lane / 4, place = kTransposed ? lane / 4 : lane % 4 * 2 + e;
-        std::memcpy(&pair[e], lanes[m * 8 + line].address + place * 2, 2);
+        const int line = kTransposed ? lane % 4 * 2 + e : lane / 4, index = kTransposed ? lane / 4 : lane % 4 * 2 + e;
+        std::memcpy(&pair[e], lanes[m * 8 + line].address + index * 2, 2);
       }
       std::memcpy(&r[m], pair, 4);
     }
@@ -206,7 +205,7 @@ struct Emulated {
     return bits & 0x7fffff ? 0x7fffffff : bits;
   }
 
-  // mma.m16n8k16, of tf32 m16n8k8: the layouts of their fragments are those of the PTX ISA.
+  // mma.m16n8k16 and, for tf32, m16n8k8, with the fragment layouts of the PTX ISA.
   template <class T>
   static void mma(float* d, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     Block::Lane mine{};
@@ -214,7 +213,7 @@ struct Emulated {
     std::memcpy(mine.b, b, sizeof b);
     const auto* lanes = Block::now->exchange(mine);
     const int lane = Block::now->thread() % 32;
-    constexpr int kPack = 4 / int(sizeof(T));  // elements of a register; half of the sum is four of them
+    constexpr int kPack = 4 / int(sizeof(T));  // elements of a register; four registers are half of k
     for (int e = 0; e < 4; ++e) {
       const int row = lane / 4 + e / 2 * 8, col = lane % 4 * 2 + e % 2;
       double sum = 0;
@@ -228,10 +227,10 @@ struct Emulated {
   }
 
  private:
-  // Of a float the instruction reads the upper 19 bits.
+  // Of a float the instruction reads the upper 19 bits, those of tf32.
   template <class T>
-  static double element(uint32_t word, int place) {
-    word = std::is_same_v<T, tf32> ? word & ~0x1fffu : word >> (16 * place);
+  static double element(uint32_t word, int index) {
+    word = std::is_same_v<T, tf32> ? word & ~0x1fffu : word >> (16 * index);
     T t;
     std::memcpy(&t, &word, sizeof t);
     return double(float(t));

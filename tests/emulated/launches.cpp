@@ -1,12 +1,19 @@
-// The launches of the CUDA kernels, on the emulator: block after block.
+// The launch functions of the CUDA kernels on the emulator, one block after another.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
-#include "../../csrc/cuda/mma_kernels.h"
-#include "../../csrc/cuda/modulate_call.h"
-#include "../../csrc/cuda/modulate_kernels.cuh"
-#include "../../csrc/cuda/stream_grads.cuh"
+#include "cuda/common/launchers.h"
+#include "cuda/common/reduce.cuh"
+#include "cuda/host/device_stream.h"
+#include "cuda/modulate/kernels.cuh"
+#include "cuda/sm80/diagonal.cuh"
+#include "cuda/sm80/forward.cuh"
+#include "cuda/sm80/input_grads.cuh"
+#include "cuda/sm80/linear.cuh"
+#include "cuda/sm80/weight_grads.cuh"
+#include "cuda/small_batch/forward.cuh"
+#include "cuda/small_batch/input_grads.cuh"
 #include "emulator.h"
 
 namespace mi_kernels::cuda {
@@ -29,100 +36,104 @@ int64_t emulated_processors(int64_t count) { return std::exchange(processors, co
 
 }  // namespace
 
-struct Place::Guard {};
-Place::Place(const Tensor&) : stream_(nullptr), machine_{80, int(processors), 100 << 10} {}
-Place::~Place() = default;
+struct DeviceStream::Guard {};
+DeviceStream::DeviceStream(const Tensor&) : handle_(nullptr), device_{80, int(processors)} {}
+DeviceStream::~DeviceStream() = default;
 
-void launch_modulate(const Place&, DType dtype, const ModulateCall& call) {
+void launch_modulate(const DeviceStream&, DType dtype, const ModulateParams& params) {
   for_dtype(dtype, [&](auto t) {
-    run(call.blocks, 1, kModulateThreads, 0, [&] { modulate_block<Emulated, decltype(t)>(call); });
+    run(params.blocks, 1, kModulateThreads, 0, [&] { modulate_block<EmulatedSm80, decltype(t)>(params); });
   });
 }
 
-void launch_modulate_grads(const Place&, DType dtype, const ModulateGradsCall& call, const ModulateGradsPlan& plan,
-                           void* partials) {
+void launch_modulate_grads(const DeviceStream&, DType dtype, const ModulateGradsParams& params,
+                           const ModulateGradsPlan& plan, void* partials) {
   for_dtype(dtype, [&](auto t) {
     using T = decltype(t);
     auto* sums = static_cast<AccOf<T>*>(partials);
     run(plan.blocks, plan.splits, kModulateThreads, modulate_grads_shared_bytes<T>(),
-        [&] { modulate_grads_block<Emulated, T>(call, plan, sums); });
+        [&] { modulate_grads_block<EmulatedSm80, T>(params, plan, sums); });
     if (sums)
-      run((plan.units + kModulateThreads - 1) / kModulateThreads, 1, kModulateThreads, 0,
-          [&] { modulate_grads_finish<Emulated, T>(call, plan, sums); });
+      run(ceil_div(plan.units, kModulateThreads), 1, kModulateThreads, 0,
+          [&] { modulate_grads_reduce_splits<EmulatedSm80, T>(params, plan, sums); });
   });
 }
 
 template <class T>
-void launch_forward(const Place&, const ForwardCall<T>& call) {
-  if constexpr (Products<T>::kWidens) {
-    if (call.by_items) {
-      using Math = ForwardMath<Emulated, T, true>;
-      return run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(),
-                 [&] { forward_items_block<Emulated, Math>(call); });
+void launch_forward(const DeviceStream&, const ForwardParams<T>& params) {
+  if constexpr (OuterProducts<T>::kWidens) {
+    if (params.per_context) {
+      using Mma = ForwardMma<EmulatedSm80, T, true>;
+      return run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(),
+                 [&] { forward_per_context_block<EmulatedSm80, Mma>(params); });
     }
   }
-  using Math = ForwardMath<Emulated, T, false>;
-  run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(), [&] { forward_block<Emulated, Math>(call); });
+  using Mma = ForwardMma<EmulatedSm80, T, false>;
+  run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(),
+      [&] { forward_block<EmulatedSm80, Mma>(params); });
 }
 template <class T>
-void launch_stream(const Place&, const ForwardCall<T>& call) {
-  run(call.grid.blocks(), 1, kEngineThreads, stream_shared_bytes<T>(), [&] { stream_block<Emulated, T>(call); });
+void launch_small_batch_forward(const DeviceStream&, const ForwardParams<T>& params) {
+  run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_forward_shared_bytes<T>(),
+      [&] { small_batch_forward_block<EmulatedSm80, T>(params); });
 }
 template <class T>
-void launch_stream_grads(const Place&, const InputGradsCall<T>& call) {
-  run(call.grid.blocks(), 1, kEngineThreads, stream_grads_shared_bytes<T>(),
-      [&] { stream_grads_block<Emulated, T>(call); });
+void launch_small_batch_input_grads(const DeviceStream&, const InputGradsParams<T>& params) {
+  run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_input_grads_shared_bytes<T>(),
+      [&] { small_batch_input_grads_block<EmulatedSm80, T>(params); });
 }
 template <class T>
-void launch_gate(const Place&, const GateCall<T>& call) {
-  using Math = ProductMath<Emulated, T, true>;
-  run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(), [&] { gate_block<Emulated, Math>(call); });
+void launch_diagonal(const DeviceStream&, const DiagonalParams<T>& params) {
+  using Mma = MatrixMma<EmulatedSm80, T, true>;
+  run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(),
+      [&] { diagonal_block<EmulatedSm80, Mma>(params); });
 }
 template <class T>
-void launch_weight_grads(const Place&, const WeightGradsCall<T>& call) {
-  const auto start = [&](auto made) {
-    using Math = WeightGradsMath<Emulated, T, made.value>;
-    run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(),
-        [&] { weight_grads_block<Emulated, Math, made.value>(call); });
+void launch_weight_grads(const DeviceStream&, const WeightGradsParams<T>& params) {
+  const auto start = [&](auto generated) {
+    using Mma = WeightGradsMma<EmulatedSm80, T, generated.value>;
+    run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(),
+        [&] { weight_grads_block<EmulatedSm80, Mma, generated.value>(params); });
   };
-  call.made ? start(std::true_type()) : start(std::false_type());
+  params.generated ? start(std::true_type()) : start(std::false_type());
 }
 template <class T>
-void launch_linear(const Place&, const LinearCall<T>& call) {
-  using Math = ProductMath<Emulated, T>;
-  run(call.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Math>(), [&] { linear_block<Emulated, Math>(call); });
+void launch_linear(const DeviceStream&, const LinearParams<T>& params) {
+  using Mma = MatrixMma<EmulatedSm80, T>;
+  run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(),
+      [&] { linear_block<EmulatedSm80, Mma>(params); });
 }
 template <class T>
-void launch_input_grads(const Place&, const InputGradsCall<T>& call) {
-  using Math = InputGradsMath<Emulated, T>;
-  run(call.grid.blocks(), 1, kEngineThreads, input_grads_shared_bytes<Math>(),
-      [&] { input_grads_block<Emulated, Math>(call); });
+void launch_input_grads(const DeviceStream&, const InputGradsParams<T>& params) {
+  using Mma = InputGradsMma<EmulatedSm80, T>;
+  run(params.grid.blocks(), 1, kEngineThreads, input_grads_shared_bytes<Mma>(),
+      [&] { input_grads_block<EmulatedSm80, Mma>(params); });
 }
 template <class T>
-void launch_reduce(const Place&, const Output<T>& out, int64_t splits) {
-  const int64_t size = out.groups * out.rows * out.cols;
-  run((size + kReduceThreads - 1) / kReduceThreads, 1, kReduceThreads, 0,
-      [&] { reduce_block<Emulated, T>(out, splits); });
+void launch_reduce(const DeviceStream&, const Epilogue<T>& epilogue, int64_t splits) {
+  run(ceil_div(epilogue.groups * epilogue.rows * epilogue.cols, kReduceThreads), 1, kReduceThreads, 0,
+      [&] { reduce_block<EmulatedSm80, T>(epilogue, splits); });
 }
 template <class T>
-void launch_softmax(const Place&, const Output<T>& out, int64_t splits, const AccOf<T>* shift, int64_t shift_splits) {
-  run(out.rows, 1, kReduceThreads, kReduceThreads * sizeof(AccOf<T>),
-      [&] { softmax_block<Emulated, T>(out, splits, shift, shift_splits); });
+void launch_softmax(const DeviceStream&, const Epilogue<T>& epilogue, int64_t splits, const AccOf<T>* shift,
+                    int64_t shift_splits) {
+  run(epilogue.rows, 1, kReduceThreads, kReduceThreads * sizeof(AccOf<T>),
+      [&] { softmax_block<EmulatedSm80, T>(epilogue, splits, shift, shift_splits); });
 }
 
-#define MI_INSTANCES(T)                                                          \
-  template void launch_forward<T>(const Place&, const ForwardCall<T>&);          \
-  template void launch_gate<T>(const Place&, const GateCall<T>&);                \
-  template void launch_weight_grads<T>(const Place&, const WeightGradsCall<T>&); \
-  template void launch_linear<T>(const Place&, const LinearCall<T>&);            \
-  template void launch_input_grads<T>(const Place&, const InputGradsCall<T>&);   \
-  template void launch_reduce<T>(const Place&, const Output<T>&, int64_t);       \
-  template void launch_softmax<T>(const Place&, const Output<T>&, int64_t, const AccOf<T>*, int64_t);
+#define MI_INSTANCES(T)                                                                   \
+  template void launch_forward<T>(const DeviceStream&, const ForwardParams<T>&);          \
+  template void launch_diagonal<T>(const DeviceStream&, const DiagonalParams<T>&);        \
+  template void launch_weight_grads<T>(const DeviceStream&, const WeightGradsParams<T>&); \
+  template void launch_linear<T>(const DeviceStream&, const LinearParams<T>&);            \
+  template void launch_input_grads<T>(const DeviceStream&, const InputGradsParams<T>&);   \
+  template void launch_reduce<T>(const DeviceStream&, const Epilogue<T>&, int64_t);       \
+  template void launch_softmax<T>(const DeviceStream&, const Epilogue<T>&, int64_t, const AccOf<T>*, int64_t);
 MI_FOR_EACH_DTYPE(MI_INSTANCES)
-#define MI_STREAMS(T)                                                  \
-  template void launch_stream<T>(const Place&, const ForwardCall<T>&); \
-  template void launch_stream_grads<T>(const Place&, const InputGradsCall<T>&);
-MI_FOR_EACH_STORED_DTYPE(MI_STREAMS)
+#define MI_STORED_INSTANCES(T)                                                               \
+  template void launch_small_batch_forward<T>(const DeviceStream&, const ForwardParams<T>&); \
+  template void launch_small_batch_input_grads<T>(const DeviceStream&, const InputGradsParams<T>&);
+MI_FOR_EACH_STORED_DTYPE(MI_STORED_INSTANCES)
 
 }  // namespace mi_kernels::cuda
 

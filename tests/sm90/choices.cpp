@@ -1,4 +1,4 @@
-// Which kernel of the sm_90a engine each call takes: "out_tile cluster split blocks", or why none does.
+// Which kernel of the sm_90a engine each call takes, as "tile_n cluster splits blocks", or why none does.
 #include "contiguous.h"
 
 namespace sm90 = mi_kernels::cuda::sm90;
@@ -10,12 +10,12 @@ int main() {
       std::puts("the plan prefers another engine");
       continue;
     }
-    const sm90::ForwardOperands f = operands_of(call.problem);
-    if (const char* why = sm90::refusal(f)) {
+    const sm90::ForwardArgs args = args_of(call.problem);
+    if (const char* why = sm90::why_not(args)) {
       std::puts(why);
       continue;
     }
-    const sm90::ForwardChoice choice = sm90::choose_forward(f.problem, call.bfloat16, kHopper.processors);
-    std::printf("%d %d %d %d\n", choice.out_tile, choice.cluster, choice.split, choice.blocks);
+    const sm90::KernelConfig config = sm90::choose_config(args.shape, call.bfloat16, kHopper.sm_count);
+    std::printf("%d %d %d %d\n", config.tile_n, config.cluster, config.splits, config.blocks);
   }
 }

@@ -1,13 +1,13 @@
-// Calls of the dense forward pass on 132 multiprocessors, all terms present and all tensors contiguous, as a test names
-// them on standard input: lines "groups rows context width out bfloat16".
+// Calls of the dense forward pass with all terms and contiguous tensors on 132 multiprocessors, which a test passes on
+// standard input: lines "groups rows context width out bfloat16".
 #pragma once
 
 #include <cstdio>
 
-#include "../../csrc/cuda/interaction_sm90.h"
-#include "../../csrc/cuda/plan.h"
+#include "cuda/host/plan.h"
+#include "cuda/host/sm90_args.h"
 
-constexpr mi_kernels::cuda::Machine kHopper{90, 132, 227 << 10};
+constexpr mi_kernels::cuda::DeviceProperties kHopper{90, 132};
 
 struct ContiguousCall {
   mi_kernels::ProblemSize problem;
@@ -23,11 +23,11 @@ inline bool read_call(ContiguousCall& call) {
   return true;
 }
 
-// Only addresses of their tensors are looked at.
-inline mi_kernels::cuda::sm90::ForwardOperands operands_of(const mi_kernels::ProblemSize& p) {
+// The data of the tensors is never read.
+inline mi_kernels::cuda::sm90::ForwardArgs args_of(const mi_kernels::ProblemSize& p) {
   alignas(256) static char memory[256];
-  const int64_t b = p.rows, i = p.context, j = p.width, o = p.out;
-  return mi_kernels::cuda::sm90::forward_operands(p, {memory, b * j, j, 1}, {memory, b * i, i, 1},
-                                                  {memory, o * i * j, 0, 0}, {memory, o * i, i, 1},
-                                                  {memory, o * j, j, 1}, {memory, o, 1, 0}, memory);
+  const int64_t x = p.width, z = p.context, out = p.out;
+  return mi_kernels::cuda::sm90::forward_args(p, {memory, p.rows * x, x, 1}, {memory, p.rows * z, z, 1},
+                                              {memory, out * z * x, 0, 0}, {memory, out * z, z, 1},
+                                              {memory, out * x, x, 1}, {memory, out, 1, 0}, memory);
 }

@@ -1,23 +1,21 @@
-// Runs the sm_90a engine on the machine of machine.h and compares with the formula.
+// Runs the sm_90a engine on the emulator and compares with the formula.
 //
 //     engine SEEDS     the cases of main()
-//     engine calls     those on standard input (contiguous.h), each on the kernel and the blocks that it would be
-//     launched on
+//     engine calls     those on standard input (contiguous.h), each with the kernel and grid that it is launched with
 #include "contiguous.h"
-#include "machine.h"
+#include "emulated_sm90.h"
 
 namespace sm90 = mi_kernels::cuda::sm90;
-using sm90::Problem;
+using sm90::ProblemShape;
 
 namespace {
 
-// A tensor of 16-bit numbers with up to four dimensions, outermost first; what lies between its elements is NaN.
+// A 16-bit tensor with up to four dimensions, outermost first. Memory between its elements is NaN.
 struct Tensor {
   std::vector<uint16_t> memory;
   int64_t start = 0, size[4], stride[4];
 
-  // Rows are padded to more than a multiple of `padding`, or not at all if it is 0; `shared`: one slice for all of
-  // dimension 0.
+  // Rows are padded past the next multiple of `padding`, or not at all if it is 0. `shared`: dimension 0 has stride 0.
   Tensor(std::vector<int64_t> sizes, int64_t padding, bool shared, std::mt19937& random, double scale, bool bfloat16) {
     int64_t span = 1;
     for (int d = 3; d >= 0; --d) {
@@ -40,7 +38,7 @@ struct Tensor {
   int64_t at(int64_t a, int64_t b, int64_t c, int64_t d) const {
     return start + a * stride[0] + b * stride[1] + c * stride[2] + d * stride[3];
   }
-  // All of them in order, without gaps.
+  // Contiguous.
   std::vector<double> values(bool bfloat16) const {
     std::vector<double> result;
     for (int64_t a = 0; a < size[0]; ++a)
@@ -61,16 +59,16 @@ struct Numbers {
 };
 
 struct Case {
-  Problem p;
+  ProblemShape p;
   bool shared_weights = false;
-  int bad_row = -1;  // x is NaN there
-  int blocks = 0;    // of the grid, 0: as many as there are tiles
-  int split = 1;     // blocks for each tile
+  int nan_row = -1;  // of x
+  int blocks = 0;    // of the grid; 0: one for each tile
+  int splits = 1;    // blocks of a tile
 };
 
-template <class T, class Shape, bool kExact>
+template <class T, class Traits, bool kExact>
 void run(const Case& test, uint32_t seed) {
-  const Problem& p = test.p;
+  const ProblemShape& p = test.p;
   constexpr bool kBf = T::kBfloat16;
   std::mt19937 random(seed + 17);
   const int64_t g = p.groups, b = p.rows, i = p.context, j = p.width, o = p.out;
@@ -79,26 +77,26 @@ void run(const Case& test, uint32_t seed) {
       u({g, o, 1, i}, 8, test.shared_weights, random, 1, kBf);
   Tensor v({g, o, 1, j}, 8, test.shared_weights, random, 1, kBf),
       c({g, 1, 1, o}, 3, test.shared_weights, random, 1, kBf);
-  if (test.bad_row >= 0) x.memory[size_t(x.at(0, test.bad_row, 0, 0))] = 0x7FFF;
+  if (test.nan_row >= 0) x.memory[size_t(x.at(0, test.nan_row, 0, 0))] = 0x7FFF;
   constexpr uint16_t kUntouched = 0x7FFE;
   std::vector<uint16_t> memory(size_t(g * b * o + 256), kUntouched);
   int64_t start = 0;
   while (reinterpret_cast<uintptr_t>(memory.data() + start) % 16 != 0) ++start;
 
-  const sm90::ForwardOperands f =
-      sm90::forward_operands({g, b, i, j, o}, x.ref(true, 1), z.ref(true, 1), w.ref(p.weight, 1), u.ref(p.weight_z, 1),
-                             v.ref(p.weight_x, 1), c.ref(p.bias, 3), memory.data() + start);
-  if (const char* why = sm90::refusal(f)) emulated::fail(why);
-  const auto call = sm90::forward_call<emulated::Machine, Shape>(
-      f, test.split, [](const sm90::View& view, int rows) { return emulated::Map{view, rows}; });
-  const sm90::Schedule<Shape> schedule(p);
-  const int blocks = test.blocks ? test.blocks : schedule.units * Shape::kCluster * test.split;
-  emulated::launch(blocks, Shape::kCluster * test.split, seed,
-                   [&] { sm90::forward<emulated::Machine, T, Shape, kExact>(call, nullptr); });
+  const sm90::ForwardArgs args =
+      sm90::forward_args({g, b, i, j, o}, x.ref(true, 1), z.ref(true, 1), w.ref(p.weight, 1), u.ref(p.weight_z, 1),
+                         v.ref(p.weight_x, 1), c.ref(p.bias, 3), memory.data() + start);
+  if (const char* why = sm90::why_not(args)) emulated::fail(why);
+  const auto params = sm90::forward_params<emulated::EmulatedSm90, Traits>(
+      args, test.splits, [](const sm90::TensorView& view, int rows) { return emulated::TensorMap{view, rows}; });
+  const sm90::TileScheduler<Traits> scheduler(p);
+  const int blocks = test.blocks ? test.blocks : scheduler.units * Traits::kCluster * test.splits;
+  emulated::launch(blocks, Traits::kCluster * test.splits, seed,
+                   [&] { sm90::forward<emulated::EmulatedSm90, T, Traits, kExact>(params, nullptr); });
 
   const Numbers numbers{x.values(kBf), z.values(kBf), w.values(kBf), u.values(kBf), v.values(kBf), c.values(kBf)};
-  // Half a step of the last digit of a number.
-  const auto half_step = [](double value) {
+  // Half a unit in the last place.
+  const auto half_ulp = [](double value) {
     return value == 0 ? 0 : std::ldexp(1.0, std::ilogb(value) - (kBf ? 8 : 11));
   };
   for (int64_t n = 0; n < int64_t(memory.size()); ++n)
@@ -127,35 +125,35 @@ void run(const Case& test, uint32_t seed) {
         if (p.weight_x) add(xs, numbers.v, j);
         const uint16_t bits = memory[size_t(start + (k * b + r) * o + q)];
         const double got = emulated::widen(bits, kBf);
-        // The last rounding, and those of the sums in float.
+        // The final rounding, and those of the float accumulators.
         const bool good =
             bits != kUntouched &&
-            (std::isnan(truth) ? std::isnan(got) : std::fabs(got - truth) <= half_step(truth) + 4e-6 * size);
+            (std::isnan(truth) ? std::isnan(got) : std::fabs(got - truth) <= half_ulp(truth) + 4e-6 * size);
         if (good) continue;
         std::fprintf(stderr,
-                     "G %d B %d Z %d X %d O %d terms %d%d%d%d, kOut %d cluster %d exact %d bf16 %d seed %u: "
+                     "G %d B %d Z %d X %d O %d terms %d%d%d%d, kTileN %d cluster %d exact %d bf16 %d seed %u: "
                      "y[%d,%d,%d] is %g, expected %g\n",
-                     p.groups, p.rows, p.context, p.width, p.out, p.weight, p.weight_z, p.weight_x, p.bias, Shape::kOut,
-                     Shape::kCluster, kExact, kBf, seed, int(k), int(r), int(q), got, truth);
+                     p.groups, p.rows, p.context, p.width, p.out, p.weight, p.weight_z, p.weight_x, p.bias,
+                     Traits::kTileN, Traits::kCluster, kExact, kBf, seed, int(k), int(r), int(q), got, truth);
         std::exit(1);
       }
     }
 }
 
-template <class T, class Shape, bool kExact>
+template <class T, class Traits, bool kExact>
 void run_all(const std::vector<Case>& cases, uint32_t seeds) {
   for (const Case& test : cases)
-    for (uint32_t seed = 0; seed < seeds; ++seed) run<T, Shape, kExact>(test, seed);
+    for (uint32_t seed = 0; seed < seeds; ++seed) run<T, Traits, kExact>(test, seed);
 }
 
-template <class T, int kOut, bool kExact>
-void run_choice(const Case& test, const sm90::ForwardChoice& choice) {
-  if (choice.split > 1) {
-    if constexpr (kOut <= 128) run<T, sm90::Shape<kOut, 1, true>, kExact>(test, 0);
-  } else if (choice.cluster == 1) {
-    run<T, sm90::Shape<kOut, 1>, kExact>(test, 0);
+template <class T, int kTileN, bool kExact>
+void run_config(const Case& test, const sm90::KernelConfig& config) {
+  if (config.splits > 1) {
+    if constexpr (kTileN <= 128) run<T, sm90::KernelTraits<kTileN, 1, true>, kExact>(test, 0);
+  } else if (config.cluster == 1) {
+    run<T, sm90::KernelTraits<kTileN, 1>, kExact>(test, 0);
   } else {
-    run<T, sm90::Shape<kOut, 2>, kExact>(test, 0);
+    run<T, sm90::KernelTraits<kTileN, 2>, kExact>(test, 0);
   }
 }
 
@@ -163,14 +161,14 @@ void run_choice(const Case& test, const sm90::ForwardChoice& choice) {
   ContiguousCall call;
   int calls = 0;
   for (; read_call(call); ++calls) {
-    const Problem p = sm90::problem(call.problem, true, true, true, true);
-    const sm90::ForwardChoice choice = sm90::choose_forward(p, call.bfloat16, kHopper.processors);
-    const Case test{p, false, -1, choice.blocks, choice.split};
-    if (call.bfloat16 && choice.out_tile == 64) run_choice<sm90::Bf16, 64, false>(test, choice);
-    if (call.bfloat16 && choice.out_tile == 128) run_choice<sm90::Bf16, 128, false>(test, choice);
-    if (call.bfloat16 && choice.out_tile == 256) run_choice<sm90::Bf16, 256, false>(test, choice);
-    if (!call.bfloat16 && choice.out_tile == 64) run_choice<sm90::F16, 64, true>(test, choice);
-    if (!call.bfloat16 && choice.out_tile == 128) run_choice<sm90::F16, 128, true>(test, choice);
+    const ProblemShape p = sm90::problem_shape(call.problem, true, true, true, true);
+    const sm90::KernelConfig config = sm90::choose_config(p, call.bfloat16, kHopper.sm_count);
+    const Case test{p, false, -1, config.blocks, config.splits};
+    if (call.bfloat16 && config.tile_n == 64) run_config<sm90::Bf16, 64, false>(test, config);
+    if (call.bfloat16 && config.tile_n == 128) run_config<sm90::Bf16, 128, false>(test, config);
+    if (call.bfloat16 && config.tile_n == 256) run_config<sm90::Bf16, 256, false>(test, config);
+    if (!call.bfloat16 && config.tile_n == 64) run_config<sm90::F16, 64, true>(test, config);
+    if (!call.bfloat16 && config.tile_n == 128) run_config<sm90::F16, 128, true>(test, config);
   }
   std::printf("%d calls agree with the formula\n", calls);
   return 0;
@@ -186,7 +184,7 @@ int main(int argc, char** argv) {
   const std::vector<Case> few = {
       // An odd context, a partial block of inputs, tiles past the ends, more tiles than blocks.
       {{1, 130, 5, 72, 136, true, true, true, true}, false, -1, 2},
-      {{1, 5, 12, 16, 11, true, true, true, true}},  // rows of y that the copy engine cannot write
+      {{1, 5, 12, 16, 11, true, true, true, true}},  // rows of y that TMA cannot write
   };
   std::vector<Case> all = few;
   all.insert(all.end(), {
@@ -194,7 +192,7 @@ int main(int argc, char** argv) {
                             {{3, 33, 1, 16, 8, true, true, false, true}, true},
                             {{1, 20, 70, 40, 16, false, true, true, true}},
                             {{1, 9, 4, 8, 40, true, false, false, false}},
-                            {{2, 3, 0, 0, 5, true, true, true, true}},  // only the bias is left
+                            {{2, 3, 0, 0, 5, true, true, true, true}},  // only the bias contributes
                             {{1, 3, 0, 9, 8, true, true, true, false}},
                             {{1, 3, 9, 0, 8, true, true, true, false}},
                             {{1, 300, 3, 40, 200, true, true, false, true}, false, -1, 2},  // more tiles than blocks
@@ -207,19 +205,19 @@ int main(int argc, char** argv) {
   };
   using namespace sm90;
 #ifndef MI_FEW
-  run_all<Bf16, Shape<64, 1>, false>(all, seeds);
-  run_all<Bf16, Shape<64, 2>, false>(all, seeds);
-  run_all<Bf16, Shape<128, 2>, false>(few, seeds);
-  run_all<Bf16, Shape<256, 1>, false>(wide, seeds);
-  run_all<Bf16, Shape<256, 2>, false>(wide, seeds);
-  run_all<Bf16, Shape<64, 1>, true>(few, seeds);
-  run_all<F16, Shape<64, 2>, true>(all, seeds);
-  run_all<F16, Shape<128, 1>, true>(few, seeds);
-  run_all<Bf16, Shape<64, 1, true>, false>(split, seeds);
-  run_all<F16, Shape<128, 1, true>, true>({split[1]}, seeds);
+  run_all<Bf16, KernelTraits<64, 1>, false>(all, seeds);
+  run_all<Bf16, KernelTraits<64, 2>, false>(all, seeds);
+  run_all<Bf16, KernelTraits<128, 2>, false>(few, seeds);
+  run_all<Bf16, KernelTraits<256, 1>, false>(wide, seeds);
+  run_all<Bf16, KernelTraits<256, 2>, false>(wide, seeds);
+  run_all<Bf16, KernelTraits<64, 1>, true>(few, seeds);
+  run_all<F16, KernelTraits<64, 2>, true>(all, seeds);
+  run_all<F16, KernelTraits<128, 1>, true>(few, seeds);
+  run_all<Bf16, KernelTraits<64, 1, true>, false>(split, seeds);
+  run_all<F16, KernelTraits<128, 1, true>, true>({split[1]}, seeds);
 #else
-  run_all<Bf16, Shape<64, 2>, false>(few, seeds);
-  run_all<F16, Shape<64, 1, true>, true>(split, seeds);
+  run_all<Bf16, KernelTraits<64, 2>, false>(few, seeds);
+  run_all<F16, KernelTraits<64, 1, true>, true>(split, seeds);
 #endif
   std::puts("the engine agrees with the formula");
 }

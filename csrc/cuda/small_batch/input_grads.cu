@@ -1,0 +1,25 @@
+#include "cuda/common/launch.cuh"
+#include "cuda/common/launchers.h"
+#include "cuda/common/simt.cuh"
+#include "cuda/small_batch/input_grads.cuh"
+
+namespace mi_kernels::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(kSmallBatchThreads, 2)
+    small_batch_input_grads_kernel(const InputGradsParams<T> params) {
+  small_batch_input_grads_block<Simt, T>(params);
+}
+
+}  // namespace
+
+template <class T>
+void launch_small_batch_input_grads(const DeviceStream& stream, const InputGradsParams<T>& params) {
+  launch("interaction_input_grads", stream, small_batch_input_grads_kernel<T>, grid_of(params.grid.blocks()),
+         kSmallBatchThreads, small_batch_input_grads_shared_bytes<T>(), params);
+}
+#define MI_INSTANCE(T) template void launch_small_batch_input_grads<T>(const DeviceStream&, const InputGradsParams<T>&);
+MI_FOR_EACH_STORED_DTYPE(MI_INSTANCE)
+
+}  // namespace mi_kernels::cuda
