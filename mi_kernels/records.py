@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from mi_kernels._version import __version__
-from mi_kernels.ops.user_files import distrust, folder, make_place, put, table
+from mi_kernels.ops.user_files import distrust, folder, make_private_folder, table, write_atomic
 
 SCHEMA = 1
 FAMILIES = ("interaction", "diagonal", "gated_interaction", "modulate")
@@ -115,14 +115,14 @@ def write(new: Iterable[Record], file: Path | None = None) -> None:
     Raises OSError: the file cannot be written, or others could write it too. RuntimeError: as `folder`.
     """
     file = file or path()
-    make_place(file)
+    make_private_folder(file)
     with _alone(file):
         records = {record.key: record for record in read(file)[0]}
         for record in new:
             records.pop(record.key, None)  # the newest come last
             records[record.key] = record
         kept = list(records.values())[-MOST:]
-        put(file, json.dumps({"schema": SCHEMA, "records": [asdict(one) for one in kept]}, indent=1))
+        write_atomic(file, json.dumps({"schema": SCHEMA, "records": [asdict(one) for one in kept]}, indent=1))
 
 
 @contextmanager

@@ -175,12 +175,12 @@ def _begun(output: Path | None) -> tuple[Path, dict[str, Any], Callable[[Path, s
         output.write_text(tiles.written(choices))
         return output, choices, Path.write_text
     path = user_files.table()
-    user_files.make_place(path)
+    user_files.make_private_folder(path)
     choices, reason = tiles.own()
     if reason is not None:
         raise ValueError(reason)
-    user_files.put(path, tiles.written(choices))
-    return path, choices, user_files.put
+    user_files.write_atomic(path, tiles.written(choices))
+    return path, choices, user_files.write_atomic
 
 
 def main(argv: Iterable[str] | None = None) -> int:
