@@ -159,7 +159,7 @@ def _interaction(
     """``force``: a plan of cost_model.py by name, for tests and benchmarks; else the cheapest one."""
     packed_weight = None
     if isinstance(weight, PackedWeight):
-        weight, packed_weight = _laid_out(weight, (x, z, *others))
+        weight, packed_weight = _cast_and_packed(weight, (x, z, *others))
     x, z, *weights = autocast((x, z, weight, *others))
     weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
     check(spelling, x, z, *weights, segment_ids=segment_ids)
@@ -175,13 +175,13 @@ def _interaction(
     )
 
 
-def _laid_out(packed: PackedWeight, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
-    """The weight as it is, or where nothing is differentiated as autocast wants it, and as it was packed."""
+def _cast_and_packed(packed: PackedWeight, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+    """(weight, None) where something is differentiated, else the weight in autocast's dtype, and packed."""
     tensors = (packed.weight, *(tensor for tensor in others if isinstance(tensor, Tensor)))
     if torch.compiler.is_compiling() or differentiating(tensors):
         return packed.weight, None
     device = packed.weight.device.type
-    return packed.laid_out(autocast_dtype(packed.weight, device, dtype_in_force(device)))
+    return packed.cast_and_packed(autocast_dtype(packed.weight, device, dtype_in_force(device)))
 
 
 def interaction_by(

@@ -6,10 +6,10 @@ With L(g, x, z, W, U, V, c) = sum_b g . (z^T W x + U z + V x + c) the primitives
     input_grads   dL/dx, dL/dz
     weight_grads  dL/dW, dL/dU, dL/dV, dL/dc
 
-L is linear in each argument, so a cotangent or a tangent simply takes the place of the argument that
-it belongs to, and every rule below is a sum of calls of the same three functions. They are
-differentiable themselves, which is all that reverse, forward, and higher orders need
-(docs/mathematics.md derives each line). Terms whose factor is absent are dropped, never multiplied by 0.
+L is linear in each argument, so a cotangent or a tangent replaces its argument, and every rule below is a sum
+of calls of the same three functions. These are differentiable themselves, which is all that reverse mode,
+forward mode and higher orders need (docs/mathematics.md derives each line). Terms with an absent factor are
+dropped, never multiplied by 0.
 """
 
 import torch
@@ -53,12 +53,12 @@ def forward(
     bias: Maybe,  # [(G,) O]
     packed_weight: Maybe = None,
 ) -> Tensor:
-    """y = z^T W x + U z + V x + c, differentiable. Its arguments were checked by the caller.
+    """y = z^T W x + U z + V x + c, differentiable. The caller has checked the arguments.
 
-    ``packed_weight``: W as packed_weight.py lays it out; used if nothing is differentiated.
+    ``packed_weight``: W packed by packed_weight.py; used if nothing is differentiated.
     """
     if differentiating((x, z, weight, weight_z, weight_x, bias)):
-        # What no term takes has no gradient, not one of None: compiled autograd would add that to others.
+        # Detach arguments of no term: compiled autograd would add their gradient of None to others.
         if weight is None:
             x = constant(x) if weight_x is None else x
             z = constant(z) if weight_z is None else z
@@ -105,7 +105,7 @@ def weight_grads(
 
 
 def work(grad: Tensor, x: Tensor, z: Tensor) -> int:
-    """Multiplications of a product of all three, at most."""
+    """An upper bound of the multiplications in a product of all three."""
     return grad.numel() * (x.shape[-1] * z.shape[-1] + x.shape[-1] + z.shape[-1])
 
 
@@ -181,7 +181,7 @@ class InputGradsRule(Rule):
                 None if x_c is None else forward(ctx.backend, x_c, z, weight, None, weight_x, None),
                 None if z_c is None else forward(ctx.backend, x, z_c, weight, weight_z, None, None),
             )
-        # Each cotangent stands where its argument stood, so the derivative by the other one is left.
+        # Each cotangent replaces its argument, so only the derivative by the other argument remains.
         grads[1:3] = input_grads(
             ctx.backend,
             (need[1] and z_c is not None, need[2] and x_c is not None),
