@@ -28,8 +28,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.gate import triton as diagonal
-from mi_kernels.ops.gate import triton as gated
+from mi_kernels.ops.triton import gate as diagonal
+from mi_kernels.ops.triton import gate as gated
 from mi_kernels.ops.triton import host, interaction, kernels, plan, tiles
 from mi_kernels.ops.triton.engine import rounded_to_tf32
 from mi_kernels.ops.triton.launch import launch as start
