@@ -228,7 +228,7 @@ def measured(monkeypatch, tmp_path):
     """The command with made-up findings, and the file that it writes."""
     findings = {}
     monkeypatch.setattr(tune, "why_not", lambda: None)
-    monkeypatch.setattr(tune, "_cold", lambda call: 0.0)
+    monkeypatch.setattr(tune, "_first_call", lambda call: 0.0)
     monkeypatch.setattr(tune, "calls", lambda sizes, dtype, device: {"forward": (None, None)})
     monkeypatch.setattr(tune, "tune", lambda *arguments: findings)
     path = tmp_path / "table.json"
