@@ -12,6 +12,7 @@ from mi_kernels import backends, cli, doctor, records, tune
 pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from mi_kernels.ops import user_files
 from mi_kernels.ops.triton import tiles
 from mi_kernels.ops.triton.launch import recording
 
@@ -317,7 +318,7 @@ def test_without_a_place_for_it(measured, monkeypatch, capsys):
     def nowhere():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(records, "folder", nowhere)
+    monkeypatch.setattr(user_files, "folder", nowhere)
     assert tiles.user_table() == ({}, None) and measured[0]({}, None) == 1
     assert "tune: Could not determine home directory." in capsys.readouterr().err
     assert "no place: Could" in doctor.report()["tiles"]["path"]
