@@ -1,4 +1,4 @@
-"""Which implementation runs: a record for each backend, and the choice between them."""
+"""The records of all backends, and the choice between them."""
 
 import importlib.util
 import sys
@@ -20,21 +20,21 @@ from mi_kernels.ops.triton import interpreting
 
 BackendName = Literal["auto", "reference", "portable", "cpu", "triton", "cuda"]
 NAMES: tuple[BackendName, ...] = get_args(BackendName)
-TRITON_FROM = (8, 0)  # compute capability
+TRITON_FROM = (8, 0)  # minimum compute capability
 _PACKAGE = Path(__file__).parent
 
 
 class _Selected(threading.local):
-    def __init__(self) -> None:  # in each thread; Dynamo of PyTorch 2.11 sets no guard on class attributes
+    def __init__(self) -> None:  # runs per thread; Dynamo of PyTorch 2.11 does not guard class attributes
         self.name = "auto"
 
 
-# A thread-local object and not a context variable: torch.compile traces the former and guards on it.
+# A thread-local, not a context variable: torch.compile can trace it and guard on it.
 _selected = _Selected()
 
 
 def _users_level() -> int:
-    """The ``stacklevel`` of the statement that imports or calls this package, past import machinery."""
+    """The ``stacklevel`` of the caller outside this package, skipping import machinery."""
     frame, level = sys._getframe(1), 1
     while frame is not None and frame.f_back is not None:
         name = frame.f_code.co_filename
@@ -77,7 +77,7 @@ def _triton_error() -> str | None:
     if interpreting():
         return None
     if torch.cuda.is_available() and torch.version.hip is not None:
-        return None  # nobody has run it there: `auto` takes it where `verify` has passed on that GPU
+        return None  # untested on AMD: `auto` selects it only where `verify` has passed on that GPU
     if torch.cuda.is_available():
         best = libraries.best_capability()
         if best < TRITON_FROM:
@@ -96,8 +96,7 @@ def _interpreted_error(tensor: torch.Tensor) -> str | None:
     return None
 
 
-# All that the package knows of a backend by its name: another backend is another record. Of those that `auto`
-# may take, the first that can comes first.
+# The only place that names backends: a new backend is a new record here. `auto` tries them in this order.
 register(Backend("reference", suffix=None, planner=planners.Reference()))
 register(Backend("portable", suffix="_portable", automatic=Automatic.OTHERWISE, planner=planners.Portable()))
 register(
@@ -143,7 +142,7 @@ register(
 def why_not(name: str) -> str | None:
     """Why backend ``name`` cannot run in this installation, or None if it can.
 
-    Raises ValueError for a name that is none of ``NAMES``.
+    Raises ValueError: the name is not in ``NAMES``.
     """
     if name not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
@@ -155,14 +154,14 @@ R = TypeVar("R")
 
 
 class _Blocks(threading.local):
-    """Those of one object that this thread is in."""
+    """The ``with`` blocks of one object that this thread has entered."""
 
     def __init__(self) -> None:
         self.entered: list[AbstractContextManager[None]] = []
 
 
 class Selection(AbstractContextManager[None]):
-    """What :func:`backend` returns, for a ``with`` block or as a decorator. By itself it selects nothing."""
+    """The result of :func:`backend`, a ``with`` block or decorator; without either it has no effect."""
 
     def __init__(self, name: str) -> None:
         self._name, self._used = name, False
@@ -192,12 +191,12 @@ class Selection(AbstractContextManager[None]):
 def backend(name: BackendName) -> Selection:
     """Run the operations of this thread on one backend inside a ``with`` block.
 
-    What is returned selects nothing by itself, and warns where it is dropped without a ``with``.
+    The returned object has no effect by itself, and warns if it is never used in a ``with``.
 
     Args:
-        name: ``"auto"`` (compiled kernels where they exist for device and dtype, on GPUs only where a suite
-            has passed on such hardware or by ``python -m mi_kernels verify`` on this one, else portable; in
-            ``torch.onnx.export`` the reference, since ONNX has no such operations),
+        name: ``"auto"`` (compiled kernels where they exist for device and dtype, on GPUs only if the test
+            suite has passed on such hardware or ``python -m mi_kernels verify`` on this one, else portable;
+            in ``torch.onnx.export`` the reference, since ONNX has no such operations),
             ``"reference"`` (einsum, differentiated by PyTorch), ``"portable"`` (pure PyTorch, bounded
             memory, any device), ``"cpu"`` (C++ kernels), ``"triton"`` or ``"cuda"``.
 
@@ -226,7 +225,7 @@ def _selecting(name: str) -> Iterator[None]:
 
 
 def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
-    """The backend that an operation of a family (records.FAMILIES) on tensors like this one runs on.
+    """The backend for an operation of a family (records.FAMILIES) on tensors like this one.
 
     Raises:
         ValueError: the backend selected by name does not take this device or dtype.
@@ -234,7 +233,7 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
     name = _selected.name
     if name == "auto":
         if torch.compiler.is_exporting() and _is_in_onnx_export():
-            return "reference"  # ONNX knows nothing of this package's operations
+            return "reference"  # ONNX does not have this package's operations
         return _automatic(tensor.device, tensor.dtype, family)
     record = get(name)
     devices = record.devices()
@@ -254,40 +253,42 @@ def _is_in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-@constant_while_compiling  # dynamo does not see a cache and would trace what is behind it
+@constant_while_compiling  # Dynamo ignores caches and would trace the cached function
 def _automatic(device: torch.device, dtype: torch.dtype, family: str) -> str:
-    return _found(device, dtype, family)
+    return _auto_choice(device, dtype, family)
 
 
 @cache
-def _found(device: torch.device, dtype: torch.dtype, family: str) -> str:
-    """The first backend that ``auto`` may take."""
+def _auto_choice(device: torch.device, dtype: torch.dtype, family: str) -> str:
+    """The first backend that ``auto`` may select."""
     candidates = [one for one in registered() if dtype in one.dtypes and device.type in (one.devices() or ())]
     runs = {rule: [one.name for one in candidates if one.automatic == rule] for rule in Automatic}
     for name in runs[Automatic.ALWAYS]:
         if get(name).absent() is None:
             return name
-    verified_here = None if interpreting() else _verified(device, dtype, family, runs[Automatic.VERIFIED])
+    verified_here = (
+        None if interpreting() else _verified_choice(device, dtype, family, runs[Automatic.VERIFIED])
+    )
     return verified_here or next(one.name for one in registered() if one.automatic == Automatic.OTHERWISE)
 
 
-def _verified(device: torch.device, dtype: torch.dtype, family: str, names: list[str]) -> str | None:
-    """A compiled backend only where its suite has passed: by the package's table, or the user's record."""
+def _verified_choice(device: torch.device, dtype: torch.dtype, family: str, names: list[str]) -> str | None:
+    """A backend whose suite has passed, by the package's table or the user's record; else None."""
     runs = {name for name in names if why_not(name) is None}
     if not runs:
         return None
-    word = str(dtype).removeprefix("torch.")
+    dtype_name = str(dtype).removeprefix("torch.")
     name = verified.backend_for(device, dtype, family)
-    if name in runs and name not in records.failed(device.index, word, family):
+    if name in runs and name not in records.failed(device.index, dtype_name, family):
         return name
-    name = records.backend_for(device.index, word, family, runs.__contains__)
+    name = records.backend_for(device.index, dtype_name, family, runs.__contains__)
     if name is None:
-        _hint(device, word, family)
+        _warn_unverified(device, dtype_name, family)
     return name
 
 
 def remark(tensor: torch.Tensor, family: str) -> str | None:
-    """Why `auto` takes the portable path for a tensor on a GPU, for `explain`; None where it does not."""
+    """Why `auto` uses the portable backend for a tensor on a GPU, for `explain`; None if it does not."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tensor.device.type != "cuda" or _selected.name != "auto" or get(choose(tensor, family)).fused:
         return None
@@ -297,16 +298,16 @@ def remark(tensor: torch.Tensor, family: str) -> str | None:
     return f"portable on this GPU: {reason}; python -m mi_kernels verify checks compiled backends"
 
 
-_hinted = False
+_warned = False
 
 
-def _hint(device: torch.device, dtype: str, family: str) -> None:
-    """Says, once a process, how compiled kernels come to run on a GPU that nobody has verified them on."""
-    global _hinted
-    reason = None if _hinted else records.why_none(device.index, dtype, family)
+def _warn_unverified(device: torch.device, dtype: str, family: str) -> None:
+    """Warn, once per process, that compiled kernels are unverified on this GPU, and how to verify them."""
+    global _warned
+    reason = None if _warned else records.why_none(device.index, dtype, family)
     if reason is None:
         return
-    _hinted = True
+    _warned = True
     name = records.device_of(device.index)[0]
     warnings.warn(
         f"mi_kernels runs {family} in {dtype} on its portable backend on {name}: {reason}."

@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
         "doctor", help="what is installed, what runs here and why the rest does not", allow_abbrev=False
     )
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
-    # These parse their own arguments, --help included.
+    # These parse their own arguments, including --help.
     for name, summary in (
         ("verify", "check the compiled kernels on this GPU, so that they are used by default"),
         ("demo", "train a model with nn.Bilinear, convert it, and compare both"),
@@ -62,15 +62,15 @@ def _bench(arguments: Sequence[str]) -> int:
         return 1
     try:
         return subprocess.call([sys.executable, str(script), *arguments])
-    except KeyboardInterrupt:  # it was interrupted, too, and has said so
+    except KeyboardInterrupt:  # the child was interrupted, too, and has printed it
         return INTERRUPTED
 
 
-INTERRUPTED, CLOSED = 130, 141  # as a shell sees a command that SIGINT or SIGPIPE ended
+INTERRUPTED, CLOSED = 130, 141  # a shell's status of a command killed by SIGINT or SIGPIPE
 
 
 def without_traceback(program: str, run: Callable[[], int]) -> int:
-    """The exit status of ``run``, also where it is interrupted or nobody reads its output any more."""
+    """The exit status of ``run``, also if it is interrupted or its output is a closed pipe."""
     try:
         try:
             return run()
@@ -80,7 +80,7 @@ def without_traceback(program: str, run: Callable[[], int]) -> int:
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # What is left in the buffer is flushed once more at the end, to where that is no error.
+        # The interpreter flushes stdout at exit; redirect it so that this does not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
 

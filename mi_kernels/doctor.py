@@ -12,13 +12,13 @@ from mi_kernels._version import __version__
 
 
 def report() -> dict[str, Any]:
-    """All the facts, as a dict that `json` can write.
+    """All facts as a JSON-serialisable dict.
 
     Keys: `versions` (None where a package cannot be imported), `machine`, `build` and `instruction_sets`
     (None without compiled libraries), `cpu_library_error`, `backends`: for each name, None if it runs here,
-    else the reason why it does not; `verified`: the GPUs on which the test suite has passed, where `auto`
-    takes compiled kernels; `record`: the file of `verify`, what it says of each family on each device, and
-    why it is not used, where it is not; `tiles`: the same of the file of `tune`.
+    else the reason why not; `verified`: the GPUs on which the test suite has passed, where `auto` selects
+    compiled kernels; `record`: the file of `verify`, its result for each family on each device, and why the
+    file is not used, else None; `tiles`: likewise for the file of `tune`.
     """
     return {
         "versions": {
@@ -69,7 +69,7 @@ def _record() -> dict[str, Any]:
 def _tiles() -> dict[str, Any]:
     from mi_kernels.ops.triton import tiles
 
-    choices, reason = tiles.own()
+    choices, reason = tiles.user_table()
     try:
         where = str(records.table())
     except RuntimeError as error:
@@ -82,7 +82,7 @@ def _for(name: str, facts: dict[str, Any]) -> str:
 
 
 def _lines_of_record(record: dict[str, Any]) -> dict[str, str]:
-    """Of each backend on each device: what passed, what is outdated; and each failure by itself."""
+    """For each backend on each device, what passed and what is outdated; failures one by one."""
     if record["not_used"] is not None:
         return {"record": f"not used: {record['not_used']}"}
     passed: dict[str, list[str]] = {}
@@ -139,7 +139,7 @@ def _line_of_tiles(tiles: dict[str, Any]) -> str:
 
 
 def _without_facts(cpu_library_error: str | None) -> str:
-    """Of a build whose facts cannot be asked: libraries brought along run with any Python, _C does not."""
+    """For a build without facts: the libraries work with any Python, _C only with its own."""
     if cpu_library_error is not None:
         return "not built"
     return (
@@ -148,7 +148,7 @@ def _without_facts(cpu_library_error: str | None) -> str:
 
 
 def _lacks(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Of a family that passed: the families that its calls need too and that did not."""
+    """For a family that passed, the other families that its calls need and that did not pass."""
     alike = ("backend", "dtype", "device", "outdated")
     passed = {one["family"] for one in rows if one["passed"] and all(one[k] == row[k] for k in alike)}
     lacking = [family for family in records.NEEDED[row["family"]] if family not in passed]

@@ -1,4 +1,4 @@
-"""What a call will do: the plan of a public function, or of the calls that a module makes."""
+"""`explain`: the plan of a public function, or of the calls that a module makes."""
 
 import inspect
 import sys
@@ -17,7 +17,7 @@ from mi_kernels.functional._arguments import autocast
 from mi_kernels.functional._call import instead_of_calls
 from mi_kernels.ops.plan import Plan
 
-# For each name that `explain` knows, the function and what plans it from its arguments by name.
+# By name, the function and its planner, which takes the bound arguments as keywords.
 EXPLAINED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
     **interaction.PLANNED,
     **gates.PLANNED,
@@ -26,22 +26,22 @@ EXPLAINED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
 
 
 def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> Plan:
-    """What ``op(*arguments)`` would do, without doing it.
+    """The plan of ``op(*arguments)``, without executing it.
 
     Args:
-        op: a public function of this package that computes, or its name; or a module, of ``mi.nn`` or with
-            such modules in it.
-        arguments, keywords: what ``op`` is called with; arguments and parameters that require grad ask for
-            gradients.
+        op: a public function of this package that computes, or its name; or a module of ``mi.nn``, or one
+            that contains such modules.
+        arguments, keywords: the arguments of ``op``; arguments and parameters that require grad add the
+            plans of their gradients.
 
     Returns:
         A printable :class:`~mi_kernels.ops.plan.Plan`: backend, algorithm, operations, bytes,
-        scratch memory and the reason, for the forward pass and for each gradient primitive wanted.
-        Of a module that calls several functions of this package, such as ``mi.nn.HyperMLP``, the sums, and
+        scratch memory and the reason, for the forward pass and for each wanted gradient primitive.
+        For a module that calls several functions of this package, such as ``mi.nn.HyperMLP``, the sums, and
         the plan of each call in ``calls``.
 
-    A module is run but for those calls, which return zeros: what else is in its forward is done, such as a
-    context network, activations between layers, or hooks. Buffers and random numbers are put back after it.
+    The forward of a module is executed except for those calls, which return zeros: context networks,
+    activations between layers and hooks do run. Buffers and the random state are restored afterwards.
 
     Raises:
         ValueError: ``op`` is unknown or a module without such calls, or as the function itself.
@@ -58,7 +58,7 @@ def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> P
     function, planner = EXPLAINED.get(name, (None, None))
     if function is None or planner is None or not (isinstance(op, str) or op is function):
         known = f"one of {', '.join(f'mi.{one}' for one in EXPLAINED)}, or a module"
-        raise ValueError(f"explain: op: expected {known}, got {_foreign(op, name)}")
+        raise ValueError(f"explain: op: expected {known}, got {_describe(op, name)}")
     try:
         bound = inspect.signature(function).bind(*arguments, **keywords)
     except TypeError as error:
@@ -71,8 +71,8 @@ def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> P
     return found if remark is None else replace(found, why=f"{found.why}; {remark}")
 
 
-def _foreign(op: object, name: str) -> str:
-    """What is no function of this package, in words that tell it from one that is."""
+def _describe(op: object, name: str) -> str:
+    """An argument that is not one of this package's functions, for the error message."""
     if isinstance(op, str):
         return repr(op)
     if not callable(op):
@@ -95,10 +95,10 @@ def _plan_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str,
         with mode, instead_of_calls(None):
             y = function(*fake[0], **fake[1])
         zeros = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device).zero_()
-        # Not a leaf: what comes next may work in place.
+        # Not a leaf, so that the module may modify it in place.
         return zeros.requires_grad_().clone() if y.requires_grad else zeros
 
-    with instead_of_calls(instead), _uncompiled(), _as_it_was(module):
+    with instead_of_calls(instead), _uncompiled(), _preserved_state(module):
         module(*arguments, **keywords)
     name = type(getattr(module, "_orig_mod", module)).__name__  # of torch.compile
     if not found:
@@ -106,10 +106,10 @@ def _plan_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str,
             f"explain: op: expected a module that calls functions of this package, got {name}, which calls"
             " none (mi.convert makes layers of torch.nn call them)"
         )
-    return found[0] if len(found) == 1 else _together(name, found)
+    return found[0] if len(found) == 1 else _combined(name, found)
 
 
-def _together(name: str, calls: list[Plan]) -> Plan:
+def _combined(name: str, calls: list[Plan]) -> Plan:
     scratch = [plan.scratch for plan in calls if plan.scratch is not None]
     return Plan(
         op=name,
@@ -124,8 +124,8 @@ def _together(name: str, calls: list[Plan]) -> Plan:
 
 
 @contextmanager
-def _as_it_was(module: nn.Module) -> Iterator[None]:
-    """What layers around the calls change is put back: running statistics, and random numbers drawn."""
+def _preserved_state(module: nn.Module) -> Iterator[None]:
+    """Restores what a forward pass changes: buffers such as running statistics, and the random state."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     devices = {tensor.device for tensor in (*module.parameters(), *module.buffers()) if tensor.is_cuda}
     try:
@@ -138,5 +138,5 @@ def _as_it_was(module: nn.Module) -> Iterator[None]:
 
 
 def _uncompiled() -> Any:
-    """Compiled modules run as they are written; where Dynamo was not imported, there are none."""
+    """Runs compiled modules eagerly; without Dynamo imported there are none."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -1,4 +1,4 @@
-"""The compiled libraries: whether they are loaded, what they were built for, and where they cannot run."""
+"""Loading of the compiled libraries, their build facts, and why they cannot run here."""
 
 import os
 import re
@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 _PACKAGE = Path(__file__).parent
-# Another build of it, such as that of `make sanitize`, can be named.
+# The variable names another build, such as that of `make sanitize`.
 _LIBRARY = Path(os.environ.get("MI_KERNELS_CPU_LIBRARY") or _PACKAGE / "libmi_kernels_cpu.so")
-_SKIPPED = _PACKAGE / "native_skipped.txt"  # of setup.py
+_SKIPPED = _PACKAGE / "native_skipped.txt"  # written by setup.py
 ASKED_FOR = "this installation was asked to have no compiled kernels (MI_KERNELS_SKIP_NATIVE)"
 _CUDA_LIBRARY = _PACKAGE / "libmi_kernels_cuda.so"
 
@@ -62,7 +62,7 @@ def cuda_gpu_error() -> str | None:
 
 
 def _runs_on(architecture: str, capability: int) -> bool:
-    """Code for 90a runs on 9.0 alone; of 80 there is PTX, which later GPUs translate."""
+    """Code for 90a runs on 9.0 only; code for 80 includes PTX, which later GPUs compile."""
     if architecture.isdigit():
         return int(architecture) <= capability
     return int(architecture[:-1]) == capability
@@ -75,14 +75,14 @@ def cpu_isa() -> dict | None:
         return None
     try:
         text = torch.ops.mi_kernels.cpu_isa()
-    except RuntimeError as error:  # MI_KERNELS_CPU_ISA asks for a set that is not there
+    except RuntimeError as error:  # MI_KERNELS_CPU_ISA names an unavailable instruction set
         return {"error": re.sub("^.*?(?=MI_KERNELS_CPU_ISA)", "", str(error).splitlines()[0])}
     fields = [field.split(",") for field in text.split(";")]
     return {"compiled": fields[0], "supported": fields[1], "selected": fields[2][0]}
 
 
 def cuda_architectures() -> list[str]:
-    """What the CUDA library that is loaded was built for, as in ["80", "90a"]; [] where it cannot say."""
+    """The architectures of the loaded CUDA library, as in ["80", "90a"]; [] if unknown."""
     if cuda_error is not None:
         return []
     try:
@@ -92,7 +92,7 @@ def cuda_architectures() -> list[str]:
 
 
 def build_info() -> dict | None:
-    """Facts about the build of the native parts, or None without ``_C``, as for another Python."""
+    """Facts about the native build, or None without ``_C`` (built for another Python)."""
     try:
         import mi_kernels._C as _C
     except ImportError:

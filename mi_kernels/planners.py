@@ -1,7 +1,7 @@
-"""What each backend plans for a call, as :func:`mi_kernels.explain` asks it.
+"""The planners of all backends, for :func:`mi_kernels.explain`.
 
-The plans of the compiled kernels are made where they are used, in ``csrc/cpu`` and ``csrc/cuda``, those of
-Triton by recording its launches on tensors without data; this module asks, and says why in a sentence.
+The compiled libraries report the plans that they execute (``csrc/cpu`` and ``csrc/cuda``); those of Triton
+are recorded from its launches on meta tensors. This module queries them and adds the reason in one sentence.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,13 +37,13 @@ _WHY = {
 }
 
 
-def question(name: str) -> Callable[..., Any]:
-    """A question to a compiled library."""
+def query(name: str) -> Callable[..., Any]:
+    """An operation by which a compiled library describes itself or its plans."""
     return getattr(torch.ops.mi_kernels, name)
 
 
 def fields(text: str) -> dict[str, str]:
-    """An answer of a compiled library, "name=value;..."."""
+    """The result of such a query, "name=value;...", parsed."""
     return dict(field.split("=") for field in text.split(";"))
 
 
@@ -53,7 +53,7 @@ def _answer(text: str) -> Answer:
 
 
 def bits(flags: Sequence[bool]) -> int:
-    return sum(bit << place for place, bit in enumerate(flags))
+    return sum(bit << index for index, bit in enumerate(flags))
 
 
 class Reference(Planner):
@@ -72,7 +72,7 @@ class Portable(Planner):
 
 
 class Compiled(Planner):
-    """The CPU library, and what the CUDA library has in common with it."""
+    """The CPU library; base of the CUDA library."""
 
     gate = "gate in the epilogue"
 
@@ -81,11 +81,11 @@ class Compiled(Planner):
         return self._ask(call.primitive, [1, *call.sizes], call.x, (*call.terms, *call.wanted[:2], *flags))
 
     def _flags(self, call: DenseCall) -> tuple[bool, ...]:
-        """How the matrices are laid out."""
+        """The memory order of the matrices U and V."""
         return *major(call.weights[1]), *major(call.weights[2])
 
     def _ask(self, primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> Answer:
-        return _answer(question("cpu_interaction_plan")(primitive, sizes, like.dtype, bits(flags)))
+        return _answer(query("cpu_interaction_plan")(primitive, sizes, like.dtype, bits(flags)))
 
     def weight_copy(self, weight: Tensor | None) -> int:
         if weight is None or weight.is_contiguous():
@@ -99,28 +99,28 @@ class Compiled(Planner):
         return scratch
 
     def _ask_gate(self, sizes: list[int], like: Tensor, terms: int, softmax: bool) -> Answer:
-        return _answer(question("cpu_gate_plan")(sizes, like.dtype, terms, softmax))
+        return _answer(query("cpu_gate_plan")(sizes, like.dtype, terms, softmax))
 
     def linear_scratch(self, dtype, groups, rows, features, out, bias, major=(True, False)):
         flags = (False, False, True, bias, False, False, False, False, *major)
         sizes = [groups, rows, 0, features, out]
-        return _answer(question("cpu_interaction_plan")("forward", sizes, dtype, bits(flags))).scratch
+        return _answer(query("cpu_interaction_plan")("forward", sizes, dtype, bits(flags))).scratch
 
 
 class Cuda(Compiled):
     def _flags(self, call: DenseCall) -> tuple[bool, ...]:
-        """Whether an operand cannot be brought to shared memory by whole chunks, and whether W cannot."""
+        """Whether any operand, and whether W, cannot be copied to shared memory in whole chunks."""
         weight = call.weights[0]
         weight_aligned = aligned(weight if weight is not None and weight.is_contiguous() else None)
         others_aligned = all(aligned(t) for t in (call.x, call.z, *call.weights[1:3]))
         return not (weight_aligned and others_aligned), not weight_aligned
 
     def _ask(self, primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> Answer:
-        ask = question("cuda_interaction_plan")
-        return _answer(ask(primitive, sizes, like.dtype, bits(flags), *gpu(like.device)))
+        plan = query("cuda_interaction_plan")
+        return _answer(plan(primitive, sizes, like.dtype, bits(flags), *gpu(like.device)))
 
     def _ask_gate(self, sizes: list[int], like: Tensor, terms: int, softmax: bool) -> Answer:
-        return _answer(question("cuda_gate_plan")(sizes, like.dtype, terms, softmax, *gpu(like.device)))
+        return _answer(query("cuda_gate_plan")(sizes, like.dtype, terms, softmax, *gpu(like.device)))
 
     def gate_algorithm(self, activation: str) -> str:
         return _rows_after_tiles(activation) or self.gate
@@ -134,8 +134,8 @@ def _rows_after_tiles(activation: str) -> str | None:
 
 
 def aligned(tensor: Tensor | None) -> bool:
-    """Whether CUDA kernels can bring a tensor to shared memory by whole chunks, so far as it is there."""
-    return tensor is None or question("cuda_aligned")(tensor)
+    """Whether CUDA kernels can copy a tensor to shared memory in whole chunks; None counts as aligned."""
+    return tensor is None or query("cuda_aligned")(tensor)
 
 
 def gpu(device: torch.device) -> tuple[int, int]:
@@ -148,8 +148,8 @@ class Triton(Planner):
     gate = "gate in the epilogue"
 
     def dense(self, call: DenseCall) -> Answer:
-        """Of kernels whose operands are all contiguous."""
-        from mi_kernels.ops.triton import interaction as kernels  # needs the package triton
+        """The plan with all operands contiguous."""
+        from mi_kernels.ops.triton import interaction as kernels  # imports triton
         from mi_kernels.ops.triton.plan import describe, record, without_data
 
         B, Z, X, O = call.sizes  # noqa: E741

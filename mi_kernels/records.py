@@ -1,8 +1,8 @@
-"""What `python -m mi_kernels verify` found on this machine: a file of the user's, and when it is believed.
+"""The results of `python -m mi_kernels verify` on this machine: a per-user file, and when it is trusted.
 
-The file decides which kernels `auto` runs, so it counts only where nobody but the user (or root) could have
-written it, and only for the device, the versions and the kernels that it was made with. The table of `tune`
-lies beside it, under the same rule (ops/user_files.py).
+The file decides which kernels `auto` runs, so it is used only if no other user (except root) could have
+written it, and only for the device, the versions and the kernels that it was recorded with. The table of
+`tune` is in the same folder, under the same rule (ops/user_files.py).
 """
 
 import hashlib
@@ -20,31 +20,31 @@ from typing import Any
 import torch
 
 from mi_kernels._version import __version__
-from mi_kernels.ops.user_files import distrust, folder, make_place, put, table
+from mi_kernels.ops.user_files import distrust, folder, make_private_folder, table, write_atomic
 
 SCHEMA = 1
 FAMILIES = ("interaction", "diagonal", "gated_interaction", "modulate")
-# Families whose kernels a call of a family takes: gradients of gates are products of the dense interaction,
-# and contexts that are shared have their gates made by it and applied by modulation.
+# The families whose kernels a call of a family uses: gradients of gates are products of the dense
+# interaction, and gates of shared contexts are computed by it and applied by modulation.
 NEEDED = {
     "interaction": ("interaction",),
     "diagonal": ("diagonal", "interaction", "modulate"),
     "gated_interaction": ("gated_interaction", "interaction", "modulate"),
     "modulate": ("modulate",),
 }
-BACKENDS = ("cuda", "triton")  # in the order of preference, where both have passed
+BACKENDS = ("cuda", "triton")  # in order of preference if both have passed
 _PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Record:
-    """How a family's checks ended on a backend, in a dtype, on a device.
+    """The result of a family's checks on a backend, in a dtype, on a device.
 
     Attributes:
-        fault: what went wrong, None where all checks passed.
-        checks: how many passed.
-        error: the worst of them, as a part of what the error rule allows.
-        kernels: :func:`fingerprint` of what was checked.
+        fault: what went wrong, None if all checks passed.
+        checks: the number of checks that passed.
+        error: the largest error, as a fraction of what the error rule allows.
+        kernels: :func:`fingerprint` of the checked kernels.
     """
 
     backend: str
@@ -61,7 +61,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Environments and machines that share a home have records of their own."""
+        """Distinguishes environments and machines that share a home directory."""
         where = self.device, self.capability, self.kernels
         versions = (f"{name} {number}" for name, number in sorted(self.versions.items()))
         return self.backend, self.family, self.dtype, *where, *versions
@@ -72,10 +72,12 @@ def path() -> Path:
 
 
 def read(file: Path | None = None) -> tuple[list[Record], str | None]:
-    """The records, and why they are not all that there is: the file is not to be trusted, or is damaged."""
+    """The records, and why the file is not used (not trusted, or damaged), else None."""
     try:
         file = file or path()
-        file = Path(os.path.realpath(file.parent)) / file.name  # what is checked is what is opened
+        file = (
+            Path(os.path.realpath(file.parent)) / file.name
+        )  # resolved, so that the checked file is the one opened
         reason = distrust(file)
         if reason is not None:
             return [], reason
@@ -106,29 +108,29 @@ def _record(entry: dict[str, Any]) -> Record:
     return record
 
 
-MOST = 400  # records of a file: older ones go
+MAX_RECORDS = 400  # in a file; the oldest are dropped
 
 
 def write(new: Iterable[Record], file: Path | None = None) -> None:
-    """Adds records, each in the place of an older one of the same key.
+    """Add records, replacing older ones with the same key.
 
     Raises OSError: the file cannot be written, or others could write it too. RuntimeError: as `folder`.
     """
     file = file or path()
-    make_place(file)
-    with _alone(file):
+    make_private_folder(file)
+    with _locked(file):
         records = {record.key: record for record in read(file)[0]}
         for record in new:
-            records.pop(record.key, None)  # the newest come last
+            records.pop(record.key, None)  # reinserted at the end: ordered by age
             records[record.key] = record
-        kept = list(records.values())[-MOST:]
-        put(file, json.dumps({"schema": SCHEMA, "records": [asdict(one) for one in kept]}, indent=1))
+        kept = list(records.values())[-MAX_RECORDS:]
+        write_atomic(file, json.dumps({"schema": SCHEMA, "records": [asdict(one) for one in kept]}, indent=1))
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """No other process adds to the file meanwhile."""
-    import fcntl  # not on every system, but on those whose files can be trusted
+def _locked(file: Path) -> Iterator[None]:
+    """Excludes other processes that write the file."""
+    import fcntl  # missing on some systems; on those no file is trusted
 
     with open(file.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -164,7 +166,7 @@ def installed(package: str) -> str | None:
 
 @cache
 def versions(backend: str) -> dict[str, str | None]:
-    """Of everything between the kernels of a backend and the GPU: one that changes asks for another run."""
+    """Versions of all layers between a backend's kernels and the GPU; any change invalidates a record."""
     found = {
         "mi_kernels": __version__,
         "torch": torch.__version__,
@@ -176,7 +178,7 @@ def versions(backend: str) -> dict[str, str | None]:
 
 @cache
 def fingerprint(backend: str) -> str:
-    """Of the kernels themselves, which change without a version in a checkout, and by `tune`."""
+    """A hash of the kernels, which change without a version in a checkout, and through `tune`."""
     digest = hashlib.sha256()
     for file in _kernel_files(backend):
         digest.update(file.name.encode() + b"\0")
@@ -188,15 +190,14 @@ def _kernel_files(backend: str) -> Iterator[Path]:
     if backend == "cuda":
         yield from (file for file in [_PACKAGE / "libmi_kernels_cuda.so"] if file.exists())
         return
-    yield from sorted((_PACKAGE / "ops").rglob("*triton*.py"))
     yield from sorted(file for file in (_PACKAGE / "ops" / "triton").iterdir() if file.is_file())
-    with suppress(RuntimeError):  # no place for files of the user's
+    with suppress(RuntimeError):  # no folder for user files
         if table().is_file() and distrust(table()) is None:
             yield table()
 
 
 def changed(record: Record) -> str | None:
-    """What is not as it was when the record was made, or None."""
+    """What has changed since the record was written, or None."""
     now = versions(record.backend)
     for name, number in now.items():
         if record.versions.get(name) != number:
@@ -206,7 +207,7 @@ def changed(record: Record) -> str | None:
 
 @cache
 def here(index: int | None) -> tuple[list[Record], str | None]:
-    """The records of a device, read once; and why there are no more."""
+    """The records of a device, cached, and why the file is not used, else None."""
     records, reason = read()
     if not records:
         return [], reason
@@ -215,12 +216,12 @@ def here(index: int | None) -> tuple[list[Record], str | None]:
 
 
 def _current(index: int | None, dtype: str) -> list[Record]:
-    """Of a device and dtype, those of the present versions and kernels."""
+    """Records of a device and dtype with the current versions and kernels."""
     return [one for one in here(index)[0] if one.dtype == dtype and changed(one) is None]
 
 
 def failed(index: int | None, dtype: str, family: str) -> set[str]:
-    """The backends of which something that a family needs has failed on this device."""
+    """The backends on which a family, or one that it needs, has failed on this device."""
     needed = NEEDED[family]
     return {r.backend for r in _current(index, dtype) if r.fault is not None and r.family in needed}
 
@@ -228,7 +229,7 @@ def failed(index: int | None, dtype: str, family: str) -> set[str]:
 def backend_for(
     index: int | None, dtype: str, family: str, runs: Callable[[str], bool] = lambda name: True
 ) -> str | None:
-    """The backend, of those that run, whose kernels for a family have passed on this device; or None."""
+    """The preferred backend that runs and whose kernels for a family have passed on this device, or None."""
     valid = {(r.backend, r.family) for r in _current(index, dtype) if r.fault is None}
     needed = NEEDED[family]
     passed = (name for name in BACKENDS if all((name, one) in valid for one in needed))
@@ -236,7 +237,7 @@ def backend_for(
 
 
 def why_none(index: int | None, dtype: str, family: str) -> str | None:
-    """Why a record would help here, in a few words; None where checks have failed, and it would not."""
+    """Why no verified backend is available, in a few words; None if checks have failed."""
     records, reason = here(index)
     if reason is not None:
         return f"the record is not used: {reason}"

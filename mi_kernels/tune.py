@@ -1,9 +1,9 @@
 """Times the tiles of the Triton kernels on this GPU and writes the table of choices: ``mi-kernels tune``.
 
-Nothing is tuned on a call; this is opt-in. The table is in the user's cache directory (``user_files.table``)
-and counts for this user's calls from then on; ``--output`` names another file, such as ops/triton/table.json
-of a checkout, which is a part of the package and can be committed. A tile is only taken if its results are as
-right as those of the heuristic's tile.
+Calls never autotune; tuning is opt-in. The table is in the user's cache directory (``user_files.table``) and
+applies to this user's calls from then on; ``--output`` names another file, such as ops/triton/table.json of a
+checkout, which is part of the package and can be committed. A tile is only chosen if its results are as
+accurate as those of the heuristic's tile.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from mi_kernels.testing.errors import relative_error
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 Call = Callable[[], Sequence[Tensor]]
-Measure = Callable[[Call], float]  # seconds; what `does_not_run` lists where the tile does not run
+Measure = Callable[[Call], float]  # seconds; raises one of `does_not_run()` if the tile does not run
 
 
 def calls(sizes: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, tuple[Call, Call]]:
-    """The primitives of a dense interaction at [B, Z, X, O], by name: in Triton, and in PyTorch."""
+    """The primitives of a dense interaction at [B, Z, X, O] by name: (in Triton, in PyTorch)."""
     from mi_kernels.ops.interaction import portable
     from mi_kernels.ops.triton import interaction as kernels
 
@@ -53,8 +53,8 @@ def calls(sizes: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, tu
 
 
 @contextmanager
-def _watched() -> Iterator[list[Any]]:
-    """The problems whose tiles are asked for meanwhile, each once, in order."""
+def _recorded_problems() -> Iterator[list[Any]]:
+    """Records the problems for which tiles are chosen in the block, without duplicates, in order."""
     from mi_kernels.ops.triton import host, tiles
 
     seen: dict[Any, None] = {}
@@ -73,9 +73,9 @@ def _watched() -> Iterator[list[Any]]:
 
 
 def does_not_run() -> tuple[type[Exception], ...]:
-    """What a tile that this GPU cannot run raises: too much shared memory, or refused by a compiler.
+    """The exceptions of a tile that this GPU cannot run: too much shared memory, or a compilation error.
 
-    Not Triton's base class: that moved between its versions. RuntimeError is PyTorch's (of memory, say).
+    Not Triton's base class, which moved between versions. PyTorch raises RuntimeError (out of memory).
     """
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
@@ -86,18 +86,18 @@ def does_not_run() -> tuple[type[Exception], ...]:
 def tune(
     call: Call, truth: Call, measure: Measure, most: int, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """The fastest valid tile of each problem in a call, by the table's key; None where the heuristic's is."""
+    """The fastest valid tile of each problem in a call, by table key; None if it is the heuristic's."""
     from mi_kernels.ops.triton import tiles
 
     exact = [t.double() for t in truth()]
-    with _watched() as problems:
+    with _recorded_problems() as problems:
         results = call()
     limit = 2 * _error(results, exact)
     found = {}
     for problem in problems:
         timed: dict[Any, float] = {}
         for tile in islice(tiles.candidates(problem), most):
-            with tiles.using({problem.key: tile}):
+            with tiles.overriding({problem.key: tile}):
                 try:
                     if _error(call(), exact) <= limit:
                         timed[tile] = measure(call)
@@ -125,8 +125,8 @@ def _measure(call: Call) -> float:
     return do_bench(call, warmup=10, rep=50, return_mode="median") / 1e3
 
 
-def _cold(call: Call) -> float:
-    """Seconds of a first call, compilation included."""
+def _first_call(call: Call) -> float:
+    """Seconds of a first call, including compilation."""
     torch.cuda.synchronize()
     begin = time.perf_counter()
     call()
@@ -145,7 +145,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def positive(text: str) -> int:
-    """A number of tiles, rounds or processes."""
+    """An argument that is a positive number."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
     return int(text)
@@ -159,28 +159,28 @@ def why_not() -> str | None:
 
 
 def merged(choices: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """The choices with what `tune` found: an entry that the heuristic now beats goes."""
+    """The choices updated with the results of `tune`; entries that the heuristic now beats are removed."""
     return {key: tile for key, tile in (choices | found).items() if tile is not None}
 
 
-def _begun(output: Path | None) -> tuple[Path, dict[str, Any], Callable[[Path, str], object]]:
-    """The table to add to, what is in it, and what writes it: once before the work, to see that it can be.
+def _open_table(output: Path | None) -> tuple[Path, dict[str, Any], Callable[[Path, str], object]]:
+    """(path, entries, write function) of the table; it is written once to fail before the work, not after it.
 
-    Raises OSError, ValueError, RuntimeError: it cannot be read or written, or has no place.
+    Raises OSError, ValueError, RuntimeError: it cannot be read or written, or has no folder.
     """
     from mi_kernels.ops.triton import tiles
 
     if output is not None:
         choices = tiles.read(output) if output.exists() else dict(tiles.table())
-        output.write_text(tiles.written(choices))
+        output.write_text(tiles.to_json(choices))
         return output, choices, Path.write_text
     path = user_files.table()
-    user_files.make_place(path)
-    choices, reason = tiles.own()
+    user_files.make_private_folder(path)
+    choices, reason = tiles.user_table()
     if reason is not None:
         raise ValueError(reason)
-    user_files.put(path, tiles.written(choices))
-    return path, choices, user_files.put
+    user_files.write_atomic(path, tiles.to_json(choices))
+    return path, choices, user_files.write_atomic
 
 
 def main(argv: Iterable[str] | None = None) -> int:
@@ -200,7 +200,7 @@ def main(argv: Iterable[str] | None = None) -> int:
         print(f"tune: {reason}", file=sys.stderr)
         return 1
     try:
-        path, choices, write = _begun(options.output)
+        path, choices, write = _open_table(options.output)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"tune: {error}", file=sys.stderr)
         return 1
@@ -209,8 +209,8 @@ def main(argv: Iterable[str] | None = None) -> int:
     for dtype in options.dtype:
         for sizes in options.sizes:
             for name, (call, truth) in calls(sizes, getattr(torch, dtype), "cuda").items():
-                print(f"{name}, {dtype}, B,Z,X,O = {sizes}: first call {_cold(call):.2f} s", flush=True)
+                print(f"{name}, {dtype}, B,Z,X,O = {sizes}: first call {_first_call(call):.2f} s", flush=True)
                 choices = merged(choices, tune(call, truth, _measure, options.most))
-                write(path, tiles.written(choices))
+                write(path, tiles.to_json(choices))
     print(path)
     return 0

@@ -1,7 +1,7 @@
-"""On which GPUs the test suite has passed: what ``auto`` may choose there, before it asks the user's record.
+"""GPUs on which the test suite has passed: what ``auto`` may select there without the user's record.
 
-An entry is added by whoever has run ``make gpu-check`` on the hardware and has seen it pass. It says what
-ran, so that it can be run again. Nothing is listed from compilation or interpretation.
+Add an entry after ``make gpu-check`` has passed on the hardware. It records the run, so that it can be
+repeated. Compilation or interpretation alone is no reason for an entry.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from mi_kernels.records import FAMILIES, NEEDED, installed
 
 @dataclass(frozen=True)
 class Verified:
-    """One run of the suite: backend, what it was allowed to choose from it, and where and when it ran.
+    """One run of the suite: backend, what ``auto`` may select because of it, where and when it ran.
 
     Attributes:
-        capability: compute capability of the device, such as (9, 0). Other devices of it count as the same.
+        capability: compute capability of the device, such as (9, 0); stands for all devices that have it.
         dtypes: of the operands.
-        device: the name that the driver gives it.
+        device: its name, as the driver reports it.
         date: as in 2026-11-25.
-        versions: of torch, CUDA and triton. Triton's counts, for it is the compiler: an entry of its backend
-            without one is never chosen.
-        results: the file that ``make gpu-check`` wrote, from the root of the repository.
-        families: of kernels; all of them, where the whole suite passed.
+        versions: of torch, CUDA and triton. Triton is the compiler, so its version is compared: an entry of
+            the Triton backend without it is never selected.
+        results: the file written by ``make gpu-check``, relative to the root of the repository.
+        families: of kernels; all of them if the whole suite passed.
     """
 
     backend: Literal["cuda", "triton"]
@@ -38,7 +38,7 @@ class Verified:
     families: tuple[str, ...] = FAMILIES
 
 
-# In the order of preference. Empty: the kernels have not run on a GPU.
+# In order of preference. Empty: the kernels have not run on a GPU.
 VERIFIED: tuple[Verified, ...] = ()
 
 
@@ -57,10 +57,10 @@ def _release(number: str | None) -> list[str] | None:
 
 
 def backend_for(device: torch.device, dtype: torch.dtype, family: str) -> str | None:
-    """The backend that has passed the suite of a family on such a GPU in such a dtype, or None.
+    """The backend that has passed the suite of a family on such a GPU in this dtype, or None.
 
-    What Triton compiles depends on its release, so one that was not tested does not count. Nor does a GPU of
-    AMD, whose capability is a number of another kind.
+    Triton's code depends on its release, so an entry counts only for the tested release. AMD GPUs never
+    match: their capability has another meaning.
     """
     if torch.version.hip is not None:
         return None
@@ -75,7 +75,7 @@ def backend_for(device: torch.device, dtype: torch.dtype, family: str) -> str | 
 
 
 def as_rows() -> list[dict[str, str]]:
-    """The table in words, for ``doctor``."""
+    """The table as strings, for ``doctor``."""
     return [
         {
             "backend": entry.backend,

@@ -1,8 +1,8 @@
 """`python -m mi_kernels verify`: checks the compiled kernels on this GPU; `auto` uses what passed.
 
-Values, gradients, layouts and dtypes of every family run in child processes with a limit of time, so that a
-kernel that hangs or crashes costs its own family and is named. What passed is written to the user's cache
-directory (records.py), with the device and the versions; `auto` takes it from there in every later process.
+Values, gradients, layouts and dtypes of every family run in child processes with a time limit, so that a
+kernel that hangs or crashes fails only its own family and is named. Results are written to the user's cache
+directory (records.py), with the device and the versions; `auto` reads them in every later process.
 """
 
 import argparse
@@ -22,21 +22,21 @@ from mi_kernels.records import BACKENDS, FAMILIES, Record
 from mi_kernels.testing import isolated, suite
 
 MINUTES = 3.0
-HANGS = 60.0  # seconds of one check, start and compilation included, after which it hangs
-LIMIT = 150.0  # seconds of one family in one dtype: Triton compiles up to 150 kernels for it
-MEMORY = 3 << 30  # of the GPU, for each process at a time
+HANGS = 60.0  # seconds after which a check, including start and compilation, counts as hanging
+LIMIT = 150.0  # seconds for one family in one dtype: Triton compiles up to 150 kernels for it
+MEMORY = 3 << 30  # bytes of the GPU per concurrent process
 WORKERS = 8
 PROGRAM = (sys.executable, "-m", "mi_kernels.testing.suite")
 
 
-_KEPT_AWAY = ("PYTHONOPTIMIZE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
+_REMOVED_VARIABLES = ("PYTHONOPTIMIZE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 
 
 class Outcome(NamedTuple):
-    """What the lines of one process say.
+    """The result of one child process.
 
-    ``judged``: whether it says something of the kernels. A process that did not begin, ran out of memory or
-    was merely slow does not; its fault is told, and not recorded.
+    ``judged``: whether it is a verdict on the kernels. A process that did not start, ran out of memory or was
+    merely slow gives none; its fault is printed, but not recorded.
     """
 
     checks: int
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(ended: isolated.Ended) -> Outcome:
-    """Of one process of suite.py; the check that was under way when it hung or died is named."""
+    """The outcome of one process of suite.py; names the check that was running when it hung or died."""
     passed, worst, faults, begun, spent, lines = 0, 0.0, [], None, 0.0, 0
     for line in _lines(ended.output):
         lines += 1
@@ -60,13 +60,13 @@ def outcome(ended: isolated.Ended) -> Outcome:
             begun = None
     finished = True
     if ended.status is None:
-        finished = bool(faults) or ended.seconds - spent >= HANGS  # else it was merely slow
+        finished = bool(faults) or ended.seconds - spent >= HANGS  # else it was only slow
         faults.append(f"{begun or 'start'}: not done after {ended.seconds:.0f} s")
     elif ended.status not in (0, 1) or begun is not None or (ended.status == 1 and not faults):
         ruined = ended.status == suite.RUINED
         what = "the GPU gives nothing but errors" if ruined else f"ended with status {ended.status}"
         faults.append(f"{begun or 'after it'}: {what}: {_last_line(ended.output)}")
-        finished = lines > 0  # a process that did not begin says nothing of kernels
+        finished = lines > 0  # a process that did not start is no verdict on kernels
     elif passed == 0 and not faults:
         faults.append("no check ran")
         finished = False
@@ -79,7 +79,7 @@ def _lines(output: str) -> Iterator[dict[str, Any]]:
         if text.startswith('{"check"'):
             try:
                 yield json.loads(text)
-            except ValueError:  # cut off
+            except ValueError:  # truncated
                 continue
 
 
@@ -89,20 +89,20 @@ def _last_line(output: str) -> str:
 
 
 def workers_for(device: str) -> int:
-    """As many processes at a time as the cores, and the free memory of the GPU for their contexts, allow."""
+    """The number of concurrent processes, limited by cores and by the free memory of the GPU."""
     free, _ = torch.cuda.mem_get_info(device)
     return max(min(isolated.cores(), WORKERS, free // MEMORY), 1)
 
 
 def environment() -> dict[str, str]:
-    """Of the children: they find this package, wherever it lies, and no other; the judge judges.
+    """The environment of the children, in which they import this copy of the package.
 
-    What would leave assertions out, or let products in tf32 pass for float32, does not reach them.
+    Variables that would disable assertions or allow tf32 in float32 products are removed.
     """
-    found = {name: value for name, value in os.environ.items() if name not in _KEPT_AWAY}
-    found["PYTHONSAFEPATH"] = "1"  # nor one in the current directory
+    found = {name: value for name, value in os.environ.items() if name not in _REMOVED_VARIABLES}
+    found["PYTHONSAFEPATH"] = "1"  # not a copy in the current directory
     root = Path(__file__).resolve().parents[1]
-    if root.name not in ("site-packages", "dist-packages"):  # those are found, and may shadow modules
+    if root.name not in ("site-packages", "dist-packages"):  # on the path already, and might shadow modules
         found["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), found.get("PYTHONPATH"))))
     found.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return found
@@ -117,7 +117,7 @@ def verify(
     say: Callable[[str], None],
     program: Sequence[str] = PROGRAM,
 ) -> Iterator[tuple[tuple[str, str, str], Outcome]]:
-    """((backend, family, dtype), outcome) as they come; what the time did not reach is missing."""
+    """((backend, family, dtype), outcome) as processes end; without those not reached before ``end``."""
     wanted = [(b, f, d) for f in FAMILIES for d in dtypes for b in names]
     jobs = [isolated.Job(" ".join(one), [*program, one[0], device, one[2], one[1]], LIMIT) for one in wanted]
     keys = {job.name: one for job, one in zip(jobs, wanted, strict=True)}
@@ -128,7 +128,7 @@ def verify(
             and time.monotonic() > end - isolated.GRACE
             and (found.fault or "").count(";") == 0
         ):
-            found = found._replace(judged=False)  # the time for everything was over
+            found = found._replace(judged=False)  # the total time was over
         if found.fault is None:
             say(
                 f"{ended.name}: passed, {found.checks} checks, worst error {found.error:.2f} of what is"
@@ -171,7 +171,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def wrong_device(name: str) -> str | None:
-    """Why a device cannot be checked, where there are GPUs at all; None where it can."""
+    """Why a device cannot be checked; None if it can, or if there are no GPUs."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -187,7 +187,7 @@ def _complain(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) -> int:
-    """Exit status: 0 all that can run here passed, 1 not, 2 nothing can be checked here."""
+    """Exit status: 0 everything that can run here passed, 1 not, 2 nothing can be checked here."""
     isolated.end_with_this_process()
     options = _options(argv)
     end = time.monotonic() + 60 * options.minutes
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) ->
     try:
         index = torch.device(options.device).index or 0
         device, capability = records.device_of(index)
-        records.write([])  # before the work: whether it can be
+        records.write([])  # fail before the work if the file cannot be written
     except (OSError, RuntimeError, AssertionError) as error:
         _complain(str(error))
         return 2

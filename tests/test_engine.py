@@ -17,7 +17,7 @@ from mi_kernels.testing.samples import ODD, Sample, Shape
 
 @pytest.fixture(autouse=True)
 def _always_asks(monkeypatch):
-    monkeypatch.setattr(rules, "WORTH_ASKING", 0)
+    monkeypatch.setattr(rules, "MIN_QUERY_WORK", 0)
 
 
 every_call = pytest.mark.parametrize("name", CALLS)
@@ -150,7 +150,7 @@ def test_small_calls_do_not_ask(monkeypatch, place):
     """The engine's answer would take longer than their gradients."""
     asked = []
     monkeypatch.undo()
-    monkeypatch.setattr(rules, "_will_run", lambda node: asked.append(node) or True)
+    monkeypatch.setattr(rules, "_is_executed", lambda node: asked.append(node) or True)
     for rows in (5, 5000):
         tensors = Sample(Shape("rows", (rows,), 20, 20, 20)).arguments(torch.float32, place.device)
         x = tensors[0].requires_grad_()

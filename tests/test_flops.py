@@ -16,7 +16,7 @@ from mi_kernels.testing.samples import GATE_ODD, ODD, Sample, Shape
 
 @pytest.fixture(autouse=True)
 def _always_asks(monkeypatch):
-    monkeypatch.setattr(rules, "WORTH_ASKING", 0)
+    monkeypatch.setattr(rules, "MIN_QUERY_WORK", 0)
 
 
 def counted(function):

@@ -17,9 +17,9 @@ DEVICE = ("Made Up", "9.0")
 
 
 def forget():
-    backends._found.cache_clear()
+    backends._auto_choice.cache_clear()
     records.here.cache_clear()
-    backends._hinted = False
+    backends._warned = False
 
 
 def record(**changes):
@@ -244,7 +244,7 @@ def test_environments_and_machines_that_share_a_home_keep_their_records(monkeypa
     records.write(all_families(**other))
     records.write(all_families(device="Another"))
     assert chosen() == "triton" and len(records.read()[0]) == 3 * len(FAMILIES)
-    monkeypatch.setattr(records, "MOST", 5)
+    monkeypatch.setattr(records, "MAX_RECORDS", 5)
     records.write([record(date="2026-02-02")])
     assert len(records.read()[0]) == 5 and records.read()[0][-1].date == "2026-02-02"
 

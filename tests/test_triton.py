@@ -28,13 +28,13 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.gate import triton as diagonal
-from mi_kernels.ops.gate import triton as gated
+from mi_kernels.ops.triton import gate as diagonal
+from mi_kernels.ops.triton import gate as gated
 from mi_kernels.ops.triton import host, interaction, kernels, plan, tiles
 from mi_kernels.ops.triton.engine import rounded_to_tf32
 from mi_kernels.ops.triton.launch import launch as start
 from mi_kernels.ops.triton.launch import recording, target
-from mi_kernels.ops.triton.tiles import Problem, Tile
+from mi_kernels.ops.triton.tiles import GemmProblem, TileConfig
 
 INTERPRETED = pytest.mark.skipif(not backends.interpreting(), reason="part of test_in_the_interpreter")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -117,7 +117,7 @@ def problems():
     for primitive, dtype, capability in product(PRIMITIVES, DTYPES, CAPABILITIES):
         for sizes, old, aligned in product(SIZES, (False, True), (False, True)):
             for precision in ("ieee", "tf32") if dtype == torch.float32 else ("ieee",):
-                yield Problem(primitive, dtype, precision, capability, old, aligned, *sizes)
+                yield GemmProblem(primitive, dtype, precision, capability, old, aligned, *sizes)
 
 
 def test_chosen_tiles_are_valid():
@@ -153,7 +153,7 @@ def test_wide_tiles_hold_one_result(capability):
 
 
 def test_candidates_are_valid_and_begin_with_the_choice():
-    problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256)
+    problem = GemmProblem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256)
     found = list(tiles.candidates(problem))
     assert found[0] == tiles.choose(problem) and len(set(found)) == len(found) > 20
     assert all(tiles.valid(tile, problem) for tile in found)
@@ -167,34 +167,34 @@ def test_the_hazard_of_hopper_is_avoided():
             assert tile.style in ("plain", "promoted") or tile.stages == 1
             for style in ("held", "scaled", "k_scaled"):
                 assert not tiles.valid(replace(tile, style=style, stages=2), problem)
-    problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), True, True, 1, 4096, 256, 32, 256)
+    problem = GemmProblem("forward", torch.bfloat16, "ieee", (9, 0), True, True, 1, 4096, 256, 32, 256)
     assert tiles.choose(problem).style == "promoted"
     assert tiles.choose(replace(problem, old=False)).style == "held"
 
 
 def test_a_table_comes_first_if_it_is_valid():
-    problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), True, True, 1, 4096, 256, 32, 256)
-    good, bad = Tile(64, 64, 32, 4, 2, "promoted"), Tile(64, 64, 32, 4, 2, "scaled")
+    problem = GemmProblem("forward", torch.bfloat16, "ieee", (9, 0), True, True, 1, 4096, 256, 32, 256)
+    good, bad = TileConfig(64, 64, 32, 4, 2, "promoted"), TileConfig(64, 64, 32, 4, 2, "scaled")
     before = tiles.choose(problem)
-    with tiles.using({problem.key: good}):
+    with tiles.overriding({problem.key: good}):
         assert tiles.choose(problem) == good
-    with tiles.using({problem.key: bad}):  # the hazard
+    with tiles.overriding({problem.key: bad}):  # the hazard
         assert tiles.choose(problem) == before
 
 
 def test_no_tile_reaches_further_than_32_bits():
     """Offsets within a tile are int32 where strides are below WIDE_STRIDE."""
     assert 2 * (tiles.LARGEST_BLOCK - 1) * (host.WIDE_STRIDE - 1) < 1 << 31
-    problem = Problem("linear", torch.bfloat16, "ieee", (9, 0), False, True, 1, 1 << 20, 16, 1, 16)
-    tile = Tile(tiles.LARGEST_BLOCK, 16, 16, 4, 1, "plain")
+    problem = GemmProblem("linear", torch.bfloat16, "ieee", (9, 0), False, True, 1, 1 << 20, 16, 1, 16)
+    tile = TileConfig(tiles.LARGEST_BLOCK, 16, 16, 4, 1, "plain")
     assert tiles.valid(tile, problem) and not tiles.valid(replace(tile, BM=2 * tile.BM), problem)
 
 
 def test_a_gate_has_an_entry_of_its_own():
     """A tile that is fastest without one may spill with it."""
-    problem = Problem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 32768, 512, 32, 512)
-    wide = Tile(128, 256, 64, 8, 3, "held")
-    with tiles.using({problem.key: wide}):
+    problem = GemmProblem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 32768, 512, 32, 512)
+    wide = TileConfig(128, 256, 64, 8, 3, "held")
+    with tiles.overriding({problem.key: wide}):
         assert tiles.choose(problem) == wide
         assert tiles.choose(replace(problem, gated=True)) != wide
     assert replace(problem, gated=True).key != problem.key
@@ -225,13 +225,13 @@ def rows_of(start, width, dtype=torch.bfloat16, gap=0):
     ],
 )
 def test_what_is_read_16_bytes_at_a_time(tensor, expected):
-    assert host.readable(tensor) == expected
+    assert host.vectorizable(tensor) == expected
 
 
 def test_which_axes_of_the_weight_are_read_16_bytes_at_a_time():
     weight = torch.empty(32, 48, 64, dtype=torch.bfloat16, device="meta")  # axes of a tile are n and k
     for order, expected in (((0, 1, 2), True), ((2, 1, 0), True), ((0, 2, 1), False)):
-        assert host.readable(weight.permute(order), -3) == expected
+        assert host.vectorizable(weight.permute(order), -3) == expected
 
 
 @pytest.mark.parametrize("changed", ["x", "w", "v", "z", "u and z", None])
@@ -278,11 +278,11 @@ def test_scratch_is_bounded(sizes, dtype):
     own = {t.untyped_storage()._cdata for t in tensors}
     for kernel, arguments in calls.items():
         launches, scratch = plan.record(kernel, arguments, x.device)
-        assert scratch <= host.PARTIAL_BYTES + wide * max(tiles.FEW, B * X * 32)
+        assert scratch <= host.PARTIAL_BYTES + wide * max(tiles.L2_ELEMENTS, B * X * 32)
         for launch in launches:
             for operand in (a[0] for a in launch.arguments.values() if isinstance(a, tuple)):
                 if operand.untyped_storage()._cdata not in own and operand.shape[-3:] != w.shape:
-                    assert operand.numel() <= max(min(B * Z * X, B * O * X, B * O * Z) / 4, tiles.FEW)
+                    assert operand.numel() <= max(min(B * Z * X, B * O * X, B * O * Z) / 4, tiles.L2_ELEMENTS)
 
 
 def test_another_thread_does_not_record():

@@ -14,7 +14,7 @@ from mi_kernels import backends
 from mi_kernels.testing.samples import NAMES, Sample, Shape
 
 pytest.importorskip("triton")
-from mi_kernels.ops.gate import triton as diagonal
+from mi_kernels.ops.triton import gate as diagonal
 from mi_kernels.ops.triton import host, interaction, plan
 
 pytestmark = pytest.mark.skipif(not backends.interpreting(), reason="part of test_triton.py")

@@ -12,6 +12,7 @@ from mi_kernels import backends, cli, doctor, records, tune
 pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from mi_kernels.ops import user_files
 from mi_kernels.ops.triton import tiles
 from mi_kernels.ops.triton.launch import recording
 
@@ -64,7 +65,7 @@ def _forward():
 
 def _tile(launch):
     a = launch.arguments
-    return tiles.Tile(
+    return tiles.TileConfig(
         a["BM"], a["BN"], a["BK"], launch.options["num_warps"], launch.options["num_stages"], a["STYLE"]
     )
 
@@ -84,7 +85,7 @@ def test_the_fastest_tile_of_each_product_is_taken(hopper):
     call()
     heuristic = _tile(hopper[-1])
     assert tile.BM * tile.BN * tile.warps < heuristic.BM * heuristic.BN * heuristic.warps
-    with tiles.using(found):
+    with tiles.overriding(found):
         call()
         assert _tile(hopper[-1]) == tile
     call()
@@ -96,7 +97,10 @@ def test_the_heuristic_stays_where_nothing_is_faster(hopper):
     found = tune.tune(_forward()[0], lambda: (), lambda call: next(times), 20, lambda text: None)
     ((key, tile),) = found.items()
     assert key.startswith("sm90 forward") and tile is None
-    slow, other = tiles.Tile(16, 16, 16, 4, 1, "promoted"), tiles.Tile(64, 64, 32, 4, 2, "promoted")
+    slow, other = (
+        tiles.TileConfig(16, 16, 16, 4, 1, "promoted"),
+        tiles.TileConfig(64, 64, 32, 4, 2, "promoted"),
+    )
     assert tune.merged({key: slow, "other": other}, found) == {"other": other}
     assert tune.merged({key: slow}, {key: other}) == {key: other}
 
@@ -122,7 +126,7 @@ def test_a_tile_that_does_not_run_costs_no_other(error, hopper):
 
     lines = []
     (tile,) = tune.tune(_forward()[0], lambda: (), measure, 3, lines.append).values()
-    assert isinstance(tile, tiles.Tile)
+    assert isinstance(tile, tiles.TileConfig)
     assert type(error).__name__ in lines[0] and str(error)[:40] in lines[0] and "best of 2" in lines[-1]
 
     def never(call):
@@ -137,12 +141,12 @@ def test_a_mistake_in_a_kernel_is_not_taken_for_a_tile_that_does_not_run(hopper)
         tune.tune(_forward()[0], lambda: (), lambda call: 1 / 0, 2, lambda text: None)
 
 
-TILE = tiles.Tile(64, 64, 32, 4, 2, "promoted")
+TILE = tiles.TileConfig(64, 64, 32, 4, 2, "promoted")
 ENTRY = {"BM": 64, "BN": 64, "BK": 32, "warps": 4, "stages": 2, "style": "promoted"}
 
 
 def test_what_is_written_is_read(tmp_path, monkeypatch):
-    (tmp_path / "table.json").write_text(tiles.written({"a key": TILE}))
+    (tmp_path / "table.json").write_text(tiles.to_json({"a key": TILE}))
     assert json.loads((tmp_path / "table.json").read_text()) == {"a key": ENTRY}
     monkeypatch.setattr(tiles, "TABLE", tmp_path / "table.json")
     assert tiles.table.__wrapped__() == {"a key": TILE}
@@ -159,8 +163,8 @@ def test_what_is_written_is_read(tmp_path, monkeypatch):
         (json.dumps({"a key": ENTRY | {"extra": 1}}), "entry 'a key': expected BM, BN"),
         (json.dumps({"a key": ENTRY | {"BM": "64"}}), "entry 'a key': expected BM, BN"),
         (json.dumps({"a key": ENTRY | {"warps": True}}), "entry 'a key': expected BM, BN"),
-        (json.dumps({"a key": ENTRY | {"BM": 48}}), "entry 'a key': there is no Tile(BM=48"),
-        (json.dumps({"a key": ENTRY | {"style": "new"}}), "entry 'a key': there is no Tile"),
+        (json.dumps({"a key": ENTRY | {"BM": 48}}), "entry 'a key': there is no TileConfig(BM=48"),
+        (json.dumps({"a key": ENTRY | {"style": "new"}}), "entry 'a key': there is no TileConfig"),
     ],
 )
 def test_a_file_that_is_no_table_is_named(text, words, tmp_path, monkeypatch):
@@ -170,7 +174,7 @@ def test_a_file_that_is_no_table_is_named(text, words, tmp_path, monkeypatch):
         tiles.table.__wrapped__()
 
 
-PROBLEM = tiles.Problem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256)
+PROBLEM = tiles.GemmProblem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256)
 
 
 @pytest.mark.parametrize(
@@ -192,12 +196,15 @@ def test_numbers_that_no_tile_has(change):
 
 
 def test_a_tile_for_aligned_operands_is_none_for_others():
-    large, unaligned = tiles.Tile(128, 256, 64, 8, 3, "held"), replace(PROBLEM, aligned=False, columns=255)
+    large, unaligned = (
+        tiles.TileConfig(128, 256, 64, 8, 3, "held"),
+        replace(PROBLEM, aligned=False, columns=255),
+    )
     assert tiles.valid(large, PROBLEM) and not tiles.valid(large, unaligned)
     assert tiles.valid(TILE, unaligned) and PROBLEM.key != unaligned.key
     before = tiles.choose(unaligned)
     assert before != TILE
-    with tiles.using({PROBLEM.key: TILE}):
+    with tiles.overriding({PROBLEM.key: TILE}):
         assert tiles.choose(PROBLEM) == TILE and tiles.choose(unaligned) == before
 
 
@@ -213,7 +220,7 @@ def test_a_tile_for_aligned_operands_is_none_for_others():
 def test_what_spills_is_not_valid(capability, dtype, fits):
     problem = replace(PROBLEM, primitive="input_grads", capability=capability, dtype=dtype, precision="tf32")
     BM, BN = fits
-    tile = tiles.Tile(BM, BN, 16, 8, 1, "promoted")
+    tile = tiles.TileConfig(BM, BN, 16, 8, 1, "promoted")
     assert tiles.valid(tile, problem) and not tiles.valid(replace(tile, BN=2 * BN), problem)
 
 
@@ -222,7 +229,7 @@ def measured(monkeypatch, tmp_path):
     """The command with made-up findings, and the file that it writes."""
     findings = {}
     monkeypatch.setattr(tune, "why_not", lambda: None)
-    monkeypatch.setattr(tune, "_cold", lambda call: 0.0)
+    monkeypatch.setattr(tune, "_first_call", lambda call: 0.0)
     monkeypatch.setattr(tune, "calls", lambda sizes, dtype, device: {"forward": (None, None)})
     monkeypatch.setattr(tune, "tune", lambda *arguments: findings)
     path = tmp_path / "table.json"
@@ -244,7 +251,7 @@ def test_a_second_run_adds_to_the_first(measured):
 
 def test_a_new_file_begins_with_the_table(measured):
     run, path = measured
-    with tiles.using({"c": TILE}):
+    with tiles.overriding({"c": TILE}):
         assert run({"a": TILE}) == 0
     assert json.loads(path.read_text()).keys() == {"a", "c"} | tiles.table().keys()
 
@@ -265,7 +272,7 @@ def test_what_is_found_lies_with_the_user(measured, place_of_tables, monkeypatch
     run, path = measured
     monkeypatch.setattr(tiles, "TABLE", path)
     other = replace(TILE, stages=1)
-    path.write_text(tiles.written({"a": TILE, "b": TILE}))
+    path.write_text(tiles.to_json({"a": TILE, "b": TILE}))
     for found in ({"a": other}, {"c": other}, {"c": None, "d": other}):
         assert run(found, None) == 0
     own = place_of_tables / "tiles.json"
@@ -311,8 +318,8 @@ def test_without_a_place_for_it(measured, monkeypatch, capsys):
     def nowhere():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(records, "folder", nowhere)
-    assert tiles.own() == ({}, None) and measured[0]({}, None) == 1
+    monkeypatch.setattr(user_files, "folder", nowhere)
+    assert tiles.user_table() == ({}, None) and measured[0]({}, None) == 1
     assert "tune: Could not determine home directory." in capsys.readouterr().err
     assert "no place: Could" in doctor.report()["tiles"]["path"]
     records.fingerprint.cache_clear()

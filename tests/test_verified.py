@@ -36,11 +36,11 @@ def _nothing_is_remembered(monkeypatch, tmp_path):
     """And no record of the user's is there."""
     monkeypatch.setenv("MI_KERNELS_CACHE", str(tmp_path))
     monkeypatch.setattr(records, "device_of", lambda index: ("made up", "9.0"))
-    monkeypatch.setattr(backends, "_hinted", True)
-    for remembered in (backends._found, records.here):
+    monkeypatch.setattr(backends, "_warned", True)
+    for remembered in (backends._auto_choice, records.here):
         remembered.cache_clear()
     yield
-    for remembered in (backends._found, records.here):
+    for remembered in (backends._auto_choice, records.here):
         remembered.cache_clear()
 
 
@@ -70,7 +70,7 @@ def test_an_entry_is_chosen_for_its_capability_and_dtypes(gpu):
     assert backends.choose(tensor()) == backends.choose(tensor(torch.float32)) == "triton"
     assert backends.choose(tensor(torch.float16)) == backends.choose(tensor(torch.int64)) == "portable"
     gpu.setattr(verified, "_capability", lambda index: (10, 0))
-    backends._found.cache_clear()
+    backends._auto_choice.cache_clear()
     assert backends.choose(tensor()) == "portable"
 
 
@@ -78,7 +78,7 @@ def test_another_release_of_triton_was_not_verified(gpu):
     gpu.setattr(verified, "VERIFIED", (HOPPER,))
     for version in ("3.7.0", "4.6.0", None):
         gpu.setattr(verified, "_triton", lambda version=version: version)
-        backends._found.cache_clear()
+        backends._auto_choice.cache_clear()
         assert backends.choose(tensor()) == "portable"
 
 

@@ -105,10 +105,10 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
     monkeypatch.setattr(verify, "workers_for", lambda device: 2)
     monkeypatch.setattr(backends, "why_not", lambda name: None)
-    for remembered in (backends._found, records.here):
+    for remembered in (backends._auto_choice, records.here):
         remembered.cache_clear()
     yield
-    for remembered in (backends._found, records.here):
+    for remembered in (backends._auto_choice, records.here):
         remembered.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""The demonstration: a PyTorch model with nn.Bilinear, converted and compared with itself.
+"""The demonstration: a PyTorch model with nn.Bilinear, compared with its converted copy.
 
 The model sees two images of handwritten digits and decides whether they show the same digit. It is
 trained with ``nn.Bilinear`` and, from the same seed and on the same batches, after
@@ -46,7 +46,7 @@ NEXT = """
 
 
 class Output:
-    """Headings, lines, tables and a progress bar: with rich where it is installed, else plain text."""
+    """Headings, lines, tables and a progress bar: with rich if it is installed, else plain text."""
 
     def __init__(self) -> None:
         self.console = None
@@ -96,7 +96,7 @@ class Output:
 
 
 def train(steps: int, seed: int, out: Output) -> tuple[Run, Run]:
-    """Both models on the same batches, step by step in turn, so that the machine treats them alike."""
+    """Train both models on the same batches, alternating steps so that machine load affects both alike."""
     images, held_out = load_images(seed)
     test_pairs = held_out.pairs(HELD_OUT_PAIRS, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed + 1)
@@ -111,7 +111,7 @@ def train(steps: int, seed: int, out: Output) -> tuple[Run, Run]:
             if (step + 1) % max(steps // EVALUATIONS, 1) == 0 or step + 1 == steps:
                 run.accuracy.append((step + 1, run.evaluate(*test_pairs)))
     for run in runs:
-        run.optimizer.zero_grad()  # or the step would begin by giving memory back
+        run.optimizer.zero_grad()  # else the step would free memory at its start
         run.extra_bytes = peak_memory(partial(run.step, *batch))
     return runs
 
@@ -217,7 +217,7 @@ def _compiled_gradients() -> None:
 
 
 def check_gradients(compiled: bool, out: Output) -> bool:
-    """Print a table of checks in float64; whether all of them hold."""
+    """Print a table of checks in float64; True if all of them pass."""
     arguments = _float64_arguments(3)
     forward = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
     checks: dict[str, Callable[[], object]] = {
@@ -235,7 +235,7 @@ def check_gradients(compiled: bool, out: Output) -> bool:
         try:
             check()
             result = "holds"
-        except Exception as error:  # whatever goes wrong is the result of the check
+        except Exception as error:  # any failure is the result of the check
             held, result = False, f"FAILS: {type(error).__name__}: {str(error).splitlines()[0]}"
         rows.append((name, result, f"{time.perf_counter() - start:.2f}"))
     out.table(("check (all six arguments, float64)", "result", "seconds"), rows)
@@ -247,7 +247,7 @@ def _einsum(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor) -> Ten
 
 
 def benchmark(out: Output) -> None:
-    """Forward + backward of three implementations, measured in turn on four shapes; medians."""
+    """Forward + backward of three implementations, interleaved on four shapes; medians."""
     functions = (F.bilinear, _einsum, mi.bilinear)
     rows = []
     for b, z, x, o in BENCHMARK_SHAPES:

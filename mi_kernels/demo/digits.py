@@ -1,4 +1,4 @@
-"""What the demonstration trains: pairs of images of digits, the model that compares them, its history."""
+"""The demonstration's data (pairs of images of digits), model and training history."""
 
 import statistics
 from collections.abc import Callable
@@ -13,7 +13,7 @@ WARM_UP_STEPS = 3  # not timed
 
 
 class Images:
-    """Labelled images, and the drawing of pairs of them."""
+    """Labelled images, from which pairs are sampled."""
 
     def __init__(self, pixels: Tensor, labels: Tensor):  # [N, 64], [N]
         order = torch.argsort(labels, stable=True)
@@ -29,9 +29,9 @@ class Images:
         same = torch.arange(count) % 2 == 0
         digit = torch.randint(10, (count,), generator=generator)
         other = torch.where(same, digit, (digit + torch.randint(1, 10, (count,), generator=generator)) % 10)
-        place, shift = torch.randint(1 << 40, (2, count), generator=generator)
+        index, shift = torch.randint(1 << 40, (2, count), generator=generator)
         size = self.counts[digit]
-        first = place % size
+        first = index % size
         second = torch.where(same, (first + 1 + shift % (size - 1)) % size, shift % self.counts[other])
         left, right = self.starts[digit] + first, self.starts[other] + second
         return self.pixels[left], self.pixels[right], same.float()

@@ -1,4 +1,4 @@
-"""What the public functions have in common: autocast, broadcasting, arguments that stand for others."""
+"""Shared by the public functions: autocast, broadcasting, normalisation of biases."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mi_kernels.ops.autocast import dtype_in_force, lower
 
 
 def autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments as autocast wants those of a matrix product."""
+    """The arguments cast as autocast does for a matrix product."""
     device = next((tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)), None)
     if device is None or (dtype := dtype_in_force(device)) is None:
         return tensors
@@ -27,7 +27,7 @@ def autocast_dtype(tensor: Tensor, device: str, dtype: torch.dtype | None) -> to
 
 
 def promote(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments as autocast wants those of an elementwise operation: in the widest of their dtypes."""
+    """The arguments cast as autocast does for an elementwise operation: to the widest of their dtypes."""
     present = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
     if not present:
         return tensors
@@ -48,10 +48,10 @@ def same_rank(tensor: Tensor, rank: int) -> Tensor:
     return tensor if missing == 0 else tensor[(None,) * missing]
 
 
-def spread_bias(bias: Any, *weights: Any) -> Any:
-    """A bias that is a scalar, or has one row, as [O]; O is the first size of the first weight there is.
+def expand_bias(bias: Any, *weights: Any) -> Any:
+    """A scalar bias, or one of shape [1, O], as [O]; O is the first size of the first given weight.
 
-    Whatever does not fit is left to the checks.
+    A bias that does not fit is returned unchanged for the checks to reject.
     """
     if bias is None or not isinstance(bias, Tensor) or bias.is_nested:
         return bias
@@ -61,7 +61,7 @@ def spread_bias(bias: Any, *weights: Any) -> Any:
             out = weight.shape[0]
             break
     shape = bias.shape
-    if len(shape) == 1 and (out is None or shape[0] == out):  # as it nearly always is
+    if len(shape) == 1 and (out is None or shape[0] == out):  # fast path
         return bias
     last = shape[-1] if shape else 1
     fits = len(shape) < 2 or (len(shape) == 2 and shape[0] == 1)

@@ -1,4 +1,4 @@
-"""How a module calls the public functions: as they are, or told apart for :func:`mi_kernels.explain`."""
+"""Calls of the public functions by modules, which :func:`mi_kernels.explain` can intercept."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _recording = _Recording()
 
 
 def call(function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
-    """``function(*arguments)``, of a module's forward; while the module is explained, its plan instead."""
+    """``function(*arguments)`` in a module's forward; inside `instead_of_calls` the replacement is called."""
     if torch.compiler.is_compiling() or _recording.instead is None:
         return function(*arguments, **keywords)
     return _recording.instead(function, *arguments, **keywords)
@@ -28,6 +28,7 @@ def call(function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> 
 
 @contextmanager
 def instead_of_calls(instead: Callable[..., Any] | None) -> Iterator[None]:
+    """Calls ``instead(function, *arguments)`` for every `call` of this thread in the block."""
     before, _recording.instead = _recording.instead, instead
     try:
         yield

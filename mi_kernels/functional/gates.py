@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, promote, same_rank, spread_bias
+from mi_kernels.functional._arguments import autocast, expand_bias, promote, same_rank
 from mi_kernels.ops import activations
 from mi_kernels.ops.activations import ActivationName
 from mi_kernels.ops.backend import get
@@ -50,7 +50,7 @@ def modulate(
     Args:
         x: input of any shape.
         scale: broadcasts with ``x``: ``[B, 1, C]`` for tokens ``[B, T, C]``, ``[B, C, 1, 1]`` for feature
-            maps ``[B, C, H, W]`` in either memory format. Nothing of the size of x is made of it.
+            maps ``[B, C, H, W]`` in either memory format. It is not expanded to the size of x in memory.
         shift: broadcasts with ``x``, optional.
         activation: identity, sigmoid, tanh, relu, gelu, gelu_tanh, silu, hardsigmoid, or softmax over the
             last dimension of ``scale``.
@@ -61,10 +61,9 @@ def modulate(
         of the arguments, as ``torch.addcmul``).
 
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits are computed in float32),
-    and lie on one device. Differentiable in all tensors to any order, in reverse and in forward mode; the
-    gradients of ``scale`` and ``shift`` are summed over the broadcast dimensions in the pass that makes
-    that of ``x``.
-    Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours.
+    and one device. Differentiable in all tensors to any order, in reverse and in forward mode; the gradients
+    of ``scale`` and ``shift`` are summed over the broadcast dimensions in the same pass that computes that of
+    ``x``. Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours.
 
     Raises:
         TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, or
@@ -104,18 +103,18 @@ def diagonal(
     activation: ActivationName = "identity",
     scale_offset: float = 0.0,
 ) -> Tensor:
-    r"""Diagonal multiplicative interaction: a gate and a shift made of the context, in one pass.
+    r"""Diagonal multiplicative interaction: a gate and a shift computed from the context, in one pass.
 
     .. math:: y = (\mathrm{act}(z A^T + x G^T + a) + s) \cdot x + (z C^T + c)
 
     Args:
         x: input of shape ``[..., X]``.
         z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast; a context that
-            is shared along some of them has its gate and shift made once (without ``weight_x``).
+            is shared along some of them has its gate and shift computed once (without ``weight_x``).
         weight: A of shape ``[X, Z]``.
-        bias: a of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
+        bias: a of shape ``[X]``, optional; ``[1, X]`` and scalars are accepted.
         shift_weight: C of shape ``[X, Z]``, optional.
-        shift_bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
+        shift_bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars are accepted.
         weight_x: G of shape ``[X, X]``, optional.
         activation: as in :func:`modulate`; softmax is over the features.
         scale_offset: s.
@@ -123,8 +122,8 @@ def diagonal(
     Returns:
         y of shape ``[..., X]`` in the dtype of the inputs (the autocast dtype under autocast).
 
-    Dtypes and derivatives as :func:`modulate`. With a context for each row nothing of the size of x is stored
-    but y, and where something is differentiated what the activation is taken of, which backward needs.
+    Dtypes and derivatives as :func:`modulate`. With a context for each row, the only tensor of the size of x
+    that is stored is y, and, if something is differentiated, the gate before its activation for backward.
 
     Raises:
         TypeError, ValueError: as :func:`modulate`; a rank or size does not fit.
@@ -137,7 +136,7 @@ def diagonal(
         >>> mi.diagonal(x, z, weight, activation="sigmoid").shape
         torch.Size([8, 5])
     """
-    tensors = _spread(autocast((x, z, weight, bias, shift_weight, shift_bias, weight_x)), 3, 5)
+    tensors = _expand_biases(autocast((x, z, weight, bias, shift_weight, shift_bias, weight_x)), 3, 5)
     lead = _check_diagonal(tensors, activation, scale_offset)
     x, z, weight, bias, shift_weight, shift_bias, weight_x = tensors
     options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
@@ -184,14 +183,14 @@ def gated_interaction(
         weight: W of shape ``[X, Z, X]``, or None to leave the product out.
         weight_z: U of shape ``[X, Z]``, optional.
         weight_x: V of shape ``[X, X]``, optional.
-        bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars stand for it.
+        bias: c of shape ``[X]``, optional; ``[1, X]`` and scalars are accepted.
         activation: as in :func:`modulate`; softmax is over the features.
 
     Returns:
         y of shape ``[..., X]`` in the dtype of the inputs (the autocast dtype under autocast).
 
-    Dtypes and derivatives as :func:`modulate`. Backward keeps the inputs and what the
-    activation is taken of, one tensor like y.
+    Dtypes and derivatives as :func:`modulate`. The inputs and the gate before its activation, one tensor like
+    y, are saved for backward.
 
     Raises:
         TypeError, ValueError: as :func:`modulate`; a rank or size does not fit, or all four weights are None.
@@ -204,7 +203,7 @@ def gated_interaction(
         >>> mi.gated_interaction(x, z, weight, activation="softmax").shape
         torch.Size([8, 5])
     """
-    tensors = _spread(autocast((x, z, weight, weight_z, weight_x, bias)), 5)
+    tensors = _expand_biases(autocast((x, z, weight, weight_z, weight_x, bias)), 5)
     lead = _check_gated(tensors, activation)
     x, z, *weights = tensors
     chosen = backends.choose(x, "gated_interaction")
@@ -260,18 +259,18 @@ def _check_features(op: str, names: Sequence[str], axes: Sequence[str], tensors:
     return lead
 
 
-def _spread(tensors: Sequence[Any], *biases: int) -> list[Any]:
-    """Arguments x, z, weights and biases, those at ``biases`` (behind a weight) as [X]."""
-    spread, weights = list(tensors), tensors[2 : biases[0]]
-    for place in biases:
-        spread[place] = spread_bias(tensors[place], *weights)
-    return spread
+def _expand_biases(tensors: Sequence[Any], *biases: int) -> list[Any]:
+    """The arguments x, z, weights and biases, with those at the indices ``biases`` as [X]."""
+    expanded, weights = list(tensors), tensors[2 : biases[0]]
+    for index in biases:
+        expanded[index] = expand_bias(tensors[index], *weights)
+    return expanded
 
 
 def _per_context(
     backend: str, z: Tensor, weight: Tensor, bias: Tensor | None, lead: torch.Size, rank: int
 ) -> Tensor:
-    """z W^T + b of each context, its leading dimensions spread to ``rank`` of them."""
+    """z W^T + b of each context, with ``rank`` leading dimensions."""
     y = dense.forward(backend, without_features(z), z, None, weight, None, bias)
     return y.view(*(1,) * (rank - len(lead)), *lead, y.shape[-1])
 
@@ -283,18 +282,18 @@ def _plan_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_offset
 
 
 def _plan_diagonal(activation: str, scale_offset: float, weight_x: Any, **arguments: Any) -> Plan:
-    tensors = _spread(autocast((*arguments.values(), weight_x)), 3, 5)
+    tensors = _expand_biases(autocast((*arguments.values(), weight_x)), 3, 5)
     lead = _check_diagonal(tensors, activation, scale_offset)
     return gate_plan.diagonal(backends.choose(tensors[0], "diagonal"), activation, lead, *tensors)
 
 
 def _plan_gated(activation: str, **arguments: Any) -> Plan:
-    tensors = _spread(autocast(tuple(arguments.values())), 5)
+    tensors = _expand_biases(autocast(tuple(arguments.values())), 5)
     lead = _check_gated(tensors, activation)
     return gate_plan.gated(backends.choose(tensors[0], "gated_interaction"), activation, lead, *tensors)
 
 
-# What `explain` knows here: the function, and what plans it from its arguments by name.
+# For `explain`: by name, the function and its planner, which takes the bound arguments as keywords.
 PLANNED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
     "diagonal": (diagonal, _plan_diagonal),
     "gated_interaction": (gated_interaction, _plan_gated),

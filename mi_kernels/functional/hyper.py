@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, spread_bias
+from mi_kernels.functional._arguments import autocast, expand_bias
 from mi_kernels.ops.backend import get
 from mi_kernels.ops.checks import broadcast_leading, broadcast_like, check_rank, check_shape, check_tensors
 from mi_kernels.ops.interaction import plan_generated, reference, segments, shared
@@ -24,7 +24,7 @@ def generate(
     weight_x: Tensor | None = None,  # [O, X]
     bias: Tensor | None = None,  # [O]
 ) -> tuple[Tensor, Tensor | None]:
-    r"""The affine layer that a context stands for: the weights and the bias that a hypernetwork generates.
+    r"""A hypernetwork: the weights and the bias of an affine layer, generated from a context.
 
     .. math:: W'_{oj} = \sum_i z_i W_{oij} + V_{oj}, \quad b'_o = \sum_i U_{oi} z_i + c_o
 
@@ -33,12 +33,12 @@ def generate(
         weight: W of shape ``[O, Z, X]``, or None.
         weight_z: U of shape ``[O, Z]``, optional.
         weight_x: V of shape ``[O, X]``, optional.
-        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars stand for it.
+        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars are accepted.
 
     Returns:
         W' of shape ``[..., O, X]`` and b' of shape ``[..., O]``, or None for b' without U and c.
-        ``W' x + b'`` is :func:`mi_kernels.interaction`. For several contexts W' is a view whose memory has
-        the outputs first: :func:`apply_generated` reads it as it lies, ``view`` needs ``contiguous`` before.
+        ``W' x + b'`` is :func:`mi_kernels.interaction`. For several contexts W' is a view with the outputs
+        outermost in memory: :func:`apply_generated` reads it in place, ``view`` needs ``contiguous`` first.
 
     Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
 
@@ -55,17 +55,17 @@ def generate(
         (torch.Size([2, 4, 5]), torch.Size([2, 4]))
     """
     z, weight, weight_z, weight_x, bias = autocast((z, weight, weight_z, weight_x, bias))
-    bias = spread_bias(bias, weight, weight_z, weight_x)
+    bias = expand_bias(bias, weight, weight_z, weight_x)
     _check_generate(z, weight, weight_z, weight_x, bias)
     chosen = backends.choose(z)
     lead, generated, offset = z.shape[:-1], None, None
     if get(chosen).is_reference:
         generated, offset = reference.generate(z, weight, weight_z, weight_x, bias)
     else:
-        contexts = z.reshape(math.prod(lead), z.shape[-1])  # lead.numel() would be a number to jit.trace
+        contexts = z.reshape(math.prod(lead), z.shape[-1])  # lead.numel() would be a constant in jit.trace
         generated, offset = shared.generate(chosen, contexts, weight, weight_z, weight_x, bias)
     assert generated is not None
-    # Without W or U these are V and c: a result never shares memory with an argument.
+    # Without W or U these are V and c: clone, as results must not share memory with arguments.
     generated = generated.clone() if weight is None else generated
     if offset is not None:
         offset = offset.clone() if weight_z is None else offset
@@ -80,7 +80,7 @@ def apply_generated(
     *,
     segment_ids: Tensor | None = None,  # [N]
 ) -> Tensor:
-    r"""Generated layers applied to inputs, each to its own.
+    r"""Applies generated layers to inputs, each to its own.
 
     .. math:: y_o = \sum_j W'_{oj} x_j + b'_o
 
@@ -88,7 +88,7 @@ def apply_generated(
         x: inputs of shape ``[..., X]``.
         weight: W' of shape ``[..., O, X]``, as :func:`generate` returns it. Its leading dimensions broadcast
             with those of ``x``: ``[B, 1, O, X]`` for tokens ``[B, T, X]`` makes the tokens of a sample the
-            rows of one product. Nothing is copied out for them.
+            rows of one product, without copies of W'.
         bias: b' of shape ``[..., O]``, whose leading dimensions broadcast to those of ``weight``. Optional.
         segment_ids: for inputs in groups of unequal length. ``x [N, X]``, ``weight [G, O, X]`` and
             ``bias [G, O]``; row n belongs to group ``segment_ids[n]``. See :func:`mi_kernels.interaction`.
@@ -169,7 +169,7 @@ def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size
 
 def _plan_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> Plan:
     z, *weights = autocast((z, weight, weight_z, weight_x, bias))
-    weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
+    weights = [*weights[:-1], expand_bias(weights[-1], *weights[:-1])]
     _check_generate(z, *weights)
     return plan_generated.generate(backends.choose(z), z, weights)
 
@@ -180,7 +180,7 @@ def _plan_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> Plan:
     return plan_generated.apply(backends.choose(x), x, weight, bias, lead, segment_ids)
 
 
-# What `explain` knows here: the function, and what plans it from its arguments by name.
+# For `explain`: by name, the function and its planner, which takes the bound arguments as keywords.
 PLANNED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
     "generate": (generate, _plan_generate),
     "apply_generated": (apply_generated, _plan_apply),

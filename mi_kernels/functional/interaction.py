@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, autocast_dtype, spread_bias
+from mi_kernels.functional._arguments import autocast, autocast_dtype, expand_bias
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.backend import get
 from mi_kernels.ops.interaction import dispatch, plan_shared, reference, segments
@@ -40,27 +40,27 @@ def interaction(
             product out.
         weight_z: U of shape ``[O, Z]``, optional.
         weight_x: V of shape ``[O, X]``, optional.
-        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars stand for it.
+        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars are accepted.
         segment_ids: for inputs in groups of unequal length, one context for each group: ``x [N, X]``,
-            ``z [G, Z]``, and row n has context ``segment_ids[n]``. int64 of shape ``[N]`` with numbers from
-            0 to G - 1, sorted or not; a group may be empty. ``torch.repeat_interleave(lengths)`` makes such
-            numbers of the lengths of packed sequences.
+            ``z [G, Z]``, and row n has context ``segment_ids[n]``. int64 of shape ``[N]`` with values from
+            0 to G - 1, sorted or not; a group may be empty. ``torch.repeat_interleave(lengths)`` gives them
+            for packed sequences.
 
     Returns:
         y of shape ``[..., O]`` in the dtype of the inputs (the autocast dtype under autocast).
 
     Where rows share a context (or contexts an input), ``W' = z W + V`` is generated once for each context
     and applied to its rows, if that is estimated to be faster and W' is small enough; ``explain`` says which.
-    Groups of about one length are one product. Nothing is padded to the longest group: rows of zeros fill
-    groups up only where they cost less than one more product, and are never more than the rows that there
-    are. Under ``torch.compile`` (and other tracers),
-    and under ``torch.vmap`` over ``segment_ids``, the numbers are not looked at: each row gets its own copy
-    of its context (N Z elements), and numbers out of range are found by PyTorch's indexing. Nested tensors
-    are refused: pass ``x.values()`` and ``torch.repeat_interleave(x.offsets().diff())``.
+    Groups of similar length share one product. They are not padded to the longest group: groups are padded
+    with rows of zeros only where that costs less than one more product, and never by more rows than there
+    are. Under ``torch.compile`` (and other tracers), and under ``torch.vmap`` over ``segment_ids``, the
+    values are not read: each row gets its own copy of its context (N Z elements), and values out of range are
+    detected by PyTorch's indexing. Nested tensors are rejected: pass ``x.values()`` and
+    ``torch.repeat_interleave(x.offsets().diff())``.
 
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits accumulate in float32)
-    or an integer dtype, and lie on one device. Differentiable in all arguments, to any order, in
-    reverse and in forward mode; works under ``torch.func``, ``torch.vmap`` and ``torch.compile``.
+    or an integer dtype, and one device. Differentiable in all arguments, to any order, in reverse and in
+    forward mode; works under ``torch.func``, ``torch.vmap`` and ``torch.compile``.
 
     Raises:
         TypeError: an argument is no dense tensor, or its dtype is unsupported or not that of ``x``.
@@ -90,7 +90,7 @@ def bilinear(
         input1: shape ``[..., in1]``.
         input2: shape ``[..., in2]``. Unlike in PyTorch, leading dimensions broadcast.
         weight: A of shape ``[out, in1, in2]``, also as :func:`mi_kernels.pack` returns it.
-        bias: b of shape ``[out]``, optional; ``[1, out]`` and scalars stand for it.
+        bias: b of shape ``[out]``, optional; ``[1, out]`` and scalars are accepted.
 
     Returns:
         y of shape ``[..., out]``. Dtypes and derivatives are those of :func:`interaction`.
@@ -109,23 +109,23 @@ def bilinear(
 
 
 def pack(weight: Tensor) -> PackedWeight:
-    """Lays a weight out once for many calls without gradients.
+    """Packs a weight once for many calls without gradients.
 
     Args:
         weight: W of shape ``[O, Z, X]``, of a dtype that :func:`mi_kernels.interaction` takes.
 
     Returns:
-        An object that takes the place of ``weight`` in :func:`mi_kernels.interaction` and
-        :func:`mi_kernels.bilinear`. The result is the same, bit for bit. Calls that are differentiated,
-        transformed or compiled, other backends, and calls of a few rows use ``weight`` itself.
+        An object to pass as ``weight`` to :func:`mi_kernels.interaction` and :func:`mi_kernels.bilinear`. The
+        result is the same, bit for bit. Calls that are differentiated, transformed or compiled, other
+        backends, and calls of a few rows use ``weight`` itself.
 
     The copy has the size of W in the dtype in which W is multiplied (float32 for float16, and for bfloat16
     on CPUs without its instructions). There is none where the kernels read W in place: float32 and float64
-    whose X is no shorter than Z. An in-place change of W, an optimiser step, ``load_state_dict`` or a move is
-    noticed by its version counter, address, dtype, device and strides, and W is packed again; until then the
-    memory that was packed stays alive. A write that PyTorch does not count is not noticed: through
-    ``weight.data``, NumPy, DLPack, or by another process. ``load_state_dict(..., assign=True)`` puts another
-    parameter in the place of ``weight``: pack that one.
+    with X no smaller than Z. An in-place change of W, an optimiser step, ``load_state_dict`` or a move is
+    detected by version counter, address, dtype, device and strides, and W is packed again; until then the
+    memory of the packed tensor stays alive. Writes that PyTorch does not count are not detected: through
+    ``weight.data``, NumPy, DLPack, or by another process. ``load_state_dict(..., assign=True)`` replaces the
+    parameter: pack the new one.
 
     Raises:
         TypeError: ``weight`` is no dense tensor.
@@ -156,12 +156,12 @@ def _interaction(
     segment_ids: Tensor | None = None,
     force: str | None = None,
 ) -> Tensor:
-    """``force``: a plan of cost_model.py by name, for tests and benchmarks; else the cheapest one."""
+    """``force``: name of a plan of cost_model.py, for tests and benchmarks; default is the cheapest."""
     packed_weight = None
     if isinstance(weight, PackedWeight):
-        weight, packed_weight = _laid_out(weight, (x, z, *others))
+        weight, packed_weight = _cast_and_packed(weight, (x, z, *others))
     x, z, *weights = autocast((x, z, weight, *others))
-    weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
+    weights = [*weights[:-1], expand_bias(weights[-1], *weights[:-1])]
     check(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if get(chosen).is_reference:
@@ -175,13 +175,13 @@ def _interaction(
     )
 
 
-def _laid_out(packed: PackedWeight, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
-    """The weight as it is, or where nothing is differentiated as autocast wants it, and as it was packed."""
+def _cast_and_packed(packed: PackedWeight, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+    """(weight, None) where something is differentiated, else the weight in autocast's dtype, and packed."""
     tensors = (packed.weight, *(tensor for tensor in others if isinstance(tensor, Tensor)))
     if torch.compiler.is_compiling() or differentiating(tensors):
         return packed.weight, None
     device = packed.weight.device.type
-    return packed.laid_out(autocast_dtype(packed.weight, device, dtype_in_force(device)))
+    return packed.cast_and_packed(autocast_dtype(packed.weight, device, dtype_in_force(device)))
 
 
 def interaction_by(
@@ -194,7 +194,7 @@ def interaction_by(
     bias: Tensor | None = None,
     segment_ids: Tensor | None = None,
 ) -> Tensor:
-    """:func:`interaction` by one plan of cost_model.py, for tests and benchmarks. Not public."""
+    """:func:`interaction` with a given plan of cost_model.py, for tests and benchmarks. Not public."""
     weights = weight, weight_z, weight_x, bias
     return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids, force=plan)
 
@@ -207,7 +207,7 @@ def _planner(spelling: Spelling) -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
-        weights = [*weights[:-1], spread_bias(weights[-1], *weights[:-1])]
+        weights = [*weights[:-1], expand_bias(weights[-1], *weights[:-1])]
         segment_ids = bound.get("segment_ids")
         lead = check(spelling, x, z, *weights, segment_ids=segment_ids)
         if segment_ids is not None:
@@ -217,7 +217,7 @@ def _planner(spelling: Spelling) -> Callable[..., Plan]:
     return planner
 
 
-# What `explain` knows here: the function, and what plans it from its arguments by name.
+# For `explain`: by name, the function and its planner, which takes the bound arguments as keywords.
 PLANNED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
     "interaction": (interaction, _planner(INTERACTION)),
     "bilinear": (bilinear, _planner(BILINEAR)),

@@ -1,4 +1,4 @@
-"""What the constructors of modules have in common: checks, parameters, their first values."""
+"""Shared by the constructors of modules: checks, parameters, initialisation."""
 
 import math
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def draw_uniform(weight: Tensor | None, fan_in: int, terms: int, gain: float = 1
 
 
 def check_size(op: str, name: str, size: int) -> None:
-    """A size given as a number is an integer, 0 or more."""
+    """The size is an integer >= 0."""
     if isinstance(size, bool) or not isinstance(size, int | torch.SymInt):
         raise TypeError(f"{op}: {name}: expected an int, got {type(size).__name__}")
     if size < 0:
@@ -44,7 +44,7 @@ def check_construction(
     device: Any,
     dtype: Any,
 ) -> None:
-    """What the constructors of modules are given: sizes, flags, where parameters lie and what they are."""
+    """Checks the arguments of a constructor: sizes, flags, device and dtype of the parameters."""
     for name, size in sizes.items():
         check_size(op, name, size)
     for name, flag in flags.items():
@@ -63,19 +63,19 @@ def check_construction(
 
 
 def check_module(op: str, name: str, module: object) -> None:
-    """A part of a module is None or a module itself."""
+    """The argument is a module or None."""
     if module is not None and not isinstance(module, torch.nn.Module):
         raise TypeError(f"{op}: {name}: expected a torch.nn.Module or None, got {_kind(module)}")
 
 
 def check_function(op: str, name: str, function: object) -> None:
-    """A function, or a module; not the class of one."""
+    """The argument is callable and not a class."""
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"{op}: {name}: expected a function, got {_kind(function)}")
 
 
 def _kind(value: object) -> str:
-    """A value of a wrong type in words: what is often passed in place of an instance is its class."""
+    """A value of a wrong type for messages; classes passed instead of instances are named."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return type(value).__name__

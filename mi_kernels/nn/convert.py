@@ -1,4 +1,4 @@
-"""Existing models onto the modules of this package, and back."""
+"""Conversion of existing models to the modules of this package, and back."""
 
 import warnings
 from typing import Literal, TypeVar
@@ -11,7 +11,7 @@ from mi_kernels.nn.interaction import Bilinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Direction = Literal["mi_kernels", "torch"]
-# The class that a layer has before, and after.
+# The class of a layer before and after.
 _CLASSES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "mi_kernels": (nn.Bilinear, Bilinear),
     "torch": (Bilinear, nn.Bilinear),
@@ -19,30 +19,30 @@ _CLASSES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
 
 
 def convert(module: ModuleT, *, to: Direction = "mi_kernels") -> ModuleT:
-    """Make every ``nn.Bilinear`` in a model, or the model itself, an :class:`mi_kernels.nn.Bilinear`.
+    """Converts every ``nn.Bilinear`` in a model, or the model itself, to :class:`mi_kernels.nn.Bilinear`.
 
-    Works in place and returns its argument. In place, because everything that refers to the layer or to
+    Works in place and returns its argument. In place, so that everything that refers to the layer or to
     its parameters (optimisers, hooks, weight tying, a second attribute of the model, data-parallel
-    wrappers) goes on referring to the same objects: only the class of the layer changes. Parameters,
-    buffers, hooks, training flag, ``requires_grad``, device and dtype are therefore untouched, and
-    converting again does nothing. For a converted copy, ``convert(copy.deepcopy(model))``.
+    wrappers) keeps referring to the same objects: only the class of the layer changes. Parameters,
+    buffers, hooks, training flag, ``requires_grad``, device and dtype are therefore unchanged, and
+    converting again has no effect. For a converted copy, ``convert(copy.deepcopy(model))``.
 
-    ``convert(model, to="torch")`` is the way back, of the same layers and with the same promises: the model
-    can then be pickled, scripted or exported without this package.
+    ``convert(model, to="torch")`` is the inverse, with the same guarantees: the model can then be pickled,
+    scripted or exported without this package.
 
     Converted: modules whose type is exactly ``nn.Bilinear`` (``mi_kernels.nn.Bilinear``), also with
-    parametrizations (``torch.nn.utils.parametrize``). A model that ``torch.compile`` has compiled recompiles
-    by itself.
+    parametrizations (``torch.nn.utils.parametrize``). A compiled model (``torch.compile``) recompiles
+    automatically.
 
-    Left alone in silence: other subclasses of ``nn.Bilinear``, because they may compute something else.
+    Skipped silently: other subclasses of ``nn.Bilinear``, because they may compute something else.
 
-    Left alone with a UserWarning that names the layer: complex parameters, scripted or traced layers
-    (convert before scripting), and layers on which ``forward`` was replaced. On the way back also modules of
-    this package that PyTorch has no equivalent of, and subclasses of this package's modules.
+    Skipped with a UserWarning that names the layer: complex parameters, scripted or traced layers (convert
+    before scripting), and layers whose ``forward`` was replaced. With ``to="torch"`` also modules of this
+    package without an equivalent in PyTorch, and subclasses of this package's modules.
 
     Args:
         module: any ``torch.nn.Module``. Only registered submodules are found, as by ``module.modules()``.
-        to: ``"mi_kernels"``, or ``"torch"`` for the way back.
+        to: ``"mi_kernels"``, or ``"torch"`` for the inverse.
 
     Returns:
         ``module``.
@@ -61,7 +61,7 @@ def convert(module: ModuleT, *, to: Direction = "mi_kernels") -> ModuleT:
     if not isinstance(to, str) or to not in _CLASSES:
         raise ValueError(f"convert: to: expected one of {', '.join(_CLASSES)}, got {to!r}")
     old, new = _CLASSES[to]
-    # The list is complete before anything changes: modules() yields an object with two names once.
+    # named_modules() yields a module with two names once; the list is complete before anything changes.
     for name, layer in list(module.named_modules()):
         obstacle = _obstacle(layer) if _computes(layer, old) else _stays(layer) if to == "torch" else None
         if obstacle is not None:
@@ -79,7 +79,7 @@ def _computes(layer: nn.Module, old: type[nn.Module]) -> bool:
         return old is nn.Bilinear and layer.original_name == "Bilinear"
     if type(layer) is old:
         return True
-    # parametrize gives a module a class of its own, derived from the one it had.
+    # parametrize gives each module its own class, derived from the original one.
     return parametrize.is_parametrized(layer) and type(layer).__bases__ == (old,)
 
 
@@ -94,7 +94,7 @@ def _obstacle(layer: nn.Module) -> str | None:
 
 
 def _stays(layer: nn.Module) -> str | None:
-    """Why a module of this package, or one that is derived from it, cannot be one of PyTorch's."""
+    """Why a module of this package, or a subclass of one, cannot be converted to one of PyTorch's."""
     ours = [one for one in type(layer).__mro__ if one.__module__.startswith(_PACKAGE) and one is not Bilinear]
     if ours:
         return f"torch.nn has no {ours[0].__name__}"
@@ -105,9 +105,9 @@ _PACKAGE = __name__.rpartition(".")[0] + "."
 
 
 def _parametrized_class(old: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
-    """The class that parametrize would have made of a layer of class ``base``.
+    """The class that parametrize would have created for a layer of class ``base``.
 
-    A new class, not new bases for the old one: a deepcopy of the layer shares the old one.
+    A new class instead of new bases for the old one, which deep copies of the layer share.
     """
     own = {name: value for name, value in vars(old).items() if name not in ("__dict__", "__weakref__")}
     return type(old.__name__, (base,), own)

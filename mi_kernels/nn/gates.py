@@ -29,7 +29,7 @@ class DiagonalInteraction(nn.Module):
         weight_x: whether to learn G.
         activation: see :func:`mi_kernels.modulate`.
         scale_offset: s.
-        device: where the parameters lie.
+        device: device of the parameters.
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
@@ -42,9 +42,9 @@ class DiagonalInteraction(nn.Module):
         shift_bias: c of shape ``[X]``, or None.
         weight_x: G of shape ``[X, X]``, or None.
 
-    A and G start uniform with mean zero and variances 1/(kZ) and 1/(kX), k the number of them, so that the
-    gate before its activation has variance 1 for x and z with features of unit variance; C has variance 1/Z,
-    and the biases are 0.
+    A and G are initialised uniformly with mean zero and variances 1/(kZ) and 1/(kX), where k is their number,
+    so that the gate before its activation has variance 1 for x and z with features of unit variance; C has
+    variance 1/Z, and the biases are 0.
 
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
@@ -140,7 +140,7 @@ class DiagonalInteraction(nn.Module):
 
 
 class FiLM(nn.Module):
-    r"""Feature-wise linear modulation: each channel of x is scaled and shifted by what the context says.
+    r"""Feature-wise linear modulation: each channel of x is scaled and shifted as the context determines.
 
     .. math:: y_c = (\mathrm{act}(\gamma_c) + s) \cdot x_c + \beta_c, \quad (\gamma, \beta) = z M^T + m
 
@@ -149,23 +149,23 @@ class FiLM(nn.Module):
         context_features: Z, the size of the context.
         bias: whether to learn m.
         activation: see :func:`mi_kernels.modulate`; not softmax.
-        scale_offset: s; 1 makes the layer start as the identity.
-        channel_dim: the dimension of x that has the channels: 1 for feature maps ``[B, C, H, W]``, -1 for
+        scale_offset: s; with 1 the initial layer is the identity.
+        channel_dim: the channel dimension of x: 1 for feature maps ``[B, C, H, W]``, -1 for
             tokens ``[B, T, C]``.
-        device: where the parameters lie.
+        device: device of the parameters.
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
         ``x [B, C, ...]`` (or ``[B, ..., C]``, with ``channel_dim=-1``) and ``z [B, Z]`` give ``y`` as x. All
-        dimensions of x but the first and the channels share the context. A context of its own for each frame
-        is ``z [B, T, Z]`` for ``x [B, C, T, ...]`` (or ``[B, T, ..., C]``), and so on: the leading dimensions
-        of z are the first ones of x without its channels.
+        dimensions of x but the first and the channels share the context. For one context per frame pass
+        ``z [B, T, Z]`` with ``x [B, C, T, ...]`` (or ``[B, T, ..., C]``), and so on: the leading dimensions
+        of z are the first dimensions of x without its channels.
 
     Attributes:
-        weight: M of shape ``[2C, Z]``, gamma's rows first.
+        weight: M of shape ``[2C, Z]``, the rows of gamma first.
         bias: m of shape ``[2C]``, or None.
 
-    The parameters start as zeros: with s = 1 and the identity for act, y = x.
+    The parameters are initialised to zero: with s = 1 and act the identity, y = x.
 
     Raises:
         TypeError: an argument has a wrong type, ``dtype`` is no floating-point dtype, or x or z no dense
@@ -216,7 +216,7 @@ class FiLM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Make all parameters zero."""
+        """Set all parameters to zero."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
@@ -230,23 +230,23 @@ class FiLM(nn.Module):
         return call(
             gates.modulate,
             x,
-            self._beside(x, scale),
-            self._beside(x, shift),
+            self._broadcastable(x, scale),
+            self._broadcastable(x, shift),
             activation=self.activation,
             scale_offset=self.scale_offset,
         )
 
-    def _beside(self, x: Tensor, made: Tensor) -> Tensor:
-        """What the contexts [B, ..., Z] were made into, [B, ..., C], with the dimensions of x."""
-        ones = (1,) * (x.dim() - made.dim())
+    def _broadcastable(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Scale or shift [B, ..., C] as a view that broadcasts with x."""
+        ones = (1,) * (x.dim() - modulation.dim())
         if self.channel_dim == 1:
-            made = made.movedim(-1, 1)
-            return made.view(*made.shape, *ones)
-        return made.view(*made.shape[:-1], *ones, made.shape[-1])
+            modulation = modulation.movedim(-1, 1)
+            return modulation.view(*modulation.shape, *ones)
+        return modulation.view(*modulation.shape[:-1], *ones, modulation.shape[-1])
 
     def _check(self, x: Tensor, z: Tensor) -> None:
         if dtype_in_force(self.weight.device.type) is not None:
-            # Autocast brings the dtypes together.
+            # Autocast casts to a common dtype.
             check_tensors("FiLM", ("x",), (x,), 1, FLOATING)
             check_tensors("FiLM", ("z",), (z,), 1, FLOATING)
         else:
@@ -286,7 +286,7 @@ class GatedInteraction(nn.Module):
         weight_z: whether to learn U.
         weight_x: whether to learn V.
         activation: see :func:`mi_kernels.modulate`; softmax is over the features.
-        device: where the parameters lie.
+        device: device of the parameters.
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
@@ -298,8 +298,8 @@ class GatedInteraction(nn.Module):
         weight_x: V of shape ``[X, X]``, or None.
         bias: c of shape ``[X]``, or None.
 
-    The parameters start as those of :class:`MultiplicativeInteraction`: the gate has variance 1 before its
-    activation.
+    The parameters are initialised as in :class:`MultiplicativeInteraction`: the gate has variance 1 before
+    its activation.
 
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.

@@ -1,4 +1,4 @@
-"""Layers whose weights a context generates."""
+"""Layers whose weights are generated from a context."""
 
 import copy
 import math
@@ -15,15 +15,15 @@ from mi_kernels.ops.checks import check_number, check_rank, check_tensors
 
 
 def _context(module: nn.Module, z: Any, size: int) -> Tensor:
-    """The context that ``module`` makes of what it was given, of ``size`` features."""
+    """The context of ``size`` features: z, or the output of the module's context network for z."""
     name, op = "z", type(module).__name__
     network: Any = module.context_network
     if network is not None:
-        check_module(op, "context_network", network)  # it may have been set since
+        check_module(op, "context_network", network)  # it may have been set after construction
         name, z = "context_network", network(z)
     if not isinstance(z, Tensor):
         raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(z).__name__}")
-    # Nested tensors are left to the functions, which say more about them.
+    # Nested tensors are rejected by the functions, with a better message.
     if not z.is_nested and (z.dim() == 0 or z.shape[-1] != size):
         raise ValueError(f"{op}: {name}: expected shape [..., Z={size}], got {list(z.shape)}")
     return z
@@ -40,7 +40,7 @@ class BoundLinear(nn.Module):
         ``x [..., X]``, whose leading dimensions broadcast with those of W', gives ``y [..., O]``.
 
     Attributes:
-        weight, bias: parameters that ask for no gradient.
+        weight, bias: parameters that do not require grad.
 
     Raises:
         TypeError, ValueError: see :func:`mi_kernels.apply_generated`.
@@ -80,15 +80,15 @@ class HyperLinear(nn.Module):
     Args:
         in_features: X, the size of the input.
         out_features: O, the size of the output.
-        context_features: Z, the size of the context that generates.
-        bias: whether the layer that is generated has a bias: U and c.
-        context_network: any module that makes the context ``[..., Z]`` of what ``forward`` is given.
-        gain: factor of W' at the start, for inputs that come out of an activation.
-        device: where the parameters lie.
+        context_features: Z, the size of the context.
+        bias: whether the generated layer has a bias: U and c.
+        context_network: any module that computes the context ``[..., Z]`` from the argument of ``forward``.
+        gain: factor of the initial W', for inputs that are outputs of an activation.
+        device: device of the parameters.
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
-        ``x [..., X]`` and ``z [..., Z]`` (or what the context network takes), whose leading dimensions
+        ``x [..., X]`` and ``z [..., Z]`` (or the input of the context network), whose leading dimensions
         broadcast, give ``y [..., O]``. With ``segment_ids`` as in :func:`mi_kernels.interaction`.
 
     Attributes:
@@ -98,13 +98,13 @@ class HyperLinear(nn.Module):
         bias: c of shape ``[O]``, or None.
         context_network: the module, or None.
 
-    The start is hyperfan-in: V and c are zero, W and U are uniform with mean zero and variances
+    Initialisation is hyperfan-in: V and c are zero, W and U are uniform with mean zero and variances
 
     .. math:: s_W^2 = gain^2 / (k X Z), \quad s_U^2 = 1 / (k Z)
 
     with k = 2 with a bias and 1 without. For a context of unit variance, W' has variance gain^2 / (k X), and
-    for x of unit variance (1 / gain^2 after an activation) y has variance 1: that of the input is kept,
-    whatever the sizes are.
+    for x of unit variance (1 / gain^2 after an activation) y has variance 1: the variance of the input is
+    preserved for all sizes.
 
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
@@ -180,16 +180,17 @@ class HyperLinear(nn.Module):
 
     @torch.no_grad()
     def bind(self, z: Tensor) -> nn.Linear | BoundLinear:
-        """The layer of a fixed context, or the layers of several.
+        """The generated layer of a fixed context, or the layers of several contexts.
 
         Args:
-            z: a context ``[Z]`` (or what the context network takes for one), or contexts ``[..., Z]``.
+            z: a context ``[Z]`` (or the corresponding input of the context network), or contexts
+                ``[..., Z]``.
 
         Returns:
-            An :class:`torch.nn.Linear` for one context without leading dimensions, else a
+            A :class:`torch.nn.Linear` for one context without leading dimensions, else a
             :class:`BoundLinear`: bind ``z [B, 1, Z]`` for inputs ``[B, T, X]``. Its weights are copies in
-            the dtype of this layer's, also under autocast; they ask for no gradient and know nothing of
-            later changes.
+            the dtype of this layer's, also under autocast; they do not require grad and do not follow later
+            changes of this layer.
         """
         weights = self.weight, self.weight_z, self.weight_x, self.bias
         weight, bias = hyper.generate(_context(self, z, self.context_features), *weights)
@@ -197,7 +198,7 @@ class HyperLinear(nn.Module):
         bias = None if bias is None else bias.to(self.weight.dtype)
         if weight.dim() > 2:
             return BoundLinear(weight, bias).train(self.training)
-        # Of one weight, on the meta device: those that nn.Linear would draw are not wanted.
+        # One weight on the meta device: avoids the random initialisation of nn.Linear.
         layer = nn.Linear(1, 1, bias is not None, device="meta")
         layer.in_features, layer.out_features = self.in_features, self.out_features
         layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -231,11 +232,12 @@ class HyperMLP(nn.Module):
 
     Args:
         sizes: X, the widths of the hidden layers, O: at least two.
-        context_features: Z, the size of the context that generates.
+        context_features: Z, the size of the context.
         activation: an elementwise function between the layers.
         bias: whether the layers have biases.
-        context_network: any module that makes the context of what ``forward`` is given, once for all layers.
-        device: where the parameters lie.
+        context_network: any module that computes the context from the argument of ``forward``, once for all
+            layers.
+        device: device of the parameters.
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
@@ -245,12 +247,12 @@ class HyperMLP(nn.Module):
         layers: an ``nn.ModuleList`` of :class:`HyperLinear`.
         context_network: the module, or None.
 
-    Each layer after the first starts with the gain that gives its inputs, activations of a normal variable,
-    the mean square 1 again (1 for an activation whose parameters lie on the meta device).
+    Each layer after the first is initialised with the gain that restores the mean square 1 of its inputs,
+    activations of a normal variable (gain 1 for an activation with parameters on the meta device).
 
     Raises:
         TypeError, ValueError: as :class:`HyperLinear`; there are fewer than two sizes, or the activation
-            is no function and no module.
+            is not callable.
 
     Source: as :class:`HyperLinear`.
 
@@ -309,9 +311,9 @@ class HyperMLP(nn.Module):
 
     @torch.no_grad()
     def bind(self, z: Tensor) -> nn.Sequential:
-        """The network of fixed contexts, of layers as :meth:`HyperLinear.bind` returns them.
+        """The network for fixed contexts, with layers as returned by :meth:`HyperLinear.bind`.
 
-        The activation is copied, too: the two networks share nothing.
+        The activation is copied, too: the two networks share no state.
         """
         z = _context(self, z, self.context_features)
         activation = copy.deepcopy(self.activation).requires_grad_(False)
@@ -324,9 +326,9 @@ class HyperMLP(nn.Module):
 
 @torch.no_grad()
 def _gain(activation: nn.Module) -> float:
-    """1 / sqrt(E f(n)^2) of a standard normal n, from 4096 quantiles; 1 where that cannot be known.
+    """1 / sqrt(E f(n)^2) for a standard normal n, from 4096 quantiles; 1 if it cannot be computed.
 
-    An activation with parameters is asked in their dtype, where they lie.
+    An activation with parameters is evaluated in their dtype, on their device.
     """
     like = next(activation.parameters(), torch.empty(0, dtype=torch.float64, device="cpu"))
     if like.is_meta:

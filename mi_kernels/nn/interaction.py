@@ -23,7 +23,7 @@ class MultiplicativeInteraction(nn.Module):
         bias: whether to learn c.
         weight_z: whether to learn U.
         weight_x: whether to learn V.
-        device: where the parameters lie.
+        device: device of the parameters.
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
@@ -35,8 +35,8 @@ class MultiplicativeInteraction(nn.Module):
         weight_x: V of shape ``[O, X]``, or None.
         bias: c of shape ``[O]``, or None.
 
-    The parameters start independent and uniform on :math:`(-b, b)`; with k the number of terms among
-    W, U and V that there are (terms with no elements do not count),
+    The parameters are initialised independently and uniformly on :math:`(-b, b)`; with k the number of terms
+    among W, U and V that are present and not empty,
 
     .. math:: b_W = \sqrt{3 / (kZX)}, \quad b_U = \sqrt{3 / (kZ)}, \quad b_V = \sqrt{3 / (kX)}, \quad c = 0.
 
@@ -46,7 +46,7 @@ class MultiplicativeInteraction(nn.Module):
     .. math:: E[y_o^2] = \frac{b_W^2}{3} |z|^2 |x|^2 + \frac{b_U^2}{3} |z|^2 + \frac{b_V^2}{3} |x|^2.
 
     Independent x and z with features of unit variance and mean zero have :math:`E|x|^2 = X` and
-    :math:`E|z|^2 = Z`: each term contributes 1/k, and y has variance 1 whatever Z and X are.
+    :math:`E|z|^2 = Z`: each term contributes 1/k, and y has variance 1 for any Z and X.
 
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.

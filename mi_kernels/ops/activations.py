@@ -1,11 +1,11 @@
-"""Activations of gates: f, f' and f'' side by side, each as PyTorch code that can be differentiated further.
+"""Activations of gates: f, f' and f'' in differentiable PyTorch code.
 
-Values are PyTorch's own functions, so that they agree with it at every extreme. At the kinks of relu and
-hardsigmoid, and at NaN, the first derivative is that of PyTorch's backward formulas. The compiled kernels
-have the same formulas in ``csrc/common/activation_math.h``, f and f' only: second derivatives are taken here.
+f is PyTorch's own function, so that extreme values agree with PyTorch. At the kinks of relu and hardsigmoid,
+and at NaN, f' is that of PyTorch's backward formulas. The compiled kernels implement f and f' by the same
+formulas (``csrc/common/activation_math.h``); f'' exists only here.
 
-Derivatives of 16-bit arguments are taken in float32: t^3 and t^2 leave the range of float16 long before f'
-and f'' do anything of note, and PyTorch's own kernels compute in float32 too.
+Derivatives of 16-bit arguments are computed in float32, as in PyTorch's own kernels: t^2 and t^3 overflow
+float16 while f' and f'' are still far from their limits.
 
 softmax is not elementwise; it normalises over the last dimension and its derivative is a matrix.
 """
@@ -101,7 +101,7 @@ def _silu_second(t: Tensor) -> Tensor:
 
 
 def _hardsigmoid(t: Tensor) -> Tensor:
-    # PyTorch's own derivative in float64 has 1/6 as a float32 number in it and is off by 5e-9.
+    # PyTorch's own derivative in float64 uses 1/6 rounded to float32, an error of 5e-9.
     return F.hardtanh(t, -3, 3) / 6 + 0.5 if t.dtype == torch.float64 else F.hardsigmoid(t)
 
 
@@ -120,7 +120,7 @@ ELEMENTWISE = {
     "hardsigmoid": Activation(_hardsigmoid, _hardsigmoid_first, torch.zeros_like),
 }
 NAMES: tuple[ActivationName, ...] = (*get_args(ElementwiseName), "softmax")
-# Where they are flat nothing comes through, not even Inf: PyTorch selects, it does not multiply by 0.
+# Where f' = 0 the gradient is 0 even for Inf: PyTorch selects, it does not multiply by 0.
 MASKED = ("relu", "hardsigmoid")
 
 
@@ -144,7 +144,7 @@ def tangent(name: str, t: Tensor, direction: Tensor) -> Tensor:
 
 
 def through_softmax(p: Tensor, direction: Tensor) -> Tensor:
-    """The derivative of softmax along a direction, or its transpose; p = softmax(t), accumulation dtype."""
+    """The Jacobian of softmax (symmetric) times a direction; p = softmax(t) in the accumulation dtype."""
     wide = direction.to(p.dtype)
     return (p * (wide - (p * wide).sum(-1, keepdim=True))).to(direction.dtype)
 

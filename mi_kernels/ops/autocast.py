@@ -1,4 +1,4 @@
-"""Autocast is asked for in one place, in words that Dynamo traces in every supported release of PyTorch."""
+"""Queries of autocast's state that Dynamo can trace in every supported release, and its cast of weights."""
 
 import collections
 import weakref
@@ -16,41 +16,41 @@ from mi_kernels.ops.compiling import constant_while_compiling
 def dtype_in_force(device: str) -> torch.dtype | None:
     """The autocast dtype for tensors on this type of device, or None outside autocast.
 
-    Dynamo answers it while it traces, and guards on autocast: another state is another graph.
+    Dynamo evaluates it at trace time and guards on the autocast state: another state recompiles.
     """
     if not _available(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
 
-@constant_while_compiling  # Dynamo of PyTorch 2.11 cannot trace the question
+@constant_while_compiling  # Dynamo of PyTorch 2.11 cannot trace is_autocast_available
 def _available(device: str) -> bool:
-    # Asking whether autocast is enabled raises on devices that have none, such as meta.
+    # is_autocast_enabled raises on devices without autocast, such as meta.
     return torch.amp.is_autocast_available(device)
 
 
 class _Cast(NamedTuple):
-    source: Tensor  # alive as long as its id stands for it
+    source: Tensor  # kept alive so that its id stays unique
     state: tuple[int, int]
     cast: Tensor
 
 
 class _Region:
-    """What autocast has cast since its outermost region began, on one type of device.
+    """A cache of casts on one type of device, as long-lived as autocast's own: its outermost region.
 
-    The clock is autocast's own cache, which keeps what it casts as long as that region lasts: the cast of a
-    small tensor is kept by nobody else, and when it goes, ours go with it.
+    PyTorch does not report the end of that region. So autocast's own cache is made to hold the cast of a
+    small tensor, to which nothing else refers: a weak reference to it (``sentinel``) dies with that cache.
     """
 
     def __init__(self) -> None:
         self.casts: dict[tuple[int, torch.dtype, bool], _Cast] = {}
-        self.clock: Callable[[], object] = lambda: None
+        self.sentinel: Callable[[], object] = lambda: None
 
     def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.clock() is None:
+        if self.sentinel() is None:
             self.casts.clear()
-            self.clock = weakref.ref(_kept_by_autocast(tensor.device), lambda _: self.casts.clear())
-        # With and without gradients are two, since one of them has a graph.
+            self.sentinel = weakref.ref(_cached_by_autocast(tensor.device), lambda _: self.casts.clear())
+        # The grad mode is part of the key: the cast has a graph only where it is enabled.
         key = id(tensor), dtype, torch.is_grad_enabled()
         state = tensor._version, tensor.data_ptr()
         found = self.casts.get(key)
@@ -62,35 +62,35 @@ class _Region:
 _REGIONS: dict[str, _Region] = collections.defaultdict(_Region)
 
 
-def _kept_by_autocast(device: torch.device) -> Tensor:
+def _cached_by_autocast(device: torch.device) -> Tensor:
     """A tensor that autocast has just cast and cached."""
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+    def pack_hook(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
         return tensor
 
     def leaf(rows: int) -> Tensor:
-        # The cache takes float32 alone, whatever the default dtype is.
+        # Autocast caches float32 leaves only, whatever the default dtype is.
         return torch.zeros(rows, 1, dtype=torch.float32, device=device, requires_grad=True)
 
-    # What the product saves for backward is what autocast has cast. These hooks see it; those of the caller,
-    # such as a checkpoint's, do not.
-    with torch.inference_mode(False), torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    # The product saves the cast tensor for backward. These hooks hide it from the caller's (a checkpoint's).
+    hooks = saved_tensors_hooks(pack_hook, lambda tensor: tensor)
+    with torch.inference_mode(False), torch.enable_grad(), hooks:
         torch.mm(leaf(0), leaf(1))
-    return next(tensor for tensor in kept if tensor.shape == (1, 1))
+    return next(tensor for tensor in saved if tensor.shape == (1, 1))
 
 
 def lower(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in the autocast dtype; a weight once a region, as where autocast casts by itself."""
+    """The tensor in the autocast dtype; a weight is cast once per region, as by autocast itself."""
     if tensor.dtype == dtype:
         return tensor
-    if _is_kept(tensor):
+    if _is_cacheable(tensor):
         return _REGIONS[tensor.device.type].cast(tensor, dtype)
     return tensor.to(dtype)
 
 
-def _is_kept(tensor: Tensor) -> bool:
+def _is_cacheable(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or not tensor.requires_grad or not tensor.is_leaf:
         return False
     plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.dtype == torch.float32

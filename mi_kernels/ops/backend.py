@@ -1,7 +1,7 @@
-"""What an operation knows of a backend: where its kernels are registered, and what they plan for a call.
+"""The type of a backend's record and the registry of records.
 
-The records are made in mi_kernels/backends.py, which registers them here, so that operations depend on no
-backend in particular. A backend is passed along by name, as an argument of registered operations.
+The records are created in mi_kernels/backends.py and registered here, so that operations depend on no
+particular backend. Registered operations take the backend as an argument, by name.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ from mi_kernels.ops.dtypes import DTYPES
 
 
 class Automatic(Enum):
-    """When ``auto`` takes a backend."""
+    """When ``auto`` selects a backend."""
 
-    ALWAYS = "wherever it takes device and dtype"
+    ALWAYS = "wherever it supports device and dtype"
     VERIFIED = "where its suite has passed on that device and dtype"
-    OTHERWISE = "where no other backend does"
-    NEVER = "not at all"
+    OTHERWISE = "where no other backend is selected"
+    NEVER = "never"
 
 
 class Answer(NamedTuple):
-    """How a primitive runs: algorithm, bytes of scratch (None: not known), and the reason in a sentence."""
+    """How a primitive runs: algorithm, bytes of scratch (None: unknown), and the reason in one sentence."""
 
     algorithm: str
     scratch: int | None
@@ -33,29 +33,29 @@ class Answer(NamedTuple):
 
 
 class DenseCall(NamedTuple):
-    """A primitive of the dense interaction whose plan is asked for, every row with a context of its own."""
+    """A primitive of the dense interaction to be planned; every row has a context of its own."""
 
     primitive: str  # "forward", "input_grads" or "weight_grads"
     sizes: tuple[int, int, int, int]  # B, Z, X, O
     x: Tensor
     z: Tensor
     weights: Sequence[Tensor | None]  # W, U, V, c
-    terms: tuple[bool, ...]  # of W, U, V, c: those that there are, or whose gradients are wanted
+    terms: tuple[bool, ...]  # of W, U, V, c: those present, or whose gradients are wanted
     wanted: Sequence[bool]  # gradients, of x, z, W, U, V, c
 
 
 class GateCall(NamedTuple):
-    """The forward pass of a gate whose plan is asked for."""
+    """The forward pass of a gate to be planned."""
 
     rows: int
     context: int
     x: Tensor
-    terms: tuple[bool, ...]  # W, U, V, a shift, and a matrix in it
+    terms: tuple[bool, ...]  # whether there are W, U, V, a shift, and a shift matrix
     activation: str
 
 
 class Planner:
-    """What ``explain`` asks a backend; this one knows nothing of its own."""
+    """A backend's answers to ``explain``; the defaults are those of a backend without kernels."""
 
     gate = "elementwise"  # how an activation is applied
 
@@ -82,7 +82,7 @@ class Planner:
         bias: bool,
         major: tuple[bool, bool] = (True, False),
     ) -> int | None:
-        """Of a product without W; ``major``: whether the matrix is contiguous along K, and along N."""
+        """Bytes for a product without W; ``major``: whether the matrix is contiguous along K, and along N."""
         return None
 
 
@@ -91,18 +91,18 @@ class Backend:
     """One backend.
 
     Attributes:
-        name: what users call it.
-        absent: why its kernels are not there, None where they are; a wrong setting is no reason.
+        name: its name for users.
+        absent: why its kernels are missing, None where they are present; a wrong setting does not count.
         why_not: why it cannot run in this installation, None where it can.
-        devices: the types of device whose tensors it takes here, None for all.
-        dtypes: those that it takes.
-        automatic: when ``auto`` takes it.
-        suffix: of the registered operations that run on it; None where the formula itself runs.
-        planner: what ``explain`` asks.
-        fused: whether it has kernels of its own: one pass, in which nothing is materialised.
-        packs: whether it reads weights that were packed.
-        refuses: why it does not take a tensor for a reason beyond device and dtype, None where it does.
-        facts: what its build says of itself, for ``doctor``.
+        devices: the device types that it supports here, None for all.
+        dtypes: the supported dtypes.
+        automatic: when ``auto`` selects it.
+        suffix: suffix of its registered operations; None where the formula itself runs.
+        planner: answers ``explain``.
+        fused: whether it has kernels of its own, which make one pass and materialise no operand.
+        packs: whether it reads packed weights.
+        refuses: why it does not support a tensor beyond device and dtype, None where it does.
+        facts: facts about its build, for ``doctor``.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Backend:
     facts: Callable[[], str] = lambda: ""
 
     def takes(self, tensor: Tensor) -> bool:
-        """Whether it is here and takes the tensor."""
+        """Whether its kernels are present and support the tensor."""
         devices = self.devices()
         if tensor.dtype not in self.dtypes or (devices is not None and tensor.device.type not in devices):
             return False
@@ -127,7 +127,7 @@ class Backend:
 
     @property
     def is_reference(self) -> bool:
-        """Whether it is the formula term by term, which shares and plans nothing."""
+        """Whether it evaluates the formula term by term, without plans or shared contexts."""
         return self.suffix is None
 
 
@@ -142,7 +142,7 @@ def register(backend: Backend) -> Backend:
 def get(name: str) -> Backend:
     """The record of a backend.
 
-    Raises ValueError: there is none of this name.
+    Raises ValueError: the name is unknown.
     """
     found = _BACKENDS.get(name)
     if found is None:
@@ -155,5 +155,5 @@ def registered() -> list[Backend]:
 
 
 def suffixes() -> dict[str, str]:
-    """By backend, the suffix of its registered operations."""
+    """The suffix of registered operations by backend."""
     return {name: one.suffix for name, one in _BACKENDS.items() if one.suffix is not None}

@@ -1,8 +1,8 @@
 """Argument checks of the public functions, and of direct calls of the registered operations.
 
-Each argument is looked at once, before anything is computed. A message names the operation, the argument,
-what was expected and what came. Dtypes, layouts and types raise TypeError; ranks, sizes and devices raise
-ValueError.
+Each argument is checked once, before anything is computed. A message names the operation, the argument,
+the expected value and the given one. Dtypes, layouts and types raise TypeError; ranks, sizes and devices
+raise ValueError.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -26,10 +26,10 @@ def check_tensors(
     required: int,
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> None:
-    """Every argument is a dense tensor with the dtype and the device of the first; the first are required."""
+    """Every argument is a dense tensor with dtype and device of the first; only the last ones may be None."""
     first_name = first = None
-    for place, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
-        if tensor is None and place >= required:
+    for index, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
+        if tensor is None and index >= required:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(tensor).__name__}")
@@ -67,7 +67,7 @@ def check_shape(
     tensor: Tensor | None,
     expected: Mapping[str, int | None] | Sequence[tuple[str, int | None]],
 ) -> None:
-    """The tensor has exactly the named sizes; None stands for any size. Pairs where two axes share a name."""
+    """The tensor has exactly the named sizes; None allows any size. Pairs allow two axes to share a name."""
     if tensor is None:
         return
     sizes, pairs = tensor.shape, expected.items() if isinstance(expected, Mapping) else expected
@@ -82,7 +82,7 @@ def check_shape(
 
 
 def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor, features: int = 1) -> torch.Size:
-    """The common leading dimensions of two inputs: all but the last, or but the last ``features`` of z."""
+    """The broadcast leading dimensions of two inputs: all but the last (of z, the last ``features``)."""
     x_lead, z_lead = x.shape[:-1], z.shape[:-features]
     lead = broadcast(x_lead, z_lead)
     if lead is None:
@@ -94,21 +94,21 @@ def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor, fea
 
 
 def broadcast(shape: torch.Size, other: torch.Size) -> torch.Size | None:
-    """``torch.broadcast_shapes``, which takes longer than a small kernel; None where it would raise."""
+    """``torch.broadcast_shapes``, faster (it takes longer than a small kernel); None instead of an error."""
     if shape == other:
         return shape
     longer, shorter = (shape, other) if len(shape) >= len(other) else (other, shape)
     sizes = list(longer)
-    for place, size in enumerate(shorter, len(longer) - len(shorter)):
-        if sizes[place] == 1:
-            sizes[place] = size
-        elif size != 1 and size != sizes[place]:
+    for dim, size in enumerate(shorter, len(longer) - len(shorter)):
+        if sizes[dim] == 1:
+            sizes[dim] = size
+        elif size != 1 and size != sizes[dim]:
             return None
     return torch.Size(sizes)
 
 
 def broadcast_like(op: str, names: tuple[str, str], shape: torch.Size, tensor: Tensor) -> torch.Size:
-    """The common shape of what has been broadcast so far and one more tensor."""
+    """The broadcast shape of ``shape`` (the tensors so far) and one more tensor."""
     common = broadcast(shape, tensor.shape)
     if common is None:
         raise ValueError(
@@ -131,7 +131,7 @@ def check_number(op: str, name: str, value: object) -> None:
 
 
 def check_segments(op: str, segment_ids: object, x: Tensor, groups: int, look: bool) -> None:
-    """Numbers of groups, int64 [N] from 0 to G - 1; the numbers themselves only with ``look``."""
+    """``segment_ids`` is int64 [N] with values from 0 to G - 1; values are read only with ``look``."""
     if not isinstance(segment_ids, Tensor):
         raise TypeError(f"{op}: segment_ids: expected a torch.Tensor, got {type(segment_ids).__name__}")
     if segment_ids.layout is not torch.strided or segment_ids.is_nested:
@@ -153,20 +153,20 @@ def check_segments(op: str, segment_ids: object, x: Tensor, groups: int, look: b
         raise ValueError(f"{op}: segment_ids: expected {expected}, got {found}")
 
 
-# In place of letters: the shape of the first tensor, or that with 1 in some places.
+# Instead of axis letters: the shape of the first tensor, or one that broadcasts to it.
 LIKE, BROADCAST = "=", "=1"
 
 
 class Operands:
-    """What the tensors of a registered operation look like, for whoever calls it past the public functions.
+    """The shapes of an operation's tensors, checked where it is called directly.
 
     Args:
-        op: the operation, as messages call it.
+        op: name of the operation in messages.
         arguments: the names of all arguments of its schema.
-        axes: for each tensor its axes, a letter each, as in ``"OZX"``; one letter is one size. Or ``LIKE`` or
-            ``BROADCAST`` for all of them.
-        required: how many of them, the first ones, may not be None.
-        groups: whether all of them may have one more leading axis.
+        axes: the axes of each tensor, one letter per size, as in ``"OZX"``; or ``LIKE`` or ``BROADCAST`` for
+            all tensors.
+        required: the number of leading tensors that may not be None.
+        groups: whether all tensors may have one more leading axis.
     """
 
     def __init__(
@@ -178,24 +178,24 @@ class Operands:
         number = {letter: index for index, letter in enumerate(letters)}
         self._unknown: list[int | None] = [None] * len(letters)
         self._rank = len(next(iter(axes.values())))
-        # Place, whether it is required, and axes as numbers, or whether it is LIKE.
+        # Of each tensor: position, whether it is required, and axes as numbers, or whether it is LIKE.
         self._plain, self._grouped, self._like = [], [], []
         for index, (name, axis) in enumerate(axes.items()):
-            place, needed = arguments.index(name), index < required
+            position, needed = arguments.index(name), index < required
             numbers = tuple(number[letter] for letter in axis)
-            self._plain.append((place, needed, numbers))
-            self._grouped.append((place, needed, (0, *numbers)))
-            self._like.append((place, needed, axis == LIKE))
+            self._plain.append((position, needed, numbers))
+            self._grouped.append((position, needed, (0, *numbers)))
+            self._like.append((position, needed, axis == LIKE))
 
     def fit(self, arguments: Sequence[Any], dtypes: frozenset[torch.dtype]) -> bool:
-        """Whether `check` would pass, of tensors whose sizes are numbers: a quick look before each call."""
+        """Whether `check` would pass: the fast path of each call, for sizes that are not symbolic."""
         first = arguments[self._plain[0][0]]
         if first is None or first.dtype not in dtypes:
             return False
         dtype, device, shape = first.dtype, first.device, first.shape
         if self._alike:
-            for place, needed, same in self._like:
-                tensor = arguments[place]
+            for position, needed, same in self._like:
+                tensor = arguments[position]
                 if tensor is None:
                     if needed:
                         return False
@@ -207,8 +207,9 @@ class Operands:
                     return False
             return True
         sizes = self._unknown.copy()
-        for place, needed, axes in self._grouped if self.groups and len(shape) > self._rank else self._plain:
-            tensor = arguments[place]
+        grouped = self.groups and len(shape) > self._rank
+        for position, needed, axes in self._grouped if grouped else self._plain:
+            tensor = arguments[position]
             if tensor is None:
                 if needed:
                     return False
@@ -218,7 +219,7 @@ class Operands:
                 return False
             if tensor.layout is not torch.strided:
                 return False
-            for axis, size in zip(axes, shape):  # noqa: B905 (their lengths are the same; strict costs time)
+            for axis, size in zip(axes, shape):  # noqa: B905 (equal lengths; strict costs time)
                 if sizes[axis] is None:
                     sizes[axis] = size
                 elif sizes[axis] != size:
@@ -227,7 +228,7 @@ class Operands:
 
     def check(self, arguments: Sequence[Any], dtypes: Sequence[torch.dtype]) -> None:
         """Raises as the public functions do. Sizes may be symbolic."""
-        tensors = [arguments[place] for place, *_ in self._plain]
+        tensors = [arguments[position] for position, *_ in self._plain]
         check_tensors(self.op, tuple(self.axes), tensors, self.required, dtypes)
         first, sizes = tensors[0], dict[str, Any]()
         lead = "G" if self.groups and first.dim() == self._rank + 1 else ""
@@ -243,8 +244,8 @@ class Operands:
 
 
 def axes_like(shape: torch.Size) -> list[tuple[str, Any]]:
-    """The sizes of another tensor by their places, for `match_sizes`."""
-    return [(str(place), size) for place, size in enumerate(shape)]
+    """The sizes of a shape, named by their index, for `match_sizes`."""
+    return [(str(dim), size) for dim, size in enumerate(shape)]
 
 
 def _broadcasts(own: torch.Size, shape: torch.Size) -> bool:
@@ -259,7 +260,7 @@ def _broadcasts(own: torch.Size, shape: torch.Size) -> bool:
 def match_sizes(
     op: str, name: str, sizes: Sequence[Any], pairs: Sequence[tuple[str, Any]], or_one: bool = False
 ) -> None:
-    """`check_shape` of sizes that may be symbolic, for which equality becomes an assertion of the graph."""
+    """`check_shape` for sizes that may be symbolic; their equality becomes an assertion in the graph."""
     one = " or 1 in the place of a size" if or_one else ""
 
     def message() -> str:
@@ -279,6 +280,6 @@ def match_sizes(
 
 
 def check_needed(op: str, names: Sequence[str], tensors: Sequence[Tensor | None]) -> None:
-    """Not all of them are None."""
+    """At least one of the tensors is given."""
     if all(tensor is None for tensor in tensors):
         raise ValueError(f"{op}: expected at least one of {', '.join(names)}, got None for all")

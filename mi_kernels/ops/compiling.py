@@ -1,4 +1,4 @@
-"""What Dynamo is told of functions, without importing it: that takes as long as importing torch."""
+"""Dynamo annotations of functions without importing Dynamo, which takes as long as importing torch."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,15 +9,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def constant_while_compiling(function: F) -> F:
-    """Dynamo calls the function instead of tracing it, as ``torch.compiler.assume_constant_result`` says."""
+    """``torch.compiler.assume_constant_result``: Dynamo calls the function instead of tracing it."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def opaque_while_compiling(function: F) -> tuple[F, Callable[[], None]]:
-    """The function as a call in Dynamo's graph (``torch.compiler.allow_in_graph``), and what sees to that.
+    """``torch.compiler.allow_in_graph``, registered lazily: (the opaque function, its registration).
 
-    The second result is to be called before the first one, where only a compiler comes.
+    While compiling, call the second result before the first one.
     """
 
     def opaque(*arguments):
@@ -32,5 +32,5 @@ def opaque_while_compiling(function: F) -> tuple[F, Callable[[], None]]:
 
 @constant_while_compiling
 def is_transformed() -> bool:
-    """Whether a transform of torch.func is at work."""
+    """Whether a transform of torch.func is active."""
     return torch._C._are_functorch_transforms_active()

@@ -2,10 +2,10 @@
 
 Operations are multiplications and additions of the contractions (docs/mathematics.md): each contraction
 of L(g, x, z, W) is one GEMM of 2 B Z X O, a term with U or V one of 2 B O Z or 2 B O X, a bias B O. dx and
-dz are two reductions of one GEMM and count once. What generates an operand (B Z X) is overhead of an
-algorithm and is not counted, and neither is what a plan saves by sharing contexts: every row counts.
+dz are two reductions of one GEMM, counted once. Generating an operand (B Z X) is overhead of an algorithm and
+not counted. Sharing contexts does not reduce the count: every row counts.
 
-Bytes are ideal: each operand that the pass needs is read once, each result is written once.
+Bytes are ideal: each operand of the pass is read once, each result is written once.
 """
 
 import math
@@ -19,7 +19,7 @@ ALL_TERMS = (True, True, True, True)  # W, U, V, c
 
 
 class Shape(Protocol):
-    """The sizes of a call."""
+    """Sizes of a call."""
 
     @property
     def rows(self) -> int: ...  # B
@@ -90,7 +90,7 @@ def _bytes(
 
 
 def modulate(sizes: tuple[int, int, int], itemsize: int) -> Count:
-    """y of modulation, from the elements of x, scale and shift. An activation does not count."""
+    """y of modulation, from the numbers of elements of x, scale and shift. Activations are not counted."""
     x, scale, shift = sizes
     return Count(x * (2 if shift else 1), (2 * x + scale + shift) * itemsize)
 
@@ -111,7 +111,7 @@ def gate(
     parameters: int,
     itemsize: int,
 ) -> Count:
-    """y of a gate without W; gate and shift are made once for each of the contexts."""
+    """y of a gate without W; gate and shift are computed once per context."""
     products = contexts * context * (2 if shift else 1) + (rows * width if weight_x else 0)
     elements = 2 * rows * width + contexts * context + parameters
     return Count(2 * width * products + 2 * rows * width, elements * itemsize)

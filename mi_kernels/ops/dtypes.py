@@ -1,4 +1,4 @@
-"""The dtypes of operands, and what sums of them are carried in."""
+"""The dtypes of operands and of accumulators."""
 
 import torch
 
@@ -8,5 +8,5 @@ DTYPES = (*FLOATING, *INTEGERS)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which partial sums are carried."""
+    """The dtype of partial sums."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -1,8 +1,8 @@
-"""How many operations each operation takes, for ``torch.utils.flop_counter`` and what builds on it.
+"""FLOP formulas of the operations, for ``torch.utils.flop_counter`` and its users.
 
-By its convention products count twice their multiplications, and elementwise work, so all of modulation,
-counts nothing. Counted is what the formula needs, whichever plan runs: backward makes dx and dz of one
-T = g W. Groups of rows are part of B. The formula of an operation stands beside its schema.
+By its convention a product counts two operations per multiplication, and elementwise work (all of modulation)
+counts zero. The count is that of the formula, whichever plan runs: dx and dz share one T = g W. Groups of
+rows are part of B. The formula of an operation is next to its schema.
 """
 
 import math
@@ -15,7 +15,7 @@ Shape = Sequence[int]
 
 
 def products(rows: Shape, *weights: Shape | None) -> int:
-    """Each row meets each element of each weight once; weights of groups have one dimension more."""
+    """Every row is multiplied by every element of each weight; grouped weights have a leading G."""
     batch = math.prod(rows[:-1])
     if batch == 0:
         return 0

@@ -1,4 +1,4 @@
-"""What this package adds to modules of PyTorch that are slow to import, once somebody else imports them."""
+"""Callbacks after the import of modules of PyTorch that this package must not import itself (slow)."""
 
 import importlib.util
 import sys
@@ -11,20 +11,20 @@ _callbacks: dict[str, Callable[[], None]] = {}
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing itself: it has a module that others find run its callback after it has been executed."""
+    """Finds no modules itself; wraps the loader that other finders return, to run a callback after it."""
 
     def __init__(self) -> None:
-        self._asking: set[str] = set()  # the others, for these
+        self._in_progress: set[str] = set()  # names being looked up through the other finders
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         callback = _callbacks.get(name)
-        if callback is None or name in self._asking:
+        if callback is None or name in self._in_progress:
             return None
-        self._asking.add(name)
+        self._in_progress.add(name)
         try:
             spec = importlib.util.find_spec(name)
         finally:
-            self._asking.remove(name)
+            self._in_progress.remove(name)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
@@ -33,7 +33,7 @@ class _Finder(MetaPathFinder):
             execute(module)
             try:
                 callback()
-            except Exception as error:  # not a reason for the import of another package to fail
+            except Exception as error:  # must not break the import of another package
                 warnings.warn(f"mi_kernels could not add to {name}: {error!r}", RuntimeWarning, stacklevel=2)
 
         spec.loader.exec_module = executed  # type: ignore[method-assign]
@@ -41,7 +41,7 @@ class _Finder(MetaPathFinder):
 
 
 def when_imported(name: str, callback: Callable[[], None]) -> None:
-    """Calls ``callback`` after the first import of a module, now if that has been."""
+    """Call ``callback`` after the first import of a module; at once if it is already imported."""
     if name in sys.modules:
         callback()
         return

@@ -1,10 +1,9 @@
-"""The one place where schemas meet the dispatcher.
+"""Definition of the operations: schemas, fakes and Python kernels, registered with the dispatcher.
 
-Every operation is defined here, in Python, so that the package imports without a compiler; the
-compiled libraries only add kernels for their dispatch keys. Each schema is defined three times: under its
-own name, where a compiled kernel may take over; as ``<name>_portable``, which is always the pure-PyTorch
-implementation, whatever is installed; and as ``<name>_triton``, whose kernel is the function of the same
-name in ``ops/triton/<family>.py``, imported when it is first called.
+Schemas are in Python, so that the package imports without a compiler; the compiled libraries only add kernels
+for their dispatch keys. Each schema is defined three times: as ``<name>``, for which a compiled library may
+register kernels; as ``<name>_portable``, always the pure-PyTorch implementation; and as ``<name>_triton``,
+whose kernel is the function of the same name in ``ops/triton/<family>.py``, imported at its first call.
 """
 
 import functools
@@ -27,11 +26,11 @@ Results = Callable[[dict[str, Any]], Sequence[Any]]
 
 
 class Definition(NamedTuple):
-    """What counters and DTensor need to know of an operation.
+    """What FLOP counters and DTensor need to know about an operation.
 
     ``flops(*shapes)``: floating-point operations of a call, from the shapes of its tensors (flops.py).
-    ``results(arguments)``: how each result follows the arguments when they are sharded: "rows", "weight" or
-    "nothing" (not wanted); of an ``elementwise`` operation its sizes, or None.
+    ``results(arguments)``: the kind of each result, which determines its sharding: "rows", "weight" or
+    "nothing" (not wanted); for an ``elementwise`` operation its sizes, or None.
     """
 
     flops: Callable[..., int]
@@ -57,9 +56,9 @@ def define(
 ) -> None:
     """Define ``name``, ``name_portable`` and ``name_triton`` with one schema and one fake.
 
-    ``axes`` and ``groups`` say what the tensors look like (checks.Operands), ``dtypes`` which of them the
-    portable kernel takes; ``more(*arguments)`` raises for whatever else must not come. The public functions
-    have checked all that: this is for direct calls. The compiled kernels check in C++ (csrc/common/checks.h).
+    ``axes`` and ``groups`` give the shapes of the tensors (checks.Operands), ``dtypes`` those of the portable
+    kernel; ``more(*arguments)`` raises for other invalid arguments. These checks serve direct calls, as the
+    public functions have checked already. The compiled kernels check in C++ (csrc/common/checks.h).
     ``flops`` and ``results``: see :class:`Definition`.
     """
     DEFINED[name] = Definition(flops, results, LIKE in axes.values())
@@ -67,7 +66,7 @@ def define(
     required = sum(argument.name in axes and str(argument.type) == "Tensor" for argument in parsed)
     operands = Operands(name, [argument.name for argument in parsed], axes, required, groups)
 
-    # A call that mixes meta and real tensors comes here too, and would get uninitialised memory back.
+    # Mixed meta and real tensors dispatch to the fake too: unchecked, they would return uninitialised memory.
     def checked_fake(*arguments):
         operands.check(arguments, dtypes)
         if more is not None:
@@ -81,18 +80,18 @@ def define(
     }
     for op, (kernel, taken) in kernels.items():
         LIBRARY.define(op + schema)
-        LIBRARY.impl(op, _shielded(kernel, operands, more, taken), "CompositeExplicitAutograd")
+        LIBRARY.impl(op, _checked_kernel(kernel, operands, more, taken), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{op}", checked_fake, lib=LIBRARY)
 
 
-def _shielded(
+def _checked_kernel(
     kernel: Callable, operands: Operands, more: Callable | None, dtypes: Sequence[torch.dtype]
 ) -> Callable:
-    """The kernel, past wrong arguments and autocast."""
+    """The kernel behind its argument checks, with autocast disabled."""
     known = frozenset(dtypes)
 
-    # The caller has cast already; autocast must not cast the kernel's own float32 intermediates again.
-    def shielded(*arguments):
+    # The caller has cast already; autocast must not cast the kernel's float32 intermediates.
+    def checked(*arguments):
         if not operands.fit(arguments, known):
             operands.check(arguments, dtypes)
         if more is not None:
@@ -103,7 +102,7 @@ def _shielded(
         with torch.autocast(device, enabled=False):
             return kernel(*arguments)
 
-    return shielded
+    return checked
 
 
 def _triton_twin(portable: Callable) -> Callable:
@@ -117,7 +116,7 @@ def _triton_twin(portable: Callable) -> Callable:
 
 
 class _Overloads(dict[str, torch._ops.OpOverload]):
-    """By backend; filled as they are asked for."""
+    """Overloads by backend, looked up on first use."""
 
     def __init__(self, operation: str) -> None:
         self._operation = operation
@@ -133,12 +132,12 @@ class _Overloads(dict[str, torch._ops.OpOverload]):
 
 
 def overloads(name: str) -> dict[str, torch._ops.OpOverload]:
-    """The dispatcher entry of ``name`` on each backend."""
+    """The overload of ``name`` by backend."""
     return _Overloads(name)
 
 
 def twins(name: str) -> list[torch._ops.OpOverload]:
-    """The dispatcher entries of ``name``, each once."""
+    """All distinct overloads of ``name``: one per suffix."""
     suffixes = dict.fromkeys(backends.suffixes().values())
     return [getattr(getattr(torch.ops, NAMESPACE), name + suffix).default for suffix in suffixes]
 
@@ -146,11 +145,11 @@ def twins(name: str) -> list[torch._ops.OpOverload]:
 def traceable(name: str, schema: str, check: Callable[..., None] | None = None) -> Callable[[F], F]:
     """Makes a differentiable function of tensors one operation to Dynamo, torch.export and torch.jit.trace.
 
-    The operation is composite: wherever it is run, AOTAutograd and compilers included, that is the function
-    itself. So an exported program is differentiated by the same rules. Inside a transform of torch.func it
-    cannot be one (the rules enter the transform again, which a composite operation must not), so there Dynamo
-    keeps a call of the function. ``check(*arguments)`` raises for what must not come by a direct call and the
-    operations below do not refuse themselves.
+    The operation is composite: executing it, also in AOTAutograd and compilers, calls the function. So an
+    exported program is differentiated by the same rules. Inside a transform of torch.func a composite
+    operation is not possible (the rules re-enter the transform), so there Dynamo keeps an opaque call of the
+    function. ``check(*arguments)`` raises for invalid arguments of direct calls that the operations called by
+    the function do not check themselves.
     """
 
     def decorate(function: F) -> F:
@@ -178,12 +177,12 @@ def traceable(name: str, schema: str, check: Callable[..., None] | None = None) 
     return decorate
 
 
-# Questions to the compiled CPU library: its instruction sets as "compiled;supported;selected", and the plan
+# Queries of the compiled CPU library: its instruction sets as "compiled;supported;selected", and the plan
 # of a primitive for sizes [G, B, Z, X, O], or of a gate for sizes [B, Z, X], as "name=value;...".
 LIBRARY.define("cpu_isa() -> str")
 LIBRARY.define("cpu_gate_plan(int[] sizes, ScalarType dtype, int terms, bool softmax) -> str")
 LIBRARY.define("cpu_interaction_plan(str primitive, int[] sizes, ScalarType dtype, int terms) -> str")
-# The same of the CUDA library, on a GPU of an architecture (80, 90, ...) with so many multiprocessors.
+# The same of the CUDA library, for a GPU of an architecture (80, 90, ...) with a number of multiprocessors.
 LIBRARY.define(
     "cuda_interaction_plan(str primitive, int[] sizes, ScalarType dtype, int terms, int arch, int processors)"
     " -> str"
@@ -193,5 +192,5 @@ LIBRARY.define(
 )
 # The architectures that the CUDA library was built for, as in "80 90a".
 LIBRARY.define("cuda_architectures() -> str")
-# Whether the rows of a tensor lie together, on boundaries of 16 bytes.
+# Whether the rows of a tensor are contiguous and begin on 16-byte boundaries.
 LIBRARY.define("cuda_aligned(Tensor tensor) -> bool")

@@ -1,13 +1,12 @@
-"""Rows of a matrix in another order, with rows of zeros between them, differentiable to any order.
+"""Permutation of rows with optional rows of zeros between them, differentiable to any order.
 
-PyTorch's index_select is as fast as memory, but its derivative adds rows up one after the other, as if
-some were taken twice. Here each row has one destination at most, so the derivative is the same function with
-both indices exchanged.
+The derivative of PyTorch's index_select is a slow index_add, since a row may be selected twice. Here each row
+has at most one destination, so the derivative is the same function with both indices exchanged.
 """
 
 from torch import Tensor
 
-from mi_kernels.ops.rules import Rule, differentiating, nests
+from mi_kernels.ops.rules import Rule, differentiating, nestable
 
 
 def move(rows: Tensor, src_index: Tensor, dest_index: Tensor) -> Tensor:
@@ -16,10 +15,10 @@ def move(rows: Tensor, src_index: Tensor, dest_index: Tensor) -> Tensor:
     Args:
         rows: [N, X].
         src_index: [P], rows to read, up to N.
-        dest_index: [N], the row of y that each row becomes, and P where it is dropped.
+        dest_index: [N], the row of y to which each row goes, or P where it is dropped.
     """
     return (
-        Move.call(rows, src_index, dest_index)
+        MoveRule.call(rows, src_index, dest_index)
         if differentiating((rows,))
         else _moved(rows, src_index, dest_index)
     )
@@ -33,7 +32,7 @@ def _moved(rows: Tensor, src_index: Tensor, dest_index: Tensor) -> Tensor:
     return moved.index_fill_(0, absent.nonzero().squeeze(1), 0)
 
 
-class Move(Rule):
+class MoveRule(Rule):
     @staticmethod
     def forward(rows, src_index, dest_index):
         return _moved(rows, src_index, dest_index)
@@ -48,7 +47,7 @@ class Move(Rule):
         return None if grad is None else move(grad, dest_index, src_index), None, None
 
     @staticmethod
-    @nests
+    @nestable
     def jvp(ctx, tangent, *_):
         return move(tangent, *ctx.saved_tensors)
 

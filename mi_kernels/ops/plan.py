@@ -1,15 +1,15 @@
-"""What a call will do, as :func:`mi_kernels.explain` returns it."""
+"""The plan of a call, as :func:`mi_kernels.explain` returns it."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """Of one way to run a call: forward and all the gradients wanted."""
+    """The cost of one plan: forward pass and all wanted gradients."""
 
     plan: str
     operations: int
-    bytes: int  # what is copied or held beyond the results, as often as it is touched; and W
+    bytes: int  # traffic of W, of copies and of intermediates: each access counts
     femtoseconds: int
 
     def __str__(self) -> str:
@@ -19,7 +19,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How an operation will run: printable, with one more plan for each gradient primitive wanted.
+    """How an operation will run. Printable; ``backward`` has a plan for each wanted gradient primitive.
 
     Attributes:
         op: the operation, ``forward``, ``input_grads`` or ``weight_grads``.
@@ -27,14 +27,14 @@ class Plan:
         algorithm: the form chosen by the planner.
         operations: multiplications and additions of the contraction.
         bytes: inputs read once and results written once.
-        scratch: bytes allocated beyond the results at the present number of threads, copies of broadcast
-            inputs included (these live until the backward pass); of the portable backend its largest chunk
-            alone, and None if not known.
+        scratch: bytes allocated beyond the results with the current number of threads, including copies of
+            broadcast inputs (these live until the backward pass); for the portable backend only its largest
+            chunk; None if unknown.
         why: the reason, in one sentence.
-        backward: the plans of the gradients that the arguments ask for.
-        alternatives: where x and z do not have the same leading dimensions, what each plan costs with all
-            gradients wanted, the chosen one included (cost_model.py).
-        calls: of a module that makes several calls, their plans.
+        backward: the plans of the gradients that the arguments require.
+        alternatives: where the leading dimensions of x and z differ, the cost of each plan with all wanted
+            gradients, including the chosen plan (cost_model.py).
+        calls: the plans of the calls of a module that makes several.
 
     Example:
         >>> plan = mi.explain(mi.modulate, torch.ones(2, 3), torch.ones(3))

@@ -1,4 +1,4 @@
-"""What float32 products are computed in, on every GPU backend: PyTorch's own setting decides."""
+"""The precision of float32 products on all GPU backends, by PyTorch's own setting."""
 
 import torch
 
@@ -12,10 +12,10 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def has_tf32() -> bool:
-    """Not GPUs of AMD, most of which have no such products."""
+    """False on AMD GPUs, most of which have no tf32 products."""
     return torch.version.hip is None
 
 
-# The CUDA library asks for it when it runs, as its ABI does not have the setting.
+# The CUDA library calls it at run time, as the stable ABI does not expose the setting.
 LIBRARY.define("tf32_allowed() -> bool")
 LIBRARY.impl("tf32_allowed", lambda: precision(torch.float32) == "tf32", "CompositeExplicitAutograd")

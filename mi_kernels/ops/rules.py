@@ -1,4 +1,4 @@
-"""What the derivative rules of every family share: the base of their Functions, and vmap's folds."""
+"""Shared by the derivative rules of all families: the base of their Functions, and vmap's folds."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 
 
 def differentiating(tensors: Iterable[Maybe]) -> bool:
-    """Whether a call has to go through its rule, or the kernel alone will do."""
+    """Whether a call needs its derivative rule; else the kernel is called directly."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
@@ -26,64 +26,66 @@ def differentiating(tensors: Iterable[Maybe]) -> bool:
     return torch._C._are_functorch_transforms_active() or fw._current_level >= 0 or _is_mapped()
 
 
-@constant_while_compiling  # Dynamo of PyTorch 2.11 cannot trace the question
+@constant_while_compiling  # Dynamo of PyTorch 2.11 cannot trace this query
 def _is_mapped() -> bool:
-    """Whether ``torch.autograd`` maps over gradients (``is_grads_batched``, ``vectorize=True``)."""
+    """Whether ``torch.autograd`` vmaps over gradients (``is_grads_batched``, ``vectorize=True``)."""
     return torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)
 
 
-# Multiplications from which on a gradient may cost more than the question whether it is wanted. The answer
-# for a leaf that torch.autograd.grad was asked for is an exception, of some 20 us (docs/performance.md).
-WORTH_ASKING = 1 << 22
+# Multiplications above which a gradient may cost more than the query whether it is needed. For a leaf that is
+# an input of torch.autograd.grad the query raises an exception, about 20 us (docs/performance.md).
+MIN_QUERY_WORK = 1 << 22
 
 
 def wanted(ctx: Any, work: int) -> Any:
-    """Whose gradients this backward pass goes on with, for each argument of the Function.
+    """For each argument of the Function, whether this backward pass uses its gradient.
 
-    ``ctx.needs_input_grad`` says who requires grad; ``torch.autograd.grad(y, x)`` wants no more than x.
-    ``work``: multiplications of the product that makes the gradients. Small ones are all made.
+    ``ctx.needs_input_grad`` says which arguments require grad; ``torch.autograd.grad(y, x)`` uses only that
+    of x. ``work``: multiplications of the product of the gradients. Small ones are all computed.
     """
     need = ctx.needs_input_grad
     if not isinstance(ctx, BackwardCFunction) or torch.compiler.is_compiling():
         return need
-    if type(work) is int and work < WORTH_ASKING:  # a symbolic one is not compared: that would be a guard
+    if type(work) is int and work < MIN_QUERY_WORK:  # comparing a symbolic size would add a guard
         return need
     edges = iter([node for node, _ in ctx.next_functions if node is not None])
-    return tuple(needed and _will_run(next(edges)) for needed in need)
+    return tuple(needed and _is_executed(next(edges)) for needed in need)
 
 
-def _will_run(node: Any) -> bool:
+def _is_executed(node: Any) -> bool:
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # a leaf that torch.autograd.grad was asked for, or no backward pass of the engine
+    except RuntimeError:  # a leaf among the inputs of torch.autograd.grad, or no backward pass of the engine
         return True
 
 
 def constant(tensor: Tensor) -> Tensor:
     """The tensor without derivatives.
 
-    What ``torch.autograd`` maps over stays as it is: its vmap has no rule for detach, and the rule for vmap
-    comes back with what is inside.
+    A tensor that ``torch.autograd`` vmaps over is returned unchanged: that vmap has no rule for detach, and
+    our own vmap rule calls again with the unwrapped tensor.
     """
     return tensor if torch._C._functorch.is_legacy_batchedtensor(tensor) else tensor.detach()
 
 
 def without_features(tensor: Tensor) -> Tensor:
-    """[..., 0], to stand for an operand that a product does without. No view: nothing flows back."""
+    """[..., 0], a placeholder for an operand that a product does not use. Not a view: it has no gradient."""
     return tensor.new_empty((*tensor.shape[:-1], 0))
 
 
 def gradients_wanted(tensors: Sequence[Maybe]) -> list[bool]:
-    """Which of the tensors have a gradient coming, when a call is made now."""
+    """Which of the tensors would get a gradient from a call in the current grad mode."""
     enabled = torch.is_grad_enabled()
     return [enabled and tensor is not None and tensor.requires_grad for tensor in tensors]
 
 
-def keep(values: Sequence[Maybe], want: Sequence[bool]) -> tuple[Maybe, ...]:
+def select(values: Sequence[Maybe], want: Sequence[bool]) -> tuple[Maybe, ...]:
+    """The wanted values."""
     return tuple(value for value, wanted in zip(values, want, strict=True) if wanted)
 
 
-def spread(values: Iterable[Maybe], want: Sequence[bool]) -> list[Maybe]:
+def scatter(values: Iterable[Maybe], want: Sequence[bool]) -> list[Maybe]:
+    """The inverse of `select`, with None for the others."""
     values = iter(values)
     return [next(values) if wanted else None for wanted in want]
 
@@ -93,12 +95,12 @@ def add(*terms: Maybe) -> Maybe:
     return sum(present[1:], present[0]) if present else None
 
 
-def nests(jvp: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a jvp be differentiated by an outer one.
+def nestable(jvp: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a jvp differentiable by an outer forward mode.
 
-    PyTorch runs a Function's jvp with forward mode switched off. An outer forward level would then take the
-    tangent for a constant, and jacfwd of jacfwd would be zero without a word. So the level is switched on
-    again, and `primals` strips the tangents of the innermost level, whose derivative this is.
+    PyTorch runs a Function's jvp with forward mode disabled. An outer level would then treat the tangent as a
+    constant, and jacfwd of jacfwd would silently be zero. So forward mode is enabled again, and `primals`
+    strips the tangents of the innermost level, which this jvp differentiates.
     """
 
     @functools.wraps(jvp)
@@ -110,7 +112,7 @@ def nests(jvp: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def primals(ctx: Any) -> tuple[Any, ...]:
-    # All levels of torch.func are level 0 here. `fw.unpack_dual` would ask `fw._current_level`, which a
+    # All levels of torch.func are level 0 here. `fw.unpack_dual` reads `fw._current_level`, which a
     # compiled torch.func.jvp does not set.
     level = max(fw._current_level, 0)
     return tuple(
@@ -120,9 +122,11 @@ def primals(ctx: Any) -> tuple[Any, ...]:
 
 
 class Rule(Function):
+    """Base of the derivative rules; ``call`` replaces ``apply``."""
+
     @classmethod
     def call(cls, *args):
-        """``apply`` without its binding of default arguments, which takes longer than a small kernel."""
+        """``apply`` without binding default arguments, which takes longer than a small kernel."""
         if torch._C._are_functorch_transforms_active():
             return cls.apply(*args)
         if _is_mapped():
@@ -131,9 +135,9 @@ class Rule(Function):
 
     @classmethod
     def _mapped(cls, args):
-        """The rule for vmap, applied to what the vmap of ``torch.autograd`` wraps.
+        """Applies the vmap rule to tensors wrapped by the vmap of ``torch.autograd``.
 
-        It would run the Function on the wrapped tensors, and the graph would be lost with the wrapper.
+        That vmap would run the Function on the wrapped tensors and lose the graph with the wrapper.
         """
         depth = torch._C._vmapmode_increment_nesting() - 1
         torch._C._vmapmode_decrement_nesting()
@@ -158,23 +162,23 @@ class Rule(Function):
 
 
 class _MapInfo(NamedTuple):
-    """What a rule for vmap is told."""
+    """The ``info`` argument of a vmap rule."""
 
     batch_size: int
 
 
 def _unwrapped(value: Any, level: int) -> tuple[Any, int | None]:
-    """A tensor that is mapped over at this level with its mapped dimension in front; others as they are."""
+    """A tensor mapped at this level with its mapped dimension first (dim 0); other values with dim None."""
     if not isinstance(value, Tensor) or not torch._C._functorch.is_legacy_batchedtensor(value):
         return value, None
-    # Of a tensor that is mapped over at other levels alone, an expanded one of no size comes back.
+    # A tensor mapped only at other levels comes back expanded to size 0.
     inside = torch._remove_batch_dim(value, level, 0, 0)
     return (value, None) if inside.shape[0] == 0 else (inside, 0)
 
 
 def _wrapped(result: Tensor, dim: int, level: int) -> Tensor:
-    """A result of a rule for vmap, mapped over at this level."""
-    if dim != 0:  # forward mode walks over the memory of tangents, and wants that dimension in front of it
+    """A result of a vmap rule, wrapped for this level."""
+    if dim != 0:  # forward mode reads tangents in memory order and requires the mapped dimension outermost
         result = result.movedim(dim, 0).contiguous()
     return torch._add_batch_dim(result, 0, level)
 
@@ -190,10 +194,10 @@ def _split(tensor: Tensor, dim: int, first: int, second: int) -> Tensor:
 
 
 class Fold:
-    """Folds the dimension that vmap maps over into the rows or into the groups of a call, and back.
+    """Folds the dimension that vmap maps over into the rows or the groups of a call, and back.
 
-    Shared weights see only more rows. Weights that are mapped over, or produced by the call, turn the
-    dimension into groups: an expanded operand costs no memory as long as there were no groups before.
+    With shared weights the dimension becomes part of the rows. Where weights are mapped, or are results of
+    the call, it becomes part of the groups: expanded operands cost no memory unless there are groups already.
     """
 
     def __init__(self, size: int, activation: Tensor, dim: int | None) -> None:

@@ -1,6 +1,6 @@
-"""Files of the user's that decide which kernels run: where they are, and when they are to be trusted.
+"""Per-user files that decide which kernels run: their location and whether to trust them.
 
-They count only where nobody but the user (or root) could have written them.
+A file is used only if no other user (except root) could have written it.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """Where such files lie: MI_KERNELS_CACHE, else mi_kernels in the user's cache directory.
+    """The folder of such files: MI_KERNELS_CACHE, else mi_kernels in the user's cache directory.
 
     Raises RuntimeError: there is no home directory, and none of the variables is set.
     """
@@ -22,14 +22,14 @@ def folder() -> Path:
 
 
 def table() -> Path:
-    """The tiles that `python -m mi_kernels tune` found on this machine."""
+    """The table of tiles written by `python -m mi_kernels tune` on this machine."""
     return folder() / "tiles.json"
 
 
 def distrust(file: Path) -> str | None:
-    """Who else could have written a file, or could put another in its place; None where nobody could.
+    """Why a file is not trusted: who else could write or replace it. None if it is trusted.
 
-    It may not exist yet.
+    The file need not exist yet.
     """
     if not hasattr(os, "geteuid"):
         return "this system does not say who may write a file"
@@ -46,28 +46,28 @@ def distrust(file: Path) -> str | None:
             return f"{part} is no regular file"
         if found.st_uid not in (0, os.geteuid()):
             return f"{part} belongs to another user"
-        # Of a directory with the sticky bit, such as /tmp, others cannot replace what is not theirs.
+        # In a directory with the sticky bit, such as /tmp, users can replace only their own files.
         shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if shared and not (part != file and found.st_mode & stat.S_ISVTX):
             return f"others may write {part} (chmod go-w {part})"
     return None
 
 
-def make_place(file: Path) -> None:
-    """The folder of a file that only the user may write.
+def make_private_folder(file: Path) -> None:
+    """Create the folder of a file that only the user may write.
 
-    Raises OSError: it cannot be made, or others could write the file too.
+    Raises OSError: it cannot be created, or others could write the file too.
     """
     for folder in reversed([file.parent, *file.parent.parents]):
         if not folder.exists():
-            folder.mkdir(mode=0o700, exist_ok=True)  # of parents=True the mode would be the umask's
+            folder.mkdir(mode=0o700, exist_ok=True)  # parents=True would ignore the mode
     reason = distrust(file)
     if reason is not None:
         raise PermissionError(f"{file.name} would not be trusted: {reason}")
 
 
-def put(file: Path, text: str) -> None:
-    """A file for the user alone, whole or not at all."""
+def write_atomic(file: Path, text: str) -> None:
+    """Write a file that only the user can read, atomically."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}")
     try:
         with os.fdopen(handle, "w") as out:

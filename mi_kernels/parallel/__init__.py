@@ -1,1 +1,1 @@
-"""Tensors that lie on several devices."""
+"""Distributed tensors."""

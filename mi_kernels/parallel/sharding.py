@@ -1,8 +1,8 @@
-"""How the operations run on DTensors: which placements of arguments give which placements of results.
+"""DTensor sharding rules of the operations: placements of results for placements of arguments.
 
-All replicated; rows sharded, weights replicated, so that gradients of weights are partial sums; groups of
-rows with their weights sharded. Modulation is sharded along any dimension. For everything else DTensor moves
-data first.
+Supported: everything replicated; rows sharded and weights replicated, so that gradients of weights are
+partial sums; groups of rows sharded with their weights. Modulation is sharded along any dimension. For all
+other placements DTensor redistributes first.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ def _elementwise(results: Results) -> Rule:
             size = x.shape[dim]
             shift = arguments.get("shift_size", ())
             if size == 1 or (shift and arguments["want_shift"] and shift[dim] != 1):
-                continue  # a size among the arguments would have to be that of the shard
+                continue  # shift_size would have to be the size of the shard
 
             def placement(_: str, value: Any, dim: int = dim) -> Any:
                 return Shard(dim) if value.shape[dim] != 1 else Replicate()
@@ -88,7 +88,7 @@ def _register() -> None:
             arguments = operation._schema.arguments
             names = [argument.name for argument in arguments]
             register_sharding(operation)(_named(rule, names))
-            # It tells cached results apart by tensors and integers alone. Here flags count, and names.
+            # By default its cache ignores all but tensors and integers; here flags and names matter, too.
             tensors = [index for index, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
             info = RuntimeSchemaInfo(max(tensors) + 1, needs_pytree=True)
             propagator.register_op_strategy(operation, propagator.op_strategy_funcs[operation], info)

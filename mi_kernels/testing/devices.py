@@ -1,10 +1,10 @@
-"""What a GPU is asked between tests and between measurements."""
+"""GPU state checks between tests and between measurements."""
 
 import torch
 
 
 def ruined(device: str | torch.device) -> bool:
-    """Whether nothing runs there any more in this process, as after an illegal access."""
+    """Whether the device is unusable in this process, as after an illegal access."""
     try:
         return torch.ones(1, device=device).add(1).item() != 2
     except RuntimeError:
@@ -12,5 +12,5 @@ def ruined(device: str | torch.device) -> bool:
 
 
 def finish(device: str | torch.device) -> None:
-    """Wait until it has done all that it was given; raises what went wrong there."""
+    """Synchronise the device; raises pending errors."""
     torch.cuda.synchronize(device)

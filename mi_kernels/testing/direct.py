@@ -1,7 +1,7 @@
-"""Direct calls of the registered operations, past the public functions: good ones, and each argument broken.
+"""Direct calls of the registered operations: valid ones, and calls with each argument made invalid.
 
-What is registered is read from the dispatcher and what its arguments are from its schema, so that a new
-operation is met here by itself; all that has to be written down for it is one good call (`GOOD`).
+Operations are read from the dispatcher and their arguments from the schema, so that a new operation is found
+automatically; it only needs a valid call in `GOOD`.
 """
 
 import math
@@ -15,15 +15,15 @@ import mi_kernels as mi
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, Gate, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 
-DTYPE = torch.float64  # right answers agree in nearly every digit
+DTYPE = torch.float64  # correct results agree in nearly all digits
 Arguments = tuple[Any, ...]
 
 
 class Broken(NamedTuple):
     """A call with one argument changed.
 
-    ``blamed``: the arguments that may be to blame, if the change is one that cannot be right: the call has to
-    be refused. Else None, and it may also have an answer.
+    ``blamed``: if the changed call is certainly invalid and must raise, the arguments that the message may
+    name. Else None: the call may also succeed.
     """
 
     what: str
@@ -33,7 +33,7 @@ class Broken(NamedTuple):
 
 
 def operations() -> list[str]:
-    """Every operation of the namespace, twins included."""
+    """All operations of the namespace, including their variants for other backends."""
     names = torch._C._dispatch_get_all_op_names()
     return sorted({name.split("::")[1].split(".")[0] for name in names if name.startswith("mi_kernels::")})
 
@@ -141,7 +141,7 @@ def _nothing() -> Iterator[Arguments]:
     yield ()
 
 
-# Good calls of each operation, by its name without the suffix of a twin.
+# Valid calls of each operation, by its name without the suffix of a backend.
 GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "interaction": _forward,
     "interaction_packed": _packed,
@@ -167,28 +167,28 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
 
 
 def broken(name: str, arguments: Arguments) -> Iterator[Broken]:
-    """The call with each argument in turn made each kind of wrong that its type allows."""
+    """The call with each argument in turn replaced by each kind of invalid value for its type."""
     parameters = schema(name).arguments
     tensors = [p.name for p in parameters if "Tensor" in str(p.type)]
-    for place, (parameter, value) in enumerate(zip(parameters, arguments, strict=True)):
-        # What the others are held to is not itself to blame where it differs from them.
+    for index, (parameter, value) in enumerate(zip(parameters, arguments, strict=True)):
+        # The first two tensors define the sizes of the others, so the message may name any tensor.
         to_blame = tuple(tensors) if parameter.name in tensors[:2] else (parameter.name,)
         if name == "differentiable_gate":
-            to_blame += ("weight",)  # the diagonal form calls its own U so
+            to_blame += ("weight",)  # the diagonal form's name for U
         for what, wrong, sure in _wrong(parameter.name, str(parameter.type), value):
             if name == "differentiable_interaction" and parameter.name in "xz" and "dimensions" in what:
-                sure = "no dimensions" in what  # others broadcast
+                sure = "no dimensions" in what  # other ranks broadcast
             blamed = to_blame if sure and tensors != [parameter.name] else None
-            changed = (*arguments[:place], wrong, *arguments[place + 1 :])
+            changed = (*arguments[:index], wrong, *arguments[index + 1 :])
             yield Broken(f"{parameter.name}: {what}", parameter.name, changed, blamed)
 
 
-_FAR = 2**56  # rows of nothing: expanded, and more bytes than an allocator would promise
+_FAR = 2**56  # an expanded size; materialised, it would exceed what any allocator can reserve
 _HUGE = (2**31, 2**40, 2**62, -1, -(2**63))
 
 
 def _wrong(name: str, kind: str, value: Any) -> Iterator[tuple[str, Any, bool]]:
-    """(what, the wrong value, whether it cannot be right). Only CPU kernels read ``packed_weight``."""
+    """(description, value, whether it is certainly invalid). Only CPU kernels read ``packed_weight``."""
     if "Tensor" in kind:
         yield from _wrong_tensors(value, kind.startswith("Optional"), name == "packed_weight")
     elif kind in ("str", "Optional[str]"):
@@ -209,7 +209,7 @@ def _wrong(name: str, kind: str, value: Any) -> Iterator[tuple[str, Any, bool]]:
         yield "None", None, True
     elif kind == "bool":
         yield "turned", not value, False
-        yield "None", None, False  # PyTorch takes it for False
+        yield "None", None, False  # PyTorch converts it to False
     else:
         raise TypeError(f"broken: {kind}: expected a type of arguments whose wrong values are known")
 
@@ -218,9 +218,9 @@ def _wrong_lists(value: list[int]) -> Iterator[tuple[str, Any, bool]]:
     yield "None", None, True
     for wrong in ([], value[1:], [*value, 1]):
         yield str(wrong), wrong, True
-    for place in range(len(value)):
+    for index in range(len(value)):
         for size in (0, 1, 7, *_HUGE):
-            wrong = [*value[:place], size, *value[place + 1 :]]
+            wrong = [*value[:index], size, *value[index + 1 :]]
             yield str(wrong), wrong, size < 0
     for size in (0, *_HUGE):
         yield f"all {size}", [size] * len(value), size < 0
@@ -257,6 +257,6 @@ def _wrong_tensors(
             sizes = [wrong if a == axis else own for a, own in enumerate(tensor.shape)]
             if math.prod(sizes) >= 2**63:
                 continue
-            made = tensor.narrow(axis, 0, 1).expand(sizes)
-            # 1 may stand for a size that is broadcast, and some sizes are those of one tensor alone.
-            yield f"{list(made.shape)}", made if wrong == _FAR else made.contiguous(), False
+            resized = tensor.narrow(axis, 0, 1).expand(sizes)
+            # Not certainly invalid: size 1 may broadcast, and some axes belong to one tensor only.
+            yield f"{list(resized.shape)}", resized if wrong == _FAR else resized.contiguous(), False

@@ -1,7 +1,7 @@
-"""Commands in processes of their own, with a limit of time: a hang or a crash costs one of them and is named.
+"""Child processes with a time limit: a hang or a crash affects only one of them and is reported.
 
-A GPU gives every kernel the chance to hang or to ruin its process (an illegal address makes each later call
-fail), so what may do so never runs in the process that has to report it.
+A kernel can hang a GPU or make its process unusable (after an illegal address every later call fails), so
+checks of kernels never run in the reporting process.
 """
 
 import atexit
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-GRACE = 3.0  # seconds between asking a process to end and ending it
+GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 
 
 class Job(NamedTuple):
@@ -26,7 +26,7 @@ class Job(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """``status`` is None where the time ran out; ``output`` is what there was by then."""
+    """A finished job. ``status`` is None on a timeout; ``output`` is what was written until then."""
 
     name: str
     status: int | None
@@ -38,14 +38,14 @@ _running: set[subprocess.Popen] = set()
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of CPU cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen:
-    """A process that leads a session of its own, and is ended with this one."""
+    """Start a process as leader of its own session; it is killed at the exit of this process."""
     process = subprocess.Popen(
         list(command), stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True, **options
     )
@@ -54,7 +54,7 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen:
 
 
 def end_with_this_process() -> None:
-    """What was started ends when this process is interrupted or told to end, hung kernels included."""
+    """Kill the started processes (also with hung kernels) on SIGTERM, too: exit runs the atexit handler."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
@@ -72,7 +72,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     folder: str | os.PathLike | None = None,
 ) -> tuple[int | None, str]:
-    """(status, stdout and stderr) of a command; the status is None where it did not end in time."""
+    """(status, stdout and stderr) of a command; the status is None on a timeout."""
     process = start(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, errors="replace")
     try:
         output, _ = process.communicate(timeout=max(seconds, 0.1))
@@ -84,21 +84,24 @@ def run(
 
 
 def _text(output: Any) -> str:
-    """What TimeoutExpired has of it, which may be bytes."""
+    """Partial output of TimeoutExpired, which may be bytes."""
     return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
 
 
 def stop(process: subprocess.Popen) -> str:
-    """Ends a process that leads its own session, with all that it started; what it wrote, where piped."""
+    """Terminate a session leader with all its children; returns its piped output."""
     written = ""
-    for number in (signal.SIGTERM, signal.SIGKILL):  # what waits for the GPU may not hear the first
+    for number in (
+        signal.SIGTERM,
+        signal.SIGKILL,
+    ):  # a process that waits for the GPU may not react to SIGTERM
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         try:
             return process.communicate(timeout=GRACE)[0] or ""
         except subprocess.TimeoutExpired as late:
             written = _text(late.output)
-    return written  # a process in a system call that does not return cannot be ended; nobody may wait for it
+    return written  # an uninterruptible process cannot be killed; do not wait for it
 
 
 def run_all(
@@ -108,9 +111,10 @@ def run_all(
     environment: Mapping[str, str] | None = None,
     folder: str | os.PathLike | None = None,
 ) -> Iterator[Ended]:
-    """The jobs as they end, ``workers`` at a time, in their order. None is begun after ``end``
+    """Run jobs in order, ``workers`` at a time, and yield them as they end.
 
-    (of ``time.monotonic()``), and those that run then are stopped: what is missing was not reached.
+    At ``end`` (of ``time.monotonic()``) no more jobs are started and running ones are stopped; jobs that were
+    not started are missing from the results.
     """
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     done: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()

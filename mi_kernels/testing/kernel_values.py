@@ -1,8 +1,8 @@
-"""One check by value of the kernels that a size reaches (kernel_sizes.py), wherever they run.
+"""Value checks of the kernels that a size reaches (kernel_sizes.py), on a GPU or emulated.
 
-The operations are those of `torch.ops.mi_kernels` on tensors of a GPU, or the emulated ones on the host; the
-judge is the error rule (errors.py), the reference einsum. Neither makes anything of B Z X, B O X or B O Z
-elements in one piece where that is large.
+The operations are those of `torch.ops.mi_kernels` on GPU tensors, or the emulated ones on the host; results
+are compared with the einsum reference under the error rule (errors.py). The reference works in chunks where
+its intermediates of B Z X, B O X or B O Z elements would be large.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,10 +22,10 @@ CHUNK_ELEMENTS = 1 << 26  # of an intermediate result of the reference
 def check_interaction(
     operations: Any, size: KernelSize, dtype: torch.dtype, device: str | torch.device
 ) -> float:
-    """The largest error as a multiple of what is allowed; AssertionError says what is wrong.
+    """The largest error as a multiple of the allowed one; raises AssertionError on a failure.
 
-    y with all terms and with W alone, each twice for the same bits; the gradients where ``size.gradients``;
-    of sizes for the mma engine both without W as well, which other kernels compute there.
+    Checks y with all terms and with W alone, each twice for equal bits; the gradients if ``size.gradients``;
+    for sizes of the mma engine also both without W, which other kernels compute there.
     """
 
     def forward(x: Tensor, z: Tensor, *weights: Maybe) -> tuple[Tensor]:
@@ -57,7 +57,7 @@ def _check(name: str, function: Any, oracle: Any, draw: Any) -> float:
 
 
 class _Draw:
-    """Arguments from a seed; every term of y has about the size 1. One group has no dimension of groups."""
+    """Arguments from a seed; every term of y is of order 1. A single group has no group dimension."""
 
     def __init__(self, size: KernelSize, dtype: torch.dtype, device: str | torch.device, terms: str):
         self.size, self.dtype, self.device, self.terms = size, dtype, device, terms
@@ -67,10 +67,10 @@ class _Draw:
         return self.with_grad(seed)[1:]
 
     def with_grad(self, seed: int) -> tuple[Maybe, ...]:
-        """The same after the cotangent of y."""
+        """The cotangent of y, then the inputs."""
         groups, b, i, j, o = self.size.sizes
         generator = torch.Generator(self.device).manual_seed(seed)
-        # As wide as the dtype or float32: W of the largest size alone would be a gigabyte in float64.
+        # Drawn in the wider of dtype and float32: W of the largest size would be a gigabyte in float64.
         wide = torch.promote_types(self.dtype, torch.float32)
 
         def tensor(*shape: int, scale: float = 1.0) -> Tensor:
@@ -100,7 +100,7 @@ def _groups(tensors: Sequence[Maybe], grouped: bool) -> Iterator[list[Maybe]]:
 
 
 def _rows(x: Tensor, z: Tensor, out: int) -> Iterator[slice]:
-    """Ranges of rows whose intermediate results stay small."""
+    """Ranges of rows with small intermediate results."""
     of_a_row = max(out * x.shape[-1], z.shape[-1] * x.shape[-1], out * z.shape[-1], 1)
     step = max(CHUNK_ELEMENTS // of_a_row, 1)
     return (slice(start, start + step) for start in range(0, x.shape[-2], step))
@@ -137,7 +137,7 @@ def _gradients_of_group(grad: Any, x: Any, z: Any, *weights: Maybe) -> list[Tens
         (x.new_zeros(shape) if w is None else w.detach()).requires_grad_()
         for w, shape in zip(weights, shapes, strict=True)
     ]
-    # In float64 the sums over rows may be taken in parts; a rival in a narrower dtype adds them at once.
+    # The float64 oracle may sum over rows in parts; a reference in a narrower dtype sums them at once.
     ranges = _rows(x, z, o) if grad.dtype == torch.float64 else [slice(None)]
     inputs: list[tuple[Tensor, ...]] = []
     sums: list[Tensor] = []

@@ -1,16 +1,15 @@
-"""A short suite for each family, by name, and the process that runs a part of it.
+"""A short suite for each family, by name, and a program that runs a part of it.
 
     python -m mi_kernels.testing.suite BACKEND DEVICE DTYPE FAMILY [NAME ...]
 
-runs the checks of a family (those named) on a backend and says what happens in lines of JSON, as it happens:
+runs the checks of a family (or only those named) on a backend and prints progress as lines of JSON:
 
     {"check": name, "state": "begun"}
-    {"check": name, "state": "passed", "error": worst error as a part of what is allowed, "seconds": ...}
+    {"check": name, "state": "passed", "error": worst error as a fraction of the allowed one, "seconds": ...}
     {"check": name, "state": "failed", "fault": text}
 
-Exit status: 0 all passed, 1 not, RUINED: the device gives nothing but errors after the check named last.
-Kernels are what it is for, so a hang or a crash is expected here and dealt with by whoever started this
-(isolated.py).
+Exit status: 0 all passed, 1 not, RUINED: the device is unusable after the last check. Kernels under test may
+hang or crash this process; the parent handles that (isolated.py).
 """
 
 import itertools
@@ -40,12 +39,12 @@ from mi_kernels.testing.shared_samples import MIXED, SHARED
 Check = Callable[[torch.dtype, str], float]
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 RUINED = 3
-MOST_FAULTS = 3  # more of them say nothing new
+MAX_FAULTS = 3  # more give no new information
 OPERATIONS = ("interaction", "interaction_input_grads", "interaction_weight_grads")
 
 
 def suite(family: str, backend: str, capability: tuple[int, int] = (0, 0)) -> dict[str, Check]:
-    """The checks of a family by name, kernels first. The sm_90a engine's sizes only where it runs."""
+    """The checks of a family by name, kernels first. Sizes of the sm_90a engine are included only for 9.0."""
     if family == "interaction":
         found = dict(itertools.chain(kernels(backend, capability), _interactions()))
     elif family == "modulate":
@@ -63,7 +62,7 @@ def kernels(backend: str, capability: tuple[int, int] = (0, 0)) -> Iterator[tupl
 
 
 def takes(name: str, dtype: str) -> bool:
-    """Whether a check says something in this dtype."""
+    """Whether a check applies to this dtype."""
     if name.startswith("tf32 "):
         return dtype == "float32"
     size = next((s for s in (*SM90, *MMA) if name == f"kernel {s.name}"), None)
@@ -73,7 +72,7 @@ def takes(name: str, dtype: str) -> bool:
 def _kernel(backend: str, size: KernelSize, dtype: torch.dtype, device: str) -> float:
     suffix = {"triton": "_triton", "portable": "_portable"}.get(backend, "")
     operations = {name: getattr(torch.ops.mi_kernels, name + suffix) for name in OPERATIONS}
-    if size.kernel is not None:  # else another engine would be checked in the name of this one
+    if size.kernel is not None:  # make sure that the intended engine is the one checked
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         question = "forward", list(size.sizes), dtype, 15, 90, processors
         plan = torch.ops.mi_kernels.cuda_interaction_plan(*question)
@@ -148,13 +147,13 @@ def _modulations() -> Iterator[tuple[str, Check]]:
             yield from _both(sample)
         else:  # the gradient of the expansion is PyTorch's
             yield f"values {sample}", partial(checks.check_values, sample)
-    sample = Modulation("maps", samples.MAPS.x, samples.MAPS.scale)  # on a shift no gradient depends
+    sample = Modulation("maps", samples.MAPS.x, samples.MAPS.scale)  # no gradient depends on a shift
     yield "second order", partial(checks.check_second_order, sample)
     yield "the same bits twice", partial(_repeatable, named["threaded"])
 
 
 def _in_tf32(check: Check, dtype: torch.dtype, device: str) -> float:
-    """Where PyTorch's own float32 products may use tf32, ours do, by other kernels."""
+    """The check with tf32 allowed for PyTorch's float32 products, in which our tf32 kernels run."""
     settings = torch.backends.cuda.matmul
     before, settings.fp32_precision = settings.fp32_precision, "tf32"
     try:
@@ -185,7 +184,7 @@ def _segments(dtype: torch.dtype, device: str) -> float:
 
 
 def _generated(dtype: torch.dtype, device: str) -> float:
-    """W' and b' of contexts, and these applied to tokens."""
+    """generate for contexts, and apply_generated to tokens."""
     sample = Sample(SHARED[2])
     ours: Callable[..., Any] = mi.generate
     theirs: Callable[..., Any] = reference.generate
@@ -206,7 +205,7 @@ def _generated(dtype: torch.dtype, device: str) -> float:
 
 
 def _not_finite(dtype: torch.dtype, device: str) -> float:
-    """NaN and Inf reach what depends on them and nothing else."""
+    """NaN and Inf propagate to exactly the results that depend on them."""
     form = checks.form_of(Sample(samples.ODD))
     for index, value in itertools.product(range(6), (float("nan"), float("inf"))):
         arguments = Sample(samples.ODD).arguments(dtype, device)
@@ -241,11 +240,13 @@ def run_checks(
     device: str,
     say: Callable[..., None] = _say,
 ) -> int:
-    """Runs them on a backend, in memory that is NaN where nothing was written; the exit status."""
+    """Run the checks on a backend, with uninitialised memory filled with NaN; returns the exit status."""
     faults = 0
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = "ieee"  # checks of tf32 say so; the environment may too
+    torch.backends.cuda.matmul.fp32_precision = (
+        "ieee"  # the environment may allow tf32; checks of tf32 set it
+    )
     for name, check in chosen.items():
         say(check=name, state="begun")
         begin = time.monotonic()
@@ -253,15 +254,15 @@ def run_checks(
             with mi.backend(backend):
                 error = check(dtype, device)
             if torch.device(device).type == "cuda":
-                torch.cuda.synchronize(device)  # what goes wrong later belongs to this check
+                torch.cuda.synchronize(device)  # attributes asynchronous errors to this check
             require(error <= 1, f"error {error:.3g} of what is allowed")
-        except Exception as problem:  # whatever a kernel does, it is told
+        except Exception as problem:  # any failure of a kernel is reported
             kind = "" if isinstance(problem, AssertionError) else f"{type(problem).__name__}: "
             say(check=name, state="failed", fault=f"{kind}{problem}"[:600])
             faults += 1
             if devices.ruined(device):
                 return RUINED
-            if faults == MOST_FAULTS:
+            if faults == MAX_FAULTS:
                 return 1
             continue
         say(check=name, state="passed", error=error, seconds=round(time.monotonic() - begin, 2))
@@ -270,8 +271,8 @@ def run_checks(
 
 def main(argv: Sequence[str] | None = None) -> int:
     backend, device, dtype, family, *names = sys.argv[1:] if argv is None else argv
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms ask for it
-    torch.set_num_threads(1)  # several of these run at a time
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic algorithms
+    torch.set_num_threads(1)  # several of these processes run concurrently
     capability = (0, 0)
     if torch.device(device).type == "cuda":
         torch.cuda.set_device(torch.device(device).index or 0)

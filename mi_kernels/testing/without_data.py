@@ -1,4 +1,4 @@
-"""Whole calls on tensors without data, down to the launches of their kernels."""
+"""Execution of whole calls on meta tensors, down to the launches of kernels."""
 
 import importlib
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# The family and the function behind an operation, in the modules `portable` and `triton`.
+# The family and the kernel function of an operation, in the modules `portable` and `triton`.
 FUNCTIONS = {
     "interaction": ("interaction", "forward"),
     "interaction_packed": ("interaction", "packed_forward"),
@@ -20,18 +20,18 @@ FUNCTIONS = {
 
 
 def module_of(family: str, backend: str) -> str:
-    """Where the kernels of a family are, portable ones and those of Triton."""
+    """The module of a family's kernels, portable or Triton."""
     return f"mi_kernels.ops.triton.{family}" if backend == "triton" else f"mi_kernels.ops.{family}.portable"
 
 
 class WithoutData(TorchDispatchMode):
-    """Runs the kernels of this package on meta tensors, where PyTorch would only ask for shapes.
+    """Runs this package's kernels on meta tensors, where PyTorch would only run fakes.
 
-    For the operations of the portable backend and of Triton (its launches have to be recorded). What reads a
-    number fails, as nothing is there to be read; so does what makes a tensor elsewhere.
+    For the operations of the portable backend and of Triton (whose launches must be recorded). Reading a
+    value fails, as does creating a tensor on another device.
 
     Attributes:
-        names: operations that were called, with the suffix of their backend.
+        names: the called operations, with the suffix of their backend.
     """
 
     def __init__(self) -> None:

@@ -106,6 +106,6 @@ def install() -> None:
     operations = load()
     for name, holder in HOLDERS.items():
         holder["cuda"] = getattr(operations, name).default
-    planners.question = partial(getattr, operations)
+    planners.query = partial(getattr, operations)
     planners.gpu = lambda device: (80, 4)
     register(replace(get("cuda"), why_not=lambda: None, devices=lambda: ("cpu",)))

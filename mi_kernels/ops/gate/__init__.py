@@ -1,1 +1,1 @@
-"""Gated forms: y = (act(p) + s) * x + shift, with p and the shift made of x and z in the same pass."""
+"""Gated forms: y = (act(p) + s) * x + shift, p and the shift computed from x and z in the same pass."""

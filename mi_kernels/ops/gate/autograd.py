@@ -1,13 +1,13 @@
-"""Derivative rules of the two gated forms, which differ only in what makes the gate.
+"""Derivative rules of the two gated forms, which differ only in the terms of the gate.
 
     gate   p = z^T W x + U z + V x + c            the dense interaction; the diagonal form has no W
     shift  t = C z + d                            optional
     y = (act(p) + s) * x + t                      O = X
 
-The compiled kernels make y in one pass. Where something is differentiated they keep p, one tensor like y:
-making it again is a seventh product of a training step beside six of its size (docs/performance.md).
-Backward takes the elementwise part from ``modulate_grads``, everything else from the primitives of the dense
-interaction: no rule is written twice.
+The compiled kernels compute y in one pass. Where something is differentiated they also return p, one tensor
+like y: recomputing it would add a seventh product of its size to the six of a training step
+(docs/performance.md). Backward uses ``modulate_grads`` for the elementwise part and the primitives of the
+dense interaction for the rest: no rule is written twice.
 """
 
 import torch
@@ -25,7 +25,7 @@ from mi_kernels.ops.rules import (
     add,
     constant,
     differentiating,
-    nests,
+    nestable,
     primals,
     unbatched,
     wanted,
@@ -58,9 +58,9 @@ def gate(
     tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
     if differentiating(tensors):
         if weight is None and weight_z is None and shift_weight is None:
-            z = constant(z)  # as in the dense interaction: what no term takes has no gradient
+            z = constant(z)  # as in the dense interaction: an argument of no term has no gradient
         tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
-        return Gate.call(backend, activation, scale_offset, *tensors)[0]
+        return GateRule.call(backend, activation, scale_offset, *tensors)[0]
     return _kernel(backend, activation, scale_offset, False, *tensors)[0]
 
 
@@ -75,14 +75,14 @@ def _kernel(
 
 
 def _linear(backend: str, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
-    """C z + d, of the rows of z."""
+    """C z + d for the rows of z."""
     if weight is None and bias is None:
         return None
     return dense.forward(backend, without_features(z), z, None, weight, None, bias)
 
 
 def composed(backend: str, activation: str, scale_offset: float, *tensors: Maybe) -> tuple[Tensor, Tensor]:
-    """y and p from their parts; every tensor may have one more leading dimension of groups."""
+    """y and p as separate operations; every tensor may have one more leading dimension of groups."""
     x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias = tensors
     assert x is not None and z is not None
     p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
@@ -90,7 +90,7 @@ def composed(backend: str, activation: str, scale_offset: float, *tensors: Maybe
     return elementwise.modulate(backend, x, p, shift, activation, scale_offset), p
 
 
-class Gate(Rule):
+class GateRule(Rule):
     @staticmethod
     def forward(backend, activation, scale_offset, *tensors):
         return _kernel(backend, activation, scale_offset, True, *tensors)
@@ -127,7 +127,7 @@ class Gate(Rule):
         return None, None, None, add(dx, by_gate_x), add(by_gate_z, by_shift_z), *weights, dc, dd
 
     @staticmethod
-    @nests
+    @nestable
     def jvp(
         ctx, _, __, ___, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t, shift_weight_t, shift_bias_t
     ):
@@ -157,7 +157,7 @@ class Gate(Rule):
         rule = (backend, activation, scale_offset)
         if unbatched(in_dims[5:], weights):
             rows = fold.rows(x, in_dims[3]), fold.rows(z, in_dims[4])
-            return fold.all(fold.unrows, Gate.call(*rule, *rows, *weights))
+            return fold.all(fold.unrows, GateRule.call(*rule, *rows, *weights))
         args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[3:], strict=True)]
         return fold.all(fold.ungroups, composed(*rule, *args))
 

@@ -1,4 +1,4 @@
-"""What a call of a gated form will do, as :func:`mi_kernels.explain` tells it."""
+"""Plans of the gated forms for :func:`mi_kernels.explain`."""
 
 import math
 from dataclasses import replace

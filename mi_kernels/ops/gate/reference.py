@@ -1,4 +1,4 @@
-"""The gated forms as PyTorch writes them: the oracle of every test, differentiated by PyTorch."""
+"""The gated forms in plain PyTorch: the oracle of every test, differentiated by PyTorch."""
 
 import torch.nn.functional as F
 from torch import Tensor

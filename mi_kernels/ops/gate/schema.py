@@ -3,8 +3,8 @@
     diagonal            p = z A^T + x G^T + a,            y = (act(p) + s) * x + (z C^T + c)      [B, X]
     gated_interaction   p = z^T W x + U z + V x + c,      y = act(p) * x                          [B, X]
 
-Both return y and, with ``keep_gate``, p in the dtype of x, which spares the backward pass a product, or
-[0, X] in its place. Their derivatives are those of the dense interaction and of modulation (autograd.py).
+Both return y and p: with ``keep_gate`` p in the dtype of x, which saves the backward pass a product, else an
+empty [0, X]. Their derivatives are those of the dense interaction and of modulation (autograd.py).
 """
 
 from mi_kernels.ops import activations

@@ -1,4 +1,4 @@
-"""The arguments of the dense interaction, whoever calls it by whatever name: one check for all."""
+"""Argument checks of the dense interaction, shared by all public names of it."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from mi_kernels.ops.interaction import segments
 
 
 class Spelling(NamedTuple):
-    """How a public function calls itself, its arguments (x, z, W, U, V, c) and its axes (O, Z, X)."""
+    """The names that a public function uses for itself, x, z, W, U, V, c, and the axes O, Z, X."""
 
     op: str
     arguments: tuple[str, ...]
@@ -29,7 +29,7 @@ BILINEAR = Spelling(
 def check(
     spelling: Spelling, x: Tensor, z: Tensor, *weights: Tensor | None, segment_ids: Tensor | None = None
 ) -> torch.Size:
-    """What the leading dimensions broadcast to."""
+    """Check the arguments; returns the broadcast leading dimensions."""
     op, (x_name, z_name, *weight_names), (o_axis, z_axis, x_axis), required = spelling
     check_tensors(op, spelling.arguments, (x, z, *weights), required)
     check_rank(op, x_name, x, 1)

@@ -6,10 +6,10 @@ With L(g, x, z, W, U, V, c) = sum_b g . (z^T W x + U z + V x + c) the primitives
     input_grads   dL/dx, dL/dz
     weight_grads  dL/dW, dL/dU, dL/dV, dL/dc
 
-L is linear in each argument, so a cotangent or a tangent simply takes the place of the argument that
-it belongs to, and every rule below is a sum of calls of the same three functions. They are
-differentiable themselves, which is all that reverse, forward, and higher orders need
-(docs/mathematics.md derives each line). Terms whose factor is absent are dropped, never multiplied by 0.
+L is linear in each argument, so a cotangent or a tangent replaces its argument, and every rule below is a sum
+of calls of the same three functions. These are differentiable themselves, which is all that reverse mode,
+forward mode and higher orders need (docs/mathematics.md derives each line). Terms with an absent factor are
+dropped, never multiplied by 0.
 """
 
 import torch
@@ -24,10 +24,10 @@ from mi_kernels.ops.rules import (
     add,
     constant,
     differentiating,
-    keep,
-    nests,
+    nestable,
     primals,
-    spread,
+    scatter,
+    select,
     unbatched,
     wanted,
 )
@@ -53,16 +53,16 @@ def forward(
     bias: Maybe,  # [(G,) O]
     packed_weight: Maybe = None,
 ) -> Tensor:
-    """y = z^T W x + U z + V x + c, differentiable. Its arguments were checked by the caller.
+    """y = z^T W x + U z + V x + c, differentiable. The caller has checked the arguments.
 
-    ``packed_weight``: W as packed_weight.py lays it out; used if nothing is differentiated.
+    ``packed_weight``: W packed by packed_weight.py; used if nothing is differentiated.
     """
     if differentiating((x, z, weight, weight_z, weight_x, bias)):
-        # What no term takes has no gradient, not one of None: compiled autograd would add that to others.
+        # Detach arguments of no term: compiled autograd would add their gradient of None to others.
         if weight is None:
             x = constant(x) if weight_x is None else x
             z = constant(z) if weight_z is None else z
-        return Forward.call(backend, x, z, weight, weight_z, weight_x, bias)
+        return ForwardRule.call(backend, x, z, weight, weight_z, weight_x, bias)
     if packed_weight is not None:
         return _PACKED_FORWARD[backend](x, z, weight, packed_weight, weight_z, weight_x, bias)
     return _FORWARD[backend](x, z, weight, weight_z, weight_x, bias)
@@ -86,8 +86,8 @@ def input_grads(
     if not any(want):
         return None, None
     if differentiating((grad, x, z, weight, weight_z, weight_x)):
-        results = InputGrads.call(backend, want, grad, x, z, weight, weight_z, weight_x)
-        return tuple(spread(results, want))
+        results = InputGradsRule.call(backend, want, grad, x, z, weight, weight_z, weight_x)
+        return tuple(scatter(results, want))
     results = _INPUT_GRADS[backend](grad, x, z, weight, weight_z, weight_x, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
 
@@ -99,13 +99,13 @@ def weight_grads(
     if not any(want):
         return None, None, None, None
     if differentiating((grad, x, z)):
-        return tuple(spread(WeightGrads.call(backend, want, grad, x, z), want))
+        return tuple(scatter(WeightGradsRule.call(backend, want, grad, x, z), want))
     results = _WEIGHT_GRADS[backend](grad, x, z, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
 
 
 def work(grad: Tensor, x: Tensor, z: Tensor) -> int:
-    """Multiplications of a product of all three, at most."""
+    """An upper bound of the multiplications in a product of all three."""
     return grad.numel() * (x.shape[-1] * z.shape[-1] + x.shape[-1] + z.shape[-1])
 
 
@@ -115,7 +115,7 @@ def _forward_or_none(backend: str, x: Tensor, z: Tensor, *weights: Maybe) -> May
     return forward(backend, x, z, *weights)
 
 
-class Forward(Rule):
+class ForwardRule(Rule):
     @staticmethod
     def forward(backend, x, z, weight, weight_z, weight_x, bias):
         return _FORWARD[backend](x, z, weight, weight_z, weight_x, bias)
@@ -139,7 +139,7 @@ class Forward(Rule):
         )
 
     @staticmethod
-    @nests
+    @nestable
     def jvp(ctx, _, x_t, z_t, weight_t, weight_z_t, weight_x_t, bias_t):
         x, z, weight, weight_z, weight_x = primals(ctx)
         tangent = add(
@@ -160,10 +160,10 @@ class Forward(Rule):
         return fold.ungroups(forward(backend, *args))
 
 
-class InputGrads(Rule):
+class InputGradsRule(Rule):
     @staticmethod
     def forward(backend, want, grad, x, z, weight, weight_z, weight_x):
-        return keep(_INPUT_GRADS[backend](grad, x, z, weight, weight_z, weight_x, *want), want)
+        return select(_INPUT_GRADS[backend](grad, x, z, weight, weight_z, weight_x, *want), want)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -172,7 +172,7 @@ class InputGrads(Rule):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        x_c, z_c = spread(cotangents, ctx.want)
+        x_c, z_c = scatter(cotangents, ctx.want)
         grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
         need = wanted(ctx, work(grad, x, z))[2:]
         grads: list[Maybe] = [None] * 6
@@ -181,7 +181,7 @@ class InputGrads(Rule):
                 None if x_c is None else forward(ctx.backend, x_c, z, weight, None, weight_x, None),
                 None if z_c is None else forward(ctx.backend, x, z_c, weight, weight_z, None, None),
             )
-        # Each cotangent stands where its argument stood, so the derivative by the other one is left.
+        # Each cotangent replaces its argument, so only the derivative by the other argument remains.
         grads[1:3] = input_grads(
             ctx.backend,
             (need[1] and z_c is not None, need[2] and x_c is not None),
@@ -202,7 +202,7 @@ class InputGrads(Rule):
         return (None, None, *grads)
 
     @staticmethod
-    @nests
+    @nestable
     def jvp(ctx, _, __, grad_t, x_t, z_t, weight_t, weight_z_t, weight_x_t):
         grad, x, z, weight, weight_z, weight_x = primals(ctx)
         by_grad: tuple[Maybe, ...] = (None, None)
@@ -223,7 +223,7 @@ class InputGrads(Rule):
         for like, *terms in zip((x, z), by_grad, by_inputs, by_weights, strict=True):
             tangent = add(*terms)
             tangents.append(torch.zeros_like(like) if tangent is None else tangent)
-        return keep(tangents, ctx.want)
+        return select(tangents, ctx.want)
 
     @staticmethod
     def vmap(info, in_dims, backend, want, grad, x, z, weight, weight_z, weight_x):
@@ -231,15 +231,15 @@ class InputGrads(Rule):
         weights = (weight, weight_z, weight_x)
         if unbatched(in_dims[5:], weights):
             g, x, z = (fold.rows(t, d) for t, d in zip((grad, x, z), in_dims[2:5], strict=True))
-            return fold.all(fold.unrows, keep(input_grads(backend, want, g, x, z, *weights), want))
+            return fold.all(fold.unrows, select(input_grads(backend, want, g, x, z, *weights), want))
         folded = [fold.groups(t, d) for t, d in zip((grad, x, z, *weights), in_dims[2:], strict=True)]
-        return fold.all(fold.ungroups, keep(input_grads(backend, want, *folded), want))
+        return fold.all(fold.ungroups, select(input_grads(backend, want, *folded), want))
 
 
-class WeightGrads(Rule):
+class WeightGradsRule(Rule):
     @staticmethod
     def forward(backend, want, grad, x, z):
-        return keep(_WEIGHT_GRADS[backend](grad, x, z, *want), want)
+        return select(_WEIGHT_GRADS[backend](grad, x, z, *want), want)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -248,7 +248,7 @@ class WeightGrads(Rule):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        weight_c, weight_z_c, weight_x_c, bias_c = spread(cotangents, ctx.want)
+        weight_c, weight_z_c, weight_x_c, bias_c = scatter(cotangents, ctx.want)
         grad, x, z = ctx.saved_tensors
         need = wanted(ctx, work(grad, x, z))[2:]
         by_grad = None
@@ -262,7 +262,7 @@ class WeightGrads(Rule):
         )
 
     @staticmethod
-    @nests
+    @nestable
     def jvp(ctx, _, __, grad_t, x_t, z_t):
         grad, x, z = primals(ctx)
         want_weight, want_weight_z, want_weight_x, _ = ctx.want
@@ -281,10 +281,10 @@ class WeightGrads(Rule):
         for shape, *parts in zip(shapes, *terms, strict=True):
             tangent = add(*parts)
             tangents.append(grad.new_zeros((*groups, *shape)) if tangent is None else tangent)
-        return keep(tangents, ctx.want)
+        return select(tangents, ctx.want)
 
     @staticmethod
     def vmap(info, in_dims, backend, want, grad, x, z):
         fold = Fold(info.batch_size, grad, in_dims[2])
         folded = [fold.groups(t, d) for t, d in zip((grad, x, z), in_dims[2:], strict=True)]
-        return fold.all(fold.ungroups, keep(weight_grads(backend, want, *folded), want))
+        return fold.all(fold.ungroups, select(weight_grads(backend, want, *folded), want))

@@ -1,15 +1,15 @@
-"""Where contexts are shared: what the plans of a dense interaction cost, and which one is taken.
+"""Shared contexts: the costs of the plans of a dense interaction, and the choice between them.
 
-The leading dimensions of x and z fall into three kinds: those that both have (C elements together), those
-that z alone has (S) and those that x alone has (T). There are B = C S T rows, and three plans:
+The leading dimensions of x and z are of three kinds: those of both (C elements in all), those of z alone (S)
+and those of x alone (T). There are B = C S T rows, and three plans:
 
-    fused      every row by itself                                              2 B Z X O operations
+    fused      every row with its own context                                   2 B Z X O operations
     per_z      W'[c,s] = z[c,s] W + V, applied to the T rows of x               2 C S Z X O + 2 B X O
     per_x      the same with x and z, U and V exchanged                       2 C T Z X O + 2 B Z O
 
-The choice is a pure function of sizes, dtype, backend and wanted gradients. Costs are integers, because under
-torch.compile the sizes may be symbols: a comparison of costs is then a guard. torch.export has no guards: an
-exported graph keeps the plan of the example's sizes, which computes the same at all others.
+The choice is a pure function of sizes, dtype, backend and wanted gradients. Costs are integers, because sizes
+may be symbolic under torch.compile: a comparison of costs then becomes a guard. torch.export has no guards:
+an exported graph keeps the plan of the example's sizes, which gives the same results at all other sizes.
 """
 
 from typing import NamedTuple
@@ -23,26 +23,26 @@ FUSED, PER_Z, PER_X = "fused", "per_z", "per_x"
 
 
 class Rates(NamedTuple):
-    """Femtoseconds, of all threads together; only their ratios decide."""
+    """Femtoseconds with all threads; only their ratios matter."""
 
-    operation: int  # float32; other dtypes by SPEED
-    byte: int  # of a large tensor that is read or written once
+    operation: int  # in float32; other dtypes by _SPEED
+    byte: int  # of a large tensor, read or written once
     call: int  # of one primitive, differentiable
 
 
 # Two cores of a Zen 4 processor with AVX-512, rounded: products of 17 GFLOP ran at 204 GFLOP/s in float32 and
 # 417 in bfloat16; 16.7 MB of W' were written in 2.8 ms and read back in 1.3 ms; a call took about 10 us.
-# The GPU's figures are guesses from data sheets.
+# The GPU figures are estimates from data sheets.
 _RATES = {
     "cpu": Rates(operation=5_000, byte=100_000, call=10**10),
     "cuda": Rates(operation=30, byte=1_000, call=2 * 10**10),
 }
-# Operations of float32 in the time of ten of another dtype.
+# Time of an operation, in tenths of that of float32.
 _SPEED = {torch.float64: 20, torch.bfloat16: 5, torch.float16: 10}
 
 
 class Sizes(NamedTuple):
-    """What the costs depend on; ``common``, ``of_z`` and ``of_x`` are C, S and T."""
+    """The sizes of a call; ``common``, ``of_z`` and ``of_x`` are C, S and T."""
 
     common: int
     of_z: int
@@ -61,7 +61,7 @@ class Sizes(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which gradients a call has to be ready for; ``weights`` is that of W."""
+    """The gradients that a call will need; ``weights`` is that of W."""
 
     x: bool = False
     z: bool = False
@@ -74,7 +74,7 @@ class Wanted(NamedTuple):
 
 
 def fused(sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device: str) -> Cost:
-    """Three contractions at most; x and z are copied out to all rows where no view can spread them."""
+    """At most three contractions; x and z are copied to all rows where no view can broadcast them."""
     passes = 1 + (wanted.x or wanted.z) + wanted.weights
     operations = 2 * sizes.rows * sizes.out * sizes.context * sizes.width * passes
     elements = passes * sizes.out * sizes.context * sizes.width
@@ -96,12 +96,12 @@ def shared(
     device: str,
     products: int = 1,
 ) -> Cost | None:
-    """Generate, then apply in a number of products; None where nothing is shared or W' would be too large.
+    """Generate, then apply in ``products`` products; None if nothing is shared or W' is too large.
 
-    W' has C S O X elements. It is held only if that is no more than B Z X, B O X and B O Z elements, the
-    sizes of what it replaces, or than W has; so is the gradient of z for each output, C S O Z elements. As
-    many is allowed: with X = T Z, no more memory than einsum's B O Z elements saves the fused plan's
-    operations (Z = 4, X = 256, T = 64: 1.4 to 1.9 times the speed).
+    W' has C S O X elements. The plan is allowed only if that is at most B Z X, B O X and B O Z elements, the
+    sizes of what it replaces, or at most the size of W; likewise for the gradient of z per output, C S O Z
+    elements. Equality is allowed: with X = T Z, the plan saves operations of the fused one and needs no more
+    memory than einsum's B O Z elements (Z = 4, X = 256, T = 64: 1.4 to 1.9 times the speed).
     """
     if plan == PER_X:
         sizes, wanted = sizes.mirrored(), wanted.mirrored()
@@ -109,7 +109,7 @@ def shared(
     if of_x <= 1 or out == 0 or context == 0 or width == 0 or common * of_z == 0:
         return None
     contexts, rows = common * of_z, sizes.rows
-    held = contexts * out * width
+    weight_elements = contexts * out * width  # of W'
     small = contexts <= context or (width <= of_x * context and out <= of_x * context)
     if not small or (wanted.z and contexts > width and max(out, context) > of_x * width):
         return None
@@ -117,11 +117,11 @@ def shared(
     generate = 1 + wanted.z + wanted.weights
     apply = 1 + wanted.x + generated
     operations = 2 * out * width * (contexts * context * generate + rows * apply)
-    elements = held * (2 + wanted.x + generated * (1 + wanted.z + wanted.weights))
+    elements = weight_elements * (2 + wanted.x + generated * (1 + wanted.z + wanted.weights))
     elements += generate * out * context * width
     if wanted.z:
         elements += 2 * contexts * out * context
-    if of_z > 1:  # the outputs of all contexts lie beside each other and are put in order
+    if of_z > 1:  # the outputs of all contexts are columns of one product, which are permuted
         elements += 2 * rows * out * (1 + (wanted.x or generated))
     if not backends.get(backend).fused:
         elements += rows * out
@@ -136,7 +136,7 @@ def _cost(plan: str, operations: int, elements: int, calls: int, dtype: torch.dt
 
 
 def padding(width: int, out: int, dtype: torch.dtype, device: str) -> int:
-    """Rows that W' [O, X] may be applied to in vain for one product less; each pass has as many of both."""
+    """The number of padded rows that costs as much as one more product with W' [O, X], in every pass."""
     row = _cost(PER_Z, 2 * width * out, width + out, 0, dtype, device).femtoseconds
     return _cost(PER_Z, 0, 0, 2, dtype, device).femtoseconds // max(row, 1)
 
@@ -144,7 +144,7 @@ def padding(width: int, out: int, dtype: torch.dtype, device: str) -> int:
 def all_costs(
     sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device: str, products: int = 1
 ) -> tuple[Cost, ...]:
-    """The costs of all plans that there are, the fused one first."""
+    """The costs of all possible plans, the fused plan first."""
     costs = [fused(sizes, wanted, dtype, backend, device)]
     for plan in (PER_Z, PER_X):
         cost = shared(plan, sizes, wanted, dtype, backend, device, products)
@@ -154,7 +154,7 @@ def all_costs(
 
 
 def cheapest(costs: tuple[Cost, ...]) -> Cost:
-    """The first of those that take the least time; min() would not be traced with symbolic sizes."""
+    """The first plan of least time; min() cannot be traced with symbolic sizes."""
     best, *others = costs
     for cost in others:
         if cost.femtoseconds < best.femtoseconds:

@@ -1,4 +1,4 @@
-"""One call of the dense interaction: the plan for its leading dimensions, and what it comes to."""
+"""One call of the dense interaction: chooses the plan for its leading dimensions and runs it."""
 
 import math
 from collections.abc import Sequence
@@ -34,16 +34,16 @@ def interaction(
     weight_x: Maybe,
     bias: Maybe,
     segment_ids: Maybe,
-    packed_weight: Maybe,  # W as packed_weight.py lays it out
+    packed_weight: Maybe,  # W packed by packed_weight.py
     force: str | None,  # a plan of cost_model.py by name, for tests and benchmarks; else the cheapest one
 ) -> Tensor:
-    """y [..., O], differentiable. The arguments were checked by the caller."""
+    """y [..., O], differentiable. The caller has checked the arguments."""
     weights = weight, weight_z, weight_x, bias
     if segment_ids is not None:
         return segments.interaction(backend, segment_ids, x, z, *weights, force=force)
     lead = broadcast(x.shape[:-1], z.shape[:-1])
     assert lead is not None, "checked by the caller"
-    # Fast path. Not len(x): it would make a symbolic size a number.
+    # Fast path. Not len(x), which would specialise a symbolic size.
     alike = len(lead) == 1 and x.dim() == z.dim() == 2 and x.shape[0] == z.shape[0]
     sharing = None if alike else shared.sharing_costs(backend, lead, x, z, weights)
     if sharing is not None:

@@ -1,9 +1,9 @@
-"""Weights laid out once as the CPU kernels multiply them, for inference.
+"""Weights packed once for the CPU kernels, for inference.
 
-The kernels read W where it lies if it is contiguous, in a dtype that is multiplied as it is, and if the sum
-inside the product runs along x. Otherwise every call converts or transposes W once for each block of rows of
-the batch. A :class:`PackedWeight` keeps the result of that. Whether W has changed since cannot be known for
-certain (``weight.data.add_(1)`` leaves no trace), so nothing is packed unless it is asked for.
+The kernels read W in place if it is contiguous, needs no dtype conversion, and the inner sum of the product
+runs along x. Otherwise every call converts or transposes W once per block of rows. A :class:`PackedWeight`
+caches that. A change of W cannot be detected reliably (``weight.data.add_(1)`` leaves no trace), so packing
+is explicit.
 """
 
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch
 
 class _Packed(NamedTuple):
     state: tuple[Any, ...]
-    source: Tensor  # alive as long as its address stands for it: no other tensor can lie there
-    weight: Tensor  # the same in the dtype of the call
+    source: Tensor  # kept alive so that no other tensor can have its address
+    weight: Tensor  # source in the dtype of the call
     packed_weight: Tensor | None
 
 
@@ -27,7 +27,7 @@ class PackedWeight:
     """A weight and its packed copy, made by :func:`mi_kernels.pack` for ``interaction`` and ``bilinear``.
 
     Attributes:
-        weight: the tensor that was packed. Whatever the packed copy cannot serve runs on this one.
+        weight: the original tensor, used by all calls that cannot use the packed copy.
 
     Example:
         >>> mi.pack(torch.ones(4, 3, 5)).weight.shape
@@ -40,11 +40,11 @@ class PackedWeight:
         self.packed()
 
     def packed(self) -> Tensor | None:
-        """W as the kernels multiply it, made anew if W has changed; None where they read W itself."""
-        return self.laid_out(self.weight.dtype)[1]
+        """The packed weight, packed again if W has changed; None where the kernels read W itself."""
+        return self.cast_and_packed(self.weight.dtype)[1]
 
-    def laid_out(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """W in this dtype (that of autocast), without a graph, and as the kernels multiply that."""
+    def cast_and_packed(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """W detached in a dtype (that of autocast), and that packed (None: read in place)."""
         weight = self.weight
         state = (
             weight._version,
@@ -68,15 +68,15 @@ class PackedWeight:
 
 
 def _pack(weight: Tensor) -> Tensor | None:
-    """W as the kernels of the backend that packs multiply it; None where they read W itself."""
+    """The packed weight of the backend that packs; None where its kernels read W itself."""
     if weight.numel() == 0 or not any(one.packs and one.takes(weight) for one in backends.registered()):
         return None
     out, context, width = weight.shape
     sizes = [1, 1 << 10, context, width, out]  # the layout depends on the batch only below a few rows
     text = torch.ops.mi_kernels.cpu_interaction_plan("forward", sizes, weight.dtype, 1)
     fields = dict(field.split("=") for field in text.split(";"))
-    laid_out = weight if fields["algorithm"] == "width_inside" else weight.mT
-    packed = laid_out.to(_DTYPES[fields["element"]])
+    inner_last = weight if fields["algorithm"] == "width_inside" else weight.mT
+    packed = inner_last.to(_DTYPES[fields["element"]])
     if padding := -packed.shape[-1] % int(fields["pair"]):
         packed = torch.nn.functional.pad(packed, (0, padding))
     packed = packed.contiguous()

@@ -1,7 +1,7 @@
-"""What a call of the dense interaction will do, as :func:`mi_kernels.explain` tells it.
+"""Plans of the dense interaction for :func:`mi_kernels.explain`.
 
-How each primitive runs is the backend's answer (planners.py); operations and bytes are those of the formula.
-It is a pure function of shapes, dtype, instruction set and wanted gradients.
+The algorithm of each primitive is the backend's answer (planners.py); operations and bytes are those of the
+formula. The plan is a pure function of shapes, dtype, instruction set and wanted gradients.
 """
 
 import math
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 
 def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -> Plan:
-    """The plan of checked arguments x, z and (W, U, V, c) on ``backend``, every row by itself."""
+    """The plan of checked arguments x, z and (W, U, V, c) on ``backend``, without sharing of contexts."""
     out = portable.out_features(*weights)
     shape = Shape(tuple(x.shape[:-1]), tuple(z.shape[:-1]), z.shape[-1], x.shape[-1], out)
     planner, present = backends.get(backend).planner, tuple(weight is not None for weight in weights)
@@ -74,7 +74,7 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
 
 
 def _broadcast_copy(tensor: Tensor, lead: torch.Size) -> int:
-    """Bytes of the copy that spreads x or z over all rows, where no view can."""
+    """Bytes of the copy that broadcasts x or z to all rows, 0 where a view does."""
     expanded = tensor.expand(*lead, tensor.shape[-1])
     try:
         expanded.view(math.prod(lead), tensor.shape[-1])

@@ -1,4 +1,4 @@
-"""What a call of generate or of apply_generated will do, as :func:`mi_kernels.explain` tells it."""
+"""Plans of generate and apply_generated for :func:`mi_kernels.explain`."""
 
 import math
 from collections.abc import Sequence
@@ -45,14 +45,14 @@ def generate(backend: str, z: Tensor, weights: Sequence[Maybe]) -> Plan:
 
 
 def _generate_scratch(backend: str, z: Tensor, weights: Sequence[Maybe]) -> int | None:
-    """Bytes allocated at most at one time, less those of W' and b'."""
+    """Peak bytes allocated, without those of W' and b'."""
     linear = backends.get(backend).planner.linear_scratch
     if linear(z.dtype, 1, 1, 1, 1, False) is None:
         return None
     weight, weight_z, weight_x, bias = weights
     contexts, context, item = math.prod(z.shape[:-1]), z.shape[-1], z.element_size()
     copy = copied(z, lambda tensor: tensor.reshape(contexts, context))
-    # What is made last is held beside the results; what is made first, before the other result is there.
+    # Scratch of the last product coexists with both results, that of the first product with one.
     first = last = 0
     if weight_z is not None:
         features = context, weight_z.shape[0]
@@ -63,7 +63,7 @@ def _generate_scratch(backend: str, z: Tensor, weights: Sequence[Maybe]) -> int 
         first = linear(z.dtype, out, contexts, context, width, weight_x is not None, how) or 0
         if weight_z is not None or bias is not None:
             first -= contexts * out * item
-    elif weight_x is not None:  # its copy is made last
+    elif weight_x is not None:  # copied last
         last -= contexts * weight_x.numel() * item
     return copy + max(first, last, 0)
 

@@ -1,4 +1,4 @@
-"""What a call of the dense interaction will do where x and z have different leading dimensions."""
+"""Plans of the dense interaction where x and z have different leading dimensions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -59,9 +59,9 @@ def _generated(
     wanted: Sequence[bool],
     why: str,
 ) -> Plan:
-    """The plan of W' for contexts z, applied to rows x, with all operations of the kernels.
+    """The plan that generates W' for contexts z and applies it to rows x, with all operations of the kernels.
 
-    ``counted``: how many contexts generate and how many rows y has.
+    ``counted``: the number of contexts and the number of rows of y.
     """
     (contexts, rows), (weight, weight_z, _, bias) = counted, weights
     assert weight is not None
@@ -79,7 +79,7 @@ def _generated(
     generated = want_z or want_weight or want_weight_x
     backward = []
     if want_x or want_z:
-        # The gradient of W' counts where it is taken first.
+        # The gradient of W' is counted in the primitive that needs it first.
         operations = apply * (want_x + want_z) + (generate + offset) * want_z
         backward.append(step("input_grads", operations))
     if want_weight or want_weight_z or want_weight_x or want_bias:
@@ -90,7 +90,7 @@ def _generated(
 
 
 def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
-    """The plan of checked arguments x [N, X] and z [G, Z], whose groups have the numbers ``segment_ids``."""
+    """The plan of checked arguments x [N, X] and z [G, Z], grouped by ``segment_ids``."""
     shape = (len(x), z.shape[-1])
     rows = torch.empty(shape, dtype=z.dtype, device="meta", requires_grad=z.requires_grad)
     fused = dense.plan(backend, x, rows, weights)
@@ -119,7 +119,7 @@ def _scratch(
     z: Tensor,
     weights: Sequence[Maybe],
 ) -> int | None:
-    """Bytes that the forward pass allocates at most at one time, less those of its result."""
+    """Peak bytes that the forward pass allocates, without those of its result."""
     weight, weight_z, weight_x, bias = weights
     assert weight is not None
     groups, of_z, of_x, context, width, out = sizes
@@ -134,24 +134,24 @@ def _scratch(
     has_offset = weight_z is not None or bias is not None
     copies = copied(z, layout.contexts_first)
     generated = contexts * out * width * item
-    held = copies + generated
-    making = held + kernel(out, contexts, context, width, weight_x is not None, weight.transpose(1, 2))
+    live = copies + generated
+    generating = live + kernel(out, contexts, context, width, weight_x is not None, weight.transpose(1, 2))
     if weight_z is not None:
-        held += contexts * out * item
-        making = max(making, held + kernel(1, contexts, context, out, bias is not None, weight_z))
+        live += contexts * out * item
+        generating = max(generating, live + kernel(1, contexts, context, out, bias is not None, weight_z))
     if has_offset and of_z > 1:
-        held += contexts * out * item
+        live += contexts * out * item
     result = sizes.rows * out * item
-    held += copied(x, layout.rows)
-    applying = held + result + kernel(groups, of_x, width, of_z * out, has_offset)
-    # As apply() leaves it: the contexts of a row lie innermost.
+    live += copied(x, layout.rows)
+    applying = live + result + kernel(groups, of_x, width, of_z * out, has_offset)
+    # The memory order of apply_generated's result: the contexts of a row are innermost.
     applied = torch.empty(groups, of_x, out, of_z, dtype=x.dtype, device="meta").permute(0, 3, 1, 2)
     arranging = result + copied(applied, layout.result)
-    return max(making, applying, arranging) - result
+    return max(generating, applying, arranging) - result
 
 
 def copied(tensor: Tensor, arrange: Callable[[Tensor], Tensor]) -> int:
-    """Bytes of the copy that a rearrangement makes, 0 where it is a view. Nothing is computed."""
+    """Bytes of the copy made by a rearrangement, 0 where it is a view; evaluated on a meta tensor."""
     shadow = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     with torch.no_grad():
         arranged = arrange(shadow)

@@ -1,9 +1,9 @@
 """The dense interaction in pure PyTorch with bounded memory, on any device.
 
-The generated operand P[b, (i, j)] = z[b, i] x[b, j] is made a chunk at a time and met by one matmul.
+The generated operand P[b, (i, j)] = z[b, i] x[b, j] is computed chunk by chunk, with one matmul per chunk.
 Chunks are ranges of rows b and of context features i, so that no temporary exceeds ``CHUNK_ELEMENTS``
-(or one row of one context feature, whichever is larger) and the sum over i is carried in the
-accumulation dtype: float32 for 16-bit inputs.
+(or one row of one context feature, whichever is larger); the sum over i is accumulated in the accumulation
+dtype: float32 for 16-bit inputs.
 """
 
 import functools
@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_kernels.ops.dtypes import accumulation_dtype
+
 Maybe = Tensor | None
 
 CHUNK_ELEMENTS = 1 << 20
-# Results of float32 up to this size are summed in parts, of this many products or more: a sum of sums rounds
-# less than the one dot product of Z * X elements that PyTorch would take. Larger ones leave it to the matrix
-# product.
-NARROW, SHORT = 1 << 12, 32
+# float32 results of up to MAX_SPLIT_RESULT elements are summed in parts of at least MIN_PART products each: a
+# sum of sums rounds less than the one dot product of Z * X elements that PyTorch would compute. Larger
+# results use the plain matrix product.
+MAX_SPLIT_RESULT, MIN_PART = 1 << 12, 32
 
 
 def out_features(weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -> int:
-    """O, read from whichever weight there is."""
+    """O, from the first weight that is given."""
     if weight is not None:
         return weight.shape[-3]
     for matrix in (weight_z, weight_x):
@@ -33,20 +35,16 @@ def out_features(weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -
     return bias.shape[-1]
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which partial sums are carried."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-
 def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in a dtype whose range holds products of two elements: z x and g W leave that of float16."""
+    """float16 as float32: products of two elements (z x, g W) may overflow float16."""
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _stays_finite(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Repeats a call in float64 where a product of two left the range of the dtype, though the sum need not.
+    """Repeats a call in float64 where its result is not finite: a product of two elements may overflow though
+    the sum does not.
 
-    Only on CPUs: elsewhere the look at the result would wait for the device.
+    Only on CPUs: on other devices the check of the result would synchronise.
     """
 
     @functools.wraps(kernel)
@@ -61,8 +59,8 @@ def _stays_finite(kernel: Callable[..., Any]) -> Callable[..., Any]:
         exact = kernel(*(a.double() if isinstance(a, Tensor) else a for a in arguments))
         exact = exact if isinstance(exact, tuple) else (exact,)
         tensors = tuple(
-            torch.where(ours.isfinite(), ours, theirs.to(ours.dtype))
-            for ours, theirs in zip(tensors, exact, strict=True)
+            torch.where(result.isfinite(), result, repeated.to(result.dtype))
+            for result, repeated in zip(tensors, exact, strict=True)
         )
         return tensors if isinstance(results, tuple) else tensors[0]
 
@@ -81,8 +79,8 @@ def _ranges(total: int, step: int) -> Iterator[slice]:
 
 
 def _operand(z: Tensor, x: Tensor) -> Tensor:
-    # [..., B, I], [..., B, X] -> [..., B, I * X]. Of transposed inputs the product would come out transposed,
-    # and the matrix product of such an operand rounds more. Callers keep no name for it: two would be alive.
+    # [..., B, I], [..., B, X] -> [..., B, I * X]. Transposed inputs would give a transposed result, and the
+    # matrix product of such an operand rounds more. Callers bind it to no name: two chunks would be alive.
     return (_wide(z).contiguous().unsqueeze(-1) * _wide(x).contiguous().unsqueeze(-2)).flatten(-2)
 
 
@@ -90,15 +88,15 @@ def _groups(x: Tensor) -> int:
     return x.shape[0] if x.dim() == 3 else 1
 
 
-def _at_once(operand: Tensor, matrix: Tensor) -> Tensor:
+def _single_product(operand: Tensor, matrix: Tensor) -> Tensor:
     """[..., B, K], [..., O, K] -> [..., B, O] in the accumulation dtype."""
     return (operand @ matrix.mT).to(accumulation_dtype(operand.dtype))
 
 
 def _by_parts(operand: Tensor, matrix: Tensor) -> Tensor:
-    """The same of float32, by up to 16 parts of K side by side and what is left over."""
+    """The same in float32, as a sum over up to 16 equal parts of K and a remainder."""
     count = operand.shape[-1]
-    parts = min(count // SHORT, 16)
+    parts = min(count // MIN_PART, 16)
     if parts < 2:
         return operand @ matrix.mT
     whole = count - count % parts
@@ -115,7 +113,8 @@ def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Mayb
     y = x.new_zeros(size, dtype=dtype)
     if weight is not None:
         row_step, feature_step = chunks(z.shape[-2], z.shape[-1], x.shape[-1] * _groups(x))
-        product = _by_parts if x.dtype == torch.float32 and y.numel() <= NARROW else _at_once
+        in_parts = x.dtype == torch.float32 and y.numel() <= MAX_SPLIT_RESULT
+        product = _by_parts if in_parts else _single_product
         for rows in _ranges(z.shape[-2], row_step):
             for features in _ranges(z.shape[-1], feature_step):
                 matrix = _wide(weight[..., features, :]).flatten(-2)
@@ -132,7 +131,7 @@ def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Mayb
 def packed_forward(
     x: Tensor, z: Tensor, weight: Tensor, packed_weight: Tensor, weight_z: Maybe, weight_x: Maybe, bias: Maybe
 ) -> Tensor:
-    """y of ``mi_kernels::interaction_packed``: there is nothing here that ``packed_weight`` could serve."""
+    """y of ``mi_kernels::interaction_packed``; ``packed_weight`` is not used."""
     return forward(x, z, weight, weight_z, weight_x, bias)
 
 
@@ -159,7 +158,7 @@ def input_grads(
                 t = (
                     (_wide(grad[..., rows, :]) @ w.flatten(-2)).unflatten(-1, w.shape[-2:]).to(dtype)
                 )  # [b, i, X]
-                # Sums and not matrix-vector products: PyTorch adds pairwise, and long axes would show.
+                # Not matrix-vector products: sum() adds pairwise, which rounds less along long axes.
                 if want_x:
                     dx[..., rows, :] += (z[..., rows, features].unsqueeze(-1).to(dtype) * t).sum(
                         -2, dtype=dtype
@@ -195,15 +194,15 @@ def weight_grads(
 
 
 def _part(rows: int) -> int:
-    """Rows of up to 16 parts of the batch: one long chain of additions rounds more than a pairwise sum."""
+    """Rows of each of up to 16 parts of the batch: a long sequential sum rounds more than a sum of sums."""
     return max(-(-rows // 16), 32)
 
 
 def _sum_over_rows(grad: Tensor, features: Tensor) -> Tensor:
-    """g^T f by parts of the batch, but in 16 bits at once.
+    """g^T f by parts of the batch, but as one product in 16-bit dtypes.
 
-    PyTorch adds these up in float32 and rounds the whole. Each part would be rounded too, or leave the range
-    of float16 where the whole does not.
+    PyTorch accumulates those in float32 and rounds once. Parts would be rounded each, or overflow float16
+    where the whole sum does not.
     """
     rows = grad.shape[-2]
     step = rows if accumulation_dtype(grad.dtype) != grad.dtype else _part(rows)
@@ -219,7 +218,7 @@ def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
     dw = grad.new_empty((*groups, o, context, width))
     row_step, feature_step = chunks(z.shape[-2], context, width * _groups(x))
     feature_step = min(feature_step, max(CHUNK_ELEMENTS // max(o * width * _groups(x), 1), 1))
-    if x.dtype in (torch.float32, torch.float16):  # which is multiplied in float32
+    if x.dtype in (torch.float32, torch.float16):  # float16 is multiplied in float32
         row_step = min(row_step, _part(z.shape[-2]))
     for features in _ranges(context, feature_step):
         shape = (*groups, o, (features.stop - features.start) * width)

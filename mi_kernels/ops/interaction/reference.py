@@ -1,7 +1,7 @@
 """The dense interaction as einsum: the oracle of every test, in any dtype, differentiated by PyTorch.
 
-Two factors at a time, from left to right, as PyTorch takes three of them by itself. Where opt_einsum happens
-to be installed it would choose another order, and what is rounded would depend on that.
+Contracts two factors at a time, from left to right, as PyTorch does with three. An installed opt_einsum would
+choose another order, and rounding would depend on it.
 """
 
 import torch
@@ -15,7 +15,7 @@ def generate(
     weight_x: Tensor | None = None,  # [O, X]
     bias: Tensor | None = None,  # [O]
 ) -> tuple[Tensor, Tensor | None]:
-    """W' = z W + V [..., O, X] and b' = U z + c [..., O]; W or V is there."""
+    """W' = z W + V [..., O, X] and b' = U z + c [..., O]; W or V is given."""
     lead = z.shape[:-1]
     terms = [] if weight is None else [torch.einsum("...i,oij->...oj", z, weight)]
     terms += [] if weight_x is None else [weight_x]
@@ -47,7 +47,7 @@ def interaction(
     weight_x: Tensor | None = None,  # [O, X]
     bias: Tensor | None = None,  # [O]
 ) -> Tensor:
-    """y = z^T W x + U z + V x + c, term by term, with no care for speed or memory."""
+    """y = z^T W x + U z + V x + c, term by term, not optimised."""
     terms = []
     if weight is not None:
         generated = torch.einsum("...i,oij->...oj", z, weight)

@@ -1,21 +1,21 @@
 """Schemas and fakes of the three primitives of the dense interaction.
 
-Sizes: rows B, context Z, input X, output O. Every tensor may carry one more leading dimension of G
-groups, all or none of them, with the meaning of a batched matrix product: group k of the activations
-meets group k of the weights. ``torch.vmap`` folds what it maps over into rows or groups.
+Sizes: rows B, context Z, input X, output O. All tensors may have one more leading dimension of G groups, as
+in a batched matrix product: group k of the activations is multiplied by group k of the weights.
+``torch.vmap`` folds the mapped dimension into rows or groups.
 
     forward        y  = z^T W x + U z + V x + c                          [G, B, O]
     input_grads    dx = sum_oi g z W + g V,  dz = sum_oj g W x + g U     [G, B, X], [G, B, Z]
     weight_grads   dW = sum_b g z x,  dU = g^T z,  dV = g^T x,  dc = sum_b g
 
-All are partial derivatives of L(g, x, z, W, U, V, c) = sum_b g . y, which is why their own derivatives
-are again these three (docs/mathematics.md). `interaction_packed` is the forward with W packed beforehand
-(packed_weight.py), for inference without groups. A result that is not wanted comes back with no elements.
+All are partial derivatives of L(g, x, z, W, U, V, c) = sum_b g . y, so their own derivatives are again these
+three (docs/mathematics.md). `interaction_packed` is the forward pass with W packed beforehand
+(packed_weight.py), for inference without groups. A result that is not wanted has no elements.
 """
 
 import math
 
-from mi_kernels.ops import precision  # noqa: F401  (defines what the CUDA kernels ask)
+from mi_kernels.ops import precision  # noqa: F401  (defines an operation that the CUDA kernels call)
 from mi_kernels.ops.checks import check_needed, check_tensors
 from mi_kernels.ops.dtypes import DTYPES
 from mi_kernels.ops.flops import products
@@ -58,7 +58,7 @@ def _check_forward(x, z, weight, weight_z, weight_x, bias):
     check_needed("interaction", (*_WEIGHTS, "bias"), (weight, weight_z, weight_x, bias))
 
 
-# The packed weight has a dtype and a row length of its own, which the kernel that reads it checks.
+# The packed weight has its own dtype and row length, checked by the kernel that reads it.
 def _check_packed(x, z, weight, packed_weight, weight_z, weight_x, bias):
     op = "interaction_packed"
     check_tensors(op, ("packed_weight",), (packed_weight,), 1, DTYPES)

@@ -1,9 +1,9 @@
-"""Groups of unequal length: rows in any order, each with the number of the group whose context it has.
+"""Ragged groups: rows in any order, each with the index of the group whose context it uses.
 
-Groups of one length that follow each other are one grouped product. Rows are brought into an order where all
-groups of about one length follow each other, filled up with rows of zeros where these cost less than one more
-product (cost_model.padding), unless they lie well as they come. Without W' at hand there is a second way, one
-context for each row (N Z elements) and the fused pass; cost_model.py compares.
+Consecutive groups of one length are one grouped product (a bucket). Rows are permuted so that groups of
+similar length follow each other, and groups are padded with rows of zeros where that costs less than one more
+product (cost_model.padding); rows whose order is good already stay in place. Where W' is not given the
+alternative is the fused plan with one context per row (N Z elements); cost_model.py compares them.
 """
 
 from collections.abc import Sequence
@@ -18,29 +18,29 @@ from mi_kernels.ops.interaction import autograd, cost_model, shared
 from mi_kernels.ops.permute import move
 from mi_kernels.ops.rules import Maybe, gradients_wanted
 
-_PROXY = torch._C._TorchDispatchModeKey.PROXY  # make_fx is at work
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # active under make_fx
 
 
 class Bucket(NamedTuple):
-    """Groups that follow each other, each of them with room for this many rows."""
+    """Consecutive groups, each padded to ``length`` rows."""
 
     groups: int
     length: int
 
 
 class Segments(NamedTuple):
-    """The groups that are not empty in the order of their buckets, and where each row goes in it."""
+    """The non-empty groups in the order of their buckets, and the permutation of the rows."""
 
-    groups: Tensor  # [G'], numbers of groups
-    # [N], and what lies at each place: [P], numbers of rows, N where it is filled up. None where rows are in
-    # order and nothing is filled up.
+    groups: Tensor  # [G'], group indices
+    # As in permute.move: dest_index [N], and src_index [P], N for padding. None where rows stay in place and
+    # there is no padding.
     dest_index: Tensor | None
     src_index: Tensor | None
     buckets: tuple[Bucket, ...]
 
     @property
     def rows(self) -> int:
-        """How many there are, with those that fill up."""
+        """The number of rows, including padding."""
         return sum(bucket.groups * bucket.length for bucket in self.buckets)
 
     def __str__(self) -> str:
@@ -49,26 +49,26 @@ class Segments(NamedTuple):
 
 
 def opaque(segment_ids: Tensor) -> bool:
-    """Whether the numbers cannot be looked at, or would be frozen: under torch.compile and every other
-    tracer, under vmap over them, and without data."""
+    """Whether the values cannot be read, or would be baked into a graph: under torch.compile and all other
+    tracers, under vmap over them, and on the meta device."""
     if torch.compiler.is_compiling() or segment_ids.device.type == "meta" or torch.jit.is_tracing():
         return True
-    # Of a subclass, as tracers and DTensor have: what it holds may be no numbers, or not all of them.
+    # A subclass (of tracers, DTensor) may hold no values, or only some of them.
     if type(segment_ids) is not Tensor or torch._C._get_dispatch_mode(_PROXY) is not None:
         return True
     return torch._C._functorch.is_functorch_wrapped_tensor(segment_ids)
 
 
 def check(op: str, segment_ids: object, x: Tensor, groups: int) -> None:
-    """The numbers fit x [N, X] and the number of groups, as far as they can be looked at."""
+    """``segment_ids`` fits x [N, X] and the number of groups; values are checked where they can be read."""
     look = isinstance(segment_ids, Tensor) and not opaque(segment_ids)
     check_segments(op, segment_ids, x, groups, look)
 
 
 def segments(segment_ids: Tensor, count: int, padding: int) -> Segments:
-    """The order of rows whose groups are ``segment_ids``, numbers below ``count``.
+    """The order of rows for ``segment_ids``, which are below ``count``.
 
-    ``padding``: rows of zeros that are worth one product less.
+    ``padding``: the number of padded rows that costs as much as one product.
     """
     lengths = torch.bincount(segment_ids, minlength=count)
     filled = lengths.nonzero().squeeze(1)
@@ -78,13 +78,13 @@ def segments(segment_ids: Tensor, count: int, padding: int) -> Segments:
     if ascending:
         runs = _buckets(lengths[filled])
         more = len(runs) - len(buckets)
-        # Up to twice as many products are cheaper than rows that are moved, there and back; and so are
-        # products that are worth fewer rows than half of those that would be moved.
+        # Up to twice as many products are cheaper than moving the rows there and back; so are products that
+        # cost as much as at most half of the rows that would be moved.
         if more <= len(buckets) or 2 * padding * more <= len(segment_ids):
             return Segments(filled, None, None, runs)
     order = None if ascending else torch.argsort(segment_ids, stable=True)
     groups = segment_ids if order is None else segment_ids[order]
-    # Of each group the first place in the new order less the first one in that of the groups.
+    # For each group, its first row in the new order minus its first row in the order of groups.
     shifts = torch.empty_like(lengths)
     counts, rooms = torch.tensor(buckets, device=lengths.device).unbind(1)
     rooms = rooms.repeat_interleave(counts, output_size=len(by_length))
@@ -102,10 +102,10 @@ def segments(segment_ids: Tensor, count: int, padding: int) -> Segments:
 
 
 def _joined(buckets: tuple[Bucket, ...], padding: int) -> tuple[Bucket, ...]:
-    """Fewer and larger buckets of lengths in ascending order.
+    """Merges buckets, whose lengths ascend, into fewer and larger ones.
 
-    A bucket of two halves instead of two buckets has twice the rows that fill up, so it may have twice what
-    a product is worth. But no more than half of all rows of a bucket fill up.
+    Merging about doubles the padded rows per bucket, so a bucket may have padding worth two products. At most
+    half of its rows are padding.
     """
     joined: list[Bucket] = []
     added = 0
@@ -130,12 +130,12 @@ def _buckets(lengths: Tensor) -> tuple[Bucket, ...]:
 
 
 def _by_bucket(backend: str, order: Segments, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
-    """y [N, O], where W' [G', O, X] and b' [G', O] are in the order of the groups."""
+    """y [N, O], with W' [G', O, X] and b' [G', O] in the order of ``order.groups``."""
     dest_index, src_index = order.dest_index, order.src_index
     if dest_index is not None and src_index is not None:
         x = move(x, src_index, dest_index)
     counts = [bucket.groups for bucket in order.buckets]
-    # split, not slices: the derivative of a slice has the size of the whole, for each of them.
+    # split, not slices: the gradient of each slice would have the size of the whole.
     rows = x.split([bucket.groups * bucket.length for bucket in order.buckets])
     offsets = [None] * len(counts) if bias is None else bias.unsqueeze(1).split(counts)
     parts = []
@@ -176,15 +176,15 @@ def order_of_contexts(segment_ids: Tensor, x: Tensor, z: Tensor, weight: Tensor)
 def costs_by_segment(
     backend: str, order: Segments, x: Tensor, z: Tensor, weights: Sequence[Maybe]
 ) -> tuple[cost_model.Cost, ...]:
-    """The costs of both ways; W is there."""
+    """The costs of both plans; W is given."""
     weight = weights[0]
     assert weight is not None
     groups, dims = len(order.groups), (z.shape[-1], x.shape[-1], weight.shape[0])
-    # The rows that do not divide are left out; they change nothing.
+    # The remainder of the division is ignored; it does not change the choice.
     sizes = cost_model.Sizes(groups, 1, max(order.rows // max(groups, 1), 1), *dims)
     wanted = cost_model.Wanted(*gradients_wanted((x, z, *weights[:3])))
     how = wanted, x.dtype, backend, x.device.type
-    # The fused plan has a context for each row, and fills nothing up.
+    # The fused plan has a context per row and no padding.
     fused = cost_model.fused(cost_model.Sizes(len(x), 1, 1, *dims), *how)
     return fused, *cost_model.all_costs(sizes, *how, len(order.buckets))[1:]
 
@@ -212,6 +212,6 @@ def gather_contexts(z: Tensor, segment_ids: Tensor) -> Tensor:
 def gather_rows(tensor: Tensor, segment_ids: Tensor) -> Tensor:
     """tensor [G, ...] as [N, ...]."""
     if opaque(segment_ids):
-        # Inductor makes of index_select an index that counts negative numbers from the end.
+        # Inductor lowers index_select to an index that wraps negative values: make them out of range.
         segment_ids = segment_ids.masked_fill(segment_ids < 0, tensor.shape[0])
     return tensor.index_select(0, segment_ids)

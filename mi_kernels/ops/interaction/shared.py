@@ -1,11 +1,11 @@
-"""The dense interaction where rows share a context: generate W' once for each, then apply it.
+"""The dense interaction where rows share a context: generate W' once per context, then apply it.
 
     generate   W'[g,o,j] = sum_i z[g,i] W[o,i,j] + V[o,j],   b'[g,o] = sum_i U[o,i] z[g,i] + c[o]
     apply      y[c,s,t,o] = sum_j W'[c,s,o,j] x[c,t,j] + b'[c,s,o]
 
 Both are the linear form (without W) of the primitives in autograd.py, whose groups are outputs in `generate`
-and contexts in `apply`; so derivatives of every order follow, and dW' is summed over the rows of a context
-before W is touched. Nothing is expanded in memory: groups may have stride 0.
+and contexts in `apply`; so derivatives of all orders follow, and dW' is summed over the rows of a context
+before the product with W. Nothing is expanded in memory: groups may have stride 0.
 """
 
 import math
@@ -22,7 +22,7 @@ from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
 
 @dataclass(frozen=True)
 class Layout:
-    """How two tensors with leading dimensions meet: dimensions of ``lead`` that both have, or one alone."""
+    """The dimensions of the broadcast ``lead`` that both x and z have, and those of one of them alone."""
 
     lead: tuple[int, ...]
     common: tuple[int, ...]  # C
@@ -73,14 +73,14 @@ class Layout:
 
 
 def _arranged(tensor: Tensor, order: Sequence[int], sizes: tuple[int, ...] | None) -> Tensor:
-    """Permuted, then reshaped, as far as that changes anything: every view is a step of the backward pass."""
+    """Permute, then reshape; no-ops are skipped, since every view is a node of the backward pass."""
     if any(dim != axis for axis, dim in enumerate(order)):
         tensor = tensor.permute(*order)
     return tensor if sizes is None or tensor.shape == sizes else tensor.reshape(sizes)
 
 
 def layout_of(x_lead: torch.Size, z_lead: torch.Size, lead: Sequence[int]) -> Layout:
-    """The layout of leading dimensions that broadcast to ``lead``. Dimensions of size 1 belong nowhere."""
+    """The layout of leading dimensions that broadcast to ``lead``. Dimensions of size 1 are in no class."""
     rank = len(lead)
     x_sizes = (*(1,) * (rank - len(x_lead)), *x_lead)
     z_sizes = (*(1,) * (rank - len(z_lead)), *z_lead)
@@ -97,7 +97,7 @@ def layout_of(x_lead: torch.Size, z_lead: torch.Size, lead: Sequence[int]) -> La
 
 
 def _of_example(size: int) -> int:
-    """A size as it is in the example that is exported; 0, where nothing is shared, if it depends on data."""
+    """The size of the exported example; 0 (nothing is shared) if it depends on data."""
     node = getattr(size, "node", None)  # a torch.SymInt has one
     if node is None:
         return size
@@ -120,14 +120,14 @@ def sharing_costs(
 
 
 def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
-    """y[g,t,p] = sum_j weight[g,p,j] x[g,t,j] + bias[g,p]; the groups g may be missing."""
+    """y[g,t,p] = sum_j weight[g,p,j] x[g,t,j] + bias[g,p]; the group dimension g is optional."""
     return autograd.forward(backend, x, without_features(x), None, None, weight, bias)
 
 
 def generate(
     backend: str, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe
 ) -> tuple[Maybe, Maybe]:
-    """W' [G, O, X], whose memory is [O, G, X], and b' [G, O] of contexts z [G, Z]; None without any term."""
+    """W' [G, O, X] (memory order [O, G, X]) and b' [G, O] of contexts z [G, Z]; None without terms."""
     generated = offset = None
     if weight is not None:
         per_output = z.expand(weight.shape[0], *z.shape)
@@ -144,7 +144,7 @@ def generate(
 def apply_generated(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y [C, S, T, O] of x [C, T, X], W' [C, S, O, X] and b' [C, S, O].
 
-    The S contexts of a row become outputs of one product, in the order in which W' lies.
+    The S contexts of a row become outputs of one product, in the memory order of W'.
     """
     groups, of_z, out, width = weight.shape
     if of_z == 1:
@@ -162,7 +162,7 @@ def apply_generated(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Ten
 
 
 def _grouped(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
-    """A single group is taken for none, which has the faster kernels."""
+    """`linear`, with a single group squeezed: ungrouped products have faster kernels."""
     if x.shape[0] != 1:
         return linear(backend, x, weight, bias)
     bias = None if bias is None else bias.squeeze(0)
@@ -170,7 +170,7 @@ def _grouped(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
 
 
 def interaction(backend: str, plan: str, layout: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
-    """y [..., O] of x [..., X] and z [..., Z] by one of the plans that share; W is there."""
+    """y [..., O] of x [..., X] and z [..., Z] by one of the sharing plans; W is given."""
     weight, weight_z, weight_x, bias = weights
     assert weight is not None, "without W there is nothing to share"
     if plan == cost_model.PER_X:
@@ -180,7 +180,7 @@ def interaction(backend: str, plan: str, layout: Layout, x: Tensor, z: Tensor, *
 
 
 def _generate_and_apply(backend: str, layout: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
-    # In the order [S, C], S and O of the generated weights are one dimension of a view.
+    # In the order [S, C], the S and O axes of W' merge into one dimension without a copy.
     z = layout.contexts_first(z)
     of_z, groups = z.shape[:2]
     generated, offset = generate(backend, z.flatten(0, 1), *weights)

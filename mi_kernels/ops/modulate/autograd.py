@@ -3,10 +3,9 @@
     modulate        y = (f(scale) + s) * x + shift
     modulate_grads  dx = (f(scale) + s) g,  dscale = f'(scale) R[x g],  dshift = R[g]
 
-R sums over the dimensions in which an operand has size 1. Derivatives of the second one need R[a b] of
-other pairs, which is dscale of ``modulate_grads`` with the identity for f, and products with something of
-the size of scale, which are ``modulate`` with the identity. f' and f'' are differentiable PyTorch code
-(ops/activations.py).
+R sums over the dimensions in which an operand has size 1. Derivatives of ``modulate_grads`` need R[a b] of
+other pairs, which is its dscale with f the identity, and products with tensors of the size of scale, which
+are ``modulate`` with f the identity. f' and f'' are differentiable PyTorch code (ops/activations.py).
 """
 
 from collections.abc import Sequence
@@ -20,10 +19,10 @@ from mi_kernels.ops.checks import check_tensors
 from mi_kernels.ops.dtypes import FLOATING, accumulation_dtype
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.modulate import schema  # noqa: F401  (defines the operations)
-from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, keep, nests, primals, spread, wanted
+from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, nestable, primals, scatter, select, wanted
 
 _MODULATE = overloads("modulate")
-_WORK = 32  # multiplications in the time of one element, which comes from memory
+_WORK = 32  # multiplications in the time to load one element from memory
 _MODULATE_GRADS = overloads("modulate_grads")
 
 
@@ -48,7 +47,7 @@ def modulate(
     if activation == "softmax":
         scale, activation = torch.softmax(scale, -1), "identity"
     if differentiating((x, scale, shift)):
-        return Modulate.call(backend, activation, scale_offset, x, scale, shift)
+        return ModulateRule.call(backend, activation, scale_offset, x, scale, shift)
     return _MODULATE[backend](x, scale, shift, activation, scale_offset)
 
 
@@ -71,8 +70,8 @@ def modulate_grads(
     if not any(want):
         return None, None, None
     if differentiating((grad, x, scale)):
-        results = ModulateGrads.call(backend, want, activation, scale_offset, shift_size, grad, x, scale)
-        return tuple(spread(results, want))
+        results = ModulateGradsRule.call(backend, want, activation, scale_offset, shift_size, grad, x, scale)
+        return tuple(scatter(results, want))
     results = _MODULATE_GRADS[backend](grad, x, scale, shift_size, activation, scale_offset, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
 
@@ -106,7 +105,7 @@ def _reduced(backend: str, one: Tensor, other: Tensor, like: Tensor) -> Any:
     return modulate_grads(backend, (False, True, False), "identity", 0.0, one, other, like, ())[1]
 
 
-class Modulate(Rule):
+class ModulateRule(Rule):
     @staticmethod
     def forward(backend, activation, scale_offset, x, scale, shift):
         return _MODULATE[backend](x, scale, shift, activation, scale_offset)
@@ -127,7 +126,7 @@ class Modulate(Rule):
         return (None, None, None, *modulate_grads(*rule, grad, x, scale, size))
 
     @staticmethod
-    @nests
+    @nestable
     def jvp(ctx, _, __, ___, x_t, scale_t, shift_t):
         x, scale = primals(ctx)
         by_scale = None
@@ -146,16 +145,16 @@ class Modulate(Rule):
 
     @staticmethod
     def vmap(info, in_dims, backend, activation, scale_offset, x, scale, shift):
-        x = _in_front(x, in_dims[3], info.batch_size)
-        scale, shift = (_in_front(t, d, 1) for t, d in zip((scale, shift), in_dims[4:], strict=True))
+        x = _dim_first(x, in_dims[3], info.batch_size)
+        scale, shift = (_dim_first(t, d, 1) for t, d in zip((scale, shift), in_dims[4:], strict=True))
         return modulate(backend, x, scale, shift, activation, scale_offset), 0
 
 
-class ModulateGrads(Rule):
+class ModulateGradsRule(Rule):
     @staticmethod
     def forward(backend, want, activation, scale_offset, shift_size, grad, x, scale):
         results = _MODULATE_GRADS[backend](grad, x, scale, shift_size, activation, scale_offset, *want)
-        return keep(results, want)
+        return select(results, want)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -164,7 +163,7 @@ class ModulateGrads(Rule):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        x_c, scale_c, shift_c = spread(cotangents, ctx.want)
+        x_c, scale_c, shift_c = scatter(cotangents, ctx.want)
         grad, x, scale = ctx.saved_tensors
         need = wanted(ctx, _WORK * grad.numel())[5:]
         backend = ctx.backend
@@ -193,7 +192,7 @@ class ModulateGrads(Rule):
         return None, None, None, None, None, by_grad, by_x, by_scale
 
     @staticmethod
-    @nests
+    @nestable
     def jvp(ctx, _, __, ___, ____, _____, grad_t, x_t, scale_t):
         grad, x, scale = primals(ctx)
         backend, (want_x, want_scale, _) = ctx.backend, ctx.want
@@ -214,20 +213,20 @@ class ModulateGrads(Rule):
                 by_scale = activations.curvature(ctx.activation, scale, scale_t, reduced)
             terms.append((by_x, by_scale, None))
         tangents = [add(*parts) for parts in zip(*terms, strict=True)]
-        return keep([z if t is None else t for z, t in zip(zero, tangents, strict=True)], ctx.want)
+        return select([z if t is None else t for z, t in zip(zero, tangents, strict=True)], ctx.want)
 
     @staticmethod
     def vmap(info, in_dims, backend, want, activation, scale_offset, shift_size, grad, x, scale):
         size = info.batch_size
-        grad, x, scale = (_in_front(t, d, size) for t, d in zip((grad, x, scale), in_dims[5:], strict=True))
+        grad, x, scale = (_dim_first(t, d, size) for t, d in zip((grad, x, scale), in_dims[5:], strict=True))
         shift_size = (size, *shift_size) if want[2] else shift_size
         results = modulate_grads(backend, want, activation, scale_offset, grad, x, scale, shift_size)
-        results = keep(results, want)
+        results = select(results, want)
         return results, (0,) * len(results)
 
 
-def _in_front(tensor: Maybe, dim: int | None, size: int) -> Any:
-    """The dimension that vmap maps over as the first one; of this size where the tensor has none."""
+def _dim_first(tensor: Maybe, dim: int | None, size: int) -> Any:
+    """The dimension that vmap maps over first; a tensor that is not mapped is expanded to ``size``."""
     if tensor is None:
         return None
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

@@ -1,4 +1,4 @@
-"""What a call of modulation will do, as :func:`mi_kernels.explain` tells it."""
+"""Plans of modulation for :func:`mi_kernels.explain`."""
 
 import math
 from dataclasses import replace

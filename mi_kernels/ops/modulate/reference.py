@@ -1,4 +1,4 @@
-"""Modulation as PyTorch writes it: the oracle of every test, and what torch.compile fuses."""
+"""Modulation in plain PyTorch: the oracle of every test, and the code that torch.compile fuses."""
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ def modulate(
     activation: str = "identity",
     scale_offset: float = 0.0,
 ) -> Tensor:
-    """y = (act(scale) + s) * x + shift, an operation at a time."""
+    """y = (act(scale) + s) * x + shift, one operation after the other."""
     gate = activations.value(activation, scale)
     if scale_offset != 0:
         gate = gate + scale_offset

@@ -1,14 +1,13 @@
 """Schemas and fakes of modulation and its adjoint.
 
-All tensors of a call have the same number of dimensions; a size of ``scale`` or ``shift`` is that of ``x``
-or 1. The activation is one of ``activations.ELEMENTWISE``. With R the sum over the dimensions in which an
+All tensors of a call have the same number of dimensions; each size of ``scale`` and ``shift`` is 1 or that of
+``x``. The activation is one of ``activations.ELEMENTWISE``. With R the sum over the dimensions in which an
 operand has size 1:
 
     modulate        y = (act(scale) + s) * x + shift                                  as x
     modulate_grads  dx = (act(scale) + s) g,  dscale = act'(scale) R[x g],  dshift = R[g]
 
-y and dx lie in memory as ``torch.empty_like(x)`` does. A result that is not wanted comes back with no
-elements.
+y and dx have the memory format of ``torch.empty_like(x)``. A result that is not wanted has no elements.
 """
 
 import torch

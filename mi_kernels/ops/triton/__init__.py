@@ -1,4 +1,4 @@
-"""What the Triton kernels of every family share: one main loop, the choice of tiles, launches.
+"""The Triton kernels: one main loop, the choice of tiles, launches, and the families built on them.
 
 Compiled ahead of time for many GPUs and run in Triton's interpreter; not yet run on a GPU.
 """

@@ -1,25 +1,25 @@
 """Activations of gates in Triton: f and f' by name, the formulas of ``ops/activations.py``.
 
 Arguments are float32, or float64 where the operands are. Triton's own exp is ``ex2.approx(t log2 e)`` in
-float32, off by about |t| units of the last place, and it has no tanh that runs on every target and in the
-interpreter; so both are made here, from a reduction t = k log 2 + r whose r is exact.
+float32, with an error of about |t| ulp, and Triton has no tanh that runs on every target and in the
+interpreter; so both are implemented here, by the reduction t = k log 2 + r with an exact r.
 
-How far off, in float32, in u = 2^-24. CUDA's expf, documented within 2 u, is made of ``ex2.approx`` as `exp`
-is here (of that instruction alone PTX promises 4 u; for whole numbers it is taken to be exact). ``/`` is
-``div.full``, within 4 u, and 0 for divisors beyond 2^126: a step of Newton's mends it. (``div.rn`` would be
-exact, but its call for rare numbers made gates spill registers; so did e^r by a polynomial.) To first order,
+Error bounds in float32, in u = 2^-24. CUDA's expf, documented within 2 u, uses ``ex2.approx`` as `exp` does
+here (PTX guarantees 4 u for that instruction; for integers it is assumed to be exact). ``/`` is
+``div.full``, within 4 u, and 0 for divisors beyond 2^126: one Newton step corrects it. (``div.rn`` would be
+exact, but its slow-path call made gates spill registers; so did e^r by a polynomial.) To first order,
 
     sigmoid = 1 / (1 + e)   2 for e, 1 for the sum, 1 for the quotient: 4 u
     tanh = e / (e + 2)      worst at e = 0.41: 0.83 times 3.8 for e, 0.8 for the sum, 1 for the quotient: 5 u
 
-and tests/test_activations.py asks for 6 u; without the step it would be 7 and 8 u. The other activations are
-held to absolute errors, and divide plainly.
+and tests/test_activations.py requires 6 u; without the Newton step it would be 7 and 8 u. The other
+activations have absolute error bounds and use plain division.
 """
 
 import triton
 import triton.language as tl
 
-# A constexpr stands on the right of a tensor: on its left the interpreter makes no tensor of the product.
+# A constexpr must be the right factor: as the left one the interpreter returns no tensor.
 _LOG2E = tl.constexpr(1.4426950408889634)
 # log 2 in two parts; the high one has trailing zeros, so that its product with k is exact.
 _LOG2_HIGH = tl.constexpr(float.fromhex("0x1.62e4p-1"))
@@ -45,11 +45,11 @@ def _reduced(t):
 
 @triton.jit
 def exp(t):
-    """e^t; in float32 within 3 units of the last place, Inf from 88.4 on."""
+    """e^t; in float32 within 3 ulp, Inf from 88.4 on."""
     if t.dtype == tl.float64:
         return tl.exp(t)
     else:
-        bounded = tl.where(t > 89.0, 89.0, t)  # a NaN stays
+        bounded = tl.where(t > 89.0, 89.0, t)  # propagates NaN
         bounded = tl.where(bounded < -105.0, -105.0, bounded)
         k, r = _reduced(bounded)
         return tl.exp2(r * _LOG2E) * tl.exp2(k)
@@ -79,7 +79,7 @@ def _small_expm1(r):
 
 @triton.jit
 def _quotient(a, b):
-    """a / b, for 2 <= b < 2^126 within one rounding, but for a trifle."""
+    """a / b for 2 <= b < 2^126, almost correctly rounded."""
     if b.dtype == tl.float64:
         return a / b
     else:
@@ -90,7 +90,7 @@ def _quotient(a, b):
 
 @triton.jit
 def _expm1_of_double(t):
-    """e^(2 |t|) - 1 up to |t| = 20, from where tanh is 1."""
+    """e^(2 |t|) - 1, with |t| clamped to 20, beyond which tanh is 1."""
     size = tl.abs(t)
     bounded = tl.where(size > 20.0, 20.0, size)
     k, r = _reduced(bounded + bounded)
@@ -105,7 +105,7 @@ def _signed(h, t):
 
 @triton.jit
 def tanh(t):
-    """e / (e + 2) with e = e^(2 |t|) - 1, which keeps the digits of small t."""
+    """e / (e + 2) with e = e^(2 |t|) - 1, accurate for small t."""
     e = _expm1_of_double(t)
     return _signed(_quotient(e, e + 2.0), t)
 
@@ -118,7 +118,7 @@ def sigmoid(t):
         divisor = 1.0 + exp(-t)
         inverse = 1.0 / divisor
         rest = tl.fma(-inverse, divisor, tl.full(t.shape, 1.0, t.dtype))
-        rest = tl.where(divisor < 1e37, rest, 0.0)  # else it may be 0 * Inf
+        rest = tl.where(divisor < 1e37, rest, 0.0)  # avoids 0 * Inf
         return tl.fma(rest, inverse, inverse)
 
 
@@ -154,7 +154,7 @@ def value(name: tl.constexpr, t):
 
 @triton.jit
 def slope(name: tl.constexpr, t):
-    """f'(t); at the kinks and at NaN that of PyTorch's backward formulas."""
+    """f'(t); at kinks and NaN that of PyTorch's backward formulas."""
     if name == "sigmoid":
         s = sigmoid(t)
         return (1.0 - s) * s
@@ -181,7 +181,7 @@ def slope(name: tl.constexpr, t):
 
 @triton.jit
 def tangent(name: tl.constexpr, t, direction):
-    """f'(t) times a direction; where f is flat nothing comes through, not even Inf."""
+    """f'(t) times a direction; 0 where f'(t) is 0, also if the direction is Inf."""
     if name == "identity":
         return direction
     else:

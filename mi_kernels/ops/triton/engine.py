@@ -1,22 +1,22 @@
-"""One main loop for every form: a matrix product whose left operand is generated a tile at a time.
+"""The main loop of all kernels: a matrix product whose A operand is generated tile by tile.
 
     accumulator[m, n] += sum_i sum_k (a[m, k] * s) b[k, n, i]
 
-How s enters is the style. It is a constant of the compilation, so each style compiles to its own loop:
+The style says how s is applied. It is a constexpr, so each style compiles to its own loop:
 
-    plain     s = 1, and there is one i: a matrix product
+    plain     s = 1 and one i: a matrix product
     scaled    s[m, i] multiplies the rows of a before the product
-    held      the same with k outside: a tile of a stays in registers while i runs over it, W streams by
+    held      the same with k as the outer loop: a tile of a stays in registers for all i, W is streamed
     promoted  s[m, i] multiplies the rows of the finished product over k, in the accumulation dtype
     k_scaled  s[k] multiplies the columns of a: dW_i = (g z_i)^T x, where k are the rows of the batch
 
-scaled and held round s a to the dtype of the operands, as a materialised operand would. promoted does not,
-and does not leave the range of float16; it is also what makes T = g W_i, of which dx and dz are both taken.
+scaled and held round s a to the dtype of the operands, like a materialised operand. promoted does not, and
+cannot overflow float16; it also computes T = g W_i, from which both dx and dz are reduced.
 
-Operands are tuples (pointer, strides...), None where a term is absent; any stride, 0 included. Where a tile
-begins is counted in int64; within a tile in int32 as long as its strides allow that (INDEX), which leaves
-registers to the sums. Rows, columns and k beyond the sizes are masked in both operands, so that no NaN comes
-from padding.
+Operands are tuples (pointer, strides...), None where a term is absent; strides are arbitrary, 0 included. The
+origin of a tile is in int64, offsets within a tile in int32 if its strides allow that (INDEX), which saves
+registers for the accumulators. Rows, columns and k beyond the sizes are masked in both operands, so that
+padding yields no NaN.
 """
 
 import triton
@@ -25,24 +25,24 @@ import triton.language as tl
 
 @triton.jit
 def rounded_to_tf32(t):
-    """float32 with the low 13 bits rounded away, half up: matrix instructions would cut them off."""
+    """float32 rounded to tf32, half up (matrix instructions would truncate the low 13 bits)."""
     bits = (t.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-    # The largest NaN would turn into -0.
+    # The largest NaN would overflow to -0.
     return tl.where(t == t, bits.to(tl.float32, bitcast=True), t)
 
 
 @triton.jit
 def k_scaled(b_a, b_s):
-    """a[m, k] s[k]. In float16 the product is one of float32 that keeps 11 bits: g z may be tiny or huge."""
+    """a[m, k] s[k]. In float16 the product is in float32, rounded to 11 bits: g z may under- or overflow."""
     if b_a.dtype == tl.float16:
         return rounded_to_tf32(b_a.to(tl.float32) * b_s.to(tl.float32)[None, :])
-    else:  # another type: Triton takes no two from one function that returns before its end
+    else:  # a branch of its own: Triton allows two return types only under a constexpr if/else
         return b_a * b_s[None, :]
 
 
 @triton.jit
 def remaining(size, start, BLOCK: tl.constexpr):
-    """How much of a block from ``start`` lies within ``size``."""
+    """How many elements of a block from ``start`` are below ``size``."""
     return tl.minimum(size - start, BLOCK).to(tl.int32)
 
 
@@ -55,32 +55,32 @@ def accumulate(
     other,  # the same for the second product with a, or None
     s,  # (pointer, offsets [BM], mask [BM], stride of i); k_scaled: (pointer, offsets [BK], stride of k)
     pair,  # (x [BM, BN], pointer of dz, offsets [BM], mask [BM], stride of i), or None
-    count,  # how many i
-    first,  # k from here
-    last,  # to here
-    WANT: tl.constexpr,  # whether acc is wanted, or dz alone
+    count,  # number of i
+    first,  # first k
+    last,  # end of k
+    WANT: tl.constexpr,  # whether acc is wanted, or only dz
     STYLE: tl.constexpr,
     PRECISION: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """acc and shift with all products added."""
+    """acc and shift plus all products."""
     p_a, o_a, m_a, stride_a = a
     p_b, o_b, m_b, stride_bi, stride_bk = b
-    lanes = tl.arange(0, BK)
-    # 64-bit divisions are slow, and these are within 31 bits.
+    k_range = tl.arange(0, BK)
+    # int32, as 64-bit divisions are slow; the values fit.
     k_steps, count = tl.cast(tl.cdiv(last - first, BK), tl.int32), tl.cast(count, tl.int32)
     if STYLE == "held":
-        turns, steps = k_steps, count
+        outer_steps, inner_steps = k_steps, count
     else:
-        turns, steps = 1, k_steps * count
+        outer_steps, inner_steps = 1, k_steps * count
     if STYLE == "promoted":
         part = tl.zeros_like(acc)
-    for turn in range(turns):
+    for outer in range(outer_steps):
         if STYLE == "held":
-            k = first + tl.cast(turn, tl.int64) * BK
-            m_k = lanes < remaining(last, k, BK)
+            k = first + tl.cast(outer, tl.int64) * BK
+            m_k = k_range < remaining(last, k, BK)
             b_held = tl.load(p_a + k * stride_a + o_a, mask=m_a & m_k[None, :], other=0.0)
-        for step in tl.range(0, steps):
+        for step in tl.range(0, inner_steps):
             if STYLE == "held":
                 i = tl.cast(step, tl.int64)
             elif STYLE == "scaled" or STYLE == "promoted":
@@ -89,7 +89,7 @@ def accumulate(
             else:
                 i = tl.cast(0, tl.int64)
                 k = first + tl.cast(step, tl.int64) * BK
-            m_k = lanes < remaining(last, k, BK)
+            m_k = k_range < remaining(last, k, BK)
             b_b = tl.load(p_b + i * stride_bi + k * stride_bk + o_b, mask=m_b & m_k[:, None], other=0.0)
             if STYLE == "held":
                 b_a = b_held
@@ -97,7 +97,7 @@ def accumulate(
                 b_a = tl.load(p_a + k * stride_a + o_a, mask=m_a & m_k[None, :], other=0.0)
             if STYLE == "held" or STYLE == "scaled":
                 b_a = b_a * tl.load(s[0] + i * s[3] + s[1], mask=s[2], other=0.0)[:, None]
-                b_a = tl.where(m_k[None, :], b_a, tl.zeros_like(b_a))  # padding times Inf
+                b_a = tl.where(m_k[None, :], b_a, tl.zeros_like(b_a))  # masks 0 * Inf
             if STYLE == "k_scaled":
                 b_a = k_scaled(b_a, tl.load(s[0] + k * s[2] + s[1], mask=m_k, other=0.0))
                 b_b = b_b.to(b_a.dtype)
@@ -108,7 +108,7 @@ def accumulate(
                         b_s = tl.load(s[0] + i * s[3] + s[1], mask=s[2], other=0.0)
                         acc += part * b_s.to(acc.dtype)[:, None]
                     if pair is not None:
-                        # Columns of padding hold NaN where a row of a holds Inf.
+                        # Padded columns are NaN where a row of a has Inf.
                         products = tl.where(m_b, part * pair[0].to(acc.dtype), 0.0)
                         tl.store(pair[1] + i * pair[4] + pair[2], tl.sum(products, 1), mask=pair[3])
                     part = tl.zeros_like(acc)
@@ -122,25 +122,25 @@ def accumulate(
 
 
 @triton.jit
-def tile_of(M, N, BM: tl.constexpr, BN: tl.constexpr):
-    """Which tile a program makes, and of which matrix. Bands of rows share columns of W in the L2 cache."""
+def tile_index(M, N, BM: tl.constexpr, BN: tl.constexpr):
+    """(matrix, row tile, column tile) of a program. Bands of row tiles share columns of W in the L2 cache."""
     BAND: tl.constexpr = 8
-    down, across = tl.cast(tl.cdiv(M, BM), tl.int32), tl.cast(tl.cdiv(N, BN), tl.int32)
-    matrix, place = tl.program_id(0) // (down * across), tl.program_id(0) % (down * across)
-    band, within = place // (BAND * across), place % (BAND * across)
-    height = tl.minimum(down - band * BAND, BAND)
+    m_tiles, n_tiles = tl.cast(tl.cdiv(M, BM), tl.int32), tl.cast(tl.cdiv(N, BN), tl.int32)
+    matrix, index = tl.program_id(0) // (m_tiles * n_tiles), tl.program_id(0) % (m_tiles * n_tiles)
+    band, within = index // (BAND * n_tiles), index % (BAND * n_tiles)
+    height = tl.minimum(m_tiles - band * BAND, BAND)
     return matrix, (band * BAND + within % height).to(tl.int64), (within // height).to(tl.int64)
 
 
 @triton.jit
 def tile(origin, row_stride, column_stride, rows, columns):
-    """(pointer, offsets) of a tile, rows and columns counted from its origin."""
+    """(pointer, offsets) of a tile; rows and columns are relative to its origin."""
     return origin, rows[:, None] * row_stride + columns[None, :] * column_stride
 
 
 @triton.jit
-def right(operand, group, start, columns, m_columns, lanes):
-    """The right operand of a plain product, a matrix [G, N, K], from column ``start``."""
+def b_operand(operand, group, start, columns, m_columns, k_range):
+    """The B operand of a plain product, a matrix [G, N, K], from column ``start``."""
     origin = operand[0] + group * operand[1] + start * operand[2]
-    offsets = columns[None, :] * operand[2] + lanes[:, None] * operand[3]
+    offsets = columns[None, :] * operand[2] + k_range[:, None] * operand[3]
     return origin, offsets, m_columns[None, :], 0, operand[3]

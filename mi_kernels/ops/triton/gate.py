@@ -1,7 +1,7 @@
-"""The gated forms on Triton: the kernel of the interaction with the gate for its epilogue.
+"""The gated forms on Triton: the kernel of the interaction with a gate epilogue.
 
-The diagonal form makes gate and shift in one pass over z. Compiled ahead of time and interpreted, not yet run
-on a GPU.
+The diagonal form computes gate and shift in one pass over z. Compiled ahead of time and interpreted, not yet
+run on a GPU.
 """
 
 from torch import Tensor

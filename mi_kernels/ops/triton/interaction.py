@@ -14,12 +14,12 @@ from mi_kernels.ops.interaction.portable import out_features
 from mi_kernels.ops.triton.host import (
     SHORT,
     contraction,
+    fused_reduction,
+    fused_reduction_parts,
     groups_of,
-    paired,
-    paired_parts,
-    rows_at_once,
+    max_rows,
+    nonempty,
     weight_grad,
-    with_features,
 )
 
 Maybe = Tensor | None
@@ -35,7 +35,7 @@ def forward(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Mayb
 def packed_forward(
     x: Tensor, z: Tensor, weight: Tensor, packed_weight: Tensor, weight_z: Maybe, weight_x: Maybe, bias: Maybe
 ) -> Tensor:
-    """y of ``mi_kernels::interaction_packed``: these kernels read W as it lies."""
+    """y of ``mi_kernels::interaction_packed``: these kernels read W in place."""
     return forward(x, z, weight, weight_z, weight_x, bias)
 
 
@@ -51,7 +51,7 @@ def input_grads(
 ) -> tuple[Tensor, Tensor]:
     """dx and dz of ``mi_kernels::interaction_input_grads``."""
     dx, dz = x.new_empty(x.shape if want_x else (0,)), z.new_empty(z.shape if want_z else (0,))
-    weight, by_x, by_z = with_features(weight), transposed(weight_x), transposed(weight_z)
+    weight, by_x, by_z = nonempty(weight), transposed(weight_x), transposed(weight_z)
     is_short = x.shape[-1] <= SHORT < z.shape[-1]
     if weight is not None and want_z and (want_x or not is_short):
         if is_short:
@@ -80,9 +80,9 @@ def fused_grads(
     dx: Maybe,
     dz: Tensor,
 ) -> None:
-    """Write dx, unless it is None, and dz from one T for both."""
+    """Write dz, and dx unless it is None, from one T."""
     weight = weight.transpose(-3, -1)  # [X, Z, O]
-    step = rows_at_once(grad, x, weight)
+    step = max_rows(grad, x, weight)
     for start in range(0, grad.shape[-2], step):
         rows = slice(start, start + step)
         fused_grads_by_rows(
@@ -107,11 +107,11 @@ def fused_grads_by_rows(
     dx: Maybe,
     dz: Tensor,
 ) -> None:
-    """`fused_grads` of so many rows that the partial sums of dz are small."""
-    y, parts = dx, 1 if dx is None else paired_parts(grad, x, weight)
+    """`fused_grads` of a batch whose partial sums of dz are small enough."""
+    y, parts = dx, 1 if dx is None else fused_reduction_parts(grad, x, weight)
     if parts > 1:
         y = x.new_empty(parts, groups_of(x), *x.shape[-2:], dtype=accumulation_dtype(x.dtype))
-    sums = paired(y, grad, z, weight, x, by_x, dz if by_z is None else None)
+    sums = fused_reduction(y, grad, z, weight, x, by_x, dz if by_z is None else None)
     if dx is not None and parts > 1:
         contraction(dx, grad, grad, weight_x=by_x, sums=y)
     if sums is not None:

@@ -1,21 +1,21 @@
-"""The kernels: a tile of a result each, made by the engine's main loop and finished by an epilogue.
+"""The kernels: a program computes a tile of the result with the engine's main loop and an epilogue.
 
-    interaction    y, dx, dz, dx with dz, gates: rows of the batch stand in the rows of a tile
-    weight_grads   dW, dU, dV: rows of the batch are summed over
-    softmax_gate   the rows of a gate whose activation normalises over them
+    interaction    y, dx, dz, dx with dz, gates: rows of the batch are rows of a tile
+    weight_grads   dW, dU, dV: sums over the rows of the batch
+    softmax_gate   gates whose activation normalises over a row
 
-Sizes M, N of the result and I, K of the sums are those of the call (interaction/triton.py names them).
+Sizes M, N of the result and I, K of the sums are those of the call (docstring of interaction.py).
 
-Triton compiles a kernel anew where a size or a stride is 1, divides by 16, or does neither. In how many parts
-a sum is made changes with the batch and helps no load, so of that only 1 counts. (The same was tried for M: a
-kernel spilled then, at 10.0 in tf32.)
+Triton specialises a kernel on whether each size and stride is 1, divisible by 16, or neither. The number of
+parts of a sum changes with the batch and does not affect loads, so it is specialised on 1 only. (The same was
+tried for M: a kernel then spilled, at 10.0 in tf32.)
 """
 
 import triton
 import triton.language as tl
 
 from mi_kernels.ops.triton import activations
-from mi_kernels.ops.triton.engine import accumulate, remaining, right, tile, tile_of
+from mi_kernels.ops.triton.engine import accumulate, b_operand, remaining, tile, tile_index
 
 
 @triton.jit
@@ -26,14 +26,14 @@ def gated(acc, shift, b_gate, scale_offset, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def number(value, DTYPE: tl.constexpr):
-    """[1, 1] in the dtype of accumulation."""
+    """A [1, 1] tensor in the accumulation dtype."""
     return tl.full([1, 1], value, tl.float64).to(DTYPE)
 
 
 @triton.jit(do_not_specialize_on_alignment=["splits", "parts"])
 def interaction(
     y,  # (pointer, strides of split, group, row, column), or None
-    p,  # pointer: what the activation is taken of, laid out as y; or None
+    p,  # pointer: the gate before its activation, with the strides of y; or None
     x,  # (pointer, strides of group, row, k)   [G, M, K]
     z,  # (pointer, strides of group, row, i)   [G, M, I]
     w,  # (pointer, strides of group, column, i, k)   [G, N, I, K], or None
@@ -49,9 +49,9 @@ def interaction(
     N,
     I,  # noqa: E741
     K,
-    splits,  # parts of the sum over i, each a program of its own
-    parts,  # how many partial sums there are
-    scale_offset: tl.float64,  # Triton's own choice for a number is float32
+    splits,  # parts of the sum over i, one program each
+    parts,  # number of partial sums to add
+    scale_offset: tl.float64,  # else Triton passes a float as float32
     ACTIVATION: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -62,13 +62,14 @@ def interaction(
     BK: tl.constexpr,
 ):
     """y = gate(z^T W x + U z + V x + bias + sums, C z + shift bias); dz_i = sum_n x (W_i x)."""
-    matrix, down, across = tile_of(M, N, BM, BN)
+    matrix, m_tile_index, n_tile_index = tile_index(M, N, BM, BN)
     group, split = (matrix // splits).to(tl.int64), (matrix % splits).to(tl.int64)
-    row, column = down * BM, across * BN
-    rows, columns, lanes = tl.arange(0, BM).to(INDEX), tl.arange(0, BN).to(INDEX), tl.arange(0, BK).to(INDEX)
+    row, column = m_tile_index * BM, n_tile_index * BN
+    rows, columns = tl.arange(0, BM).to(INDEX), tl.arange(0, BN).to(INDEX)
+    k_range = tl.arange(0, BK).to(INDEX)
     m_rows, m_columns = rows < remaining(M, row, BM), columns < remaining(N, column, BN)
     m_tile = m_rows[:, None] & m_columns[None, :]
-    p_x, o_x = tile(x[0] + group * x[1] + row * x[2], x[2], x[3], rows, lanes)
+    p_x, o_x = tile(x[0] + group * x[1] + row * x[2], x[2], x[3], rows, k_range)
     a_x = p_x, o_x, m_rows[:, None], x[3]
     p_z = z[0] + group * z[1] + row * z[2]
     acc = tl.zeros((BM, BN), ACCUMULATE)
@@ -80,24 +81,24 @@ def interaction(
         pair = None
         if dz is not None:
             b_gate = result_tile(gate, group, row, column, rows, columns, m_tile)
-            p_dz = dz[0] + across * dz[1] + group * dz[2] + row * dz[3] + start * dz[4]
+            p_dz = dz[0] + n_tile_index * dz[1] + group * dz[2] + row * dz[3] + start * dz[4]
             pair = b_gate, p_dz, rows * dz[3], m_rows, dz[4]
-        p_w, o_w = tile(w[0] + group * w[1] + column * w[2] + start * w[3], w[4], w[2], lanes, columns)
+        p_w, o_w = tile(w[0] + group * w[1] + column * w[2] + start * w[3], w[4], w[2], k_range, columns)
         b_w = p_w, o_w, m_columns[None, :], w[3], w[4]
         s = p_z + start * z[3], rows * z[2], m_rows, z[3]
         acc, shift = accumulate(
             acc, shift, a_x, b_w, None, s, pair, count, 0, K, y is not None, STYLE, PRECISION, BK
         )
     if u is not None:
-        p_z, o_z = tile(p_z, z[2], z[3], rows, lanes)
+        p_z, o_z = tile(p_z, z[2], z[3], rows, k_range)
         a_z = p_z, o_z, m_rows[:, None], z[3]
-        b_u = right(u, group, column, columns, m_columns, lanes)
+        b_u = b_operand(u, group, column, columns, m_columns, k_range)
         b_c = None
         if shift_weight is not None:
-            b_c = right(shift_weight, group, column, columns, m_columns, lanes)
+            b_c = b_operand(shift_weight, group, column, columns, m_columns, k_range)
         acc, shift = accumulate(acc, shift, a_z, b_u, b_c, None, None, 1, 0, I, True, "plain", PRECISION, BK)
     if v is not None:
-        b_v = right(v, group, column, columns, m_columns, lanes)
+        b_v = b_operand(v, group, column, columns, m_columns, k_range)
         acc, shift = accumulate(acc, shift, a_x, b_v, None, None, None, 1, 0, K, True, "plain", PRECISION, BK)
     if y is not None:
         if bias is not None:
@@ -144,7 +145,7 @@ def weight_grads(
     N,
     I,  # noqa: E741
     B,
-    splits,  # parts of the batch, each a program of its own
+    splits,  # parts of the batch, one program each
     each,  # rows of a part
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -155,19 +156,20 @@ def weight_grads(
     BK: tl.constexpr,
 ):
     """dW[o, i, j] = sum_b (g[b, o] z[b, i]) x[b, j] of a tile of o and j; without z the product g^T x."""
-    matrix, down, across = tile_of(M, N, BM, BN)
+    matrix, m_tile_index, n_tile_index = tile_index(M, N, BM, BN)
     split, i = (matrix % splits).to(tl.int64), (matrix // splits % I).to(tl.int64)
     group = (matrix // splits // I).to(tl.int64)
-    out_feature, column = down * BM, across * BN
-    outs, columns, lanes = tl.arange(0, BM).to(INDEX), tl.arange(0, BN).to(INDEX), tl.arange(0, BK).to(INDEX)
+    out_feature, column = m_tile_index * BM, n_tile_index * BN
+    outs, columns = tl.arange(0, BM).to(INDEX), tl.arange(0, BN).to(INDEX)
+    k_range = tl.arange(0, BK).to(INDEX)
     m_outs, m_columns = outs < remaining(M, out_feature, BM), columns < remaining(N, column, BN)
     first = split * each
     last = tl.minimum(first + each, B)
-    p_g, o_g = tile(g[0] + group * g[1] + out_feature * g[3], g[3], g[2], outs, lanes)
-    p_x, o_x = tile(x[0] + group * x[1] + column * x[3], x[2], x[3], lanes, columns)
+    p_g, o_g = tile(g[0] + group * g[1] + out_feature * g[3], g[3], g[2], outs, k_range)
+    p_x, o_x = tile(x[0] + group * x[1] + column * x[3], x[2], x[3], k_range, columns)
     s = None
     if z is not None:
-        s = z[0] + group * z[1] + i * z[3], lanes * z[2], z[2]
+        s = z[0] + group * z[1] + i * z[3], k_range * z[2], z[2]
     acc = tl.zeros((BM, BN), ACCUMULATE)
     a_g, b_x = (p_g, o_g, m_outs[:, None], g[2]), (p_x, o_x, m_columns[None, :], 0, x[2])
     acc, _ = accumulate(acc, acc, a_g, b_x, None, s, None, 1, first, last, True, STYLE, PRECISION, BK)
@@ -180,7 +182,7 @@ def weight_grads(
 def softmax_gate(
     y,  # (pointer, stride of row)
     p,  # the same, or None
-    gate,  # (pointer, stride of row), in the dtype of accumulation
+    gate,  # (pointer, stride of row), in the accumulation dtype
     shift,  # the same, or None
     x,  # (pointer, strides of row, column)
     N,

@@ -1,4 +1,4 @@
-"""Starts kernels: on the device of the tensors and its current stream, unless there is nothing to do."""
+"""Kernel launches on the device of the tensors and its current stream; empty grids are skipped."""
 
 import contextlib
 import functools
@@ -14,14 +14,14 @@ from mi_kernels.ops.triton.tiles import AMD
 
 
 class Target(NamedTuple):
-    """What kernels are compiled for: compute capability, and whether Triton is older than 3.9."""
+    """The compilation target: compute capability, and whether Triton is older than 3.9."""
 
     capability: tuple[int, int]
     old: bool
 
 
 class Launch(NamedTuple):
-    """One kernel with its arguments, constants included, and its options."""
+    """A kernel with its arguments, including constexprs, and its options."""
 
     kernel: Any
     programs: int
@@ -39,7 +39,7 @@ _OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
 
 
 class _Recorders(threading.local):
-    """Of this thread alone: autograd starts kernels in others."""
+    """Per thread, since autograd launches kernels in other threads."""
 
     def __init__(self) -> None:
         self.stack: list[Recorder] = []
@@ -54,7 +54,7 @@ def _device_target(index: int | None) -> Target:
 
 
 def target(device: torch.device) -> Target:
-    """The target of a device; the interpreter computes what the kernels of capability 8.0 would."""
+    """The target of a device; the interpreter uses the choices for capability 8.0."""
     if _recorders.stack:
         return _recorders.stack[-1].target
     return _device_target(device.index) if device.type == "cuda" else Target((8, 0), _OLD)
@@ -63,13 +63,13 @@ def target(device: torch.device) -> Target:
 def launch(
     device: torch.device, kernel: Any, programs: int, arguments: dict[str, Any], warps: int, stages: int
 ) -> None:
-    """Run ``programs`` instances of a kernel; none where the result is empty.
+    """Launch ``programs`` instances of a kernel; does nothing if there are none.
 
-    Raises ValueError: there are more than the grid of a GPU holds.
+    Raises ValueError: the grid of a GPU cannot have that many.
     """
     if programs == 0:
         return
-    # Stated because the default depends on the version; a product of floats is not to be rounded twice.
+    # enable_fp_fusion is explicit as its default depends on the version; fma avoids a second rounding.
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     if _recorders.stack:
         _recorders.stack[-1].launches.append(Launch(kernel, programs, arguments, options))
@@ -86,9 +86,9 @@ def launch(
 
 @contextlib.contextmanager
 def recording(capability: tuple[int, int], old: bool = _OLD) -> Iterator[list[Launch]]:
-    """Kernels are listed instead of started, as they would be on a device of this capability.
+    """Record launches instead of executing them, as for a device of this capability.
 
-    Meta tensors can stand for real ones.
+    Operands may be meta tensors.
     """
     recorder = Recorder(Target(capability, old), [])
     _recorders.stack.append(recorder)
@@ -99,7 +99,7 @@ def recording(capability: tuple[int, int], old: bool = _OLD) -> Iterator[list[La
 
 
 def operand(tensor: Tensor | None, dims: int) -> tuple[Any, ...] | None:
-    """A tensor with its strides, as kernels take it; missing leading dimensions have stride 0."""
+    """The kernel argument (tensor, strides...); missing leading dimensions have stride 0."""
     return None if tensor is None else (tensor, *(0,) * (dims - tensor.dim()), *tensor.stride())
 
 

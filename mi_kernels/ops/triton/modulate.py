@@ -1,11 +1,11 @@
 """Modulation and its gradients in Triton: one read of each operand, one write of each result.
 
-Compiled ahead of time and run in Triton's interpreter, not on a GPU. Tiles and axes are laid out in axes.py.
+Compiled ahead of time and run in Triton's interpreter, not on a GPU. Axes and tiles: modulate_tiling.py.
 
-The gradients come from one pass. The axes over which dscale and dshift are summed are those in which scale
-does not vary, so a program loads its scale once, walks the tiles of its share of a sum, and keeps the sums of
-the tile's elements in registers. Where several programs share one sum, their parts go to scratch, at most
-``axes.FEW_PROGRAMS`` tiles' sums of them, and a second kernel adds those in a fixed order: no atomics.
+The gradients are computed in one pass. dscale and dshift are summed over the axes in which scale does not
+vary, so a program loads its scale once, loops over the tiles of its part of a sum, and keeps elementwise
+partial sums in registers. Where several programs share a sum, their partial sums go to scratch (at most
+``axes.FEW_PROGRAMS`` tiles) and a second kernel adds them in a fixed order: no atomics.
 """
 
 import torch
@@ -20,7 +20,7 @@ from mi_kernels.ops.triton import modulate_tiling as axes
 from mi_kernels.ops.triton.launch import cdiv, launch
 
 Maybe = Tensor | None
-# The second kernel's tile: its rows are splits. Few columns, so that few results still make several programs.
+# The second kernel's tile: its rows are splits. Few columns, so that few results still use several programs.
 FINISH, FINISH_COLUMNS = 1024, 64
 
 
@@ -34,13 +34,13 @@ def _widened(t):
 
 @triton.jit
 def _number(number, like):
-    """[1, 1] in the dtype of a tensor."""
+    """A [1, 1] tensor in the dtype of ``like``."""
     return tl.full([1, 1], number, tl.float64).to(like.dtype)
 
 
 @triton.jit
 def _offset(index, sizes, strides):
-    """Where place ``index`` on three axes, the last of which is the fastest, lies in memory."""
+    """The memory offset of a linear index over three axes, the last of which is the fastest."""
     offset = (index * 0).to(tl.int64)
     for a in tl.static_range(3):
         offset += (index % sizes[2 - a]).to(tl.int64) * strides[2 - a]
@@ -50,7 +50,7 @@ def _offset(index, sizes, strides):
 
 @triton.jit
 def _pointers(p, strides, offset, i_m, i_n, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr):
-    """[BM or 1, BN or 1], an axis of 1 where the operand does not vary."""
+    """Pointers [BM or 1, BN or 1]: size 1 along an axis in which the operand does not vary."""
     p += offset
     if BY_ROW:
         p += i_m[:, None] * strides[0]
@@ -77,8 +77,8 @@ def _loaded(p, strides, offset, i_m, i_n, m_m, m_n, BY_ROW: tl.constexpr, BY_COL
     return _widened(tl.load(_pointers(p, strides, offset, i_m, i_n, BY_ROW, BY_COLUMN), m, other=0.0))
 
 
-# The numbers of rows and of what lies outside of a tile change from call to call; only 1 is compiled in. They
-# are arguments of their own because Triton specialises whatever stands in a tuple.
+# Sizes that change from call to call are specialised on 1 only. They are separate arguments because Triton
+# always specialises the elements of a tuple.
 _OUTER, _DEPTH = ("outer_0", "outer_1", "outer_2"), ("depth_0", "depth_1", "depth_2")
 _SIZES_THAT_CHANGE = ("M", *_OUTER, *_DEPTH, "splits")
 
@@ -89,13 +89,13 @@ def _modulate_kernel(
     p_y,
     p_scale,
     p_shift,  # or None
-    scale_offset: tl.float64,  # Triton's own choice for a number is float32
+    scale_offset: tl.float64,  # else Triton passes a float as float32
     M,
     N,
-    outer_0,  # of the outer axes
+    outer_0,  # sizes of the outer axes
     outer_1,
     outer_2,
-    x_strides,  # by rows, by columns, (by outer axes), (none); the same of the others
+    x_strides,  # row, column, (outer axes), (depth axes); likewise below
     y_strides,
     scale_strides,
     shift_strides,
@@ -140,10 +140,10 @@ def _summed(b_sum, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit(do_not_specialize_on_alignment=_SIZES_THAT_CHANGE)
 def _modulate_grads_kernel(
     p_grad,
-    p_x,  # or None, as every operand and result that has no part in the call
+    p_x,  # operands and results that are not used are None
     p_scale,
     p_dx,
-    p_dscale,  # the result, or one of it for each split
+    p_dscale,  # the result, or partial sums [splits, ...]
     p_dshift,
     scale_offset: tl.float64,
     M,
@@ -151,7 +151,7 @@ def _modulate_grads_kernel(
     outer_0,
     outer_1,
     outer_2,
-    depth_0,  # of the axes of the loop
+    depth_0,  # sizes of the depth axes
     depth_1,
     depth_2,
     grad_strides,
@@ -172,49 +172,49 @@ def _modulate_grads_kernel(
     outer_sizes, depth_sizes = (outer_0, outer_1, outer_2), (depth_0, depth_1, depth_2)
     n_tiles, m_tiles = tl.cdiv(N, BN), tl.cdiv(M, BM)
     program = tl.program_id(0)
-    place, i_split = program // splits, program % splits
-    m_first, n_first = place * 0, place * 0
+    i_outer, i_split = program // splits, program % splits
+    m_first, n_first = i_outer * 0, i_outer * 0
     steps, m_steps, n_steps = depth_sizes[0] * depth_sizes[1] * depth_sizes[2], 1, 1
     if REDUCE_COLUMNS:
         n_steps = n_tiles
     else:
-        n_first = place % n_tiles
-        place = place // n_tiles
+        n_first = i_outer % n_tiles
+        i_outer = i_outer // n_tiles
     if REDUCE_ROWS:
         m_steps = m_tiles
     else:
-        m_first = place % m_tiles
-        place = place // m_tiles
+        m_first = i_outer % m_tiles
+        i_outer = i_outer // m_tiles
     steps = steps * m_steps * n_steps
-    share = tl.cdiv(steps, splits)
+    steps_per_split = tl.cdiv(steps, splits)
 
     i_m = m_first.to(tl.int64) * BM + tl.arange(0, BM)
     i_n = n_first.to(tl.int64) * BN + tl.arange(0, BN)
     if p_scale is not None:
-        # The loop walks axes over which scale does not vary.
-        o = _offset(place, outer_sizes, scale_strides[2])
+        # Outside the loop, whose axes are those in which scale does not vary.
+        o = _offset(i_outer, outer_sizes, scale_strides[2])
         m_m, m_n = i_m < M, i_n < N
         b_scale = _loaded(p_scale, scale_strides, o, i_m, i_n, m_m, m_n, SCALE_BY_ROW, SCALE_BY_COLUMN)
         b_gate = activations.value(ACTIVATION, b_scale) + _number(scale_offset, b_scale)
     wide = tl.float64 if p_grad.dtype.element_ty == tl.float64 else tl.float32
     sum_scale, sum_shift = tl.zeros([BM, BN], wide), tl.zeros([BM, BN], wide)
-    o_grad = _offset(place, outer_sizes, grad_strides[2])
-    o_sum = _offset(place, outer_sizes, sum_strides[2]) + i_split.to(tl.int64) * sum_size
-    first = i_split * share
-    for turn in tl.range(0, tl.minimum(share, steps - first)):
-        step = first + turn
+    o_grad = _offset(i_outer, outer_sizes, grad_strides[2])
+    o_sum = _offset(i_outer, outer_sizes, sum_strides[2]) + i_split.to(tl.int64) * sum_size
+    first = i_split * steps_per_split
+    for i_step in tl.range(0, tl.minimum(steps_per_split, steps - first)):
+        step = first + i_step
         j_m = (m_first + step // n_steps % m_steps).to(tl.int64) * BM + tl.arange(0, BM)
         j_n = (n_first + step % n_steps).to(tl.int64) * BN + tl.arange(0, BN)
-        m_m, m_n, deep = j_m < M, j_n < N, step // (n_steps * m_steps)
-        o = o_grad + _offset(deep, depth_sizes, grad_strides[3])
+        m_m, m_n, i_depth = j_m < M, j_n < N, step // (n_steps * m_steps)
+        o = o_grad + _offset(i_depth, depth_sizes, grad_strides[3])
         b_grad = _loaded(p_grad, grad_strides, o, j_m, j_n, m_m, m_n, True, True)
         if p_dshift is not None:
             sum_shift += b_grad
         if p_x is not None:
-            o = _offset(place, outer_sizes, x_strides[2]) + _offset(deep, depth_sizes, x_strides[3])
+            o = _offset(i_outer, outer_sizes, x_strides[2]) + _offset(i_depth, depth_sizes, x_strides[3])
             sum_scale += _loaded(p_x, x_strides, o, j_m, j_n, m_m, m_n, True, True) * b_grad
         if p_dx is not None:
-            o = _offset(place, outer_sizes, dx_strides[2]) + _offset(deep, depth_sizes, dx_strides[3])
+            o = _offset(i_outer, outer_sizes, dx_strides[2]) + _offset(i_depth, depth_sizes, dx_strides[3])
             p = _pointers(p_dx, dx_strides, o, j_m, j_n, True, True)
             tl.store(p, (b_gate * b_grad).to(p.dtype.element_ty), m_m[:, None] & m_n[None, :])
 
@@ -243,13 +243,13 @@ def _add_splits_kernel(p_parts, p_out, size, splits, BS: tl.constexpr, BN: tl.co
 
 
 def _strides(tensor: Tensor, shape: torch.Size) -> tuple[int, ...]:
-    """0 where the tensor broadcasts to this shape."""
+    """Strides, 0 where the tensor broadcasts to this shape."""
     pairs = zip(tensor.stride(), tensor.shape, shape, strict=True)
     return tuple(0 if own != size else stride for stride, own, size in pairs)
 
 
 def _sizes(plan: axes.Tiling, *names: tuple[str, ...]) -> dict[str, int]:
-    """Arguments M, N and the sizes of the other axes, by these names."""
+    """The arguments M and N, and the sizes of the other axes by their names."""
     M, N, *others = plan.sizes
     sizes = {"M": M, "N": N}
     for group, values in zip(names, others, strict=False):
@@ -299,7 +299,7 @@ def modulate_grads(
     dshift = make(shift_size if want_shift else 0)
     if x.numel() == 0:
         return dx, dscale, dshift
-    # One pass, unless dshift is summed over other axes than dscale: then g is read once more for it.
+    # One pass, unless dshift is summed over other axes than dscale; then a second pass reads g for it.
     same = tuple(shift_size) == tuple(scale.shape)
     for wants in ((want_x, want_scale, want_shift and same), (False, False, want_shift and not same)):
         results = [t if wanted else None for t, wanted in zip((dx, dscale, dshift), wants, strict=True)]
@@ -319,7 +319,7 @@ def _pass(
     dscale: Maybe,
     dshift: Maybe,
 ) -> bool:
-    """Writes the results that are there; whether the axes are few enough."""
+    """Write the results that are not None; False if there are too many axes."""
     sums = [t for t in (dscale, dshift) if t is not None]
     reduced = tuple(own != size for own, size in zip((*sums, x)[0].shape, x.shape, strict=True))
     operands = (

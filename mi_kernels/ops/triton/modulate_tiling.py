@@ -1,4 +1,4 @@
-"""Axes of an elementwise call, as few as its strides allow, and how tiles are laid over them."""
+"""Tilings of elementwise calls: their axes, merged as far as strides allow, and the tiles over them."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mi_kernels.ops.triton import interpreting
 
 Strides = tuple[int, ...]
-MOST = 3  # axes that a program walks beside those of its tile, kept ones and reduced ones
+MAX_AXES = 3  # beside those of a tile, of kept and of reduced axes each
 
 
 class Axis(NamedTuple):
@@ -18,10 +18,10 @@ class Axis(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """Which axes a tile covers, which the grid and which a program's loop.
+    """The axes of a tile, of the grid and of the loop of a program.
 
-    A tile is [BM, BN]; its columns are the axis in which y is contiguous. ``outer`` are kept axes, ``depth``
-    reduced ones, each padded to three. ``splits`` programs share the sum that makes one result.
+    A tile is [BM, BN]; its columns are the axis in which y is contiguous. ``outer`` are the other kept axes,
+    ``depth`` the other reduced ones, each padded to three. ``splits`` programs share the sum of one result.
     """
 
     rows: Axis
@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
     splits: int
 
     def strides(self, operand: int) -> tuple[int, int, Strides, Strides]:
-        """Of one operand: by rows, by columns, by the outer axes, by the axes of the loop."""
+        """Strides of one operand: row, column, outer axes, depth axes."""
         row, column = (axis.strides[operand] for axis in (self.rows, self.columns))
         outer, depth = (tuple(axis.strides[operand] for axis in axes) for axes in (self.outer, self.depth))
         return row, column, outer, depth
@@ -49,13 +49,13 @@ class Tiling(NamedTuple):
 
     @property
     def programs(self) -> int:
-        """Programs of one split."""
+        """Programs per split."""
         tiles = _tiles(self.rows, self.BM, False) * _tiles(self.columns, self.BN, False)
         return math.prod(axis.size for axis in self.outer) * tiles
 
     @property
     def steps(self) -> int:
-        """Tiles that make one result."""
+        """Tiles summed into one result."""
         tiles = _tiles(self.rows, self.BM, True) * _tiles(self.columns, self.BN, True)
         return math.prod(axis.size for axis in self.depth) * tiles
 
@@ -65,9 +65,9 @@ def _tiles(axis: Axis, block: int, reduced: bool) -> int:
 
 
 def collapse(shape: Sequence[int], operands: Sequence[Strides], reduced: Sequence[bool]) -> list[Axis]:
-    """The axes in the order in which the first operand, a dense one, lies in memory; the last is the fastest.
+    """The axes in the memory order of the first operand, which is dense; the last is the fastest.
 
-    Neighbours become one axis where they are one for every operand, and of one kind.
+    Adjacent axes are merged if they are contiguous in every operand and both kept or both reduced.
     """
     axes = [
         Axis(size, tuple(strides[d] for strides in operands), reduced[d])
@@ -86,14 +86,14 @@ def collapse(shape: Sequence[int], operands: Sequence[Strides], reduced: Sequenc
     return merged
 
 
-# Bytes of a tile: 32 of each operand for each of 128 threads, two loads of 16 bytes under way at once.
+# Bytes of a tile: 32 of each operand per thread (of 128), which is two 16-byte loads in flight.
 TILE_BYTES, WARPS = 4096, 4
-# Where there are fewer programs than a large GPU holds at once (132 processors with 8 of them), tiles shrink
-# to a quarter and sums are split. The interpreter runs one program after the other, in milliseconds each.
+# With fewer programs than a large GPU holds at once (8 on each of 132 multiprocessors), tiles shrink to as
+# little as a quarter and sums are split. The interpreter runs programs one by one, in milliseconds each.
 FEW_PROGRAMS = 8 if interpreting() else 1024
-# Tiles of one split, at least: their sums, in float32, are then a small part of what was read.
+# Minimum tiles per split, so that partial sums, in float32, are a small part of the traffic.
 STEPS_OF_A_SPLIT = 4
-# Columns of a tile where a scale serves many rows, so that its activation is computed for several at once.
+# Maximum columns of a tile where rows share a scale, so that one activation serves several rows.
 SHARED_COLUMNS = 512
 
 
@@ -101,39 +101,39 @@ SHARED_COLUMNS = 512
 def tiling(
     shape: tuple[int, ...], operands: tuple[Strides, ...], reduced: tuple[bool, ...], itemsize: int
 ) -> Tiling | None:
-    """How to walk these operands; None where they alternate between more axes than the kernels take."""
+    """The tiling of these operands; None if kept and reduced axes are more than the kernels support."""
     axes = collapse(shape, operands, reduced)
     unit = Axis(1, (0,) * len(operands), False)
     columns = axes.pop() if axes else unit
-    # Rows of the other kind than the columns, so that one of the two is summed within the tile.
+    # One of rows and columns is reduced if possible, so that it is summed within the tile.
     other = [axis for axis in axes if axis.reduced != columns.reduced]
     rows = other[-1] if other else (axes[-1] if axes else unit._replace(reduced=columns.reduced))
     axes = [axis for axis in axes if axis is not rows]
     outer, depth = ([axis for axis in axes if axis.reduced == kind] for kind in (False, True))
-    if max(len(outer), len(depth)) > MOST:
+    if max(len(outer), len(depth)) > MAX_AXES:
         return None
-    outer, depth = ([unit] * (MOST - len(kind)) + kind for kind in (outer, depth))
-    made = Tiling(rows, columns, tuple(outer), tuple(depth), BM=1, BN=1, splits=1)
+    outer, depth = ([unit] * (MAX_AXES - len(kind)) + kind for kind in (outer, depth))
+    result = Tiling(rows, columns, tuple(outer), tuple(depth), BM=1, BN=1, splits=1)
     elements = total = TILE_BYTES // itemsize
     while elements >= total // 4:
-        made = _with_tile(made, elements)
-        if made.programs * made.steps >= FEW_PROGRAMS:
+        result = _with_tile(result, elements)
+        if result.programs * result.steps >= FEW_PROGRAMS:
             break
         elements //= 2
-    splits = max(1, min(made.steps // STEPS_OF_A_SPLIT, FEW_PROGRAMS // made.programs))
-    return made._replace(splits=splits)
+    splits = max(1, min(result.steps // STEPS_OF_A_SPLIT, FEW_PROGRAMS // result.programs))
+    return result._replace(splits=splits)
 
 
-def _with_tile(made: Tiling, elements: int) -> Tiling:
-    shared = made.rows.size > 1 and any(stride == 0 for stride in made.rows.strides)
+def _with_tile(tiling: Tiling, elements: int) -> Tiling:
+    shared = tiling.rows.size > 1 and any(stride == 0 for stride in tiling.rows.strides)
     most = min(elements, SHARED_COLUMNS) if shared else elements
-    most = min(most, _power(made.columns.size))
-    # The widest block among those that waste about the fewest lanes. Of a long axis all waste next to none,
-    # so that its block does not change with every size.
+    most = min(most, _power(tiling.columns.size))
+    # The widest block among those with about the least padding. A long axis has little with any block, so its
+    # block does not change with every size.
     blocks = (most, most // 2 or 1, most // 4 or 1)
-    covered = {block: -(-made.columns.size // block) * block for block in blocks}
-    BN = max(block for block, lanes in covered.items() if 16 * lanes <= 17 * min(covered.values()))
-    return made._replace(BM=min(elements // BN, _power(made.rows.size)), BN=BN)
+    covered = {block: -(-tiling.columns.size // block) * block for block in blocks}
+    BN = max(block for block, padded in covered.items() if 16 * padded <= 17 * min(covered.values()))
+    return tiling._replace(BM=min(elements // BN, _power(tiling.rows.size)), BN=BN)
 
 
 def _power(size: int) -> int:

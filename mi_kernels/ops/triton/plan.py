@@ -1,4 +1,4 @@
-"""What a call will launch and what scratch it takes: recorded from the call, on tensors without data."""
+"""The launches and the scratch of a call, recorded by running it on meta tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def without_data(*shapes: Sequence[int] | None, dtype: torch.dtype) -> list[Tens
 def record(
     kernel: Callable[..., Any], arguments: Sequence[Any], device: torch.device
 ) -> tuple[list[Launch], int]:
-    """The launches of a call, and the bytes of scratch that its largest launch has before it."""
+    """The launches of a call, and the largest scratch of any launch in bytes."""
     capability, old = target(device)
     with recording(capability, old) as launches:
         results = kernel(*arguments)
@@ -48,7 +48,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def describe(launches: Sequence[Launch]) -> tuple[str, str]:
-    """The name of the form that the launches take, and why, in words."""
+    """The name of the algorithm that the launches implement, and the reason in words."""
     for launch in launches:
         arguments = launch.arguments
         name = arguments.get("STYLE", "linear")

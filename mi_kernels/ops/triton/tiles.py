@@ -1,8 +1,8 @@
-"""Which tile a kernel runs with: a table of measured choices, else a heuristic. Nothing is tuned on a call.
+"""The choice of a kernel's tile: a table of measured choices, else a heuristic. Calls never autotune.
 
-`choose` is a pure function of a :class:`Problem`. ``TABLE`` is a part of the package, empty until someone has
-measured and committed it. Before it come the choices that ``python -m mi_kernels tune`` wrote for the user
-(``user_files.table``), if nobody else could have. Every choice, from wherever, passes :func:`valid`.
+`choose` is a pure function of a :class:`GemmProblem`. ``TABLE`` is part of the package and empty until
+measured choices are committed. The user's own choices, written by ``python -m mi_kernels tune``
+(``user_files.table``), have precedence if that file is trusted. Every choice must pass :func:`valid`.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ import torch
 from mi_kernels.ops import user_files
 
 TABLE = Path(__file__).with_name("table.json")
-# Stands for every GPU of AMD: 64 KiB of shared memory, one stage.
+# Placeholder for all AMD GPUs: 64 KiB of shared memory, one stage.
 AMD = (7, 5)
-# Shared memory of a thread block in bytes, and multiprocessors of the largest part, by compute capability.
+# Shared memory of a thread block in bytes, and multiprocessors of the largest GPU, by compute capability.
 _SHARED = {AMD: 64 << 10, (8, 0): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10}
 _SHARED_ELSEWHERE = 99 << 10
 _MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
 _MULTIPROCESSORS_ELSEWHERE = 128
 MAX_SPLITS = 32
 MAX_STAGES = 8
-LARGEST_BLOCK = 256  # for which host.WIDE_STRIDE keeps offsets within a tile in int32
-STEPS_OF_A_SPLIT = 8  # loop turns below which a part is all start and end
-FEW = 1 << 21  # elements of partial sums that stay in an L2 cache
+LARGEST_BLOCK = 256  # host.WIDE_STRIDE relies on it to keep offsets within a tile in int32
+STEPS_OF_A_SPLIT = 8  # minimum loop steps per split: below, prologue and epilogue dominate
+L2_ELEMENTS = 1 << 21  # elements of partial sums that stay in an L2 cache
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A kernel call as far as its tile depends on it.
+class GemmProblem:
+    """The properties of a kernel call that its tile depends on.
 
     Attributes:
         primitive: ``"forward"`` (with W), ``"linear"`` (without), ``"sum"`` (of partial sums alone),
@@ -43,14 +43,14 @@ class Problem:
             ``"matrix_grad"`` (dU, dV).
         dtype: of the operands.
         precision: ``"ieee"`` or ``"tf32"``, of float32 operands.
-        capability: of the device; (8, 0) stands for the interpreter.
+        capability: of the device; (8, 0) for the interpreter.
         old: whether Triton is older than 3.9.
-        aligned: whether tiles of all operands are read 16 bytes at a time (host.readable).
-        batch: products that run side by side (groups, and i of dW).
+        aligned: whether tiles of all operands are loaded 16 bytes at a time (host.vectorizable).
+        batch: number of independent products (groups, and i of dW).
         rows, columns: of the result.
         context, depth: lengths I and K of the sums.
-        second: whether a second product, the shift, runs beside the first.
-        gated: whether an activation and its factor follow the sum.
+        second: whether a second product, the shift, is computed along with the first.
+        gated: whether the epilogue has an activation and its factor.
     """
 
     primitive: str
@@ -69,7 +69,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The entry of the table: sizes count by the next power of two, and whether operands are aligned."""
+        """The key in the table: sizes rounded up to powers of two, and whether operands are aligned."""
         major, minor = self.capability
         sizes = (self.batch, self.rows, self.columns, self.context, self.depth)
         dtype = str(self.dtype).removeprefix("torch.")
@@ -83,7 +83,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Tile:
+class TileConfig:
     """Blocks of the result (BM, BN) and of the sum (BK), warps, pipeline stages and style (engine.py)."""
 
     BM: int
@@ -108,20 +108,20 @@ _STYLES = {
 }
 
 
-def styles(problem: Problem) -> tuple[str, ...]:
-    """Styles that compute a problem, the preferred one first."""
+def styles(problem: GemmProblem) -> tuple[str, ...]:
+    """Styles that can compute a problem, the preferred one first."""
     if problem.primitive != "forward":
         return _STYLES[problem.primitive]
-    # z x leaves the range of float16 though the sum need not. In float32 a sum of sums rounds less.
+    # z x may overflow float16 though the sum does not. In float32 a sum of sums rounds less.
     if problem.dtype in (torch.float16, torch.float32):
         return ("promoted",)
-    # A tile that stays pays where enough products follow it.
+    # Holding a tile in registers pays off if it is used for enough i.
     return ("held", "scaled", "promoted") if problem.context >= 16 else ("scaled", "promoted")
 
 
-def valid(tile: Tile, problem: Problem) -> bool:
-    """Whether a tile can run a problem: numbers, style, registers, shared memory and the Hopper hazard."""
-    if not sound(tile) or tile.style not in styles(problem):
+def valid(tile: TileConfig, problem: GemmProblem) -> bool:
+    """Whether a tile can run a problem: blocks, style, registers, shared memory and the Hopper hazard."""
+    if not is_well_formed(tile) or tile.style not in styles(problem):
         return False
     return (
         registers(tile, problem) <= 255
@@ -131,8 +131,8 @@ def valid(tile: Tile, problem: Problem) -> bool:
     )
 
 
-def sound(tile: Tile) -> bool:
-    """Whether a tile is one at all: blocks of powers of two, warps and stages that candidates have."""
+def is_well_formed(tile: TileConfig) -> bool:
+    """Whether block sizes are powers of two and warps, stages and style are known values."""
     blocks = all(
         16 <= size <= LARGEST_BLOCK and size & (size - 1) == 0 for size in (tile.BM, tile.BN, tile.BK)
     )
@@ -140,8 +140,8 @@ def sound(tile: Tile) -> bool:
     return blocks and known and tile.warps in (4, 8) and 1 <= tile.stages <= MAX_STAGES
 
 
-def _spills(tile: Tile, problem: Problem) -> bool:
-    """What the estimate of registers does not see, known from compiling ahead of time."""
+def _spills(tile: TileConfig, problem: GemmProblem) -> bool:
+    """Spills that the estimate of registers misses, known from ahead-of-time compilation."""
     size, item = tile.BM * tile.BN, problem.dtype.itemsize
     if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
         return False
@@ -155,7 +155,7 @@ def _spills(tile: Tile, problem: Problem) -> bool:
         return size > 64 * 64 or tile.BK * item > 64
     if problem.primitive == "input_grads":
         # At 128x128 mma spills 18 registers, and tf32 spills everywhere; 16 bits spill at 64x128 on mma.
-        # On 10.0 the sum over outputs beside that of V leaves no registers for deep tiles.
+        # On 10.0 the sum over outputs along with that of V leaves no registers for deep tiles.
         mma = problem.capability not in ((9, 0), (10, 0))
         if problem.capability == (10, 0) and size >= 128 * 128 and tile.BK > 32:
             return True
@@ -164,15 +164,15 @@ def _spills(tile: Tile, problem: Problem) -> bool:
     return widened and problem.capability[0] == 12 and size > 128 * 64
 
 
-def _wide_spills(problem: Problem) -> bool:
-    # Partial sums and an activation take as many registers as the sum itself: up to 1100 bytes are spilled.
-    # Beside a generated operand mma spills up to 430.
+def _wide_spills(problem: GemmProblem) -> bool:
+    # Partial sums and an activation need as many registers as the sum itself: up to 1100 bytes are spilled.
+    # With a generated operand mma spills up to 430.
     mma = problem.capability not in ((9, 0), (10, 0))
     return problem.gated or problem.primitive == "linear" or mma and problem.primitive != "matrix_grad"
 
 
-def _linear_spills(tile: Tile, problem: Problem) -> bool:
-    # ptxas gives up a few registers where it sees room for one more thread block.
+def _linear_spills(tile: TileConfig, problem: GemmProblem) -> bool:
+    # ptxas spills a few registers to fit one more thread block.
     size, four, item = tile.BM * tile.BN, tile.warps == 4, problem.dtype.itemsize
     deep = tile.stages > 2
     if problem.capability == (9, 0):
@@ -184,23 +184,23 @@ def _linear_spills(tile: Tile, problem: Problem) -> bool:
 
 
 def available_shared_memory(capability: tuple[int, int]) -> int:
-    """Bytes that a thread block can have."""
+    """Maximum bytes of a thread block."""
     return _SHARED.get(capability, _SHARED_ELSEWHERE)
 
 
-def _hazard(tile: Tile, problem: Problem) -> bool:
-    # Triton before 3.9 overwrites the registers of an operand that a wgmma still reads (triton issue 9433).
+def _hazard(tile: TileConfig, problem: GemmProblem) -> bool:
+    # Triton before 3.9 overwrites operand registers while a wgmma still reads them (triton issue 9433).
     scaled = tile.style in ("scaled", "held", "k_scaled")
     return scaled and problem.old and problem.capability == (9, 0) and tile.stages > 1
 
 
-# Tiles of results that a program holds beside the operands, where it is not one and one more for promotion.
+# Accumulator tiles of a program; for other primitives one, and one more if promoted.
 _ACCUMULATORS = {"input_grads": 3, "context_grad": 2}
 
 
-def registers(tile: Tile, problem: Problem) -> int:
-    """An estimate of registers per thread from above: accumulators, generated operand, addresses."""
-    words = 2 if problem.dtype == torch.float64 else 1
+def registers(tile: TileConfig, problem: GemmProblem) -> int:
+    """An upper estimate of registers per thread: accumulators, generated operand, addresses."""
+    registers_each = 2 if problem.dtype == torch.float64 else 1
     accumulators = _ACCUMULATORS.get(problem.primitive, 1 + problem.second + (tile.style == "promoted"))
     operand = tile.BM * tile.BK * problem.dtype.itemsize // 4
     if tile.style == "held":
@@ -208,11 +208,11 @@ def registers(tile: Tile, problem: Problem) -> int:
     elif tile.style not in ("scaled", "k_scaled"):
         operand = 0
     threads = 32 * tile.warps
-    return (accumulators * words * tile.BM * tile.BN + operand) // threads + 48
+    return (accumulators * registers_each * tile.BM * tile.BN + operand) // threads + 48
 
 
-def shared_memory(tile: Tile, problem: Problem) -> int:
-    """Bytes of the pipeline's buffers."""
+def shared_memory(tile: TileConfig, problem: GemmProblem) -> int:
+    """Bytes of the pipeline buffers."""
     left = 0 if tile.style == "held" else tile.BM
     right = tile.BN * (2 if problem.second else 1)
     item = 4 if _widened(problem) else problem.dtype.itemsize
@@ -220,16 +220,16 @@ def shared_memory(tile: Tile, problem: Problem) -> int:
     return buffers + (tile.BM + tile.BN) * tile.BK * item
 
 
-def _widened(problem: Problem) -> bool:
+def _widened(problem: GemmProblem) -> bool:
     return problem.primitive == "weight_grad" and problem.dtype == torch.float16
 
 
-def _on_tensor_cores(problem: Problem) -> bool:
+def _on_tensor_cores(problem: GemmProblem) -> bool:
     return problem.dtype != torch.float32 or problem.precision == "tf32"
 
 
-def candidates(problem: Problem) -> Iterator[Tile]:
-    """Valid tiles worth trying, the heuristic's own first: what a tuner measures."""
+def candidates(problem: GemmProblem) -> Iterator[TileConfig]:
+    """Valid tiles for the tuner to measure, that of the heuristic first."""
     seen = set()
     blocks = (
         (128, 128),
@@ -253,35 +253,37 @@ def candidates(problem: Problem) -> Iterator[Tile]:
                             yield other
 
 
-def _shaped(problem: Problem, most_rows: int, most_columns: int) -> Tile:
-    """A tile of at most this size that is not much larger than the problem."""
-    rows = min(max(_power(problem.rows), 16), most_rows)
-    columns = min(max(_power(problem.columns), 16), most_columns)
+def _shaped(problem: GemmProblem, max_rows: int, max_columns: int) -> TileConfig:
+    """A tile of at most this size, not much larger than the problem."""
+    rows = min(max(_power(problem.rows), 16), max_rows)
+    columns = min(max(_power(problem.columns), 16), max_columns)
     deepest = 128 // problem.dtype.itemsize if _on_tensor_cores(problem) else 16
     depth = max(min(_power(problem.depth), deepest), 16)
     warps = 8 if rows * columns >= 128 * 128 else 4
-    return Tile(rows, columns, depth, warps, 3 if problem.capability >= (8, 0) else 1, styles(problem)[0])
+    return TileConfig(
+        rows, columns, depth, warps, 3 if problem.capability >= (8, 0) else 1, styles(problem)[0]
+    )
 
 
-def _heuristic(problem: Problem) -> Tile:
+def _heuristic(problem: GemmProblem) -> TileConfig:
     if not _on_tensor_cores(problem) or problem.dtype == torch.float64:
-        # Before 9.0 the sums of 64x64 and their sums spill.
+        # Before 9.0 the accumulators of 64x64 and their partial sums spill.
         narrow = problem.dtype == torch.float32 and problem.capability < (9, 0)
         tile = _shaped(problem, 64, 32 if narrow and styles(problem) == ("promoted",) else 64)
         return _fitted(problem, replace(tile, stages=2, warps=8 if tile.BM * tile.BN == 64 * 64 else 4))
     if problem.primitive == "sum":
         return replace(_shaped(problem, 32, 128), stages=1)
-    if not problem.aligned:  # every element is loaded by itself, and has an address of its own
+    if not problem.aligned:  # scalar loads: every element has its own address
         tile = _shaped(problem, 64, 32 if problem.second else 64)
         depth = min(tile.BK, 64 // problem.dtype.itemsize)
         style = styles(problem)[0]
-        # A generated operand of twice this depth, and sums of sums with four warps, take 254 registers or
-        # spill; so does a widened operand. Eight warps have 128 each, which dz alone exceeds.
+        # A generated operand of twice this depth, and sums of sums with four warps, use 254 registers or
+        # spill; so does a widened operand. Eight warps have 128 registers each, too few for dz alone.
         if style in ("held", "scaled"):
             depth = 16
         widened = style == "k_scaled" and problem.dtype != torch.bfloat16
-        much = widened or style == "promoted" and problem.primitive != "context_grad"
-        eight = much and tile.BM * tile.BN == 64 * 64
+        many_registers = widened or style == "promoted" and problem.primitive != "context_grad"
+        eight = many_registers and tile.BM * tile.BN == 64 * 64
         return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
     if problem.second:
         tile = _shaped(problem, 128, 64)
@@ -306,8 +308,8 @@ def _heuristic(problem: Problem) -> Tile:
     return _fitted(problem, replace(tile, warps=8) if eight else tile)
 
 
-def _fitted(problem: Problem, tile: Tile) -> Tile:
-    """The nearest valid tile: another style before fewer stages, fewer stages before a smaller tile."""
+def _fitted(problem: GemmProblem, tile: TileConfig) -> TileConfig:
+    """The nearest valid tile: tries other styles first, then fewer stages, then smaller blocks."""
     while True:
         for stages in range(tile.stages, 0, -1):
             for style in styles(problem):
@@ -323,16 +325,16 @@ def _fitted(problem: Problem, tile: Tile) -> Tile:
 
 
 @functools.cache
-def table() -> dict[str, Tile]:
-    """The measured choices by key: those of the package, and the user's in front of them."""
-    found, reason = own()
+def table() -> dict[str, TileConfig]:
+    """The measured choices by key: the user's, then those of the package."""
+    found, reason = user_table()
     if reason is not None:
         warnings.warn(f"mi_kernels: the table of `tune` is not used: {reason}", RuntimeWarning, stacklevel=2)
     return (read(TABLE) if TABLE.exists() else {}) | found
 
 
-def own() -> tuple[dict[str, Tile], str | None]:
-    """The choices that `tune` wrote for this user; and why they do not count, where they do not."""
+def user_table() -> tuple[dict[str, TileConfig], str | None]:
+    """The choices that `tune` wrote for this user, and why they are not used, else None."""
     try:
         path = user_files.table()
         if not path.exists():
@@ -341,12 +343,12 @@ def own() -> tuple[dict[str, Tile], str | None]:
         return ({}, reason) if reason is not None else (read(path), None)
     except (OSError, ValueError) as error:
         return {}, str(error)
-    except RuntimeError:  # there is no place for it
+    except RuntimeError:  # there is no home directory
         return {}, None
 
 
-def read(path: Path) -> dict[str, Tile]:
-    """The choices in a file that `written` made. ValueError names the file, and the entry, that it is not."""
+def read(path: Path) -> dict[str, TileConfig]:
+    """The choices in a file written with `to_json`. A ValueError names the file and the invalid entry."""
     try:
         entries = json.loads(path.read_text())
     except ValueError as error:
@@ -356,24 +358,24 @@ def read(path: Path) -> dict[str, Tile]:
     return {key: _tile(entry, f"{path}, entry {key!r}") for key, entry in entries.items()}
 
 
-def _tile(entry: Any, where: str) -> Tile:
-    types = {field.name: str if field.name == "style" else int for field in fields(Tile)}
+def _tile(entry: Any, where: str) -> TileConfig:
+    types = {field.name: str if field.name == "style" else int for field in fields(TileConfig)}
     if not isinstance(entry, dict) or {name: type(value) for name, value in entry.items()} != types:
         raise ValueError(f"{where}: expected {', '.join(types)}, got {entry!r:.200}")
-    tile = Tile(**entry)
-    if not sound(tile):
+    tile = TileConfig(**entry)
+    if not is_well_formed(tile):
         raise ValueError(f"{where}: there is no {tile}")
     return tile
 
 
-def written(choices: dict[str, Tile]) -> str:
-    """The text of a table."""
+def to_json(choices: dict[str, TileConfig]) -> str:
+    """The text of a table file."""
     return json.dumps({key: asdict(tile) for key, tile in sorted(choices.items())}, indent=1) + "\n"
 
 
 @contextlib.contextmanager
-def using(choices: dict[str, Tile]) -> Iterator[None]:
-    """With other choices in front of the table's, for a tuner and for tests."""
+def overriding(choices: dict[str, TileConfig]) -> Iterator[None]:
+    """Override choices of the table, for the tuner and tests."""
     before = dict(table())
     table().update(choices)
     choose.cache_clear()
@@ -386,30 +388,30 @@ def using(choices: dict[str, Tile]) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(problem: Problem) -> Tile:
-    """The tile of a problem: the table's, if it has a valid one, else the heuristic's."""
+def choose(problem: GemmProblem) -> TileConfig:
+    """The tile of a problem: a valid one of the table, else that of the heuristic."""
     tile = table().get(problem.key)
     if tile is not None and valid(tile, problem):
         return tile
     return _heuristic(problem)
 
 
-def splits(problem: Problem, tile: Tile) -> int:
-    """Into how many parts the sum over i (of dW: over rows of the batch) is split, to occupy the device.
+def splits(problem: GemmProblem, tile: TileConfig) -> int:
+    """The number of parts of the sum over i (for dW: over rows of the batch), to occupy the device.
 
-    The parts are added in a fixed order. How a row of y is summed depends on the number of rows through this.
+    The parts are added in a fixed order. Through it the summation order of a row of y depends on the batch.
     """
     programs = problem.batch * -(-problem.rows // tile.BM) * -(-problem.columns // tile.BN)
-    turns = -(-problem.depth // tile.BK) * problem.context
+    steps = -(-problem.depth // tile.BK) * problem.context
     over_rows = problem.primitive in ("weight_grad", "matrix_grad")
-    length = turns if over_rows else problem.context
-    # Beyond what is small anyway, partial sums must not grow to what the fused form spares: B*Z*X, B*O*X.
-    room = FEW // max(problem.batch * problem.rows * problem.columns, 1)
+    length = steps if over_rows else problem.context
+    # Unless they fit the L2 cache, partial sums must stay below what the fused form avoids: B*Z*X, B*O*X.
+    room = L2_ELEMENTS // max(problem.batch * problem.rows * problem.columns, 1)
     if not over_rows:
         context, depth, columns = problem.context, problem.depth, max(problem.columns, 1)
         room = max(room, min(context, depth, context * depth // columns) // 4)
     most = min(
-        problem.multiprocessors // max(programs, 1), MAX_SPLITS, turns // STEPS_OF_A_SPLIT, length, room
+        problem.multiprocessors // max(programs, 1), MAX_SPLITS, steps // STEPS_OF_A_SPLIT, length, room
     )
     each = -(-length // max(most, 1))
     return -(-length // each) if each else 1
