@@ -27,6 +27,8 @@ from benchmarks import (
     timing,
 )
 
+pytestmark = pytest.mark.tools
+
 PNG = b"\x89PNG\r\n\x1a\n"
 TINY = ["--rounds", "2", "--shortest", "0.01"]
 

@@ -13,6 +13,8 @@ from cuda_objects import KERNELS, NVCC, ROOT, SOURCES, compiled
 from mi_kernels import backends
 from mi_kernels.testing import sass
 
+pytestmark = pytest.mark.build
+
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
 
 

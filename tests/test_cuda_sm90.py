@@ -14,6 +14,8 @@ from cuda_objects import NVCC, ROOT, compiled
 from mi_kernels.testing import sass
 from mi_kernels.testing.kernel_sizes import EVERY, HALF, MMA, SM90, KernelSize
 
+pytestmark = pytest.mark.build
+
 COMPILER = shutil.which("g++") or shutil.which("c++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 needs_nvcc = pytest.mark.skipif(

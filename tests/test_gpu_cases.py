@@ -27,6 +27,8 @@ from benchmarks import (
 )
 from mi_kernels import backends
 
+pytestmark = pytest.mark.tools
+
 
 def test_the_clock_is_chosen_by_device():
     assert gpu.clock_of("cpu") is timing.wall

@@ -27,6 +27,8 @@ from benchmarks import (
 from mi_kernels import backends
 from mi_kernels.testing import isolated
 
+pytestmark = pytest.mark.tools
+
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -11,6 +11,8 @@ from benchmarks import (
     gpu_figures,
 )
 
+pytestmark = pytest.mark.tools
+
 
 def _dense(name, out, work, triton, cuda, gemm, rival):
     kinds = {"mi_kernels triton": ("ours", triton), "mi_kernels cuda": ("ours", cuda)}

@@ -16,6 +16,8 @@ from benchmarks import (
 )
 from mi_kernels.testing import isolated, kernel_sizes, suite
 
+pytestmark = pytest.mark.tools
+
 
 def test_smoke_has_every_kernel_of_every_backend_once():
     found = gpu_smoke.cases(["cuda", "triton"], (9, 0))

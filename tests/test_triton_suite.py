@@ -7,6 +7,8 @@ from helpers import assert_passes_interpreted
 
 from mi_kernels import backends
 
+pytestmark = pytest.mark.subprocess
+
 pytest.importorskip("triton")
 FILES = (
     "test_activations.py",
