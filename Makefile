@@ -21,6 +21,7 @@ WHEEL_CMAKE := -DMI_ISAS= -DCMAKE_BUILD_TYPE=MinSizeRel
 WHEEL_CHOICE := not portable and not bfloat16 and (wheel or compile or backends or verified or autocast \
 	or odd and float32 or jacobian or hessian or gradients_under) \
 	or portable and test_values and (middle and float32 or threaded-W-expanded and bfloat16)
+FAST := not (build or compile or subprocess or tools or slow)
 # The CPU kernels once more, under AddressSanitizer and UBSan: of the wide sets one is enough, as they differ in width
 # alone. The sanitizers come first in the process, before the interpreter, and do not look for leaks, of which it has
 # many. The first report ends the process, and so the target.
@@ -36,7 +37,7 @@ NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test mutants sanitize wheel test-wheel bench gpu-check lint format clean FORCE
+.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench gpu-check lint format clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +46,10 @@ demo: build  ## train a model with nn.Bilinear, convert it, and compare both
 	$(BIN)/python -m mi_kernels demo
 
 test: build  ## run the whole test suite
-	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests -n logical --dist worksteal
+
+test-fast: build  ## the inner loop, under two minutes: kernels' values and gradients, on fewer samples
+	MI_KERNELS_TEST_SELECTION=fast $(BIN)/python -m pytest tests -n logical --dist worksteal -m '$(FAST)'
 
 mutants: build  ## put 40 small faults into copies of the checkout, one at a time: the tests have to notice each
 	$(BIN)/python tests/mutants.py $(MUTANTS)

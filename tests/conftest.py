@@ -19,7 +19,9 @@ from mi_kernels import backends
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # The same examples on every machine and every run; a slow machine is no failure.
-settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60)
+SELECTION = os.environ.get("MI_KERNELS_TEST_SELECTION")
+EXAMPLES = 10 if SELECTION == "fast" else 60
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=EXAMPLES)
 settings.load_profile("fixed")
 
 # Workers share the cores; what threads change is the subject of test_determinism.py.
@@ -92,12 +94,11 @@ PLACES = _asked_for(_places())
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = os.environ.get("MI_KERNELS_TEST_SELECTION")
-    if wanted is None:
+    if SELECTION is None:
         return
-    if wanted != "gpu":
-        raise pytest.UsageError(f"MI_KERNELS_TEST_SELECTION: expected gpu, got {wanted}")
-    items[:], left_out = selection.chosen(items)
+    if SELECTION not in ("gpu", "fast"):
+        raise pytest.UsageError(f"MI_KERNELS_TEST_SELECTION: expected gpu or fast, got {SELECTION}")
+    items[:], left_out = selection.chosen(items, host=SELECTION == "fast")
     config.hook.pytest_deselected(items=left_out)
 
 

@@ -1,13 +1,14 @@
-"""A short selection of the tests of every backend, for minutes on a GPU: MI_KERNELS_TEST_SELECTION=gpu.
+"""A short selection of the tests of every backend, by MI_KERNELS_TEST_SELECTION: "gpu" for minutes on a GPU,
+"fast" for the inner loop (`make test-fast`).
 
-Most of the time there goes into compiling kernels, nearly all of them for products of parameters: each sample
-in each dtype. Of each test function this keeps
+Most of the time on a GPU goes into compiling kernels, nearly all of them for products of parameters: each
+sample in each dtype. Of each test function and place this keeps
 
 * every value of every parameter, where samples count by their fields: every shape, choice of terms, layout;
 * every pair of words of which there are few: dtype and layout, dtype and activation, form and plan.
 
-Left out are tests that do not take a place, which run without a GPU, and those of ``HOST``. A new test, value
-or parameter needs nothing here.
+On a GPU, tests that do not take a place, which run without one, are left out, and those of ``HOST``; the
+inner loop has them all. A new test, value or parameter needs nothing here.
 """
 
 from collections import Counter
@@ -69,15 +70,17 @@ def _requirements(case: Features, few: set[str]) -> Iterable[Hashable]:
     yield from combinations(words, 2)
 
 
-def chosen(items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """pytest's items that are kept, in their order, and the others."""
+def chosen(items: Sequence[Any], host: bool = False) -> tuple[list[Any], list[Any]]:
+    """pytest's items that are kept, in their order, and the others; with those of the host or without."""
     groups: dict[Hashable, list[int]] = {}
+    kept: set[int] = set()
     for index, item in enumerate(items):
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        host = any(word in f"{item.path.name} {item.originalname}" for word in HOST)
-        if "place" in parameters and not host:
+        of_host = any(word in f"{item.path.name} {item.originalname}" for word in HOST)
+        if "place" in parameters and (host or not of_host):
             groups.setdefault((item.path, item.originalname, parameters["place"]), []).append(index)
-    kept: set[int] = set()
+        elif host and "place" not in parameters:
+            kept.add(index)
     for group in groups.values():
         kept |= {group[index] for index in cover([features_of(items[i].callspec.params) for i in group])}
     found: tuple[list[Any], list[Any]] = [], []

@@ -173,6 +173,7 @@ def without_native_parts(target: Path) -> Path:
     return target
 
 
+@pytest.mark.subprocess
 def test_import_without_the_compiled_library(tmp_path):
     root = without_native_parts(tmp_path)
     run = subprocess.run(
@@ -186,6 +187,7 @@ def test_import_without_the_compiled_library(tmp_path):
     assert run.stdout.strip().startswith(str(root)), "another copy of the package was imported"
 
 
+@pytest.mark.subprocess
 def test_import_with_a_broken_library(tmp_path):
     root = without_native_parts(tmp_path)
     (root / "mi_kernels" / "libmi_kernels_cpu.so").write_bytes(b"no library")
@@ -326,6 +328,7 @@ def test_a_selection_can_be_nested_in_itself():
     assert called() == [AUTO]
 
 
+@pytest.mark.compile
 def test_a_block_inside_of_a_compiled_function(fresh_compiler):
     def function(x, z, weight):
         with mi.backend("reference"):

@@ -14,6 +14,8 @@ from benchmarks.harness import base, measure, passes, peers, report, results, su
 from benchmarks.suites import gates, hyper, shapes
 from tools import aot, cold_start
 
+pytestmark = pytest.mark.tools
+
 PNG = b"\x89PNG\r\n\x1a\n"
 TINY = ["--rounds", "2", "--shortest", "0.01"]
 

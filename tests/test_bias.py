@@ -63,6 +63,7 @@ def test_it_is_the_bias_that_it_broadcasts_to(name, shape, place):
     torch.testing.assert_close(found.grad, expected.grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_transformed_compiled_and_under_autocast(shape, fresh_compiler):
     x, z, w, bias = tensor(ROWS, X), tensor(ROWS, Z), tensor(O, Z, X), tensor(*shape)

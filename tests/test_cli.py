@@ -13,6 +13,8 @@ from helpers import environment_of_pytest
 import mi_kernels as mi
 from mi_kernels import cli, demo, doctor, tune, verify
 
+pytestmark = pytest.mark.subprocess
+
 PACKAGE = Path(mi.__file__).parent
 ROOT = Path(__file__).parents[1]
 HAS_BENCH = (PACKAGE.parent / "benchmarks" / "run.py").is_file()

@@ -27,7 +27,7 @@ from mi_kernels.testing.samples import (
 )
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 
-pytestmark = pytest.mark.usefixtures("fresh_compiler")
+pytestmark = [pytest.mark.compile, pytest.mark.usefixtures("fresh_compiler")]
 
 
 def between_neighbours(x, z, *weights):

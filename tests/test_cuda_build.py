@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools import sass
 
+pytestmark = pytest.mark.build
+
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
 
 

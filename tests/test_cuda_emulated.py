@@ -65,12 +65,22 @@ def tf32(emulated):
     settings.fp32_precision = before
 
 
-@pytest.mark.parametrize("name", SUITE)
-def test_suite(name):
-    """The error rule and the gradients of the other test files, on the emulator."""
-    chosen, least = SUITE[name]
-    file = Path(__file__).with_name(f"{name}.py")
-    assert_passes("-k", chosen, file, least=least, MI_KERNELS_TEST_EMULATED="1")
+# In three processes, as most of the time of a short one goes into imports.
+PARTS = (("test_interaction", "test_gradients", "test_overflow"), ("test_modulate",), tuple(SUITE)[4:])
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part[0])
+def test_suite(part):
+    """The error rule and the gradients, of the other test files, on the emulator."""
+    chosen = " or ".join(f"{name}.py and ({SUITE[name][0]})" for name in part)
+    files = [Path(__file__).with_name(f"{name}.py") for name in part]
+    least = sum(SUITE[name][1] for name in part)
+    assert_passes("-k", chosen, *files, least=least, MI_KERNELS_TEST_EMULATED="1")
+
+
+def test_every_file_of_the_suite_has_a_part():
+    assert {name for part in PARTS for name in part} == {*SUITE}
 
 
 def draw(sizes, dtype, groups=()):

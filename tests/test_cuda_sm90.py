@@ -17,6 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools import sass
 
+pytestmark = pytest.mark.build
+
 COMPILER = shutil.which("g++") or shutil.which("c++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 needs_nvcc = pytest.mark.skipif(

@@ -8,6 +8,8 @@ import torch
 from mi_kernels import demo
 from mi_kernels.testing.memory import peak_memory
 
+pytestmark = pytest.mark.tools
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

@@ -195,6 +195,7 @@ def check_compiled_autograd(functions, tensors):
     torch.testing.assert_close(tuple(tensor.grad for tensor in tensors), expected)
 
 
+@pytest.mark.compile
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_autograd_of_an_eager_forward(place):
     """Of forms with an operand that a product does without; as one graph, since compiling takes seconds."""
@@ -204,6 +205,7 @@ def test_compiled_autograd_of_an_eager_forward(place):
     check_compiled_autograd(functions, [tensor for tensors in arguments for tensor in tensors])
 
 
+@pytest.mark.compile
 @pytest.mark.usefixtures("fresh_compiler")
 def test_arguments_that_no_term_takes(place):
     """They may be there for their leading dimensions; nothing flows into them."""

@@ -101,6 +101,7 @@ ORDERS = (
 )
 
 
+@pytest.mark.subprocess
 def test_in_any_order_of_imports():
     """Each in a fork of one process that has imported torch alone, which takes longer than all the rest."""
     program = f"""
@@ -121,6 +122,7 @@ for imports in {ORDERS}:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+@pytest.mark.subprocess
 def test_the_import_is_as_light_as_that_of_torch():
     """Dynamo alone would double the time of a start."""
     program = """

@@ -13,7 +13,7 @@ from torch._inductor.utils import run_and_get_code
 import mi_kernels as mi
 from mi_kernels.testing.samples import GATE_MIDDLE, GATE_TERMS, MAPS, TOKENS, Gate, Modulation, Shape
 
-pytestmark = pytest.mark.usefixtures("fresh_compiler")
+pytestmark = [pytest.mark.compile, pytest.mark.usefixtures("fresh_compiler")]
 
 
 def close(found, expected, dtype):

@@ -15,6 +15,8 @@ from benchmarks.suites import gates, hyper, shapes
 from mi_kernels import backends
 from tools import gpu, gpu_cases, gpu_figures
 
+pytestmark = pytest.mark.tools
+
 
 def test_the_clock_is_chosen_by_device():
     assert gpu.clock_of("cpu") is timing.wall

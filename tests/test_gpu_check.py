@@ -20,6 +20,8 @@ from mi_kernels import backends
 from mi_kernels.testing import isolated
 from tools import gpu, gpu_benchmark, gpu_build, gpu_check, gpu_smoke, gpu_tests
 
+pytestmark = pytest.mark.tools
+
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -9,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools import gpu_figures
 
+pytestmark = pytest.mark.tools
+
 
 def _dense(name, out, work, triton, cuda, gemm, rival):
     kinds = {"mi_kernels triton": ("ours", triton), "mi_kernels cuda": ("ours", cuda)}

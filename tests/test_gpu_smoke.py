@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mi_kernels.testing import isolated, kernel_sizes, suite
 from tools import gpu_check, gpu_figures, gpu_smoke
 
+pytestmark = pytest.mark.tools
+
 
 def test_smoke_has_every_kernel_of_every_backend_once():
     found = gpu_smoke.cases(["cuda", "triton"], (9, 0))

@@ -20,6 +20,8 @@ from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.samples import GATE_ODD, GATE_TERMS, MAPS, ODD, Gate, Modulation, Sample, Shape
 from mi_kernels.testing.without_data import WithoutData
 
+pytestmark = pytest.mark.tools
+
 SPLIT = Shape("split", (20,), 40, 17, 20)  # on Triton several programs share a sum
 SHARED = Shape("shared", (3, 8), 5, 6, 4, context_batch=(3, 1))
 

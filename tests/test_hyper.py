@@ -243,6 +243,7 @@ def test_results_share_no_memory_with_arguments(backend, place):
         assert v.eq(1).all() and c.eq(1).all()
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("name", ["interaction", "generate", "apply"])
 def test_compiled_with_dynamic_sizes(name, place):
     torch._dynamo.reset()

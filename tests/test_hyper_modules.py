@@ -129,6 +129,7 @@ def test_the_generated_layer_keeps_the_variance(sizes, bias):
     assert torch.stack(weights).mean().item() == pytest.approx(0.5 if bias else 1, abs=3 * spread / 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [torch.relu, torch.tanh, nn.GELU()], ids=["relu", "tanh", "gelu"])
 def test_a_deep_network_keeps_the_variance(activation):
     """Five layers: without the gains relu would lose a factor of 2 at each."""
@@ -280,6 +281,7 @@ def test_bound_layers_of_several_contexts_can_be_saved(form, module):
         torch.testing.assert_close(other(x), bound(x))
 
 
+@pytest.mark.compile
 def test_compiled():
     torch._dynamo.reset()
     network = mi.nn.HyperMLP([6, 8, 4], 3, context_network=nn.Embedding(9, 3))

@@ -140,6 +140,7 @@ BENCHMARKED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "shape"), BENCHMARKED)
 def test_every_benchmarked_shape(shape, dtype):
     """Of the default backend, in all three passes."""

@@ -7,6 +7,8 @@ import mutants
 import pytest
 from mutants import ROOT
 
+pytestmark = pytest.mark.tools
+
 LISTED = mutants.listed()
 PACKED = next(mutant for mutant in LISTED if mutant.name == "packed-once-for-all")
 

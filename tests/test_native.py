@@ -92,6 +92,7 @@ def test_selected_set_is_the_best_supported_one():
     assert "generic" in isa["supported"]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("isa", ISAS)
 def test_values_and_gradients_on_each_instruction_set(isa):
     if isa not in libraries.cpu_isa()["supported"]:
@@ -103,6 +104,7 @@ def test_values_and_gradients_on_each_instruction_set(isa):
     assert int(run.stdout) > 200
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("isa", ISAS)
 def test_gates_on_each_instruction_set(isa):
     """The error rule of gates and modulation, and products of a few rows, as their own tests state it."""
@@ -118,6 +120,7 @@ def test_gates_on_each_instruction_set(isa):
     assert_passes("-k", chosen, *files, least=80, MI_KERNELS_CPU_ISA=isa)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("isa", ["sse9", "AVX2", "avx2 "])
 def test_unknown_instruction_set(isa):
     script = "import torch, mi_kernels as mi\nx = torch.ones(3, 3)\nmi.interaction(x, x, None, x)"
@@ -127,6 +130,7 @@ def test_unknown_instruction_set(isa):
     assert f"got '{isa}'" in run.stderr
 
 
+@pytest.mark.subprocess
 def test_doctor_tells_that_an_instruction_set_is_not_there():
     script = (
         "from mi_kernels import backends, doctor\nprint(doctor.as_text())\nprint(backends.why_not('cpu'))"
@@ -141,6 +145,7 @@ def test_doctor_tells_that_an_instruction_set_is_not_there():
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
 
 
+@pytest.mark.build
 @pytest.mark.skipif(
     shutil.which(CROSS_COMPILER) is None, reason=f"no {CROSS_COMPILER} (g++-aarch64-linux-gnu)"
 )

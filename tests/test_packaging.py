@@ -29,6 +29,7 @@ def _files() -> list[str]:
 
 FILES = _files() if (ROOT / ".git").exists() else []  # .git is a file in a worktree
 pytestmark = [
+    pytest.mark.build,
     pytest.mark.skipif(not FILES, reason="no git checkout to build from"),
     pytest.mark.skipif(find_spec("setuptools") is None, reason="setuptools is not installed"),
 ]

@@ -3,6 +3,7 @@
 import os
 import socket
 
+import pytest
 import torch
 import torch.multiprocessing as processes
 from calls import CALLS
@@ -80,6 +81,7 @@ def check_all(rank, port):
         distributed.destroy_process_group()
 
 
+@pytest.mark.subprocess
 def test_values_and_gradients():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

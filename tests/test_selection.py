@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from tools import gpu_tests  # noqa: E402
 
+pytestmark = pytest.mark.tools
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Of one backend. A kernel takes about 0.65 s of a core to compile, in Triton and in the C of its launcher.
 MOST_TESTS, MOST_KERNELS = 950, 1250  # kernels: of the tests of values and gradients, by which most are made
@@ -52,6 +54,11 @@ def test_what_runs_without_a_gpu_is_left_out():
 
     items = [item("test_a", place="gpu"), item("test_gradcheck", place="gpu"), item("test_a", dtype="d")]
     assert chosen(items) == (items[:1], items[1:])
+    assert chosen(items, host=True) == (items, [])
+    many = [item("test_a", place="cpu", dtype=d, plan=p) for d in DTYPES[:2] for p in range(20)]
+    kept, left_out = chosen([*many, *items], host=True)
+    assert kept[-3:] == items and len(kept) == 20 + 3 and len(left_out) == 20
+    assert {i.callspec.params["dtype"] for i in kept[:20]} == {*DTYPES[:2]}
 
 
 def pytest_on(tmp_path, *options, **variables):

@@ -172,15 +172,14 @@ def stackable():
     yield Modulation("small", (3, 2, 4), (1,), activation="softmax")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sample", list(stackable()), ids=str)
-def test_draws_are_judged_together_as_they_are_one_by_one(sample, dtype, monkeypatch):
+def test_draws_are_judged_together_as_they_are_one_by_one(sample, monkeypatch):
     found = []
     for elements in (errors.STACKED_ELEMENTS, 0, 400):  # all at once, none, and some
         monkeypatch.setattr(errors, "STACKED_ELEMENTS", elements)
         monkeypatch.setattr(errors, "_known", Remembered(1 << 20))
-        checks.check_values(sample, dtype)
-        checks.check_gradients(sample, dtype)
+        checks.check_values(sample, torch.float32)
+        checks.check_gradients(sample, torch.float32)
         (expected, _), (of_gradients, _) = errors._known._found.values()
         assert len(expected.draws) > 10
         found.append([*expected.bounds, *of_gradients.bounds])

@@ -104,13 +104,25 @@ def names():
 
 
 @pytest.mark.skipif(backends.interpreting(), reason="this is the interpreter")
-@pytest.mark.parametrize("half", [0, 1])
-def test_in_the_interpreter(half):
-    """In two processes, which the workers of one run can share."""
-    here = Path(__file__).parent
-    own = [__file__] if half else [str(here / "test_triton_far.py")]
-    tests = [str(here / name) for name in names()[half::2]] + own
-    assert_passes_interpreted(*tests)
+@pytest.mark.parametrize(
+    "part",
+    [
+        "few",
+        pytest.param("half", marks=pytest.mark.subprocess),
+        pytest.param("own", marks=pytest.mark.subprocess),
+    ],
+)
+def test_in_the_interpreter(part):
+    """In processes which the workers of one run can share; the inner loop has a few of the selection."""
+    here, chosen = Path(__file__).parent, names()
+    few = chosen[::8]
+    others = [name for name in chosen if name not in few]
+    tests, own = {
+        "few": (few, []),
+        "half": (others[::2], ["test_triton_far.py"]),
+        "own": (others[1::2], [Path(__file__).name]),
+    }[part]
+    assert_passes_interpreted(*(str(here / name) for name in (*tests, *own)))
 
 
 def problems():

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.harness import results
 from tools import aot, cold_start, sass
 
+pytestmark = pytest.mark.tools
+
 WHY_NOT = aot.why_not() or ("the kernels are made for the interpreter" if backends.interpreting() else None)
 needs_tools = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 

@@ -34,6 +34,7 @@ SMALL = (TOKENS, Modulation("maps-last", MAPS.x, MAPS.scale, MAPS.shift, "channe
 SPLIT = Modulation("split", (8, 700, 24), (1, 1, 24), (1, 1, 24))
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(backends.interpreting(), reason="this is the interpreter")
 def test_in_the_interpreter():
     assert_passes_interpreted(__file__)

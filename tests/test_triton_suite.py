@@ -7,19 +7,20 @@ from helpers import assert_passes_interpreted
 
 from mi_kernels import backends
 
+pytestmark = pytest.mark.subprocess
+
 pytest.importorskip("triton")
-FILES = (
-    "test_activations.py",
-    "test_compile.py",
-    "test_gates_compile.py",
-    "test_autocast.py",
-    "test_overflow.py",
+# In two processes: most of the time of a short one goes into imports, and one alone, long and among the last,
+# left the other workers nothing to do.
+PARTS = (
+    ("test_activations.py", "test_autocast.py", "test_overflow.py"),
+    ("test_compile.py", "test_gates_compile.py"),
 )
 
 
-# A process for each file: as one test, long and among the last, it left the other workers nothing to do.
 @pytest.mark.skipif(backends.interpreting(), reason="this is the interpreter")
-@pytest.mark.parametrize("name", FILES)
-def test_in_the_interpreter(name):
+@pytest.mark.parametrize("names", PARTS, ids=lambda names: names[0])
+def test_in_the_interpreter(names):
     """Without bfloat16, whose numbers the interpreter holds as integers."""
-    assert_passes_interpreted(str(Path(__file__).with_name(name)), "-k", "triton and not bfloat16")
+    files = (str(Path(__file__).with_name(name)) for name in names)
+    assert_passes_interpreted(*files, "-k", "triton and not bfloat16")

@@ -16,6 +16,8 @@ from mi_kernels.ops import user_files
 from mi_kernels.ops.triton import tiles
 from mi_kernels.ops.triton.launch import recording
 
+pytestmark = pytest.mark.tools
+
 SIZES = (65536, 32, 256, 256)  # rows enough for one product in one part
 
 

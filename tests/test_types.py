@@ -15,6 +15,8 @@ import mi_kernels as mi
 from mi_kernels import backends
 from mi_kernels.ops import activations
 
+pytestmark = pytest.mark.subprocess
+
 TESTS = Path(__file__).parent
 PROGRAM = TESTS / "typed_program.py"
 PACKAGE = Path(mi.__file__).parents[1]

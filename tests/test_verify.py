@@ -15,6 +15,8 @@ import torch
 from mi_kernels import backends, records, verify
 from mi_kernels.testing import devices, isolated, suite
 
+pytestmark = pytest.mark.subprocess
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
