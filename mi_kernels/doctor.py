@@ -151,7 +151,7 @@ def _lacks(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """For a family that passed, the other families that its calls need and that did not pass."""
     alike = ("backend", "dtype", "device", "outdated")
     passed = {one["family"] for one in rows if one["passed"] and all(one[k] == row[k] for k in alike)}
-    lacking = [family for family in records.NEEDED[row["family"]] if family not in passed]
+    lacking = [family for family in records.FAMILIES[row["family"]] if family not in passed]
     return f" (not used: {', '.join(lacking)} did not pass)" if lacking else ""
 
 

@@ -20,18 +20,10 @@ from typing import Any
 import torch
 
 from mi_kernels._version import __version__
+from mi_kernels.ops.library import FAMILIES
 from mi_kernels.ops.user_files import distrust, folder, make_private_folder, table, write_atomic
 
 SCHEMA = 1
-FAMILIES = ("interaction", "diagonal", "gated_interaction", "modulate")
-# The families whose kernels a call of a family uses: gradients of gates are products of the dense
-# interaction, and gates of shared contexts are computed by it and applied by modulation.
-NEEDED = {
-    "interaction": ("interaction",),
-    "diagonal": ("diagonal", "interaction", "modulate"),
-    "gated_interaction": ("gated_interaction", "interaction", "modulate"),
-    "modulate": ("modulate",),
-}
 BACKENDS = ("cuda", "triton")  # in order of preference if both have passed
 _PACKAGE = Path(__file__).parent
 
@@ -222,7 +214,7 @@ def _current(index: int | None, dtype: str) -> list[Record]:
 
 def failed(index: int | None, dtype: str, family: str) -> set[str]:
     """The backends on which a family, or one that it needs, has failed on this device."""
-    needed = NEEDED[family]
+    needed = FAMILIES[family]
     return {r.backend for r in _current(index, dtype) if r.fault is not None and r.family in needed}
 
 
@@ -231,7 +223,7 @@ def backend_for(
 ) -> str | None:
     """The preferred backend that runs and whose kernels for a family have passed on this device, or None."""
     valid = {(r.backend, r.family) for r in _current(index, dtype) if r.fault is None}
-    needed = NEEDED[family]
+    needed = FAMILIES[family]
     passed = (name for name in BACKENDS if all((name, one) in valid for one in needed))
     return next((name for name in passed if runs(name)), None)
 
@@ -241,7 +233,7 @@ def why_none(index: int | None, dtype: str, family: str) -> str | None:
     records, reason = here(index)
     if reason is not None:
         return f"the record is not used: {reason}"
-    own = [r for r in records if r.dtype == dtype and r.family in NEEDED[family]]
+    own = [r for r in records if r.dtype == dtype and r.family in FAMILIES[family]]
     if failed(index, dtype, family):
         return None
     stale = next((text for text in map(changed, own) if text is not None), None)

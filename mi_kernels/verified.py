@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from mi_kernels.records import FAMILIES, NEEDED, installed
+from mi_kernels.records import FAMILIES, installed
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Verified:
         versions: of torch, CUDA and triton. Triton is the compiler, so its version is compared: an entry of
             the Triton backend without it is never selected.
         results: the file written by ``make gpu-check``, relative to the root of the repository.
-        families: of kernels; all of them if the whole suite passed.
+        families: of kernels; None for all of them, if the whole suite passed.
     """
 
     backend: Literal["cuda", "triton"]
@@ -35,7 +35,7 @@ class Verified:
     date: str
     versions: dict[str, str]
     results: str
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] | None = None
 
 
 # In order of preference. Empty: the kernels have not run on a GPU.
@@ -67,7 +67,7 @@ def backend_for(device: torch.device, dtype: torch.dtype, family: str) -> str | 
     for entry in VERIFIED:
         if dtype not in entry.dtypes or entry.capability != _capability(device.index):
             continue
-        if not set(NEEDED[family]) <= set(entry.families):
+        if entry.families is not None and not set(FAMILIES[family]) <= set(entry.families):
             continue
         if entry.backend != "triton" or _release(entry.versions.get("triton")) == _release(_triton()):
             return entry.backend

@@ -18,8 +18,9 @@ from dataclasses import replace
 import torch
 
 from mi_kernels.ops.backend import get, register
+from mi_kernels.ops.library import DEFINED
 from mi_kernels.testing import errors
-from mi_kernels.testing.without_data import FUNCTIONS, WithoutData, module_of
+from mi_kernels.testing.without_data import WithoutData, module_of
 
 CAPABILITY = (9, 0)
 SEEN: set[object] = set()  # calls and kernels of the test that runs
@@ -94,7 +95,7 @@ def one_draw(function, reference, draw, **options) -> None:
 def install() -> None:
     """Make it the backend "triton" of tensors on the CPU, for the rest of this process."""
     errors.check_errors = one_draw
-    for family, name in set(FUNCTIONS.values()):
+    for family, name in {(one.module, one.function) for one in DEFINED.values()}:
         twins = [importlib.import_module(module_of(family, backend)) for backend in ("triton", "portable")]
         setattr(twins[0], name, rehearsed(*(getattr(twin, name) for twin in twins)))
     register(

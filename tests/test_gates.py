@@ -17,7 +17,16 @@ from mi_kernels.testing.checks import call_gate as call
 from mi_kernels.testing.checks import check_gradients, check_second_order, check_values
 from mi_kernels.testing.checks import reference_gate as reference
 from mi_kernels.testing.memory import peak_memory
-from mi_kernels.testing.samples import GATE_MIDDLE, GATE_ODD, GATE_TERMS, GATE_THREADED, Gate, Shape, gates
+from mi_kernels.testing.samples import (
+    GATE_MIDDLE,
+    GATE_ODD,
+    GATE_PAIR,
+    GATE_TERMS,
+    GATE_THREADED,
+    Gate,
+    Shape,
+    gates,
+)
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPS = tuple(GATE_TERMS)
@@ -62,7 +71,7 @@ def test_error_rule(sample, dtype, place):
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_second_order_is_as_exact_as_pytorch(op, dtype, place):
-    sample = Gate(op, GATE_MIDDLE, "AC" if op == "diagonal" else "WU")
+    sample = Gate(op, GATE_MIDDLE, GATE_PAIR[op])
     check_second_order(sample, dtype, place.device)
 
 

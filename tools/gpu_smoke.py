@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mi_kernels import verify
-from mi_kernels.records import FAMILIES
 from mi_kernels.testing import isolated, samples, suite
 from mi_kernels.testing.isolated import Job
 from mi_kernels.testing.samples import Gate
@@ -63,7 +62,7 @@ def cases(backends: Sequence[str], capability: tuple[int, int]) -> list[Case]:
         for name, _ in suite.kernels(backend, capability):
             found += [Case(backend, "interaction", d, (name,)) for d in suite.DTYPES if suite.takes(name, d)]
     for backend in backends:
-        found += [Case(backend, family, d, OTHERS[family]) for family in FAMILIES[1:] for d in suite.DTYPES]
+        found += [Case(backend, family, d, OTHERS[family]) for family in OTHERS for d in suite.DTYPES]
     return found
 
 

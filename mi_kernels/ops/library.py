@@ -36,9 +36,18 @@ class Definition(NamedTuple):
     flops: Callable[..., int]
     results: Results
     elementwise: bool
+    module: str  # of its family: the kernels are in ops/<module>/portable.py and ops/triton/<module>.py
+    function: str
 
 
 DEFINED: dict[str, Definition] = {}
+# By family, the families whose kernels one of its calls runs, itself first.
+FAMILIES: dict[str, tuple[str, ...]] = {}
+
+
+def define_family(name: str, *others: str) -> None:
+    """A family whose kernels are verified together; a call of it runs those of ``others`` too."""
+    FAMILIES[name] = (name, *others)
 
 
 def define(
@@ -61,7 +70,8 @@ def define(
     public functions have checked already. The compiled kernels check in C++ (csrc/common/checks.h).
     ``flops`` and ``results``: see :class:`Definition`.
     """
-    DEFINED[name] = Definition(flops, results, LIKE in axes.values())
+    family = portable.__module__.split(".")[-2]
+    DEFINED[name] = Definition(flops, results, LIKE in axes.values(), family, portable.__name__)
     parsed = torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}").arguments
     required = sum(argument.name in axes and str(argument.type) == "Tensor" for argument in parsed)
     operands = Operands(name, [argument.name for argument in parsed], axes, required, groups)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_kernels.ops import activations
 from mi_kernels.testing.remembered import Remembered, bytes_of
 
 NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
@@ -383,7 +384,14 @@ def _square(shape: Shape) -> Shape:
     return replace(shape, out=shape.width)
 
 
+# Terms of each gated form: all; those without a product of x; the two whose second derivatives say most.
 GATE_TERMS = {"diagonal": "AaCcG", "gated_interaction": "WUVc"}
+GATE_LINEAR = {"diagonal": "AaCc", "gated_interaction": "UVc"}
+GATE_PAIR = {"diagonal": "AC", "gated_interaction": "WU"}
+_GATE_CHOICES = {
+    "diagonal": ("A", "Aa", "AaCc", "AC", "Ac", "AG"),
+    "gated_interaction": ("W", "U", "V", "c", "UVc", "WU"),
+}
 GATE_ODD, GATE_MIDDLE, GATE_THREADED = (_square(shape) for shape in (ODD, MIDDLE, THREADED))
 GATE_TALL = Shape("tall", (310,), 70, 101, 101)  # rows enough for the outputs to lie in the lanes
 
@@ -394,14 +402,14 @@ def gates(op: str) -> Iterator[Gate]:
     shapes = [shape for shape in (*ORDINARY, *BROADCAST, *EMPTY) if shape.width <= 300]
     for shape in dict.fromkeys(_square(shape) for shape in shapes):
         yield Gate(op, shape, every)
-    choices = ("A", "Aa", "AaCc", "AC", "Ac", "AG") if op == "diagonal" else ("W", "U", "V", "c", "UVc", "WU")
-    for terms in choices:
+    for terms in _GATE_CHOICES[op]:
         for shape in (GATE_ODD, GATE_THREADED, GATE_TALL, _square(EMPTY[3]), _square(BROADCAST[4])):
             yield Gate(op, shape, terms)
     for layout in LAYOUTS[1:]:
         yield Gate(op, GATE_MIDDLE, every, layout)
         yield Gate(op, GATE_THREADED, every[:4], layout)
-        yield Gate(op, GATE_TALL, every[:4] if op == "diagonal" else "UVc", layout)
-    for activation in ("identity", "tanh", "relu", "gelu", "gelu_tanh", "silu", "hardsigmoid", "softmax"):
-        yield Gate(op, GATE_THREADED, every, activation=activation)
+        yield Gate(op, GATE_TALL, GATE_LINEAR[op], layout)
+    for activation in activations.NAMES:
+        if activation != "sigmoid":
+            yield Gate(op, GATE_THREADED, every, activation=activation)
     yield Gate(op, _square(ORDINARY[11]), every[:4], activation="softmax")

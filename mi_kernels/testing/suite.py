@@ -111,13 +111,13 @@ def _gates(op: str) -> Iterator[tuple[str, Check]]:
     terms = samples.GATE_TERMS[op]
     yield from _both(Gate(op, samples.GATE_ODD, terms))
     yield from _both(Gate(op, samples.GATE_THREADED, terms))
-    yield from _both(Gate(op, samples.GATE_TALL, terms[:4] if op == "diagonal" else "UVc"))
+    yield from _both(Gate(op, samples.GATE_TALL, samples.GATE_LINEAR[op]))
     for layout in LAYOUTS[1:]:
         yield from _both(Gate(op, samples.GATE_MIDDLE, terms, layout))
     for activation in activations.NAMES:
         if activation != "sigmoid":
             yield from _both(Gate(op, samples.GATE_MIDDLE, terms, activation=activation))
-    sample = Gate(op, samples.GATE_MIDDLE, "AC" if op == "diagonal" else "WU")
+    sample = Gate(op, samples.GATE_MIDDLE, samples.GATE_PAIR[op])
     yield "second order", partial(checks.check_second_order, sample)
     for name, check in _both(Gate(op, samples.GATE_THREADED, terms)):
         yield f"tf32 {name}", partial(_in_tf32, check)

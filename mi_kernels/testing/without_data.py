@@ -6,17 +6,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# The family and the kernel function of an operation, in the modules `portable` and `triton`.
-FUNCTIONS = {
-    "interaction": ("interaction", "forward"),
-    "interaction_packed": ("interaction", "packed_forward"),
-    "interaction_input_grads": ("interaction", "input_grads"),
-    "interaction_weight_grads": ("interaction", "weight_grads"),
-    "diagonal": ("gate", "diagonal"),
-    "gated_interaction": ("gate", "gated_interaction"),
-    "modulate": ("modulate", "modulate"),
-    "modulate_grads": ("modulate", "modulate_grads"),
-}
+from mi_kernels.ops.library import DEFINED
 
 
 def module_of(family: str, backend: str) -> str:
@@ -48,7 +38,7 @@ class WithoutData(TorchDispatchMode):
         name = func.__name__.split(".")[0]
         self.names.append(name)
         operation, _, backend = name.rpartition("_")
-        family, kernel = FUNCTIONS[operation]
-        module = importlib.import_module(module_of(family, backend))
+        definition = DEFINED[operation]
+        module = importlib.import_module(module_of(definition.module, backend))
         with self:
-            return getattr(module, kernel)(*args)
+            return getattr(module, definition.function)(*args)

@@ -12,7 +12,12 @@ from mi_kernels.ops.checks import check_activation, check_needed
 from mi_kernels.ops.dtypes import FLOATING
 from mi_kernels.ops.flops import products
 from mi_kernels.ops.gate import portable
-from mi_kernels.ops.library import define
+from mi_kernels.ops.library import define, define_family
+
+# Gradients of gates are products of the dense interaction, and so are gate and shift of shared contexts, which
+# modulation applies.
+define_family("diagonal", "interaction", "modulate")
+define_family("gated_interaction", "interaction", "modulate")
 
 
 def _fake(x, keep_gate):

@@ -20,7 +20,7 @@ from mi_kernels.ops.checks import check_needed, check_tensors
 from mi_kernels.ops.dtypes import DTYPES
 from mi_kernels.ops.flops import products
 from mi_kernels.ops.interaction import portable
-from mi_kernels.ops.library import define
+from mi_kernels.ops.library import define, define_family
 
 
 def _forward_fake(x, z, weight, weight_z, weight_x, bias):
@@ -95,6 +95,7 @@ def _wanted(kind, *flags):
     return lambda arguments: [kind if arguments[flag] else "nothing" for flag in flags]
 
 
+define_family("interaction")
 define(
     "interaction",
     "(Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x, Tensor? bias) -> Tensor",

@@ -16,7 +16,7 @@ from mi_kernels.ops import activations
 from mi_kernels.ops.checks import BROADCAST, LIKE, axes_like, check_activation, match_sizes
 from mi_kernels.ops.dtypes import FLOATING
 from mi_kernels.ops.flops import elementwise
-from mi_kernels.ops.library import define
+from mi_kernels.ops.library import define, define_family
 from mi_kernels.ops.modulate import portable
 
 
@@ -51,6 +51,7 @@ def _gradient_sizes(arguments):
     return [size if flag else None for size, flag in zip(sizes, flags, strict=True)]
 
 
+define_family("modulate")
 define(
     "modulate",
     "(Tensor x, Tensor scale, Tensor? shift, str activation, float scale_offset) -> Tensor",
