@@ -16,23 +16,23 @@ from mi_kernels.ops.interaction import portable
 from mi_kernels.ops.interaction.plan_shared import major
 
 _WHY = {
-    "width_inside": "products over x run inside the GEMM and its epilogue sums them over z: nothing of size"
-    " B*Z*X or B*O*Z is made, and W is read in place",
-    "context_inside": "x is short, so products over z run inside the GEMM and its epilogue sums them over x",
-    "stream": "a few rows: W is read once, in place, against what is made of the rows a stretch at a time",
-    "fused": "one GEMM makes T = g W tile by tile and its epilogue takes both reductions, dx and dz",
-    "split": "few outputs: dx and dz have a GEMM each, which read W in its own order",
-    "width_lanes": "the products g z are generated a block at a time and meet x in the vector lanes",
-    "context_lanes": "x is shorter than z: the products g x are generated and meet z in the vector lanes",
+    "width_inside": "the GEMM sums over x and its epilogue over z: nothing of size B*Z*X or B*O*Z is"
+    " materialised, and W is read in place",
+    "context_inside": "x is short, so the GEMM sums over z and its epilogue over x",
+    "stream": "few rows: W is streamed once, in place; the products z x are generated range by range",
+    "fused": "one GEMM computes T = g W tile by tile and its epilogue reduces it to dx and dz",
+    "split": "few outputs: dx and dz are separate GEMMs, which read W in its memory order",
+    "width_lanes": "the products g z are generated block by block and multiplied by x along the vector lanes",
+    "context_lanes": "x is shorter than z: the products g x are generated and multiplied by z, likewise",
     "linear": "without W the sum is a plain matrix product",
-    "mma": "the products z x (or T = g W) are made a tile at a time on chip and meet the matrix instructions",
-    "wgmma": "the products z x are made in registers, where Hopper's matrix instructions read them",
-    "wgmma-exact": "as wgmma, but z meets what comes out of x W for one context: z x would overflow float16",
-    "mma-tf32": "as mma, on float32 rounded to tf32 as torch.backends.cuda.matmul allows it",
-    "mma-exact": "as mma, but z meets what comes out of x W for one context: z x would overflow float16",
-    "mma-widened": "as mma, on products made in tf32, which is as precise as float16 and has a larger range",
-    "fma": "as on the matrix instructions, with multiply-adds in the dtype itself",
-    "chunked": "the generated operand z x (or T) is made a chunk at a time and met by one matmul",
+    "mma": "the products z x (or T = g W) are generated on chip, tile by tile, for the matrix instructions",
+    "wgmma": "the products z x are generated in registers, from which Hopper's matrix instructions read them",
+    "wgmma-exact": "as wgmma, but x W of each context feature is scaled by z: z x could overflow float16",
+    "mma-tf32": "as mma, on float32 rounded to tf32, which torch.backends.cuda.matmul allows",
+    "mma-exact": "as mma, but x W of each context feature is scaled by z: z x could overflow float16",
+    "mma-widened": "as mma, on products in tf32, which is as precise as float16 and has a larger range",
+    "fma": "as mma, with multiply-adds in the dtype itself instead of matrix instructions",
+    "chunked": "the generated operand z x (or T) is computed in chunks, one matmul each",
     "einsum": "the formula term by term: the oracle, not meant to be fast",
 }
 

@@ -163,7 +163,7 @@ def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size
         return broadcast_leading(op, ("x", "weight"), x, weight, features=2)
     check_shape(op, "x", x, {"N": None, "X": None})
     check_shape(op, "weight", weight, {"G": None, "O": None, "X": None})
-    segments.check(op, segment_ids, x, weight.shape[0])
+    segments.check_segment_ids(op, segment_ids, x, weight.shape[0])
     return x.shape[:-1]
 
 

@@ -11,7 +11,7 @@ from mi_kernels.functional._arguments import autocast, autocast_dtype, expand_bi
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.backend import get
 from mi_kernels.ops.interaction import dispatch, plan_shared, reference, segments
-from mi_kernels.ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check
+from mi_kernels.ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check_arguments
 from mi_kernels.ops.interaction.packed_weight import PackedWeight
 from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import differentiating
@@ -162,7 +162,7 @@ def _interaction(
         weight, packed_weight = _cast_and_packed(weight, (x, z, *others))
     x, z, *weights = autocast((x, z, weight, *others))
     weights = [*weights[:-1], expand_bias(weights[-1], *weights[:-1])]
-    check(spelling, x, z, *weights, segment_ids=segment_ids)
+    check_arguments(spelling, x, z, *weights, segment_ids=segment_ids)
     chosen = backends.choose(x)
     if get(chosen).is_reference:
         z = z if segment_ids is None else segments.gather_rows(z, segment_ids)
@@ -209,7 +209,7 @@ def _planner(spelling: Spelling) -> Callable[..., Plan]:
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
         weights = [*weights[:-1], expand_bias(weights[-1], *weights[:-1])]
         segment_ids = bound.get("segment_ids")
-        lead = check(spelling, x, z, *weights, segment_ids=segment_ids)
+        lead = check_arguments(spelling, x, z, *weights, segment_ids=segment_ids)
         if segment_ids is not None:
             return plan_shared.ragged_plan(backends.choose(x), segment_ids, x, z, weights)
         return plan_shared.plan(backends.choose(x), lead, x, z, weights)

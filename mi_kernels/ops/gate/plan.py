@@ -17,11 +17,11 @@ Maybe = Tensor | None
 
 _WHY = {
     "elementwise": "PyTorch's own operations, one after the other",
-    "gate in the epilogue": "gate and shift are made tile by tile; activation, product and shift follow while"
-    " the tile is in cache",
-    "rows after the tiles": "softmax needs whole rows: gate and shift are made by tiles and wait in memory",
-    "per context": "the context is shared: gate and shift are made once for each, then x is modulated",
-    "kept gate": "what the activation was taken of was kept; gradients of modulation and of the dense"
+    "gate in the epilogue": "gate and shift are computed tile by tile; activation, product and shift are"
+    " applied while the tile is in cache",
+    "rows after the tiles": "softmax needs whole rows: gate and shift are computed by tiles and stored",
+    "per context": "contexts are shared: gate and shift are computed once per context, then x is modulated",
+    "kept gate": "the gate before its activation was saved; gradients of modulation and of the dense"
     " interaction follow",
 }
 

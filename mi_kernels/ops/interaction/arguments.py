@@ -26,7 +26,7 @@ BILINEAR = Spelling(
 )
 
 
-def check(
+def check_arguments(
     spelling: Spelling, x: Tensor, z: Tensor, *weights: Tensor | None, segment_ids: Tensor | None = None
 ) -> torch.Size:
     """Check the arguments; returns the broadcast leading dimensions."""
@@ -39,7 +39,7 @@ def check(
     else:
         check_shape(op, x_name, x, {"N": None, x_axis: None})
         check_shape(op, z_name, z, {"G": None, z_axis: None})
-        segments.check(op, segment_ids, x, z.shape[0])
+        segments.check_segment_ids(op, segment_ids, x, z.shape[0])
         lead = x.shape[:-1]
     if all(weight is None for weight in weights):
         raise ValueError(f"{op}: expected at least one of {', '.join(weight_names)}, got None for all")

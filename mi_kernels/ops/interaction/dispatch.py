@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mi_kernels.ops.checks import broadcast
 from mi_kernels.ops.interaction import autograd, cost_model, segments, shared
-from mi_kernels.ops.interaction.arguments import INTERACTION, check
+from mi_kernels.ops.interaction.arguments import INTERACTION, check_arguments
 from mi_kernels.ops.library import traceable
 from mi_kernels.ops.rules import Maybe
 
 
 def _check(backend, x, z, weight, weight_z, weight_x, bias, segment_ids, packed_weight, force):
-    check(INTERACTION, x, z, weight, weight_z, weight_x, bias, segment_ids=segment_ids)
+    check_arguments(INTERACTION, x, z, weight, weight_z, weight_x, bias, segment_ids=segment_ids)
     if force not in (None, cost_model.FUSED, cost_model.PER_Z, cost_model.PER_X):
         expected = f"None, {cost_model.FUSED}, {cost_model.PER_Z} or {cost_model.PER_X}"
         raise ValueError(f"interaction: force: expected {expected}, got {force!r}")

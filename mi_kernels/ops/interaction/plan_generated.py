@@ -13,9 +13,9 @@ from mi_kernels.ops.interaction.plan_shared import copied, major
 from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import Maybe, gradients_wanted
 
-_GENERATE = "W' = z W + V is one product in groups, one group for each output; b' = U z + c is another"
-_APPLY = "the rows of a layer are the rows of one product in groups, one group for each layer"
-_EINSUM = "the formula as it stands: the oracle, not meant to be fast"
+_GENERATE = "W' = z W + V is one grouped product, one group per output; b' = U z + c is another product"
+_APPLY = "one grouped product, one group per layer, with the inputs of a layer as its rows"
+_EINSUM = "the formula term by term: the oracle, not meant to be fast"
 
 
 def generate(backend: str, z: Tensor, weights: Sequence[Maybe]) -> Plan:
@@ -75,7 +75,7 @@ def apply(
     out, width = weight.shape[-2:]
     rows, why = math.prod(lead), _APPLY
     if segment_ids is not None and segments.opaque(segment_ids):
-        why = "the numbers of the groups cannot be looked at: each row gets its own copy of a layer"
+        why = "the values of segment_ids cannot be read: each row gets its own copy of a layer"
     elif segment_ids is not None and rows > 0 and not backends.get(backend).is_reference:
         order = segments.order_of_layers(segment_ids, x, weight)
         rows, why = order.rows, f"{_APPLY}; in {order}"

@@ -19,8 +19,8 @@ def major(matrix: Maybe) -> tuple[bool, bool]:
 
 
 _WHY = {
-    cost_model.PER_Z: "rows share contexts: W' = z W + V is made once for each and applied to its rows",
-    cost_model.PER_X: "contexts share inputs: W x + U is made once for each and applied to its contexts",
+    cost_model.PER_Z: "rows share contexts: W' = z W + V is generated once per context, then applied",
+    cost_model.PER_X: "contexts share inputs: W x + U is generated once per input, then applied",
 }
 
 

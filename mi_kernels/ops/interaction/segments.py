@@ -59,7 +59,7 @@ def opaque(segment_ids: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(segment_ids)
 
 
-def check(op: str, segment_ids: object, x: Tensor, groups: int) -> None:
+def check_segment_ids(op: str, segment_ids: object, x: Tensor, groups: int) -> None:
     """``segment_ids`` fits x [N, X] and the number of groups; values are checked where they can be read."""
     look = isinstance(segment_ids, Tensor) and not opaque(segment_ids)
     check_segments(op, segment_ids, x, groups, look)
@@ -71,24 +71,24 @@ def segments(segment_ids: Tensor, count: int, padding: int) -> Segments:
     ``padding``: the number of padded rows that costs as much as one product.
     """
     lengths = torch.bincount(segment_ids, minlength=count)
-    filled = lengths.nonzero().squeeze(1)
-    by_length = filled[torch.argsort(lengths[filled], stable=True)]
+    nonempty = lengths.nonzero().squeeze(1)
+    by_length = nonempty[torch.argsort(lengths[nonempty], stable=True)]
     buckets = _joined(_buckets(lengths[by_length]), padding)
     ascending = _ascending(segment_ids)
     if ascending:
-        runs = _buckets(lengths[filled])
+        runs = _buckets(lengths[nonempty])
         more = len(runs) - len(buckets)
         # Up to twice as many products are cheaper than moving the rows there and back; so are products that
         # cost as much as at most half of the rows that would be moved.
         if more <= len(buckets) or 2 * padding * more <= len(segment_ids):
-            return Segments(filled, None, None, runs)
+            return Segments(nonempty, None, None, runs)
     order = None if ascending else torch.argsort(segment_ids, stable=True)
     groups = segment_ids if order is None else segment_ids[order]
     # For each group, its first row in the new order minus its first row in the order of groups.
     shifts = torch.empty_like(lengths)
-    counts, rooms = torch.tensor(buckets, device=lengths.device).unbind(1)
-    rooms = rooms.repeat_interleave(counts, output_size=len(by_length))
-    shifts[by_length] = rooms.cumsum(0) - rooms
+    counts, padded = torch.tensor(buckets, device=lengths.device).unbind(1)
+    padded = padded.repeat_interleave(counts, output_size=len(by_length))
+    shifts[by_length] = padded.cumsum(0) - padded
     shifts -= lengths.cumsum(0) - lengths
     dest_index = shifts[groups] + torch.arange(len(groups), device=groups.device)
     if order is not None:

@@ -12,10 +12,9 @@ from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import gradients_wanted
 
 _WHY = {
-    "one pass": "x is read once and y written once; the activation is taken of scale in its own shape, once"
-    " for all rows that share it",
-    "one pass, sums": "x and g are read once: dx is written, the sums of dscale and dshift are taken on the"
-    " way",
+    "one pass": "x is read once and y written once; the activation is computed once for all"
+    " rows that share a scale",
+    "one pass, sums": "x and g are read once; dx, dscale and dshift are computed in the same pass",
     "elementwise": "PyTorch's own operations, one after the other",
 }
 

@@ -10,14 +10,14 @@ from mi_kernels.ops.triton.launch import Launch, recording, target
 
 _WHY = {
     "linear": "without W the sum is a plain matrix product",
-    "held": "z_i x is generated from a tile of x that stays in registers while W streams by",
-    "scaled": "z_i x is generated a tile at a time in registers, between memory and the matrix instruction",
+    "held": "z_i x is generated from a tile of x that stays in registers while W is streamed",
+    "scaled": "z_i x is generated tile by tile in registers, between load and matrix instruction",
     "promoted": "x W_i is summed over x and then scaled by z_i in the accumulation dtype, which rounds less"
     " and keeps the range of float16",
-    "reduced": "few outputs: z W_o is made tile by tile and reduced with x at once",
-    "fused": "T = g W_i is made tile by tile and both reductions, dx and dz, are taken of it",
-    "k_scaled": "g z_i is generated along the rows of the batch, which are the lanes of the product with x",
-    "nothing": "there is nothing to add up",
+    "reduced": "few outputs: z W_o is computed tile by tile and immediately reduced with x",
+    "fused": "T = g W_i is computed tile by tile and reduced to both dx and dz",
+    "k_scaled": "g z_i is generated along the rows of the batch, which are the K axis of the product with x",
+    "nothing": "the sum is empty",
 }
 
 
@@ -56,7 +56,9 @@ def describe(launches: Sequence[Launch]) -> tuple[str, str]:
             name = "reduced" if arguments["y"] is None else "fused"
         if arguments.get("w") is not None or name == "k_scaled":
             parts = arguments["splits"]
-            shared = f"; {parts} programs share a sum and their parts are added in order" if parts > 1 else ""
+            shared = (
+                f"; {parts} programs share a sum; their partial sums are added in order" if parts > 1 else ""
+            )
             tile = "x".join(str(arguments[size]) for size in ("BM", "BN", "BK"))
             return name, f"{_WHY[name]} (tiles of {tile}){shared}"
     name = "linear" if launches else "nothing"
