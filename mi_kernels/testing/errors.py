@@ -27,6 +27,10 @@ Where y is a sum of products of the inputs, S^2 is the same function of the squa
 activation is in it, squares.py has S^2: the terms of the last sum and what the rounding of the earlier ones
 does to them.
 
+y64 and S^2 of many draws are computed at once: the order of sums is of no account in float64. y_ref is
+computed draw by draw, since its rounding is what the rule compares with. What the rule allows by them is kept
+under a name (``oracle``), for the same sample on another backend.
+
 Where y64 is not finite, y is not finite either, and NaN where an input NaN reaches it. An infinite input may
 come out as Inf or as NaN (Inf - Inf), because the order of summation decides that. Where both y64 and y_ref
 are finite, so is y.

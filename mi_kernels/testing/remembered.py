@@ -1,8 +1,9 @@
-"""What is remembered up to so many bytes: what was used last stays."""
+"""What is remembered up to so many bytes: what was used last stays. Random numbers among it."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -39,3 +40,16 @@ class Remembered:
             value = make()
             self.keep(name, value, size_of(value))
         return value
+
+
+_DRAWN = Remembered(64 << 20)  # the same numbers in every dtype, of values and of gradients
+
+
+def normal(sizes: Sequence[tuple[int, ...]], seed: int) -> list[Tensor]:
+    """Tensors of these sizes in float64, one after the other from a seed. Remembered: not to be changed."""
+
+    def drawn() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+
+    return _DRAWN.of((tuple(sizes), seed), drawn, bytes_of)

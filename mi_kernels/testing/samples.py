@@ -5,7 +5,7 @@ and how large their values are. ``samples()`` lists the cases that every impleme
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
-from mi_kernels.testing.remembered import Remembered, bytes_of
+from mi_kernels.testing.remembered import normal
 
 NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
 ALL_TERMS = (True, True, True, True)
@@ -105,19 +105,6 @@ class Sample:
 
 # The dimension along which the layout "expanded" repeats one slice, a different one for each operand.
 EXPANDED = {"x": -1, "z": 0, "weight": 0, "weight_z": -1, "weight_x": 0, "bias": 0}
-
-
-_DRAWN = Remembered(64 << 20)  # the same numbers in every dtype, of values and of gradients
-
-
-def normal(sizes: Sequence[tuple[int, ...]], seed: int) -> list[Tensor]:
-    """Tensors of these sizes in float64, one after the other from a seed. Remembered: not to be changed."""
-
-    def drawn() -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        return [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
-
-    return _DRAWN.of((tuple(sizes), seed), drawn, bytes_of)
 
 
 def _made(values: Tensor, dtype: torch.dtype, device: str | torch.device) -> Tensor:

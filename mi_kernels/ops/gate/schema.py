@@ -14,7 +14,7 @@ from mi_kernels.ops.flops import products
 from mi_kernels.ops.gate import portable
 from mi_kernels.ops.library import define, define_family
 
-# Gradients of gates are products of the dense interaction, and so are gate and shift of shared contexts, which
+# Gradients of gates are products of the dense interaction; so are gate and shift of shared contexts, which
 # modulation applies.
 define_family("diagonal", "interaction", "modulate")
 define_family("gated_interaction", "interaction", "modulate")
