@@ -57,7 +57,7 @@ mutants: build  ## put 40 small faults into copies of the checkout, one at a tim
 # From another directory: an interpreter that is started here would import the package of the checkout.
 test-wheel: wheel  ## run part of the suite on the installed wheel and the oldest torch, in an environment of its own
 	cd $(WHEEL) && bin/python -m mi_kernels doctor
-	cd $(WHEEL) && MI_KERNELS_TEST_WHEEL=1 bin/python -m pytest -n 2 $(WHEEL_TESTS:%=../tests/test_%.py) -k '$(WHEEL_CHOICE)'
+	cd $(WHEEL) && MI_KERNELS_TEST_WHEEL=1 bin/python -m pytest -n 2 $(foreach test,$(WHEEL_TESTS),$(addprefix ../,$(wildcard tests/*/test_$(test).py))) -k '$(WHEEL_CHOICE)'
 
 sanitize: $(VENV)/.installed  ## run the CPU kernels and their checks under AddressSanitizer and UBSan
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" \
@@ -65,7 +65,7 @@ sanitize: $(VENV)/.installed  ## run the CPU kernels and their checks under Addr
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(SANITIZED) --target mi_kernels_cpu
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		MI_KERNELS_CPU_LIBRARY="$(CURDIR)/$(SANITIZED)/libmi_kernels_cpu.so" OMP_NUM_THREADS=2 \
-		$(BIN)/python -m pytest -p no:xdist -p no:cacheprovider $(SANITIZED_TESTS:%=tests/test_%.py) -k '$(SANITIZED_CHOICE)'
+		$(BIN)/python -m pytest -p no:xdist -p no:cacheprovider $(foreach test,$(SANITIZED_TESTS),$(wildcard tests/*/test_$(test).py)) -k '$(SANITIZED_CHOICE)'
 
 bench: build  ## measure against the alternatives
 	$(BIN)/python -m mi_kernels bench

@@ -82,13 +82,23 @@ def environment_of_pytest(**variables: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(map(str, (root, *sys.path)))} | variables
 
 
+def located(argument: str | Path) -> str:
+    """A test file, or tests in it, by the name of the file alone: where it is."""
+    name = str(argument)
+    if not name.startswith("test_"):
+        return name
+    file, *node = name.split("::")
+    (found,) = Path(__file__).parent.glob(f"*/{file}")
+    return "::".join((str(found), *node))
+
+
 def assert_passes(*arguments: str | Path, least: int = 1, **variables: str) -> None:
     """A second pytest, on no more threads than this process, with these environment variables.
 
     ``least``: how many tests have to pass, so that a selection that has become empty is noticed.
     """
     options = ["-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command = [sys.executable, "-m", "pytest", *options, *map(str, arguments)]
+    command = [sys.executable, "-m", "pytest", *options, *map(located, arguments)]
     root, environment = Path(mi.__file__).parents[1], environment_of_pytest(**variables)
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

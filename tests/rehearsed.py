@@ -1,6 +1,6 @@
 """The Triton backend on a GPU that is not there: its launches are written down, PyTorch makes the results.
 
-    MI_KERNELS_TEST_REHEARSED=FILE python -m pytest tests/test_gates.py
+    MI_KERNELS_TEST_REHEARSED=FILE python -m pytest tests/ops/test_gates.py
 
 Every call of an operation lists what it would launch on capability 9.0, on tensors without data that lie as
 its arguments do, and then returns what the portable twin computes. So the suite takes the way that it takes

@@ -1,7 +1,5 @@
 """Files of tests of every backend in the interpreter: activations, compile and export, autocast, overflow."""
 
-from pathlib import Path
-
 import pytest
 from helpers import assert_passes_interpreted
 
@@ -22,5 +20,4 @@ PARTS = (
 @pytest.mark.parametrize("names", PARTS, ids=lambda names: names[0])
 def test_in_the_interpreter(names):
     """Without bfloat16, whose numbers the interpreter holds as integers."""
-    files = (str(Path(__file__).with_name(name)) for name in names)
-    assert_passes_interpreted(*files, "-k", "triton and not bfloat16")
+    assert_passes_interpreted(*names, "-k", "triton and not bfloat16")

@@ -15,7 +15,7 @@ from selection import chosen, cover, features_of
 from mi_kernels import backends
 from mi_kernels.testing.samples import LAYOUTS, MIDDLE, ODD, Gate, Sample, lay_out
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from tools import gpu_tests  # noqa: E402
 

@@ -17,7 +17,7 @@ from mi_kernels.testing import devices
 
 pytestmark = pytest.mark.tools
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Stands for mi_kernels/testing/devices.py, and is there at once. The device is ruined for a process from the
 # moment on when it has left a mark.
 CONFTEST = """

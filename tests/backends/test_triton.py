@@ -114,7 +114,7 @@ def names():
 )
 def test_in_the_interpreter(part):
     """In processes which the workers of one run can share; the inner loop has a few of the selection."""
-    here, chosen = Path(__file__).parent, names()
+    chosen = names()
     few = chosen[::8]
     others = [name for name in chosen if name not in few]
     tests, own = {
@@ -122,7 +122,7 @@ def test_in_the_interpreter(part):
         "half": (others[::2], ["test_triton_far.py"]),
         "own": (others[1::2], [Path(__file__).name]),
     }[part]
-    assert_passes_interpreted(*(str(here / name) for name in (*tests, *own)))
+    assert_passes_interpreted(*tests, *own)
 
 
 def problems():

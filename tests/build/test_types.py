@@ -17,7 +17,7 @@ from mi_kernels.ops import activations
 
 pytestmark = pytest.mark.subprocess
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PROGRAM = TESTS / "typed_program.py"
 PACKAGE = Path(mi.__file__).parents[1]
 SCRIPTS = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])

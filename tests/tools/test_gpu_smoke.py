@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mi_kernels.testing import isolated, kernel_sizes, suite
 from tools import gpu_check, gpu_figures, gpu_smoke

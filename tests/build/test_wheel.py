@@ -7,7 +7,7 @@ import pytest
 
 import mi_kernels as mi
 
-CHECKOUT = Path(__file__).parents[1] / "mi_kernels"
+CHECKOUT = Path(__file__).parents[2] / "mi_kernels"
 INSTALLED = Path(mi.__file__).parent
 
 pytestmark = pytest.mark.skipif(

@@ -6,7 +6,6 @@ epilogues and reductions. It does not show that a GPU does what the PTX ISA says
 
 import re
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +73,7 @@ PARTS = (("test_interaction", "test_gradients", "test_overflow"), ("test_modulat
 def test_suite(part):
     """The error rule and the gradients, of the other test files, on the emulator."""
     chosen = " or ".join(f"{name}.py and ({SUITE[name][0]})" for name in part)
-    files = [Path(__file__).with_name(f"{name}.py") for name in part]
+    files = [f"{name}.py" for name in part]
     least = sum(SUITE[name][1] for name in part)
     assert_passes("-k", chosen, *files, least=least, MI_KERNELS_TEST_EMULATED="1")
 

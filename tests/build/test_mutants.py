@@ -45,7 +45,7 @@ def test_who_is_noticed_and_who_lives():
 
 
 def test_tests_that_fail_without_a_mutant():
-    rotten = replace(PACKED, tests=(*PACKED.tests, "tests/test_packed.py::test_that_is_not_there"))
+    rotten = replace(PACKED, tests=(*PACKED.tests, "tests/ops/test_packed.py::test_that_is_not_there"))
     with pytest.raises(RuntimeError, match="pytest ended with status 4"):
         mutants.judge([rotten], jobs=1)
 

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.tools
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def load(name):

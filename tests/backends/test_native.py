@@ -17,7 +17,7 @@ from mi_kernels.testing.samples import ODD, Sample
 ERROR = backends.cpu_library_error()
 pytestmark = pytest.mark.skipif(ERROR is not None, reason=f"no compiled library: {ERROR}")
 
-CPU_SOURCES = Path(__file__).parents[1] / "csrc" / "cpu"
+CPU_SOURCES = Path(__file__).parents[2] / "csrc" / "cpu"
 ISAS = ("generic", "avx2", "avx512", "avx512bf16")
 
 VALUES = """
@@ -112,7 +112,7 @@ def test_gates_on_each_instruction_set(isa):
         pytest.skip(f"this machine or build has no {isa}")
     if isa == libraries.cpu_isa()["selected"]:
         pytest.skip(f"{isa} is what every other test runs on here")
-    files = [Path(__file__).with_name(f"test_{name}.py") for name in ("gates", "modulate", "linear")]
+    files = [f"test_{name}.py" for name in ("gates", "modulate", "linear")]
     chosen = (
         "test_error_rule and cpu and float32 and not portable and (threaded or tall or odd or three-rows)"
         " or test_streamed_tasks and not portable and (float64 or bfloat16)"

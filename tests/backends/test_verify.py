@@ -17,7 +17,7 @@ from mi_kernels.testing import devices, isolated, suite
 
 pytestmark = pytest.mark.subprocess
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_suite(backend, dtype, family, chosen=lambda name: True):

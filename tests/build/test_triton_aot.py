@@ -12,7 +12,7 @@ import torch
 
 from mi_kernels import backends
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.harness import results
 from tools import aot, cold_start, sass
