@@ -96,7 +96,7 @@ def _interpreted_error(tensor: torch.Tensor) -> str | None:
     return None
 
 
-# The only place that names backends: a new backend is a new record here. `auto` tries them in this order.
+# All that is specific to a backend is in its record. `auto` selects the first suitable one, in this order.
 register(Backend("reference", suffix=None, planner=planners.Reference()))
 register(Backend("portable", suffix="_portable", automatic=Automatic.OTHERWISE, planner=planners.Portable()))
 register(

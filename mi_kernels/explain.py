@@ -80,8 +80,8 @@ def _describe(op: object, name: str) -> str:
     if isinstance(op, type):
         return f"the class {name}; pass an instance"
     torchs = getattr(torch.nn.functional, name, None) is op
-    place = "torch.nn.functional" if torchs else getattr(op, "__module__", None)
-    return f"{place}.{name}" + (f", which is another function; pass mi.{name}" if name in EXPLAINED else "")
+    module = "torch.nn.functional" if torchs else getattr(op, "__module__", None)
+    return f"{module}.{name}" + (f", which is another function; pass mi.{name}" if name in EXPLAINED else "")
 
 
 def _plan_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Plan:

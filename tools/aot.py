@@ -1,18 +1,17 @@
-"""Compile every Triton kernel for GPUs that are not here, and look at what comes out.
+"""Compile every Triton kernel ahead of time, for GPUs that are not present, and inspect the result.
 
     python tools/aot.py --output FILE            all capabilities and dtypes (about 20 minutes)
     python tools/aot.py --short --capability 90 --dtype bfloat16
 
-The kernels are those that calls launch (variants.py), with the tiles that they would have there.
-Of each it is checked that
+The kernels are those that calls launch (variants.py), with the tiles chosen for that GPU. It checks that
 
-* no register is spilled, and its shared memory is not more than the GPU has;
+* no register is spilled, and shared memory does not exceed that of the GPU;
 * the products use the matrix instruction of the architecture: mma on 8.0, 8.9 and 12.0, wgmma on 9.0, tcgen05
-  on 10.0 (a tile of less than 64 rows has mma everywhere, float32 without tf32 has none, and float64 has mma
-  on 8.0, 9.0 and 10.0 alone);
+  on 10.0 (a tile of less than 64 rows uses mma everywhere, float32 without tf32 none, and float64 uses mma on
+  8.0, 9.0 and 10.0 only);
 * on 9.0 no register is written while a wgmma still reads it (sass.py).
 
-Nothing runs: this says nothing about results.
+Nothing is executed, so results are not checked.
 """
 
 import argparse
@@ -41,14 +40,14 @@ CAPABILITIES = (80, 89, 90, 100, 120)
 DTYPES = ("bfloat16", "float16", "tf32")
 INSTRUCTIONS = {"mma": "mma.sync", "wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma"}  # in PTX
 _OF_CAPABILITY = {90: "wgmma", 100: "tcgen05"}
-FLOAT64 = (80, 90, 100)  # with matrix instructions for it
+FLOAT64 = (80, 90, 100)  # have float64 matrix instructions
 TILE = ("BM", "BS", "BN", "BK")
-LEAST_ROWS = 64  # of a tile for wgmma and tcgen05
+LEAST_ROWS = 64  # minimum rows of a tile for wgmma and tcgen05
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one compiled kernel is; ``faults`` says in words what is wrong with it."""
+    """Facts about one compiled kernel; ``faults`` lists what is wrong with it."""
 
     capability: int
     dtype: str
@@ -61,12 +60,12 @@ class Report:
     spilled: int
     shared: int
     instructions: tuple[str, ...]
-    register_loops: int  # with wgmma whose left operand is in registers
+    register_loops: int  # loops with wgmma whose A operand is in registers
     faults: tuple[str, ...]
 
 
 def why_not() -> str | None:
-    """Why nothing can be compiled and looked at here, or None."""
+    """Why kernels cannot be compiled and inspected here, or None."""
     if find_spec("triton") is None:
         return "the package triton is not installed"
     if backends.interpreting():
@@ -76,7 +75,7 @@ def why_not() -> str | None:
 
 
 def writable(text: str) -> Path:
-    """A file that can be written, before the minutes that its content takes."""
+    """An argument that is a writable file, checked before minutes of work."""
     path = Path(text)
     existed = path.exists()
     try:
@@ -90,7 +89,7 @@ def writable(text: str) -> Path:
 
 @contextmanager
 def _precision(dtype: str) -> Iterator[torch.dtype]:
-    """The dtype of the operands, with tf32 allowed in float32 where that is meant."""
+    """The dtype of the operands; allows tf32 in the block if the name says so."""
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
     settings.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
@@ -101,7 +100,7 @@ def _precision(dtype: str) -> Iterator[torch.dtype]:
 
 
 def expected(constants: dict[str, Any], arguments: dict[str, Any], capability: int, dtype: str) -> str | None:
-    """The matrix instruction of a launch, None where it has no product or makes it without one."""
+    """The matrix instruction of a launch; None without a product, or for one without matrix instructions."""
     operands = [arguments.get(name) for name in ("w", "u", "v")]
     products = "g" in arguments or any(operand is not None for operand in operands)
     if not products or dtype == "float32":
@@ -124,7 +123,7 @@ def reports(capability: int, dtype: str, short: bool = False) -> Iterator[Report
 
 
 def compiled_anew(launch: Any, capability: int) -> tuple[Any, float]:
-    """A kernel compiled from its source, whatever Triton's cache has, and the seconds that this took."""
+    """A kernel compiled from source, ignoring Triton's cache, and the seconds that it took."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -173,7 +172,7 @@ def _report(launch: Any, capability: int, dtype: str) -> Report:
 
 
 def table(found: list[Report]) -> str:
-    """A row for each capability and dtype: kernels, most registers, spills, instructions, faults, seconds."""
+    """A row per capability and dtype: kernels, maximum registers, spills, instructions, faults, seconds."""
     lines = [
         "| capability | dtype | kernels | most registers | spilled | instructions"
         " | loops with wgmma from registers | hazards | faults | seconds a kernel, median, most |",
@@ -192,7 +191,7 @@ def table(found: list[Report]) -> str:
 
 
 def by_tile(found: list[Report]) -> list[dict[str, Any]]:
-    """For each capability, dtype, kernel, style and tile: how many there are, and the most that one uses."""
+    """For each capability, dtype, kernel, style and tile: the number of kernels and their maximum usage."""
     groups: dict[tuple[Any, ...], list[Report]] = {}
     for report in found:
         style = report.constants.get("STYLE", "")
@@ -245,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _save(path: Path, facts: dict[str, Any], found: list[Report]) -> None:
-    """JSON, the most that kernels of one tile use and every fault; and the table with what it depends on."""
+    """JSON (maximum usage per tile, and all faults), and the table with the versions it depends on."""
     faulty = [asdict(report) for report in found if report.faults]
     results.write(path, facts | {"kernels": by_tile(found), "faulty": faulty})
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "triton"))

@@ -1,4 +1,4 @@
-"""What a first call on Triton waits for: imports, and kernels that have to be compiled.
+"""The time of a first call on Triton: imports, and compilation of kernels.
 
     python tools/cold_start.py                            for capability 9.0, in bfloat16
     python tools/cold_start.py --capability 80 --dtype float16 --output FILE
@@ -25,7 +25,7 @@ from benchmarks.harness import environment, results
 from mi_kernels.tune import positive
 from tools import aot
 
-# What is timed, and after what.
+# The timed statements, and the setup before each.
 IMPORTS = {
     "torch": ("", "import torch"),
     "mi_kernels": ("import torch", "import mi_kernels"),
@@ -37,7 +37,7 @@ IMPORTS = {
 
 
 def seconds_of(before: str, statement: str) -> float:
-    """Of one statement in a new process in which another has run."""
+    """Seconds of a statement in a new process, after its setup."""
     script = f"import time\n{before}\nbegin = time.perf_counter()\n{statement}\n"
     script += "print(time.perf_counter() - begin)"
     done = subprocess.run(
@@ -51,7 +51,7 @@ def compilations(capability: int, dtype: torch.dtype, rounds: int) -> dict[str, 
     from tools import variants
 
     calls = variants.first_calls(divmod(capability, 10), dtype)
-    aot.compiled_anew(next(iter(calls["modulate"].values())), capability)  # what is made once for a process
+    aot.compiled_anew(next(iter(calls["modulate"].values())), capability)  # initialisation once per process
     return {
         name: {
             "kernels": [launch.kernel.__name__ for launch in launches.values()],

@@ -1,4 +1,4 @@
-"""What measuring on a GPU needs: its clock, and the facts that a number there depends on."""
+"""Timing on a GPU, and the facts about it that measurements depend on."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.harness import timing
 
-FLUSHED = 2  # sizes of the L2 cache that are written before each call
+FLUSHED = 2  # L2 sizes written before each call, to flush the cache
 
 
 class EventClock:
@@ -39,12 +39,12 @@ class EventClock:
 
 
 def clock_of(device: str) -> timing.Clock:
-    """The wall's for the CPU, events for a GPU."""
+    """Wall-clock time for the CPU, events for a GPU."""
     return timing.wall if torch.device(device).type == "cpu" else EventClock(device)
 
 
 def facts(device: str) -> dict[str, Any]:
-    """Name, capability, memory, caches, and what the driver says of clocks and power at this moment."""
+    """Name, capability, memory, caches, and current clocks and power as the driver reports them."""
     properties = torch.cuda.get_device_properties(device)
     return {
         "name": properties.name,
@@ -68,5 +68,5 @@ def _driver() -> dict[str, str] | None:
 
 
 def slug(name: str) -> str:
-    """A device's name as part of a file's: ``NVIDIA H200`` is ``nvidia-h200``."""
+    """A device's name for use in a file name: ``NVIDIA H200`` is ``nvidia-h200``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

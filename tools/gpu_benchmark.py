@@ -1,4 +1,4 @@
-"""The benchmark stage of gpu_check.py: runs gpu_cases.py, and runs it again after what ruins or stops it."""
+"""The benchmark stage of gpu_check.py: runs gpu_cases.py, and restarts it after a crash or hang."""
 
 import os
 import sys
@@ -11,16 +11,16 @@ from mi_kernels.testing.isolated import GRACE, start, stop
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = (str(ROOT / "tools" / "gpu_cases.py"),)
-STEP = 60.0  # seconds of a case on all backends, compilation included; what takes longer hangs
-START = 60.0  # seconds until the first step, with the ceilings of the machine before it
-RESERVE = 5.0  # seconds at the end, to save and to say what there is
+STEP = 60.0  # seconds of a case on all backends, including compilation, after which it hangs
+START = 60.0  # seconds until the first step, including the measurement of the machine's ceilings
+RESERVE = 5.0  # seconds reserved at the end, to save and report results
 TICK = 0.5
 
 
 def benchmark(
     end: float, device: str, path: Path, result: dict[str, Any], program: tuple[str, ...] = CASES
 ) -> dict[str, Any]:
-    """The cases, measured by gpu_cases.py in processes of their own; what they left in ``path``."""
+    """Measure the cases by gpu_cases.py in child processes; returns the content of ``path``."""
     end -= RESERVE + GRACE
     while result["unmeasured"] and end - time.monotonic() > RESERVE:
         result["under way"], known = None, set(result["broken"])
@@ -31,21 +31,21 @@ def benchmark(
         if status == 0 or (status is None and not slow):
             break
         what = f"not done after {STEP:.0f} s" if slow else f"ended with status {status}"
-        if result["under way"] is None:  # it failed outside of all steps, and would again
+        if result["under way"] is None:  # it failed outside of all steps, and would fail again
             result["broken"]["benchmark"] = f"{what}: {output[-500:]}"
             break
         step, backend = result["under way"]["step"], result["under way"]["backend"]
         if backend is None and any(name.startswith(f"{step} on ") for name in set(result["broken"]) - known):
-            continue  # one of those measured together ruined the GPU: the next process leaves it out
+            continue  # a backend measured together with others crashed the GPU: the next process skips it
         key = f"{step} on {backend}" if backend else step
         result["broken"].setdefault(key, f"{what}: {output[-500:]}")
-        if backend is None:  # all backends together: there is nothing to leave out
+        if backend is None:  # all backends together: none can be skipped
             result["unmeasured"].remove(step)
     return result
 
 
 def _watched(command: list[str], end: float, path: Path) -> tuple[int | None, str, bool]:
-    """(status, output, whether one step took too long); the status is None where it was stopped."""
+    """(status, output, whether one step took too long); the status is None if it was stopped."""
     log = path.with_suffix(".log")
     with log.open("w") as out:
         process = start(command, cwd=ROOT, env=dict(os.environ), stdout=out)
@@ -65,7 +65,7 @@ def _watched(command: list[str], end: float, path: Path) -> tuple[int | None, st
 
 
 def _step(path: Path) -> dict[str, Any] | None:
-    """What is under way; the file may be being written."""
+    """The step in progress; the file may be incomplete while it is being written."""
     try:
         return results.read(path)["under way"]
     except (OSError, ValueError):

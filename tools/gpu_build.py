@@ -1,9 +1,9 @@
-"""The build stage of gpu_check.py, in a process of its own: the native libraries for the GPU that is there.
+"""The build stage of gpu_check.py, in its own process: the native libraries for the present GPU.
 
-    python tools/gpu_build.py DEVICE SECONDS [--rebuild]     says what happened as JSON, in its last line
+    python tools/gpu_build.py DEVICE SECONDS [--rebuild]     prints the result as JSON in its last line
 
-Libraries that were brought along are taken as they are, where they run here. The package looks for its
-libraries once, when it is imported: what imports it after this process has ended finds them.
+Existing libraries are used unchanged if they run here. The package loads its libraries once, at import, so
+processes started after this one find them.
 """
 
 import json
@@ -29,7 +29,7 @@ LIBRARY = ROOT / "mi_kernels" / "libmi_kernels_cuda.so"
 
 
 def environment(device: str) -> dict[str, str]:
-    """This GPU's architecture alone is compiled for, where nothing else is asked for."""
+    """Compile only for this GPU's architecture unless another is requested."""
     found = dict(os.environ)
     nvcc = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
@@ -42,7 +42,7 @@ def environment(device: str) -> dict[str, str]:
 
 
 def build(device: str, seconds: float, again: bool = False) -> dict[str, Any]:
-    """Compile the native libraries in place, unless they are there. Triton needs none of it."""
+    """Compile the native libraries in place, unless they exist. Triton does not need them."""
     reason = "asked for by --rebuild" if again else backends.why_not("cuda")
     if reason is None:
         return {"status": "prebuilt", "library_bytes": LIBRARY.stat().st_size}

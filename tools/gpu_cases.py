@@ -1,4 +1,4 @@
-"""The measurements of gpu_check.py, in a process of their own: what ruins it costs one case of one backend.
+"""The measurements of gpu_check.py, in their own process: a crash affects only one case of one backend.
 
     python tools/gpu_cases.py FILE DEVICE END       measures what FILE does not have yet
 
@@ -27,8 +27,8 @@ from mi_kernels.testing.devices import ruined
 from tools import gpu, gpu_figures
 
 RUINED = 3
-RESERVE = 5.0  # seconds; less is not enough for a step
-# Each takes many seconds to compile, so that they run at one shape.
+RESERVE = 5.0  # seconds; a step needs more
+# Each takes many seconds to compile, so they run at one shape.
 COMPILED = ("compile:einsum", "compile:materialised", "compile:x-first")
 RIVALS = ("einsum", "opt_einsum", "materialised", "x-first", "z-first", *peers.GPU_PEERS)
 # Groups of unequal length: (name, G groups, T rows of each in the mean, Z, X, O)
@@ -38,7 +38,7 @@ Step = tuple[str, shapes.Entry | cases.Case, torch.dtype, str]
 
 
 def steps(device: str = "cpu") -> Iterator[Step]:
-    """What is measured, the most important first."""
+    """The cases to measure, the most important first."""
     modulations = list(gates.modulations())
     for work in ("forward", "forward+backward"):
         for entry in shapes.GPU_LARGE:
@@ -60,14 +60,14 @@ def name_of(step: Step) -> str:
 
 
 def broken(result: Result, step: str, backend: str | None, reason: str) -> None:
-    """Without a backend, it is the whole step that failed."""
+    """Record a failure; without a backend, the whole step failed."""
     result["broken"][f"{step} on {backend}" if backend else step] = reason
 
 
 def measure_all(
     end: float, device: str, names: list[str], result: Result, save: Callable[[Result], None]
 ) -> bool:
-    """Measures what is in result["unmeasured"]; False where the GPU is ruined."""
+    """Measure the cases in result["unmeasured"]; False if the GPU is unusable."""
     clock = gpu.clock_of(device)
     if result["ceilings"] is None:
         result["ceilings"] = environment.ceilings([torch.bfloat16, torch.float32], 8192, 0.5, device, clock)
@@ -79,7 +79,7 @@ def measure_all(
             break
         try:
             _measure(step, measure.Place(device, clock, tuple(names)), result, save)
-        except Exception as error:  # what fails must not cost the other figures
+        except Exception as error:  # a failure must not affect the other measurements
             broken(result, name, result["under way"]["backend"], _reason(error))
         if ruined(device):
             save(result)
@@ -102,7 +102,7 @@ def _measure(step: Step, place: measure.Place, result: Result, save: Callable[[R
     name = name_of(step)
     sound = []
     for backend in place.backends:
-        if f"{name} on {backend}" in result["broken"]:  # by a process before this one
+        if f"{name} on {backend}" in result["broken"]:  # by an earlier process
             continue
         _under_way(result, save, name, backend)
         try:
@@ -113,7 +113,7 @@ def _measure(step: Step, place: measure.Place, result: Result, save: Callable[[R
             broken(result, name, backend, _reason(error))
             if ruined(place.device):
                 return
-            gc.collect()  # operands that the error's traceback held
+            gc.collect()  # frees operands that the traceback references
             continue
         sound.append(backend)
     _under_way(result, save, name, None)
@@ -164,13 +164,13 @@ def _wrong(candidate: dict[str, Any], others: Iterable[dict[str, Any]], dtype: t
     errors = [o["error"] for o in others if o["kind"] == "rival" and o["status"] == "ok" and "error" in o]
     best = min((error for error in errors if math.isfinite(error)), default=0.0)
     allowed = max(2 * best, 2 * torch.finfo(dtype).eps)
-    if candidate["error"] <= allowed:  # not so for NaN
+    if candidate["error"] <= allowed:  # False for NaN
         return None
     return f"wrong: error {candidate['error']:.3g}, allowed {allowed:.3g} (best rival {best:.3g})"
 
 
 def _try(what: shapes.Entry | cases.Case, dtype: torch.dtype, work: str, device: str) -> None:
-    """One call on the backend that is selected."""
+    """One call on the selected backend."""
     if isinstance(what, shapes.Entry):
         operands = passes.random_operands(measure.sizes_of(what), dtype, 0, device)
         passes.start(work, measure.mi.interaction, operands)()()

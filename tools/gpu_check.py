@@ -1,11 +1,11 @@
-"""Build, try every kernel, run the tests, sanitize, measure, on the GPU that is here: `make gpu-check`.
+"""Build, run every kernel, run the tests, sanitize and measure on the present GPU: `make gpu-check`.
 
     python tools/gpu_check.py                           all stages, to benchmarks/results/DEVICE.json
     python tools/gpu_check.py smoke sanitize --minutes 3 --output FOLDER/first.json
 
-It uses the Python that runs it, with the packages that are there (torch with CUDA, triton; for the tests
-pytest, hypothesis, scipy, better with pytest-xdist and pytest-timeout; for a build cmake, ninja, pybind11),
-and no network. Native libraries that were brought along are taken as they are. Stages:
+It uses the current Python and its packages (torch with CUDA, triton; for the tests pytest, hypothesis, scipy,
+preferably pytest-xdist and pytest-timeout; for a build cmake, ninja, pybind11), and no network. Existing
+native libraries are used unchanged. Stages:
 
     build      the native libraries, for this GPU
     smoke      every kernel of every backend once, forward and gradients, each case in its own process
@@ -13,8 +13,8 @@ and no network. Native libraries that were brought along are taken as they are. 
     sanitize   compute-sanitizer on some of the CUDA kernels
     benchmark  large shapes and modulation first; an error above twice the best rival's fails
 
-Results are saved as they come: what is cut off by the time is missing, and the summary, also in FILE.txt,
-says so. Exit status: 0 all stages that were asked for passed, 1 not, 2 there is no GPU.
+Results are saved incrementally: what the time limit cuts off is missing, and the summary, also in FILE.txt,
+lists it. Exit status: 0 all requested stages passed, 1 not, 2 there is no GPU.
 
 A GPU on which `tests` passes gets an entry in mi_kernels/verified.py (CONTRIBUTING.md).
 """
@@ -34,13 +34,13 @@ BEGUN = time.monotonic()  # before torch is imported, which takes seconds
 
 import torch  # noqa: E402
 
-# Nothing here may import mi_kernels before the build: it looks for its libraries once, when it is imported.
+# Nothing here may import mi_kernels before the build: it loads its libraries once, at import.
 
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds of each stage at most, in their order. The benchmark has what is left.
+# Maximum seconds of each stage, in order. The benchmark gets the remaining time.
 STAGES = {"build": 180.0, "smoke": 110.0, "tests": 320.0, "sanitize": 60.0, "benchmark": 600.0}
 BACKENDS = ("cuda", "triton", "portable")  # in the order of their tests
-KEEP = 3.0  # seconds at the end, to save and to say what there is
+KEEP = 3.0  # seconds reserved at the end, to save and report results
 
 
 def _build(seconds: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -55,12 +55,12 @@ def _build(seconds: float, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def good(status: str) -> bool:
-    """Whether a stage ended as it should. What was left out did not pass."""
+    """Whether a stage passed. A skipped stage did not."""
     return status in ("built", "prebuilt", "passed")
 
 
 def faults(result: dict[str, Any]) -> list[str]:
-    """What did not pass, of what was asked for: stages, and backends that cannot run."""
+    """The requested stages that did not pass, and requested backends that cannot run."""
     found = [f"backend {name}" for name, reason in result["backends"].items() if reason is not None]
     for stage in result["stages"]:
         if stage == "tests":
@@ -98,7 +98,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _wrong_device(name: str) -> str | None:
-    """As verify.py has it, which may not be imported before the build."""
+    """A copy of that in verify.py, which must not be imported before the build."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -111,7 +111,7 @@ def _wrong_device(name: str) -> str | None:
 def _run_stage(
     stage: str, backends: list[str], end: float, options: argparse.Namespace, result: dict, path: Path
 ) -> dict[str, Any]:
-    """One stage after the build; the result with what it found."""
+    """One stage after the build; returns the result with its findings."""
     from benchmarks.harness import results
     from tools import gpu_benchmark, gpu_smoke, gpu_tests
 

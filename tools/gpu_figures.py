@@ -1,4 +1,4 @@
-"""The figures to reach on a GPU, from the results of gpu_check.py. Arithmetic; nothing is measured here."""
+"""Performance targets on a GPU, evaluated from the results of gpu_check.py; nothing is measured here."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,14 +9,14 @@ from mi_kernels.ops import counts
 
 GEMM_SHARE = {"forward": 0.60, "forward+backward": 0.55}  # of the time of cuBLAS of equal work, large shapes
 COPY_SHARE = 0.85  # of the bandwidth of a copy, by modulation forward
-COMPILED = ("triton", "cuda")  # the backends that have figures to reach
+COMPILED = ("triton", "cuda")  # the backends with performance targets
 RIVAL_OUTPUTS = 1024  # up to this many outputs, no rival may be faster
 LARGE_MAPS = ("tokens", "maps", "rows", "full")
 Figure = dict[str, Any]
 
 
 def figures(result: dict[str, Any]) -> list[Figure]:
-    """What was measured, at which shape, the target, and whether it was reached; None: not measured."""
+    """What was measured, its shape, the target, and whether it was reached (None: not measured)."""
     return [*_dense(result["cases"]), *_modulation(result)]
 
 
@@ -35,7 +35,7 @@ def _dense(cases: list[summary.Case]) -> Iterator[Figure]:
 
 
 def _only(case: summary.Case, backend: str) -> summary.Case:
-    """The case with one backend of ours; it may not be there."""
+    """The case with one of our backends, if it was measured."""
     kept = [c for c in case["candidates"] if c["kind"] != "ours" or c["name"] == f"mi_kernels {backend}"]
     return {**case, "candidates": kept}
 
@@ -83,7 +83,7 @@ def lines_of_build(build: dict[str, Any] | None) -> Iterator[str]:
 
 
 def lines_of_cases(stage: str, found: dict[str, Any] | None) -> Iterator[str]:
-    """Of smoke or sanitize: the worst error of each backend's kernels, each fault, what is missing."""
+    """Lines for smoke or sanitize: the worst error of each backend's kernels, faults, missing cases."""
     if found is None:
         return
     cases = found.get("cases", {})
@@ -97,7 +97,7 @@ def lines_of_cases(stage: str, found: dict[str, Any] | None) -> Iterator[str]:
 
 
 def _worst_errors(cases: dict[str, Any]) -> Iterator[str]:
-    """Of each backend: its kernels with their worst error in any dtype, as a part of what is allowed."""
+    """Per backend, its kernels with their worst error in any dtype, as a fraction of the allowed one."""
     worst: dict[str, dict[str, float]] = {}
     for name, one in cases.items():
         if one["fault"] is None:
@@ -110,7 +110,7 @@ def _worst_errors(cases: dict[str, Any]) -> Iterator[str]:
 
 
 def _few(lines: Iterable[str]) -> Iterator[str]:
-    """The first of them, and how many more there are."""
+    """The first lines, and the number of the others."""
     every = list(lines)
     yield from (f"    {line}" for line in every[:MOST_FAULTS])
     if len(every) > MOST_FAULTS:
@@ -118,7 +118,7 @@ def _few(lines: Iterable[str]) -> Iterator[str]:
 
 
 def lines_of_tests(tests: dict[str, Any] | None) -> Iterator[str]:
-    """For each backend: how it ended, failures with their text, what was not reached."""
+    """For each backend: its result, failures with their text, tests not reached."""
     for backend, found in (tests or {}).items():
         words = ("passed", "failed", "error", "skipped")
         counts_of = ", ".join(f"{found[word]} {word}" for word in words if word in found)
@@ -131,7 +131,7 @@ def lines_of_tests(tests: dict[str, Any] | None) -> Iterator[str]:
 
 
 def summary_lines(result: dict[str, Any]) -> list[str]:
-    """At most ``MOST_LINES``: the figures last, of which those that were reached are left out first."""
+    """At most ``MOST_LINES`` lines: targets last; those that were reached are dropped first."""
     lines = [result["gpu"]["name"]]
     for backend, reason in result["backends"].items():
         if reason is not None:

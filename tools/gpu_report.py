@@ -1,4 +1,4 @@
-"""A plugin of pytest that writes what happens to each test, as it happens, so that a run cut off counts.
+"""A pytest plugin that writes the result of each test immediately, so that interrupted runs count.
 
     pytest -p tools.gpu_report       with MI_KERNELS_REPORT=FILE in the environment
 
@@ -7,15 +7,15 @@ FILE gets lines of JSON:
     {"collected": [ids]}                       by each worker of pytest-xdist, or once without
     {"id", "when", "outcome", "seconds"}       for each phase of a test: when is setup, call or teardown, or
                                                collect of a file; outcome is passed, failed or skipped
-    ... and "text"                             of what failed: the last lines of the error
-    ... and "ruined": true                     the GPU gave nothing but errors after it
-    {..., "when": "???", "outcome": "failed"}  of a test whose worker died under it; the text says how long it
-                                               had run. It may come after a line of the worker's own.
+    ... and "text"                             for a failure: the last lines of the error
+    ... and "ruined": true                     the GPU was unusable afterwards
+    {..., "when": "???", "outcome": "failed"}  a test during which the worker died; the text says how long it
+                                               had run. It may follow a line of the worker itself.
 
-An illegal access, or a launch that timed out, leaves every later call of CUDA in its process with an error.
-So a worker whose GPU is ruined ends at once: pytest-xdist blames the test that it was at, starts another
-worker (--max-worker-restart) and gives it the tests that are left. What hangs is ended in the same way by
-pytest-timeout (--timeout=SECONDS --timeout-method=thread), also where it hangs in a call of C.
+After an illegal access, or a launch that timed out, every later CUDA call of the process fails. So a worker
+whose GPU is unusable exits at once: pytest-xdist reports the current test as failed, starts another worker
+(--max-worker-restart) and gives it the remaining tests. Hanging tests are ended in the same way by
+pytest-timeout (--timeout=SECONDS --timeout-method=thread), also in C code.
 """
 
 import importlib
@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-LINES, LETTERS = 15, 3000  # of an error, from its end: the message, and where it was raised
+LINES, LETTERS = 15, 3000  # kept of an error, from its end: the message, and where it was raised
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -48,7 +48,7 @@ def _line_of(report: pytest.TestReport | pytest.CollectReport, **more: object) -
 
 
 class Reporter:
-    """In the process that the user started: it hears of all tests."""
+    """In the main process, which receives all reports."""
 
     def __init__(self) -> None:
         self.started: dict[str, float] = {}
@@ -78,7 +78,7 @@ class Reporter:
 
 
 class Guard:
-    """In the process that runs the tests: it asks the GPU after a failure."""
+    """In the process that runs the tests: checks the GPU after a failure."""
 
     def __init__(self, config: pytest.Config):
         self.is_worker = _is_worker(config)
@@ -88,7 +88,7 @@ class Guard:
         result = yield
         device = gpu_of(item)
         if device is not None:
-            _devices().finish(device)  # what fails late is this test's, not the next one's
+            _devices().finish(device)  # attributes asynchronous errors to this test
         return result
 
     @pytest.hookimpl(wrapper=True)
@@ -111,7 +111,7 @@ def gpu_of(item: pytest.Item) -> str | None:
 
 
 def _devices() -> Any:
-    """Not imported with this module: the process that only distributes the tests does without torch."""
+    """A lazy import: the process that only distributes the tests does not need torch."""
     return importlib.import_module("mi_kernels.testing.devices")
 
 

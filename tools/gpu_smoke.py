@@ -19,7 +19,7 @@ LIMIT = 25.0  # seconds of a case
 SANITIZED = 30.0
 WORKERS = 15
 SANITIZER = "compute-sanitizer"
-TOOLS = ("memcheck", "racecheck", "synccheck")  # in the order of what they find
+TOOLS = ("memcheck", "racecheck", "synccheck")  # the most useful first
 
 
 class Case(NamedTuple):
@@ -44,7 +44,7 @@ def _gate(op: str) -> tuple[str, ...]:
     return f"values {odd}", f"gradients {odd}", f"values {softmax}"
 
 
-# Of the families whose kernels do not depend on sizes as those of the dense interaction do.
+# Of the families whose kernels do not depend on sizes (those of the dense interaction do).
 OTHERS = {
     "diagonal": _gate("diagonal"),
     "gated_interaction": _gate("gated_interaction"),
@@ -53,7 +53,7 @@ OTHERS = {
 
 
 def cases(backends: Sequence[str], capability: tuple[int, int]) -> list[Case]:
-    """Every kernel of every backend, in each dtype that it has: those that matter most come first."""
+    """Every kernel of every backend in each of its dtypes, the most important first."""
     found = []
     for backend in backends:
         if backend == "portable":  # PyTorch's kernels, not ours
@@ -75,7 +75,7 @@ def smoke(
     program: Sequence[str] = verify.PROGRAM,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """By the name of each case: checks, error (a part of what is allowed), fault, seconds; what lacks."""
+    """By case name: checks, error (as a fraction of the allowed one), fault, seconds; and missing cases."""
     wanted = cases(backends, capability)
     jobs = [Job(case.name, case.command(device, program), LIMIT) for case in wanted]
     return _ended(jobs, workers or min(isolated.cores(), WORKERS), end, say)
@@ -85,7 +85,7 @@ def _ended(jobs: list[Job], workers: int, end: float, say: Callable[[str], None]
     found: dict[str, Any] = {}
     for ended in isolated.run_all(jobs, workers, end, verify.environment()):
         if ended.status is None and time.monotonic() > end:
-            continue  # stopped with everything else
+            continue  # stopped at the end of the total time
         outcome = verify.outcome(ended)
         found[ended.name] = outcome._asdict() | {"seconds": round(ended.seconds, 1)}
         if outcome.fault is not None:
@@ -119,7 +119,7 @@ def sanitize(
     say: Callable[[str], None],
     program: Sequence[str] = verify.PROGRAM,
 ) -> dict[str, Any]:
-    """What compute-sanitizer says of the CUDA kernels, each case in a process of its own."""
+    """Reports of compute-sanitizer on the CUDA kernels, each case in its own process."""
     tool = shutil.which(SANITIZER) or shutil.which(f"/usr/local/cuda/bin/{SANITIZER}")
     if tool is None:
         return {"status": f"left out: {SANITIZER} is not installed"}
@@ -127,9 +127,9 @@ def sanitize(
         return {"status": "left out: the backend cuda does not run"}
     jobs = []
     for name, case in sanitized(backends, capability):
-        # PyTorch's own pool would hide what is beyond an allocation.
+        # PyTorch's caching allocator would hide out-of-bounds accesses.
         prefix = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, f"--tool={name}", "--error-exitcode=9"]
-        # Questions that the runtime asks of the driver may be answered by an error, which is none of ours.
+        # The runtime queries the driver in ways that may return errors, which are not ours.
         prefix += ["--report-api-errors=no"] if name == "memcheck" else []
         jobs.append(Job(f"{name} {case.name}", [*prefix, *case.command(device, program)], SANITIZED))
     return _ended(jobs, min(isolated.cores(), len(jobs)), end, say)  # in one round, where there are cores

@@ -14,7 +14,7 @@ from typing import Any
 from mi_kernels.testing import isolated
 
 ROOT = Path(__file__).resolve().parents[1]
-# Files whose tests take a place, those of the kernels themselves first: time may run out.
+# Files whose tests have a parameter ``place``, those of the kernels first: time may run out.
 TESTS = (
     *("interaction", "modulate", "gates", "activations", "gradients", "gpu_streams", "linear"),
     *(
@@ -29,15 +29,15 @@ TESTS = (
         "ragged",
     ),
 )
-LIMITS = {"cuda": 100.0, "triton": 150.0, "portable": 60.0}  # seconds of each backend, at most
+LIMITS = {"cuda": 100.0, "triton": 150.0, "portable": 60.0}  # maximum seconds of each backend
 WORKERS = 15
-ONE = 60  # seconds of a test, compilation included: none needs more than 22 kernels
+ONE = 60  # seconds of a test, including compilation: none needs more than 22 kernels
 OUTCOMES = ("passed", "failed", "error", "skipped")
 NEEDED = ("pytest", "hypothesis", "scipy")
 
 
 def files() -> list[str]:
-    """Those of TESTS, wherever they are in tests/."""
+    """The files of TESTS, in any folder of tests/."""
     found = [path for name in TESTS for path in ROOT.glob(f"tests/**/test_{name}.py")]
     return [str(path.relative_to(ROOT)) for path in found]
 
@@ -45,23 +45,23 @@ def files() -> list[str]:
 def command_for(workers: int) -> list[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "--tb=short"]
     command += ["-p", "tools.gpu_report", "-m", "not slow", "--maxfail=200"]
-    if find_spec("pytest_timeout") is not None:  # in a thread: what hangs in C does not hear a signal
+    if find_spec("pytest_timeout") is not None:  # in a thread: signals do not interrupt hanging C code
         command += [f"--timeout={ONE}", "--timeout-method=thread"]
     if workers > 1 and find_spec("xdist") is not None:  # a worker that ends is replaced
-        # In the order of the files, as time may run out; in small parts, lest workers compile one kernel.
+        # In the order of the files, as time may run out; in small parts, lest workers compile a kernel twice.
         command += ["-n", str(workers), "--dist=load", "--maxschedchunk=2", "--max-worker-restart=100"]
     return command + files()
 
 
 def outcomes(lines: str) -> dict[str, Any]:
-    """What gpu_report.py wrote, as far as it came: counts, failures with their text, how much is missing."""
+    """The content of gpu_report.py's file: counts, failures with their text, number of missing tests."""
     collected: dict[str, None] = {}
     found: dict[str, str] = {}
     texts: dict[str, str] = {}
     for text in lines.splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # cut off
+        except ValueError:  # truncated
             continue
         if "collected" in line:
             collected |= dict.fromkeys(line["collected"])

@@ -1,12 +1,12 @@
-"""Machine code of compiled kernels: what it uses, and a hazard to look for on Hopper.
+"""Machine code of compiled kernels: resource usage, and a scan for a hazard on Hopper.
 
     python tools/sass.py FILE...                  cubins, libraries with GPU code, or disassembled text
 
-A wgmma runs on after it was issued. If its left operand is in registers, they must not be written before a
-wait has let its group finish; Triton before 3.9 does write them (triton issue 9433), and the result is wrong
-without a word. In each loop with such instructions this reports the writes to registers of a group that was
-not waited for. A heuristic: the body is walked in a straight line, three times over, and the destination of
-an instruction is its first register, unless it is a store.
+wgmma is asynchronous. If its A operand is in registers, they must not be written before a wait for its
+group; Triton before 3.9 does write them (triton issue 9433), and the result is silently wrong. In each loop
+with such instructions this reports writes to registers of a group that has not been waited for. A heuristic:
+the body is scanned linearly, three times, and the destination of an instruction is its first register, unless
+it is a store.
 
 Exit status: 0 no hazard, 1 a hazard, 2 a file could not be read.
 """
@@ -27,13 +27,13 @@ _WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d+)")
 _PREDICATE = re.compile(r"^@!?U?P\d+\s+")
 _WRITE = re.compile(r"(\S+)\s+R(\d+)\b")
 _NO_DESTINATION = re.compile(r"(ST|RED|BAR|BRA|SYNCS|R2UR|UTMA|ATOM|ISETP|FSETP)")
-_OPERAND_REGISTERS = 4  # of the left operand of one wgmma
+_OPERAND_REGISTERS = 4  # registers of the A operand of one wgmma
 
 Instruction = tuple[int, str]  # address, text
 
 
 class Loop(NamedTuple):
-    """A loop with wgmma whose left operand is in registers, and the writes to registers still being read."""
+    """A loop with wgmma whose A operand is in registers, and writes to registers still being read."""
 
     start: int
     end: int
@@ -42,12 +42,12 @@ class Loop(NamedTuple):
 
 class Resources(NamedTuple):
     registers: int
-    spilled: int  # bytes of local memory and of the stack for each thread
-    shared: int  # bytes that are known at compilation
+    spilled: int  # bytes of local memory and stack per thread
+    shared: int  # bytes known at compile time
 
 
 def disassembler(name: str) -> str | None:
-    """``cuobjdump`` or ``nvdisasm``, on PATH or inside of the package triton; None where it is missing."""
+    """``cuobjdump`` or ``nvdisasm``, on PATH or inside the package triton; None if it is missing."""
     found = shutil.which(name)
     spec = find_spec("triton")
     if found or spec is None or spec.origin is None:
@@ -80,7 +80,7 @@ def text_of(path: Path, architecture: str | None = None) -> str:
 
 
 def resources_of(path: Path) -> Resources:
-    """What one kernel takes, of a cubin with a single kernel. Raises OSError without cuobjdump."""
+    """Resource usage of a cubin with a single kernel. Raises OSError without cuobjdump."""
     text = _output("cuobjdump", "-res-usage", str(path))
     fields = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text or ""))
     if not fields:
@@ -90,7 +90,7 @@ def resources_of(path: Path) -> Resources:
 
 
 def loops(text: str) -> Iterator[Loop]:
-    """Every loop with wgmma from registers in disassembled text."""
+    """All loops with wgmma from registers in disassembled text."""
     for code in _functions(text):
         for end, instruction in code:
             jump = _BRANCH.search(instruction)
@@ -103,7 +103,7 @@ def loops(text: str) -> Iterator[Loop]:
 
 
 def _functions(text: str) -> Iterator[list[Instruction]]:
-    """Addresses start again with each function."""
+    """Split by function, in each of which addresses restart."""
     current: list[Instruction] = []
     for found in _INSTRUCTION.finditer(text):
         address = int(found.group(1), 16)
@@ -116,15 +116,15 @@ def _functions(text: str) -> Iterator[list[Instruction]]:
 
 
 def _width(opcode: str) -> int:
-    """How many registers an instruction writes."""
+    """The number of registers that an instruction writes."""
     if re.search(r"\.4$|\.128", opcode):
         return 4
     return 2 if ".64" in opcode or ".WIDE" in opcode else 1
 
 
 def _hazards(body: list[Instruction]) -> list[Instruction]:
-    issued: list[int] = []  # first operand registers of the group that is being made
-    groups: list[list[int]] = []  # those of groups under way, the oldest first
+    issued: list[int] = []  # first operand registers of the open group
+    groups: list[list[int]] = []  # those of groups in flight, the oldest first
     found = set()
     for _ in range(3):
         for address, line in body:

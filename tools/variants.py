@@ -1,4 +1,4 @@
-"""Every kernel as it is really launched, for ahead-of-time compilation: no GPU is needed, nor a driver.
+"""All kernel variants that are actually launched, for ahead-of-time compilation without GPU or driver.
 
 The launches are recorded from the operations themselves, on meta tensors, so that what is compiled here is
 what runs there: the same constants, tiles, and specialisations of arguments.
@@ -22,7 +22,7 @@ from mi_kernels.ops.triton import modulate as modulation
 from mi_kernels.ops.triton.launch import Launch, recording
 from mi_kernels.testing.without_data import WithoutData
 
-# B, Z, X, O: powers of two, ragged ones, one output, one row, tiles as large as any.
+# B, Z, X, O: powers of two, odd sizes, one output, one row, the largest tiles.
 SIZES = (
     *((4096, 32, 256, 256), (1000, 17, 100, 75), (4096, 16, 64, 1), (1, 64, 1024, 1024)),
     (32768, 32, 512, 512),
@@ -61,7 +61,7 @@ def launches(
 
 
 def distinct(recorded: Iterable[Launch], capability: tuple[int, int]) -> dict[str, Launch]:
-    """Launches by what Triton compiles for them: one of each."""
+    """One launch per distinct Triton compilation."""
     found: dict[str, Launch] = {}
     for launch in recorded:
         options, *rest = _specialised(launch, capability)
@@ -77,7 +77,7 @@ def _modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torc
 def first_calls(
     capability: tuple[int, int], dtype: torch.dtype, sizes: tuple[int, int, int, int] = SIZES[0]
 ) -> dict[str, dict[str, Launch]]:
-    """What the first forward and backward pass of each operation has to compile, all terms there."""
+    """The kernels that the first forward and backward pass of each operation compiles, with all terms."""
     B, Z, X, O = sizes  # noqa: E741
 
     def empty(*shape: int) -> torch.Tensor:
@@ -176,7 +176,7 @@ def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width
 
 @cache
 def _binder(kernel: Any, capability: tuple[int, int]) -> tuple[Any, Any]:
-    """Triton's own function that sorts the arguments of a launch; made of source text, so made once."""
+    """Triton's function that sorts the arguments of a launch; it is generated code, so cached."""
     backend = make_backend(GPUTarget("cuda", capability[0] * 10 + capability[1], 32))
     return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
 
@@ -188,6 +188,6 @@ def _specialised(launch: Launch, capability: tuple[int, int]) -> tuple[Any, ...]
 
 
 def source(launch: Launch, capability: tuple[int, int]) -> tuple[ASTSource, dict[str, Any]]:
-    """What ``triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)`` takes."""
+    """Arguments for ``triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)``."""
     _, signature, constants, attributes = _specialised(launch, capability)
     return ASTSource(launch.kernel, signature, constants, attributes), dict(launch.options)

@@ -1,4 +1,4 @@
-"""Comparison with another revision: built aside, measured in its own process, in turns with this one."""
+"""Comparison with another revision, built separately and measured in its own process, interleaved."""
 
 import json
 import os
@@ -61,11 +61,11 @@ def built(revision: str) -> Iterator[tuple[Path, str]]:
 
 
 class Worker:
-    """A process that measures one revision when asked, and sleeps otherwise."""
+    """A process that measures one revision on request, and sleeps otherwise."""
 
     def __init__(self, folder: Path):
         command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(folder)]
-        # Threads of the process whose turn it is not must sleep, not spin.
+        # Threads of the idle process must sleep, not spin.
         environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
         environment.pop("PYTHONPATH", None)
         command.append(str(torch.get_num_threads()))

@@ -33,9 +33,9 @@ class Case:
     name: str
     sizes: tuple[tuple[int, ...], ...]
     functions: dict[str, Callable[..., Tensor]]
-    oracle: str = "eager"  # the function that is right in float64
+    oracle: str = "eager"  # the function whose float64 result is the oracle
     scaled: int | None = None  # the first argument that is a weight: divided by the root of its last sizes
-    copies: bool = False  # whether a copy of the first argument is timed beside
+    copies: bool = False  # whether a copy of the first argument is timed, too
 
     def arguments(self, dtype: torch.dtype, seed: int, device: str = "cpu") -> list[Tensor]:
         generator = torch.Generator(device).manual_seed(seed)
@@ -87,7 +87,7 @@ def measure(
             outputs = sum(v.nbytes for v in values)
             del values
             extra = peak_memory(run(), device) - outputs
-        except Exception as problem:  # a rival that does not run is named, and costs no other figure
+        except Exception as problem:  # a rival that fails is reported and does not affect other cases
             if name in (OURS, case.oracle):
                 raise
             failures[name] = f"{type(problem).__name__}: {problem}"[:200]
@@ -153,7 +153,7 @@ def parser(description: str, families: Iterable[str]) -> argparse.ArgumentParser
 def run(
     families: Mapping[str, Callable[[], Iterator[Case]]], options: argparse.Namespace, command: list[str]
 ) -> dict[str, Any]:
-    """Measures, prints and saves the cases that are asked for."""
+    """Measures, prints and saves the requested cases."""
     result = environment.facts(command)
     result["cases"] = []
     for case in (case for family in options.family for case in families[family]()):

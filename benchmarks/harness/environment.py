@@ -1,4 +1,4 @@
-"""What a number depends on: revision, machine, versions, load; and what the machine can do at most."""
+"""What a measurement depends on: revision, machine, versions, load; and the limits of the machine."""
 
 import os
 import platform

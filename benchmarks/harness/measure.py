@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long and how large: seconds and bytes."""
+    """Limits of a measurement in seconds and bytes."""
 
     rounds: int = 7
     shortest: float = 0.005  # a sample
@@ -72,7 +72,7 @@ HERE = Place()
 
 @dataclass
 class Candidate:
-    """Something that is timed, or the reason why it is not."""
+    """A timed candidate, or the reason why it is not timed."""
 
     name: str
     kind: str  # ours, rival, gemm (torch.mm), onednn, limit (of Triton: peers.triton_gemm)
@@ -208,13 +208,13 @@ def _rival(name: str, sizes: Sizes, work: str, operands: Operands, limits: Limit
         if rows and sizes.B * sizes.Z * sizes.X * sizes.O > PROBE_OPERATIONS:
             few = sizes._replace(B=rows)
             candidate.probe = passes.start(work, peer.make(few), own.rows(0, rows))
-    except Exception as error:  # whatever a rival does, the run goes on and says so
+    except Exception as error:  # a failing rival is reported and does not stop the run
         candidate.give_up(_failure(error))
     return candidate
 
 
 def _try(candidate: Candidate, truth: tuple[Tensor, ...], limits: Limits, place: Place) -> None:
-    """First calls of a candidate: is it too slow, does it fail, how wrong is it, what memory does it take."""
+    """First calls of a candidate: whether it is too slow or fails, its error and its memory."""
     try:
         if candidate.probe is not None:
             predicted = PROBE_PART * timing.sample(candidate.probe, 1, clock=place.clock).seconds
@@ -296,7 +296,7 @@ MODES = ("forward, no grad", "forward, with grad", "forward+backward")
 
 
 def overhead(entry: Entry, limits: Limits) -> Iterator[dict[str, Any]]:
-    """Seconds of one call where the arithmetic is nothing, in each mode."""
+    """Seconds of one call with negligible arithmetic, in each mode."""
     operands = passes.random_operands(sizes_of(entry), torch.float32, limits.seed)
     functions = {OURS: mi.interaction}
     functions |= {name: peers.PEERS[name].make(sizes_of(entry)) for name in ("einsum", "F.bilinear")}

@@ -103,7 +103,7 @@ def _cuequivariance(method: str, sizes: Sizes) -> Function:
     product.add_path(None, None, None, None, c=1.0, dims=dims)
     polynomial = cuequivariance.SegmentedPolynomial.eval_last_operand(product)
     module = cuequivariance_torch.SegmentedPolynomial(polynomial, method=method)
-    if module.method != method:  # it falls back to another one where it cannot
+    if module.method != method:  # it silently falls back to another method
         raise RuntimeError(f"cuequivariance takes {module.method} for {method}")
     return lambda x, z, weight: module([weight.reshape(1, -1), z, x])[0]
 
@@ -149,7 +149,7 @@ PEERS = {
         Peer("e3nn", _e3nn, _rows_by("Z", "X"), order=(1, 2, 0), package="e3nn"),
     )
 }
-# Rivals that run on GPUs alone.
+# Rivals that run on GPUs only.
 GPU_PEERS = {
     peer.name: peer
     for peer in (

@@ -13,7 +13,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 DIGITS = 5  # a ratio is shown with three or four
-FEWEST = 4  # records of a table; fewer are clearer as they are
+FEWEST = 4  # records that are stored as a table; fewer are clearer as dicts
 SAMPLES = "samples_s"
 
 

@@ -68,7 +68,7 @@ def ratios(case: Case, candidate: Candidate | None = None) -> dict[str, float | 
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Of the values that are there; None where there is none."""
+    """Of the values that are not None; None if there are none."""
     logarithms = [math.log(value) for value in values if value is not None]
     return math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else None
 

@@ -61,7 +61,7 @@ def case_rows(case: Case) -> list[list[str]]:
 
 
 def not_measured(case: Case) -> str:
-    """Who has no time and why, in one line; empty if all have one."""
+    """The candidates without a time, and why, in one line; empty if all have one."""
     found = [f"{c['name']} ({c['status']})" for c in case["candidates"] if seconds(c) is None]
     return f"Not measured: {'; '.join(found)}" if found else ""
 
@@ -151,5 +151,5 @@ def base_rows(base: dict[str, Any]) -> list[list[str]]:
 
 
 def _overlap(a: dict[str, float], b: dict[str, float]) -> bool:
-    """Whether the interquartile ranges meet."""
+    """Whether the interquartile ranges overlap."""
     return a["q25_s"] <= b["q75_s"] and b["q25_s"] <= a["q75_s"]

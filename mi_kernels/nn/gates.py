@@ -262,7 +262,7 @@ class FiLM(nn.Module):
         lead = z.shape[:-1]
         if not lead or lead != outer[: len(lead)] or z.shape[-1] != self.context_features:
             sizes = [f"B={outer[0]}", *map(str, outer[1:])]
-            rows = (", ".join(sizes[: place + 1]) for place in range(len(sizes)))
+            rows = (", ".join(sizes[: index + 1]) for index in range(len(sizes)))
             expected = " or ".join(f"[{row}, Z={self.context_features}]" for row in rows)
             raise ValueError(f"FiLM: z: expected shape {expected}, got {list(z.shape)}")
 

@@ -277,7 +277,7 @@ class HyperMLP(nn.Module):
             raise TypeError(f"HyperMLP: sizes: expected a sequence of int, got {type(sizes).__name__}")
         if len(sizes) < 2:
             raise ValueError(f"HyperMLP: sizes: expected at least 2, got {list(sizes)}")
-        named = {f"sizes[{place}]": size for place, size in enumerate(sizes)}
+        named = {f"sizes[{index}]": size for index, size in enumerate(sizes)}
         named["context_features"] = context_features
         check_construction("HyperMLP", named, {"bias": bias}, device, dtype)
         check_function("HyperMLP", "activation", activation)
