@@ -85,7 +85,7 @@ def environment_of_pytest(**variables: str) -> dict[str, str]:
 def located(argument: str | Path) -> str:
     """A test file, or tests in it, by the name of the file alone: where it is."""
     name = str(argument)
-    if not name.startswith("test_"):
+    if re.match(r"test_\w+\.py(::|$)", name) is None:
         return name
     file, *node = name.split("::")
     (found,) = Path(__file__).parent.glob(f"*/{file}")

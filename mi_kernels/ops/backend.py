@@ -146,7 +146,9 @@ def get(name: str) -> Backend:
     """
     found = _BACKENDS.get(name)
     if found is None:
-        raise ValueError(f"mi_kernels: backend: expected one of {', '.join(_BACKENDS)}, got {name!r}")
+        raise ValueError(
+            f"mi_kernels: backend: expected one of {', '.join(sorted(suffixes()))}, got {name!r}"
+        )
     return found
 
 

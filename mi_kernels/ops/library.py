@@ -134,7 +134,7 @@ class _Overloads(dict[str, torch._ops.OpOverload]):
     def __missing__(self, backend: str) -> torch._ops.OpOverload:
         suffix = backends.get(backend).suffix
         if suffix is None:
-            known = ", ".join(backends.suffixes())
+            known = ", ".join(sorted(backends.suffixes()))
             raise ValueError(f"mi_kernels: backend: expected one of {known}, got {backend!r}")
         found = getattr(getattr(torch.ops, NAMESPACE), self._operation + suffix).default
         self[backend] = found

@@ -326,7 +326,7 @@ EXPLAINED = [
 @pytest.mark.parametrize(("dtype", "rows", "activation", "shift"), EXPLAINED, ids=str)
 def test_explain_tells_the_scratch_memory(dtype, rows, activation, shift, emulated, monkeypatch):
     """To the byte."""
-    monkeypatch.setattr(planners, "question", partial(getattr, emulated))
+    monkeypatch.setattr(planners, "query", partial(getattr, emulated))
     monkeypatch.setattr(planners, "gpu", lambda device: (80, 40))
     emulated.emulated_processors(40)
     x, z, w, a, v, c, _ = draw((rows, 40, 72, 72), dtype)

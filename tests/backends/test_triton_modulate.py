@@ -312,7 +312,7 @@ def test_what_is_flat_lets_nothing_through_and_nan_does(triton):
 @INTERPRETED
 def test_compiled_dense_calls_triton(triton, fresh_compiler):
     """One graph, whose products are the operations of this backend; modulation itself is left to Inductor."""
-    from test_compile import Recorder
+    from recorder import Recorder
 
     from mi_kernels.testing.samples import ODD, Sample
 

@@ -6,9 +6,8 @@ import sys
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from helpers import COMPILE, plain, with_gradients
-from torch._dynamo.backends.common import aot_autograd
+from recorder import Recorder
 from torch._dynamo.testing import CompileCounter
 
 import mi_kernels as mi
@@ -77,23 +76,6 @@ def test_batch_size_does_not_recompile(place):
         arguments = Sample(Shape("batch", (batch,), 3, 5, 4)).arguments(torch.float32, place.device)
         assert compiled(*arguments).shape == (batch, 4)
     assert counter.frame_count <= 3
-
-
-class Recorder:
-    """A compiler that runs what it is given and keeps this package's calls in each graph."""
-
-    def __init__(self):
-        self.graphs: list[list] = []
-        self.backend = aot_autograd(fw_compiler=self._compile, bw_compiler=self._compile)
-
-    def _compile(self, module, example_inputs):
-        calls = [node for node in module.graph.nodes if str(node.target).startswith("mi_kernels")]
-        self.graphs.append(calls)
-        return make_boxed_func(module.forward)
-
-    @property
-    def names(self):
-        return [[str(call.target).split(".")[1] for call in graph] for graph in self.graphs]
 
 
 def suffixed(names, place):
@@ -307,7 +289,7 @@ class Model(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.randn(4))
 
     def forward(self, x, z):
-        return mi.functional.interaction(x, z, self.weight, bias=self.bias).relu()
+        return mi.interaction(x, z, self.weight, bias=self.bias).relu()
 
 
 @pytest.mark.parametrize("strict", [True, False])
