@@ -12,7 +12,7 @@ exact, but its slow-path call made gates spill registers; so did e^r by a polyno
     sigmoid = 1 / (1 + e)   2 for e, 1 for the sum, 1 for the quotient: 4 u
     tanh = e / (e + 2)      worst at e = 0.41: 0.83 times 3.8 for e, 0.8 for the sum, 1 for the quotient: 5 u
 
-and tests/test_activations.py requires 6 u; without the Newton step it would be 7 and 8 u. The other
+and tests/ops/test_activations.py requires 6 u; without the Newton step it would be 7 and 8 u. The other
 activations have absolute error bounds and use plain division.
 """
 
