@@ -138,7 +138,7 @@ def compiled_anew(launch: Any, capability: int) -> tuple[Any, float]:
 
 
 def _report(launch: Any, capability: int, dtype: str) -> Report:
-    from mi_kernels.ops.triton import tiles
+    from mi_kernels.ops.triton import tile_limits
 
     compiled, seconds = compiled_anew(launch, capability)
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +151,7 @@ def _report(launch: Any, capability: int, dtype: str) -> Report:
     constants = {k: v for k, v in launch.arguments.items() if isinstance(v, int | str) and k.isupper()}
     constants = {k: v for k, v in constants.items() if k not in ("M", "N", "I", "K", "B")}
     wanted = expected(constants, launch.arguments, capability, dtype)
-    limit = tiles.available_shared_memory(divmod(capability, 10))
+    limit = tile_limits.available_shared_memory(divmod(capability, 10))
     faults = []
     if found.spilled:
         faults.append(f"{found.spilled} bytes of registers spilled")

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from mi_kernels.ops import user_files
-from mi_kernels.ops.triton import tiles
+from mi_kernels.ops.triton import tile_limits, tiles
 from mi_kernels.ops.triton.launch import recording
 
 pytestmark = pytest.mark.tools
@@ -67,7 +67,7 @@ def _forward():
 
 def _tile(launch):
     a = launch.arguments
-    return tiles.TileConfig(
+    return tile_limits.TileConfig(
         a["BM"], a["BN"], a["BK"], launch.options["num_warps"], launch.options["num_stages"], a["STYLE"]
     )
 
@@ -100,8 +100,8 @@ def test_the_heuristic_stays_where_nothing_is_faster(hopper):
     ((key, tile),) = found.items()
     assert key.startswith("sm90 forward") and tile is None
     slow, other = (
-        tiles.TileConfig(16, 16, 16, 4, 1, "promoted"),
-        tiles.TileConfig(64, 64, 32, 4, 2, "promoted"),
+        tile_limits.TileConfig(16, 16, 16, 4, 1, "promoted"),
+        tile_limits.TileConfig(64, 64, 32, 4, 2, "promoted"),
     )
     assert tune.merged({key: slow, "other": other}, found) == {"other": other}
     assert tune.merged({key: slow}, {key: other}) == {key: other}
@@ -128,7 +128,7 @@ def test_a_tile_that_does_not_run_costs_no_other(error, hopper):
 
     lines = []
     (tile,) = tune.tune(_forward()[0], lambda: (), measure, 3, lines.append).values()
-    assert isinstance(tile, tiles.TileConfig)
+    assert isinstance(tile, tile_limits.TileConfig)
     assert type(error).__name__ in lines[0] and str(error)[:40] in lines[0] and "best of 2" in lines[-1]
 
     def never(call):
@@ -143,7 +143,7 @@ def test_a_mistake_in_a_kernel_is_not_taken_for_a_tile_that_does_not_run(hopper)
         tune.tune(_forward()[0], lambda: (), lambda call: 1 / 0, 2, lambda text: None)
 
 
-TILE = tiles.TileConfig(64, 64, 32, 4, 2, "promoted")
+TILE = tile_limits.TileConfig(64, 64, 32, 4, 2, "promoted")
 ENTRY = {"BM": 64, "BN": 64, "BK": 32, "warps": 4, "stages": 2, "style": "promoted"}
 
 
@@ -176,7 +176,9 @@ def test_a_file_that_is_no_table_is_named(text, words, tmp_path, monkeypatch):
         tiles.table.__wrapped__()
 
 
-PROBLEM = tiles.GemmProblem("forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256)
+PROBLEM = tile_limits.GemmProblem(
+    "forward", torch.bfloat16, "ieee", (9, 0), False, True, 1, 4096, 256, 32, 256
+)
 
 
 @pytest.mark.parametrize(
@@ -194,16 +196,16 @@ PROBLEM = tiles.GemmProblem("forward", torch.bfloat16, "ieee", (9, 0), False, Tr
     ids=str,
 )
 def test_numbers_that_no_tile_has(change):
-    assert tiles.valid(TILE, PROBLEM) and not tiles.valid(replace(TILE, **change), PROBLEM)
+    assert tile_limits.valid(TILE, PROBLEM) and not tile_limits.valid(replace(TILE, **change), PROBLEM)
 
 
 def test_a_tile_for_aligned_operands_is_none_for_others():
     large, unaligned = (
-        tiles.TileConfig(128, 256, 64, 8, 3, "held"),
+        tile_limits.TileConfig(128, 256, 64, 8, 3, "held"),
         replace(PROBLEM, aligned=False, columns=255),
     )
-    assert tiles.valid(large, PROBLEM) and not tiles.valid(large, unaligned)
-    assert tiles.valid(TILE, unaligned) and PROBLEM.key != unaligned.key
+    assert tile_limits.valid(large, PROBLEM) and not tile_limits.valid(large, unaligned)
+    assert tile_limits.valid(TILE, unaligned) and PROBLEM.key != unaligned.key
     before = tiles.choose(unaligned)
     assert before != TILE
     with tiles.overriding({PROBLEM.key: TILE}):
@@ -222,8 +224,8 @@ def test_a_tile_for_aligned_operands_is_none_for_others():
 def test_what_spills_is_not_valid(capability, dtype, fits):
     problem = replace(PROBLEM, primitive="input_grads", capability=capability, dtype=dtype, precision="tf32")
     BM, BN = fits
-    tile = tiles.TileConfig(BM, BN, 16, 8, 1, "promoted")
-    assert tiles.valid(tile, problem) and not tiles.valid(replace(tile, BN=2 * BN), problem)
+    tile = tile_limits.TileConfig(BM, BN, 16, 8, 1, "promoted")
+    assert tile_limits.valid(tile, problem) and not tile_limits.valid(replace(tile, BN=2 * BN), problem)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from mi_kernels.ops.dtypes import accumulation_dtype
 from mi_kernels.ops.precision import has_tf32, precision
 from mi_kernels.ops.triton import kernels
 from mi_kernels.ops.triton.launch import cdiv, launch, operand, target
-from mi_kernels.ops.triton.tiles import GemmProblem, TileConfig, choose, splits
+from mi_kernels.ops.triton.tile_limits import GemmProblem, TileConfig
+from mi_kernels.ops.triton.tiles import choose, splits
 
 Maybe = Tensor | None
 
