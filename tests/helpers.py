@@ -105,6 +105,6 @@ def assert_passes(*arguments: str | Path, least: int = 1, **variables: str) -> N
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= least, done.stdout[-500:]
 
 
-def assert_passes_interpreted(*arguments: str) -> None:
+def assert_passes_interpreted(*arguments: str, **variables: str) -> None:
     """In Triton's interpreter; TRITON_INTERPRET is read when the kernels are made."""
-    assert_passes(*arguments, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    assert_passes(*arguments, TRITON_INTERPRET="1", OMP_NUM_THREADS="1", **variables)
