@@ -14,7 +14,7 @@ from mi_kernels.testing.samples import (
     GATE_TERMS,
     ODD,
     WEIGHT_ONLY,
-    Gate,
+    GateSample,
     Modulation,
     Sample,
     Shape,
@@ -75,8 +75,12 @@ CALLS = {
     "generated": Call(_generated, Sample(ODD)),
     "segments-generated": Call(_segments_generated, TINY_RAGGED),
     "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),
-    "diagonal": Call(_diagonal, Gate("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
-    "diagonal-softmax": Call(partial(_diagonal, activation="softmax"), Gate("diagonal", GATE_ODD, "AaC")),
-    "diagonal-shared": Call(_diagonal, Gate("diagonal", _TOKENS, "AaCc")),
-    "gated": Call(mi.gated_interaction, Gate("gated_interaction", GATE_ODD, GATE_TERMS["gated_interaction"])),
+    "diagonal": Call(_diagonal, GateSample("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
+    "diagonal-softmax": Call(
+        partial(_diagonal, activation="softmax"), GateSample("diagonal", GATE_ODD, "AaC")
+    ),
+    "diagonal-shared": Call(_diagonal, GateSample("diagonal", _TOKENS, "AaCc")),
+    "gated": Call(
+        mi.gated_interaction, GateSample("gated_interaction", GATE_ODD, GATE_TERMS["gated_interaction"])
+    ),
 }

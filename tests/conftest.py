@@ -28,7 +28,7 @@ settings.load_profile("fixed")
 THREADS = max((os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1)
 
 
-class Place(NamedTuple):
+class BackendOnDevice(NamedTuple):
     backend: str
     device: str
 
@@ -58,24 +58,24 @@ def _search_builtins_once() -> None:
     interpreter._patch_builtin = patch
 
 
-def _places() -> list[Place]:
+def _places() -> list[BackendOnDevice]:
     if backends.interpreting():  # test_triton.py runs tests so, in a process of their own
         _search_builtins_once()
-        return [Place("triton", "cpu")]
+        return [BackendOnDevice("triton", "cpu")]
     if "MI_KERNELS_TEST_EMULATED" in os.environ:  # the CUDA kernels on the host: test_cuda_emulated.py
         emulated.install()
-        return [Place("cuda", "cpu")]
+        return [BackendOnDevice("cuda", "cpu")]
     if "MI_KERNELS_TEST_REHEARSED" in os.environ:  # the launches of Triton on a GPU: rehearsed.py
         rehearsed.install()
-        return [Place("triton", "cpu")]
-    places = [Place(name, "cpu") for name in ("portable", "cpu") if backends.why_not(name) is None]
+        return [BackendOnDevice("triton", "cpu")]
+    places = [BackendOnDevice(name, "cpu") for name in ("portable", "cpu") if backends.why_not(name) is None]
     if torch.cuda.is_available():
         names = ("portable", "triton", "cuda")
-        places += [Place(name, "cuda") for name in names if backends.why_not(name) is None]
+        places += [BackendOnDevice(name, "cuda") for name in names if backends.why_not(name) is None]
     return places
 
 
-def _asked_for(places: list[Place]) -> list[Place]:
+def _asked_for(places: list[BackendOnDevice]) -> list[BackendOnDevice]:
     """Of MI_KERNELS_TEST_PLACES, as in "triton-cuda,cuda-cuda", where it is set; others get no tests."""
     names = os.environ.get("MI_KERNELS_TEST_PLACES")
     if names is None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mi_kernels import verify
 from mi_kernels.testing import isolated, samples, suite
 from mi_kernels.testing.isolated import Job
-from mi_kernels.testing.samples import Gate
+from mi_kernels.testing.samples import GateSample
 
 LIMIT = 25.0  # seconds of a case
 SANITIZED = 30.0
@@ -39,8 +39,8 @@ class Case(NamedTuple):
 
 def _gate(op: str) -> tuple[str, ...]:
     terms = samples.GATE_TERMS[op]
-    odd = Gate(op, samples.GATE_ODD, terms)
-    softmax = Gate(op, samples.GATE_MIDDLE, terms, activation="softmax")
+    odd = GateSample(op, samples.GATE_ODD, terms)
+    softmax = GateSample(op, samples.GATE_MIDDLE, terms, activation="softmax")
     return f"values {odd}", f"gradients {odd}", f"values {softmax}"
 
 

@@ -19,9 +19,9 @@ from mi_kernels.ops.interaction import reference as interaction_reference
 from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.testing import squares
 from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
-from mi_kernels.testing.samples import Gate, Modulation, Sample
+from mi_kernels.testing.samples import GateSample, Modulation, Sample
 
-AnySample = Sample | Gate | Modulation
+AnySample = Sample | GateSample | Modulation
 Maybe = Tensor | None
 
 
@@ -36,7 +36,7 @@ class Form(NamedTuple):
 
 
 def call_gate(op: str, function: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
-    """A gated form as a function of its tensors in the order of ``Gate.names``."""
+    """A gated form as a function of its tensors in the order of ``GateSample.names``."""
     function = function or getattr(mi, op)
 
     def called(*tensors: Maybe, **options: Any) -> Tensor:
@@ -53,7 +53,7 @@ def reference_gate(op: str) -> Callable[..., Tensor]:
     return call_gate(op, gated_reference.gated_interaction)
 
 
-def as_gate(sample: Gate, tensors: Sequence[Maybe]) -> tuple[Any, ...]:
+def as_gate(sample: GateSample, tensors: Sequence[Maybe]) -> tuple[Any, ...]:
     """x, z, (W, U, V, c), C, d for squares.gate."""
     if sample.op == "diagonal":
         x, z, a, bias, c, d, g = tensors
@@ -62,7 +62,7 @@ def as_gate(sample: Gate, tensors: Sequence[Maybe]) -> tuple[Any, ...]:
     return x, z, weights, None, None
 
 
-def _form_of_gate(sample: Gate) -> Form:
+def _form_of_gate(sample: GateSample) -> Form:
     def square_gradients(grad: Tensor, *tensors: Maybe) -> list[Tensor]:
         results = squares.gate_grads(sample.activation, sample.offset, grad, *as_gate(sample, tensors))
         if sample.op == "diagonal" and tensors[6] is not None:
@@ -90,7 +90,7 @@ def _form_of_modulation(sample: Modulation) -> Form:
 
 
 def form_of(sample: AnySample) -> Form:
-    if isinstance(sample, Gate):
+    if isinstance(sample, GateSample):
         return _form_of_gate(sample)
     if isinstance(sample, Modulation):
         return _form_of_modulation(sample)

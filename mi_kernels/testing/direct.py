@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mi
-from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, Gate, Modulation, Sample, Shape
+from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 
 DTYPE = torch.float64  # correct results agree in nearly all digits
@@ -77,12 +77,12 @@ def _weight_grads() -> Iterator[Arguments]:
 
 def _diagonal() -> Iterator[Arguments]:
     for terms in ("AaCcG", "A"):
-        yield *Gate("diagonal", GATE_ODD, terms).arguments(DTYPE), "sigmoid", 0.5, True
+        yield *GateSample("diagonal", GATE_ODD, terms).arguments(DTYPE), "sigmoid", 0.5, True
 
 
 def _gated() -> Iterator[Arguments]:
     for terms in ("WUVc", "c"):
-        yield *Gate("gated_interaction", GATE_ODD, terms).arguments(DTYPE), "softmax", True
+        yield *GateSample("gated_interaction", GATE_ODD, terms).arguments(DTYPE), "softmax", True
 
 
 _MODULATION = Modulation("direct", (3, 4, 5), (3, 1, 5), (3, 1, 1))
@@ -127,9 +127,9 @@ def _rows() -> Iterator[Arguments]:
 
 
 def _differentiable_gate() -> Iterator[Arguments]:
-    x, z, weight, *others = Gate("gated_interaction", GATE_ODD, "WUVc").arguments(DTYPE)
+    x, z, weight, *others = GateSample("gated_interaction", GATE_ODD, "WUVc").arguments(DTYPE)
     yield "portable", "tanh", 0.0, x, z, weight, *others, None, None
-    x, z, a, bias, c, shift, _ = Gate("diagonal", GATE_ODD, "AaCc").arguments(DTYPE)
+    x, z, a, bias, c, shift, _ = GateSample("diagonal", GATE_ODD, "AaCc").arguments(DTYPE)
     yield "portable", "softmax", 0.5, x, z, None, a, None, bias, c, shift
 
 

@@ -301,7 +301,7 @@ def modulations() -> Iterator[Modulation]:
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateSample:
     """Arguments of a gated form: ``diagonal`` (terms A, a, C, c, G) or ``gated_interaction`` (W, U, V, c)."""
 
     op: str
@@ -383,20 +383,20 @@ GATE_ODD, GATE_MIDDLE, GATE_THREADED = (_square(shape) for shape in (ODD, MIDDLE
 GATE_TALL = Shape("tall", (310,), 70, 101, 101)  # rows enough for the outputs to lie in the lanes
 
 
-def gates(op: str) -> Iterator[Gate]:
+def gates(op: str) -> Iterator[GateSample]:
     """Every case of sizes, terms and layouts that a gated form is tested on."""
     every = GATE_TERMS[op]
     shapes = [shape for shape in (*ORDINARY, *BROADCAST, *EMPTY) if shape.width <= 300]
     for shape in dict.fromkeys(_square(shape) for shape in shapes):
-        yield Gate(op, shape, every)
+        yield GateSample(op, shape, every)
     for terms in _GATE_CHOICES[op]:
         for shape in (GATE_ODD, GATE_THREADED, GATE_TALL, _square(EMPTY[3]), _square(BROADCAST[4])):
-            yield Gate(op, shape, terms)
+            yield GateSample(op, shape, terms)
     for layout in LAYOUTS[1:]:
-        yield Gate(op, GATE_MIDDLE, every, layout)
-        yield Gate(op, GATE_THREADED, every[:4], layout)
-        yield Gate(op, GATE_TALL, GATE_LINEAR[op], layout)
+        yield GateSample(op, GATE_MIDDLE, every, layout)
+        yield GateSample(op, GATE_THREADED, every[:4], layout)
+        yield GateSample(op, GATE_TALL, GATE_LINEAR[op], layout)
     for activation in activations.NAMES:
         if activation != "sigmoid":
-            yield Gate(op, GATE_THREADED, every, activation=activation)
-    yield Gate(op, _square(ORDINARY[11]), every[:4], activation="softmax")
+            yield GateSample(op, GATE_THREADED, every, activation=activation)
+    yield GateSample(op, _square(ORDINARY[11]), every[:4], activation="softmax")

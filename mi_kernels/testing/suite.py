@@ -33,7 +33,7 @@ from mi_kernels.testing import checks, devices, samples
 from mi_kernels.testing.errors import require
 from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
 from mi_kernels.testing.kernel_values import check_interaction
-from mi_kernels.testing.samples import LAYOUTS, WEIGHT_ONLY, Gate, Modulation, Sample
+from mi_kernels.testing.samples import LAYOUTS, WEIGHT_ONLY, GateSample, Modulation, Sample
 from mi_kernels.testing.shared_samples import MIXED, SHARED
 
 Check = Callable[[torch.dtype, str], float]
@@ -109,19 +109,19 @@ def _interactions() -> Iterator[tuple[str, Check]]:
 
 def _gates(op: str) -> Iterator[tuple[str, Check]]:
     terms = samples.GATE_TERMS[op]
-    yield from _both(Gate(op, samples.GATE_ODD, terms))
-    yield from _both(Gate(op, samples.GATE_THREADED, terms))
-    yield from _both(Gate(op, samples.GATE_TALL, samples.GATE_LINEAR[op]))
+    yield from _both(GateSample(op, samples.GATE_ODD, terms))
+    yield from _both(GateSample(op, samples.GATE_THREADED, terms))
+    yield from _both(GateSample(op, samples.GATE_TALL, samples.GATE_LINEAR[op]))
     for layout in LAYOUTS[1:]:
-        yield from _both(Gate(op, samples.GATE_MIDDLE, terms, layout))
+        yield from _both(GateSample(op, samples.GATE_MIDDLE, terms, layout))
     for activation in activations.NAMES:
         if activation != "sigmoid":
-            yield from _both(Gate(op, samples.GATE_MIDDLE, terms, activation=activation))
-    sample = Gate(op, samples.GATE_MIDDLE, samples.GATE_PAIR[op])
+            yield from _both(GateSample(op, samples.GATE_MIDDLE, terms, activation=activation))
+    sample = GateSample(op, samples.GATE_MIDDLE, samples.GATE_PAIR[op])
     yield "second order", partial(checks.check_second_order, sample)
-    for name, check in _both(Gate(op, samples.GATE_THREADED, terms)):
+    for name, check in _both(GateSample(op, samples.GATE_THREADED, terms)):
         yield f"tf32 {name}", partial(_in_tf32, check)
-    yield "the same bits twice", partial(_repeatable, Gate(op, samples.GATE_THREADED, terms))
+    yield "the same bits twice", partial(_repeatable, GateSample(op, samples.GATE_THREADED, terms))
 
 
 _MODULATIONS = (

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 import mi_kernels as mi
 from mi_kernels import backends
 from mi_kernels.testing.errors import relative_error
-from mi_kernels.testing.samples import GATE_ODD, GATE_TERMS, MAPS, ODD, Gate, Modulation, Sample, Shape
+from mi_kernels.testing.samples import GATE_ODD, GATE_TERMS, MAPS, ODD, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.without_data import WithoutData
 
 pytestmark = pytest.mark.tools
@@ -32,7 +32,7 @@ def _gate(op, activation):
         options = {} if weight_x is None else {"weight_x": weight_x, "scale_offset": 0.5}
         return getattr(mi, op)(x, z, *weights, activation=activation, **options)
 
-    return function, Gate(op, GATE_ODD, GATE_TERMS[op])
+    return function, GateSample(op, GATE_ODD, GATE_TERMS[op])
 
 
 def _apply_generated(x, z, *weights):

@@ -18,7 +18,7 @@ import mi_kernels as mi
 from mi_kernels import backends
 from mi_kernels.ops.interaction import reference
 from mi_kernels.testing.errors import relative_error
-from mi_kernels.testing.samples import GATE_MIDDLE, GATE_TERMS, MIDDLE, Gate, Sample, Shape
+from mi_kernels.testing.samples import GATE_MIDDLE, GATE_TERMS, MIDDLE, GateSample, Sample, Shape
 
 pytest.importorskip("triton")
 import triton
@@ -281,7 +281,7 @@ def test_rows_in_pieces_give_the_same_gradients(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("op", GATE_TERMS)
 def test_gates_are_as_exact_as_pytorch(op, dtype, name):
-    sample = Gate(op, GATE_MIDDLE, GATE_TERMS[op], "gaps", name)
+    sample = GateSample(op, GATE_MIDDLE, GATE_TERMS[op], "gaps", name)
     tensors = sample.arguments(dtype)
     options = dict(zip(sample.names[2:], tensors[2:], strict=True)) | sample.options
     with mi.backend("reference"):

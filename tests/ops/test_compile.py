@@ -20,7 +20,7 @@ from mi_kernels.testing.samples import (
     ODD,
     TOKENS,
     WEIGHT_ONLY,
-    Gate,
+    GateSample,
     Sample,
     Shape,
 )
@@ -365,7 +365,7 @@ def _differentiable_rows_samples(dtype):
 
 
 def _differentiable_gate_samples(dtype):
-    x, z, w, *others = Gate("gated_interaction", GATE_ODD, "WUVc").arguments(dtype, requires_grad=True)
+    x, z, w, *others = GateSample("gated_interaction", GATE_ODD, "WUVc").arguments(dtype, requires_grad=True)
     yield "portable", "tanh", 0.0, x, z, w, *others, None, None
 
 

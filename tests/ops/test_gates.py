@@ -23,7 +23,7 @@ from mi_kernels.testing.samples import (
     GATE_PAIR,
     GATE_TERMS,
     GATE_THREADED,
-    Gate,
+    GateSample,
     Shape,
     gates,
 )
@@ -71,7 +71,7 @@ def test_error_rule(sample, dtype, place):
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_second_order_is_as_exact_as_pytorch(op, dtype, place):
-    sample = Gate(op, GATE_MIDDLE, GATE_PAIR[op])
+    sample = GateSample(op, GATE_MIDDLE, GATE_PAIR[op])
     check_second_order(sample, dtype, place.device)
 
 
@@ -83,7 +83,7 @@ CHECKED = [(TINY, name) for name in activations.NAMES] + [(TINY_SHARED, n) for n
 @pytest.mark.parametrize("op", OPS)
 def test_gradcheck(op, shape, name, place):
     terms = "AaCc" if (op, shape) == ("diagonal", TINY_SHARED) else GATE_TERMS[op]
-    sample = Gate(op, shape, terms, activation=name)
+    sample = GateSample(op, shape, terms, activation=name)
     inputs = [t for t in sample.arguments(torch.float64, place.device, requires_grad=True) if t is not None]
     function = of_present(call(op), sample, **sample.options)
     full = name in ("sigmoid", "softmax")
@@ -95,7 +95,7 @@ def test_gradcheck(op, shape, name, place):
 @pytest.mark.parametrize("terms", ["A", "AC", "Ac", "AaG", "W", "U", "V", "c"])
 def test_gradcheck_of_terms(terms, place):
     op = "diagonal" if "A" in terms else "gated_interaction"
-    sample = Gate(op, TINY, terms)
+    sample = GateSample(op, TINY, terms)
     inputs = [t for t in sample.arguments(torch.float64, place.device, requires_grad=True) if t is not None]
     function = of_present(call(op), sample, **sample.options)
     zero = {"check_undefined_grad": False} if terms == "c" else {}
@@ -106,7 +106,7 @@ def test_gradcheck_of_terms(terms, place):
 @pytest.mark.parametrize("name", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("op", OPS)
 def test_third_order(op, name, place):
-    sample = Gate(op, GATE_ODD, GATE_TERMS[op], activation=name)
+    sample = GateSample(op, GATE_ODD, GATE_TERMS[op], activation=name)
 
     def third(function, seed=3):
         tensors = sample.arguments(torch.float64, place.device, requires_grad=True)
@@ -126,7 +126,7 @@ def test_third_order(op, name, place):
 @pytest.mark.parametrize("mapped", ["x", "z", "xz", "weights", "all", "one"])
 @pytest.mark.parametrize("op", OPS)
 def test_vmap_and_per_sample_gradients(op, mapped, place):
-    sample = Gate(op, TINY, GATE_TERMS[op])
+    sample = GateSample(op, TINY, GATE_TERMS[op])
     tensors = list(sample.arguments(torch.float64, place.device))
     chosen = {"x": [0], "z": [1], "xz": [0, 1], "weights": range(2, len(tensors)), "one": [3]}
     in_dims = [None] * len(tensors)
@@ -151,7 +151,7 @@ def test_vmap_and_per_sample_gradients(op, mapped, place):
 
 def test_shared_contexts_are_computed_once(place):
     """The products have as many rows as there are contexts."""
-    sample = Gate("diagonal", SHARED, "AaCc")
+    sample = GateSample("diagonal", SHARED, "AaCc")
     x, z, *weights, _ = sample.arguments(torch.float32, place.device)
     with Spy() as spy:
         mi.diagonal(x, z, *weights)
@@ -173,7 +173,9 @@ def test_shared_contexts_without_features(lead, place):
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_inputs_and_the_gate_are_saved(op, place):
-    tensors = Gate(op, GATE_ODD, GATE_TERMS[op]).arguments(torch.float32, place.device, requires_grad=True)
+    tensors = GateSample(op, GATE_ODD, GATE_TERMS[op]).arguments(
+        torch.float32, place.device, requires_grad=True
+    )
     addresses = {t.data_ptr() for t in tensors}
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
@@ -187,7 +189,7 @@ def test_extra_memory_is_y_alone(op):
     if backends.why_not("cpu") is not None:
         pytest.skip(backends.why_not("cpu"))
     torch.utils.deterministic.fill_uninitialized_memory = False
-    sample = Gate(op, Shape("large", (20000,), 32, 64, 64), GATE_TERMS[op][:4])
+    sample = GateSample(op, Shape("large", (20000,), 32, 64, 64), GATE_TERMS[op][:4])
     tensors = sample.arguments(torch.float32)
     call(op)(*tensors)
     assert peak_memory(lambda: call(op)(*tensors)) <= 20000 * 64 * 4 + (1 << 20)
@@ -200,7 +202,7 @@ def test_extra_memory_is_y_alone(op):
 )
 @pytest.mark.parametrize("op", OPS)
 def test_threads_change_no_bit(op, shape, name, dtype, place):
-    sample, results = Gate(op, shape, GATE_TERMS[op], activation=name), []
+    sample, results = GateSample(op, shape, GATE_TERMS[op], activation=name), []
     for threads in (1, 1, 2, 3):
         torch.set_num_threads(threads if place.backend == "cpu" else 1)
         leaves = sample.arguments(dtype, place.device, requires_grad=True)
@@ -215,7 +217,7 @@ def test_threads_change_no_bit(op, shape, name, dtype, place):
 def test_opcheck(op, portable):
     overload = getattr(torch.ops.mi_kernels, f"{op}_portable" if portable else op).default
     for terms in (GATE_TERMS[op], GATE_TERMS[op][:1]):
-        tensors = Gate(op, GATE_MIDDLE, terms).arguments(torch.float32)
+        tensors = GateSample(op, GATE_MIDDLE, terms).arguments(torch.float32)
         x, z = tensors[0].flatten(0, -2), tensors[1].flatten(0, -2)
         scalars = ("sigmoid", 0.5) if op == "diagonal" else ("softmax",)
         for keep_gate in (False, True):
@@ -241,7 +243,7 @@ def test_overflow_on_the_way(dtype, place):
 @pytest.mark.parametrize("op", OPS)
 def test_softmax_of_large_logits(op, rows, offset, place):
     """Their exponentials overflow or vanish, those of differences do not; and 13 features fill no vector."""
-    sample = Gate(op, Shape("large", (rows,), 6, 13, 13), GATE_TERMS[op], activation="softmax")
+    sample = GateSample(op, Shape("large", (rows,), 6, 13, 13), GATE_TERMS[op], activation="softmax")
     tensors = sample.arguments(torch.float32, place.device)
     tensors[sample.names.index("bias")].add_(offset)
     expected = reference(op)(*(t.double() for t in tensors), **sample.options)
@@ -255,7 +257,7 @@ def test_nan_and_inf(op, value, place):
     """Where they depend on it. Inf may also become NaN in the dense sums, by the order of summation."""
     if (op, value) == ("gated_interaction", float("inf")):
         return
-    sample = Gate(op, GATE_ODD, GATE_TERMS[op], activation="tanh")
+    sample = GateSample(op, GATE_ODD, GATE_TERMS[op], activation="tanh")
     for index in range(len(sample.names)):
         tensors = sample.arguments(torch.float32, place.device)
         tensors[index].view(-1)[-1] = value
@@ -341,7 +343,7 @@ def test_other_messages(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_autocast(op, place):
-    sample = Gate(op, GATE_MIDDLE, GATE_TERMS[op])
+    sample = GateSample(op, GATE_MIDDLE, GATE_TERMS[op])
     tensors = sample.arguments(torch.float32, place.device, requires_grad=True)
     with torch.autocast(place.device, torch.bfloat16):
         y = call(op)(*tensors, **sample.options)
@@ -353,7 +355,9 @@ def test_autocast(op, place):
 
 @pytest.mark.parametrize("op", OPS)
 def test_explain(op, place):
-    tensors = Gate(op, GATE_MIDDLE, GATE_TERMS[op]).arguments(torch.float32, place.device, requires_grad=True)
+    tensors = GateSample(op, GATE_MIDDLE, GATE_TERMS[op]).arguments(
+        torch.float32, place.device, requires_grad=True
+    )
     plan = call(op, lambda *a, **o: mi.explain(op, *a, **o))(*tensors, activation="tanh")
     assert (plan.op, plan.backend) == (op, place.backend)
     assert [step.op for step in plan.backward] == ["gate_grads", "input_grads", "weight_grads"]

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
 import mi_kernels as mi
-from mi_kernels.testing.samples import GATE_MIDDLE, GATE_TERMS, MAPS, TOKENS, Gate, Modulation, Shape
+from mi_kernels.testing.samples import GATE_MIDDLE, GATE_TERMS, MAPS, TOKENS, GateSample, Modulation, Shape
 
 pytestmark = [pytest.mark.compile, pytest.mark.usefixtures("fresh_compiler")]
 
@@ -37,7 +37,7 @@ def test_compiled_modulation(sample, name, dtype, place):
 @pytest.mark.parametrize("op", GATE_TERMS)
 @pytest.mark.parametrize("name", ["sigmoid", "softmax"])
 def test_compiled_gates(op, name, place):
-    sample = Gate(op, GATE_MIDDLE, GATE_TERMS[op], activation=name)
+    sample = GateSample(op, GATE_MIDDLE, GATE_TERMS[op], activation=name)
 
     def function(x, z, *weights):
         if op == "diagonal":
@@ -61,7 +61,7 @@ def test_batch_size_does_not_recompile(op, place):
         if op == "modulate":
             sample = Modulation("", (batch, 5, 4), (batch, 1, 4), (4,))
         else:
-            sample = Gate(op, Shape("", (batch,), 3, 5, 5), GATE_TERMS[op])
+            sample = GateSample(op, Shape("", (batch,), 3, 5, 5), GATE_TERMS[op])
         arguments = sample.arguments(torch.float64, place.device)[:6]  # weight_x has no position
         close(with_gradients(compiled, arguments), with_gradients(function, arguments), torch.float64)
         frames.append(counter.frame_count)

@@ -6,7 +6,7 @@ from helpers import gradients_of
 
 import mi_kernels as mi
 from mi_kernels.testing.errors import relative_error
-from mi_kernels.testing.samples import WEIGHT_ONLY, Gate, Sample, Shape
+from mi_kernels.testing.samples import WEIGHT_ONLY, GateSample, Sample, Shape
 
 DTYPES = (torch.float32, torch.bfloat16)
 # (x, z, W, g): z x overflows; W x overflows; g z overflows; g W overflows. Zeros meet each of them.
@@ -88,7 +88,7 @@ def test_products_leave_the_range_of_float16(width, scales, place):
 @pytest.mark.parametrize("scales", [(300, 300, 1e-5), (0.1, 1e-5, 2e4)], ids=("huge", "small"))
 @pytest.mark.parametrize("width", [5, 32])
 def test_gates_leave_the_range_of_float16(width, scales, place):
-    sample = Gate("gated_interaction", Shape("range", (40,), 3, width, width), "W")
+    sample = GateSample("gated_interaction", Shape("range", (40,), 3, width, width), "W")
     tensors = sample.arguments(torch.float64)[:3]
     half = [(t * scale).half().to(place.device) for t, scale in zip(tensors, scales, strict=True)]
     found = mi.gated_interaction(*half, activation="tanh")

@@ -13,7 +13,7 @@ from rehearsed import described, lines_of, without_data
 from selection import chosen, cover, features_of
 
 from mi_kernels import backends
-from mi_kernels.testing.samples import LAYOUTS, MIDDLE, ODD, Gate, Sample, lay_out
+from mi_kernels.testing.samples import LAYOUTS, MIDDLE, ODD, GateSample, Sample, lay_out
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -41,7 +41,7 @@ def test_samples_count_by_their_fields():
     cases = [features_of({"sample": sample, "dtype": d}) for sample in samples for d in DTYPES]
     kept = [cases[index] for index in cover(cases)]
     assert len(kept) == len(LAYOUTS) * len(DTYPES) and len({case["sample.shape"] for case in kept}) == 2
-    assert features_of({"sample": Gate("diagonal", ODD, "A")})["sample.op"] == "diagonal"
+    assert features_of({"sample": GateSample("diagonal", ODD, "A")})["sample.op"] == "diagonal"
 
 
 Item = namedtuple("Item", "path originalname callspec")

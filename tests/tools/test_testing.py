@@ -15,7 +15,7 @@ from mi_kernels.testing.samples import (
     NAMES,
     THREADED,
     WEIGHT_ONLY,
-    Gate,
+    GateSample,
     Modulation,
     Sample,
     Shape,
@@ -166,8 +166,8 @@ def stackable():
     yield Sample(small, layout="expanded")
     square = Shape("square", (2,), 3, 4, 4)
     for op, terms in GATE_TERMS.items():
-        yield Gate(op, square, terms, activation="softmax")
-        yield Gate(op, square, terms[:2], activation="gelu")
+        yield GateSample(op, square, terms, activation="softmax")
+        yield GateSample(op, square, terms[:2], activation="gelu")
     yield Modulation("small", (3, 2, 4), (3, 1, 4), (4,))
     yield Modulation("small", (3, 2, 4), (1,), activation="softmax")
 
