@@ -9,6 +9,7 @@ import torch
 
 from mi_kernels import backends, libraries, records, verified
 from mi_kernels._version import __version__
+from mi_kernels.ops.backend import get
 
 
 def report() -> dict[str, Any]:
@@ -77,10 +78,6 @@ def _tiles() -> dict[str, Any]:
     return {"path": where, "not_used": reason, "choices": len(choices)}
 
 
-def _for(name: str, facts: dict[str, Any]) -> str:
-    return f" (built for {' '.join(facts['cuda_architectures'])})" if name == "cuda" else ""
-
-
 def _lines_of_record(record: dict[str, Any]) -> dict[str, str]:
     """For each backend on each device, what passed and what is outdated; failures one by one."""
     if record["not_used"] is not None:
@@ -112,7 +109,7 @@ def as_text() -> str:
         "build": facts["build"] or {"native": _without_facts(facts["cpu_library_error"])},
         "instruction sets": facts["instruction_sets"] or {"not loaded": facts["cpu_library_error"]},
         "backends": {
-            name: "runs" + _for(name, facts) if why_not is None else f"does not run: {why_not}"
+            name: "runs" + get(name).facts() if why_not is None else f"does not run: {why_not}"
             for name, why_not in facts["backends"].items()
         },
         "auto on GPUs": {

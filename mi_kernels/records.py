@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from mi_kernels._version import __version__
+from mi_kernels.ops.backend import verifiable
 from mi_kernels.ops.library import FAMILIES
 from mi_kernels.ops.user_files import distrust, folder, make_private_folder, table, write_atomic
 
 SCHEMA = 1
-BACKENDS = ("cuda", "triton")  # in order of preference if both have passed
 _PACKAGE = Path(__file__).parent
 
 
@@ -89,7 +89,7 @@ def read(file: Path | None = None) -> tuple[list[Record], str | None]:
 def _record(entry: dict[str, Any]) -> Record:
     record = Record(**{field.name: entry[field.name] for field in fields(Record)})
     if (
-        record.backend not in BACKENDS
+        record.backend not in verifiable()
         or record.family not in FAMILIES
         or not isinstance(record.versions, dict)
     ):
@@ -224,7 +224,7 @@ def backend_for(
     """The preferred backend that runs and whose kernels for a family have passed on this device, or None."""
     valid = {(r.backend, r.family) for r in _current(index, dtype) if r.fault is None}
     needed = FAMILIES[family]
-    passed = (name for name in BACKENDS if all((name, one) in valid for one in needed))
+    passed = (name for name in verifiable() if all((name, one) in valid for one in needed))
     return next((name for name in passed if runs(name)), None)
 
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mi_kernels import backends, records
-from mi_kernels.records import BACKENDS, FAMILIES, Record
+from mi_kernels.ops.backend import verifiable
+from mi_kernels.records import FAMILIES, Record
 from mi_kernels.testing import isolated, suite
 
 MINUTES = 3.0
@@ -157,7 +158,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Check the compiled kernels on this GPU; `auto` uses those that pass, from then on.",
         allow_abbrev=False,
     )
-    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--backend", nargs="+", choices=verifiable(), default=list(verifiable()))
     parser.add_argument("--dtype", nargs="+", choices=suite.DTYPES, default=list(suite.DTYPES))
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for everything ({MINUTES:g})")
     parser.add_argument("--device", default="cuda:0")

@@ -50,7 +50,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Place:
+class Environment:
     """Where a case runs: the device, its clock, and the backends of ours that take part.
 
     ``spared``: a backend of ours that fails costs its own row, as a rival does, and not the case.
@@ -67,7 +67,7 @@ class Place:
             torch.cuda.synchronize(self.device)
 
 
-HERE = Place()
+HERE = Environment()
 
 
 @dataclass
@@ -119,7 +119,7 @@ def measure(
     work: str,
     rivals: Iterable[str],
     limits: Limits,
-    place: Place = HERE,
+    place: Environment = HERE,
 ) -> dict[str, Any]:
     """The case as a dict that `json` can write."""
     sizes = sizes_of(entry)
@@ -158,7 +158,7 @@ def _candidates(
     rivals: Iterable[str],
     operands: Operands,
     limits: Limits,
-    place: Place,
+    place: Environment,
 ) -> Iterator[Candidate]:
     for backend in place.backends:
         name = OURS if backend == "auto" else f"{OURS} {backend}"
@@ -213,7 +213,7 @@ def _rival(name: str, sizes: Sizes, work: str, operands: Operands, limits: Limit
     return candidate
 
 
-def _try(candidate: Candidate, truth: tuple[Tensor, ...], limits: Limits, place: Place) -> None:
+def _try(candidate: Candidate, truth: tuple[Tensor, ...], limits: Limits, place: Environment) -> None:
     """First calls of a candidate: whether it is too slow or fails, its error and its memory."""
     try:
         if candidate.probe is not None:
@@ -237,7 +237,7 @@ def _try(candidate: Candidate, truth: tuple[Tensor, ...], limits: Limits, place:
         _fails(candidate, error, place)
 
 
-def _fails(candidate: Candidate, error: Exception, place: Place) -> None:
+def _fails(candidate: Candidate, error: Exception, place: Environment) -> None:
     if candidate.kind == "ours" and not place.spared:
         raise error
     candidate.give_up(_failure(error))
@@ -275,7 +275,7 @@ def exact(work: str, operands: Operands) -> tuple[Tensor, ...]:
     return by_row if dw is None else (*by_row, dw)
 
 
-def _time(candidates: list[Candidate], limits: Limits, place: Place = HERE) -> None:
+def _time(candidates: list[Candidate], limits: Limits, place: Environment = HERE) -> None:
     running = {candidate.name: candidate for candidate in candidates if candidate.start is not None}
     samples = timing.interleave(
         {name: candidate.start for name, candidate in running.items()},

@@ -156,6 +156,11 @@ def registered() -> list[Backend]:
     return list(_BACKENDS.values())
 
 
+def verifiable() -> tuple[str, ...]:
+    """The backends that ``auto`` takes where their suite has passed, in order of preference."""
+    return tuple(name for name, one in _BACKENDS.items() if one.automatic == Automatic.VERIFIED)
+
+
 def suffixes() -> dict[str, str]:
     """The suffix of registered operations by backend."""
     return {name: one.suffix for name, one in _BACKENDS.items() if one.suffix is not None}

@@ -1,1 +1,1 @@
-"""Samples, the error rule, operation counts and memory measurement, shared by tests and benchmarks."""
+"""Samples, the error rule and memory measurement, shared by tests and benchmarks."""

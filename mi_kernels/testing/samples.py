@@ -1,7 +1,7 @@
 """Arguments of the dense interaction: the one generator that feeds tests and benchmarks.
 
-A :class:`Shape` names sizes, a :class:`Sample` adds which terms there are, how the tensors lie in memory
-and how large their values are. ``samples()`` lists the cases that every implementation has to get right.
+A :class:`Shape` names sizes, a :class:`Sample` adds which terms there are, the memory layout and
+how large their values are. ``samples()`` lists the cases that every implementation has to get right.
 """
 
 import math
@@ -380,7 +380,7 @@ _GATE_CHOICES = {
     "gated_interaction": ("W", "U", "V", "c", "UVc", "WU"),
 }
 GATE_ODD, GATE_MIDDLE, GATE_THREADED = (_square(shape) for shape in (ODD, MIDDLE, THREADED))
-GATE_TALL = Shape("tall", (310,), 70, 101, 101)  # rows enough for the outputs to lie in the lanes
+GATE_TALL = Shape("tall", (310,), 70, 101, 101)  # rows enough for the outputs to be in the vector lanes
 
 
 def gates(op: str) -> Iterator[GateSample]:

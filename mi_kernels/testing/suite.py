@@ -28,6 +28,7 @@ from torch import Tensor
 import mi_kernels as mi
 from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops import activations
+from mi_kernels.ops.backend import suffixes
 from mi_kernels.ops.interaction import cost_model, reference
 from mi_kernels.testing import checks, devices, samples
 from mi_kernels.testing.errors import require
@@ -70,8 +71,7 @@ def takes(name: str, dtype: str) -> bool:
 
 
 def _kernel(backend: str, size: KernelSize, dtype: torch.dtype, device: str) -> float:
-    suffix = {"triton": "_triton", "portable": "_portable"}.get(backend, "")
-    operations = {name: getattr(torch.ops.mi_kernels, name + suffix) for name in OPERATIONS}
+    operations = {name: getattr(torch.ops.mi_kernels, name + suffixes()[backend]) for name in OPERATIONS}
     if size.kernel is not None:  # make sure that the intended engine is the one checked
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         question = "forward", list(size.sizes), dtype, 15, 90, processors

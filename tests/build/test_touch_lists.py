@@ -10,8 +10,8 @@ MOST = {"family": 12, "activation": 8}
 
 
 def named_in(word: str, *folders: str) -> list[Path]:
-    """The files of the checkout in which a word stands."""
-    command = ["git", "grep", "-lIw", word, "--", *folders]
+    """The files of the checkout in which a word stands, also as a part of names."""
+    command = ["git", "grep", "-lIi", word, "--", *folders]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode > 1:
         pytest.skip("no git checkout: the files of the repository cannot be told from others")

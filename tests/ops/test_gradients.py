@@ -61,10 +61,10 @@ def test_error_rule(sample, dtype, place):
 
 
 def test_weight_gradients_are_sums_of_sums(place):
-    """Of positive numbers, where the error of one long chain of additions grows with its length.
+    """Of positive numbers, where the error of one long running sum grows with its length.
 
-    In units of rounding it is 1.2 here, and 10 with one chain for each eighth of the batch. PyTorch has 6, so
-    that the error rule lets such chains pass.
+    In units of rounding it is 1.2 here, and 10 with one for each eighth of the batch. PyTorch has 6, so
+    that the error rule lets such sums pass.
     """
     if place.backend not in ("portable", "cpu"):
         pytest.skip("how GPUs add up is held against PyTorch on the same GPU")

@@ -18,7 +18,7 @@ SHAPES = {
     "one-output": (Shape("one-output", (300,), 48, 20, 1), (False, True, True, True)),
     "regions": (Shape("regions", (2100,), 16, 20, 300), (False, True, False, False)),
     "nothing-to-sum": (Shape("nothing-to-sum", (200,), 0, 40, 50), (False, True, True, True)),
-    # Streamed: tiles have up to 4 rows, chains 32 vectors of 16 along the sum, 16 vectors across it.
+    # Streamed: tiles have up to 4 rows, summation blocks 32 vectors of 16 in the sum, 16 across it.
     "one-row": (Shape("one-row", (1,), 1203, 9, 61), (False, True, True, True)),
     "two-rows": (Shape("two-rows", (2,), 64, 32, 400), (False, True, True, False)),
     "three-rows": (Shape("three-rows", (3,), 71, 33, 150), (False, True, True, True)),

@@ -11,7 +11,7 @@ from mi_kernels.testing.samples import LAYOUTS, Modulation, Sample, Shape, term_
 
 # Of y: as y.sum() makes it; one row for all; or in another layout.
 COTANGENTS = ("ones", "row", "transposed")
-# Met by a search: the chains of these were a whole sum, and PyTorch's were not.
+# Met by a search: the summation blocks of these were a whole sum, and PyTorch's were not.
 KNOWN = {
     "ones": (Sample(Shape("short-sums", (14,), 1, 3, 34), layout="transposed"),),
     "row": (

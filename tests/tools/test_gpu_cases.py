@@ -32,7 +32,7 @@ def test_the_clock_is_chosen_by_device():
 
 
 def test_each_backend_of_ours_is_measured():
-    place = measure.Place("cpu", timing.wall, ("portable", "reference"))
+    place = measure.Environment("cpu", timing.wall, ("portable", "reference"))
     limits = measure.Limits(rounds=1, shortest=0)
     entry = shapes.by_name(["tiny"])[0]
     case = measure.measure(entry, torch.float32, "forward+backward", ["einsum"], limits, place)
@@ -42,7 +42,7 @@ def test_each_backend_of_ours_is_measured():
 
 
 def test_modulation_is_measured_on_each_backend():
-    place = measure.Place("cpu", timing.wall, ("portable", "reference"))
+    place = measure.Environment("cpu", timing.wall, ("portable", "reference"))
     case = next(gates.modulations())
     result = _empty([])
     gpu_cases._measure(("modulate", case, torch.float32, "forward"), place, result, lambda found: None)
@@ -125,7 +125,7 @@ def test_a_backend_that_fails_while_it_is_timed_costs_no_other(monkeypatch):
         return {"candidates": {cases.OURS: {"error": 0.0}}}
 
     monkeypatch.setattr(gpu_cases.cases, "measure", fail)
-    result, place = _empty([]), measure.Place("cpu", timing.wall, ("reference", "portable"))
+    result, place = _empty([]), measure.Environment("cpu", timing.wall, ("reference", "portable"))
     step = ("modulate", next(gates.modulations()), torch.float32, "forward")
     gpu_cases._measure(step, place, result, lambda found: None)
     assert [found["backend"] for found in result["gates"]] == ["portable"]
@@ -222,7 +222,7 @@ def test_a_wrong_kernel_fails_its_case_and_no_other(backend, two_steps, monkeypa
 def test_wrong_modulation_fails_too(monkeypatch):
     case = next(gates.modulations())
     functions = case.functions | {cases.OURS: lambda x, s, t: case.functions[cases.OURS](x, s, t) * 1.05}
-    result, place = _empty([]), measure.Place("cpu", timing.wall, ("portable",))
+    result, place = _empty([]), measure.Environment("cpu", timing.wall, ("portable",))
     step = ("modulate", replace(case, functions=functions), torch.bfloat16, "forward")
     gpu_cases._measure(step, place, result, lambda found: None)
     assert result["gates"] == [] and "wrong: error" in next(iter(result["broken"].values()))
@@ -233,7 +233,7 @@ def test_segments_are_measured_against_a_grouped_product():
     assert "grouped_mm" in case.functions
     (case,) = hyper.ragged("cpu", [("small", 3, 4, 5, 8, 8)])
     assert "grouped_mm" not in case.functions
-    result, place = _empty([]), measure.Place("cpu", timing.wall, ("portable",))
+    result, place = _empty([]), measure.Environment("cpu", timing.wall, ("portable",))
     for work in cases.PASSES:
         gpu_cases._measure(("segments", case, torch.bfloat16, work), place, result, lambda found: None)
     assert len(result["gates"]) == 2 and result["broken"] == {}
@@ -283,7 +283,7 @@ def test_a_plain_product_by_triton_is_a_limit(monkeypatch):
     entry = shapes.by_name(["tiny"])[0]
     operands = measure.passes.random_operands(measure.sizes_of(entry), torch.bfloat16)
     for device, there in (("cpu", False), ("cuda", True)):
-        place = measure.Place(device, timing.wall, ("triton",))
+        place = measure.Environment(device, timing.wall, ("triton",))
         monkeypatch.setattr(peers, "gemm", lambda *a: None)
         monkeypatch.setattr(peers, "triton_gemm", lambda *a: None)
         monkeypatch.setattr(measure, "_ours", lambda name: None)

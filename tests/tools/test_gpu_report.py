@@ -41,12 +41,12 @@ from typing import NamedTuple
 import pytest
 from conftest import mark
 
-class Place(NamedTuple):
+class Here(NamedTuple):
     backend: str
     device: str
 
-on_gpu = pytest.mark.parametrize("place", [Place("triton", "cuda")], ids=["triton-cuda"])
-on_cpu = pytest.mark.parametrize("place", [Place("triton", "cpu")], ids=["triton"])
+on_gpu = pytest.mark.parametrize("place", [Here("triton", "cuda")], ids=["triton-cuda"])
+on_cpu = pytest.mark.parametrize("place", [Here("triton", "cpu")], ids=["triton"])
 """
 AROUND = """
 @on_gpu

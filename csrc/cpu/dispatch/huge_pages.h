@@ -12,7 +12,7 @@
 
 namespace mi_kernels {
 
-// Asks for huge pages where they lie entirely within new memory, so that no other memory is affected. It is a hint: if
+// Asks for huge pages that are entirely within new memory, so that no other memory is affected. It is a hint: if
 // the system has none to give, nothing changes.
 inline void prefer_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

@@ -6,7 +6,7 @@
 
 #include "common/problem_size.h"
 #include "cpu/engine/blocking.h"
-#include "cpu/engine/integers.h"
+#include "cpu/engine/min_max.h"
 #include "cpu/kernels/plans.h"
 
 namespace mi_kernels {

@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-#include "cpu/engine/integers.h"
+#include "cpu/engine/min_max.h"
 
 #define MI_INLINE inline __attribute__((always_inline))
 

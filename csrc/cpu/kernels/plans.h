@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/engine/integers.h"
+#include "cpu/engine/min_max.h"
 
 namespace mi_kernels {
 

@@ -14,7 +14,7 @@ struct GateEpilogue {
   double offset = 0;
   const T* x = nullptr;
   int64_t x_row = 0, x_col = 0;  // strides
-  T* preactivation = nullptr;    // p for the backward pass, laid out as y; null if it is not wanted
+  T* pre_activation = nullptr;   // p for the backward pass, laid out as y; null if it is not wanted
   const T* shift_bias = nullptr;
   int64_t shift_bias_stride = 0;
 };
@@ -47,7 +47,7 @@ struct Epilogue {
     using Acc = AccOf<T>;
     Acc p = add_bias(group, col, sum);
     if (gate.present) {
-      if (gate.preactivation) gate.preactivation[dest_index(group, row, col)] = T(p);
+      if (gate.pre_activation) gate.pre_activation[dest_index(group, row, col)] = T(p);
       for_activation<ScalarMath>(gate.activation, [&](auto act) { p = act.value(p); });
       p = (p + Acc(gate.offset)) * Acc(gate.x[row * gate.x_row + col * gate.x_col]) + second;
       if (gate.shift_bias) p += Acc(gate.shift_bias[col * gate.shift_bias_stride]);

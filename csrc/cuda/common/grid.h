@@ -38,7 +38,7 @@ MI_HOST_DEVICE int64_t stages_in_split(const Grid& grid, int64_t split, int64_t 
 
 // How the small-batch kernel for dx and dz is split: over contexts, and within those over outputs.
 struct InputGradsSplits {
-  int group_threads;  // threads of a thread group, which lie along the width; a power of 2
+  int group_threads;  // threads of a thread group, laid out along the width; a power of 2
   int64_t context_splits, out_splits, out_split_size;
 };
 

@@ -65,7 +65,7 @@ MI_DEVICE void softmax_block(const Epilogue<T>& epilogue, int64_t splits, const 
   for (int64_t col = Arch::thread(); col < epilogue.cols; col += kReduceThreads) {
     const GateEpilogue<T>& gate = epilogue.gate;
     const Acc value = p(col);
-    if (gate.preactivation) gate.preactivation[row * epilogue.cols + col] = T(value);
+    if (gate.pre_activation) gate.pre_activation[row * epilogue.cols + col] = T(value);
     Acc y = (std::exp(value - maximum) / total + Acc(gate.offset)) * Acc(gate.x[row * gate.x_row + col * gate.x_col]);
     if (shift) y += summed(shift, shift_splits, col);
     if (gate.shift_bias) y += Acc(gate.shift_bias[col * gate.shift_bias_stride]);

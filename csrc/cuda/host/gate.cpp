@@ -19,7 +19,7 @@ struct GateTensors {
 };
 
 template <class T>
-GateEpilogue<T> gate_epilogue(const GateTensors& a, Activation activation, double offset, void* preactivation) {
+GateEpilogue<T> gate_epilogue(const GateTensors& a, Activation activation, double offset, void* pre_activation) {
   GateEpilogue<T> g;
   g.present = true;
   g.activation = activation;
@@ -27,7 +27,7 @@ GateEpilogue<T> gate_epilogue(const GateTensors& a, Activation activation, doubl
   g.x = static_cast<const T*>(a.x.data);
   g.x_row = a.x.row;
   g.x_col = a.x.col;
-  g.preactivation = static_cast<T*>(preactivation);
+  g.pre_activation = static_cast<T*>(pre_activation);
   g.shift_bias = static_cast<const T*>(a.shift_bias.data);
   g.shift_bias_stride = a.shift_bias.row;
   return g;
@@ -69,9 +69,9 @@ void run_softmax(const DeviceStream& stream, const Tensor& like, const ProblemSi
 
 template <class T>
 void run_gated(const DeviceStream& stream, const Tensor& like, const ProblemSize& p, const GateTensors& a,
-               Activation activation, double offset, void* y, void* preactivation) {
+               Activation activation, double offset, void* y, void* pre_activation) {
   auto out = epilogue_to<T>(y, 1, p.rows, p.out);
-  out.gate = gate_epilogue<T>(a, activation, offset, preactivation);
+  out.gate = gate_epilogue<T>(a, activation, offset, pre_activation);
   if (!a.weight.data && a.shift_weight.data && activation != Activation::softmax)
     return run_diagonal<T>(stream, p, a, out);
   const auto params = forward_params<T>(p, a.x, a.z, a.weight, a.weight_z, a.weight_x, a.bias, out, stream.device());
@@ -94,8 +94,8 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
   if (shift_bias.has_value()) check_sizes(op, "shift_bias", *shift_bias, x, 1, false, {p.out});
   const DType dtype = product_dtype(x, p, op);
   Tensor y = torch::stable::new_empty(x, {p.rows, p.out});
-  Tensor preactivation = torch::stable::new_empty(x, {keep ? p.rows : 0, p.out});
-  if (y.numel() == 0) return {y, preactivation};
+  Tensor pre_activation = torch::stable::new_empty(x, {keep ? p.rows : 0, p.out});
+  if (y.numel() == 0) return {y, pre_activation};
   const DeviceStream stream(x);
   GateTensors a{tensor_ref(x, false),
                 tensor_ref(z, false),
@@ -112,9 +112,9 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
   }
   for_arithmetic(dtype, [&](auto t) {
     run_gated<decltype(t)>(stream, x, p, a, activation, offset, y.mutable_data_ptr(),
-                           keep ? preactivation.mutable_data_ptr() : nullptr);
+                           keep ? pre_activation.mutable_data_ptr() : nullptr);
   });
-  return {y, preactivation};
+  return {y, pre_activation};
 }
 
 std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tensor& weight, const Optional& bias,

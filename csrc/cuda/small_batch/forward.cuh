@@ -1,13 +1,13 @@
 // The forward pass of a small batch, which is bound by reading W: W is read once, with neither tiles, which would be
-// padding for the most part, nor shared memory on the way. The threads of a block lie along the reduction, each with
-// kSmallBatchOutputs rows of W, whose next chunks are in flight while the current ones are multiplied. The products z x
-// are computed in the accumulator's dtype, once for all outputs of a block.
+// padding for the most part, nor shared memory on the way. The threads of a block are laid out along the reduction,
+// each with kSmallBatchOutputs rows of W, whose next chunks are in flight while the current ones are multiplied. The
+// products z x are computed in the accumulator's dtype, once for all outputs of a block.
 //
 // Compiled and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
 
 #include "cuda/common/params.cuh"
-#include "cuda/small_batch/operands.cuh"
+#include "cuda/small_batch/small_batch_operands.cuh"
 
 namespace mi_kernels::cuda {
 

@@ -1,12 +1,13 @@
 // dx and dz of a small batch: W is read once. A thread has kCount neighbouring inputs j, of all rows of the block, and
 // sums T_ij = sum_o g[o] W[o, i, j] over the outputs of its split for one context i after another. z_i T_ij is added to
-// its dx, and the sums over j of x_j T_ij are dz_i. A thread group lies along j, the groups of a block along i.
+// its dx, and the sums over j of x_j T_ij are dz_i. The threads of a group are laid out along j, the groups of a block
+// along i.
 //
 // Compiled and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
 
 #include "cuda/common/params.cuh"
-#include "cuda/small_batch/operands.cuh"
+#include "cuda/small_batch/small_batch_operands.cuh"
 
 namespace mi_kernels::cuda {
 
@@ -45,7 +46,7 @@ MI_DEVICE void sum_over_outputs(const MatrixRows<T>& grad, const T* weight, int6
   }
 }
 
-// Sums `count` values that lie `stride` apart into the first of them; `index` is this thread's among them, and
+// Sums `count` values `stride` apart into the first of them; `index` is this thread's among them, and
 // `values` its own. Every thread of the block has to call it, and may overwrite its values afterwards.
 template <class Arch, int kCount, class Acc>
 MI_DEVICE void tree_sum(Acc* values, int index, int count, int stride) {
