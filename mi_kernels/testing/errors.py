@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.testing.remembered import Remembered, bytes_of
+from mi_kernels.testing.lru_cache import LRUCache, bytes_of
 
 FLOAT64_LIMIT = 1e-12
 REPEATED = 20
@@ -190,7 +190,7 @@ class Expected(NamedTuple):
     bytes: int
 
 
-_known = Remembered(REMEMBERED_BYTES)
+_known = LRUCache(REMEMBERED_BYTES)
 
 
 def _expected(

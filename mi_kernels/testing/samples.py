@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
-from mi_kernels.testing.remembered import normal
+from mi_kernels.testing.lru_cache import normal
 
 NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
 ALL_TERMS = (True, True, True, True)

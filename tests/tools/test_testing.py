@@ -7,7 +7,7 @@ from mi_kernels.ops import counts
 from mi_kernels.ops.interaction import reference
 from mi_kernels.testing import checks, errors
 from mi_kernels.testing.errors import REPEATED, check_errors, relative_error
-from mi_kernels.testing.remembered import Remembered
+from mi_kernels.testing.lru_cache import LRUCache
 from mi_kernels.testing.samples import (
     GATE_TERMS,
     LAYOUTS,
@@ -133,7 +133,7 @@ def test_a_named_oracle_is_asked_once_for_the_same_arguments(monkeypatch):
     times()
     with pytest.raises(AssertionError):
         times(noisy)
-    monkeypatch.setattr(errors, "_known", Remembered(1000))  # too few bytes for one of them
+    monkeypatch.setattr(errors, "_known", LRUCache(1000))  # too few bytes for one of them
     assert [times(), times()] == [3, 3]
 
 
@@ -146,7 +146,7 @@ def test_arguments_of_a_named_oracle_are_not_changed():
 
 
 def test_what_was_used_last_is_remembered():
-    remembered = Remembered(100)
+    remembered = LRUCache(100)
     for name in "abc":
         remembered.keep(name, name.upper(), 40)
     assert [remembered.get(name) for name in "abc"] == [None, "B", "C"]
@@ -177,7 +177,7 @@ def test_draws_are_judged_together_as_they_are_one_by_one(sample, monkeypatch):
     found = []
     for elements in (errors.STACKED_ELEMENTS, 0, 400):  # all at once, none, and some
         monkeypatch.setattr(errors, "STACKED_ELEMENTS", elements)
-        monkeypatch.setattr(errors, "_known", Remembered(1 << 20))
+        monkeypatch.setattr(errors, "_known", LRUCache(1 << 20))
         checks.check_values(sample, torch.float32)
         checks.check_gradients(sample, torch.float32)
         (expected, _), (of_gradients, _) = errors._known._found.values()

@@ -11,7 +11,7 @@ def bytes_of(tensors: Iterable[Tensor | None]) -> int:
     return sum(t.untyped_storage().nbytes() for t in tensors if t is not None)
 
 
-class Remembered:
+class LRUCache:
     """Values by name, the oldest of which go where all together are larger than ``most`` bytes."""
 
     def __init__(self, most: int):
@@ -42,11 +42,11 @@ class Remembered:
         return value
 
 
-_DRAWN = Remembered(64 << 20)  # the same numbers in every dtype, of values and of gradients
+_DRAWN = LRUCache(64 << 20)  # the same numbers in every dtype, of values and of gradients
 
 
 def normal(sizes: Sequence[tuple[int, ...]], seed: int) -> list[Tensor]:
-    """Tensors of these sizes in float64, one after the other from a seed. Remembered: not to be changed."""
+    """Tensors of these sizes in float64, one after the other from a seed. LRUCache: not to be changed."""
 
     def drawn() -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
