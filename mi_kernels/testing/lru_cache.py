@@ -1,4 +1,4 @@
-"""What is remembered up to so many bytes: what was used last stays. Random numbers among it."""
+"""A cache of tensors, bounded in bytes: the least recently used go first. And random numbers from one."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ def bytes_of(tensors: Iterable[Tensor | None]) -> int:
 
 
 class LRUCache:
-    """Values by name, the oldest of which go where all together are larger than ``most`` bytes."""
+    """Values by name; the least recently used go while all together are larger than ``most`` bytes."""
 
     def __init__(self, most: int):
         self.most, self.bytes = most, 0

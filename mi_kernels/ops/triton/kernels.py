@@ -9,6 +9,8 @@ Sizes M, N of the result and I, K of the sums are those of the call (docstring o
 Triton specialises a kernel on whether each size and stride is 1, divisible by 16, or neither. The number of
 parts of a sum changes with the batch and does not affect loads, so it is specialised on 1 only. (The same was
 tried for M: a kernel then spilled, at 10.0 in tf32.)
+
+A kernel is one function, whatever its length: it has 30 arguments, and its parts share them all.
 """
 
 import triton
