@@ -5,8 +5,9 @@ Compiled ahead of time and run in Triton's interpreter, not on a GPU. Axes and t
 The gradients are computed in one pass. dscale and dshift are summed over the axes in which scale does not
 vary, so a program loads its scale once, loops over the tiles of its part of a sum, and keeps elementwise
 partial sums in registers. Where several programs share a sum, their partial sums go to scratch (at most
-``axes.FEW_PROGRAMS`` tiles) and a second kernel adds them in a fixed order: no atomics. A kernel is one function,
-whatever its length: its parts share nearly all of its arguments.
+``axes.FEW_PROGRAMS`` tiles) and a second kernel adds them in a fixed order: no atomics.
+
+A kernel is one function, whatever its length: its parts share nearly all of its arguments.
 """
 
 import torch
