@@ -78,7 +78,7 @@ def measure_all(
         if end - time.monotonic() < RESERVE:
             break
         try:
-            _measure(step, measure.Place(device, clock, tuple(names)), result, save)
+            _measure(step, measure.Environment(device, clock, tuple(names)), result, save)
         except Exception as error:  # a failure must not affect the other measurements
             broken(result, name, result["under way"]["backend"], _reason(error))
         if ruined(device):
@@ -122,7 +122,7 @@ def _measure(step: Step, place: measure.Place, result: Result, save: Callable[[R
     if isinstance(what, shapes.Entry):
         limits = measure.Limits(rounds=5, shortest=0.002, longest=2.0, call=2.0, memory=16 << 30)
         rivals = [*RIVALS, *(COMPILED if what is shapes.GPU_LARGE[0] else ())]
-        ours = measure.Place(place.device, place.clock, tuple(sound), spared=True)
+        ours = measure.Environment(place.device, place.clock, tuple(sound), spared=True)
         case = measure.measure(what, dtype, work, rivals, limits, ours)
         for candidate in case["candidates"]:
             wrong = _wrong(candidate, case["candidates"], dtype)
