@@ -97,7 +97,7 @@ def _under_way(result: Result, save: Callable[[Result], None], name: str, backen
     save(result)
 
 
-def _measure(step: Step, place: measure.Place, result: Result, save: Callable[[Result], None]) -> None:
+def _measure(step: Step, place: measure.Environment, result: Result, save: Callable[[Result], None]) -> None:
     kind, what, dtype, work = step
     name = name_of(step)
     sound = []
