@@ -53,13 +53,20 @@ def expand_bias(bias: Any, *weights: Any) -> Any:
 
     A bias that does not fit is returned unchanged for the checks to reject.
     """
-    if bias is None or not isinstance(bias, Tensor) or bias.is_nested:
+    if bias is None:
         return bias
     out = None
     for weight in weights:
         if isinstance(weight, Tensor) and not weight.is_nested and weight.dim() > 0:
             out = weight.shape[0]
             break
+    return expand_bias_to(out, bias)
+
+
+def expand_bias_to(out: int | None, bias: Any) -> Any:
+    """The same for O outputs; None if O is not known."""
+    if not isinstance(bias, Tensor) or bias.is_nested:
+        return bias
     shape = bias.shape
     if len(shape) == 1 and (out is None or shape[0] == out):  # fast path
         return bias

@@ -25,7 +25,7 @@ from mi_kernels.ops.gate import autograd as gate_rules
 from mi_kernels.ops.gate import plan as gate_plan
 from mi_kernels.ops.gate import reference as gate_reference
 from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction.dispatch import flatten_rows
+from mi_kernels.ops.interaction.shared import flatten_rows
 from mi_kernels.ops.modulate import autograd as elementwise
 from mi_kernels.ops.modulate import plan as modulate_plan
 from mi_kernels.ops.modulate import reference as modulate_reference

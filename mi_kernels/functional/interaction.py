@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, autocast_dtype, expand_bias
+from mi_kernels.functional._arguments import autocast, autocast_dtype, expand_bias_to
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.backend import get
-from mi_kernels.ops.interaction import dispatch, plan_shared, reference, segments
+from mi_kernels.ops.interaction import batched, dispatch, plan_batched, plan_shared, reference, segments
 from mi_kernels.ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check_arguments
 from mi_kernels.ops.interaction.packed_weight import PackedWeight
 from mi_kernels.ops.plan import Plan
@@ -22,12 +22,13 @@ __all__ = ["bilinear", "interaction", "pack"]
 def interaction(
     x: Tensor,  # [..., X]
     z: Tensor,  # [..., Z]
-    weight: Tensor | PackedWeight | None,  # [O, Z, X]
-    weight_z: Tensor | None = None,  # [O, Z]
-    weight_x: Tensor | None = None,  # [O, X]
-    bias: Tensor | None = None,  # [O]
+    weight: Tensor | PackedWeight | None,  # [..., O, Z, X]
+    weight_z: Tensor | None = None,  # [..., O, Z]
+    weight_x: Tensor | None = None,  # [..., O, X]
+    bias: Tensor | None = None,  # [..., O]
     *,
     segment_ids: Tensor | None = None,  # [N]
+    weight_ids: Tensor | None = None,  # [...]
 ) -> Tensor:
     r"""Dense multiplicative interaction of an input and a context, in one pass.
 
@@ -36,27 +37,29 @@ def interaction(
     Args:
         x: input of shape ``[..., X]``.
         z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast.
-        weight: W of shape ``[O, Z, X]``, also as :func:`mi_kernels.pack` returns it, or None to leave the
-            product out.
-        weight_z: U of shape ``[O, Z]``, optional.
-        weight_x: V of shape ``[O, X]``, optional.
-        bias: c of shape ``[O]``, optional; ``[1, O]`` and scalars are accepted.
+        weight: W of shape ``[..., O, Z, X]``, also as :func:`mi_kernels.pack` returns it, or None to leave the
+            product out. Leading dimensions, for weights of each sample, broadcast with those of ``x`` and ``z``.
+        weight_z: U of shape ``[..., O, Z]``, optional.
+        weight_x: V of shape ``[..., O, X]``, optional.
+        bias: c of shape ``[..., O]``, optional; ``[1, O]`` and scalars are accepted.
         segment_ids: for inputs in groups of unequal length, one context for each group: ``x [N, X]``,
             ``z [G, Z]``, and row n has context ``segment_ids[n]``. int64 of shape ``[N]`` with values from
             0 to G - 1, sorted or not; a group may be empty. ``torch.repeat_interleave(lengths)`` gives them
             for packed sequences.
+        weight_ids: for weights chosen by number: int64, of a shape that broadcasts with the leading dimensions
+            of ``x`` and ``z``, with values from 0 to G - 1. Each of the weights then has a leading dimension
+            of G (W is ``[G, O, Z, X]``), or is the one of all rows.
 
     Returns:
         y of shape ``[..., O]`` in the dtype of the inputs (the autocast dtype under autocast).
 
     Where rows share a context (or contexts an input), ``W' = z W + V`` is generated once for each context
     and applied to its rows, if that is estimated to be faster and W' is small enough; ``explain`` says which.
-    Groups of similar length share one product. They are not padded to the longest group: groups are padded
-    with rows of zeros only where that costs less than one more product, and never by more rows than there
-    are. Under ``torch.compile`` (and other tracers), and under ``torch.vmap`` over ``segment_ids``, the
-    values are not read: each row gets its own copy of its context (N Z elements), and values out of range are
-    detected by PyTorch's indexing. Nested tensors are rejected: pass ``x.values()`` and
-    ``torch.repeat_interleave(x.offsets().diff())``.
+    Weights of samples are read where they lie, and so are weights chosen by ``weight_ids``: rows with one weight
+    (or, with ``segment_ids``, with one W') are one product, wherever they are, without padding. Only
+    ``torch.vmap`` over ``segment_ids`` or ``weight_ids`` copies: a context, or the weights, for each row. While
+    compiling (and under other tracers) values out of range are detected when the graph runs. Nested tensors
+    are rejected: pass ``x.values()`` and ``torch.repeat_interleave(x.offsets().diff())``.
 
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits accumulate in float32)
     or an integer dtype, and one device. Differentiable in all arguments, to any order, in reverse and in
@@ -75,7 +78,7 @@ def interaction(
         torch.Size([8, 4])
     """
     weights = weight, weight_z, weight_x, bias
-    return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids)
+    return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)
 
 
 def bilinear(
@@ -154,6 +157,7 @@ def _interaction(
     weight: Any,
     *others: Tensor | None,
     segment_ids: Tensor | None = None,
+    weight_ids: Tensor | None = None,
     force: str | None = None,
 ) -> Tensor:
     """``force``: name of a plan of cost_model.py, for tests and benchmarks; default is the cheapest."""
@@ -161,18 +165,33 @@ def _interaction(
     if isinstance(weight, PackedWeight):
         weight, packed_weight = _cast_and_packed(weight, (x, z, *others))
     x, z, *weights = autocast((x, z, weight, *others))
-    weights = [*weights[:-1], expand_bias(weights[-1], *weights[:-1])]
-    check_arguments(spelling, x, z, *weights, segment_ids=segment_ids)
+    weights = [*weights[:-1], _expand_bias(*weights)]
+    check_arguments(spelling, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)
     chosen = backends.choose(x)
     if get(chosen).is_reference:
         z = z if segment_ids is None else segments.gather_rows(z, segment_ids)
+        if weight_ids is not None:
+            weights = batched.gathered(weights, weight_ids)
         return reference.interaction(x, z, *weights)
     if not get(chosen).packs:
         packed_weight = None
     weight, weight_z, weight_x, bias = weights
     return dispatch.interaction(
-        chosen, x, z, weight, weight_z, weight_x, bias, segment_ids, packed_weight, force
+        chosen, x, z, weight, weight_z, weight_x, bias, segment_ids, weight_ids, packed_weight, force
     )
+
+
+def _expand_bias(*weights: Any) -> Any:
+    """A scalar bias, or one of shape [1, O], as [O]; a bias of each sample is returned unchanged."""
+    *matrices, bias = weights
+    if bias is None:
+        return bias
+    out = None
+    for matrix, rank in zip(matrices, batched.RANKS, strict=False):
+        if isinstance(matrix, Tensor) and not matrix.is_nested and matrix.dim() >= rank:
+            out = matrix.shape[-rank]
+            break
+    return expand_bias_to(out, bias)
 
 
 def _cast_and_packed(packed: PackedWeight, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
@@ -193,10 +212,11 @@ def interaction_by(
     weight_x: Tensor | None = None,
     bias: Tensor | None = None,
     segment_ids: Tensor | None = None,
+    weight_ids: Tensor | None = None,
 ) -> Tensor:
     """:func:`interaction` with a given plan of cost_model.py, for tests and benchmarks. Not public."""
-    weights = weight, weight_z, weight_x, bias
-    return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids, force=plan)
+    weights, ids = (weight, weight_z, weight_x, bias), {"segment_ids": segment_ids, "weight_ids": weight_ids}
+    return _interaction(INTERACTION, x, z, *weights, **ids, force=plan)
 
 
 def _unpacked(weight: Any) -> Any:
@@ -207,9 +227,11 @@ def _planner(spelling: Spelling) -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
-        weights = [*weights[:-1], expand_bias(weights[-1], *weights[:-1])]
-        segment_ids = bound.get("segment_ids")
-        lead = check_arguments(spelling, x, z, *weights, segment_ids=segment_ids)
+        weights = [*weights[:-1], _expand_bias(*weights)]
+        segment_ids, weight_ids = bound.get("segment_ids"), bound.get("weight_ids")
+        lead = check_arguments(spelling, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)
+        if weight_ids is not None or batched.has_leading_dimensions(weights):
+            return plan_batched.plan(backends.choose(x), lead, x, z, weights, segment_ids, weight_ids)
         if segment_ids is not None:
             return plan_shared.ragged_plan(backends.choose(x), segment_ids, x, z, weights)
         return plan_shared.plan(backends.choose(x), lead, x, z, weights)

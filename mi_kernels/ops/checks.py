@@ -132,25 +132,34 @@ def check_number(op: str, name: str, value: object) -> None:
 
 def check_segments(op: str, segment_ids: object, x: Tensor, groups: int, look: bool) -> None:
     """``segment_ids`` is int64 [N] with values from 0 to G - 1; values are read only with ``look``."""
-    if not isinstance(segment_ids, Tensor):
-        raise TypeError(f"{op}: segment_ids: expected a torch.Tensor, got {type(segment_ids).__name__}")
-    if segment_ids.layout is not torch.strided or segment_ids.is_nested:
-        kind = "nested" if segment_ids.is_nested else segment_ids.layout
-        raise TypeError(f"{op}: segment_ids: expected a dense (strided) tensor, got {kind}")
-    if segment_ids.dtype != torch.int64:
-        raise TypeError(f"{op}: segment_ids: expected torch.int64, got {segment_ids.dtype}")
-    if segment_ids.device != x.device:
-        raise ValueError(
-            f"{op}: segment_ids: expected device {x.device} (that of x), got {segment_ids.device}"
-        )
-    check_shape(op, "segment_ids", segment_ids, {"N": x.shape[0]})
-    if not look or segment_ids.numel() == 0:
+    ids = check_index(op, "segment_ids", segment_ids, x)
+    check_shape(op, "segment_ids", ids, {"N": x.shape[0]})
+    if look:
+        check_index_values(op, "segment_ids", ids, groups)
+
+
+def check_index(op: str, name: str, index: object, x: Tensor) -> Tensor:
+    """An index is a dense int64 tensor on the device of x."""
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(index).__name__}")
+    if index.layout is not torch.strided or index.is_nested:
+        kind = "nested" if index.is_nested else index.layout
+        raise TypeError(f"{op}: {name}: expected a dense (strided) tensor, got {kind}")
+    if index.dtype != torch.int64:
+        raise TypeError(f"{op}: {name}: expected torch.int64, got {index.dtype}")
+    if index.device != x.device:
+        raise ValueError(f"{op}: {name}: expected device {x.device} (that of x), got {index.device}")
+    return index
+
+
+def check_index_values(op: str, name: str, index: Tensor, groups: int) -> None:
+    if index.numel() == 0:
         return
-    least, most = (int(value) for value in torch.aminmax(segment_ids))
+    least, most = (int(value) for value in torch.aminmax(index))
     if least < 0 or most >= groups:
         found = least if least < 0 else most
         expected = f"numbers from 0 to G - 1 = {groups - 1}" if groups else "none, as G = 0"
-        raise ValueError(f"{op}: segment_ids: expected {expected}, got {found}")
+        raise ValueError(f"{op}: {name}: expected {expected}, got {found}")
 
 
 # Instead of axis letters: the shape of the first tensor, or one that broadcasts to it.

@@ -38,6 +38,7 @@ class Definition(NamedTuple):
     elementwise: bool
     module: str  # of its family: the kernels are in ops/<module>/portable.py and ops/triton/<module>.py
     function: str
+    composed: bool  # whether its kernels are calls of other operations of the same backend
 
 
 DEFINED: dict[str, Definition] = {}
@@ -60,6 +61,7 @@ def define(
     *,
     dtypes: Sequence[torch.dtype] = DTYPES,
     groups: bool = False,
+    composed: bool = False,
     flops: Callable[..., int],
     results: Results,
 ) -> None:
@@ -68,10 +70,12 @@ def define(
     ``axes`` and ``groups`` give the shapes of the tensors (checks.Operands), ``dtypes`` those of the portable
     kernel; ``more(*arguments)`` raises for other invalid arguments. These checks serve direct calls, as the
     public functions have checked already. The compiled kernels check in C++ (csrc/common/checks.h).
+    ``composed``: ``portable(suffix)`` is a kernel that calls the operations with that suffix.
     ``flops`` and ``results``: see :class:`Definition`.
     """
     family = portable.__module__.split(".")[-2]
-    DEFINED[name] = Definition(flops, results, LIKE in axes.values(), family, portable.__name__)
+    alike = LIKE in axes.values()
+    DEFINED[name] = Definition(flops, results, alike, family, portable.__name__, composed)
     parsed = torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}").arguments
     required = sum(argument.name in axes and str(argument.type) == "Tensor" for argument in parsed)
     operands = Operands(name, [argument.name for argument in parsed], axes, required, groups)
@@ -83,11 +87,14 @@ def define(
             more(*arguments)
         return fake(*arguments)
 
-    kernels = {
-        name: (portable, dtypes),
-        f"{name}_portable": (portable, dtypes),
-        f"{name}_triton": (_triton_twin(portable), FLOATING),
-    }
+    if composed:
+        kernels = {name + suffix: (portable(suffix), dtypes) for suffix in ("", "_portable", "_triton")}
+    else:
+        kernels = {
+            name: (portable, dtypes),
+            f"{name}_portable": (portable, dtypes),
+            f"{name}_triton": (_triton_twin(portable), FLOATING),
+        }
     for op, (kernel, taken) in kernels.items():
         LIBRARY.define(op + schema)
         LIBRARY.impl(op, _checked_kernel(kernel, operands, more, taken), "CompositeExplicitAutograd")

@@ -200,14 +200,16 @@ class Fold:
     the call, it becomes part of the groups: expanded operands cost no memory unless there are groups already.
     """
 
-    def __init__(self, size: int, activation: Tensor, dim: int | None) -> None:
+    def __init__(self, size: int, activation: Tensor, dim: int | None, by_segment: bool = False) -> None:
         shape = list(activation.shape)
         if dim is not None:
             del shape[dim]
         self.size = size
         self.grouped = len(shape) == 3
         self.row_dim = 1 if self.grouped else 0
-        self.group_count, self.row_count = shape[0], shape[-2]
+        self.row_count = shape[-2]
+        # By segment, rows [B, ...] are one dimension and weights [G, ...] are always in groups.
+        self.flat = self.grouped or by_segment
 
     def _expanded(self, tensor: Tensor, dim: int | None, position: int) -> Tensor:
         if dim is None:
@@ -228,14 +230,14 @@ class Fold:
         if tensor is None:
             return None
         tensor = self._expanded(tensor, dim, 0)
-        if not self.grouped:
+        if not self.flat:
             return tensor
         return tensor.reshape(self.size * tensor.shape[1], *tensor.shape[2:])
 
     def ungroups(self, result: Tensor) -> tuple[Tensor, int]:
-        if not self.grouped:
+        if not self.flat:
             return result, 0
-        return _split(result, 0, self.size, self.group_count), 0
+        return _split(result, 0, self.size, result.shape[0] // self.size), 0
 
     def all(
         self, unfold: Callable[[Any], tuple[Tensor, int]], results: Sequence[Maybe]

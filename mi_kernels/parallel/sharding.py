@@ -17,7 +17,9 @@ ROWS = ("grad", "x", "z")
 
 
 def _rule(definition: Definition) -> Rule:
-    return _elementwise(definition.results) if definition.elementwise else _by_rows(definition.results)
+    if definition.elementwise:
+        return _elementwise(definition.results)
+    return _by_rows(definition.results, not definition.composed)
 
 
 def _inputs(arguments: dict[str, Any], placement: Callable[[str, Any], Any]) -> Placements:
@@ -26,13 +28,16 @@ def _inputs(arguments: dict[str, Any], placement: Callable[[str, Any], Any]) -> 
     ]
 
 
-def _by_rows(results: Results) -> Rule:
+def _by_rows(results: Results, local: bool) -> Rule:
+    """``local``: rows depend on no numbers of other rows."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     def rule(arguments: dict[str, Any]) -> list[tuple[Placements, Placements]]:
         x, kinds = arguments["x"], results(arguments)
         every: Placements = [Replicate()] * len(kinds)
         found = [(every, _inputs(arguments, lambda *_: Replicate()))]
+        if not local:
+            return found
         rows = Shard(x.ndim - 2)
         placed: dict[str, Any] = {"rows": rows, "weight": Partial(), "nothing": Replicate()}
         shards = _inputs(arguments, lambda name, _: rows if name in ROWS else Replicate())

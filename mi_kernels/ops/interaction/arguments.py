@@ -5,7 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import broadcast_leading, check_rank, check_shape, check_tensors
+from mi_kernels.ops.checks import (
+    broadcast,
+    broadcast_leading,
+    check_index,
+    check_index_values,
+    check_rank,
+    check_shape,
+    check_tensors,
+)
 from mi_kernels.ops.interaction import segments
 
 
@@ -27,7 +35,12 @@ BILINEAR = Spelling(
 
 
 def check_arguments(
-    spelling: Spelling, x: Tensor, z: Tensor, *weights: Tensor | None, segment_ids: Tensor | None = None
+    spelling: Spelling,
+    x: Tensor,
+    z: Tensor,
+    *weights: Tensor | None,
+    segment_ids: Tensor | None = None,
+    weight_ids: Tensor | None = None,
 ) -> torch.Size:
     """Check the arguments; returns the broadcast leading dimensions."""
     op, (x_name, z_name, *weight_names), (o_axis, z_axis, x_axis), required = spelling
@@ -45,8 +58,42 @@ def check_arguments(
         raise ValueError(f"{op}: expected at least one of {', '.join(weight_names)}, got None for all")
     sizes: dict[str, int | None] = {o_axis: None, z_axis: z.shape[-1], x_axis: x.shape[-1]}
     axes = ((o_axis, z_axis, x_axis), (o_axis, z_axis), (o_axis, x_axis), (o_axis,))
+    batched = spelling is INTERACTION
+    if weight_ids is not None:
+        ids = check_index(op, "weight_ids", weight_ids, x)
+        lead = _broadcast(op, "weight_ids", ids.shape, lead)
+    groups = None
     for name, tensor, names in zip(weight_names, weights, axes, strict=True):
-        if tensor is not None:
-            check_shape(op, name, tensor, {axis: sizes[axis] for axis in names})
-            sizes[o_axis] = tensor.shape[0]
+        if tensor is None:
+            continue
+        expected = {axis: sizes[axis] for axis in names}
+        more = tensor.dim() - len(names)
+        if more <= 0 or not batched:
+            check_shape(op, name, tensor, expected)
+        elif weight_ids is not None:
+            check_shape(op, name, tensor, {"G": groups, **expected})
+            groups = tensor.shape[0]
+        else:
+            dims = tuple(enumerate(tensor.shape[:more]))
+            check_shape(op, name, tensor, {**{str(dim): size for dim, size in dims}, **expected})
+            lead = _broadcast(op, name, tensor.shape[:more], lead)
+        sizes[o_axis] = tensor.shape[more]
+    if weight_ids is not None:
+        if groups is None:
+            names = ", ".join(weight_names)
+            raise ValueError(
+                f"{op}: weight_ids: expected one of {names} to have a leading dimension G, got none"
+            )
+        if not segments.opaque(weight_ids):
+            check_index_values(op, "weight_ids", weight_ids, groups)
     return lead
+
+
+def _broadcast(op: str, name: str, shape: torch.Size, lead: torch.Size) -> torch.Size:
+    common = broadcast(lead, shape)
+    if common is None:
+        raise ValueError(
+            f"{op}: {name}: expected leading dimensions that broadcast with {list(lead)} (those of the"
+            f" arguments before it), got {list(shape)}"
+        )
+    return common

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.interaction import schema  # noqa: F401  (defines the operations)
+from mi_kernels.ops.interaction.by_segment import BySegment, Primitives
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.rules import (
     Fold,
@@ -32,10 +33,11 @@ from mi_kernels.ops.rules import (
     wanted,
 )
 
-_FORWARD = overloads("interaction")
+_FORWARD = Primitives("interaction", "interaction_by_segment")
 _PACKED_FORWARD = overloads("interaction_packed")
-_INPUT_GRADS = overloads("interaction_input_grads")
-_WEIGHT_GRADS = overloads("interaction_weight_grads")
+_INPUT_GRADS = Primitives("interaction_input_grads", "interaction_by_segment_input_grads")
+_WEIGHT_GRADS = Primitives("interaction_weight_grads", "interaction_by_segment_weight_grads")
+Where = str | BySegment  # a backend, or one with the weights of each row's group
 
 
 @traceable(
@@ -57,6 +59,39 @@ def forward(
 
     ``packed_weight``: W packed by packed_weight.py; used if nothing is differentiated.
     """
+    return _run(backend, x, z, weight, weight_z, weight_x, bias, packed_weight)
+
+
+@traceable(
+    "differentiable_interaction_by_segment",
+    "(str backend, Tensor row_index, Tensor offsets, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z,"
+    " Tensor? weight_x, Tensor? bias) -> Tensor",
+)
+def forward_by_segment(
+    backend: str,
+    row_index: Tensor,  # [N]
+    offsets: Tensor,  # [G + 1]
+    x: Tensor,  # [N, X]
+    z: Tensor,  # [N, Z]
+    weight: Maybe,  # [G, O, Z, X]
+    weight_z: Maybe,  # [G, O, Z]
+    weight_x: Maybe,  # [G, O, X]
+    bias: Maybe,  # [G, O]
+) -> Tensor:
+    """The same with the weights of group g for the rows row_index[offsets[g] : offsets[g + 1]]."""
+    return _run(BySegment(backend, row_index, offsets), x, z, weight, weight_z, weight_x, bias)
+
+
+def _run(
+    backend: Where,
+    x: Tensor,
+    z: Tensor,
+    weight: Maybe,
+    weight_z: Maybe,
+    weight_x: Maybe,
+    bias: Maybe,
+    packed_weight: Maybe = None,
+) -> Tensor:
     if differentiating((x, z, weight, weight_z, weight_x, bias)):
         # Detach arguments of no term: compiled autograd would add their gradient of None to others.
         if weight is None:
@@ -64,12 +99,19 @@ def forward(
             z = constant(z) if weight_z is None else z
         return ForwardRule.call(backend, x, z, weight, weight_z, weight_x, bias)
     if packed_weight is not None:
+        assert isinstance(backend, str), "no packed weights by segment"
         return _PACKED_FORWARD[backend](x, z, weight, packed_weight, weight_z, weight_x, bias)
     return _FORWARD[backend](x, z, weight, weight_z, weight_x, bias)
 
 
+def _forward(backend: Where, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
+    if isinstance(backend, str):
+        return forward(backend, x, z, *weights)
+    return forward_by_segment(*backend, x, z, *weights)
+
+
 def input_grads(
-    backend: str,
+    backend: Where,
     want: tuple[bool, bool],
     grad: Tensor,
     x: Tensor,
@@ -93,7 +135,7 @@ def input_grads(
 
 
 def weight_grads(
-    backend: str, want: tuple[bool, bool, bool, bool], grad: Tensor, x: Tensor, z: Tensor
+    backend: Where, want: tuple[bool, bool, bool, bool], grad: Tensor, x: Tensor, z: Tensor
 ) -> tuple[Maybe, ...]:
     """(dL/dW, dL/dU, dL/dV, dL/dc), each None where it is not wanted. Differentiable."""
     if not any(want):
@@ -109,10 +151,19 @@ def work(grad: Tensor, x: Tensor, z: Tensor) -> int:
     return grad.numel() * (x.shape[-1] * z.shape[-1] + x.shape[-1] + z.shape[-1])
 
 
-def _forward_or_none(backend: str, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
+def _forward_or_none(backend: Where, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
     if all(weight is None for weight in weights):
         return None
-    return forward(backend, x, z, *weights)
+    return _forward(backend, x, z, *weights)
+
+
+def _folded(info, backend: Where, like: Tensor, dim: int | None) -> tuple[Fold, Where, Where]:
+    """The fold of a mapped dimension, and where its calls run if it is folded into rows, or into groups."""
+    if isinstance(backend, str):
+        return Fold(info.batch_size, like, dim), backend, backend
+    size = info.batch_size
+    fold = Fold(size, like, dim, by_segment=True)
+    return fold, backend.with_more_rows(size), backend.with_more_groups(size)
 
 
 class ForwardRule(Rule):
@@ -151,13 +202,13 @@ class ForwardRule(Rule):
 
     @staticmethod
     def vmap(info, in_dims, backend, x, z, weight, weight_z, weight_x, bias):
-        fold = Fold(info.batch_size, x, in_dims[1])
+        fold, more_rows, more_groups = _folded(info, backend, x, in_dims[1])
         weights = (weight, weight_z, weight_x, bias)
         if unbatched(in_dims[3:], weights):
-            y = forward(backend, fold.rows(x, in_dims[1]), fold.rows(z, in_dims[2]), *weights)
+            y = _forward(more_rows, fold.rows(x, in_dims[1]), fold.rows(z, in_dims[2]), *weights)
             return fold.unrows(y)
         args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[1:], strict=True)]
-        return fold.ungroups(forward(backend, *args))
+        return fold.ungroups(_forward(more_groups, *args))
 
 
 class InputGradsRule(Rule):
@@ -178,8 +229,8 @@ class InputGradsRule(Rule):
         grads: list[Maybe] = [None] * 6
         if need[0]:
             grads[0] = add(
-                None if x_c is None else forward(ctx.backend, x_c, z, weight, None, weight_x, None),
-                None if z_c is None else forward(ctx.backend, x, z_c, weight, weight_z, None, None),
+                None if x_c is None else _forward(ctx.backend, x_c, z, weight, None, weight_x, None),
+                None if z_c is None else _forward(ctx.backend, x, z_c, weight, weight_z, None, None),
             )
         # Each cotangent replaces its argument, so only the derivative by the other argument remains.
         grads[1:3] = input_grads(
@@ -227,13 +278,13 @@ class InputGradsRule(Rule):
 
     @staticmethod
     def vmap(info, in_dims, backend, want, grad, x, z, weight, weight_z, weight_x):
-        fold = Fold(info.batch_size, grad, in_dims[2])
+        fold, more_rows, more_groups = _folded(info, backend, grad, in_dims[2])
         weights = (weight, weight_z, weight_x)
         if unbatched(in_dims[5:], weights):
             g, x, z = (fold.rows(t, d) for t, d in zip((grad, x, z), in_dims[2:5], strict=True))
-            return fold.all(fold.unrows, select(input_grads(backend, want, g, x, z, *weights), want))
+            return fold.all(fold.unrows, select(input_grads(more_rows, want, g, x, z, *weights), want))
         folded = [fold.groups(t, d) for t, d in zip((grad, x, z, *weights), in_dims[2:], strict=True)]
-        return fold.all(fold.ungroups, select(input_grads(backend, want, *folded), want))
+        return fold.all(fold.ungroups, select(input_grads(more_groups, want, *folded), want))
 
 
 class WeightGradsRule(Rule):
@@ -275,7 +326,10 @@ class WeightGradsRule(Rule):
         if z_t is not None:
             want = (want_weight, want_weight_z, False, False)
             terms.append(weight_grads(ctx.backend, want, grad, x, z_t))
-        groups, sizes = grad.shape[:-2], (grad.shape[-1], z.shape[-1], x.shape[-1])
+        groups: tuple[int, ...] = grad.shape[:-2]
+        if isinstance(ctx.backend, BySegment):
+            groups = (ctx.backend.groups,)
+        sizes = grad.shape[-1], z.shape[-1], x.shape[-1]
         shapes = (sizes, sizes[:2], sizes[::2], sizes[:1])
         tangents = []
         for shape, *parts in zip(shapes, *terms, strict=True):
@@ -285,6 +339,6 @@ class WeightGradsRule(Rule):
 
     @staticmethod
     def vmap(info, in_dims, backend, want, grad, x, z):
-        fold = Fold(info.batch_size, grad, in_dims[2])
+        fold, _, more_groups = _folded(info, backend, grad, in_dims[2])
         folded = [fold.groups(t, d) for t, d in zip((grad, x, z), in_dims[2:], strict=True)]
-        return fold.all(fold.ungroups, select(weight_grads(backend, want, *folded), want))
+        return fold.all(fold.ungroups, select(weight_grads(more_groups, want, *folded), want))

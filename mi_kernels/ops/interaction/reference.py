@@ -17,9 +17,9 @@ def generate(
 ) -> tuple[Tensor, Tensor | None]:
     """W' = z W + V [..., O, X] and b' = U z + c [..., O]; W or V is given."""
     lead = z.shape[:-1]
-    terms = [] if weight is None else [torch.einsum("...i,oij->...oj", z, weight)]
+    terms = [] if weight is None else [torch.einsum("...i,...oij->...oj", z, weight)]
     terms += [] if weight_x is None else [weight_x]
-    offsets = [] if weight_z is None else [torch.einsum("...i,oi->...o", z, weight_z)]
+    offsets = [] if weight_z is None else [torch.einsum("...i,...oi->...o", z, weight_z)]
     offsets += [] if bias is None else [bias]
     generated = sum(terms[1:], terms[0])
     generated = generated.expand(*lead, *generated.shape[-2:])
@@ -42,21 +42,22 @@ def apply_generated(
 def interaction(
     x: Tensor,  # [..., X]
     z: Tensor,  # [..., Z]
-    weight: Tensor | None,  # [O, Z, X]
-    weight_z: Tensor | None = None,  # [O, Z]
-    weight_x: Tensor | None = None,  # [O, X]
-    bias: Tensor | None = None,  # [O]
+    weight: Tensor | None,  # [..., O, Z, X]
+    weight_z: Tensor | None = None,  # [..., O, Z]
+    weight_x: Tensor | None = None,  # [..., O, X]
+    bias: Tensor | None = None,  # [..., O]
 ) -> Tensor:
     """y = z^T W x + U z + V x + c, term by term, not optimised."""
     terms = []
     if weight is not None:
-        generated = torch.einsum("...i,oij->...oj", z, weight)
+        generated = torch.einsum("...i,...oij->...oj", z, weight)
         terms.append(torch.einsum("...oj,...j->...o", generated, x))
     if weight_z is not None:
-        terms.append(torch.einsum("...i,oi->...o", z, weight_z))
+        terms.append(torch.einsum("...i,...oi->...o", z, weight_z))
     if weight_x is not None:
-        terms.append(torch.einsum("...j,oj->...o", x, weight_x))
+        terms.append(torch.einsum("...j,...oj->...o", x, weight_x))
     if bias is not None:
         terms.append(bias)
-    lead = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1])
-    return sum(terms[1:], terms[0]).expand(*lead, terms[0].shape[-1])
+    y = sum(terms[1:], terms[0])
+    lead = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1], y.shape[:-1])
+    return y.expand(*lead, y.shape[-1])

@@ -10,16 +10,20 @@ in a batched matrix product: group k of the activations is multiplied by group k
 
 All are partial derivatives of L(g, x, z, W, U, V, c) = sum_b g . y, so their own derivatives are again these
 three (docs/mathematics.md). `interaction_packed` is the forward pass with W packed beforehand
-(packed_weight.py), for inference without groups. A result that is not wanted has no elements.
+(packed_weight.py), for inference without groups. `interaction_by_segment` and its two gradients have rows of
+groups of unequal length, each with the weights of its group (by_segment.py). A result that is not wanted has no
+elements.
 """
 
 import math
 
+import torch
+
 from mi_kernels.ops import precision  # noqa: F401  (defines an operation that the CUDA kernels call)
-from mi_kernels.ops.checks import check_needed, check_tensors
+from mi_kernels.ops.checks import check_needed, check_shape, check_tensors
 from mi_kernels.ops.dtypes import DTYPES
 from mi_kernels.ops.flops import products
-from mi_kernels.ops.interaction import portable
+from mi_kernels.ops.interaction import by_segment, portable
 from mi_kernels.ops.library import define, define_family
 
 
@@ -91,6 +95,62 @@ def _weight_grads_flops(grad, x, z, want_weight, want_weight_z, want_weight_x, w
     return 2 * math.prod(grad[:-1]) * out * each
 
 
+_BY_SEGMENT = {"weight": "GOZX", "weight_z": "GOZ", "weight_x": "GOX", "bias": "GO"}
+_ROWS = "Tensor row_index, Tensor offsets"
+
+
+def _check_order(op, rows, row_index, offsets):
+    for name, tensor, size in (("row_index", row_index, rows), ("offsets", offsets, None)):
+        check_tensors(op, (name,), (tensor,), 1, (torch.int64,))
+        check_shape(op, name, tensor, {"N" if name == "row_index" else "G + 1": size})
+
+
+def _check_by_segment(x, z, weight, weight_z, weight_x, bias, row_index, offsets):
+    op, weights = "interaction_by_segment", (weight, weight_z, weight_x, bias)
+    check_needed(op, (*_WEIGHTS, "bias"), weights)
+    _check_order(op, x.shape[0], row_index, offsets)
+    for name, tensor in zip((*_WEIGHTS, "bias"), weights, strict=True):
+        if tensor is not None and tensor.shape[0] != offsets.shape[0] - 1:
+            raise ValueError(
+                f"{op}: offsets: expected G + 1 = {tensor.shape[0] + 1} elements (G is that of {name}),"
+                f" got {offsets.shape[0]}"
+            )
+
+
+def _check_by_segment_grads(grad, x, z, *others):
+    _check_order("interaction_by_segment", x.shape[0], *others[-2:])
+
+
+def _by_segment_fake(x, z, weight, weight_z, weight_x, bias, row_index, offsets):
+    return _forward_fake(x, z, weight, weight_z, weight_x, bias)
+
+
+def _by_segment_input_grads_fake(grad, x, z, weight, weight_z, weight_x, want_x, want_z, row_index, offsets):
+    return _input_grads_fake(grad, x, z, weight, weight_z, weight_x, want_x, want_z)
+
+
+def _by_segment_weight_grads_fake(grad, x, z, *others):
+    *wanted, _, offsets = others
+    return tuple(map(grad.new_empty, by_segment.weight_shapes(grad, x, z, wanted, offsets)))
+
+
+def _of_one_group(weights):
+    return [None if weight is None else weight[1:] for weight in weights]
+
+
+def _by_segment_flops(x, z, weight, weight_z, weight_x, bias, *_):
+    return products(x, *_of_one_group((weight, weight_z, weight_x)))
+
+
+def _by_segment_input_grads_flops(grad, x, z, weight, weight_z, weight_x, want_x, want_z, *_, **__):
+    weights = _of_one_group((weight, weight_z, weight_x))
+    return _input_grads_flops(grad, x, z, *weights, want_x, want_z)
+
+
+def _by_segment_weight_grads_flops(grad, x, z, *others, **_):
+    return _weight_grads_flops(grad, x, z, *others[:4])
+
+
 def _wanted(kind, *flags):
     return lambda arguments: [kind if arguments[flag] else "nothing" for flag in flags]
 
@@ -138,5 +198,41 @@ define(
     _GRADS,
     groups=True,
     flops=_weight_grads_flops,
+    results=_wanted("weight", "want_weight", "want_weight_z", "want_weight_x", "want_bias"),
+)
+define(
+    "interaction_by_segment",
+    "(Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x, Tensor? bias,"
+    f" {_ROWS}) -> Tensor",
+    by_segment.forward,
+    _by_segment_fake,
+    {"x": "BX", "z": "BZ", **_BY_SEGMENT},
+    _check_by_segment,
+    composed=True,
+    flops=_by_segment_flops,
+    results=lambda arguments: ["rows"],
+)
+define(
+    "interaction_by_segment_input_grads",
+    "(Tensor grad, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x,"
+    f" bool want_x, bool want_z, {_ROWS}) -> (Tensor, Tensor)",
+    by_segment.input_grads,
+    _by_segment_input_grads_fake,
+    _GRADS | {name: axes for name, axes in _BY_SEGMENT.items() if name != "bias"},
+    _check_by_segment_grads,
+    composed=True,
+    flops=_by_segment_input_grads_flops,
+    results=_wanted("rows", "want_x", "want_z"),
+)
+define(
+    "interaction_by_segment_weight_grads",
+    "(Tensor grad, Tensor x, Tensor z, bool want_weight, bool want_weight_z, bool want_weight_x,"
+    f" bool want_bias, {_ROWS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    by_segment.weight_grads,
+    _by_segment_weight_grads_fake,
+    _GRADS,
+    _check_by_segment_grads,
+    composed=True,
+    flops=_by_segment_weight_grads_flops,
     results=_wanted("weight", "want_weight", "want_weight_z", "want_weight_x", "want_bias"),
 )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import backend as backends
+from mi_kernels.ops.checks import broadcast
 from mi_kernels.ops.interaction import autograd, cost_model
 from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
 
@@ -68,6 +69,15 @@ class Layout:
         back = [dims.index(dim) for dim in range(len(dims))]
         return _arranged(y, (*back, len(dims)), None).contiguous()
 
+    def restored(self, rows: Tensor) -> Tensor:
+        """[C, T, ...] as [..., ...], a view where possible; there is no S."""
+        order = (*self.common, *self.of_x)
+        dims = (*order, *(dim for dim in range(len(self.lead)) if dim not in order))
+        features = rows.shape[2:]
+        rows = rows.reshape(*(self.lead[dim] for dim in dims), *features)
+        back = [dims.index(dim) for dim in range(len(dims))]
+        return _arranged(rows, (*back, *range(len(dims), rows.dim())), None)
+
     def mirrored(self) -> "Layout":
         return Layout(self.lead, self.common, self.of_x, self.of_z)
 
@@ -104,6 +114,13 @@ def _of_example(size: int) -> int:
     return node.hint if node.has_hint() else 0
 
 
+def known(sizes: cost_model.Sizes) -> cost_model.Sizes:
+    """The sizes that choose a plan: those of the example where a graph is exported."""
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        return cost_model.Sizes(*map(_of_example, sizes))
+    return sizes
+
+
 def sharing_costs(
     backend: str, lead: Sequence[int], x: Tensor, z: Tensor, weights: Sequence[Maybe]
 ) -> tuple[Layout, tuple[cost_model.Cost, ...]] | None:
@@ -112,9 +129,7 @@ def sharing_costs(
     if weight is None or x.shape[:-1] == z.shape[:-1] or backends.get(backend).is_reference:
         return None
     layout = layout_of(x.shape[:-1], z.shape[:-1], lead)
-    sizes = layout.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
-    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        sizes = cost_model.Sizes(*map(_of_example, sizes))
+    sizes = known(layout.sizes(z.shape[-1], x.shape[-1], weight.shape[0]))
     wanted = cost_model.Wanted(*gradients_wanted((x, z, *weights[:3])))
     return layout, cost_model.all_costs(sizes, wanted, x.dtype, backend, x.device.type)
 
@@ -177,6 +192,36 @@ def interaction(backend: str, plan: str, layout: Layout, x: Tensor, z: Tensor, *
         layout, x, z = layout.mirrored(), z, x
         weight, weight_z, weight_x = weight.transpose(1, 2), weight_x, weight_z
     return layout.result(_generate_and_apply(backend, layout, x, z, weight, weight_z, weight_x, bias))
+
+
+def by_leading_dimensions(
+    backend: str,
+    x: Tensor,
+    z: Tensor,
+    weights: Sequence[Maybe],
+    packed_weight: Maybe = None,
+    force: str | None = None,
+) -> Tensor:
+    """y [..., O] of x [..., X] and z [..., Z], whose leading dimensions broadcast, by the cheapest plan."""
+    lead = broadcast(x.shape[:-1], z.shape[:-1])
+    assert lead is not None, "checked by the caller"
+    # Fast path. Not len(x), which would specialise a symbolic size.
+    alike = len(lead) == 1 and x.dim() == z.dim() == 2 and x.shape[0] == z.shape[0]
+    sharing = None if alike else sharing_costs(backend, lead, x, z, weights)
+    if sharing is not None:
+        layout, found = sharing
+        how = force or cost_model.cheapest(found).plan
+        if how != cost_model.FUSED:
+            return interaction(backend, how, layout, x, z, *weights)
+    y = autograd.forward(backend, flatten_rows(x, lead), flatten_rows(z, lead), *weights, packed_weight)
+    return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
+
+
+def flatten_rows(tensor: Tensor, lead: Sequence[int]) -> Tensor:
+    """A tensor [..., F] as the rows [B, F] of a call whose leading dimensions are ``lead``."""
+    if len(lead) == 1 and tensor.shape[0] == lead[0] and tensor.dim() == 2:
+        return tensor
+    return tensor.expand(*lead, tensor.shape[-1]).reshape(math.prod(lead), tensor.shape[-1])
 
 
 def _generate_and_apply(backend: str, layout: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:

@@ -1,0 +1,87 @@
+"""Plans of the dense interaction with weights of each sample, or chosen by number."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops import backend as backends
+from mi_kernels.ops.interaction import batched, cost_model, segments
+from mi_kernels.ops.plan import Plan
+from mi_kernels.ops.rules import Maybe, gradients_wanted
+
+_SAMPLES = "one weight for each sample: one grouped product, each weight is read once, in place"
+_NUMBERS = "weights chosen by number: rows with one weight are one product; no weight is copied"
+_MAPPED = "numbers that vmap maps over cannot be sorted: each row gets its own copy of its weights"
+_SHARED = {
+    cost_model.PER_Z: "; W' = z W + V is generated once for each weight and context, then applied",
+    cost_model.PER_X: "; W x + U is generated once for each weight and input, then applied",
+}
+_EINSUM = "the formula term by term: the oracle, not meant to be fast"
+
+
+def plan(
+    backend: str,
+    lead: torch.Size,
+    x: Tensor,
+    z: Tensor,
+    weights: Sequence[Maybe],
+    segment_ids: Maybe,
+    weight_ids: Maybe,
+) -> Plan:
+    """The plan of checked arguments; y has the leading dimensions ``lead``."""
+    if segment_ids is not None:
+        z = torch.empty((*lead, z.shape[-1]), dtype=z.dtype, device="meta", requires_grad=z.requires_grad)
+    why, varying = (
+        _SAMPLES,
+        batched.leads(
+            *(batched.lead_of(w, r) for w, r in zip(weights, batched.RANKS, strict=True) if w is not None)
+        )
+        if weight_ids is None
+        else torch.Size(),
+    )
+    chosen: Sequence[Maybe] = weights
+    if weight_ids is not None:
+        why, varying = _MAPPED if segments.is_mapped(weight_ids) else _NUMBERS, weight_ids.shape
+        chosen = [
+            w if w is not None and w.dim() > r else None for w, r in zip(weights, batched.RANKS, strict=True)
+        ]
+    elif weights[0] is not None:
+        varying = batched.lead_of(weights[0], 3)
+    choice = batched.choose(backend, varying, x, z, chosen, None)
+    algorithm, why = choice.plan, why + _SHARED.get(choice.plan, "")
+    if backends.get(backend).is_reference:
+        algorithm, why, choice = "einsum", _EINSUM, choice._replace(costs=())
+    rows, features = math.prod(lead), (z.shape[-1] * x.shape[-1], z.shape[-1], x.shape[-1])
+    out = next(w.shape[w.dim() - r] for w, r in zip(weights, batched.RANKS, strict=True) if w is not None)
+    present = [tensor for tensor in (x, z, *weights) if tensor is not None]
+    moved = (sum(tensor.numel() for tensor in present) + rows * out) * x.element_size()
+    contracted = [
+        _operations(rows, out, sizes, lead, choice.plan, varying, x, z) * (w is not None)
+        for sizes, w in zip(features, weights[:3], strict=True)
+    ]
+    want_x, want_z, *want = gradients_wanted((x, z, *weights))
+
+    def step(op: str, operations: int) -> Plan:
+        return Plan(op, backend, algorithm, operations, moved, None, why)
+
+    backward = []
+    if want_x or want_z:
+        backward.append(step("input_grads", sum(contracted)))
+    if any(want):
+        backward.append(step("weight_grads", sum(c for c, w in zip(contracted, want, strict=False) if w)))
+    forward = step("forward", sum(contracted) + rows * out * (weights[3] is not None))
+    return replace(forward, backward=tuple(backward), alternatives=choice.costs)
+
+
+def _operations(
+    rows: int, out: int, features: int, lead: torch.Size, plan: str, varying: torch.Size, x: Tensor, z: Tensor
+) -> int:
+    """Of one term; W' is generated for fewer rows than it is applied to."""
+    if plan == cost_model.FUSED or features != z.shape[-1] * x.shape[-1]:
+        return 2 * rows * out * features
+    one, other = (z, x) if plan == cost_model.PER_Z else (x, z)
+    contexts = math.prod(batched.leads(varying, one.shape[:-1]))
+    return 2 * out * (contexts * features + rows * other.shape[-1])
