@@ -37,8 +37,9 @@ def interaction(
     Args:
         x: input of shape ``[..., X]``.
         z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast.
-        weight: W of shape ``[..., O, Z, X]``, also as :func:`mi_kernels.pack` returns it, or None to leave the
-            product out. Leading dimensions, for weights of each sample, broadcast with those of ``x`` and ``z``.
+        weight: W of shape ``[..., O, Z, X]``, also as :func:`mi_kernels.pack` returns it, or None to leave
+            the product out. Leading dimensions are those of samples that have weights of their own; they
+            broadcast with those of ``x`` and ``z``.
         weight_z: U of shape ``[..., O, Z]``, optional.
         weight_x: V of shape ``[..., O, X]``, optional.
         bias: c of shape ``[..., O]``, optional; ``[1, O]`` and scalars are accepted.
@@ -46,20 +47,20 @@ def interaction(
             ``z [G, Z]``, and row n has context ``segment_ids[n]``. int64 of shape ``[N]`` with values from
             0 to G - 1, sorted or not; a group may be empty. ``torch.repeat_interleave(lengths)`` gives them
             for packed sequences.
-        weight_ids: for weights chosen by number: int64, of a shape that broadcasts with the leading dimensions
-            of ``x`` and ``z``, with values from 0 to G - 1. Each of the weights then has a leading dimension
-            of G (W is ``[G, O, Z, X]``), or is the one of all rows.
+        weight_ids: for samples that choose their weights: int64, of a shape that broadcasts with the leading
+            dimensions of ``x`` and ``z``, with values from 0 to G - 1. Each of the weights then has a leading
+            dimension of G (W is ``[G, O, Z, X]``), or is that of all samples.
 
     Returns:
         y of shape ``[..., O]`` in the dtype of the inputs (the autocast dtype under autocast).
 
     Where rows share a context (or contexts an input), ``W' = z W + V`` is generated once for each context
     and applied to its rows, if that is estimated to be faster and W' is small enough; ``explain`` says which.
-    Weights of samples are read where they lie, and so are weights chosen by ``weight_ids``: rows with one weight
-    (or, with ``segment_ids``, with one W') are one product, wherever they are, without padding. Only
-    ``torch.vmap`` over ``segment_ids`` or ``weight_ids`` copies: a context, or the weights, for each row. While
-    compiling (and under other tracers) values out of range are detected when the graph runs. Nested tensors
-    are rejected: pass ``x.values()`` and ``torch.repeat_interleave(x.offsets().diff())``.
+    Weights of samples are read where they lie, and so are weights chosen by ``weight_ids``: the rows of one
+    weight (with ``segment_ids``, of one W') are one product, wherever they are. ``torch.vmap`` over
+    ``segment_ids`` or ``weight_ids`` copies: a context, or the weights, for each row. Under ``torch.compile``
+    (and other tracers) values out of range are detected when the graph runs. Nested tensors are rejected:
+    pass ``x.values()`` and ``torch.repeat_interleave(x.offsets().diff())``.
 
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits accumulate in float32)
     or an integer dtype, and one device. Differentiable in all arguments, to any order, in reverse and in

@@ -80,9 +80,9 @@ def check_arguments(
         sizes[o_axis] = tensor.shape[more]
     if weight_ids is not None:
         if groups is None:
-            names = ", ".join(weight_names)
+            known = ", ".join(weight_names)
             raise ValueError(
-                f"{op}: weight_ids: expected one of {names} to have a leading dimension G, got none"
+                f"{op}: weight_ids: expected one of {known} to have a leading dimension G, got none"
             )
         if not segments.opaque(weight_ids):
             check_index_values(op, "weight_ids", weight_ids, groups)

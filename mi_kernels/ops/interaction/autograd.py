@@ -12,6 +12,8 @@ forward mode and higher orders need (docs/mathematics.md derives each line). Ter
 dropped, never multiplied by 0.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -157,7 +159,7 @@ def _forward_or_none(backend: Where, x: Tensor, z: Tensor, *weights: Maybe) -> M
     return _forward(backend, x, z, *weights)
 
 
-def _folded(info, backend: Where, like: Tensor, dim: int | None) -> tuple[Fold, Where, Where]:
+def _folded(info: Any, backend: Where, like: Tensor, dim: int | None) -> tuple[Fold, Where, Where]:
     """The fold of a mapped dimension, and where its calls run if it is folded into rows, or into groups."""
     if isinstance(backend, str):
         return Fold(info.batch_size, like, dim), backend, backend

@@ -1,8 +1,9 @@
-"""The dense interaction with weights of each sample, or weights that each sample chooses by number.
+"""The dense interaction with weights of each sample, or weights that each sample chooses by index.
 
-Where x (or z) varies along leading dimensions that the weights and z (or x) do not have, W' = z W + V is generated
-once for each pair of weight and context, then applied, as in shared.py. Else each row is multiplied by its own
-weights: rows of one weight are a group of a grouped product, or of by_segment.py, so no weight is copied.
+Where x (or z) varies along leading dimensions that neither the weights nor z (or x) have, W' = z W + V is
+generated once for each weight and context and then applied, as in shared.py. Otherwise each row is multiplied
+by its own weights: the rows of one weight are a group of a grouped product, or of by_segment.py, and no
+weight is copied.
 """
 
 import math
@@ -23,6 +24,22 @@ def lead_of(weight: Tensor, rank: int) -> torch.Size:
     return weight.shape[: weight.dim() - rank]
 
 
+def with_lead(weights: Sequence[Maybe], lead: Sequence[int]) -> list[Maybe]:
+    """The weights with the leading dimensions ``lead``; views."""
+    found: list[Maybe] = []
+    for weight, rank in zip(weights, RANKS, strict=True):
+        if weight is not None:
+            own = weight.shape[weight.dim() - rank :]
+            weight = weight.expand(*lead, *own) if lead else weight.reshape(own)
+        found.append(weight)
+    return found
+
+
+def of_groups(weights: Sequence[Maybe]) -> list[bool]:
+    """Which weights have leading dimensions."""
+    return [w is not None and w.dim() > rank for w, rank in zip(weights, RANKS, strict=True)]
+
+
 def leads(*shapes: torch.Size) -> torch.Size:
     """The broadcast of leading dimensions; the caller has checked that they do."""
     lead = torch.Size()
@@ -34,10 +51,7 @@ def leads(*shapes: torch.Size) -> torch.Size:
 
 
 def has_leading_dimensions(weights: Sequence[Maybe]) -> bool:
-    for weight, rank in zip(weights, RANKS, strict=True):
-        if weight is not None and weight.dim() > rank:
-            return True
-    return False
+    return any(of_groups(weights))
 
 
 class Choice(NamedTuple):
@@ -57,7 +71,7 @@ def choose(
         return Choice(cost_model.FUSED, ())
     wanted = cost_model.Wanted(*gradients_wanted((x, z, *weights[:3])))
     how = x.dtype, backend, x.device.type
-    found = []
+    found: list[cost_model.Cost] = []
     for plan, one, other in ((cost_model.PER_Z, z, x), (cost_model.PER_X, x, z)):
         layout = shared.layout_of(other.shape[:-1], leads(weight_lead, one.shape[:-1]), lead)
         sizes = layout.sizes(one.shape[-1], other.shape[-1], weight.shape[-3])
@@ -75,49 +89,55 @@ def choose(
 
 def interaction(backend: str, x: Tensor, z: Tensor, *weights: Maybe, force: str | None = None) -> Tensor:
     """y [..., O] of weights W [..., O, Z, X], U [..., O, Z], V [..., O, X] and c [..., O]."""
-    parts = []
-    while True:
-        main = next((index for index in range(3) if weights[index] is not None), None)
-        if main is None:
-            break
-        lead = lead_of(weights[main], RANKS[main])
-        together, rest = [], []
-        for weight, rank in zip(weights, RANKS, strict=True):
-            with_main = weight is not None and broadcast(lead_of(weight, rank), lead) == lead
-            together.append(weight if with_main else None)
-            rest.append(None if with_main else weight)
-        parts.append(_together(backend, lead, x, z, together, force))
-        weights = tuple(rest)
-    y, bias = add(*parts), weights[3]
-    if bias is not None:
-        y = bias if y is None else y + bias
-    full = leads(x.shape[:-1], z.shape[:-1], y.shape[:-1])
-    y = y.expand(*full, y.shape[-1])
-    return y.clone() if not parts else y.contiguous()
+    parts: list[Tensor] = []
+    rest = weights
+    while (main := next((index for index in range(3) if rest[index] is not None), None)) is not None:
+        together, rest = _split(rest, main)
+        parts.append(_together(backend, x, z, together, main, force))
+    y = add(*parts, rest[3])
+    assert y is not None
+    lead = leads(x.shape[:-1], z.shape[:-1], y.shape[:-1])
+    y = y.expand(*lead, y.shape[-1])
+    return y.contiguous() if parts else y.clone()
+
+
+def _split(weights: Sequence[Maybe], main: int) -> tuple[tuple[Maybe, ...], tuple[Maybe, ...]]:
+    """The weights with the leading dimensions of the weight ``main``, or fewer, and the others."""
+    first = weights[main]
+    assert first is not None
+    lead = lead_of(first, RANKS[main])
+    fits = [
+        weight is not None and broadcast(lead_of(weight, rank), lead) == lead
+        for weight, rank in zip(weights, RANKS, strict=True)
+    ]
+    return (
+        tuple(weight if fit else None for weight, fit in zip(weights, fits, strict=True)),
+        tuple(None if fit else weight for weight, fit in zip(weights, fits, strict=True)),
+    )
 
 
 def _together(
-    backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence[Maybe], force: str | None
+    backend: str, x: Tensor, z: Tensor, weights: Sequence[Maybe], main: int, force: str | None
 ) -> Tensor:
-    """The terms whose weights have the leading dimensions ``lead``, or fewer."""
+    """The terms of weights with the leading dimensions of the weight ``main``, or fewer."""
+    first = weights[main]
+    assert first is not None
+    lead = lead_of(first, RANKS[main])
     if math.prod(lead) == 1:
-        plain = [
-            None if w is None else w.reshape(w.shape[w.dim() - r :])
-            for w, r in zip(weights, RANKS, strict=True)
-        ]
-        return shared.by_leading_dimensions(backend, x, z, plain, force=force)
-    weights = [
-        None if w is None else w.expand(*lead, *w.shape[w.dim() - r :])
-        for w, r in zip(weights, RANKS, strict=True)
-    ]
+        return shared.by_leading_dimensions(backend, x, z, with_lead(weights, ()), force=force)
+    weights = with_lead(weights, lead)
     plan = choose(backend, lead, x, z, weights, force).plan
     if plan == cost_model.PER_X:
-        weight, weight_z, weight_x, bias = weights
-        assert weight is not None
-        x, z, weights = z, x, (weight.mT, weight_x, weight_z, bias)
+        x, z, weights = _mirrored(x, z, weights)
     if plan != cost_model.FUSED:
         return _apply(backend, x, *_generate(backend, lead, z, *weights))
     return _rows(backend, lead, x, z, *weights)
+
+
+def _mirrored(x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> tuple[Tensor, Tensor, Sequence[Maybe]]:
+    weight, weight_z, weight_x, bias = weights
+    assert weight is not None, "without W there is nothing to share"
+    return z, x, (weight.mT, weight_x, weight_z, bias)
 
 
 def _apply(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
@@ -157,38 +177,60 @@ def _generate(
     layout, (weight, weight_z, weight_x, bias) = _grouped(lead, full, (weight, weight_z, weight_x, bias))
     z = layout.rows(z.expand(*full, z.shape[-1]))  # [G, S, Z]
     assert weight is not None
-    groups, out, context, width = weight.shape
-    if _merges(weight, 1, 3):  # one product for each weight: O and X are one dimension
-        matrix = weight.transpose(2, 3).reshape(groups, out * width, context)
-        offset = None if weight_x is None else weight_x.reshape(groups, out * width)
-        generated = shared.linear(backend, z, matrix, offset).unflatten(2, (out, width))
+    layers = _Layers.of(weight)
+    if layers.is_view:  # one product for each weight
+        generated = layers.split(shared.linear(backend, z, layers.matrix(weight), layers.vector(weight_x)))
     else:  # one for each weight and output
+        groups, out = weight.shape[:2]
         per_output = z.unsqueeze(1).expand(groups, out, *z.shape[1:]).flatten(0, 1)
-        matrix = weight.transpose(2, 3).flatten(0, 1)
         offset = None if weight_x is None else weight_x.flatten(0, 1)
-        generated = (
-            shared.linear(backend, per_output, matrix, offset).unflatten(0, (groups, out)).transpose(1, 2)
-        )
+        generated = shared.linear(backend, per_output, weight.mT.flatten(0, 1), offset)
+        generated = generated.unflatten(0, (groups, out)).transpose(1, 2)
     shift = None
     if weight_z is not None:
         shift = shared.linear(backend, z, weight_z, bias)
     elif bias is not None:
-        shift = bias.unsqueeze(1).expand(*z.shape[:2], out)
+        shift = bias.unsqueeze(1).expand(*z.shape[:2], bias.shape[-1])
     return layout.restored(generated), None if shift is None else layout.restored(shift)
 
 
-def _merges(tensor: Tensor, first: int, second: int) -> bool:
-    """Whether two dimensions are one in memory."""
-    return tensor.stride(first) == tensor.shape[second] * tensor.stride(second)
+class _Layers(NamedTuple):
+    """W [G, O, Z, X] as the matrix [G, P, Z] of one product, P being O and X in their order in memory."""
+
+    sizes: tuple[int, int]  # O, X
+    swapped: bool  # X is the outer one
+    is_view: bool
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "_Layers":
+        _, out, _, width = weight.shape
+        merges = weight.stride(1) == width * weight.stride(3)
+        swapped = not merges and weight.stride(3) == out * weight.stride(1)
+        return cls((out, width), swapped, merges or swapped)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """[G, O, Z, X] as [G, P, Z], copied unless ``is_view``."""
+        weight = weight.permute(0, 3, 1, 2) if self.swapped else weight.transpose(2, 3)
+        return weight.flatten(1, 2)
+
+    def vector(self, weight_x: Maybe) -> Maybe:
+        """[G, O, X] as [G, P]."""
+        if weight_x is None:
+            return None
+        return (weight_x.mT if self.swapped else weight_x).flatten(1, 2)
+
+    def split(self, rows: Tensor) -> Tensor:
+        """[..., P] as [..., O, X]."""
+        out, width = self.sizes
+        return rows.unflatten(-1, (width, out)).mT if self.swapped else rows.unflatten(-1, (out, width))
 
 
 def by_ids(
     backend: str, weight_ids: Tensor, x: Tensor, z: Tensor, *weights: Maybe, force: str | None = None
 ) -> Tensor:
     """y [..., O] of weights [G, ...] chosen by weight_ids [...]; weights without G are those of all rows."""
-    of_group = [w is not None and w.dim() > r for w, r in zip(weights, RANKS, strict=True)]
-    chosen = [w if own else None for w, own in zip(weights, of_group, strict=True)]
-    common = [None if own else w for w, own in zip(weights, of_group, strict=True)]
+    chosen = [w if own else None for w, own in zip(weights, of_groups(weights), strict=True)]
+    common = [None if own else w for w, own in zip(weights, of_groups(weights), strict=True)]
     if segments.is_mapped(weight_ids):
         return interaction(backend, x, z, *gathered(weights, weight_ids), force=force)
     y = _chosen(backend, weight_ids, x, z, chosen, force)
@@ -211,12 +253,10 @@ def gathered(weights: Sequence[Maybe], weight_ids: Tensor) -> list[Maybe]:
 def _chosen(
     backend: str, weight_ids: Tensor, x: Tensor, z: Tensor, weights: Sequence[Maybe], force: str | None
 ) -> Tensor:
-    """The terms whose weights are chosen by number."""
+    """The terms whose weights are chosen by index."""
     plan = choose(backend, weight_ids.shape, x, z, weights, force).plan
     if plan == cost_model.PER_X:
-        weight, weight_z, weight_x, bias = weights
-        assert weight is not None
-        x, z, weights = z, x, (weight.mT, weight_x, weight_z, bias)
+        x, z, weights = _mirrored(x, z, weights)
     if plan != cost_model.FUSED:
         return _apply(backend, x, *_generate_by_ids(backend, weight_ids, z, *weights))
     full = leads(x.shape[:-1], z.shape[:-1], weight_ids.shape)
@@ -240,26 +280,25 @@ def _generate_by_ids(
     weight_x: Maybe,
     bias: Maybe,
 ) -> tuple[Tensor, Maybe]:
-    """W' [..., O, X] and b' [..., O] of contexts z [..., Z] and numbers of weights."""
+    """W' [..., O, X] and b' [..., O] of contexts z [..., Z] and indices of weights."""
     assert weight is not None
     full = leads(z.shape[:-1], weight_ids.shape)
     ids, rows = weight_ids.expand(full).reshape(math.prod(full)), _as_rows(z, full)
-    groups, out, context, width = weight.shape
-    # A view if O and X are one dimension in memory; else a copy of W, or of fewer weights.
-    if len(ids) < groups and not (_merges(weight, 1, 3) or _merges(weight, 3, 1)):
-        numbers, ids = torch.arange(len(ids), device=ids.device), ids
+    groups, out = weight.shape[:2]
+    layers = _Layers.of(weight)
+    if not layers.is_view and ids.shape[0] < groups:  # W would be copied: take fewer weights
         weight, weight_z, weight_x, bias = (
             None if w is None else segments.gather_rows(w, ids) for w in (weight, weight_z, weight_x, bias)
         )
         assert weight is not None
-        ids, groups = numbers, len(ids)
-    matrix = weight.transpose(2, 3).reshape(groups, out * width, context)
-    offset = None if weight_x is None else weight_x.reshape(groups, out * width)
-    generated = segments.linear_by_segment(backend, ids, rows, matrix, offset).view(*full, out, width)
+        groups = ids.shape[0]
+        ids = torch.arange(groups, device=ids.device)
+    matrix, offset = layers.matrix(weight), layers.vector(weight_x)
+    generated = layers.split(segments.linear_by_segment(backend, ids, rows, matrix, offset))
+    generated = generated.unflatten(0, full)
     if weight_z is None and bias is None:
         return generated, None
-    features = without_features(rows) if weight_z is None else rows
-    matrix_z = bias.new_empty(groups, out, 0) if weight_z is None and bias is not None else weight_z
-    assert matrix_z is not None
-    shift = segments.linear_by_segment(backend, ids, features, matrix_z, bias)
-    return generated, shift.view(*full, out)
+    if weight_z is None:
+        rows, weight_z = without_features(rows), rows.new_empty(groups, out, 0)
+    shift = segments.linear_by_segment(backend, ids, rows, weight_z, bias)
+    return generated, shift.unflatten(0, full)

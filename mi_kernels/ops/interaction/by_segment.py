@@ -1,9 +1,9 @@
-"""The primitives with weights chosen for each row: groups of rows of unequal length, one weight for each group.
+"""The primitives for groups of rows of unequal length, each with its own weights.
 
-The rows of group g are ``row_index[offsets[g] : offsets[g + 1]]``. The CPU library has kernels for this. Elsewhere
-groups are calls of the plain primitives: groups of about one length are one grouped call, filled up with rows of
-zeros where that costs less than one more call. Rows are gathered for one call at a time and results are written
-to their rows, so that no whole copy of x or y exists beside them.
+The rows of group g are ``row_index[offsets[g] : offsets[g + 1]]``. The CPU library has kernels for this.
+Other backends call the plain primitives: groups of similar length are one grouped call, padded with rows of
+zeros where that costs less than one more call. Rows are gathered for one call at a time and results are
+written to their rows, so that there is no second copy of all of x or y.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,14 +58,14 @@ class Primitives:
 
 
 class Bucket(NamedTuple):
-    """Groups that are one call: their numbers, and their rows [groups, length], N where there is none."""
+    """Groups that are one call: their indices, and their rows [groups, length], N for padding."""
 
     groups: Tensor
     rows: Tensor
-    filled: bool
+    padded: bool
 
     def take(self, tensor: Tensor) -> Tensor:
-        if not self.filled:
+        if not self.padded:
             part = tensor.index_select(0, self.rows.flatten())
         else:
             absent = self.rows.flatten() == tensor.shape[0]
@@ -75,7 +75,7 @@ class Bucket(NamedTuple):
 
     def put(self, part: Tensor, result: Tensor) -> None:
         rows, part = self.rows.flatten(), part.reshape(-1, part.shape[-1])
-        if self.filled:
+        if self.padded:
             present = (rows != result.shape[0]).nonzero().squeeze(1)
             rows, part = rows[present], part.index_select(0, present)
         result.index_copy_(0, rows, part)
@@ -89,11 +89,11 @@ class Bucket(NamedTuple):
         return weight.index_select(0, self.groups.to(weight.device))
 
 
-def joined(lengths: Tensor, fill: int) -> list[tuple[Tensor, int]]:
-    """Groups that are one call, and the length that they are filled up to.
+def joined(lengths: Tensor, padding: int) -> list[tuple[Tensor, int]]:
+    """The groups of each call, and the length to which they are padded.
 
-    Merging lengths about doubles the rows that fill up, so a call may have as many as cost two calls, ``fill``
-    rows each; at most half of its rows fill up.
+    ``padding``: the number of padded rows that costs as much as one call. Merging two calls about doubles the
+    padded rows of each, so a call may have padding worth two. At most half of its rows are padding.
     """
     nonempty = lengths.nonzero().squeeze(1)
     ordered = nonempty[torch.argsort(lengths[nonempty], stable=True)]
@@ -102,7 +102,7 @@ def joined(lengths: Tensor, fill: int) -> list[tuple[Tensor, int]]:
     added = 0
     for length, groups in zip(reversed(values.tolist()), reversed(counts.tolist()), strict=True):
         more = groups * (merged[-1][1] - length) if merged else 0
-        if merged and added + more <= min(2 * fill, merged[-1][0] * merged[-1][1] // 2):
+        if merged and added + more <= min(2 * padding, merged[-1][0] * merged[-1][1] // 2):
             added += more
             merged[-1] = merged[-1][0] + groups, merged[-1][1]
         else:
@@ -113,25 +113,25 @@ def joined(lengths: Tensor, fill: int) -> list[tuple[Tensor, int]]:
     return [(part, length) for part, (_, length) in zip(parts, merged, strict=True)]
 
 
-def _buckets(row_index: Tensor, offsets: Tensor, fill: int) -> Iterator[Bucket]:
+def _buckets(row_index: Tensor, offsets: Tensor, padding: int) -> Iterator[Bucket]:
     ends, rows = offsets.cpu(), row_index.shape[0]
     lengths = ends.diff()
     if int(ends[0]) != 0 or int(ends[-1]) != rows or bool((lengths < 0).any()):
         raise ValueError(
             f"by_segment: offsets: expected ascending numbers from 0 to N = {rows}, got {ends.tolist()}"
         )
-    for groups, length in joined(lengths, fill):
+    for groups, length in joined(lengths, padding):
         first, own = ends[groups].unsqueeze(1), lengths[groups].unsqueeze(1)
         steps = torch.arange(length)
         places = (first + steps).clamp(max=max(rows - 1, 0)).to(row_index.device)
         index = row_index[places]
-        filled = bool((own < length).any())
-        if filled:
+        padded = bool((own < length).any())
+        if padded:
             index = index.masked_fill((steps >= own).to(index.device), rows)
-        yield Bucket(groups, index, filled)
+        yield Bucket(groups, index, padded)
 
 
-def _fill(x: Tensor, z: Tensor, out: int) -> int:
+def _padding(x: Tensor, z: Tensor, out: int) -> int:
     work = z.shape[-1] * x.shape[-1] if z.shape[-1] and x.shape[-1] else z.shape[-1] + x.shape[-1]
     return cost_model.padding(work, out, x.dtype, x.device.type)
 
@@ -146,7 +146,7 @@ def forward(suffix: str) -> Callable[..., Tensor]:
     def kernel(x, z, weight, weight_z, weight_x, bias, row_index, offsets):
         weights = weight, weight_z, weight_x, bias
         y = x.new_empty(x.shape[0], portable.out_features(*weights))
-        for bucket in _buckets(row_index, offsets, _fill(x, z, y.shape[-1])):
+        for bucket in _buckets(row_index, offsets, _padding(x, z, y.shape[-1])):
             part = _plain("interaction", suffix)(bucket.take(x), bucket.take(z), *bucket.weights(*weights))
             bucket.put(part, y)
         return y
@@ -162,7 +162,7 @@ def input_grads(suffix: str) -> Callable[..., tuple[Tensor, Tensor]]:
         results = [
             like.new_empty(like.shape if want else (0,)) for like, want in zip((x, z), wanted, strict=True)
         ]
-        for bucket in _buckets(row_index, offsets, _fill(x, z, grad.shape[-1])):
+        for bucket in _buckets(row_index, offsets, _padding(x, z, grad.shape[-1])):
             rows = bucket.take(grad), bucket.take(x), bucket.take(z)
             weights = bucket.weights(weight, weight_z, weight_x)
             parts = _plain("interaction_input_grads", suffix)(*rows, *weights, *wanted)
@@ -180,7 +180,7 @@ def weight_grads(suffix: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Ten
     def kernel(grad, x, z, want_weight, want_weight_z, want_weight_x, want_bias, row_index, offsets):
         wanted = want_weight, want_weight_z, want_weight_x, want_bias
         results = [grad.new_zeros(shape) for shape in weight_shapes(grad, x, z, wanted, offsets)]
-        for bucket in _buckets(row_index, offsets, _fill(x, z, grad.shape[-1])):
+        for bucket in _buckets(row_index, offsets, _padding(x, z, grad.shape[-1])):
             rows = bucket.take(grad), bucket.take(x), bucket.take(z)
             parts = _plain("interaction_weight_grads", suffix)(*rows, *wanted)
             for part, result, want in zip(parts, results, wanted, strict=True):

@@ -1,4 +1,4 @@
-"""Plans of the dense interaction with weights of each sample, or chosen by number."""
+"""Plans of the dense interaction with weights of each sample, or by index."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import Maybe, gradients_wanted
 
 _SAMPLES = "one weight for each sample: one grouped product, each weight is read once, in place"
-_NUMBERS = "weights chosen by number: rows with one weight are one product; no weight is copied"
-_MAPPED = "numbers that vmap maps over cannot be sorted: each row gets its own copy of its weights"
+_BY_IDS = "the rows of a weight are one product, wherever they are; each weight is read once, in place"
+_MAPPED = "values that vmap maps over cannot be sorted: each row gets its own copy of its weights"
 _SHARED = {
     cost_model.PER_Z: "; W' = z W + V is generated once for each weight and context, then applied",
     cost_model.PER_X: "; W x + U is generated once for each weight and input, then applied",
@@ -34,22 +34,16 @@ def plan(
     """The plan of checked arguments; y has the leading dimensions ``lead``."""
     if segment_ids is not None:
         z = torch.empty((*lead, z.shape[-1]), dtype=z.dtype, device="meta", requires_grad=z.requires_grad)
-    why, varying = (
-        _SAMPLES,
-        batched.leads(
-            *(batched.lead_of(w, r) for w, r in zip(weights, batched.RANKS, strict=True) if w is not None)
-        )
-        if weight_ids is None
-        else torch.Size(),
-    )
-    chosen: Sequence[Maybe] = weights
+    why, chosen = _SAMPLES, weights
     if weight_ids is not None:
-        why, varying = _MAPPED if segments.is_mapped(weight_ids) else _NUMBERS, weight_ids.shape
-        chosen = [
-            w if w is not None and w.dim() > r else None for w, r in zip(weights, batched.RANKS, strict=True)
-        ]
-    elif weights[0] is not None:
-        varying = batched.lead_of(weights[0], 3)
+        why = _MAPPED if segments.is_mapped(weight_ids) else _BY_IDS
+        varying = weight_ids.shape
+        chosen = [w if own else None for w, own in zip(weights, batched.of_groups(weights), strict=True)]
+    else:
+        main = next((i for i, weight in enumerate(weights) if weight is not None), 3)
+        first = weights[main]
+        assert first is not None
+        varying = batched.lead_of(first, batched.RANKS[main])
     choice = batched.choose(backend, varying, x, z, chosen, None)
     algorithm, why = choice.plan, why + _SHARED.get(choice.plan, "")
     if backends.get(backend).is_reference:

@@ -15,6 +15,8 @@ from mi_kernels.ops.rules import Maybe, gradients_wanted
 
 _GENERATE = "W' = z W + V is one grouped product, one group per output; b' = U z + c is another product"
 _APPLY = "one grouped product, one group per layer, with the inputs of a layer as its rows"
+_BY_SEGMENT = "the rows of a layer are one product, wherever they are"
+_MAPPED = "values that vmap maps over cannot be sorted: each row gets its own copy of a layer"
 _EINSUM = "the formula term by term: the oracle, not meant to be fast"
 
 
@@ -74,11 +76,8 @@ def apply(
     """The plan of checked arguments x, W' and b'; y has the leading dimensions ``lead``."""
     out, width = weight.shape[-2:]
     rows, why = math.prod(lead), _APPLY
-    if segment_ids is not None and segments.opaque(segment_ids):
-        why = "the values of segment_ids cannot be read: each row gets its own copy of a layer"
-    elif segment_ids is not None and rows > 0 and not backends.get(backend).is_reference:
-        order = segments.order_of_layers(segment_ids, x, weight)
-        rows, why = order.rows, f"{_APPLY}; in {order}"
+    if segment_ids is not None:
+        why = _MAPPED if segments.is_mapped(segment_ids) else _BY_SEGMENT
     product = 2 * rows * out * width
     moved = _bytes(rows * out, x, weight, bias)
     want_x, *want = gradients_wanted((x, weight, bias))

@@ -97,16 +97,15 @@ def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights
     if fused.scratch is not None:
         fused = replace(fused, scratch=fused.scratch + rows.numel() * rows.element_size())
     weight = weights[0]
-    if weight is None or backends.get(backend).is_reference or segments.opaque(segment_ids):
+    if weight is None or backends.get(backend).is_reference or segments.is_mapped(segment_ids):
         return fused
-    order = segments.order_of_contexts(segment_ids, x, z, weight)
-    found = segments.costs_by_segment(backend, order, x, z, weights)
+    found = segments.costs_by_segment(backend, x, z, weights)
     best = cost_model.cheapest(found)
     if best.plan == cost_model.FUSED:
         return replace(fused, alternatives=found)
-    why = f"{_WHY[best.plan]}; in {order}"
+    why = f"{_WHY[best.plan]}; the rows of a context are one product, wherever they are"
     wanted = gradients_wanted((x, z, *weights))
-    counted = (len(order.groups), order.rows)
+    counted = (len(z), len(x))
     explained = _generated(best.plan, backend, counted, x, z, weights, wanted, why)
     return replace(explained, alternatives=found)
 

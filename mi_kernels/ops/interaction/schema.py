@@ -10,9 +10,9 @@ in a batched matrix product: group k of the activations is multiplied by group k
 
 All are partial derivatives of L(g, x, z, W, U, V, c) = sum_b g . y, so their own derivatives are again these
 three (docs/mathematics.md). `interaction_packed` is the forward pass with W packed beforehand
-(packed_weight.py), for inference without groups. `interaction_by_segment` and its two gradients have rows of
-groups of unequal length, each with the weights of its group (by_segment.py). A result that is not wanted has no
-elements.
+(packed_weight.py), for inference without groups. `interaction_by_segment` and its two gradients are for
+groups of rows of unequal length, each with its own weights (by_segment.py). A result that is not wanted has
+no elements.
 """
 
 import math
@@ -144,7 +144,7 @@ def _by_segment_flops(x, z, weight, weight_z, weight_x, bias, *_):
 
 def _by_segment_input_grads_flops(grad, x, z, weight, weight_z, weight_x, want_x, want_z, *_, **__):
     weights = _of_one_group((weight, weight_z, weight_x))
-    return _input_grads_flops(grad, x, z, *weights, want_x, want_z)
+    return _input_grads_flops(grad, x, z, weights[0], weights[1], weights[2], want_x, want_z)
 
 
 def _by_segment_weight_grads_flops(grad, x, z, *others, **_):

@@ -1,8 +1,8 @@
-"""Rows in groups of unequal length, in any order, each with the number of its group.
+"""Ragged groups: rows in any order, each with the index of the group whose context or layer it uses.
 
-Where W' = z W + V is generated once per context, or given, each row is multiplied by the layer of its group
-(by_segment.py); no layer and no row is copied for that. The alternative for contexts is the fused plan with one
-context per row (N Z elements); cost_model.py compares them.
+W' = z W + V is generated once per context, or given, and each row is multiplied by that of its group
+(by_segment.py) without a copy of it. The alternative for contexts is the fused plan with one context per row
+(N Z elements); cost_model.py compares them.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def check_segment_ids(op: str, segment_ids: object, x: Tensor, groups: int) -> N
 
 
 def grouping(segment_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """The rows in the order of their groups [N], and where each group begins and the last one ends [G + 1]."""
+    """The rows ordered by group [N], and the offsets of the groups in that order [G + 1]."""
     ordered, row_index = segment_ids.sort(stable=True)
     numbers = torch.arange(groups + 1, device=segment_ids.device)
     return row_index, torch.searchsorted(ordered, numbers)
@@ -70,10 +70,10 @@ def costs_by_segment(
     assert weight is not None
     groups, dims = z.shape[0], (z.shape[-1], x.shape[-1], weight.shape[0])
     # The remainder of the division is ignored; it does not change the choice.
-    sizes = cost_model.Sizes(groups, 1, x.shape[0] // groups if groups else 0, *dims)
+    sizes = shared.known(cost_model.Sizes(groups, 1, x.shape[0] // groups if groups else 0, *dims))
     wanted = cost_model.Wanted(*gradients_wanted((x, z, *weights[:3])))
     how = wanted, x.dtype, backend, x.device.type
-    fused = cost_model.fused(cost_model.Sizes(x.shape[0], 1, 1, *dims), *how)
+    fused = cost_model.fused(shared.known(cost_model.Sizes(x.shape[0], 1, 1, *dims)), *how)
     return fused, *cost_model.all_costs(sizes, *how)[1:]
 
 

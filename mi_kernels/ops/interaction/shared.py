@@ -213,7 +213,9 @@ def by_leading_dimensions(
         how = force or cost_model.cheapest(found).plan
         if how != cost_model.FUSED:
             return interaction(backend, how, layout, x, z, *weights)
-    y = autograd.forward(backend, flatten_rows(x, lead), flatten_rows(z, lead), *weights, packed_weight)
+    weight, weight_z, weight_x, bias = weights
+    rows = flatten_rows(x, lead), flatten_rows(z, lead)
+    y = autograd.forward(backend, *rows, weight, weight_z, weight_x, bias, packed_weight)
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
 
 
