@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mi
+from mi_kernels.ops.interaction import segments
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 
@@ -115,10 +116,32 @@ def _gate_plans(*more: Any) -> Callable[[], Iterator[Arguments]]:
 
 
 def _planned() -> Iterator[Arguments]:
-    yield "portable", *Sample(ODD).arguments(DTYPE), None, None, None
+    yield "portable", *Sample(ODD).arguments(DTYPE), None, None, None, None
     tokens = Shape("tokens", (3, 4), 5, 6, 6, context_batch=(3, 1))
-    yield "portable", *Sample(tokens, WEIGHT_ONLY).arguments(DTYPE), None, None, "per_z"
-    yield "portable", *TINY_RAGGED.arguments(DTYPE), TINY_RAGGED.segment_ids(), None, None
+    yield "portable", *Sample(tokens, WEIGHT_ONLY).arguments(DTYPE), None, None, None, "per_z"
+    yield "portable", *TINY_RAGGED.arguments(DTYPE), TINY_RAGGED.segment_ids(), None, None, None
+    x, z, *weights = Sample(ODD).arguments(DTYPE)
+    yield "portable", x, z, *_grouped(*weights), None, _ids(x), None, None
+
+
+def _ids(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[0]) % 2
+
+
+def _by_segment(
+    calls: Callable[[], Iterator[Arguments]], weights: slice, before: tuple[str, ...] = ()
+) -> Callable[[], Iterator[Arguments]]:
+    """Calls of a primitive, its weights in two groups; ``before``: what the arguments begin with."""
+
+    def grouped() -> Iterator[Arguments]:
+        for arguments in calls():
+            if arguments[0].dim() == 2:
+                order = segments.grouping(_ids(arguments[0]), 2)
+                rows, others = list(arguments), arguments[weights]
+                rows[weights] = _grouped(*others)
+                yield (*before, *order, *rows) if before else (*rows, *order)
+
+    return grouped
 
 
 def _rows() -> Iterator[Arguments]:
@@ -147,12 +170,16 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "interaction_packed": _packed,
     "interaction_input_grads": _input_grads,
     "interaction_weight_grads": _weight_grads,
+    "interaction_by_segment": _by_segment(_forward, slice(2, 6)),
+    "interaction_by_segment_input_grads": _by_segment(_input_grads, slice(3, 6)),
+    "interaction_by_segment_weight_grads": _by_segment(_weight_grads, slice(3, 3)),
     "diagonal": _diagonal,
     "gated_interaction": _gated,
     "modulate": _modulate,
     "modulate_grads": _modulate_grads,
     "differentiable_interaction": _planned,
     "differentiable_interaction_rows": _rows,
+    "differentiable_interaction_by_segment": _by_segment(_forward, slice(2, 6), ("portable",)),
     "differentiable_gate": _differentiable_gate,
     "differentiable_modulate": _differentiable_modulate,
     "cpu_interaction_plan": _plans(),
@@ -176,8 +203,8 @@ def broken(name: str, arguments: Arguments) -> Iterator[Broken]:
         if name == "differentiable_gate":
             to_blame += ("weight",)  # the diagonal form's name for U
         for what, wrong, sure in _wrong(parameter.name, str(parameter.type), value):
-            if name == "differentiable_interaction" and parameter.name in "xz" and "dimensions" in what:
-                sure = "no dimensions" in what  # other ranks broadcast
+            if name == "differentiable_interaction" and "dimensions" in what:
+                sure = "no dimensions" in what  # other ranks broadcast, or are those of all samples
             blamed = to_blame if sure and tensors != [parameter.name] else None
             changed = (*arguments[:index], wrong, *arguments[index + 1 :])
             yield Broken(f"{parameter.name}: {what}", parameter.name, changed, blamed)

@@ -74,7 +74,7 @@ class Bucket(NamedTuple):
         return part if len(self.groups) == 1 else part.unflatten(0, tuple(self.rows.shape))
 
     def put(self, part: Tensor, result: Tensor) -> None:
-        rows, part = self.rows.flatten(), part.reshape(-1, part.shape[-1])
+        rows, part = self.rows.flatten(), part.reshape(self.rows.numel(), part.shape[-1])
         if self.padded:
             present = (rows != result.shape[0]).nonzero().squeeze(1)
             rows, part = rows[present], part.index_select(0, present)
@@ -113,14 +113,24 @@ def joined(lengths: Tensor, padding: int) -> list[tuple[Tensor, int]]:
     return [(part, length) for part, (_, length) in zip(parts, merged, strict=True)]
 
 
+# No call has more than this part of the rows, if it has several groups: they are copied for it.
+PARTS = 8
+
+
+def _parts(calls: list[tuple[Tensor, int]], rows: int) -> Iterator[tuple[Tensor, int]]:
+    for groups, length in calls:
+        yield from ((part, length) for part in groups.split(max(rows // length, 1)))
+
+
 def _buckets(row_index: Tensor, offsets: Tensor, padding: int) -> Iterator[Bucket]:
     ends, rows = offsets.cpu(), row_index.shape[0]
     lengths = ends.diff()
     if int(ends[0]) != 0 or int(ends[-1]) != rows or bool((lengths < 0).any()):
         raise ValueError(
-            f"by_segment: offsets: expected ascending numbers from 0 to N = {rows}, got {ends.tolist()}"
+            f"interaction_by_segment: offsets: expected ascending numbers from 0 to N = {rows}, got"
+            f" {int(ends[0])} to {int(ends[-1])} (indices of groups out of bounds, or not in order)"
         )
-    for groups, length in joined(lengths, padding):
+    for groups, length in _parts(joined(lengths, padding), max(rows // PARTS, 1)):
         first, own = ends[groups].unsqueeze(1), lengths[groups].unsqueeze(1)
         steps = torch.arange(length)
         places = (first + steps).clamp(max=max(rows - 1, 0)).to(row_index.device)

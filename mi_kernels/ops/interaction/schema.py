@@ -17,10 +17,8 @@ no elements.
 
 import math
 
-import torch
-
 from mi_kernels.ops import precision  # noqa: F401  (defines an operation that the CUDA kernels call)
-from mi_kernels.ops.checks import check_needed, check_shape, check_tensors
+from mi_kernels.ops.checks import check_index, check_needed, check_shape, check_tensors
 from mi_kernels.ops.dtypes import DTYPES
 from mi_kernels.ops.flops import products
 from mi_kernels.ops.interaction import by_segment, portable
@@ -99,16 +97,18 @@ _BY_SEGMENT = {"weight": "GOZX", "weight_z": "GOZ", "weight_x": "GOX", "bias": "
 _ROWS = "Tensor row_index, Tensor offsets"
 
 
-def _check_order(op, rows, row_index, offsets):
-    for name, tensor, size in (("row_index", row_index, rows), ("offsets", offsets, None)):
-        check_tensors(op, (name,), (tensor,), 1, (torch.int64,))
-        check_shape(op, name, tensor, {"N" if name == "row_index" else "G + 1": size})
+def _check_order(op, like, row_index, offsets):
+    check_index(op, "row_index", row_index, like)
+    check_index(op, "offsets", offsets, like)
+    check_shape(op, "row_index", row_index, {"N": like.shape[0]})
+    if offsets.dim() != 1 or offsets.shape[0] == 0:
+        raise ValueError(f"{op}: offsets: expected shape [G + 1], got {list(offsets.shape)}")
 
 
 def _check_by_segment(x, z, weight, weight_z, weight_x, bias, row_index, offsets):
     op, weights = "interaction_by_segment", (weight, weight_z, weight_x, bias)
     check_needed(op, (*_WEIGHTS, "bias"), weights)
-    _check_order(op, x.shape[0], row_index, offsets)
+    _check_order(op, x, row_index, offsets)
     for name, tensor in zip((*_WEIGHTS, "bias"), weights, strict=True):
         if tensor is not None and tensor.shape[0] != offsets.shape[0] - 1:
             raise ValueError(
@@ -118,7 +118,7 @@ def _check_by_segment(x, z, weight, weight_z, weight_x, bias, row_index, offsets
 
 
 def _check_by_segment_grads(grad, x, z, *others):
-    _check_order("interaction_by_segment", x.shape[0], *others[-2:])
+    _check_order("interaction_by_segment", x, *others[-2:])
 
 
 def _by_segment_fake(x, z, weight, weight_z, weight_x, bias, row_index, offsets):
@@ -138,7 +138,7 @@ def _of_one_group(weights):
     return [None if weight is None else weight[1:] for weight in weights]
 
 
-def _by_segment_flops(x, z, weight, weight_z, weight_x, bias, *_):
+def _by_segment_flops(x, z, weight, weight_z, weight_x, bias, *_, **__):
     return products(x, *_of_one_group((weight, weight_z, weight_x)))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.checks import check_segments
+from mi_kernels.ops.compiling import is_transformed
 from mi_kernels.ops.dtypes import accumulation_dtype
 from mi_kernels.ops.interaction import autograd, cost_model, shared
 from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
@@ -26,10 +27,13 @@ def opaque(segment_ids: Tensor) -> bool:
     # A subclass (of tracers, DTensor) may hold no values, or only some of them.
     if type(segment_ids) is not Tensor or torch._C._get_dispatch_mode(_PROXY) is not None:
         return True
-    return is_mapped(segment_ids)
+    return torch._C._functorch.is_functorch_wrapped_tensor(segment_ids)
 
 
 def is_mapped(segment_ids: Tensor) -> bool:
+    """Whether ``torch.vmap`` may map over the indices; their order could differ for each sample."""
+    if torch.compiler.is_compiling():
+        return is_transformed()
     return torch._C._functorch.is_functorch_wrapped_tensor(segment_ids)
 
 
@@ -42,7 +46,7 @@ def check_segment_ids(op: str, segment_ids: object, x: Tensor, groups: int) -> N
 def grouping(segment_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The rows ordered by group [N], and the offsets of the groups in that order [G + 1]."""
     ordered, row_index = segment_ids.sort(stable=True)
-    numbers = torch.arange(groups + 1, device=segment_ids.device)
+    numbers = segment_ids.new_ones(groups + 1).cumsum(0) - 1  # not arange: the indices may be a fake tensor
     return row_index, torch.searchsorted(ordered, numbers)
 
 
