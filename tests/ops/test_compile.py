@@ -353,11 +353,11 @@ def _weight_grads_samples(dtype):
 
 
 def _differentiable_samples(dtype):
-    yield "portable", *Sample(ODD).arguments(dtype, requires_grad=True), None, None, None
+    yield "portable", *Sample(ODD).arguments(dtype, requires_grad=True), None, None, None, None
     tokens = Sample(Shape("tokens", (3, 4), 5, 6, 6, context_batch=(3, 1)))
-    yield "portable", *tokens.arguments(dtype, requires_grad=True), None, None, None
+    yield "portable", *tokens.arguments(dtype, requires_grad=True), None, None, None, None
     ragged = TINY_RAGGED.arguments(dtype, requires_grad=True)
-    yield "portable", *ragged, TINY_RAGGED.segment_ids(), None, None
+    yield "portable", *ragged, TINY_RAGGED.segment_ids(), None, None, None
 
 
 def _differentiable_rows_samples(dtype):

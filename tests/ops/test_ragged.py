@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mi_kernels as mi
 from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops.interaction import reference
-from mi_kernels.ops.interaction.cost_model import FUSED, PER_Z
 from mi_kernels.ops.interaction.by_segment import joined
+from mi_kernels.ops.interaction.cost_model import FUSED, PER_Z
 from mi_kernels.ops.interaction.segments import grouping
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.shared_samples import MIXED, TINY_RAGGED, Ragged
