@@ -42,8 +42,8 @@ def split_head(
 ) -> list[HeadPart]:
     r"""Splits the linear head of a generator into W, U, V and c, which are views of its weight and bias.
 
-    Existing code generates a layer by a linear map of a context, ``F.linear(z, weight, bias)``, whose P outputs
-    it cuts into the weights and biases of the layer: O X of them, as a matrix, are :math:`z W + V`, and O of
+    Existing code generates a layer by a linear map of a context, ``F.linear(z, weight, bias)``, and cuts
+    the P outputs into the layer's weights and biases: O X of them, as a matrix, are :math:`z W + V`, and O of
     them are :math:`U z + c`.
 
     .. math:: W_{oij} = weight_{p(o,j),i}, \quad V_{oj} = bias_{p(o,j)}, \quad p(o, j) = start + X o + j
