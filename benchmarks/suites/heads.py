@@ -4,7 +4,7 @@
 
 How a case is measured stands in cases.py; the candidates run in one process, in turn. `published` computes
 the head's output and cuts it into the weights and biases of each sample, as the layer of that name does; ours
-passes views of the head's weight and bias (mi.split_head) to mi.interaction or mi.generate, splitting included.
+passes views of the head's weight and bias (mi.split_head) to mi.interaction or mi.generate; splitting counts.
 The table has the time of each rival in parts of ours, and memory that a call needs beyond its results.
 """
 

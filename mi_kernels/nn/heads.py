@@ -84,6 +84,7 @@ def _parameters_of(head: Any) -> tuple[nn.Parameter, nn.Parameter | None]:
     """Weight and bias of a head that computes ``F.linear(z, weight, bias)`` of them, and nothing else."""
     if type(head) is not nn.Linear:
         kind = f"the class {head.__name__}" if isinstance(head, type) else type(head).__name__
+        kind = f"{type(head).__module__}.Linear" if kind == "Linear" else kind  # of another package
         if isinstance(head, nn.Linear):
             parametrized = parametrize.is_parametrized(head)
             why = "a parametrization computes its weight" if parametrized else "it may compute something else"

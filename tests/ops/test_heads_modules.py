@@ -249,6 +249,10 @@ def with_state(kind):
     return head
 
 
+class Linear(nn.Module):
+    """As the adapters of some packages are called."""
+
+
 class Quantised(torch.Tensor):
     pass
 
@@ -264,6 +268,11 @@ REFUSED = {
         lambda: Adapted(Z, O * X + O),
         TypeError,
         "head: expected a torch.nn.Linear itself, got Adapted: it may",
+    ),
+    "of another package": (
+        Linear,
+        TypeError,
+        r"head: expected a torch.nn.Linear, got test_heads_modules\.Linear$",
     ),
     "lazy": (
         lambda: nn.LazyLinear(O * X + O),
