@@ -110,6 +110,8 @@ class HyperLinear(nn.Module):
     for x of unit variance (1 / gain^2 after an activation) y has variance 1: the variance of the input is
     preserved for all sizes.
 
+    :meth:`from_linear` makes the layer of an ``nn.Linear`` that generates weights in existing code.
+
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
         ValueError: a size is negative.
