@@ -5,6 +5,7 @@ from mi_kernels._version import __version__
 from mi_kernels.backends import BackendName, backend
 from mi_kernels.explain import explain
 from mi_kernels.functional.gates import diagonal, gated_interaction, modulate
+from mi_kernels.functional.heads import HeadPart, split_head
 from mi_kernels.functional.hyper import apply_generated, generate
 from mi_kernels.functional.interaction import bilinear, interaction, pack
 from mi_kernels.nn.convert import convert
@@ -20,6 +21,7 @@ _sharding.register()
 __all__ = [
     "ActivationName",
     "BackendName",
+    "HeadPart",
     "PackedWeight",
     "Plan",
     "__version__",
@@ -35,4 +37,5 @@ __all__ = [
     "modulate",
     "nn",
     "pack",
+    "split_head",
 ]

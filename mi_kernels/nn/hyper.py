@@ -3,15 +3,19 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mi_kernels.functional import hyper, interaction
 from mi_kernels.functional._call import call
+from mi_kernels.functional.heads import Order
 from mi_kernels.nn._init import check_construction, check_function, check_module, draw_uniform, parameters
 from mi_kernels.ops.checks import check_number, check_rank, check_tensors
+
+# Where the bias of a generated layer lies in the output of a head.
+BiasPosition = Literal["last", "first"] | None
 
 
 def _context(module: nn.Module, z: Any, size: int) -> Tensor:
@@ -106,6 +110,8 @@ class HyperLinear(nn.Module):
     for x of unit variance (1 / gain^2 after an activation) y has variance 1: the variance of the input is
     preserved for all sizes.
 
+    :meth:`from_linear` makes the layer of an ``nn.Linear`` that generates weights in existing code.
+
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
         ValueError: a size is negative.
@@ -160,12 +166,70 @@ class HyperLinear(nn.Module):
         self.context_network = context_network
         self.reset_parameters()
 
+    @staticmethod
+    def from_linear(
+        head: nn.Linear,
+        in_features: int,
+        out_features: int,
+        *,
+        order: Order = "out,in",
+        bias: BiasPosition = "last",
+    ) -> "HyperLinear":
+        r"""The layer whose weights existing code generates by an ``nn.Linear``, with the parameters of that.
+
+        Args:
+            head: a ``torch.nn.Linear`` of Z inputs and O X + O outputs, or O X without a generated bias; with
+                a bias of its own (V and c) or without.
+            in_features: X, the size of the input.
+            out_features: O, the size of the output.
+            order: how W' lies in the output of the head: ``"out,in"`` for ``[O, X]``, as in ``nn.Linear``, or
+                ``"in,out"`` for ``[X, O]``, as in ``x @ head(z).view(X, O)``.
+            bias: where b' lies in the output of the head: after W' (``"last"``), before it (``"first"``), or
+                None without b'.
+
+        Returns:
+            A :class:`HyperLinear` that keeps its parameters as the head does. They are the head's: ``weight
+            [P, Z]`` and ``bias [P]``, the same objects, so that in the place of the head a model has the same
+            state dict, optimiser and weight tying. W, U, V and c, which :meth:`weights` returns, are views of
+            them; nothing is copied.
+
+        What the head itself would not say is refused: subclasses of ``nn.Linear`` (quantised, low-rank
+        adapters), parametrizations, hooks, a replaced ``forward``, and state besides weight and bias. For
+        a generator of several layers the head is the last one; its input is z.
+
+        Raises:
+            TypeError: ``head`` is no plain ``torch.nn.Linear`` or its dtype not floating-point, or a size is
+                no int.
+            ValueError: the shape of the head does not fit, it has hooks or other state, a size is negative,
+                or ``order`` or ``bias`` is none of those.
+
+        Source: Gilmer et al., "Neural Message Passing for Quantum Chemistry", ICML 2017 (the edge network);
+        Ha et al., "HyperNetworks", ICLR 2017.
+
+        Example:
+            >>> head, x, z = torch.nn.Linear(3, 4 * 5 + 4), torch.randn(8, 5), torch.randn(8, 3)
+            >>> layer = mi.nn.HyperLinear.from_linear(head, in_features=5, out_features=4)
+            >>> generated = head(z)
+            >>> y = torch.einsum("boj,bj->bo", generated[:, :20].view(8, 4, 5), x) + generated[:, 20:]
+            >>> torch.allclose(layer(x, z), y, atol=1e-5)
+            True
+        """
+        from mi_kernels.nn.heads import HyperLinearHead  # a subclass of this one
+
+        return HyperLinearHead(head, in_features, out_features, order, bias)
+
+    def weights(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """W, U, V and c, as :func:`mi_kernels.interaction` and :func:`mi_kernels.generate` take them."""
+        return self.weight, self.weight_z, self.weight_x, self.bias
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the parameters anew from torch's random stream, in the order W, U."""
-        terms = 1 if self.weight_z is None else 2
-        draw_uniform(self.weight, self.in_features * self.context_features, terms, self.gain)
-        draw_uniform(self.weight_z, self.context_features, terms)
-        for zero in (self.weight_x, self.bias):
+        weight, weight_z, weight_x, bias = self.weights()
+        terms = 1 if weight_z is None else 2
+        draw_uniform(weight, self.in_features * self.context_features, terms, self.gain)
+        draw_uniform(weight_z, self.context_features, terms)
+        for zero in (weight_x, bias):
             if zero is not None:
                 nn.init.zeros_(zero)
 
@@ -174,9 +238,8 @@ class HyperLinear(nn.Module):
         def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        weights = self.weight, self.weight_z, self.weight_x, self.bias
         z = _context(self, z, self.context_features)
-        return call(interaction.interaction, x, z, *weights, segment_ids=segment_ids)
+        return call(interaction.interaction, x, z, *self.weights(), segment_ids=segment_ids)
 
     @torch.no_grad()
     def bind(self, z: Tensor) -> nn.Linear | BoundLinear:
@@ -192,8 +255,7 @@ class HyperLinear(nn.Module):
             the dtype of this layer's, also under autocast; they do not require grad and do not follow later
             changes of this layer.
         """
-        weights = self.weight, self.weight_z, self.weight_x, self.bias
-        weight, bias = hyper.generate(_context(self, z, self.context_features), *weights)
+        weight, bias = hyper.generate(_context(self, z, self.context_features), *self.weights())
         weight = weight.to(self.weight.dtype).contiguous()
         bias = None if bias is None else bias.to(self.weight.dtype)
         if weight.dim() > 2:
