@@ -29,8 +29,9 @@ import mi_kernels as mi
 from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops import activations
 from mi_kernels.ops.backend import suffixes
-from mi_kernels.ops.interaction import cost_model, reference
+from mi_kernels.ops.interaction import batched, cost_model, reference
 from mi_kernels.testing import checks, devices, samples
+from mi_kernels.testing.batched_samples import BY_INDEX, PER_SAMPLE, Batched
 from mi_kernels.testing.errors import require
 from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
 from mi_kernels.testing.kernel_values import check_interaction
@@ -102,6 +103,8 @@ def _interactions() -> Iterator[tuple[str, Check]]:
         for sample in (Sample(SHARED[6]), Sample(SHARED[0] if plan == cost_model.PER_Z else SHARED[1])):
             yield f"{plan} {sample}", partial(_planned, plan, sample)
     yield "segment_ids", _segments
+    for shape in (PER_SAMPLE[2], BY_INDEX[3], BY_INDEX[9]):
+        yield f"weights {shape.name}", partial(_batched, shape)
     yield "generate", _generated
     yield "NaN and Inf", _not_finite
     yield "the same bits twice", partial(_repeatable, Sample(samples.THREADED))
@@ -180,6 +183,21 @@ def _segments(dtype: torch.dtype, device: str) -> float:
     return max(
         checks.check_form_values(form, draw),
         checks.check_form_gradients(form, lambda s: (MIXED.cotangent(dtype, device, s + 1000), *draw(s))),
+    )
+
+
+def _batched(shape: Batched, dtype: torch.dtype, device: str) -> float:
+    """Weights of each sample, or chosen by index."""
+    sample, ids = Sample(shape), shape.weight_ids(device)
+
+    def theirs(x: Tensor, z: Tensor, *weights: Tensor) -> Tensor:
+        return reference.interaction(x, z, *(weights if ids is None else batched.gathered(weights, ids)))
+
+    form = checks.Form(lambda *a: mi.interaction(*a, weight_ids=ids), theirs)
+    draw = partial(sample.arguments, dtype, device)
+    return max(
+        checks.check_form_values(form, draw),
+        checks.check_form_gradients(form, lambda s: (sample.cotangent(dtype, device, s + 1000), *draw(s))),
     )
 
 

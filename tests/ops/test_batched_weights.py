@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from published_weights import WEIGHTS
 from torch.autograd import gradcheck, gradgradcheck
 
 import mi_kernels as mi
@@ -242,3 +243,18 @@ def test_autocast(place):
     ids = BY_INDEX[0].weight_ids(place.device)
     with torch.autocast(place.device, dtype=torch.bfloat16):
         assert mi.interaction(x, z, *weights, weight_ids=ids).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_published_layers(name, place):
+    """In float64, with their gradients and the gradients of these."""
+    layer = WEIGHTS[name]
+    tensors = {key: t.to(place.device) for key, t in layer.draw(0, torch.float64).items()}
+    leaves = [t.requires_grad_() for t in tensors.values() if t.is_floating_point()]
+    found = layer.finish(mi.interaction(**layer.arguments(**tensors)), **tensors)
+    expected = layer.formula(**tensors)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    grads = [torch.autograd.grad(y.sin().sum(), leaves, create_graph=True) for y in (found, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-12)
+    second = [torch.autograd.grad(sum(g.pow(2).sum() for g in one), leaves) for one in grads]
+    torch.testing.assert_close(*second, rtol=1e-10, atol=1e-11)
