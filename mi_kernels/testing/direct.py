@@ -121,6 +121,7 @@ def _planned() -> Iterator[Arguments]:
     yield "portable", *Sample(tokens, WEIGHT_ONLY).arguments(DTYPE), None, None, None, "per_z"
     yield "portable", *TINY_RAGGED.arguments(DTYPE), TINY_RAGGED.segment_ids(), None, None, None
     x, z, *weights = Sample(ODD).arguments(DTYPE)
+    assert x is not None
     yield "portable", x, z, *_grouped(*weights), None, _ids(x), None, None
 
 
