@@ -15,8 +15,10 @@ dropped, never multiplied by 0.
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import memory_order
-from mi_kernels.ops.interaction import schema  # noqa: F401  (defines the operations)
+from mi_kernels.ops.interaction import (
+    memory_order,
+    schema,  # noqa: F401  (defines the operations)
+)
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.rules import (
     Fold,
@@ -115,14 +117,14 @@ def weight_grads(
     if not any(want):
         return None, None, None, None
     ordered = _in_order(backend, want, grad, x, z, like)
-    want = tuple(wanted and result is None for wanted, result in zip(want, ordered, strict=True))
-    results: tuple[Maybe, ...] = (None,) * 4
-    if any(want):
-        if differentiating((grad, x, z)):
-            results = tuple(scatter(WeightGradsRule.call(backend, want, grad, x, z), want))
-        else:
-            results = _WEIGHT_GRADS[backend](grad, x, z, *want)
-    found = zip(ordered, results, want, strict=True)
+    rest = tuple(wanted and result is None for wanted, result in zip(want, ordered, strict=True))
+    if not any(rest):
+        return tuple(ordered)
+    if differentiating((grad, x, z)):
+        results = scatter(WeightGradsRule.call(backend, rest, grad, x, z), rest)
+    else:
+        results = _WEIGHT_GRADS[backend](grad, x, z, *rest)
+    found = zip(ordered, results, rest, strict=True)
     return tuple(result if wanted else other for other, result, wanted in found)
 
 

@@ -21,7 +21,7 @@ def of_example(size: int) -> int:
 
 
 def order(weight: Maybe) -> tuple[int, ...]:
-    """The axes O, Z, X (0, 1, 2) of W [(G,) O, Z, X], the outermost in memory first; axes of size 1 are anywhere."""
+    """The axes O, Z, X (0, 1, 2) of W [(G,) O, Z, X], from the outermost in memory to the innermost."""
     if weight is None:
         return CONTIGUOUS
     strides = [of_example(stride) for stride in weight.stride()[-3:]]
@@ -31,6 +31,7 @@ def order(weight: Maybe) -> tuple[int, ...]:
     long = [axis for axis in CONTIGUOUS if sizes[axis] != 1]
     if any(strides[axis] == 0 for axis in long):  # expanded: no order
         return CONTIGUOUS
+    # Axes of size 1 have no place: in front.
     placed = sorted(long, key=lambda axis: -strides[axis])
     if placed == long:
         return CONTIGUOUS

@@ -3,10 +3,10 @@
     generate   W'[g,o,j] = sum_i z[g,i] W[o,i,j] + V[o,j],   b'[g,o] = sum_i U[o,i] z[g,i] + c[o]
     apply      y[c,s,t,o] = sum_j W'[c,s,o,j] x[c,t,j] + b'[c,s,o]
 
-Both are the linear form (without W) of the primitives in autograd.py. `generate` is one product with the matrix
-[(O, X), Z] where z is outermost or innermost in the memory of W, else one with outputs or inputs as groups; the
-groups of `apply` are contexts. So derivatives of all orders follow, and dW' is summed over the rows of a context
-before the product with W. Nothing is expanded in memory: groups may have stride 0.
+Both are the linear form (without W) of the primitives in autograd.py. `generate` is one product with [O * X, Z]
+where z is outermost or innermost in the memory of W, else its groups are outputs or inputs; those of `apply`
+are contexts. So derivatives of all orders follow, and dW' is summed over the rows of a context before the
+product with W. Nothing is expanded in memory: groups may have stride 0.
 """
 
 import math
@@ -131,10 +131,8 @@ class Matrices(NamedTuple):
         matrices = weight.permute(*self.groups, *self.outs, 1)
         return matrices if self.groups else matrices.flatten(0, 1)
 
-    def offsets(self, weight_x: Maybe) -> Maybe:
+    def offsets(self, weight_x: Tensor) -> Tensor:
         """V [O, X] as [(groups,) N]."""
-        if weight_x is None:
-            return None
         ordered = weight_x if (*self.groups, *self.outs) == (0, 2) else weight_x.mT
         return ordered if self.groups else ordered.flatten()
 
@@ -169,14 +167,16 @@ def generate(
     weight_z: Maybe,
     weight_x: Maybe,
     bias: Maybe,
+    *,
     matrices: Matrices | None = None,
 ) -> tuple[Maybe, Maybe]:
-    """W' [G, O, X] (in the memory order of ``matrices``) and b' [G, O] of contexts z [G, Z]; None without terms."""
+    """W' [G, O, X] and b' [G, O] of contexts z [G, Z]; None without terms. ``matrices``: how W is read."""
     generated = offset = None
     if weight is not None:
         matrices = matrices or matrices_of(weight, 1)
         rows = z.expand(weight.shape[matrices.groups[0]], *z.shape) if matrices.groups else z
-        y = linear(backend, rows, matrices.of(weight), matrices.offsets(weight_x))
+        offsets = None if weight_x is None else matrices.offsets(weight_x)
+        y = linear(backend, rows, matrices.of(weight), offsets)
         generated = matrices.generated(y, weight)
     elif weight_x is not None:
         generated = weight_x.expand(z.shape[0], *weight_x.shape)
@@ -230,12 +230,16 @@ def _generate_and_apply(backend: str, layout: Layout, x: Tensor, z: Tensor, *wei
     assert weight is not None
     of_z, groups = layout.sizes(1, 1, 1)[1::-1]
     matrices = matrices_of(weight, of_z)
-    # The axes S and O of W' merge into one dimension without a copy: [O, S, C, X], [X, C, S, O] or [C, S, O, X].
+    # S and O merge without a copy: the memory of W' is [O, S, C, X], [X, C, S, O] or [C, S, O, X].
     if matrices.groups == (0,):
-        generated, offset = generate(backend, layout.contexts_first(z).flatten(0, 1), *weights, matrices)
+        generated, offset = generate(
+            backend, layout.contexts_first(z).flatten(0, 1), *weights, matrices=matrices
+        )
         split = lambda tensor: tensor.unflatten(0, (of_z, groups)).transpose(0, 1)  # noqa: E731
     else:
-        generated, offset = generate(backend, layout.contexts(z, 1).flatten(0, 1), *weights, matrices)
+        generated, offset = generate(
+            backend, layout.contexts(z, 1).flatten(0, 1), *weights, matrices=matrices
+        )
         split = lambda tensor: tensor.unflatten(0, (groups, of_z))  # noqa: E731
     assert generated is not None
     offset = None if offset is None else split(offset)
