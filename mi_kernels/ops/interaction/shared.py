@@ -3,10 +3,10 @@
     generate   W'[g,o,j] = sum_i z[g,i] W[o,i,j] + V[o,j],   b'[g,o] = sum_i U[o,i] z[g,i] + c[o]
     apply      y[c,s,t,o] = sum_j W'[c,s,o,j] x[c,t,j] + b'[c,s,o]
 
-Both are the linear form (without W) of the primitives in autograd.py. `generate` is one product with [O * X, Z]
-where z is outermost or innermost in the memory of W, else its groups are outputs or inputs; those of `apply`
-are contexts. So derivatives of all orders follow, and dW' is summed over the rows of a context before the
-product with W. Nothing is expanded in memory: groups may have stride 0.
+Both are the linear form (without W) of the primitives in autograd.py. The groups of `apply` are contexts, those
+of `generate` outputs or inputs; if z is outermost or innermost in the memory of W, it is one product instead. So
+derivatives of all orders follow, and dW' is summed over the rows of a context before the product with W.
+Nothing is expanded in memory: groups may have stride 0.
 """
 
 import math
@@ -175,8 +175,8 @@ def generate(
     if weight is not None:
         matrices = matrices or matrices_of(weight, 1)
         rows = z.expand(weight.shape[matrices.groups[0]], *z.shape) if matrices.groups else z
-        offsets = None if weight_x is None else matrices.offsets(weight_x)
-        y = linear(backend, rows, matrices.of(weight), offsets)
+        read = matrices.of(weight)
+        y = linear(backend, rows, read, None if weight_x is None else matrices.offsets(weight_x))
         generated = matrices.generated(y, weight)
     elif weight_x is not None:
         generated = weight_x.expand(z.shape[0], *weight_x.shape)
