@@ -274,7 +274,7 @@ def test_order(order):
         )
         weight = weight.contiguous().permute(*range(len(lead)), *(len(lead) + a for a in back))
         assert memory_order.order(weight) == tuple(there)
-        assert memory_order.has_z_inside(weight) == (order.index("Z") > order.index("X"))
+        assert memory_order.is_n_major(weight) == (order.index("Z") > order.index("X"))
 
 
 def test_order_of_axes_of_size_1_or_stride_0():

@@ -61,7 +61,7 @@ def forward(
     ``packed_weight``: W packed by packed_weight.py; used if nothing is differentiated.
     """
     by_rule = differentiating((x, z, weight, weight_z, weight_x, bias))
-    if (by_rule or packed_weight is None) and weight is not None and memory_order.has_z_inside(weight):
+    if (by_rule or packed_weight is None) and weight is not None and memory_order.is_n_major(weight):
         x, z, weight, weight_z, weight_x = z, x, weight.transpose(-1, -2), weight_x, weight_z
     if by_rule:
         # Detach arguments of no term: compiled autograd would add their gradient of None to others.
@@ -91,7 +91,7 @@ def input_grads(
     )
     if not any(want):
         return None, None
-    if weight is not None and memory_order.has_z_inside(weight):
+    if weight is not None and memory_order.is_n_major(weight):
         weight = weight.transpose(-1, -2)
         dz, dx = input_grads(backend, (want[1], want[0]), grad, z, x, weight, weight_x, weight_z)
         return dx, dz

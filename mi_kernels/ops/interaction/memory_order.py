@@ -10,19 +10,20 @@ from torch import Tensor
 from mi_kernels.ops.rules import Maybe
 
 CONTIGUOUS = (0, 1, 2)
+_PLAIN = Tensor, torch.nn.Parameter  # tensors of tracers would answer `is_contiguous` with a guard
 
 
 def of_example(size: int) -> int:
     """The size of the traced example, without a guard; 0 if it depends on data."""
-    node = None if torch.compiler.is_dynamo_compiling() else getattr(size, "node", None)
-    if node is None:  # not a torch.SymInt
+    node = None if type(size) is int else getattr(size, "node", None)  # a torch.SymInt has one
+    if node is None:
         return size
     return node.hint if node.has_hint() else 0
 
 
 def order(weight: Maybe) -> tuple[int, ...]:
     """The axes O, Z, X (0, 1, 2) of W [(G,) O, Z, X], from the outermost in memory to the innermost."""
-    if weight is None:
+    if weight is None or type(weight) in _PLAIN and weight.is_contiguous():
         return CONTIGUOUS
     strides = [of_example(stride) for stride in weight.stride()[-3:]]
     if strides[0] >= strides[1] >= strides[2]:
@@ -38,18 +39,14 @@ def order(weight: Maybe) -> tuple[int, ...]:
     return *(axis for axis in CONTIGUOUS if axis not in long), *placed
 
 
-def has_z_inside(weight: Maybe) -> bool:
-    """Whether z is inside x in memory."""
-    found = order(weight)
-    return found.index(1) > found.index(2)
-
-
 def is_n_major(matrix: Maybe) -> bool:
-    """Whether the rows of a matrix [(G,) N, K] are not contiguous, but its columns."""
-    if matrix is None:
+    """Whether the first of the last two axes is inside the other one in memory: z inside x, if it is W."""
+    if matrix is None or type(matrix) in _PLAIN and matrix.is_contiguous():
         return False
-    row, column = (of_example(stride) for stride in matrix.stride()[-2:])
-    return 0 < row < column and all(of_example(size) != 1 for size in matrix.shape[-2:])
+    row, column = matrix.stride()[-2:]
+    if not 0 < of_example(row) < of_example(column):
+        return False
+    return of_example(matrix.shape[-2]) != 1 != of_example(matrix.shape[-1])
 
 
 def restored(tensor: Tensor, found: tuple[int, ...]) -> Tensor:

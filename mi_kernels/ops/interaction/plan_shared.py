@@ -62,7 +62,7 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
 def _fused(backend: str, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
     """The plan of one product, with x and z exchanged where the call does (autograd.py)."""
     weight, weight_z, weight_x, bias = weights
-    if weight is None or backends.get(backend).is_reference or not memory_order.has_z_inside(weight):
+    if weight is None or backends.get(backend).is_reference or not memory_order.is_n_major(weight):
         return dense.plan(backend, x, z, weights)
     found = dense.plan(backend, z, x, (weight.transpose(1, 2), weight_x, weight_z, bias))
     return replace(found, why=f"{found.why}; x and z are exchanged, since z is inside x in the memory of W")

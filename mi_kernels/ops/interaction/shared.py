@@ -3,8 +3,8 @@
     generate   W'[g,o,j] = sum_i z[g,i] W[o,i,j] + V[o,j],   b'[g,o] = sum_i U[o,i] z[g,i] + c[o]
     apply      y[c,s,t,o] = sum_j W'[c,s,o,j] x[c,t,j] + b'[c,s,o]
 
-Both are the linear form (without W) of the primitives in autograd.py. Groups are contexts in `apply`, outputs or
-inputs in `generate`, but where z is outermost or innermost in the memory of W, that is one product.
+Both are the linear form (without W) of the primitives in autograd.py. Groups are contexts in `apply`, and in
+`generate` outputs or inputs, or none where z is outermost or innermost in the memory of W.
 So derivatives of all orders follow, and dW' is summed over the rows of a context before the product with W.
 Nothing is expanded in memory: groups may have stride 0.
 """
