@@ -286,3 +286,13 @@ def test_order_of_axes_of_size_1_or_stride_0():
     assert memory_order.order(torch.empty(1, 3, 4).expand(5, 3, 4)) == (0, 1, 2)
     assert memory_order.order(torch.empty(4, 1, 5).expand(4, 3, 5).permute(2, 1, 0)) == (0, 1, 2)
     assert memory_order.order(None) == (0, 1, 2)
+
+
+def test_triton_reads_w_in_whole_vectors():
+    """Along x or the outputs, in each of the orders that reach a kernel."""
+    pytest.importorskip("triton")
+    from mi_kernels.ops.triton.host import vectorizable
+
+    for order in ORDERS:
+        weight = stored(torch.ones(32, 16, 48), order)
+        assert vectorizable(weight, -3) == (not memory_order.is_n_major(weight) or order[2] == "O")
