@@ -37,8 +37,9 @@ def generate(
 
     Returns:
         W' of shape ``[..., O, X]`` and b' of shape ``[..., O]``, or None for b' without U and c.
-        ``W' x + b'`` is :func:`mi_kernels.interaction`. For several contexts W' is a view with the outputs
-        outermost in memory: :func:`apply_generated` reads it in place, ``view`` needs ``contiguous`` first.
+        ``W' x + b'`` is :func:`mi_kernels.interaction`. W' is in a memory order that :func:`apply_generated`
+        reads in place; ``view`` may need ``contiguous`` first. Its axes O and X are as in the memory of W,
+        and where z is between them there, the contexts are here: ``[O, ..., X]`` for a contiguous W.
 
     Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
 

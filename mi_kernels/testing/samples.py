@@ -20,6 +20,7 @@ NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
 ALL_TERMS = (True, True, True, True)
 WEIGHT_ONLY = (True, False, False, False)
 LAYOUTS = ("contiguous", "transposed", "gaps", "offset", "expanded")
+ORDERS = ("OZX", "OXZ", "ZOX", "ZXO", "XOZ", "XZO")  # of the axes of W in memory, the outermost first
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ class Sample:
     terms: tuple[bool, bool, bool, bool] = ALL_TERMS
     layout: str = "contiguous"
     magnitude: float = 1.0  # of x; z has its root, the weights keep the sums near their product
+    order: str = "OZX"  # of the axes of W in memory; another one than OZX has no other layout
 
     def __str__(self) -> str:
         terms = "".join(letter for letter, there in zip("WUVc", self.terms, strict=True) if there)
         parts = [self.shape.name, "" if all(self.terms) else terms]
         parts += ["" if self.layout == "contiguous" else self.layout]
         parts += ["" if self.magnitude == 1 else f"{self.magnitude:g}"]
+        parts += ["" if self.order == "OZX" else self.order]
         return "-".join(part for part in parts if part)
 
     def arguments(
@@ -88,6 +91,8 @@ class Sample:
                 arguments.append(None)
                 continue
             tensor = lay_out(_made(value * scale, dtype, device), self.layout, expand_dim=EXPANDED[name])
+            if name == "weight" and self.order != "OZX":
+                tensor = stored(tensor, self.order)
             arguments.append(tensor.requires_grad_(requires_grad))
         return tuple(arguments)
 
@@ -139,6 +144,12 @@ def lay_out(tensor: Tensor, layout: str, expand_dim: int = 0) -> Tensor:
             return tensor
         return tensor.narrow(expand_dim, 0, 1).expand(tensor.shape)
     raise ValueError(f"lay_out: layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
+
+
+def stored(weight: Tensor, order: str) -> Tensor:
+    """W [O, Z, X] with its axes in memory in another order, as a view of the buffer in that order."""
+    back = [order.index(axis) for axis in "OZX"]
+    return weight.permute(["OZX".index(axis) for axis in order]).contiguous().permute(back)
 
 
 ODD = Shape("odd", (5,), 3, 7, 11)
@@ -209,6 +220,15 @@ def samples() -> Iterator[Sample]:
     for magnitude in (100.0, 0.01):
         yield Sample(MIDDLE, magnitude=magnitude)
         yield Sample(THREADED, magnitude=magnitude)
+
+
+def ordered_samples() -> Iterator[Sample]:
+    """The cases of `samples` with the axes of W in every other order."""
+    long_context, one_output, few_rows = ORDINARY[7], ORDINARY[10], ORDINARY[13]
+    for order in ORDERS[1:]:
+        for shape in (MIDDLE, THREADED, long_context, one_output, few_rows, EMPTY[0]):
+            yield Sample(shape, order=order)
+        yield Sample(ODD, WEIGHT_ONLY, order=order)
 
 
 @dataclass(frozen=True)
@@ -310,11 +330,13 @@ class GateSample:
     layout: str = "contiguous"
     activation: str = "sigmoid"
     scale_offset: float = 0.5
+    order: str = "OZX"  # of the axes of W in memory, as in a Sample
 
     def __str__(self) -> str:
         parts = [self.op, self.shape.name, self.terms]
         parts += ["" if self.layout == "contiguous" else self.layout]
         parts += ["" if self.activation == "sigmoid" else self.activation]
+        parts += ["" if self.order == "OZX" else self.order]
         return "-".join(part for part in parts if part)
 
     @property
@@ -358,6 +380,8 @@ class GateSample:
                 tensors.append(None)
                 continue
             tensor = lay_out(_made(value * scale, dtype, device), self.layout, expand_dim=dim)
+            if letter == "W" and self.order != "OZX":
+                tensor = stored(tensor, self.order)
             tensors.append(tensor.requires_grad_(requires_grad))
         return tuple(tensors)
 

@@ -22,3 +22,10 @@ def test_in_the_interpreter(names):
     """Without bfloat16, whose numbers the interpreter holds as integers; thinned as for the inner loop."""
     chosen = "triton and not bfloat16"
     assert_passes_interpreted(*names, "-k", chosen, MI_KERNELS_TEST_SELECTION="fast")
+
+
+@pytest.mark.skipif(backends.interpreting(), reason="this is the interpreter")
+def test_orders_of_weights_in_the_interpreter():
+    """Derivatives of all kinds, one order of each kind: x innermost, z, and outputs."""
+    chosen = "triton and (transforms or kernels_see) and (ZOX or XOZ or ZXO)"
+    assert_passes_interpreted("test_weight_layouts.py", "-k", chosen)

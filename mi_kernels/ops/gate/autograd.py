@@ -120,10 +120,11 @@ class GateRule(Rule):
                 need_weights = (need[2], need[3], need[4], need[5])
                 matrices = (weight, weight_z, weight_x)
                 by_gate_x, by_gate_z = dense.input_grads(backend, (need[0], need[1]), dp, x, z, *matrices)
-                weights = dense.weight_grads(backend, need_weights, dp, x, z)
+                weights = dense.weight_grads(backend, need_weights, dp, x, z, matrices)
         if need[1]:
             _, by_shift_z = dense.input_grads(backend, (False, True), grad, x, z, None, shift_weight, None)
-        _, dc, _, dd = dense.weight_grads(backend, (False, need[6], False, need[7]), grad, x, z)
+        need_shift, like = (False, need[6], False, need[7]), (None, shift_weight, None)
+        _, dc, _, dd = dense.weight_grads(backend, need_shift, grad, x, z, like)
         return None, None, None, add(dx, by_gate_x), add(by_gate_z, by_shift_z), *weights, dc, dd
 
     @staticmethod

@@ -17,7 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import schema  # noqa: F401  (defines the operations)
+from mi_kernels.ops.interaction import (
+    memory_order,
+    schema,  # noqa: F401  (defines the operations)
+)
 from mi_kernels.ops.interaction.by_segment import BySegment, Primitives
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.rules import (
@@ -94,7 +97,10 @@ def _run(
     bias: Maybe,
     packed_weight: Maybe = None,
 ) -> Tensor:
-    if differentiating((x, z, weight, weight_z, weight_x, bias)):
+    by_rule = differentiating((x, z, weight, weight_z, weight_x, bias))
+    if (by_rule or packed_weight is None) and weight is not None and memory_order.is_n_major(weight):
+        x, z, weight, weight_z, weight_x = z, x, weight.transpose(-1, -2), weight_x, weight_z
+    if by_rule:
         # Detach arguments of no term: compiled autograd would add their gradient of None to others.
         if weight is None:
             x = constant(x) if weight_x is None else x
@@ -129,6 +135,10 @@ def input_grads(
     )
     if not any(want):
         return None, None
+    if weight is not None and memory_order.is_n_major(weight):
+        weight = weight.transpose(-1, -2)
+        dz, dx = input_grads(backend, (want[1], want[0]), grad, z, x, weight, weight_x, weight_z)
+        return dx, dz
     if differentiating((grad, x, z, weight, weight_z, weight_x)):
         results = InputGradsRule.call(backend, want, grad, x, z, weight, weight_z, weight_x)
         return tuple(scatter(results, want))
@@ -137,15 +147,57 @@ def input_grads(
 
 
 def weight_grads(
-    backend: Where, want: tuple[bool, bool, bool, bool], grad: Tensor, x: Tensor, z: Tensor
+    backend: Where,
+    want: tuple[bool, bool, bool, bool],
+    grad: Tensor,
+    x: Tensor,
+    z: Tensor,
+    like: tuple[Maybe, Maybe, Maybe] = (None, None, None),
 ) -> tuple[Maybe, ...]:
-    """(dL/dW, dL/dU, dL/dV, dL/dc), each None where it is not wanted. Differentiable."""
+    """(dL/dW, dL/dU, dL/dV, dL/dc), each None where it is not wanted. Differentiable.
+
+    ``like``: W, U and V, whose memory orders the results have; None for contiguous results.
+    """
     if not any(want):
         return None, None, None, None
+    ordered = _in_order(backend, want, grad, x, z, like)
+    rest = tuple(wanted and result is None for wanted, result in zip(want, ordered, strict=True))
+    if not any(rest):
+        return tuple(ordered)
     if differentiating((grad, x, z)):
-        return tuple(scatter(WeightGradsRule.call(backend, want, grad, x, z), want))
-    results = _WEIGHT_GRADS[backend](grad, x, z, *want)
-    return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
+        results = scatter(WeightGradsRule.call(backend, rest, grad, x, z), rest)
+    else:
+        results = _WEIGHT_GRADS[backend](grad, x, z, *rest)
+    found = zip(ordered, results, rest, strict=True)
+    return tuple(result if wanted else other for other, result, wanted in found)
+
+
+def _in_order(
+    backend: Where,
+    want: tuple[bool, bool, bool, bool],
+    grad: Tensor,
+    x: Tensor,
+    z: Tensor,
+    like: tuple[Maybe, Maybe, Maybe],
+) -> list[Maybe]:
+    """Those of the results of weight_grads that are not to be contiguous.
+
+    dW = sum_b g z x is the same sum in any order of its factors, which is the order of its axes in memory.
+    """
+    results: list[Maybe] = [None] * 4
+    order = memory_order.order(like[0])
+    if want[0] and order != memory_order.CONTIGUOUS:
+        factors = grad, z, x
+        outer, middle, inner = (factors[axis] for axis in order)
+        dw = weight_grads(backend, (True, False, False, False), outer, inner, middle)[0]
+        assert dw is not None
+        results[0] = memory_order.restored(dw, order)
+    for index, features in ((1, z), (2, x)):
+        if want[index] and memory_order.is_n_major(like[index]):
+            dv = weight_grads(backend, (False, False, True, False), features, grad, z)[2]
+            assert dv is not None
+            results[index] = dv.transpose(-1, -2)
+    return results
 
 
 def work(grad: Tensor, x: Tensor, z: Tensor) -> int:
@@ -188,7 +240,7 @@ class ForwardRule(Rule):
         return (
             None,
             *input_grads(ctx.backend, need[1:3], grad, x, z, weight, weight_z, weight_x),
-            *weight_grads(ctx.backend, need[3:7], grad, x, z),
+            *weight_grads(ctx.backend, need[3:7], grad, x, z, (weight, weight_z, weight_x)),
         )
 
     @staticmethod
@@ -245,12 +297,13 @@ class InputGradsRule(Rule):
             None,
             None,
         )
+        like = weight, weight_z, weight_x
         by_x: tuple[Maybe, ...] = (None,) * 4
         by_z = by_x
         if x_c is not None:
-            by_x = weight_grads(ctx.backend, (need[3], False, need[5], False), grad, x_c, z)
+            by_x = weight_grads(ctx.backend, (need[3], False, need[5], False), grad, x_c, z, like)
         if z_c is not None:
-            by_z = weight_grads(ctx.backend, (need[3], need[4], False, False), grad, x, z_c)
+            by_z = weight_grads(ctx.backend, (need[3], need[4], False, False), grad, x, z_c, like)
         grads[3:] = add(by_x[0], by_z[0]), by_z[1], by_x[2]
         return (None, None, *grads)
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import backend as backends
-from mi_kernels.ops.interaction import segments
-from mi_kernels.ops.interaction.plan_shared import copied, major
+from mi_kernels.ops.interaction import segments, shared
+from mi_kernels.ops.interaction.plan_shared import copied, generate_scratch, major, reading
 from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import Maybe, gradients_wanted
 
-_GENERATE = "W' = z W + V is one grouped product, one group per output; b' = U z + c is another product"
+_GENERATE = "W' = z W + V is one product, b' = U z + c another one"
 _APPLY = "one grouped product, one group per layer, with the inputs of a layer as its rows"
 _BY_SEGMENT = "the rows of a layer are one product, wherever they are"
 _MAPPED = "values that vmap maps over cannot be sorted: each row gets its own copy of a layer"
@@ -31,10 +31,11 @@ def generate(backend: str, z: Tensor, weights: Sequence[Maybe]) -> Plan:
     results = contexts * out * (width + has_offset)
     moved = _bytes(results, z, *weights)
     want_z, *want = gradients_wanted((z, *weights))
+    why = _GENERATE if weight is None else f"{_GENERATE}; {reading(shared.matrices_of(weight, 1))}"
 
     def step(op: str, has_weight: bool, has_weight_z: bool, more: int = 0) -> Plan:
         operations = by_weight * has_weight + by_weight_z * has_weight_z + more
-        return _plan(op, backend, operations, moved, _GENERATE)
+        return _plan(op, backend, operations, moved, why)
 
     backward = []
     if want_z:
@@ -48,7 +49,8 @@ def generate(backend: str, z: Tensor, weights: Sequence[Maybe]) -> Plan:
 
 def _generate_scratch(backend: str, z: Tensor, weights: Sequence[Maybe]) -> int | None:
     """Peak bytes allocated, without those of W' and b'."""
-    linear = backends.get(backend).planner.linear_scratch
+    planner = backends.get(backend).planner
+    linear = planner.linear_scratch
     if linear(z.dtype, 1, 1, 1, 1, False) is None:
         return None
     weight, weight_z, weight_x, bias = weights
@@ -60,11 +62,9 @@ def _generate_scratch(backend: str, z: Tensor, weights: Sequence[Maybe]) -> int 
         features = context, weight_z.shape[0]
         last = linear(z.dtype, 1, contexts, *features, bias is not None, major(weight_z)) or 0
     if weight is not None:
-        out, width = weight.shape[0], weight.shape[2]
-        how = major(weight.transpose(1, 2))
-        first = linear(z.dtype, out, contexts, context, width, weight_x is not None, how) or 0
+        first = generate_scratch(planner, contexts, weight, weight_x, shared.matrices_of(weight, 1))
         if weight_z is not None or bias is not None:
-            first -= contexts * out * item
+            first -= contexts * weight.shape[0] * item
     elif weight_x is not None:  # copied last
         last -= contexts * weight_x.numel() * item
     return copy + max(first, last, 0)

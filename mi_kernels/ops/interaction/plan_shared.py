@@ -1,5 +1,6 @@
 """Plans of the dense interaction where x and z have different leading dimensions."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import backend as backends
-from mi_kernels.ops.interaction import cost_model, segments, shared
+from mi_kernels.ops.interaction import cost_model, memory_order, segments, shared
 from mi_kernels.ops.interaction import plan as dense
 from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import Maybe, gradients_wanted
@@ -24,15 +25,23 @@ _WHY = {
 }
 
 
+def reading(matrices: shared.Matrices) -> str:
+    """How `generate` reads W, which it never copies."""
+    axes = "OZX"
+    as_read = "".join(axes[axis] for axis in matrices.outs)
+    groups = "".join(f"{axes[axis]} groups of " for axis in matrices.groups)
+    return f"W is read in place, as {groups}a matrix [{'*'.join(as_read)}, Z]"
+
+
 def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
     """The plan of checked arguments x, z and (W, U, V, c) on ``backend``."""
     sharing = shared.sharing_costs(backend, lead, x, z, weights)
     if sharing is None:
-        return dense.plan(backend, x, z, weights)
+        return _fused(backend, x, z, weights)
     layout, found = sharing
     how = cost_model.cheapest(found).plan
     if how == cost_model.FUSED:
-        return replace(dense.plan(backend, x, z, weights), alternatives=found)
+        return replace(_fused(backend, x, z, weights), alternatives=found)
     wanted = gradients_wanted((x, z, *weights))
     if how == cost_model.PER_X:
         weight, weight_z, weight_x, bias = weights
@@ -45,8 +54,18 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
     sizes = layout.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
     scratch = _scratch(backends.get(backend).planner, layout, sizes, x, z, weights)
     counted = (sizes.common * sizes.of_z, sizes.rows)
-    explained = _generated(how, backend, counted, x, z, weights, wanted, _WHY[how])
+    why = f"{_WHY[how]}; {reading(shared.matrices_of(weight, sizes.of_z))}"
+    explained = _generated(how, backend, counted, x, z, weights, wanted, why)
     return replace(explained, scratch=scratch, alternatives=found)
+
+
+def _fused(backend: str, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
+    """The plan of one product, with x and z exchanged where the call does (autograd.py)."""
+    weight, weight_z, weight_x, bias = weights
+    if weight is None or backends.get(backend).is_reference or not memory_order.is_n_major(weight):
+        return dense.plan(backend, x, z, weights)
+    found = dense.plan(backend, z, x, (weight.transpose(1, 2), weight_x, weight_z, bias))
+    return replace(found, why=f"{found.why}; x and z are exchanged, since z is inside x in the memory of W")
 
 
 def _generated(
@@ -93,7 +112,7 @@ def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights
     """The plan of checked arguments x [N, X] and z [G, Z], grouped by ``segment_ids``."""
     shape = (len(x), z.shape[-1])
     rows = torch.empty(shape, dtype=z.dtype, device="meta", requires_grad=z.requires_grad)
-    fused = dense.plan(backend, x, rows, weights)
+    fused = _fused(backend, x, rows, weights)
     if fused.scratch is not None:
         fused = replace(fused, scratch=fused.scratch + rows.numel() * rows.element_size())
     weight = weights[0]
@@ -103,7 +122,9 @@ def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights
     best = cost_model.cheapest(found)
     if best.plan == cost_model.FUSED:
         return replace(fused, alternatives=found)
-    why = f"{_WHY[best.plan]}; the rows of a context are one product, wherever they are"
+    why = (
+        f"{_WHY[best.plan]}; the rows of a context are one product; {reading(shared.matrices_of(weight, 1))}"
+    )
     wanted = gradients_wanted((x, z, *weights))
     counted = (len(z), len(x))
     explained = _generated(best.plan, backend, counted, x, z, weights, wanted, why)
@@ -131,10 +152,12 @@ def _scratch(
     if planner.linear_scratch(x.dtype, 1, 1, 1, 1, False) is None:
         return None
     has_offset = weight_z is not None or bias is not None
-    copies = copied(z, layout.contexts_first)
+    matrices = shared.matrices_of(weight, of_z)
+    outer = matrices.groups == (0,)
+    copies = copied(z, layout.contexts_first if outer else lambda tensor: layout.contexts(tensor, 1))
     generated = contexts * out * width * item
     live = copies + generated
-    generating = live + kernel(out, contexts, context, width, weight_x is not None, weight.transpose(1, 2))
+    generating = live + generate_scratch(planner, contexts, weight, weight_x, matrices)
     if weight_z is not None:
         live += contexts * out * item
         generating = max(generating, live + kernel(1, contexts, context, out, bias is not None, weight_z))
@@ -143,10 +166,23 @@ def _scratch(
     result = sizes.rows * out * item
     live += copied(x, layout.rows)
     applying = live + result + kernel(groups, of_x, width, of_z * out, has_offset)
-    # The memory order of apply_generated's result: the contexts of a row are innermost.
-    applied = torch.empty(groups, of_x, out, of_z, dtype=x.dtype, device="meta").permute(0, 3, 1, 2)
+    # The memory order of apply_generated's result: the contexts of a row are innermost, or its outputs.
+    applied = torch.empty(groups, of_x, of_z, out, dtype=x.dtype, device="meta").transpose(1, 2)
+    if outer and of_z > 1:
+        applied = torch.empty(groups, of_x, out, of_z, dtype=x.dtype, device="meta").permute(0, 3, 1, 2)
     arranging = result + copied(applied, layout.result)
     return max(generating, applying, arranging) - result
+
+
+def generate_scratch(
+    planner: backends.Planner, contexts: int, weight: Tensor, weight_x: Maybe, matrices: shared.Matrices
+) -> int:
+    """Peak bytes of the product with W in `shared.generate`, without those of W'."""
+    read = matrices.of(weight)
+    *groups, outs, context = read.shape
+    rows = math.prod(groups), contexts
+    scratch = planner.linear_scratch(weight.dtype, *rows, context, outs, weight_x is not None, major(read))
+    return (scratch or 0) + (0 if weight_x is None else copied(weight_x, matrices.offsets))
 
 
 def copied(tensor: Tensor, arrange: Callable[[Tensor], Tensor]) -> int:

@@ -3,21 +3,23 @@
     generate   W'[g,o,j] = sum_i z[g,i] W[o,i,j] + V[o,j],   b'[g,o] = sum_i U[o,i] z[g,i] + c[o]
     apply      y[c,s,t,o] = sum_j W'[c,s,o,j] x[c,t,j] + b'[c,s,o]
 
-Both are the linear form (without W) of the primitives in autograd.py, whose groups are outputs in `generate`
-and contexts in `apply`; so derivatives of all orders follow, and dW' is summed over the rows of a context
-before the product with W. Nothing is expanded in memory: groups may have stride 0.
+Both are the linear form (without W) of the primitives in autograd.py. Groups are contexts in `apply`, and in
+`generate` outputs or inputs, or none where z is outermost or innermost in the memory of W.
+So derivatives of all orders follow, and dW' is summed over the rows of a context before the product with W.
+Nothing is expanded in memory: groups may have stride 0.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mi_kernels.ops import backend as backends
 from mi_kernels.ops.checks import broadcast
-from mi_kernels.ops.interaction import autograd, cost_model
+from mi_kernels.ops.interaction import autograd, cost_model, memory_order
 from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
 
 
@@ -106,18 +108,10 @@ def layout_of(x_lead: torch.Size, z_lead: torch.Size, lead: Sequence[int]) -> La
     return Layout(tuple(lead), tuple(common), tuple(of_z), tuple(of_x))
 
 
-def _of_example(size: int) -> int:
-    """The size of the exported example; 0 (nothing is shared) if it depends on data."""
-    node = getattr(size, "node", None)  # a torch.SymInt has one
-    if node is None:
-        return size
-    return node.hint if node.has_hint() else 0
-
-
 def known(sizes: cost_model.Sizes) -> cost_model.Sizes:
     """The sizes that choose a plan: those of the example where a graph is exported."""
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        return cost_model.Sizes(*map(_of_example, sizes))
+        return cost_model.Sizes(*map(memory_order.of_example, sizes))
     return sizes
 
 
@@ -139,14 +133,66 @@ def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     return autograd.forward(backend, x, without_features(x), None, None, weight, bias)
 
 
+class Matrices(NamedTuple):
+    """W [O, Z, X] as matrices [N, Z] of linear products, which are views of it."""
+
+    # The axes of W: those that are the dimension N, and one of groups before them, if z is in the middle.
+    # W' has them in this order, with the contexts before N.
+    groups: tuple[int, ...]
+    outs: tuple[int, ...]
+
+    def of(self, weight: Tensor) -> Tensor:
+        """[(groups,) N, Z]."""
+        matrices = weight.permute(*self.groups, *self.outs, 1)
+        return matrices if self.groups else matrices.flatten(0, 1)
+
+    def offsets(self, weight_x: Tensor) -> Tensor:
+        """V [O, X] as [(groups,) N]."""
+        ordered = weight_x if (*self.groups, *self.outs) == (0, 2) else weight_x.mT
+        return ordered if self.groups else ordered.flatten()
+
+    def generated(self, y: Tensor, weight: Tensor) -> Tensor:
+        """The result [(groups,) G, N] as W' [G, O, X]."""
+        if not self.groups:
+            y = y.unflatten(-1, [weight.shape[axis] for axis in self.outs])
+            return y if self.outs == (0, 2) else y.mT
+        return y.movedim(0, 1) if self.groups == (0,) else y.movedim(0, -1)
+
+
+def matrices_of(weight: Tensor, of_z: int) -> Matrices:
+    """How to read W without a copy, where ``of_z`` contexts share their inputs.
+
+    For several of these the axes S and O of W' have to merge.
+    """
+    outer, middle, inner = memory_order.order(weight)
+    if middle == 1:
+        return Matrices((outer,), (inner,))
+    first, second = (middle, inner) if outer == 1 else (outer, middle)
+    strides = [memory_order.of_example(stride) for stride in weight.stride()]
+    merge = strides[first] == strides[second] * memory_order.of_example(weight.shape[second])
+    if not merge or (first == 2 and of_z > 1):
+        return Matrices((first,), (second,))
+    return Matrices((), (first, second))
+
+
 def generate(
-    backend: str, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe
+    backend: str,
+    z: Tensor,
+    weight: Maybe,
+    weight_z: Maybe,
+    weight_x: Maybe,
+    bias: Maybe,
+    *,
+    matrices: Matrices | None = None,
 ) -> tuple[Maybe, Maybe]:
-    """W' [G, O, X] (memory order [O, G, X]) and b' [G, O] of contexts z [G, Z]; None without terms."""
+    """W' [G, O, X] and b' [G, O] of contexts z [G, Z]; None without terms. ``matrices``: how W is read."""
     generated = offset = None
     if weight is not None:
-        per_output = z.expand(weight.shape[0], *z.shape)
-        generated = linear(backend, per_output, weight.transpose(1, 2), weight_x).transpose(0, 1)
+        matrices = matrices or matrices_of(weight, 1)
+        rows = z.expand(weight.shape[matrices.groups[0]], *z.shape) if matrices.groups else z
+        read = matrices.of(weight)
+        y = linear(backend, rows, read, None if weight_x is None else matrices.offsets(weight_x))
+        generated = matrices.generated(y, weight)
     elif weight_x is not None:
         generated = weight_x.expand(z.shape[0], *weight_x.shape)
     if weight_z is not None:
@@ -227,11 +273,21 @@ def flatten_rows(tensor: Tensor, lead: Sequence[int]) -> Tensor:
 
 
 def _generate_and_apply(backend: str, layout: Layout, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
-    # In the order [S, C], the S and O axes of W' merge into one dimension without a copy.
-    z = layout.contexts_first(z)
-    of_z, groups = z.shape[:2]
-    generated, offset = generate(backend, z.flatten(0, 1), *weights)
+    weight = weights[0]
+    assert weight is not None
+    of_z, groups = layout.sizes(1, 1, 1)[1::-1]
+    matrices = matrices_of(weight, of_z)
+    # S and O merge without a copy: the memory of W' is [O, S, C, X], [X, C, S, O] or [C, S, O, X].
+    if matrices.groups == (0,):
+        generated, offset = generate(
+            backend, layout.contexts_first(z).flatten(0, 1), *weights, matrices=matrices
+        )
+        split = lambda tensor: tensor.unflatten(0, (of_z, groups)).transpose(0, 1)  # noqa: E731
+    else:
+        generated, offset = generate(
+            backend, layout.contexts(z, 1).flatten(0, 1), *weights, matrices=matrices
+        )
+        split = lambda tensor: tensor.unflatten(0, (groups, of_z))  # noqa: E731
     assert generated is not None
-    generated = generated.unflatten(0, (of_z, groups)).transpose(0, 1)
-    offset = None if offset is None else offset.unflatten(0, (of_z, groups)).transpose(0, 1)
-    return apply_generated(backend, layout.rows(x), generated, offset)
+    offset = None if offset is None else split(offset)
+    return apply_generated(backend, layout.rows(x), split(generated), offset)
