@@ -30,7 +30,7 @@ ORDERS = {
 SHAPES = (
     Shape("few", (23,), 3, 7, 11),
     Shape("rows", (90,), 5, 16, 33),
-    Shape("long", (700,), 4, 24, 8),
+    Shape("long", (300,), 4, 24, 40),
     Shape("wide", (40,), 40, 70, 65),
 )
 TERMS = [terms for terms in product((True, False), repeat=4) if any(terms)]
@@ -99,8 +99,8 @@ def check(backend, shape, kind, terms, dtype, layout="contiguous", enough=200):
 @pytest.mark.parametrize("kind", ORDERS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_values(shape, kind, dtype, place):
-    if kind == "rows alone" and shape.rows > 100:
-        pytest.skip("a loop over each row")
+    if kind == "rows alone" and shape.name != "few":
+        pytest.skip("a loop over each row, and W of each")
     check(place.backend, shape, kind, (True,) * 4, dtype)
 
 
@@ -170,7 +170,7 @@ def test_sums_that_leave_the_range_of_float(place):
     found = computed(place.backend, ids, groups)(grad * 2.0**-60, x, z, *weights)
     expected = by_group(ids, groups)((grad * 2.0**-60).double(), *(t.double() for t in (x, z, *weights)))
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=float(other.abs().max()) * 1e-5)
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=float(other.detach().abs().max()) * 1e-5)
 
 
 def native(test):
@@ -212,7 +212,7 @@ def test_bits_for_any_number_of_threads_and_order(lengths, dtype):
 @pytest.mark.parametrize("groups", [8, 3, 500])
 def test_memory(groups):
     """Beyond the results no more than a copy of x: the rows of W are not copied either."""
-    n, width, out = 4096, 128, 128
+    n, width, out = 16384, 128, 128
     ids = torch.randint(groups, (n,), generator=torch.Generator().manual_seed(0))
     order = grouping(ids, groups)
     x, grad, none = torch.randn(n, width), torch.randn(n, out), torch.empty(n, 0)

@@ -52,6 +52,16 @@ class Needs {
   }
 };
 
+bool longer(const RowPiece* a, const RowPiece* b) { return a->rows > b->rows; }
+
+// The rows of the thread that has most of them, where a free thread takes the longest piece that is left.
+int64_t side_by_side(std::vector<const RowPiece*>& pieces, int64_t all, int64_t threads) {
+  std::stable_sort(pieces.begin(), pieces.end(), longer);
+  std::vector<int64_t> rows(size_t(threads), 0);
+  for (const RowPiece* piece : pieces) *std::min_element(rows.begin(), rows.end()) += piece->rows;
+  return std::max(*std::max_element(rows.begin(), rows.end()), all / threads);
+}
+
 // Ranges of pieces that are one task each: long pieces first, short ones several at a time.
 struct Tasks {
   std::vector<const RowPiece*> pieces;
@@ -66,6 +76,7 @@ Tasks shared_tasks(const std::vector<const RowPiece*>& pieces, int64_t long_rows
     tasks.pieces.push_back(piece);
     tasks.ends.push_back(int64_t(tasks.pieces.size()));
   }
+  std::stable_sort(tasks.pieces.begin(), tasks.pieces.end(), longer);
   constexpr int64_t kMost = 32;
   int64_t rows = 0, count = 0;
   for (const RowPiece* piece : pieces) {
@@ -142,26 +153,26 @@ void run_pieces(const Tensor& like, const std::vector<RowPiece>& pieces, int64_t
   const auto gathered = [&](const RowPiece& piece) {
     return piece.consecutive ? 0 : scratch_bytes(piece.rows * row_bytes) + kScratchAlign;
   };
-  // Large pieces: sharing them as a whole would leave threads idle at the end.
+  // Of large pieces the last may leave threads idle, so they may have to be shared among all threads.
   const int64_t large_rows = all / (8 * threads) + 1;
-  int64_t large_sum = 0, large_most = 0;
-  double one_by_one = 0;
   std::vector<const RowPiece*> large, others;
   others.reserve(pieces.size());
+  int64_t rest = 0;
+  double one_by_one = 0;
   for (const RowPiece& piece : pieces) {
     const int64_t workers = threads > 1 && piece.rows >= large_rows ? needs.of(piece).workers : 1;
-    if (workers == 1) {
-      others.push_back(&piece);
-      continue;
-    }
-    large.push_back(&piece);
-    large_sum += piece.rows, large_most = std::max(large_most, piece.rows);
-    one_by_one += double(piece.rows) / double(workers);
+    (workers > 1 ? large : others).push_back(&piece);
+    if (workers > 1)
+      one_by_one += double(piece.rows) / double(workers);
+    else
+      rest += piece.rows;
   }
-  // Those that have too few tasks for all threads may be done sooner side by side.
-  if (one_by_one > 1.2 * double(std::max(large_sum / threads, large_most))) {
-    others.clear(), large.clear();
-    for (const RowPiece& piece : pieces) others.push_back(&piece);
+  const auto gathers_most =
+      std::max_element(large.begin(), large.end(), [&](auto* a, auto* b) { return gathered(*a) < gathered(*b); });
+  const bool little_memory = large.empty() || 8 * threads * gathered(**gathers_most) <= 3 * all * row_bytes;
+  if (little_memory && double(side_by_side(large, all, threads)) <= 1.1 * (one_by_one + double(rest / threads))) {
+    others.insert(others.end(), large.begin(), large.end());
+    large.clear();
   }
   int64_t bytes = 0, serial_bytes = 0;
   for (const RowPiece* piece : large) bytes = std::max(bytes, needs.of(*piece).bytes + gathered(*piece));
