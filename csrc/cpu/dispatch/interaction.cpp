@@ -1,4 +1,6 @@
 // The dense interaction on the CPU: registration, checks, plan, memory and threads; the arithmetic is in kernels/.
+#include "cpu/dispatch/interaction.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -63,7 +65,7 @@ std::optional<LinearPlan> linear_plan(int64_t groups, int64_t rows, int64_t out,
 Major major_of(bool k_major, bool n_major) { return k_major ? Major::k : n_major ? Major::n : Major::neither; }
 
 // Returns whether the product was computed.
-bool try_linear(DType dtype, const Tensor& like, LinearCall call) {
+bool try_linear(DType dtype, const WorkspaceSource& memory, LinearCall call) {
   bool k_major = true, n_major = true;
   for (const LinearTerm& t : call.terms)
     k_major &= !t.depth || t.matrix.col == 1, n_major &= !t.depth || t.matrix.row == 1;
@@ -72,21 +74,33 @@ bool try_linear(DType dtype, const Tensor& like, LinearCall call) {
                                 major_of(k_major, n_major), kernels.mul_traits(dtype));
   if (!plan) return false;
   if (!call.terms[0].rows.data) std::swap(call.terms[0], call.terms[1]);
-  const Workspace workspace(like, workspace_size(*plan));
-  (plan->stream ? kernels.linear_stream : kernels.linear)(dtype, call, *plan, workspace.executor);
+  memory.run(workspace_size(*plan), [&](const Executor& executor) {
+    (plan->stream ? kernels.linear_stream : kernels.linear)(dtype, call, *plan, executor);
+  });
   return true;
 }
 
-void run_forward(DType dtype, const Tensor& like, ForwardCall call, const Optional& packed_weight) {
+void run_forward(DType dtype, const WorkspaceSource& memory, ForwardCall call, const Optional& packed_weight) {
   const ProblemSize& p = call.problem;
   const Kernels& kernels = selected_kernels();
   const bool weight = call.weight.data, weight_z = call.weight_z.data, weight_x = call.weight_x.data;
   const ForwardPlan plan = plan_forward(p, kernels.mul_traits(dtype), weight, weight_z, weight_x);
-  const Workspace workspace(like, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   if (packed_weight.has_value() && plan.order != Order::stream)
     call.packed_weight = packed_weight_ref("interaction_packed", *packed_weight, p, plan, kernels.element(dtype),
                                            kernels.mul_traits(dtype).pair);
-  kernels.forward(dtype, call, plan, workspace.executor);
+  memory.run({plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes},
+             [&](const Executor& executor) { kernels.forward(dtype, call, plan, executor); });
+}
+
+bool try_linear(DType dtype, const WorkspaceSource& memory, const ForwardCall& call) {
+  const ProblemSize& p = call.problem;
+  return try_linear(dtype, memory,
+                    {p.groups,
+                     p.rows,
+                     p.out,
+                     {linear_term(call.z, call.weight_z, p.context), linear_term(call.x, call.weight_x, p.width)},
+                     call.bias,
+                     call.y});
 }
 
 // `packed_weight`: W in the layout of mi.pack, if there is one; the stream reads W itself.
@@ -107,17 +121,13 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
                    tensor_ref(weight_x, shape.grouped),
                    tensor_ref(bias, shape.grouped),
                    {y.mutable_data_ptr()}};
-  const LinearCall without_weight{
-      p.groups,  p.rows,
-      p.out,     {linear_term(call.z, call.weight_z, p.context), linear_term(call.x, call.weight_x, p.width)},
-      call.bias, call.y};
-  if (weight.has_value() || !try_linear(dtype, x, without_weight)) {
+  if (weight.has_value() || !try_linear(dtype, {&x}, call)) {
     Optional contiguous_weight;
     if (weight.has_value()) {
       contiguous_weight = with_contiguous_groups(*weight, shape.grouped);
       call.weight = weight_ref(*contiguous_weight, shape.grouped);
     }
-    run_forward(dtype, x, call, packed_weight);
+    run_forward(dtype, {&x}, call, packed_weight);
   }
   if (weight.has_value() && may_overflow(dtype) && !all_finite(y))
     replace_not_finite(y, forward(in_double(x), in_double(z), in_double(weight), {}, in_double(weight_z),
@@ -140,21 +150,27 @@ Tensor packed_forward(const Tensor& x, const Tensor& z, const Tensor& weight, co
   return forward(x, z, weight, packed_weight, weight_z, weight_x, bias);
 }
 
-void run_input_grads(DType dtype, const Tensor& like, const InputGradsCall& call) {
+void run_input_grads(DType dtype, const WorkspaceSource& memory, const InputGradsCall& call) {
   const Kernels& kernels = selected_kernels();
   const InputGradsPlan plan =
       plan_input_grads(call.problem, kernels.mul_traits(dtype), call.weight.data, call.dx.data, call.dz.data);
-  const Workspace workspace(like, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
-  kernels.input_grads(dtype, call, plan, workspace.executor);
+  memory.run({plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes},
+             [&](const Executor& executor) { kernels.input_grads(dtype, call, plan, executor); });
 }
 
 // The gradient through weight_z or weight_x alone, if that is computed with its features in the lanes; `result` is then
 // cleared, as nothing is left to be done for it.
-void try_linear_grad(DType dtype, const Tensor& like, const InputGradsCall& call, const TensorRef& matrix,
+void try_linear_grad(DType dtype, const WorkspaceSource& memory, const InputGradsCall& call, const TensorRef& matrix,
                      int64_t features, OutputRef& result) {
   const ProblemSize& p = call.problem;
   const LinearTerm product = linear_term(call.grad, transposed(matrix), p.out);
-  if (result.data && try_linear(dtype, like, {p.groups, p.rows, features, {product, {}}, {}, result})) result = {};
+  if (result.data && try_linear(dtype, memory, {p.groups, p.rows, features, {product, {}}, {}, result})) result = {};
+}
+
+void run_linear_grads(DType dtype, const WorkspaceSource& memory, InputGradsCall call) {
+  try_linear_grad(dtype, memory, call, call.weight_x, call.problem.width, call.dx);
+  try_linear_grad(dtype, memory, call, call.weight_z, call.problem.context, call.dz);
+  if (call.dx.data || call.dz.data) run_input_grads(dtype, memory, call);
 }
 
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
@@ -178,11 +194,9 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   if (weight.has_value()) {
     const Tensor contiguous_weight = with_contiguous_groups(*weight, shape.grouped);
     call.weight = weight_ref(contiguous_weight, shape.grouped);
-    run_input_grads(dtype, x, call);
+    run_input_grads(dtype, {&x}, call);
   } else {
-    try_linear_grad(dtype, x, call, call.weight_x, p.width, call.dx);
-    try_linear_grad(dtype, x, call, call.weight_z, p.context, call.dz);
-    if (call.dx.data || call.dz.data) run_input_grads(dtype, x, call);
+    run_linear_grads(dtype, {&x}, call);
   }
   if (weight.has_value() && may_overflow(dtype) && !(all_finite(dx) && all_finite(dz))) {
     const auto [exact_x, exact_z] = input_grads(in_double(grad), in_double(x), in_double(z), in_double(weight),
@@ -204,6 +218,17 @@ WorkspaceSize workspace_size(const WeightGradsPlan& plan, const bool (&want)[4])
   return {tasks, operations, plan.worker_bytes, plan.partial_bytes};
 }
 
+void run_weight_grads(DType dtype, const WorkspaceSource& memory, const WeightGradsCall& call) {
+  const bool want[4] = {bool(call.weight.data), bool(call.weight_z.data), bool(call.weight_x.data),
+                        bool(call.bias.data)};
+  if (!want[0] && !want[1] && !want[2] && !want[3]) return;
+  const Kernels& kernels = selected_kernels();
+  const WeightGradsPlan plan =
+      plan_weight_grads(call.problem, kernels.mul_traits(dtype), kernels.sum_traits(dtype), want);
+  memory.run(workspace_size(plan, want),
+             [&](const Executor& executor) { kernels.weight_grads(dtype, call, plan, executor); });
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, const Tensor& x, const Tensor& z,
                                                         bool want_weight, bool want_weight_z, bool want_weight_x,
                                                         bool want_bias) {
@@ -216,23 +241,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
                        want_weight_z ? empty_like(x, shape, {p.out, p.context}) : nothing(x),
                        want_weight_x ? empty_like(x, shape, {p.out, p.width}) : nothing(x),
                        want_bias ? empty_like(x, shape, {p.out}) : nothing(x)};
-  bool want[4];
   WeightGradsCall call{
       p, tensor_ref(grad, shape.grouped), tensor_ref(x, shape.grouped), tensor_ref(z, shape.grouped), {}, {}, {}, {}};
   OutputRef* slots[4] = {&call.weight, &call.weight_z, &call.weight_x, &call.bias};
-  for (int t = 0; t < 4; ++t) {
-    want[t] = results[t].numel() > 0;
-    if (want[t]) slots[t]->data = results[t].mutable_data_ptr();
-  }
-  const Kernels& kernels = selected_kernels();
-  const MulTraits traits = kernels.mul_traits(dtype);
-  const WeightGradsPlan plan = plan_weight_grads(p, traits, kernels.sum_traits(dtype), want);
-  const WorkspaceSize size = workspace_size(plan, want);
-  if (want[0] || want[1] || want[2] || want[3]) {
-    const Workspace workspace(x, size);
-    kernels.weight_grads(dtype, call, plan, workspace.executor);
-  }
-  if (may_overflow(dtype) && want[0]) {
+  for (int t = 0; t < 4; ++t)
+    if (results[t].numel() > 0) slots[t]->data = results[t].mutable_data_ptr();
+  run_weight_grads(dtype, {&x}, call);
+  if (may_overflow(dtype) && call.weight.data) {
     // Inspects whichever has fewer elements: the gradient or its inputs.
     const bool finite = results[0].numel() < grad.numel() + x.numel() + z.numel() ? all_finite(results[0])
                                                                                   : products_fit({grad, x, z}, p.rows);
@@ -301,6 +316,19 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
 }
 
 }  // namespace
+
+void forward_part(DType dtype, const WorkspaceSource& memory, const ForwardCall& call) {
+  if (call.weight.data || !try_linear(dtype, memory, call)) run_forward(dtype, memory, call, {});
+}
+
+void input_grads_part(DType dtype, const WorkspaceSource& memory, const InputGradsCall& call) {
+  call.weight.data ? run_input_grads(dtype, memory, call) : run_linear_grads(dtype, memory, call);
+}
+
+void weight_grads_part(DType dtype, const WorkspaceSource& memory, const WeightGradsCall& call) {
+  run_weight_grads(dtype, memory, call);
+}
+
 }  // namespace mi_kernels
 
 STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {

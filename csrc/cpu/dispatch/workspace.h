@@ -39,6 +39,7 @@ struct WorkspaceSize {
     partial_bytes = partial;
   }
   int64_t bytes() const { return workers * worker_bytes + partial_bytes + kScratchAlign; }
+  Executor executor(char* start) const { return {workers, start, start + workers * worker_bytes, run_on_threads}; }
 };
 
 // Scratch memory comes from torch's allocator, so that its profiler and its limits see it.
@@ -49,7 +50,35 @@ struct __attribute__((visibility("hidden"))) Workspace {
       : bytes(torch::stable::new_empty(like, {size.bytes()}, torch::headeronly::ScalarType::Byte)) {
     const auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
     auto* start = reinterpret_cast<char*>(round_up(int64_t(address), kScratchAlign));
-    executor = {size.workers, start, start + size.workers * size.worker_bytes, run_on_threads};
+    executor = size.executor(start);
+  }
+};
+
+// What the calls for a part of a larger call need at most: on all threads, and on one.
+struct WorkspaceNeeds {
+  int64_t workers = 1, bytes = 0, serial_bytes = 0;
+};
+
+// Where a call gets its scratch memory. A part of a larger call is measured first, and then runs in memory that the
+// larger call has allocated for all its parts.
+struct WorkspaceSource {
+  const Tensor* like = nullptr;     // new memory, from the allocator of this tensor
+  WorkspaceNeeds* needs = nullptr;  // none: nothing runs
+  char* start = nullptr;            // this memory, aligned
+  bool serial = false;              // on this thread alone
+
+  template <class Run>
+  void run(WorkspaceSize size, const Run& run) const {
+    if (like) return run(Workspace(*like, size).executor);
+    if (needs) {
+      needs->workers = std::max(needs->workers, size.workers);
+      needs->bytes = std::max(needs->bytes, size.bytes());
+    }
+    if (needs || serial) size.workers = 1;
+    if (needs)
+      needs->serial_bytes = std::max(needs->serial_bytes, size.bytes());
+    else
+      run(size.executor(start));
   }
 };
 

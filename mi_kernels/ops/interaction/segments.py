@@ -14,6 +14,7 @@ from mi_kernels.ops.checks import check_segments
 from mi_kernels.ops.compiling import is_transformed
 from mi_kernels.ops.dtypes import accumulation_dtype
 from mi_kernels.ops.interaction import autograd, cost_model, shared
+from mi_kernels.ops.library import LIBRARY, NAMESPACE
 from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # active under make_fx
@@ -45,9 +46,23 @@ def check_segment_ids(op: str, segment_ids: object, x: Tensor, groups: int) -> N
 
 def grouping(segment_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The rows ordered by group [N], and the offsets of the groups in that order [G + 1]."""
+    return torch.ops.mi_kernels.segment_order(segment_ids, groups)
+
+
+def _segment_order(segment_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     ordered, row_index = segment_ids.sort(stable=True)
     numbers = segment_ids.new_ones(groups + 1).cumsum(0) - 1  # not arange: the indices may be a fake tensor
     return row_index, torch.searchsorted(ordered, numbers)
+
+
+def _segment_order_fake(segment_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(segment_ids), segment_ids.new_empty(groups + 1)
+
+
+# The CPU library has a kernel for it: a counting sort.
+LIBRARY.define("segment_order(Tensor segment_ids, SymInt groups) -> (Tensor, Tensor)")
+LIBRARY.impl("segment_order", _segment_order, "CompositeExplicitAutograd")
+torch.library.register_fake(f"{NAMESPACE}::segment_order", _segment_order_fake, lib=LIBRARY)
 
 
 def linear_by_segment(backend: str, segment_ids: Tensor, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
