@@ -10,7 +10,7 @@ from mi_kernels import backends
 from mi_kernels.functional._arguments import autocast, autocast_dtype, expand_bias
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.backend import get
-from mi_kernels.ops.interaction import dispatch, plan_shared, reference, segments
+from mi_kernels.ops.interaction import dispatch, eager, plan_shared, reference, segments
 from mi_kernels.ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check_arguments
 from mi_kernels.ops.interaction.packed_weight import PackedWeight
 from mi_kernels.ops.plan import Plan
@@ -160,6 +160,10 @@ def _interaction(
     packed_weight = None
     if isinstance(weight, PackedWeight):
         weight, packed_weight = _cast_and_packed(weight, (x, z, *others))
+    if segment_ids is None and force is None:
+        y = eager.interaction(backends.eager_cpu(x), x, z, weight, *others, packed_weight)
+        if y is not None:
+            return y
     x, z, *weights = autocast((x, z, weight, *others))
     weights = [*weights[:-1], expand_bias(weights[-1], *weights[:-1])]
     check_arguments(spelling, x, z, *weights, segment_ids=segment_ids)
