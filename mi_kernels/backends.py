@@ -255,7 +255,9 @@ def eager_cpu(tensor: object, family: str = "interaction") -> str | None:
     name = _selected.name
     if name == "auto":
         name = _auto_choice(tensor.device, tensor.dtype, family)
-    if name != "cpu" or torch._C._is_any_autocast_enabled() or torch._C._get_tracing_state() is not None:
+    if name != "cpu" or tensor.dtype not in FLOATING:
+        return None
+    if torch._C._is_any_autocast_enabled() or torch._C._get_tracing_state() is not None:
         return None
     return name
 

@@ -160,7 +160,7 @@ def _interaction(
     packed_weight = None
     if isinstance(weight, PackedWeight):
         weight, packed_weight = _cast_and_packed(weight, (x, z, *others))
-    if segment_ids is None and force is None:
+    if segment_ids is None and force is None and (weight is not None or spelling.required == 2):
         y = eager.interaction(backends.eager_cpu(x), x, z, weight, *others, packed_weight)
         if y is not None:
             return y

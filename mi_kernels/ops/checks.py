@@ -53,6 +53,25 @@ def check_tensors(
             )
 
 
+def all_fit(dtype: torch.dtype, tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether all that are given are dense tensors on the CPU of one dtype, and of these shapes.
+
+    A fraction of the time that checks take which have to word an error. No answer but True means anything.
+    """
+    try:
+        for tensor, shape in zip(tensors, shapes):  # noqa: B905 (strict costs time)
+            if tensor is not None and (
+                tensor.dtype is not dtype
+                or tensor.shape != shape
+                or tensor.layout is not torch.strided
+                or not tensor.is_cpu
+            ):
+                return False
+    except (AttributeError, RuntimeError):  # no tensor, or a nested one
+        return False
+    return True
+
+
 def check_rank(op: str, name: str, tensor: Tensor, least: int) -> None:
     """The tensor has at least ``least`` dimensions."""
     if tensor.dim() < least:

@@ -1,16 +1,15 @@
 """The commonest calls, straight to the rules: rows [B, X] and [B, Z] with nothing to broadcast.
 
-Checks and broadcasting took several times as long as the kernel of a small call. The registered operations check
-every argument themselves, so each function here tries the call, and returns None where it is of another kind
-or where the operation refuses it. The public function then goes its general way, whose checks word the error.
+Checks that word an error, and layouts of leading dimensions, took several times as long as the kernel of a small
+call. Each function here returns None for a call of any other kind, and for one with anything wrong: the public
+function then goes its general way.
 """
 
 from torch import Tensor
 
+from mi_kernels.ops.checks import all_fit
 from mi_kernels.ops.interaction import autograd, shared
-from mi_kernels.ops.rules import Maybe
-
-REFUSED = (AttributeError, RuntimeError, TypeError, ValueError)
+from mi_kernels.ops.rules import Maybe, without_features
 
 
 def interaction(
@@ -23,15 +22,23 @@ def interaction(
     bias: Maybe,
     packed_weight: Maybe = None,
 ) -> Maybe:
-    """y [B, O] of x [B, X] and z [B, Z], else None. ``backend``: as `backends.eager_cpu` found it."""
-    if backend is None:
+    """y [B, O] of x [B, X] and z [B, Z], else None. ``backend``: what `backends.eager_cpu` has found."""
+    if backend is None or not fits(x, z, weight, weight_z, weight_x, bias):
         return None
+    return autograd.forward(backend, x, z, weight, weight_z, weight_x, bias, packed_weight)
+
+
+def fits(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -> bool:
+    """Whether the arguments of an interaction are right, and x [B, X] and z [B, Z] alike."""
+    tensors = x, z, weight, weight_z, weight_x, bias
     try:
-        if x.dim() != 2 or z.dim() != 2 or x.size(0) != z.size(0):
-            return None
-        return autograd.forward(backend, x, z, weight, weight_z, weight_x, bias, packed_weight)
-    except REFUSED:
-        return None
+        rows, width = x.shape
+        context = z.shape[1]
+        out = next(weight.shape[0] for weight in tensors[2:] if weight is not None)
+    except (AttributeError, IndexError, RuntimeError, StopIteration, ValueError):
+        return False
+    shapes = (rows, width), (rows, context), (out, context, width), (out, context), (out, width), (out,)
+    return all_fit(x.dtype, tensors, shapes)
 
 
 def generate(
@@ -41,11 +48,14 @@ def generate(
     if backend is None or weight is None or (weight_z is None and bias is not None):
         return None
     try:
-        if z.dim() != 2 or weight.dim() != 3:
-            return None
-        generated, offset = shared.generate(backend, z, weight, weight_z, weight_x, bias)
-    except REFUSED:
+        rows, context = z.shape
+        out, _, width = weight.shape
+    except (AttributeError, RuntimeError, ValueError):
         return None
+    shapes = (rows, context), (out, context, width), (out, context), (out, width), (out,)
+    if not all_fit(z.dtype, (z, weight, weight_z, weight_x, bias), shapes):
+        return None
+    generated, offset = shared.generate(backend, z, weight, weight_z, weight_x, bias)
     assert generated is not None
     return generated, offset
 
@@ -55,12 +65,14 @@ def apply_generated(backend: str | None, x: Tensor, weight: Tensor, bias: Maybe)
     if backend is None:
         return None
     try:
-        if x.dim() != 2 or (bias is not None and bias.dim() != weight.dim() - 1):
-            return None
-        if weight.dim() == 2:
-            return shared.linear(backend, x, weight, bias)
-        if weight.dim() != 3 or weight.size(0) != x.size(0):
-            return None
-        return shared.linear(backend, x.unsqueeze(1), weight, bias).squeeze(1)
-    except REFUSED:
+        rows, width = x.shape
+        *lead, out, _ = weight.shape
+    except (AttributeError, RuntimeError, ValueError):
         return None
+    if lead and lead != [rows]:
+        return None
+    if not all_fit(x.dtype, (x, weight, bias), ((rows, width), (*lead, out, width), (*lead, out))):
+        return None
+    if not lead:
+        return autograd.forward(backend, x, without_features(x), None, None, weight, bias)
+    return shared.linear(backend, x.unsqueeze(1), weight, bias).squeeze(1)
