@@ -248,6 +248,11 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
     return name
 
 
+def is_automatic() -> bool:
+    """Whether no backend was asked for by name."""
+    return _selected.name == "auto"
+
+
 def eager_cpu(tensor: object, family: str = "interaction") -> str | None:
     """`choose` in a microsecond: "cpu" for a call that nothing casts or traces, None where there is more to see."""
     if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor) or not tensor.is_cpu:

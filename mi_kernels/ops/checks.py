@@ -143,6 +143,11 @@ def check_activation(op: str, name: object, known: Collection[str]) -> None:
         raise ValueError(f"{op}: activation: expected one of {', '.join(known)}, got {name!r}")
 
 
+def is_coefficient(value: object) -> bool:
+    """Whether a number is a plain one; symbolic ones take `check_number`."""
+    return type(value) is float or type(value) is int
+
+
 def check_number(op: str, name: str, value: object) -> None:
     """A coefficient is a real number."""
     if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
