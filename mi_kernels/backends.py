@@ -249,8 +249,8 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
 
 
 def is_automatic() -> bool:
-    """Whether no backend was asked for by name."""
-    return _selected.name == "auto"
+    """Whether no backend was asked for by name, and nothing compiles the call."""
+    return not torch.compiler.is_compiling() and _selected.name == "auto"
 
 
 def eager_cpu(tensor: object, family: str = "interaction") -> str | None:

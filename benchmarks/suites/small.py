@@ -56,7 +56,11 @@ def gates(rows: int, n: int) -> Iterator[Case]:
     def addcmul(x, z, a, b, c, d):
         return torch.addcmul(F.linear(z, c, d), torch.sigmoid(F.linear(z, a, b)), x)
 
-    forms: Forms = {OURS: lambda *t: mi.diagonal(*t, activation="sigmoid"), "eager": eager, "addcmul": addcmul}
+    forms: Forms = {
+        OURS: lambda *t: mi.diagonal(*t, activation="sigmoid"),
+        "eager": eager,
+        "addcmul": addcmul,
+    }
     yield Case("diagonal", ((rows, n), (rows, n), (n, n), (n,), (n, n), (n,)), forms)
     forms = {OURS: mi.gated_interaction, "einsum": lambda x, *t: torch.sigmoid(_einsum(x, *t)) * x}
     forms["x first"] = lambda x, *t: torch.sigmoid(_x_first(x, *t)) * x

@@ -81,12 +81,10 @@ def modulate(
         >>> mi.modulate(tokens, scale, shift, scale_offset=1.0).shape
         torch.Size([2, 7, 5])
     """
+    if backends.is_automatic() and small.takes(x, scale, shift, activation, scale_offset):
+        return small.modulate(x, scale, shift, activation, scale_offset)
     backend = backends.eager_cpu(x, "modulate")
     if backend is not None and small.fits(x, scale, shift, activation, scale_offset):
-        if backends.is_automatic() and small.takes(x, scale, shift):
-            return modulate_reference.modulate(
-                x, scale, shift, activation=activation, scale_offset=scale_offset
-            )
         scale, shift = same_rank(scale, x.dim()), None if shift is None else same_rank(shift, x.dim())
         return elementwise.modulate(backend, x, scale, shift, activation, float(scale_offset))
     x, scale, shift = promote((x, scale, shift))
@@ -296,7 +294,8 @@ def _per_context(
 def _plan_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_offset: float) -> Plan:
     x, scale, shift = promote((x, scale, shift))
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
-    return modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift)
+    few = backends.is_automatic() and small.takes(x, scale, shift, activation, scale_offset)
+    return modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift, few)
 
 
 def _plan_diagonal(activation: str, scale_offset: float, weight_x: Any, **arguments: Any) -> Plan:
