@@ -254,7 +254,7 @@ def is_automatic() -> bool:
 
 
 def eager_cpu(tensor: object, family: str = "interaction") -> str | None:
-    """`choose` in a microsecond: "cpu" for a call that nothing casts or traces, None where there is more to see."""
+    """`choose` in a microsecond: "cpu" for a call that nothing casts or traces, None for any other."""
     if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor) or not tensor.is_cpu:
         return None
     name = _selected.name

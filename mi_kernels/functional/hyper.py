@@ -116,10 +116,8 @@ def apply_generated(
         >>> mi.apply_generated(tokens, weight, bias).shape
         torch.Size([2, 7, 4])
     """
-    if (
-        segment_ids is None
-        and (y := eager.apply_generated(backends.eager_cpu(x), x, weight, bias)) is not None
-    ):
+    y = eager.apply_generated(backends.eager_cpu(x), x, weight, bias) if segment_ids is None else None
+    if y is not None:
         return y
     x, weight, bias = autocast((x, weight, bias))
     lead = _check_apply(x, weight, bias, segment_ids)

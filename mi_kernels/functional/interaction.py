@@ -161,7 +161,8 @@ def _interaction(
     if isinstance(weight, PackedWeight):
         weight, packed_weight = _cast_and_packed(weight, (x, z, *others))
     if segment_ids is None and force is None and (weight is not None or spelling.required == 2):
-        y = eager.interaction(backends.eager_cpu(x), x, z, weight, *others, packed_weight)
+        backend = backends.eager_cpu(x)
+        y = eager.interaction(backend, packed_weight, x, z, weight, *others)
         if y is not None:
             return y
     x, z, *weights = autocast((x, z, weight, *others))

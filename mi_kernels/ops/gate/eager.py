@@ -1,4 +1,4 @@
-"""The commonest calls of the gated forms, straight to the rules: rows [B, X] and [B, Z], nothing to broadcast.
+"""The commonest calls of the gated forms, straight to the rules: rows [B, X] and [B, Z] alike.
 
 As ops/interaction/eager.py: None for a call of any other kind, and for one with anything wrong.
 """
@@ -41,10 +41,19 @@ def diagonal(
     return autograd.gate(backend, activation, float(scale_offset), x, z, *weights)
 
 
-def gated_interaction(backend: str | None, activation: str, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
+def gated_interaction(
+    backend: str | None,
+    activation: str,
+    x: Tensor,
+    z: Tensor,
+    weight: Maybe,
+    weight_z: Maybe,
+    weight_x: Maybe,
+    bias: Maybe,
+) -> Maybe:
     """y [B, X] of x [B, X] and z [B, Z], else None."""
-    if backend is None or activation not in activations.NAMES or not dense.fits(x, z, *weights):
+    if backend is None or activation not in activations.NAMES:
         return None
-    if any(weight is not None and weight.shape[0] != x.shape[1] for weight in weights):
+    if not dense.fits(x, z, weight, weight_z, weight_x, bias, x):
         return None
-    return autograd.gate(backend, activation, 0.0, x, z, *weights, None, None)
+    return autograd.gate(backend, activation, 0.0, x, z, weight, weight_z, weight_x, bias, None, None)

@@ -1,8 +1,8 @@
 """The commonest calls, straight to the rules: rows [B, X] and [B, Z] with nothing to broadcast.
 
-Checks that word an error, and layouts of leading dimensions, took several times as long as the kernel of a small
-call. Each function here returns None for a call of any other kind, and for one with anything wrong: the public
-function then goes its general way.
+Checks that word an error, and layouts of leading dimensions, took several times as long as the kernel of a
+small call. Each function here returns None for a call of any other kind, and for one with anything wrong: the
+public function then goes its general way.
 """
 
 from torch import Tensor
@@ -14,13 +14,13 @@ from mi_kernels.ops.rules import Maybe, without_features
 
 def interaction(
     backend: str | None,
+    packed_weight: Maybe,
     x: Tensor,
     z: Tensor,
     weight: Maybe,
     weight_z: Maybe,
     weight_x: Maybe,
     bias: Maybe,
-    packed_weight: Maybe = None,
 ) -> Maybe:
     """y [B, O] of x [B, X] and z [B, Z], else None. ``backend``: what `backends.eager_cpu` has found."""
     if backend is None or not fits(x, z, weight, weight_z, weight_x, bias):
@@ -28,13 +28,22 @@ def interaction(
     return autograd.forward(backend, x, z, weight, weight_z, weight_x, bias, packed_weight)
 
 
-def fits(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe) -> bool:
-    """Whether the arguments of an interaction are right, and x [B, X] and z [B, Z] alike."""
+def fits(
+    x: Tensor,
+    z: Tensor,
+    weight: Maybe,
+    weight_z: Maybe,
+    weight_x: Maybe,
+    bias: Maybe,
+    like: Maybe = None,
+) -> bool:
+    """Whether the arguments of an interaction are right, and x and z alike; y is as ``like [B, O]``."""
     tensors = x, z, weight, weight_z, weight_x, bias
     try:
         rows, width = x.shape
         context = z.shape[1]
-        out = next(weight.shape[0] for weight in tensors[2:] if weight is not None)
+        first = next(weight for weight in tensors[2:] if weight is not None)
+        out = first.shape[0] if like is None else like.shape[1]
     except (AttributeError, IndexError, RuntimeError, StopIteration, ValueError):
         return False
     shapes = (rows, width), (rows, context), (out, context, width), (out, context), (out, width), (out,)

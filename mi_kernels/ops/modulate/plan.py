@@ -17,7 +17,7 @@ _WHY = {
     " rows that share a scale",
     "one pass, sums": "x and g are read once; dx, dscale and dshift are computed in the same pass",
     "elementwise": "PyTorch's own operations, one after the other",
-    small.ALGORITHM: "few elements: PyTorch's own operations, one after the other, cost less than a kernel's call",
+    small.ALGORITHM: "few elements: PyTorch's own operations cost less than a kernel's call",
 }
 
 

@@ -1,8 +1,8 @@
 """Modulation of a few elements by PyTorch's own operations, whose derivatives are in C++.
 
-A call of a kernel, and a rule in Python, cost more than two passes over a few thousand elements. Where `takes` says
-so, `auto` runs the formula of reference.py instead. Its bits do not depend on the number of threads either: PyTorch
-shares out 32768 elements and more.
+A call of a kernel, and a rule in Python, cost more than two passes over a few thousand elements. Where
+`takes` says so, `auto` runs the formula of reference.py instead. Its bits do not depend on the number of
+threads either: PyTorch shares out 32768 elements and more.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ def fits(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) -> 
 
 
 def takes(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) -> bool:
-    """Whether the arguments are right and PyTorch's operations their plan; each query here is 5 % of a call."""
+    """Whether the arguments are right and PyTorch's operations their plan. Each query is 5 % of a call."""
     try:
         shape, dtype = x.shape, x.dtype
         if dtype not in _DTYPES or not 0 < x.numel() <= MAX_ELEMENTS or not _alike(x, dtype):
