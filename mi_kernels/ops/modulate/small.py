@@ -19,6 +19,7 @@ from mi_kernels.ops.rules import gradients_wanted
 MAX_ELEMENTS = 1 << 14
 ALGORITHM = "torch"
 _DTYPES = (torch.float32, torch.float64)  # 16 bits are rounded after each operation, the kernel rounds once
+_NAMES = tuple(name for name in activations.NAMES if name != "hardsigmoid")  # PyTorch has no f'' of it
 _PLAIN = (Tensor, torch.nn.Parameter)  # DTensor has rules for the operations of this package
 
 
@@ -61,7 +62,7 @@ def takes(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) ->
         return False
     # A transform maps over more elements than are seen here.
     return (
-        activation in activations.NAMES
+        activation in _NAMES
         and is_coefficient(scale_offset)
         and len(shape) > 0
         and not torch._C._are_functorch_transforms_active()
