@@ -95,6 +95,8 @@ def generated(rows: int, n: int) -> Iterator[Case]:
     yield Case("generate", ((rows, n), *_weights(n)), forms)
     forms = {OURS: mi.apply_generated, "F.linear": F.linear}
     yield Case("apply_generated, one W'", ((rows, n), (n, n), (n,)), forms)
+    if rows == 1:
+        yield Case("apply_generated, x [X]", ((n,), (n, n), (n,)), forms)
     forms = {OURS: mi.apply_generated, "einsum": lambda x, w, c: torch.einsum("boj,bj->bo", w, x) + c}
     forms["baddbmm"] = lambda x, w, c: torch.baddbmm(c.unsqueeze(-1), w, x.unsqueeze(-1)).squeeze(-1)
     yield Case("apply_generated", ((rows, n), (rows, n, n), (rows, n)), forms)

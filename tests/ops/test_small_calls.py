@@ -145,12 +145,19 @@ B, Z, X, O = 5, 3, 7, 4  # noqa: E741
 CALLS = {
     "interaction": (mi.interaction, (B, X), (B, Z), (O, Z, X), (O, Z), (O, X), (O,)),
     "one-row": (mi.interaction, (1, X), (1, Z), (O, Z, X), (O, Z), (O, X), (O,)),
+    "vectors": (mi.interaction, (X,), (Z,), (O, Z, X), (O, Z), (O, X), (O,)),
     "no-weight": (mi.interaction, (B, X), (B, Z), None, (O, Z), None, (O,)),
     "bias-alone": (mi.interaction, (B, X), (B, Z), None, None, None, (O,)),
     "bilinear": (mi.bilinear, (B, Z), (B, X), (O, Z, X), (O,)),
     "generate": (mi.generate, (B, Z), (O, Z, X), (O, Z), (O, X), (O,)),
     "generate-weight": (mi.generate, (B, Z), (O, Z, X), None, (O, X), None),
     "generate-bias": (mi.generate, (B, Z), (O, Z, X), None, None, (O,)),
+    "generate-vector": (mi.generate, (Z,), (O, Z, X), (O, Z), (O, X), (O,)),
+    "apply-vector": (mi.apply_generated, (X,), (O, X), (O,)),
+    "apply-tokens": (mi.apply_generated, (B, 6, X), (B, 1, O, X), (B, 1, O)),
+    "apply-row": (mi.apply_generated, (1, X), (1, O, X), (1, O)),
+    "apply-sample": (mi.apply_generated, (1, 6, X), (1, 1, O, X), None),
+    "apply-pairs": (mi.apply_generated, (B, 1, X), (1, 6, O, X), None),
     "apply-one": (mi.apply_generated, (B, X), (O, X), (O,)),
     "apply": (mi.apply_generated, (B, X), (B, O, X), (B, O)),
     "apply-product": (mi.apply_generated, (B, X), (B, O, X), None),
@@ -163,7 +170,7 @@ CALLS = {
     "modulate-rows": (mi.modulate, (B, X), (X,), (B, 1)),
 }
 # Those that the checks with messages are spared.
-SHORT = set(CALLS) - {"generate-bias", "apply-expanded-bias"}
+SHORT = set(CALLS) - {"generate-bias", "apply-expanded-bias", "apply-pairs", "apply-sample"}
 
 
 def made(name, dtype):
