@@ -65,7 +65,8 @@ def modulate(
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits are computed in float32),
     and one device. Differentiable in all tensors to any order, in reverse and in forward mode; the gradients
     of ``scale`` and ``shift`` are summed over the broadcast dimensions in the same pass that computes that of
-    ``x``. Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours.
+    ``x``. Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours; so it is
+    for up to 16384 contiguous elements of float32 or float64 on the CPU, where a kernel's call costs more.
 
     Raises:
         TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, or
