@@ -248,9 +248,11 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
     return name
 
 
-def is_automatic() -> bool:
-    """Whether no backend was asked for by name, and nothing compiles the call."""
-    return not torch.compiler.is_compiling() and _selected.name == "auto"
+def is_open() -> bool:
+    """Whether the choice is this package's: no backend was asked for by name, and nothing traces the call."""
+    if torch.compiler.is_compiling() or _selected.name != "auto":
+        return False
+    return torch._C._get_tracing_state() is None
 
 
 def eager_cpu(tensor: object, family: str = "interaction") -> str | None:

@@ -65,8 +65,8 @@ def modulate(
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits are computed in float32),
     and one device. Differentiable in all tensors to any order, in reverse and in forward mode; the gradients
     of ``scale`` and ``shift`` are summed over the broadcast dimensions in the same pass that computes that of
-    ``x``. Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours; so it is
-    for up to 16384 contiguous elements of float32 or float64 on the CPU, where a kernel's call costs more.
+    ``x``. Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours. So it
+    is for up to 16384 contiguous elements of float32 or float64 on the CPU, where a kernel's call costs more.
 
     Raises:
         TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, or
@@ -82,7 +82,7 @@ def modulate(
         >>> mi.modulate(tokens, scale, shift, scale_offset=1.0).shape
         torch.Size([2, 7, 5])
     """
-    if backends.is_automatic() and small.takes(x, scale, shift, activation, scale_offset):
+    if backends.is_open() and small.takes(x, scale, shift, activation, scale_offset):
         return small.modulate(x, scale, shift, activation, scale_offset)
     backend = backends.eager_cpu(x, "modulate")
     if backend is not None and small.fits(x, scale, shift, activation, scale_offset):
@@ -295,7 +295,7 @@ def _per_context(
 def _plan_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_offset: float) -> Plan:
     x, scale, shift = promote((x, scale, shift))
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
-    few = backends.is_automatic() and small.takes(x, scale, shift, activation, scale_offset)
+    few = backends.is_open() and small.takes(x, scale, shift, activation, scale_offset)
     return modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift, few)
 
 
