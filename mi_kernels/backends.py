@@ -248,6 +248,27 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
     return name
 
 
+def is_open() -> bool:
+    """Whether the choice is this package's: no backend was asked for by name, and nothing traces the call."""
+    if torch.compiler.is_compiling() or _selected.name != "auto":
+        return False
+    return torch._C._get_tracing_state() is None
+
+
+def eager_cpu(tensor: object, family: str = "interaction") -> str | None:
+    """`choose` in a microsecond: "cpu" for a call that nothing casts or traces, None for any other."""
+    if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor) or not tensor.is_cpu:
+        return None
+    name = _selected.name
+    if name == "auto":
+        name = _auto_choice(tensor.device, tensor.dtype, family)
+    if name != "cpu" or tensor.dtype not in FLOATING:
+        return None
+    if torch._C._is_any_autocast_enabled() or torch._C._get_tracing_state() is not None:
+        return None
+    return name
+
+
 @constant_while_compiling
 def _is_in_onnx_export() -> bool:
     return torch.onnx.is_in_onnx_export()

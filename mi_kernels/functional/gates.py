@@ -22,6 +22,7 @@ from mi_kernels.ops.checks import (
 )
 from mi_kernels.ops.dtypes import FLOATING
 from mi_kernels.ops.gate import autograd as gate_rules
+from mi_kernels.ops.gate import eager as gate_eager
 from mi_kernels.ops.gate import plan as gate_plan
 from mi_kernels.ops.gate import reference as gate_reference
 from mi_kernels.ops.interaction import autograd as dense
@@ -29,6 +30,7 @@ from mi_kernels.ops.interaction.shared import flatten_rows
 from mi_kernels.ops.modulate import autograd as elementwise
 from mi_kernels.ops.modulate import plan as modulate_plan
 from mi_kernels.ops.modulate import reference as modulate_reference
+from mi_kernels.ops.modulate import small
 from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import without_features
 
@@ -63,7 +65,8 @@ def modulate(
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits are computed in float32),
     and one device. Differentiable in all tensors to any order, in reverse and in forward mode; the gradients
     of ``scale`` and ``shift`` are summed over the broadcast dimensions in the same pass that computes that of
-    ``x``. Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours.
+    ``x``. Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours. So it
+    is for up to 16384 contiguous elements of float32 or float64 on the CPU, where a kernel's call costs more.
 
     Raises:
         TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, or
@@ -79,6 +82,12 @@ def modulate(
         >>> mi.modulate(tokens, scale, shift, scale_offset=1.0).shape
         torch.Size([2, 7, 5])
     """
+    if backends.is_open() and small.takes(x, scale, shift, activation, scale_offset):
+        return small.modulate(x, scale, shift, activation, scale_offset)
+    backend = backends.eager_cpu(x, "modulate")
+    if backend is not None and small.fits(x, scale, shift, activation, scale_offset):
+        scale, shift = same_rank(scale, x.dim()), None if shift is None else same_rank(shift, x.dim())
+        return elementwise.modulate(backend, x, scale, shift, activation, float(scale_offset))
     x, scale, shift = promote((x, scale, shift))
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
     chosen = backends.choose(x, "modulate")
@@ -136,7 +145,11 @@ def diagonal(
         >>> mi.diagonal(x, z, weight, activation="sigmoid").shape
         torch.Size([8, 5])
     """
-    tensors = _expand_biases(autocast((x, z, weight, bias, shift_weight, shift_bias, weight_x)), 3, 5)
+    given = x, z, weight, bias, shift_weight, shift_bias, weight_x
+    y = gate_eager.diagonal(backends.eager_cpu(x, "diagonal"), activation, scale_offset, *given)
+    if y is not None:
+        return y
+    tensors = _expand_biases(autocast(given), 3, 5)
     lead = _check_diagonal(tensors, activation, scale_offset)
     x, z, weight, bias, shift_weight, shift_bias, weight_x = tensors
     options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
@@ -203,7 +216,11 @@ def gated_interaction(
         >>> mi.gated_interaction(x, z, weight, activation="softmax").shape
         torch.Size([8, 5])
     """
-    tensors = _expand_biases(autocast((x, z, weight, weight_z, weight_x, bias)), 5)
+    given = x, z, weight, weight_z, weight_x, bias
+    y = gate_eager.gated_interaction(backends.eager_cpu(x, "gated_interaction"), activation, *given)
+    if y is not None:
+        return y
+    tensors = _expand_biases(autocast(given), 5)
     lead = _check_gated(tensors, activation)
     x, z, *weights = tensors
     chosen = backends.choose(x, "gated_interaction")
@@ -278,7 +295,8 @@ def _per_context(
 def _plan_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_offset: float) -> Plan:
     x, scale, shift = promote((x, scale, shift))
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
-    return modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift)
+    few = backends.is_open() and small.takes(x, scale, shift, activation, scale_offset)
+    return modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift, few)
 
 
 def _plan_diagonal(activation: str, scale_offset: float, weight_x: Any, **arguments: Any) -> Plan:

@@ -11,7 +11,7 @@ from mi_kernels import backends
 from mi_kernels.functional._arguments import autocast, expand_bias
 from mi_kernels.ops.backend import get
 from mi_kernels.ops.checks import broadcast_leading, broadcast_like, check_rank, check_shape, check_tensors
-from mi_kernels.ops.interaction import plan_generated, reference, segments, shared
+from mi_kernels.ops.interaction import eager, plan_generated, reference, segments, shared
 from mi_kernels.ops.plan import Plan
 
 __all__ = ["apply_generated", "generate"]
@@ -55,6 +55,9 @@ def generate(
         >>> weight.shape, bias.shape
         (torch.Size([2, 4, 5]), torch.Size([2, 4]))
     """
+    found = eager.generate(backends.eager_cpu(z), z, weight, weight_z, weight_x, bias)
+    if found is not None:
+        return found
     z, weight, weight_z, weight_x, bias = autocast((z, weight, weight_z, weight_x, bias))
     bias = expand_bias(bias, weight, weight_z, weight_x)
     _check_generate(z, weight, weight_z, weight_x, bias)
@@ -114,6 +117,9 @@ def apply_generated(
         >>> mi.apply_generated(tokens, weight, bias).shape
         torch.Size([2, 7, 4])
     """
+    y = eager.apply_generated(backends.eager_cpu(x), x, weight, bias) if segment_ids is None else None
+    if y is not None:
+        return y
     x, weight, bias = autocast((x, weight, bias))
     lead = _check_apply(x, weight, bias, segment_ids)
     if bias is not None:

@@ -10,7 +10,15 @@ from mi_kernels import backends
 from mi_kernels.functional._arguments import autocast, autocast_dtype, expand_bias_to
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.backend import get
-from mi_kernels.ops.interaction import batched, dispatch, plan_batched, plan_shared, reference, segments
+from mi_kernels.ops.interaction import (
+    batched,
+    dispatch,
+    eager,
+    plan_batched,
+    plan_shared,
+    reference,
+    segments,
+)
 from mi_kernels.ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check_arguments
 from mi_kernels.ops.interaction.packed_weight import PackedWeight
 from mi_kernels.ops.plan import Plan
@@ -165,6 +173,16 @@ def _interaction(
     packed_weight = None
     if isinstance(weight, PackedWeight):
         weight, packed_weight = _cast_and_packed(weight, (x, z, *others))
+    if (
+        segment_ids is None
+        and weight_ids is None
+        and force is None
+        and (weight is not None or spelling.required == 2)
+    ):
+        backend = backends.eager_cpu(x)
+        y = eager.interaction(backend, packed_weight, x, z, weight, *others)
+        if y is not None:
+            return y
     x, z, *weights = autocast((x, z, weight, *others))
     weights = [*weights[:-1], _expand_bias(*weights)]
     check_arguments(spelling, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)

@@ -53,6 +53,25 @@ def check_tensors(
             )
 
 
+def all_fit(dtype: torch.dtype, tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether all that are given are dense tensors on the CPU of one dtype, and of these shapes.
+
+    A fraction of the time that checks take which have to word an error. No answer but True means anything.
+    """
+    try:
+        for tensor, shape in zip(tensors, shapes):  # noqa: B905 (strict costs time)
+            if tensor is not None and (
+                tensor.dtype is not dtype
+                or tensor.shape != shape
+                or tensor.layout is not torch.strided
+                or not tensor.is_cpu
+            ):
+                return False
+    except (AttributeError, RuntimeError):  # no tensor, or a nested one
+        return False
+    return True
+
+
 def check_rank(op: str, name: str, tensor: Tensor, least: int) -> None:
     """The tensor has at least ``least`` dimensions."""
     if tensor.dim() < least:
@@ -122,6 +141,11 @@ def check_activation(op: str, name: object, known: Collection[str]) -> None:
     """The name of an activation is known."""
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{op}: activation: expected one of {', '.join(known)}, got {name!r}")
+
+
+def is_coefficient(value: object) -> bool:
+    """Whether a number is a plain one; symbolic ones take `check_number`."""
+    return type(value) is float or type(value) is int
 
 
 def check_number(op: str, name: str, value: object) -> None:

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.autograd import forward_ad as fw
 from torch.autograd.function import BackwardCFunction
 
-from mi_kernels.ops.compiling import constant_while_compiling
+from mi_kernels.ops.compiling import constant_while_compiling, is_transformed
 
 Maybe = Tensor | None
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
@@ -157,7 +157,9 @@ class Rule(Function):
     @staticmethod
     def save(ctx, *tensors):
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        # Only jvp reads these. Dynamo does not know the level, and compiles what transforms differentiate.
+        if fw._current_level >= 0 or torch.compiler.is_compiling() or is_transformed():
+            ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
 
 

@@ -14,7 +14,11 @@ def modulate(
     scale_offset: float = 0.0,
 ) -> Tensor:
     """y = (act(scale) + s) * x + shift, one operation after the other."""
-    gate = activations.value(activation, scale)
-    if scale_offset != 0:
-        gate = gate + scale_offset
-    return gate * x if shift is None else gate * x + shift
+    factor = gate(scale, activation, scale_offset)
+    return factor * x if shift is None else factor * x + shift
+
+
+def gate(scale: Tensor, activation: str, scale_offset: float) -> Tensor:
+    """act(scale) + s."""
+    value = activations.value(activation, scale)
+    return value if scale_offset == 0 else value + scale_offset
