@@ -81,6 +81,17 @@ MI_INLINE Vec<typename Mul::Word> load_words_k(const S* p) {
   }
 }
 
+// The first `count` elements of such a vector, the others being zero, even if they are NaN in memory.
+template <class Mul, class S>
+MI_INLINE Vec<typename Mul::Word> first_words_k(const S* p, int64_t count) {
+  if constexpr (Mul::pair == 1) {
+    return first_lanes(load_words_k<Mul>(p), count);
+  } else {
+    constexpr int E = Simd<typename Mul::Word>::lanes * Mul::pair;
+    return bit_cast<Vec<typename Mul::Word>>(first_lanes(load<Vec<int16_t, E>>(p), count));
+  }
+}
+
 // Converts `depth` elements, contiguous along K, to the type in which they are multiplied; zero-pads to a whole word.
 template <class Mul, class S>
 void copy_row(const S* in, int64_t depth, typename Mul::Elem* out) {
