@@ -140,15 +140,26 @@ ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, 
   // Each task packs its B operand again, which pays off from about kRowsWorthPacking rows of A on.
   constexpr int64_t kRowsWorthPacking = 128;
   const int64_t most = max(p.out * outer / kRowsWorthPacking, 1);
-  const int64_t out_splits =
-      max(split_count(kTasks, blocks, f.operations, min(p.out, most)), ceil_div(p.out, out_panels));
-  f.out_step = max(ceil_div(p.out, out_splits), 1);
-  f.out_blocks = ceil_div(p.out, f.out_step);
   const int64_t result_bytes = max(p.groups * p.rows * p.out * m.acc_bytes, 1);
-  f.outer_splits = weight ? split_count(kPartialTasks, blocks * f.out_blocks, f.operations, outer / kBlockM) : 1;
-  f.outer_splits = max(min(f.outer_splits, kPartialBytes / result_bytes), 1);
-  f.outer_step = max(ceil_div(outer, f.outer_splits), 1);
-  f.outer_splits = max(ceil_div(outer, f.outer_step), 1);
+  const auto split_outputs = [&](int64_t tasks, int64_t parts) {
+    const int64_t out_splits = max(split_count(kTasks, tasks, f.operations, parts), ceil_div(p.out, out_panels));
+    f.out_step = max(ceil_div(p.out, out_splits), 1);
+    f.out_blocks = ceil_div(p.out, f.out_step);
+  };
+  const auto split_outer = [&](int64_t tasks, int64_t parts) {
+    f.outer_splits = weight ? split_count(kPartialTasks, tasks, f.operations, parts) : 1;
+    f.outer_splits = max(min(f.outer_splits, kPartialBytes / result_bytes), 1);
+    f.outer_step = max(ceil_div(outer, f.outer_splits), 1);
+    f.outer_splits = max(ceil_div(outer, f.outer_step), 1);
+  };
+  if (f.outputs_first || !weight) {
+    split_outputs(blocks, min(p.out, most));
+    split_outer(blocks * f.out_blocks, outer / kBlockM);
+  } else {  // a part of the outer axis is contiguous, a few outputs are a short run
+    constexpr int64_t kFewestOutputs = 32;
+    split_outer(blocks, outer / kOuterBlock);
+    split_outputs(blocks * f.outer_splits, p.out / kFewestOutputs);
+  }
   f.tasks = blocks * f.out_blocks * f.outer_splits;
   const int64_t lanes = f.vectors * m.lanes;
   f.worker_bytes = packed_a_bytes(f.depth, m) + scratch_bytes(ceil_div(f.depth, m.pair) * lanes * m.word_bytes) +

@@ -40,7 +40,7 @@ inline PlacedWeight place_weight(const ProblemSize& p, WeightRef w) {
   if (p.out <= 1) w.out = std::max(slower * (layout.exchanged ? p.width : p.context), int64_t(1));
   layout.major = fast == 1 ? Major::k : w.out == 1 && p.out > 1 ? Major::n : Major::neither;
   layout.flat = slower == inner * fast;
-  layout.outputs_slowest = w.out >= slower;
+  layout.outputs_slowest = slow(w.out) >= slow(slower);
   return {w, layout};
 }
 

@@ -227,7 +227,13 @@ class InputGradsStream {
       });
     };
     const int64_t whole = outputs - rest;
-    for (int64_t begin = 0; begin < whole; begin += sum_block) {
+    if (whole <= sum_block) {
+      for (int64_t o = 0; o < whole; o += E) {
+        unroll<M>([&](auto m) { __builtin_prefetch(src + (M + m) * stride + o); });
+        step(total, o, [](const S* at) { return load_words_k<Mul>(at); });
+      }
+    }
+    for (int64_t begin = 0; begin < whole && whole > sum_block; begin += sum_block) {
       V acc[M][R]{};
       for (int64_t o = begin; o < min(begin + sum_block, whole); o += E)
         step(acc, o, [](const S* at) { return load_words_k<Mul>(at); });
