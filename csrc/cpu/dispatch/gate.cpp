@@ -93,8 +93,14 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
   if (y.numel() == 0) return {y, pre_activation};
   const Kernels& kernels = selected_kernels();
   const bool softmax = activation == Activation::softmax;
-  GateParams gate{true, activation, offset, tensor_ref(a.x, false), tensor_ref(a.shift_weight, false),
-                  tensor_ref(a.shift_bias, false), {}, nullptr};
+  GateParams gate{true,
+                  activation,
+                  offset,
+                  tensor_ref(a.x, false),
+                  tensor_ref(a.shift_weight, false),
+                  tensor_ref(a.shift_bias, false),
+                  {},
+                  nullptr};
   if (keep) gate.pre_activation.data = pre_activation.mutable_data_ptr();
   if (gate_outputs_in_lanes(p, kernels.mul_traits(dtype), a.weight.has_value(), a.weight_z.has_value(),
                             a.weight_x.has_value(), softmax)) {

@@ -251,7 +251,9 @@ std::string cpu_isa() { return describe_isa(); }
 
 // The terms of a plan query with x and z exchanged.
 int64_t exchanged_terms(int64_t terms) {
-  const auto moved = [&](int64_t bits, int shift) { return (terms & bits) << shift | (terms & bits << shift) >> shift; };
+  const auto moved = [&](int64_t bits, int shift) {
+    return (terms & bits) << shift | (terms & bits << shift) >> shift;
+  };
   return (terms & 9) | moved(2, 1) | moved(16, 1) | moved(64 | 128, 2);
 }
 
@@ -264,8 +266,7 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   constexpr const char* op = "cpu_interaction_plan";
   const std::vector<int64_t> strides = take_strides(sizes, 5);
   const ProblemSize given = interaction_problem_size(op, sizes, terms, 10);
-  const WeightLayout layout =
-      terms & 1 && primitive != "weight_grads" ? weight_layout(given, strides) : WeightLayout{};
+  const WeightLayout layout = terms & 1 && primitive != "weight_grads" ? weight_layout(given, strides) : WeightLayout{};
   const ProblemSize p = exchanged(given, layout);
   if (layout.exchanged) terms = exchanged_terms(terms);
   const DType dtype = dtype_of(type, op, "dtype");

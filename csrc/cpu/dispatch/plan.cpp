@@ -324,9 +324,8 @@ void plan_input_stream(InputGradsPlan& d, const ProblemSize& p, const MulTraits&
   const int64_t outputs = n_major ? round_up(p.out, m.lanes * m.pair) : kStreamOutputs;
   d.worker_bytes = scratch_bytes(p.rows * (kStreamDepth + slack) * m.acc_bytes) +
                    3 * scratch_bytes(p.rows * (p.width + slack) * m.acc_bytes) +
-                   scratch_bytes(p.rows * d.context_step * m.acc_bytes) +
-                   scratch_bytes(p.rows * outputs * element) + scratch_bytes((kStreamDepth + slack) * element) +
-                   scratch_bytes(4 * m.pair * m.lanes * element);
+                   scratch_bytes(p.rows * d.context_step * m.acc_bytes) + scratch_bytes(p.rows * outputs * element) +
+                   scratch_bytes((kStreamDepth + slack) * element) + scratch_bytes(4 * m.pair * m.lanes * element);
 }
 
 }  // namespace

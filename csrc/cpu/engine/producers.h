@@ -61,9 +61,7 @@ struct WeightProducer {
 
   bool even() const { return row_stride * extent == outer_stride || extent == 0; }
   // A pair that would extend beyond the last element along K has to be copied and zero-padded.
-  bool in_place_allowed(int64_t depth) const {
-    return k_stride == 1 && even() && (depth % Mul::pair == 0 || padded);
-  }
+  bool in_place_allowed(int64_t depth) const { return k_stride == 1 && even() && (depth % Mul::pair == 0 || padded); }
   MI_INLINE DirectA<Mul> in_place(int64_t m, int64_t k) const
     requires direct
   {
@@ -95,6 +93,13 @@ struct WeightProducer {
       }
       a += f / extent, f %= extent;
     }
+  }
+  // Into the second level of the cache: a line of each k where rows are contiguous. Tiles share lines.
+  void prefetch_tile(int64_t m, int64_t k0, int64_t depth) const {
+    if (row_stride != 1 || m * int64_t(sizeof(S)) % 64 >= kTileM * int64_t(sizeof(S))) return;
+    const int64_t a = m / extent;
+    const S* row = data + a * outer_stride + (m - a * extent) + k0 * k_stride;
+    for (int64_t k = 0; k < depth; ++k) __builtin_prefetch(row + k * k_stride, 0, 2);
   }
 
  private:

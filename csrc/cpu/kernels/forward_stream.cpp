@@ -1,5 +1,5 @@
-// y for a few rows, which is bound by reading W. Lanes run along (i, j), or along j where rows of W are apart, so that W
-// is read once, in whole vectors and in memory order, and multiplied by products z_i x_j, which are generated for one
+// y for a few rows, which is bound by reading W. Lanes run along (i, j), or along j where rows of W are apart, so that
+// W is read once, in whole vectors and in memory order, and multiplied by products z_i x_j, which are generated for one
 // chunk of (i, j) at a time.
 #include "cpu/kernels/family.h"
 #include "cpu/kernels/gate_epilogue.h"
@@ -106,8 +106,7 @@ class ForwardStream {
   }
 
   template <int N>
-  void dot_outputs(const Rows& weight, int64_t outputs, int64_t depth, const Elem* products, Acc* sums,
-                   S* tail) const {
+  void dot_outputs(const Rows& weight, int64_t outputs, int64_t depth, const Elem* products, Acc* sums, S* tail) const {
     const int64_t whole = depth / E * E, rest = depth - whole;
     // Beyond the end of a row is another one, or unmapped memory.
     const bool readable = weight.data + (outputs - 1) * weight.stride + whole + E <= weight.end;
@@ -147,7 +146,8 @@ class ForwardStream {
     if (rest > 0) {
       unroll<M>([&](auto m) {
         const auto last = first_words_k<Mul>(weight + m * stride + depth, rest);
-        unroll<N>([&](auto n) { Mul::fma(total[m][n], last, load<Vec<Word>>(products + n * products_stride + depth)); });
+        unroll<N>(
+            [&](auto n) { Mul::fma(total[m][n], last, load<Vec<Word>>(products + n * products_stride + depth)); });
       });
     }
     unroll<M>([&](auto m) {

@@ -48,8 +48,7 @@ class ForwardStreamOutputs {
   };
 
  public:
-  ForwardStreamOutputs(const ForwardCall& c, const ForwardPlan& f, const Executor& e)
-      : call(c), plan(f), executor(e) {}
+  ForwardStreamOutputs(const ForwardCall& c, const ForwardPlan& f, const Executor& e) : call(c), plan(f), executor(e) {}
 
   void run() {
     run_tasks(executor, plan.tasks, [this](int64_t t, int64_t worker) { task(t, worker); });
@@ -191,9 +190,7 @@ class ForwardStreamOutputs {
       int64_t k = begin;
       for (; k + U <= end; k += U) unroll<U>([&](auto u) { add(acc[u], k + u); });
       for (; k < end; ++k) add(acc[0], k);
-      unroll<R>([&](auto r) {
-        unroll<N>([&](auto n) { unroll<U>([&](auto u) { total[r][n] += acc[u][r][n]; }); });
-      });
+      unroll<R>([&](auto r) { unroll<N>([&](auto n) { unroll<U>([&](auto u) { total[r][n] += acc[u][r][n]; }); }); });
     }
     unroll<R>([&](auto r) {
       unroll<N>([&](auto n) {
@@ -248,8 +245,8 @@ class ForwardStreamOutputs {
     for (int l = 0; l < min(valid, L); ++l) finite &= sum[l] - sum[l] == 0;
     if (gate.pre_activation.data)
       store_lanes<Acc>(static_cast<S*>(gate.pre_activation.data) + dest_index, 1, valid, sum);
-    const V x = load_lanes<Acc>(static_cast<const S*>(gate.x.data) + row * gate.x.row + o * gate.x.col, gate.x.col,
-                                valid);
+    const V x =
+        load_lanes<Acc>(static_cast<const S*>(gate.x.data) + row * gate.x.row + o * gate.x.col, gate.x.col, valid);
     V y{};
     for_activation<VectorMath>(gate.activation, [&](auto act) { y = (act.value(sum) + Acc(gate.offset)) * x; });
     return y;

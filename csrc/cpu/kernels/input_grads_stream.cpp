@@ -143,9 +143,7 @@ class InputGradsStream {
   __attribute__((noinline, flatten)) void add_rows(const S* const (&rows)[kTileOutputs], int64_t depth, const Word* g,
                                                    Acc* t) const {
     Vec<Word> factors[N][kTileWords];
-    unroll<N>([&](auto n) {
-      unroll<kTileWords>([&](auto m) { factors[n][m] = Vec<Word>{} + g[n * g_stride + m]; });
-    });
+    unroll<N>([&](auto n) { unroll<kTileWords>([&](auto m) { factors[n][m] = Vec<Word>{} + g[n * g_stride + m]; }); });
     const int64_t stride = t_stride;
     for (int64_t k = 0; k < depth; k += L) {
       Vec<Word> w[kTileWords];

@@ -73,7 +73,7 @@ inline constexpr int64_t kStreamContext = 64;
 struct InputGradsPlan {
   InputForm form;
   WeightLayout layout;
-  int64_t group_step;                  // groups of one task of the stream
+  int64_t group_step;  // groups of one task of the stream
   int64_t vectors, lane_blocks;
   int64_t context_step, width_step;    // features of one task: both for fused, context_step for stream
   int64_t out_step;                    // outputs of one task, for split and stream
