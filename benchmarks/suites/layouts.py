@@ -75,7 +75,9 @@ class Case(NamedTuple):
 
         def one_first(x: Tensor, z: Tensor, stored: Tensor) -> Tensor:
             if self.layout == "OXZ":
-                return torch.bmm(F.linear(z, stored.flatten(0, 1)).view(rows, o_size, x_size), x[:, :, None])[..., 0]
+                return torch.bmm(F.linear(z, stored.flatten(0, 1)).view(rows, o_size, x_size), x[:, :, None])[
+                    ..., 0
+                ]
             first, second = (x, z) if self.layout == "XZO" else (z, x)
             stored = stored.view(first.shape[-1], -1, o_size)
             return (first.t()[:, :, None] * torch.matmul(second, stored)).sum(0)
@@ -143,7 +145,8 @@ def layouts(options: argparse.Namespace) -> None:
         costs.append(ours / contiguous)
         name = "training" if training else "forward"
         print(
-            f"| {layout} | {shape} | {dtype} | {name} | {rival} | {ratios[-1]:.2f} | {costs[-1]:.2f} |", flush=True
+            f"| {layout} | {shape} | {dtype} | {name} | {rival} | {ratios[-1]:.2f} | {costs[-1]:.2f} |",
+            flush=True,
         )
     print(f"\nworst rival / ours {min(ratios):.2f}, geometric mean {geometric_mean(ratios):.2f}; ", end="")
     print(f"largest permuted / contiguous {max(costs):.2f}, geometric mean {geometric_mean(costs):.2f}")
@@ -154,7 +157,9 @@ def samples(options: argparse.Namespace) -> None:
     print("\n| groups, Z, X, O | dtype | layout | forward: rival / ours | input gradients: rival / ours |")
     print("| --- " * 5 + "|")
     ops = torch.ops.mi_kernels
-    for (groups, z_size, x_size, o_size), dtype, order in itertools.product(GROUPS, options.dtype, ("ZXO", "OZX")):
+    for (groups, z_size, x_size, o_size), dtype, order in itertools.product(
+        GROUPS, options.dtype, ("ZXO", "OZX")
+    ):
         like = DTYPES[dtype]
         x, z, g = (torch.randn(groups, 1, size).to(like) for size in (x_size, z_size, o_size))
         sizes = (z_size, x_size, o_size) if order == "ZXO" else (o_size, z_size, x_size)
@@ -167,7 +172,9 @@ def samples(options: argparse.Namespace) -> None:
                 return torch.bmm((z.mT * x).flatten(1)[:, None], stored.flatten(1, 2))
             return torch.bmm(stored.flatten(2), (z.mT * x).flatten(1)[:, :, None])
 
-        def grads(x: Tensor, z: Tensor, g: Tensor, stored: Tensor = stored, order: str = order) -> tuple[Tensor, ...]:
+        def grads(
+            x: Tensor, z: Tensor, g: Tensor, stored: Tensor = stored, order: str = order
+        ) -> tuple[Tensor, ...]:
             flat = stored.flatten(1, 2) if order == "ZXO" else stored.flatten(2).mT
             t = torch.bmm(flat, g.mT).view(z.shape[0], z.shape[-1], x.shape[-1])
             return torch.bmm(z, t), torch.bmm(t, x.mT)
@@ -183,11 +190,16 @@ def samples(options: argparse.Namespace) -> None:
         backward = medians(
             {
                 "bmm": lambda x=x, z=z, g=g, run=grads: run(x, z, g),
-                "ours": lambda x=x, z=z, g=g, w=weight: ops.interaction_input_grads(g, x, z, w, None, None, True, True),
+                "ours": lambda x=x, z=z, g=g, w=weight: ops.interaction_input_grads(
+                    g, x, z, w, None, None, True, True
+                ),
             },
             options.rounds,
         )
-        found = [min(t for name, t in times.items() if name != "ours") / times["ours"] for times in (forward, backward)]
+        found = [
+            min(t for name, t in times.items() if name != "ours") / times["ours"]
+            for times in (forward, backward)
+        ]
         sizes_text = f"{groups}, {z_size}, {x_size}, {o_size}"
         print(f"| {sizes_text} | {dtype} | G{order} | {found[0]:.2f} | {found[1]:.2f} |", flush=True)
 
