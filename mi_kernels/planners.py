@@ -17,9 +17,9 @@ from mi_kernels.ops.interaction.plan_shared import major
 
 _WHY = {
     "width_inside": "the GEMM sums over x and its epilogue over z: nothing of size B*Z*X or B*O*Z is"
-    " materialised, and W is read in place",
+    " materialised, and W is read where it lies",
     "context_inside": "x is short, so the GEMM sums over z and its epilogue over x",
-    "stream": "few rows: W is streamed once, in place; the products z x are generated range by range",
+    "stream": "few rows: W is streamed once, where it lies; the products z x are generated range by range",
     "fused": "one GEMM computes T = g W tile by tile and its epilogue reduces it to dx and dz",
     "split": "few outputs: dx and dz are separate GEMMs, which read W in its memory order",
     "width_lanes": "the products g z are generated block by block and multiplied by x along the vector lanes",
@@ -49,7 +49,15 @@ def fields(text: str) -> dict[str, str]:
 
 def _answer(text: str) -> Answer:
     found = fields(text)
-    return Answer(found["algorithm"], int(found["scratch"]), _WHY.get(found["algorithm"], ""))
+    why = _WHY.get(found["algorithm"], "")
+    if found.get("exchanged") == "1":
+        why = f"as W is more contiguous along z, x and z change places; then {why}"
+    return Answer(found["algorithm"], int(found["scratch"]), why)
+
+
+def strides(weight: Tensor | None) -> tuple[int, ...]:
+    """The strides of W [O, Z, X] for a plan query, none where it is contiguous."""
+    return () if weight is None or weight.is_contiguous() else weight.stride()
 
 
 def bits(flags: Sequence[bool]) -> int:
@@ -78,7 +86,11 @@ class Compiled(Planner):
 
     def dense(self, call: DenseCall) -> Answer:
         flags = () if call.primitive == "weight_grads" else self._flags(call)
-        return self._ask(call.primitive, [1, *call.sizes], call.x, (*call.terms, *call.wanted[:2], *flags))
+        sizes = [1, *call.sizes, *self._strides(call.weights[0])]
+        return self._ask(call.primitive, sizes, call.x, (*call.terms, *call.wanted[:2], *flags))
+
+    def _strides(self, weight: Tensor | None) -> tuple[int, ...]:
+        return strides(weight)
 
     def _flags(self, call: DenseCall) -> tuple[bool, ...]:
         """The memory order of the matrices U and V."""
@@ -87,13 +99,9 @@ class Compiled(Planner):
     def _ask(self, primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> Answer:
         return _answer(query("cpu_interaction_plan")(primitive, sizes, like.dtype, bits(flags)))
 
-    def weight_copy(self, weight: Tensor | None) -> int:
-        if weight is None or weight.is_contiguous():
-            return 0
-        return weight.numel() * weight.element_size()
-
     def gate_scratch(self, call: GateCall) -> int:
-        sizes, softmax = [call.rows, call.context, call.x.shape[-1]], call.activation == "softmax"
+        softmax = call.activation == "softmax"
+        sizes = [call.rows, call.context, call.x.shape[-1], *self._strides(call.weight)]
         scratch = self._ask_gate(sizes, call.x, bits(call.terms), softmax).scratch
         assert scratch is not None
         return scratch
@@ -108,6 +116,14 @@ class Compiled(Planner):
 
 
 class Cuda(Compiled):
+    def _strides(self, weight: Tensor | None) -> tuple[int, ...]:
+        return ()  # of the copy
+
+    def weight_copy(self, weight: Tensor | None) -> int:
+        if weight is None or weight.is_contiguous():
+            return 0
+        return weight.numel() * weight.element_size()
+
     def _flags(self, call: DenseCall) -> tuple[bool, ...]:
         """Whether any operand, and whether W, cannot be copied to shared memory in whole chunks."""
         weight = call.weights[0]

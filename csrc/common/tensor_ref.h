@@ -11,4 +11,10 @@ struct TensorRef {
   int64_t group = 0, row = 0, col = 0;
 };
 
+// W as kernels take it: the strides of groups x outputs x context x width.
+struct WeightRef {
+  const void* data = nullptr;
+  int64_t group = 0, out = 0, context = 0, width = 0;
+};
+
 }  // namespace mi_kernels

@@ -52,6 +52,7 @@ class GateCall(NamedTuple):
     x: Tensor
     terms: tuple[bool, ...]  # whether there are W, U, V, a shift, and a shift matrix
     activation: str
+    weight: Tensor | None = None  # W
 
 
 class Planner:

@@ -15,6 +15,7 @@
 #include "cpu/dispatch/interaction.h"
 #include "cpu/dispatch/overflow.h"
 #include "cpu/dispatch/row_pieces.h"
+#include "cpu/dispatch/weight_layout.h"
 
 namespace mi_kernels {
 namespace {
@@ -37,7 +38,8 @@ struct Pieces {
   const RowGroups& order;
   int64_t element_bytes;
 
-  TensorRef of_group(TensorRef ref, int64_t group) const {
+  template <class Ref>
+  Ref of_group(Ref ref, int64_t group) const {
     if (ref.data) ref.data = static_cast<const char*>(ref.data) + group * ref.group * element_bytes;
     return ref;
   }
@@ -117,13 +119,13 @@ Tensor forward_by_segment(const Tensor& x, const Tensor& z, const Optional& weig
   Tensor y = empty(x, {p.rows, p.out});
   if (p.rows * p.out == 0) return y;
 
-  Optional contiguous_weight;
-  if (weight.has_value()) contiguous_weight = with_contiguous_groups(*weight, true);
+  PlacedWeight placed;
+  if (weight.has_value()) placed = place_weight(p, *weight, true);
   const bool reads_x = weight.has_value() || weight_x.has_value(), reads_z = weight.has_value() || weight_z.has_value();
   const ForwardCall all{p,
                         tensor_ref(x, false),
                         tensor_ref(z, false),
-                        weight.has_value() ? weight_ref(*contiguous_weight, true) : TensorRef{},
+                        placed.ref,
                         tensor_ref(weight_z, true),
                         tensor_ref(weight_x, true),
                         tensor_ref(bias, true),
@@ -139,9 +141,10 @@ Tensor forward_by_segment(const Tensor& x, const Tensor& z, const Optional& weig
                call.y = pieces.result(all.y, p.out, piece, memory, space);
                if (reads_x) call.x = pieces.rows(all.x, p.width, piece, memory, space);
                if (reads_z) call.z = pieces.rows(all.z, p.context, piece, memory, space);
-               for (TensorRef* ref : {&call.weight, &call.weight_z, &call.weight_x, &call.bias})
+               call.weight = pieces.of_group(call.weight, piece.group);
+               for (TensorRef* ref : {&call.weight_z, &call.weight_x, &call.bias})
                  *ref = pieces.of_group(*ref, piece.group);
-               forward_part(dtype, memory, call);
+               forward_part(dtype, memory, call, placed.layout);
                pieces.put_back(call.y, all.y, p.out, piece, memory);
              });
   if (weight.has_value() && may_overflow(dtype) && !all_finite(y))
@@ -164,13 +167,13 @@ std::tuple<Tensor, Tensor> input_grads_by_segment(const Tensor& grad, const Tens
   Tensor dz = empty(z, want_z ? std::vector<int64_t>{p.rows, p.context} : std::vector<int64_t>{0});
   if (dx.numel() == 0 && dz.numel() == 0) return {dx, dz};
 
-  Optional contiguous_weight;
-  if (weight.has_value()) contiguous_weight = with_contiguous_groups(*weight, true);
+  PlacedWeight placed;
+  if (weight.has_value()) placed = place_weight(p, *weight, true);
   InputGradsCall all{p,
                      tensor_ref(grad, false),
                      tensor_ref(x, false),
                      tensor_ref(z, false),
-                     weight.has_value() ? weight_ref(*contiguous_weight, true) : TensorRef{},
+                     placed.ref,
                      tensor_ref(weight_z, true),
                      tensor_ref(weight_x, true),
                      {},
@@ -193,9 +196,9 @@ std::tuple<Tensor, Tensor> input_grads_by_segment(const Tensor& grad, const Tens
                  call.x = pieces.rows(all.x, p.width, piece, memory, space);
                  call.z = pieces.rows(all.z, p.context, piece, memory, space);
                }
-               for (TensorRef* ref : {&call.weight, &call.weight_z, &call.weight_x})
-                 *ref = pieces.of_group(*ref, piece.group);
-               input_grads_part(dtype, memory, call);
+               call.weight = pieces.of_group(call.weight, piece.group);
+               for (TensorRef* ref : {&call.weight_z, &call.weight_x}) *ref = pieces.of_group(*ref, piece.group);
+               input_grads_part(dtype, memory, call, placed.layout);
                pieces.put_back(own_dx, all.dx, p.width, piece, memory);
                pieces.put_back(own_dz, all.dz, p.context, piece, memory);
              });

@@ -15,6 +15,7 @@
 #include "cpu/dispatch/linear_call.h"
 #include "cpu/dispatch/overflow.h"
 #include "cpu/dispatch/plan.h"
+#include "cpu/dispatch/weight_layout.h"
 #include "cpu/dispatch/workspace.h"
 
 namespace mi_kernels {
@@ -32,9 +33,9 @@ Arguments in_double(const Arguments& a) {
           in_double(a.weight_x), in_double(a.bias), in_double(a.shift_weight), in_double(a.shift_bias)};
 }
 
-ForwardPlan forward_plan(const ProblemSize& p, const MulTraits& m, const Arguments& a, bool softmax) {
-  const bool shift = a.shift_weight.has_value() || a.shift_bias.has_value();
-  return plan_gate(p, m, a.weight.has_value(), a.weight_z.has_value(), a.weight_x.has_value(), shift, softmax);
+ForwardPlan forward_plan(const ForwardCall& call, const MulTraits& m, bool shift, bool softmax,
+                         const WeightLayout& layout) {
+  return plan_gate(call.problem, m, call.weight.data, call.weight_z.data, call.weight_x.data, shift, softmax, layout);
 }
 
 ProblemSize check_arguments(const char* op, const Arguments& a, const char* name_z) {
@@ -74,8 +75,7 @@ void run_linear(DType dtype, const Arguments& a, const ProblemSize& p, const Ten
                   tensor_ref(a.bias, false),
                   {y.mutable_data_ptr()},
                   gate,
-                  linear_term(z, gate.shift_weight, p.context),
-                  x};
+                  linear_term(z, gate.shift_weight, p.context)};
   if (!call.terms[0].depth) std::swap(call.terms[0], call.terms[1]);
   const LinearPlan plan =
       linear_plan(p, kernels.mul_traits(dtype), a.weight_z.has_value(), a.weight_x.has_value(), call.shift.depth > 0);
@@ -93,16 +93,20 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
   if (y.numel() == 0) return {y, pre_activation};
   const Kernels& kernels = selected_kernels();
   const bool softmax = activation == Activation::softmax;
-  GateParams gate{true, activation, offset, tensor_ref(a.shift_weight, false), tensor_ref(a.shift_bias, false),
-                  {},   nullptr};
+  GateParams gate{true,
+                  activation,
+                  offset,
+                  tensor_ref(a.x, false),
+                  tensor_ref(a.shift_weight, false),
+                  tensor_ref(a.shift_bias, false),
+                  {},
+                  nullptr};
   if (keep) gate.pre_activation.data = pre_activation.mutable_data_ptr();
   if (gate_outputs_in_lanes(p, kernels.mul_traits(dtype), a.weight.has_value(), a.weight_z.has_value(),
                             a.weight_x.has_value(), softmax)) {
     run_linear(dtype, a, p, y, gate);
     return {y, pre_activation};
   }
-  const ForwardPlan plan = forward_plan(p, kernels.mul_traits(dtype), a, softmax);
-  const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   ForwardCall call{p,
                    tensor_ref(a.x, false),
                    tensor_ref(a.z, false),
@@ -111,11 +115,15 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
                    tensor_ref(a.weight_x, false),
                    tensor_ref(a.bias, false),
                    {y.mutable_data_ptr()}};
-  Optional weight;
-  if (a.weight.has_value()) {
-    weight = with_contiguous_groups(*a.weight, false);
-    call.weight = weight_ref(*weight, false);
+  WeightLayout layout;
+  if (a.weight.has_value()) {  // there is no shift then
+    const PlacedWeight placed = place_weight(p, *a.weight, false);
+    call.weight = placed.ref, layout = placed.layout;
+    if (layout.exchanged) exchange(call);
   }
+  const bool shift = a.shift_weight.has_value() || a.shift_bias.has_value();
+  const ForwardPlan plan = forward_plan(call, kernels.mul_traits(dtype), shift, softmax, layout);
+  const Workspace workspace(a.x, {plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes});
   int not_finite = 0;
   const bool guarded = a.weight.has_value() && may_overflow(dtype);
   const bool separate_softmax = softmax && plan.order == Order::stream;  // no task has whole rows
@@ -126,7 +134,7 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
     if (guarded && !all_finite(y)) not_finite = 1;
     if (keep)
       std::memcpy(pre_activation.mutable_data_ptr(), y.const_data_ptr(), size_t(y.numel() * storage_bytes(dtype)));
-    kernels.softmax_rows(dtype, call.x, call.y, p.rows, p.out, workspace.executor);
+    kernels.softmax_rows(dtype, gate.x, call.y, p.rows, p.out, workspace.executor);
   }
   if (!not_finite) return {y, pre_activation};
   const auto [exact, exact_pre_activation] = gated(op, in_double(a), activation, offset, keep);
@@ -150,13 +158,17 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
                keep_gate);
 }
 
-// Algorithm and scratch bytes of a gate for sizes [B, Z, X]; `terms` has a bit for each of weight, weight_z, weight_x,
-// any shift and shift_weight.
+// Algorithm and scratch bytes of a gate for sizes [B, Z, X], followed by the strides of weight [O, Z, X] unless it is
+// contiguous; `terms` has a bit for each of weight, weight_z, weight_x, any shift and shift_weight.
 std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax) {
   constexpr const char* op = "cpu_gate_plan";
-  const ProblemSize p = gate_problem_size(op, sizes, terms);
+  const std::vector<int64_t> strides = take_strides(sizes, 3);
+  const ProblemSize given = gate_problem_size(op, sizes, terms);
+  const WeightLayout layout = terms & 1 ? weight_layout(given, strides) : WeightLayout{};
+  const ProblemSize p = exchanged(given, layout);
   const MulTraits traits = selected_kernels().mul_traits(dtype_of(type, op, "dtype"));
-  const ForwardPlan f = plan_gate(p, traits, terms & 1, terms & 2, terms & 4, terms & 8, softmax);
+  const bool terms_z = terms & (layout.exchanged ? 4 : 2), terms_x = terms & (layout.exchanged ? 2 : 4);
+  const ForwardPlan f = plan_gate(p, traits, terms & 1, terms_z, terms_x, terms & 8, softmax, layout);
   WorkspaceSize size(f.tasks, f.operations, f.worker_bytes, f.partial_bytes);
   if (gate_outputs_in_lanes(p, traits, terms & 1, terms & 2, terms & 4, softmax)) {
     const LinearPlan l = linear_plan(p, traits, terms & 2, terms & 4, terms & 16);

@@ -17,6 +17,7 @@
 #include "cpu/dispatch/linear_call.h"
 #include "cpu/dispatch/overflow.h"
 #include "cpu/dispatch/plan.h"
+#include "cpu/dispatch/weight_layout.h"
 #include "cpu/dispatch/workspace.h"
 #include "cpu/kernels/calls.h"
 
@@ -30,7 +31,8 @@ TensorRef packed_weight_ref(const char* op, const Tensor& packed_weight, const P
   const bool width_inside = plan.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
   STD_TORCH_CHECK(packed_weight.is_cpu() && packed_weight.is_contiguous() && packed_weight.dim() == 3 &&
-                      packed_weight.size(0) == p.out && packed_weight.size(1) == outer &&
+                      packed_weight.size(0) == (plan.outputs_first ? p.out : outer) &&
+                      packed_weight.size(1) == (plan.outputs_first ? outer : p.out) &&
                       packed_weight.size(2) == round_up(inner, pair) &&
                       dtype_of(packed_weight.scalar_type(), op, "packed_weight") == element,
                   op, ": packed_weight: expected what mi.pack makes of weight on this instruction set");
@@ -80,11 +82,13 @@ bool try_linear(DType dtype, const WorkspaceSource& memory, LinearCall call) {
   return true;
 }
 
-void run_forward(DType dtype, const WorkspaceSource& memory, ForwardCall call, const Optional& packed_weight) {
+void run_forward(DType dtype, const WorkspaceSource& memory, ForwardCall call, const WeightLayout& layout,
+                 const Optional& packed_weight) {
+  if (layout.exchanged) exchange(call);
   const ProblemSize& p = call.problem;
   const Kernels& kernels = selected_kernels();
   const bool weight = call.weight.data, weight_z = call.weight_z.data, weight_x = call.weight_x.data;
-  const ForwardPlan plan = plan_forward(p, kernels.mul_traits(dtype), weight, weight_z, weight_x);
+  const ForwardPlan plan = plan_forward(p, kernels.mul_traits(dtype), weight, weight_z, weight_x, layout);
   if (packed_weight.has_value() && plan.order != Order::stream)
     call.packed_weight = packed_weight_ref("interaction_packed", *packed_weight, p, plan, kernels.element(dtype),
                                            kernels.mul_traits(dtype).pair);
@@ -122,12 +126,10 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
                    tensor_ref(bias, shape.grouped),
                    {y.mutable_data_ptr()}};
   if (weight.has_value() || !try_linear(dtype, {&x}, call)) {
-    Optional contiguous_weight;
-    if (weight.has_value()) {
-      contiguous_weight = with_contiguous_groups(*weight, shape.grouped);
-      call.weight = weight_ref(*contiguous_weight, shape.grouped);
-    }
-    run_forward(dtype, {&x}, call, packed_weight);
+    PlacedWeight placed;
+    if (weight.has_value()) placed = place_weight(p, *weight, shape.grouped);
+    call.weight = placed.ref;
+    run_forward(dtype, {&x}, call, placed.layout, packed_weight);
   }
   if (weight.has_value() && may_overflow(dtype) && !all_finite(y))
     replace_not_finite(y, forward(in_double(x), in_double(z), in_double(weight), {}, in_double(weight_z),
@@ -150,10 +152,11 @@ Tensor packed_forward(const Tensor& x, const Tensor& z, const Tensor& weight, co
   return forward(x, z, weight, packed_weight, weight_z, weight_x, bias);
 }
 
-void run_input_grads(DType dtype, const WorkspaceSource& memory, const InputGradsCall& call) {
+void run_input_grads(DType dtype, const WorkspaceSource& memory, InputGradsCall call, const WeightLayout& layout) {
+  if (layout.exchanged) exchange(call);
   const Kernels& kernels = selected_kernels();
   const InputGradsPlan plan =
-      plan_input_grads(call.problem, kernels.mul_traits(dtype), call.weight.data, call.dx.data, call.dz.data);
+      plan_input_grads(call.problem, kernels.mul_traits(dtype), call.weight.data, call.dx.data, call.dz.data, layout);
   memory.run({plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes},
              [&](const Executor& executor) { kernels.input_grads(dtype, call, plan, executor); });
 }
@@ -170,7 +173,7 @@ void try_linear_grad(DType dtype, const WorkspaceSource& memory, const InputGrad
 void run_linear_grads(DType dtype, const WorkspaceSource& memory, InputGradsCall call) {
   try_linear_grad(dtype, memory, call, call.weight_x, call.problem.width, call.dx);
   try_linear_grad(dtype, memory, call, call.weight_z, call.problem.context, call.dz);
-  if (call.dx.data || call.dz.data) run_input_grads(dtype, memory, call);
+  if (call.dx.data || call.dz.data) run_input_grads(dtype, memory, call, {});
 }
 
 std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, const Tensor& z, const Optional& weight,
@@ -192,9 +195,9 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   if (want_x && dx.numel() > 0) call.dx.data = dx.mutable_data_ptr();
   if (want_z && dz.numel() > 0) call.dz.data = dz.mutable_data_ptr();
   if (weight.has_value()) {
-    const Tensor contiguous_weight = with_contiguous_groups(*weight, shape.grouped);
-    call.weight = weight_ref(contiguous_weight, shape.grouped);
-    run_input_grads(dtype, {&x}, call);
+    const PlacedWeight placed = place_weight(p, *weight, shape.grouped);
+    call.weight = placed.ref;
+    run_input_grads(dtype, {&x}, call, placed.layout);
   } else {
     run_linear_grads(dtype, {&x}, call);
   }
@@ -261,13 +264,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
 
 std::string cpu_isa() { return describe_isa(); }
 
-// The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O]. `terms` has a bit for each of weight,
+// The terms of a plan query with x and z exchanged.
+int64_t exchanged_terms(int64_t terms) {
+  const auto moved = [&](int64_t bits, int shift) {
+    return (terms & bits) << shift | (terms & bits << shift) >> shift;
+  };
+  return (terms & 9) | moved(2, 1) | moved(16, 1) | moved(64 | 128, 2);
+}
+
+// The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O], followed by the strides of weight [O, Z, X]
+// unless it is contiguous. `terms` has a bit for each of weight,
 // weight_z, weight_x and bias; for the input gradients, 16 for dx and 32 for dz. 64 and 128 say that weight_z is
 // contiguous along the context and along the outputs; 256 and 512 say the same of weight_x along the width and along
 // the outputs.
 std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
   constexpr const char* op = "cpu_interaction_plan";
-  const ProblemSize p = interaction_problem_size(op, sizes, terms, 10);
+  const std::vector<int64_t> strides = take_strides(sizes, 5);
+  const ProblemSize given = interaction_problem_size(op, sizes, terms, 10);
+  const WeightLayout layout = terms & 1 && primitive != "weight_grads" ? weight_layout(given, strides) : WeightLayout{};
+  const ProblemSize p = exchanged(given, layout);
+  if (layout.exchanged) terms = exchanged_terms(terms);
   const DType dtype = dtype_of(type, op, "dtype");
   const MulTraits traits = selected_kernels().mul_traits(dtype);
   const bool want[4] = {bool(terms & 1), bool(terms & 2), bool(terms & 4), bool(terms & 8)};
@@ -282,7 +298,7 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   };
   const bool k_major_z = terms & 64, n_major_z = terms & 128, k_major_x = terms & 256, n_major_x = terms & 512;
   if (primitive == "forward") {
-    const ForwardPlan f = plan_forward(p, traits, want[0], want[1], want[2]);
+    const ForwardPlan f = plan_forward(p, traits, want[0], want[1], want[2], layout);
     const char* order = f.order == Order::stream         ? "stream"
                         : f.order == Order::width_inside ? "width_inside"
                                                          : "context_inside";
@@ -293,13 +309,14 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
                         (!want[1] || !p.context || n_major_z) && (!want[2] || !p.width || n_major_x)));
     static constexpr const char* kElements[] = {"float64", "float32", "bfloat16", "float16"};
     return text(want[0] ? order : "linear", direct ? direct : size.bytes()) +
-           ";element=" + kElements[int(selected_kernels().element(dtype))] + ";pair=" + std::to_string(traits.pair);
+           ";element=" + kElements[int(selected_kernels().element(dtype))] + ";pair=" + std::to_string(traits.pair) +
+           ";exchanged=" + std::to_string(layout.exchanged) + ";outputs_first=" + std::to_string(f.outputs_first);
   }
   if (primitive == "input_grads") {
     const int64_t direct_x = terms & 16 && want[2] ? linear(p.width, p.out, 0, major_of(n_major_x, k_major_x)) : 0;
     const int64_t direct_z = terms & 32 && want[1] ? linear(p.context, p.out, 0, major_of(n_major_z, k_major_z)) : 0;
     const bool rest_x = terms & 16 && !direct_x, rest_z = terms & 32 && !direct_z;
-    const InputGradsPlan d = plan_input_grads(p, traits, want[0], rest_x, rest_z);
+    const InputGradsPlan d = plan_input_grads(p, traits, want[0], rest_x, rest_z, layout);
     const char* form = d.form == InputForm::stream ? "stream" : d.form == InputForm::split ? "split" : "fused";
     const WorkspaceSize size(d.tasks, d.operations, d.worker_bytes, d.partial_bytes);
     return text(want[0] ? form : "linear", std::max({direct_x, direct_z, rest_x || rest_z ? size.bytes() : 0}));
@@ -317,12 +334,13 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
 
 }  // namespace
 
-void forward_part(DType dtype, const WorkspaceSource& memory, const ForwardCall& call) {
-  if (call.weight.data || !try_linear(dtype, memory, call)) run_forward(dtype, memory, call, {});
+void forward_part(DType dtype, const WorkspaceSource& memory, const ForwardCall& call, const WeightLayout& layout) {
+  if (call.weight.data || !try_linear(dtype, memory, call)) run_forward(dtype, memory, call, layout, {});
 }
 
-void input_grads_part(DType dtype, const WorkspaceSource& memory, const InputGradsCall& call) {
-  call.weight.data ? run_input_grads(dtype, memory, call) : run_linear_grads(dtype, memory, call);
+void input_grads_part(DType dtype, const WorkspaceSource& memory, const InputGradsCall& call,
+                      const WeightLayout& layout) {
+  call.weight.data ? run_input_grads(dtype, memory, call, layout) : run_linear_grads(dtype, memory, call);
 }
 
 void weight_grads_part(DType dtype, const WorkspaceSource& memory, const WeightGradsCall& call) {

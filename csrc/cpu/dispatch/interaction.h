@@ -6,8 +6,8 @@
 
 namespace mi_kernels {
 
-void forward_part(DType, const WorkspaceSource& memory, const ForwardCall&);
-void input_grads_part(DType, const WorkspaceSource& memory, const InputGradsCall&);
+void forward_part(DType, const WorkspaceSource& memory, const ForwardCall&, const WeightLayout&);
+void input_grads_part(DType, const WorkspaceSource& memory, const InputGradsCall&, const WeightLayout&);
 void weight_grads_part(DType, const WorkspaceSource& memory, const WeightGradsCall&);
 
 }  // namespace mi_kernels

@@ -58,6 +58,18 @@ RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t 
   return r;
 }
 
+// Whether a few rows can be streamed: W has whole vectors that are contiguous.
+bool streams(const WeightLayout& layout, const ProblemSize& p, const MulTraits& m) {
+  if (layout.major == Major::neither || p.width * p.rows > 1 << 18) return false;
+  if (layout.major == Major::n) return true;
+  return layout.flat ? p.context * p.width >= 4 * m.lanes : p.width >= 2 * m.lanes * m.pair;
+}
+
+// Groups of one task, for `blocks` tasks of each group.
+int64_t group_step(int64_t groups, int64_t blocks, int64_t operations) {
+  return max(ceil_div(groups, max(split_count(kTasks, 1, operations, groups * blocks) / max(blocks, 1), 1)), 1);
+}
+
 // A task reads all of W[o] for some outputs o; its lanes run along (i, j).
 void plan_stream(ForwardPlan& f, const ProblemSize& p, const MulTraits& m) {
   f.vectors = 1;
@@ -67,7 +79,8 @@ void plan_stream(ForwardPlan& f, const ProblemSize& p, const MulTraits& m) {
   const int64_t out_splits = split_count(kTasks, p.groups, f.operations, ceil_div(p.out, 4));
   f.out_step = max(min(ceil_div(p.out, out_splits), 512), 1);
   f.out_blocks = ceil_div(p.out, f.out_step);
-  f.tasks = p.groups * f.out_blocks;
+  f.group_step = group_step(p.groups, f.out_blocks, f.operations);
+  f.tasks = ceil_div(p.groups, f.group_step) * f.out_blocks;
   const int64_t element = m.word_bytes / m.pair, slack = 2 * m.lanes;
   f.worker_bytes = scratch_bytes(p.rows * (kStreamDepth + slack) * element) +
                    scratch_bytes(p.rows * (p.width + slack) * m.acc_bytes) +
@@ -77,43 +90,81 @@ void plan_stream(ForwardPlan& f, const ProblemSize& p, const MulTraits& m) {
 
 }  // namespace
 
-ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, bool weight_z, bool weight_x) {
+// The lanes are outputs. A task sums over a range of (i, j), unless the sums must be whole.
+void plan_stream_outputs(ForwardPlan& f, const ProblemSize& p, const MulTraits& m, bool whole_sums) {
+  f.vectors = 1;
+  f.lane_blocks = 1;
+  f.depth = kStreamDepthOutputs;
+  const int64_t length = p.context * p.width, result_bytes = max(p.groups * p.rows * p.out * m.acc_bytes, 1);
+  const int64_t splits = split_count(kPartialTasks, p.groups, f.operations, length / kStreamDepthOutputs);
+  f.outer_splits = whole_sums ? 1 : max(min(splits, kPartialBytes / result_bytes), 1);
+  f.outer_step = max(round_up(ceil_div(length, f.outer_splits), m.pair), 1);
+  f.outer_splits = max(ceil_div(length, f.outer_step), 1);
+  // Each block of outputs generates the products again, and reads shorter runs of W.
+  const int64_t parts = split_count(kTasks, p.groups * f.outer_splits, f.operations, p.out / (8 * m.lanes));
+  f.out_step = max(round_up(ceil_div(p.out, max(parts, ceil_div(p.out, 4096))), m.lanes), 1);
+  while (p.out > f.out_step && p.out % f.out_step > 0 && p.out % f.out_step < m.lanes) f.out_step += m.lanes;
+  f.out_blocks = ceil_div(p.out, f.out_step);
+  const int64_t blocks = f.outer_splits * f.out_blocks;
+  f.group_step = group_step(p.groups, blocks, f.operations);
+  f.tasks = ceil_div(p.groups, f.group_step) * blocks;
+  const int64_t element = m.word_bytes / m.pair, slack = 2 * m.lanes;
+  f.worker_bytes = scratch_bytes(p.rows * (kStreamDepthOutputs + slack) * element) +
+                   scratch_bytes(p.rows * (p.width + slack) * m.acc_bytes) +
+                   scratch_bytes(p.rows * f.out_step * m.acc_bytes) + scratch_bytes(m.pair * m.lanes * m.acc_bytes);
+  f.partial_bytes = f.outer_splits > 1 ? f.outer_splits * result_bytes : 0;
+}
+
+ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, bool weight_z, bool weight_x,
+                         const WeightLayout& layout) {
   ForwardPlan f{};
+  f.layout = layout;
   f.order = choose_order(p);
-  if (weight && p.rows <= stream_rows(p, kStreamRows, m) && p.context * p.width >= 4 * m.lanes &&
-      p.width * p.rows <= (1 << 18))
-    f.order = Order::stream;
+  if (weight && p.rows <= stream_rows(p, kStreamRows, m) && streams(layout, p, m)) f.order = Order::stream;
   const bool width_inside = f.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
   f.operations =
       2 * p.groups * p.rows * p.out * (weight * p.context * p.width + weight_z * p.context + weight_x * p.width);
+  f.outputs_first = layout.major != Major::n && (!width_inside || layout.outputs_slowest);
   if (f.order == Order::stream) {
-    plan_stream(f, p, m);
+    layout.major == Major::n ? plan_stream_outputs(f, p, m, false) : plan_stream(f, p, m);
     return f;
   }
   f.depth = min(max(p.width, p.context), kBlockWords * m.pair);
   const int64_t vectors = ceil_div(p.rows, m.lanes), vector_bytes = m.lanes * m.acc_bytes;
   // Panels of one vector of lanes: outputs, outer input, packed inner input.
-  const int64_t out_panels = max(min(p.out, 4096), 1);
-  f.vectors = max(block_vectors(vectors, (out_panels + outer + min(inner, f.depth)) * vector_bytes), 1);
+  const int64_t out_panels = max(min(p.out, 4096), 1), y_panels = f.outputs_first ? 1 : 2;
+  f.vectors = max(block_vectors(vectors, (y_panels * out_panels + outer + min(inner, f.depth)) * vector_bytes), 1);
   f.lane_blocks = ceil_div(vectors, f.vectors);
   const int64_t blocks = p.groups * f.lane_blocks;
   // Each task packs its B operand again, which pays off from about kRowsWorthPacking rows of A on.
   constexpr int64_t kRowsWorthPacking = 128;
   const int64_t most = max(p.out * outer / kRowsWorthPacking, 1);
-  const int64_t out_splits =
-      max(split_count(kTasks, blocks, f.operations, min(p.out, most)), ceil_div(p.out, out_panels));
-  f.out_step = max(ceil_div(p.out, out_splits), 1);
-  f.out_blocks = ceil_div(p.out, f.out_step);
   const int64_t result_bytes = max(p.groups * p.rows * p.out * m.acc_bytes, 1);
-  f.outer_splits = weight ? split_count(kPartialTasks, blocks * f.out_blocks, f.operations, outer / kBlockM) : 1;
-  f.outer_splits = max(min(f.outer_splits, kPartialBytes / result_bytes), 1);
-  f.outer_step = max(ceil_div(outer, f.outer_splits), 1);
-  f.outer_splits = max(ceil_div(outer, f.outer_step), 1);
+  const auto split_outputs = [&](int64_t tasks, int64_t parts) {
+    const int64_t out_splits = max(split_count(kTasks, tasks, f.operations, parts), ceil_div(p.out, out_panels));
+    f.out_step = max(ceil_div(p.out, out_splits), 1);
+    f.out_blocks = ceil_div(p.out, f.out_step);
+  };
+  const auto split_outer = [&](int64_t tasks, int64_t parts) {
+    f.outer_splits = weight ? split_count(kPartialTasks, tasks, f.operations, parts) : 1;
+    f.outer_splits = max(min(f.outer_splits, kPartialBytes / result_bytes), 1);
+    f.outer_step = max(ceil_div(outer, f.outer_splits), 1);
+    f.outer_splits = max(ceil_div(outer, f.outer_step), 1);
+  };
+  if (f.outputs_first || !weight) {
+    split_outputs(blocks, min(p.out, most));
+    split_outer(blocks * f.out_blocks, outer / kBlockM);
+  } else {  // a part of the outer axis is contiguous, a few outputs are a short run
+    constexpr int64_t kFewestOutputs = 32;
+    split_outer(blocks, outer / kOuterBlock);
+    split_outputs(blocks * f.outer_splits, p.out / kFewestOutputs);
+  }
   f.tasks = blocks * f.out_blocks * f.outer_splits;
   const int64_t lanes = f.vectors * m.lanes;
   f.worker_bytes = packed_a_bytes(f.depth, m) + scratch_bytes(ceil_div(f.depth, m.pair) * lanes * m.word_bytes) +
-                   scratch_bytes(f.out_step * lanes * m.acc_bytes) + scratch_bytes(f.outer_step * lanes * m.acc_bytes);
+                   y_panels * scratch_bytes(f.out_step * lanes * m.acc_bytes) +
+                   scratch_bytes(f.outer_step * lanes * m.acc_bytes);
   f.partial_bytes = f.outer_splits > 1 ? f.outer_splits * result_bytes : 0;
   return f;
 }
@@ -256,6 +307,7 @@ namespace {
 
 // Tasks are ranges of the context and, where those are few, of the outputs.
 void plan_input_stream(InputGradsPlan& d, const ProblemSize& p, const MulTraits& m, bool want_x) {
+  const bool n_major = d.layout.major == Major::n;
   d.vectors = d.lane_blocks = 1;
   const int64_t split_bytes = max(p.groups * p.rows * max(p.width, p.context) * m.acc_bytes, 1);
   const int64_t most = max(kPartialBytes / split_bytes, 1);
@@ -263,28 +315,31 @@ void plan_input_stream(InputGradsPlan& d, const ProblemSize& p, const MulTraits&
   d.context_step = ceil_div(p.context, context_parts);
   d.z_splits = min(split_count(kTasks, p.groups * context_parts, d.operations, p.out / kStreamOutputs),
                    max(most / context_parts, 1));
+  if (n_major) d.z_splits = 1;
   d.out_step = max(ceil_div(p.out, d.z_splits), 1);
   d.z_splits = max(ceil_div(p.out, d.out_step), 1);
   d.splits = d.x_splits = ceil_div(p.context, d.context_step) * d.z_splits;
+  d.group_step = group_step(p.groups, d.splits, d.operations);
   const int64_t element = m.word_bytes / m.pair, slack = 2 * m.lanes;
+  const int64_t outputs = n_major ? round_up(p.out, m.lanes * m.pair) : kStreamOutputs;
   d.worker_bytes = scratch_bytes(p.rows * (kStreamDepth + slack) * m.acc_bytes) +
                    3 * scratch_bytes(p.rows * (p.width + slack) * m.acc_bytes) +
-                   scratch_bytes(p.rows * d.context_step * m.acc_bytes) +
-                   scratch_bytes(p.rows * kStreamOutputs * element) + scratch_bytes((kStreamDepth + slack) * element) +
-                   scratch_bytes(4 * m.pair * m.lanes * element);
+                   scratch_bytes(p.rows * d.context_step * m.acc_bytes) + scratch_bytes(p.rows * outputs * element) +
+                   scratch_bytes((kStreamDepth + slack) * element) + scratch_bytes(4 * m.pair * m.lanes * element);
 }
 
 }  // namespace
 
-InputGradsPlan plan_input_grads(const ProblemSize& p, const MulTraits& m, bool weight, bool want_x, bool want_z) {
+InputGradsPlan plan_input_grads(const ProblemSize& p, const MulTraits& m, bool weight, bool want_x, bool want_z,
+                                const WeightLayout& layout) {
   InputGradsPlan d{};
+  d.layout = layout, d.group_step = 1;
   // One product of depth O with both reductions in its epilogue, or two products of depth X and Z: the epilogue costs
   // as much as kEpilogueOutputs outputs. A few rows are bound by reading W.
   constexpr int64_t kEpilogueOutputs = 8;
   d.form = weight && p.out < kEpilogueOutputs ? InputForm::split : InputForm::fused;
   const int64_t streamed = uncached(p, m) ? min(kInputStreamRowsUncached, p.out) : stream_rows(p, kInputStreamRows, m);
-  if (weight && p.rows <= streamed && p.context * p.width >= 4 * m.lanes && p.width * p.rows <= (1 << 18))
-    d.form = InputForm::stream;
+  if (weight && p.rows <= streamed && streams(layout, p, m)) d.form = InputForm::stream;
   d.operations = 2 * p.groups * p.rows * p.out * (weight ? p.context * p.width : p.context + p.width);
   if (d.form == InputForm::stream)
     plan_input_stream(d, p, m, want_x);
@@ -292,7 +347,7 @@ InputGradsPlan plan_input_grads(const ProblemSize& p, const MulTraits& m, bool w
     plan_split(d, p, m);
   else
     plan_fused(d, p, m, want_x, want_z);
-  d.tasks = p.groups * d.lane_blocks * d.splits;
+  d.tasks = ceil_div(p.groups, d.group_step) * d.lane_blocks * d.splits;
   const int64_t rows = p.groups * p.rows * m.acc_bytes;
   if (want_x && d.x_splits > 1) d.partial_bytes += d.x_splits * rows * p.width;
   if (want_z && d.z_splits > 1) d.partial_bytes += d.z_splits * rows * p.context;

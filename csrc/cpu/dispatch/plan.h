@@ -42,23 +42,24 @@ constexpr int64_t split_count(int64_t aim, int64_t tasks, int64_t operations, in
   return max(min(wanted, extent), 1);
 }
 
-ForwardPlan plan_forward(const ProblemSize&, const MulTraits&, bool weight, bool weight_z, bool weight_x);
+ForwardPlan plan_forward(const ProblemSize&, const MulTraits&, bool weight, bool weight_z, bool weight_x,
+                         const WeightLayout&);
+void plan_stream_outputs(ForwardPlan&, const ProblemSize&, const MulTraits&, bool whole_sums);
 // The forward pass of a gated form; `whole_rows`: softmax needs all outputs of a row in one task.
 ForwardPlan plan_gate(const ProblemSize&, const MulTraits&, bool weight, bool weight_z, bool weight_x, bool shift,
-                      bool whole_rows);
+                      bool whole_rows, const WeightLayout&);
 // `depths`: lengths of the sums of two terms and of a gate's shift; `gate`: whether there is one.
 LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate,
                        const MulTraits&);
-// The contiguous axis of the matrices of a product without W: K of all of them, the outputs of all of them, or neither.
-enum class Major { k, n, neither };
-// Whether a product without W streams its matrices.
-bool linear_streams(int64_t rows, int64_t out, int64_t depth, Major, const MulTraits&);
+// Whether a product without W streams its matrices; `major`: of all of them.
+bool linear_streams(int64_t rows, int64_t out, int64_t depth, Major major, const MulTraits&);
 LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool n_major,
                               const MulTraits&);
 // Whether a product without W should have its outputs in the lanes, as plan_linear does, rather than its rows.
 // `k_major`: the matrix is contiguous along K, so that packing transposes it.
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool k_major, const MulTraits&);
-InputGradsPlan plan_input_grads(const ProblemSize&, const MulTraits&, bool weight, bool want_x, bool want_z);
+InputGradsPlan plan_input_grads(const ProblemSize&, const MulTraits&, bool weight, bool want_x, bool want_z,
+                                const WeightLayout&);
 WeightGradsPlan plan_weight_grads(const ProblemSize&, const MulTraits&, const MulTraits& sum_traits,
                                   const bool (&want)[4]);
 

@@ -81,6 +81,17 @@ MI_INLINE Vec<typename Mul::Word> load_words_k(const S* p) {
   }
 }
 
+// The first `count` elements of such a vector, the others being zero, even if they are NaN in memory.
+template <class Mul, class S>
+MI_INLINE Vec<typename Mul::Word> first_words_k(const S* p, int64_t count) {
+  if constexpr (Mul::pair == 1) {
+    return first_lanes(load_words_k<Mul>(p), count);
+  } else {
+    constexpr int E = Simd<typename Mul::Word>::lanes * Mul::pair;
+    return bit_cast<Vec<typename Mul::Word>>(first_lanes(load<Vec<int16_t, E>>(p), count));
+  }
+}
+
 // Converts `depth` elements, contiguous along K, to the type in which they are multiplied; zero-pads to a whole word.
 template <class Mul, class S>
 void copy_row(const S* in, int64_t depth, typename Mul::Elem* out) {
@@ -201,6 +212,22 @@ void unpack_panels(const Acc* panels, int64_t features, int64_t vectors, int64_t
   });
 }
 
+// A packed for the tile by a producer that can prefetch the rows of the next block, so that memory is read while this
+// one is multiplied.
+template <class Mul, class Producer>
+struct PackedAhead {
+  PackedA<Mul> packed;
+  const Producer* producer;
+  int64_t m, end, k, depth;
+  MI_INLINE typename Mul::Word at(int64_t step, int r) const { return packed.at(step, r); }
+  MI_INLINE PackedAhead tile(int64_t offset, int64_t words) const {
+    return {packed.tile(offset, words), producer, m + offset, end, k, depth};
+  }
+  MI_INLINE void prefetch_next(int64_t) const {
+    if (m + kBlockM < end) producer->prefetch_tile(m + kBlockM, k, depth);
+  }
+};
+
 // All tiles of rows [begin, end) of A with one panel of B. `prefetch`: A is read from memory, in rows too short for the
 // hardware prefetcher.
 //
@@ -222,7 +249,8 @@ __attribute__((noinline, flatten)) void gemm_panel(const A& a, int64_t begin, in
 // Multiplies rows [m0, m1) of A by a packed block of B and calls epilogue(tile, m, valid rows, first vector) for each
 // tile of each panel.
 //
-// A producer has pack_rows(m0, m1, k0, depth, words), which writes the packed tiles of these rows. With `copies`, it
+// A producer has pack_rows(m0, m1, k0, depth, words), which writes the packed tiles of these rows; if it has
+// prefetch_tile(m, k0, depth) too, that is called for the rows of a tile to come. With `copies`, it
 // may also write the rows one after the other, where they are contiguous along K, which saves the transposition. With
 // `direct`, it may also be read in place, a whole tile at a time. `all_rows` is the number of rows of all tasks: the
 // summation order of a row must not depend on how many rows its task has.
@@ -262,7 +290,10 @@ void gemm(const Producer& producer, int64_t m0, int64_t m1, int64_t k0, int64_t 
     }
     if constexpr (requires { producer.pack_rows(m, end, k0, depth, buffer); }) {
       producer.pack_rows(m, end, k0, depth, buffer);
-      multiply_rows(PackedA<Mul>{buffer}, m, end, false);
+      if constexpr (requires { producer.prefetch_tile(m, k0, depth); })
+        multiply_rows(PackedAhead<Mul, Producer>{{buffer}, &producer, m, m1, k0, depth}, m, end, true);
+      else
+        multiply_rows(PackedA<Mul>{buffer}, m, end, false);
     }
     m = end;
   }

@@ -108,26 +108,36 @@ struct ReduceBoth {
   }
 };
 
-// panels[f] += scale[o] * tile row (o, f): the derivative by feature f, which the product does not sum over.
+// panels[f] += scale[a] * tile row (a, f), a being one of `factors` outer features or outputs.
 template <class Mul>
 struct ScaleAccumulate {
   typename Mul::Acc* panels;
   const typename Mul::Acc* scale;
-  int64_t extent, outputs;
+  int64_t extent, factors;
   template <int N>
   MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
     using V = Vec<typename Mul::Acc>;
     constexpr int L = Tile<Mul, N>::lanes;
     auto* panel = panels + first * L * extent;
-    const auto* factor = scale + first * L * outputs;
-    int64_t o = m / extent, f = m - o * extent;
+    const auto* factor = scale + first * L * factors;
+    int64_t a = m / extent, f = m - a * extent;
+    if (valid == kTileM && f + kTileM <= extent) {
+      unroll<N>([&](auto n) {
+        const V scale_vector = load<V>(factor + (a * N + n) * L);
+        unroll<kTileM>([&](auto r) {
+          auto* p = panel + ((f + r) * N + n) * L;
+          store(p, load<V>(p) + tile.acc[r][n] * scale_vector);
+        });
+      });
+      return;
+    }
     unroll<kTileM>([&](auto r) {
       if (r < valid) {
         unroll<N>([&](auto n) {
           auto* p = panel + (f * N + n) * L;
-          store(p, load<V>(p) + tile.acc[r][n] * load<V>(factor + (o * N + n) * L));
+          store(p, load<V>(p) + tile.acc[r][n] * load<V>(factor + (a * N + n) * L));
         });
-        if (++f == extent) f = 0, ++o;
+        if (++f == extent) f = 0, ++a;
       }
     });
   }

@@ -124,7 +124,12 @@ int64_t sum_block_length(int64_t words, bool narrow) {
 template <class Mul, int N, class A>
 MI_INLINE void multiply(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* packed_b, int64_t words,
                         int64_t sum_block) {
-  if (Mul::sum_block == kUnbounded || sum_block >= words) return multiply_block(tile, a, packed_b, 0, words);
+  if (Mul::sum_block == kUnbounded || sum_block >= words) {
+    Tile<Mul, N> whole;  // its address is never taken, so that it stays in registers
+    multiply_block(whole, a, packed_b, 0, words);
+    tile = whole;
+    return;
+  }
   Tile<Mul, N> sum{};  // in memory: the registers are full
   for (int64_t k = 0; k < words; k += sum_block) {
     multiply_block(tile, a, packed_b, k, min(k + sum_block, words));

@@ -49,19 +49,19 @@ struct MatrixProducer {
   }
 };
 
-// Rows (o, f) of W for one of its two feature axes; the other one is K. They are read in place where they are evenly
-// spaced in memory.
+// Rows (a, f) of W for two of its axes, f being the faster one; the third one is K. They are read in place where they
+// are evenly spaced in memory.
 template <class Mul, class S>
 struct WeightProducer {
+  using Word = typename Mul::Word;
   static constexpr bool direct = kSameElement<Mul, S>, copies = true;
   const S* data;
-  int64_t out_stride, row_stride, k_stride, extent;
+  int64_t outer_stride, row_stride, k_stride, extent;
   bool padded = false;  // rows are zero-padded to a whole word
 
+  bool even() const { return row_stride * extent == outer_stride || extent == 0; }
   // A pair that would extend beyond the last element along K has to be copied and zero-padded.
-  bool in_place_allowed(int64_t depth) const {
-    return k_stride == 1 && (row_stride * extent == out_stride || extent == 0) && (depth % Mul::pair == 0 || padded);
-  }
+  bool in_place_allowed(int64_t depth) const { return k_stride == 1 && even() && (depth % Mul::pair == 0 || padded); }
   MI_INLINE DirectA<Mul> in_place(int64_t m, int64_t k) const
     requires direct
   {
@@ -69,32 +69,67 @@ struct WeightProducer {
   }
   bool copy_allowed() const { return k_stride == 1; }
   void copy_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Elem* out, int64_t stride) const {
-    int64_t o = m0 / extent, f = m0 - o * extent;
+    int64_t a = m0 / extent, f = m0 - a * extent;
     for (int64_t m = m0; m < m1; ++m) {
-      copy_row<Mul>(data + o * out_stride + f * row_stride + k0, depth, out + (m - m0) * stride);
-      if (++f == extent) f = 0, ++o;
+      copy_row<Mul>(data + a * outer_stride + f * row_stride + k0, depth, out + (m - m0) * stride);
+      if (++f == extent) f = 0, ++a;
     }
   }
-  void pack_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, typename Mul::Word* out) const {
+  void pack_rows(int64_t m0, int64_t m1, int64_t k0, int64_t depth, Word* out) const {
+    if (even()) return MatrixProducer<Mul, S>{{data, row_stride, k_stride}}.pack_rows(m0, m1, k0, depth, out);
     const int64_t words = ceil_div(depth, Mul::pair);
-    int64_t o = m0 / extent, f = m0 - o * extent, m = m0;
-    while (m < m1) {  // rows of one output
-      const View<S> run{data + o * out_stride + f * row_stride + k0 * k_stride, row_stride, k_stride};
-      const int64_t count = min(extent - f, m1 - m);
-      const int64_t tile_end = (m - m0) % kTileM == 0 ? count / kTileM * kTileM : 0;
-      if (tile_end > 0 || (count == m1 - m && (m - m0) % kTileM == 0)) {
-        const int64_t packed = tile_end > 0 ? tile_end : count;
-        MatrixProducer<Mul, S>{run}.pack_rows(0, packed, 0, depth, out + (m - m0) * words);
-        m += packed, f += packed;
-      } else {  // a tile that spans several outputs, row by row
-        typename Mul::Word* tile = out + (m - m0) / kTileM * kTileM * words;
-        for (int64_t k = 0; k < words; ++k) tile[k * kTileM + (m - m0) % kTileM] = word_at<Mul>(run, 0, k, depth);
-        m += 1, f += 1;
+    int64_t a = m0 / extent, f = m0 - a * extent, m = m0;
+    while (m < m1) {  // whole tiles of one run of f at once, and tiles of several runs
+      const int64_t tiles = min(extent - f, m1 - m) / kTileM, left = min(m1 - m, kTileM);
+      Word* tile = out + (m - m0) * words;
+      if (tiles > 0 || extent - f >= left) {
+        const int64_t rows = tiles > 0 ? tiles * kTileM : left;
+        const S* run = data + a * outer_stride + f * row_stride;
+        MatrixProducer<Mul, S>{{run, row_stride, k_stride}}.pack_rows(0, rows, k0, depth, tile);
+        m += rows, f += rows;
+      } else {
+        pack_tile(a, f, left, k0, depth, tile);
+        m += left, f += left;
       }
-      if (f == extent) f = 0, ++o;
+      a += f / extent, f %= extent;
     }
-    for (int64_t r = m1 - m0; r % kTileM != 0; ++r)  // zero rows to the end of the last tile
-      for (int64_t k = 0; k < words; ++k) out[r / kTileM * kTileM * words + k * kTileM + r % kTileM] = {};
+  }
+  // Into the second level of the cache: a line of each k where rows are contiguous. Tiles share lines.
+  void prefetch_tile(int64_t m, int64_t k0, int64_t depth) const {
+    if (row_stride != 1 || m * int64_t(sizeof(S)) % 64 >= kTileM * int64_t(sizeof(S))) return;
+    const int64_t a = m / extent;
+    const S* row = data + a * outer_stride + (m - a * extent) + k0 * k_stride;
+    for (int64_t k = 0; k < depth; ++k) __builtin_prefetch(row + k * k_stride, 0, 2);
+  }
+
+ private:
+  // A tile of several runs of f. Two contiguous runs, in order in memory, are read as two vectors, each of which stays
+  // within the memory of the tile.
+  void pack_tile(int64_t a, int64_t f, int64_t rows, int64_t k0, int64_t depth, Word* out) const {
+    const int64_t words = ceil_div(depth, Mul::pair), first = extent - f;
+    const S* starts[kTileM];
+    for (int64_t r = 0; r < rows; ++r) {
+      starts[r] = data + a * outer_stride + f * row_stride + k0 * k_stride;
+      if (++f == extent) f = 0, ++a;
+    }
+    int64_t k = 0;
+    if (rows == kTileM && row_stride == 1 && outer_stride >= extent && first + extent >= kTileM) {
+      using Lanes = Vec<Word, kTileM>;
+      using Int = decltype(Lanes{} < Lanes{});
+      using Lane = __typeof__(Int{}[0]);
+      Int lane{};
+      for (int l = 0; l < kTileM; ++l) lane[l] = l;
+      const Int low = lane < Int{} + Lane(first);
+      const int64_t next = Mul::pair == 1 ? 0 : k_stride;
+      for (; k < depth / Mul::pair; ++k) {
+        const S *p = starts[0] + k * Mul::pair * k_stride, *q = starts[first] - first + k * Mul::pair * k_stride;
+        const Lanes v = load_words_mn<Mul, kTileM>(p, p + next), w = load_words_mn<Mul, kTileM>(q, q + next);
+        store(out + k * kTileM, low ? v : w);
+      }
+    }
+    for (; k < words; ++k)
+      for (int64_t r = 0; r < kTileM; ++r)
+        out[k * kTileM + r] = r < rows ? word_at<Mul>(View<S>{starts[r], 0, k_stride}, 0, k, depth) : Word{};
   }
 };
 

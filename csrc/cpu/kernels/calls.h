@@ -13,22 +13,23 @@ struct OutputRef {
   void* data = nullptr;  // contiguous; null where it is not wanted
 };
 
-// The epilogue of a gated form (out = width): with sums p, y = (act(p) + offset) * x + shift_weight z + shift_bias.
+// The epilogue of a gated form: with sums p, y = (act(p) + offset) * x + shift_weight z + shift_bias.
 struct GateParams {
   bool present = false;
   Activation activation = Activation::identity;
   double offset = 0;
-  TensorRef shift_weight = {}, shift_bias = {};
+  TensorRef x = {}, shift_weight = {}, shift_bias = {};
   OutputRef pre_activation = {};  // p for the backward pass, in the layout of y
   int* not_finite = nullptr;      // set to 1 if some p is not finite, which act may hide; may be null
 };
 
-// weight is contiguous within a group: [O][Z][X] at data + g * group. packed_weight, if there is one, has the same
-// numbers in the dtype and the layout in which they are multiplied, [O][outer][row], a row being the inner axis of the
-// plan's order, padded.
+// packed_weight, if there is one, has the numbers of weight in the dtype and the layout in which they are multiplied,
+// [O][outer][row], or [outer][O][row] unless outputs come first; a row is the inner axis of the plan's order, padded.
 struct ForwardCall {
   ProblemSize problem;
-  TensorRef x, z, weight, weight_z, weight_x, bias;
+  TensorRef x, z;
+  WeightRef weight;
+  TensorRef weight_z, weight_x, bias;
   OutputRef y;
   TensorRef packed_weight = {};
   GateParams gate = {};
@@ -36,7 +37,9 @@ struct ForwardCall {
 
 struct InputGradsCall {
   ProblemSize problem;
-  TensorRef grad, x, z, weight, weight_z, weight_x;
+  TensorRef grad, x, z;
+  WeightRef weight;
+  TensorRef weight_z, weight_x;
   OutputRef dx, dz;
 };
 
@@ -60,7 +63,6 @@ struct LinearCall {
   OutputRef y;
   GateParams gate = {};  // its shift_weight is not read: see shift
   LinearTerm shift = {};
-  TensorRef x = {};
 };
 
 // Threads and scratch memory: run() calls body(closure, task, worker) for all tasks, on up to `workers` threads.
@@ -93,6 +95,7 @@ struct Kernels {
   DType element(DType);                                                                            \
   void forward(DType, const ForwardCall&, const ForwardPlan&, const Executor&);                    \
   void forward_stream(DType, const ForwardCall&, const ForwardPlan&, const Executor&);             \
+  void forward_stream_outputs(DType, const ForwardCall&, const ForwardPlan&, const Executor&);     \
   void linear(DType, const LinearCall&, const LinearPlan&, const Executor&);                       \
   void linear_stream(DType, const LinearCall&, const LinearPlan&, const Executor&);                \
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);          \

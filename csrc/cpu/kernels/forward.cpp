@@ -1,6 +1,6 @@
-// y = z^T W x + U z + V x + c with the batch in the lanes. Rows of A are W[(o, outer), inner]: the product sums over
-// the inner feature axis, and the epilogue multiplies by the other input and sums over the outer axis. U z, V x and c
-// are added to the same accumulators.
+// y = z^T W x + U z + V x + c with the batch in the lanes. Rows of A are W[(o, outer), inner], or W[(outer, o), inner]
+// where outputs are not the slowest axis in memory: the product sums over the inner feature axis, and the epilogue
+// multiplies by the other input and sums over the outer axis. U z, V x and c are added to the same accumulators.
 #include "cpu/engine/epilogues.h"
 #include "cpu/engine/producers.h"
 #include "cpu/kernels/family.h"
@@ -29,6 +29,10 @@ class Forward {
   const TensorRef& inner_matrix = width_inside ? call.weight_x : call.weight_z;
   const TensorRef& outer_matrix = width_inside ? call.weight_z : call.weight_x;
 
+  struct Block {  // a part of W: outputs, outer features and elements along K, and the vectors of lanes
+    int64_t group, o0, outputs, i0, extent, k0, depth, vectors;
+  };
+
  public:
   Forward(const ForwardCall& c, const ForwardPlan& f, const Executor& e) : call(c), plan(f), executor(e) {}
 
@@ -50,6 +54,7 @@ class Forward {
     auto* packed_b = scratch.allocate<Word>(ceil_div(plan.depth, Mul::pair) * plan.vectors * L);
     auto* y = scratch.allocate<Acc>(plan.out_step * plan.vectors * L);
     auto* outer_panels = scratch.allocate<Acc>(plan.outer_step * plan.vectors * L);
+    auto* y_block = scratch.allocate<Acc>(plan.outputs_first ? 0 : plan.out_step * plan.vectors * L);
     const int64_t panel_size = call.gate.present ? plan.out_step * plan.vectors * L : 0;
     auto *x = scratch.allocate<Acc>(panel_size), *shift = scratch.allocate<Acc>(has_shift ? panel_size : 0);
 
@@ -69,7 +74,8 @@ class Forward {
       const int64_t depth = min(plan.depth, inner - k0);
       pack_b<Mul>(inner_view.at(lane0, k0), lane_count, vectors, depth, packed_b);
       if (call.weight.data)
-        multiply_weight(group, o0, outputs, i0, extent, k0, depth, packed_b, vectors, packed_a, y, outer_panels);
+        multiply_weight({group, o0, outputs, i0, extent, k0, depth, vectors}, packed_b, packed_a, y, y_block,
+                        outer_panels);
       linear(inner_matrix, k0, depth, add);
       linear(inner_shift, k0, depth, add_shift);
     }
@@ -83,7 +89,7 @@ class Forward {
     const int64_t offset = (group * p.rows + lane0) * p.out + o0;
     if (call.gate.present) {
       add_bias(call.gate.shift_bias, shift, group, o0, outputs, vectors);
-      pack_b<PackAcc>(batch_view<S>(call.x, group).at(lane0, o0), lane_count, vectors, outputs, x);
+      pack_b<PackAcc>(batch_view<S>(call.gate.x, group).at(lane0, o0), lane_count, vectors, outputs, x);
       if (call.gate.pre_activation.data)
         unpack_panels(y, outputs, vectors, lane_count, static_cast<S*>(call.gate.pre_activation.data) + offset, p.out);
       gate_panels(call.gate, y, x, has_shift ? shift : nullptr, outputs, vectors);
@@ -119,30 +125,63 @@ class Forward {
                 vectors, packed_a, add);
   }
 
-  void multiply_weight(int64_t group, int64_t o0, int64_t outputs, int64_t i0, int64_t extent, int64_t k0,
-                       int64_t depth, const Word* packed_b, int64_t vectors, Word* packed_a, Acc* y,
+  void multiply_weight(const Block& b, const Word* packed_b, Word* packed_a, Acc* y, Acc* y_block,
                        const Acc* outer_panels) const {
-    const ReduceOuter<Mul> reduce{y, outer_panels, outputs, extent};
-    const auto multiply = [&](const auto& all) {  // all: rows (o, i) from (o0, i0) on
-      if (extent == outer) return gemm<Mul>(all, 0, outputs * extent, k0, depth, packed_b, vectors, packed_a, reduce);
-      for (int64_t o = 0; o < outputs; ++o) {  // a part of the outer axis: rows are contiguous for one output only
-        auto one = all;
-        one.data += o * all.out_stride;
-        one.out_stride = extent * all.row_stride;
-        gemm<Mul>(one, 0, extent, k0, depth, packed_b, vectors, packed_a,
-                  OffsetRows<ReduceOuter<Mul>>{reduce, o * extent});
-      }
+    const bool outputs_first = plan.outputs_first;
+    const auto multiply = [&](const auto& all) {  // all: rows from (o0, i0) on
+      if (outputs_first)
+        multiply_by_output(b, all, packed_b, packed_a, ReduceOuter<Mul>{y, outer_panels, b.outputs, b.extent});
+      else
+        multiply_by_feature(b, all, packed_b, packed_a, y, y_block, outer_panels);
     };
     if (call.packed_weight.data) {
       using Elem = typename Mul::Elem;
-      const int64_t row = call.packed_weight.row;
-      multiply(WeightProducer<Mul, Elem>{static_cast<const Elem*>(call.packed_weight.data) + (o0 * outer + i0) * row,
-                                         outer * row, row, 1, extent, row % Mul::pair == 0});
+      const int64_t row = call.packed_weight.row, outer_stride = row * (outputs_first ? 1 : p.out),
+                    out_stride = row * (outputs_first ? outer : 1);
+      const auto* data = static_cast<const Elem*>(call.packed_weight.data);
+      multiply(rows(b, data, out_stride, outer_stride, 1, row % Mul::pair == 0));
     } else {
-      const int64_t outer_stride = width_inside ? p.width : 1, inner_stride = width_inside ? 1 : p.width;
-      const S* data = static_cast<const S*>(call.weight.data) + group * call.weight.group + o0 * p.context * p.width +
-                      i0 * outer_stride;
-      multiply(WeightProducer<Mul, S>{data, p.context * p.width, outer_stride, inner_stride, extent});
+      const WeightRef& w = call.weight;
+      multiply(rows(b, static_cast<const S*>(w.data) + b.group * w.group, w.out, width_inside ? w.context : w.width,
+                    width_inside ? w.width : w.context));
+    }
+  }
+
+  template <class T>
+  WeightProducer<Mul, T> rows(const Block& b, const T* data, int64_t out_stride, int64_t outer_stride,
+                              int64_t inner_stride, bool padded = false) const {
+    data += b.o0 * out_stride + b.i0 * outer_stride;
+    if (plan.outputs_first) return {data, out_stride, outer_stride, inner_stride, b.extent, padded};
+    return {data, outer_stride, out_stride, inner_stride, b.outputs, padded};
+  }
+
+  // Rows (o, i).
+  template <class Producer>
+  void multiply_by_output(const Block& b, const Producer& all, const Word* packed_b, Word* packed_a,
+                          const ReduceOuter<Mul>& reduce) const {
+    if (b.extent == outer)
+      return gemm<Mul>(all, 0, b.outputs * b.extent, b.k0, b.depth, packed_b, b.vectors, packed_a, reduce);
+    for (int64_t o = 0; o < b.outputs; ++o) {  // a part of the outer axis: rows are contiguous for one output only
+      Producer one = all;
+      one.data += o * all.outer_stride;
+      one.outer_stride = b.extent * all.row_stride;
+      gemm<Mul>(one, 0, b.extent, b.k0, b.depth, packed_b, b.vectors, packed_a,
+                OffsetRows<ReduceOuter<Mul>>{reduce, o * b.extent});
+    }
+  }
+
+  // Rows (i, o): the epilogue adds one i at a time, so there are summation blocks of these.
+  template <class Producer>
+  void multiply_by_feature(const Block& b, const Producer& all, const Word* packed_b, Word* packed_a, Acc* y,
+                           Acc* y_block, const Acc* outer_panels) const {
+    const int64_t size = b.outputs * b.vectors * L;
+    for (int64_t i = 0; i < b.extent; i += kOuterBlock) {
+      const int64_t end = min(i + kOuterBlock, b.extent);
+      const ScaleAccumulate<Mul> add{y_block, outer_panels, b.outputs, b.extent};
+      clear(y_block, size);
+      gemm<Mul>(all, i * b.outputs, end * b.outputs, b.k0, b.depth, packed_b, b.vectors, packed_a, add,
+                b.extent * b.outputs);
+      for (int64_t e = 0; e < size; e += L) store(y + e, load<Vec<Acc>>(y + e) + load<Vec<Acc>>(y_block + e));
     }
   }
 
@@ -155,7 +194,9 @@ class Forward {
 }  // namespace
 
 void forward(DType dtype, const ForwardCall& call, const ForwardPlan& plan, const Executor& executor) {
-  if (plan.order == Order::stream)
+  if (plan.order == Order::stream && plan.layout.major == Major::n)
+    forward_stream_outputs(dtype, call, plan, executor);
+  else if (plan.order == Order::stream)
     forward_stream(dtype, call, plan, executor);
   else
     run_family<Forward>(dtype, call, plan, executor);

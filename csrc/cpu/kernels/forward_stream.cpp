@@ -1,5 +1,6 @@
-// y for a few rows, which is bound by reading W. Lanes run along (i, j), so that W is read once, in whole vectors and
-// in memory order, and multiplied by products z_i x_j, which are generated for one chunk of (i, j) at a time.
+// y for a few rows, which is bound by reading W. Lanes run along (i, j), or along j where rows of W are apart, so that
+// W is read once, in whole vectors and in memory order, and multiplied by products z_i x_j, which are generated for one
+// chunk of (i, j) at a time.
 #include "cpu/kernels/family.h"
 #include "cpu/kernels/gate_epilogue.h"
 
@@ -21,6 +22,17 @@ class ForwardStream {
   const Executor& executor;
   const ProblemSize& p = call.problem;
   const int64_t products_stride = kStreamDepth + kSlack, x_stride = p.width + kSlack;
+  // The end of W: whole vectors may be read up to it.
+  const WeightRef& w = call.weight;
+  const S* const weight_end = static_cast<const S*>(w.data) + (p.groups - 1) * w.group + (p.out - 1) * w.out +
+                              (p.context - 1) * w.context + (p.width - 1) * w.width + 1;
+
+  // A matrix [outputs][elements along K], from the first output of a task on.
+  struct Rows {
+    const S* data;
+    int64_t stride;
+    const S* end;
+  };
 
  public:
   ForwardStream(const ForwardCall& c, const ForwardPlan& f, const Executor& e) : call(c), plan(f), executor(e) {}
@@ -31,25 +43,31 @@ class ForwardStream {
 
  private:
   void task(int64_t t, int64_t worker) const {
-    const int64_t group = t / plan.out_blocks, o0 = t % plan.out_blocks * plan.out_step;
-    const int64_t outputs = min(plan.out_step, p.out - o0), length = p.context * p.width;
+    const int64_t g0 = t / plan.out_blocks * plan.group_step, o0 = t % plan.out_blocks * plan.out_step;
     ScratchAllocator scratch{executor.scratch + worker * plan.worker_bytes};
     auto* products = scratch.allocate<Elem>(p.rows * products_stride);
     auto* x = scratch.allocate<Acc>(p.rows * x_stride);
     auto* sums = scratch.allocate<Acc>(plan.out_step * p.rows * L);
     auto* tail = scratch.allocate<S>(kTileOutputs * E);
-    clear(sums, outputs * p.rows * L);
     clear(x, p.rows * x_stride);
+    for (int64_t group = g0; group < min(g0 + plan.group_step, p.groups); ++group)
+      sum_group(group, o0, products, x, sums, tail);
+  }
+
+  void sum_group(int64_t group, int64_t o0, Elem* products, Acc* x, Acc* sums, S* tail) const {
+    const int64_t outputs = min(plan.out_step, p.out - o0), length = p.context * p.width;
+    clear(sums, outputs * p.rows * L);
     const auto x_view = batch_view<S>(call.x, group), z_view = batch_view<S>(call.z, group);
     for (int64_t b = 0; b < p.rows; ++b)
       for (int64_t j = 0; j < p.width; ++j) x[b * x_stride + j] = to_acc(x_view(b, j));
 
-    const S* weight = static_cast<const S*>(call.weight.data) + group * call.weight.group + o0 * length;
-    for (int64_t k0 = 0; k0 < length; k0 += kStreamDepth) {
-      const int64_t depth = min(kStreamDepth, length - k0);
+    const S* weight = static_cast<const S*>(w.data) + group * w.group + o0 * w.out;
+    for (int64_t k0 = 0, depth; k0 < length; k0 += depth) {
+      const int64_t i = k0 / p.width, j = k0 - i * p.width;
+      depth = min(kStreamDepth, plan.layout.flat ? length - k0 : p.width - j);
       for (int64_t b = 0; b < p.rows; ++b)
         generate_products(z_view, b, x + b * x_stride, k0, depth, products + b * products_stride);
-      add_chunk(weight + k0, length, outputs, depth, products, sums, tail);
+      add_chunk({weight + i * w.context + j, w.out, weight_end}, outputs, depth, products, sums, tail);
     }
     if (call.weight_z.data) add_linear(call.weight_z, z_view, group, o0, outputs, p.context, products, sums, tail);
     if (call.weight_x.data) add_linear(call.weight_x, x_view, group, o0, outputs, p.width, products, sums, tail);
@@ -70,44 +88,46 @@ class ForwardStream {
   }
 
   // sums[o, b] += rows of W (or of U, V) times the products, one tile of outputs at a time.
-  void add_chunk(const S* weight, int64_t stride, int64_t outputs, int64_t depth, const Elem* products, Acc* sums,
-                 S* tail) const {
+  void add_chunk(const Rows& weight, int64_t outputs, int64_t depth, const Elem* products, Acc* sums, S* tail) const {
     for (int64_t o = 0; o < outputs; o += kTileOutputs) {
       const int64_t valid = min(outputs - o, kTileOutputs);
       for (int64_t b = 0; b < p.rows; b += 4) {
         const Elem* part = products + b * products_stride;
         Acc* to = sums + (o * p.rows + b) * L;
-        const S* from = weight + o * stride;
+        const Rows from{weight.data + o * weight.stride, weight.stride, weight.end};
         switch (min(p.rows - b, 4)) {
-          case 1: dot_outputs<1>(from, stride, valid, depth, part, to, tail); break;
-          case 2: dot_outputs<2>(from, stride, valid, depth, part, to, tail); break;
-          case 3: dot_outputs<3>(from, stride, valid, depth, part, to, tail); break;
-          default: dot_outputs<4>(from, stride, valid, depth, part, to, tail); break;
+          case 1: dot_outputs<1>(from, valid, depth, part, to, tail); break;
+          case 2: dot_outputs<2>(from, valid, depth, part, to, tail); break;
+          case 3: dot_outputs<3>(from, valid, depth, part, to, tail); break;
+          default: dot_outputs<4>(from, valid, depth, part, to, tail); break;
         }
       }
     }
   }
 
   template <int N>
-  void dot_outputs(const S* weight, int64_t stride, int64_t outputs, int64_t depth, const Elem* products, Acc* sums,
-                   S* tail) const {
+  void dot_outputs(const Rows& weight, int64_t outputs, int64_t depth, const Elem* products, Acc* sums, S* tail) const {
     const int64_t whole = depth / E * E, rest = depth - whole;
+    // Beyond the end of a row is another one, or unmapped memory.
+    const bool readable = weight.data + (outputs - 1) * weight.stride + whole + E <= weight.end;
+    const int64_t in_place = readable ? rest : 0;
     if (outputs == kTileOutputs) {
-      dot<kTileOutputs, N>(weight, stride, whole, products, sums);
+      dot<kTileOutputs, N>(weight.data, weight.stride, whole, in_place, products, sums);
     } else {
       for (int64_t o = 0; o < outputs; ++o)
-        dot<1, N>(weight + o * stride, stride, whole, products, sums + o * p.rows * L);
+        dot<1, N>(weight.data + o * weight.stride, 0, whole, in_place, products, sums + o * p.rows * L);
     }
-    if (rest == 0) return;
-    for (int64_t o = 0; o < outputs; ++o) {  // beyond the end is another output, or unmapped memory
-      for (int64_t k = 0; k < E; ++k) tail[k] = k < rest ? weight[o * stride + whole + k] : S{};
-      dot<1, N>(tail, 0, E, products + whole, sums + o * p.rows * L);
+    if (rest == in_place) return;
+    for (int64_t o = 0; o < outputs; ++o) {
+      for (int64_t k = 0; k < E; ++k) tail[k] = k < rest ? weight.data[o * weight.stride + whole + k] : S{};
+      dot<1, N>(tail, 0, E, 0, products + whole, sums + o * p.rows * L);
     }
   }
 
+  // `depth`: whole vectors; `rest`: elements of one more, of which a whole vector can be read.
   template <int M, int N>
-  __attribute__((noinline, flatten)) void dot(const S* weight, int64_t stride, int64_t depth, const Elem* products,
-                                              Acc* sums) const {
+  __attribute__((noinline, flatten)) void dot(const S* weight, int64_t stride, int64_t depth, int64_t rest,
+                                              const Elem* products, Acc* sums) const {
     // Summation blocks, as in multiply(): their sums are added up for the chunk, and that sum to the running one.
     constexpr int64_t sum_block = Mul::sum_block == kUnbounded ? kStreamDepth : Mul::sum_block / 2 * E;
     Vec<Acc> acc[M][N], total[M][N]{};
@@ -123,6 +143,13 @@ class ForwardStream {
       }
       unroll<M>([&](auto m) { unroll<N>([&](auto n) { total[m][n] += acc[m][n]; }); });
     }
+    if (rest > 0) {
+      unroll<M>([&](auto m) {
+        const auto last = first_words_k<Mul>(weight + m * stride + depth, rest);
+        unroll<N>(
+            [&](auto n) { Mul::fma(total[m][n], last, load<Vec<Word>>(products + n * products_stride + depth)); });
+      });
+    }
     unroll<M>([&](auto m) {
       unroll<N>([&](auto n) {
         Acc* sum = sums + (m * p.rows + n) * L;
@@ -135,6 +162,7 @@ class ForwardStream {
   void add_linear(const TensorRef& matrix, const View<S>& features, int64_t group, int64_t o0, int64_t outputs,
                   int64_t length, Elem* buffer, Acc* sums, S* tail) const {
     const S* data = static_cast<const S*>(matrix.data) + group * matrix.group + o0 * matrix.row;
+    const S* end = data + (outputs - 1) * matrix.row + length;
     for (int64_t k0 = 0; k0 < length; k0 += kStreamDepth) {
       const int64_t depth = min(kStreamDepth, length - k0);
       for (int64_t b = 0; b < p.rows; ++b) {
@@ -143,7 +171,7 @@ class ForwardStream {
         for (int64_t k = depth; k % E != 0; ++k) row[k] = Elem{};
       }
       if (matrix.col == 1) {
-        add_chunk(data + k0, matrix.row, outputs, depth, buffer, sums, tail);
+        add_chunk({data + k0, matrix.row, end}, outputs, depth, buffer, sums, tail);
         continue;
       }
       for (int64_t o = 0; o < outputs; ++o)
@@ -167,7 +195,7 @@ class ForwardStream {
       }
     };
     if (!call.gate.present) return write_each([](Acc sum, int64_t, int64_t) { return sum; });
-    const auto x = batch_view<S>(call.x, group);
+    const auto x = batch_view<S>(call.gate.x, group);
     bool finite = true;
     for_activation<VectorMath>(call.gate.activation, [&](auto act) {
       write_each([&](Acc sum, int64_t b, int64_t o) {

@@ -77,20 +77,25 @@ class InputGrads {
 
   void multiply_weight(const Block& b, Range context, Range width, int64_t o0, int64_t depth, const Word* packed_b,
                        Word* packed_a, const ReduceBoth<Mul>& both) const {
-    // Rows (i, j), K being o: neighbours in j are contiguous, so packing copies whole vectors.
-    const View<S> view{weight(b.group, o0) + context.begin * p.width + width.begin, 1, p.context * p.width};
+    // Rows (i, j), K being o: neighbours in j are contiguous, so packing copies whole vectors, or rows are contiguous.
+    const WeightRef& w = call.weight;
+    const WeightProducer<Mul, S> rows{weight(b.group, o0) + context.begin * w.context + width.begin * w.width,
+                                      w.context, w.width, w.out, width.size};
     if (width.size == p.width && p.width <= kBlockM) {
-      gemm<Mul>(MatrixProducer<Mul, S>{view}, 0, context.size * width.size, 0, depth, packed_b, b.vectors, packed_a,
-                both);
+      gemm<Mul>(rows, 0, context.size * width.size, 0, depth, packed_b, b.vectors, packed_a, both);
       return;
     }
     // One range of the width for all of the context: its panels stay in the cache, however large X is.
     const int64_t ranges = max(ceil_div(width.size, kBlockM), 1);
     const int64_t step = ceil_div(ceil_div(width.size, ranges), kTileM) * kTileM;
     for (int64_t j = 0; j < width.size; j += step) {
-      for (int64_t i = 0; i < context.size; ++i)
-        gemm<Mul>(MatrixProducer<Mul, S>{view.at(i * p.width + j, 0)}, 0, min(step, width.size - j), 0, depth, packed_b,
-                  b.vectors, packed_a, OffsetRows<ReduceBoth<Mul>>{both, i * width.size + j});
+      for (int64_t i = 0; i < context.size; ++i) {
+        const int64_t count = min(step, width.size - j);
+        const WeightProducer<Mul, S> range{rows.data + i * w.context + j * w.width, count * w.width, w.width, w.out,
+                                           count};
+        gemm<Mul>(range, 0, count, 0, depth, packed_b, b.vectors, packed_a,
+                  OffsetRows<ReduceBoth<Mul>>{both, i * width.size + j});
+      }
     }
   }
 
@@ -107,9 +112,10 @@ class InputGrads {
     load_panels(call.grad, b, out, g);
 
     const S* w = weight(b.group, out.begin);
-    const int64_t zx = p.context * p.width;
+    const WeightRef& ref = call.weight;
     // Rows (o, i), K being j, give dz; rows (o, j), K being i, give dx.
-    const WeightProducer<Mul, S> rows_z{w, zx, p.width, 1, p.context}, rows_x{w, zx, 1, p.width, p.width};
+    const WeightProducer<Mul, S> rows_z{w, ref.out, ref.context, ref.width, p.context},
+        rows_x{w, ref.out, ref.width, ref.context, p.width};
     const ScaleAccumulate<Mul> to_z{dz, g, p.context, out.size}, to_x{dx, g, p.width, out.size};
     const bool do_z = call.weight.data && want_z, do_x = call.weight.data && want_x;
     const auto x_view = batch_view<S>(call.x, b.group), z_view = batch_view<S>(call.z, b.group);
@@ -150,7 +156,7 @@ class InputGrads {
   }
 
   const S* weight(int64_t group, int64_t o0) const {
-    return static_cast<const S*>(call.weight.data) + group * call.weight.group + o0 * p.context * p.width;
+    return static_cast<const S*>(call.weight.data) + group * call.weight.group + o0 * call.weight.out;
   }
 
   MatrixProducer<Mul, S> transposed(const TensorRef& m, int64_t group, int64_t o0, int64_t column) const {

@@ -1,6 +1,6 @@
 // dx and dz for a few rows, which is bound by reading W. T(i, j) = sum_o g[o] W[o, i, j] is computed for one chunk of
 // (i, j) at a time, which stays in the cache while W is read once, in whole vectors and in runs as long as the chunk.
-// Lanes run along (i, j).
+// Lanes run along (i, j), or along the outputs where these are contiguous in W.
 #include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
@@ -15,6 +15,8 @@ class InputGradsStream {
   static constexpr int64_t kSlack = 2 * L;  // elements that whole vectors may write beyond the end
   // Words of g and rows of a register tile; with 16 registers it has half as many rows.
   static constexpr int kTileWords = 4, kTileOutputs = kTileWords * Mul::pair, kTileRows = kTileM / 2;
+  // Rows, and features (i, j), of a register tile with the outputs in the lanes.
+  static constexpr int kDotRows = kTileM / 2, kDotFeatures = kTileM == 8 ? 4 : 2;
 
   const InputGradsCall& call;
   const InputGradsPlan& plan;
@@ -23,6 +25,14 @@ class InputGradsStream {
   const bool want_x = call.dx.data != nullptr, want_z = call.dz.data != nullptr;
   const InputPartials<Acc> partials{call, plan, executor};
   const int64_t t_stride = kStreamDepth + kSlack, x_stride = p.width + kSlack;
+  const bool n_major = plan.layout.major == Major::n;
+  const WeightRef& w = call.weight;
+  const S* const weight_end = static_cast<const S*>(w.data) + (p.groups - 1) * w.group + (p.out - 1) * w.out +
+                              (p.context - 1) * w.context + (p.width - 1) * w.width + 1;
+  static constexpr int E = L * Mul::pair;  // elements along K in a vector
+  const int64_t g_stride = n_major ? round_up(p.out, E) / Mul::pair : kStreamOutputs / Mul::pair;
+  // Outputs of one summation block, and elements of one chunk of T.
+  const int64_t out_block = n_major ? max(p.out, 1) : kStreamOutputs;
 
   struct Scratch {
     Acc *t, *x, *dx, *dx_partial, *dz;
@@ -41,11 +51,7 @@ class InputGradsStream {
 
  private:
   void task(int64_t t, int64_t worker) const {
-    const int64_t group = t / plan.splits, split = t % plan.splits, context_splits = plan.splits / plan.z_splits;
-    const int64_t out_split = split / context_splits, context_split = split % context_splits;
-    const int64_t i0 = context_split * plan.context_step, extent = min(plan.context_step, p.context - i0);
-    const int64_t o_begin = out_split * plan.out_step, o_end = min(o_begin + plan.out_step, p.out);
-
+    const int64_t g0 = t / plan.splits * plan.group_step;
     ScratchAllocator scratch{executor.scratch + worker * plan.worker_bytes};
     Scratch s;
     s.t = scratch.allocate<Acc>(p.rows * t_stride);
@@ -53,33 +59,42 @@ class InputGradsStream {
     s.dx = scratch.allocate<Acc>(p.rows * x_stride);
     s.dx_partial = scratch.allocate<Acc>(p.rows * x_stride);
     s.dz = scratch.allocate<Acc>(p.rows * plan.context_step);
-    s.g = scratch.allocate<Word>(p.rows * kStreamOutputs / Mul::pair);
+    s.g = scratch.allocate<Word>(p.rows * g_stride);
     s.zeros = scratch.allocate<S>(t_stride);
     s.tail = scratch.allocate<S>(kTileOutputs * L);
-    clear(s.zeros, t_stride);
+    clear(s.x, p.rows * x_stride);
+    if (!n_major) clear(s.zeros, t_stride);
+    for (int64_t group = g0; group < min(g0 + plan.group_step, p.groups); ++group) sum_group(group, t % plan.splits, s);
+  }
+
+  void sum_group(int64_t group, int64_t split, const Scratch& s) const {
+    const int64_t context_splits = plan.splits / plan.z_splits;
+    const int64_t out_split = split / context_splits, context_split = split % context_splits;
+    const int64_t i0 = context_split * plan.context_step, extent = min(plan.context_step, p.context - i0);
+    const int64_t o_begin = out_split * plan.out_step, o_end = min(o_begin + plan.out_step, p.out);
     clear(s.dx, p.rows * x_stride);
     clear(s.dx_partial, p.rows * x_stride);
     clear(s.dz, p.rows * plan.context_step);
-    clear(s.x, p.rows * x_stride);
     const auto x_view = batch_view<S>(call.x, group), z_view = batch_view<S>(call.z, group);
     const auto g_view = batch_view<S>(call.grad, group);
     for (int64_t b = 0; b < p.rows; ++b)
       for (int64_t j = 0; j < p.width; ++j) s.x[b * x_stride + j] = to_acc(x_view(b, j));
 
-    const int64_t length = p.context * p.width;
-    const S* weight = static_cast<const S*>(call.weight.data) + group * call.weight.group + i0 * p.width;
-    for (int64_t o = o_begin; o < o_end; o += kStreamOutputs) {
-      const int64_t outputs = min(o_end - o, kStreamOutputs);
+    const S* weight = static_cast<const S*>(w.data) + group * w.group + i0 * w.context;
+    for (int64_t o = o_begin; o < o_end; o += out_block) {
+      const int64_t outputs = min(o_end - o, out_block), length = extent * p.width;
       for (int64_t b = 0; b < p.rows; ++b)
-        for (int64_t w = 0; w < kStreamOutputs / Mul::pair; ++w)
-          s.g[b * kStreamOutputs / Mul::pair + w] =
-              w * Mul::pair < outputs ? word_at<Mul>(g_view.at(0, o), b, w, outputs) : Word{};
+        for (int64_t k = 0; k < g_stride; ++k)
+          s.g[b * g_stride + k] = k * Mul::pair < outputs ? word_at<Mul>(g_view.at(0, o), b, k, outputs) : Word{};
       const int64_t chunk = min(kStreamDepth, kStreamContext * p.width);
-      for (int64_t k0 = 0, flushed = 0; k0 < extent * p.width; k0 += chunk) {
-        const int64_t depth = min(chunk, extent * p.width - k0), end = k0 + depth;
-        compute_t(weight + o * length + k0, length, outputs, depth, s);
+      for (int64_t k0 = 0, depth, flushed = 0; k0 < length; k0 += depth) {
+        const int64_t i = k0 / p.width, j = k0 - i * p.width;
+        depth = min(chunk, plan.layout.flat ? length - k0 : p.width - j);
+        const int64_t end = k0 + depth;
+        const S* from = weight + o * w.out + i * w.context + j * w.width;
+        n_major ? compute_dots(from, outputs, depth, s) : compute_t(from, w.out, outputs, depth, s);
         for (int64_t b = 0; b < p.rows; ++b) reduce(z_view.at(0, i0), b, k0, depth, s);
-        if (end - flushed < kStreamContext * p.width && end < extent * p.width) continue;
+        if (end - flushed < kStreamContext * p.width && end < length) continue;
         for (int64_t e = 0; e < p.rows * x_stride; ++e) s.dx[e] += s.dx_partial[e];
         clear(s.dx_partial, p.rows * x_stride);
         flushed = end;
@@ -113,7 +128,7 @@ class InputGradsStream {
 
   void add_tile(const S* const (&rows)[kTileOutputs], int64_t depth, const Word* g, Acc* t) const {
     for (int64_t b = 0; b < p.rows; b += kTileRows) {
-      const Word* gb = g + b * kStreamOutputs / Mul::pair;
+      const Word* gb = g + b * g_stride;
       Acc* tb = t + b * t_stride;
       switch (min(p.rows - b, kTileRows)) {
         case 1: add_rows<1>(rows, depth, gb, tb); break;
@@ -128,9 +143,7 @@ class InputGradsStream {
   __attribute__((noinline, flatten)) void add_rows(const S* const (&rows)[kTileOutputs], int64_t depth, const Word* g,
                                                    Acc* t) const {
     Vec<Word> factors[N][kTileWords];
-    unroll<N>([&](auto n) {
-      unroll<kTileWords>([&](auto m) { factors[n][m] = Vec<Word>{} + g[n * kStreamOutputs / Mul::pair + m]; });
-    });
+    unroll<N>([&](auto n) { unroll<kTileWords>([&](auto m) { factors[n][m] = Vec<Word>{} + g[n * g_stride + m]; }); });
     const int64_t stride = t_stride;
     for (int64_t k = 0; k < depth; k += L) {
       Vec<Word> w[kTileWords];
@@ -143,6 +156,89 @@ class InputGradsStream {
         store(t + n * stride + k, sum);
       });
     }
+  }
+
+  // t[b, k] = sum_o g[b, o] src[k * w.width + o]: each k has a vector of sums, and L of these are reduced at once.
+  void compute_dots(const S* src, int64_t outputs, int64_t depth, const Scratch& s) const {
+    for (int64_t k = 0; k < depth; k += L) {
+      const int64_t valid = min(depth - k, L);
+      for (int64_t b = 0; b < p.rows; b += kDotRows) {
+        switch (min(p.rows - b, kDotRows)) {
+          case 1: dots<1>(src + k * w.width, outputs, valid, b, s.t + k, s); break;
+          case 2: dots<2>(src + k * w.width, outputs, valid, b, s.t + k, s); break;
+          case 3: dots<min(3, kDotRows)>(src + k * w.width, outputs, valid, b, s.t + k, s); break;
+          default: dots<kDotRows>(src + k * w.width, outputs, valid, b, s.t + k, s); break;
+        }
+      }
+    }
+  }
+
+  template <int R>
+  void dots(const S* src, int64_t outputs, int64_t valid, int64_t b, Acc* t, const Scratch& s) const {
+    constexpr int M = kDotFeatures;
+    V sums[R][L];
+    for (int64_t m = 0; m < valid; m += M) {
+      const S* at = src + m * w.width;
+      // Beyond the end of a row is another one, or unmapped memory.
+      const bool whole = m + M <= valid && at + (M - 1) * w.width + round_up(outputs, E) <= weight_end;
+      if (whole) {
+        dot<M, R>(at, w.width, outputs, outputs % E, b, &sums[0][m], s);
+      } else {
+        for (int64_t one = m; one < min(m + M, valid); ++one)
+          dot_copy<R>(src + one * w.width, outputs, b, &sums[0][one], s);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int64_t m = valid; m < L; ++m) sums[r][m] = V{};
+      store(t + (b + r) * t_stride, sum_each(sums[r]));
+    }
+  }
+
+  // With the last elements in a copy, which is zero beyond them.
+  template <int R>
+  void dot_copy(const S* src, int64_t outputs, int64_t b, V* sums, const Scratch& s) const {
+    const int64_t whole = outputs / E * E;
+    S last[E] = {};
+    for (int64_t o = whole; o < outputs; ++o) last[o - whole] = src[o];
+    dot<1, R>(src, 0, whole, 0, b, sums, s);
+    if (whole == outputs) return;
+    V more[R][L];
+    Scratch rest = s;
+    rest.g += whole / Mul::pair;
+    dot<1, R>(last, 0, E, 0, b, &more[0][0], rest);
+    for (int r = 0; r < R; ++r) sums[r * L] += more[r][0];
+  }
+
+  // sums[r][m] = the products of row b + r and feature m for each lane; `rest`: elements of the last vector.
+  template <int M, int R>
+  __attribute__((noinline, flatten)) void dot(const S* src, int64_t stride, int64_t outputs, int64_t rest, int64_t b,
+                                              V* sums, const Scratch& s) const {
+    constexpr int64_t sum_block = Mul::sum_block == kUnbounded ? int64_t(1) << 20 : Mul::sum_block / 2 * E;
+    const Word* g = s.g + b * g_stride;
+    V total[M][R]{};
+    const auto step = [&](V(&acc)[M][R], int64_t o, auto&& vector) {
+      Vec<Word> in[R];
+      unroll<R>([&](auto r) { in[r] = load<Vec<Word>>(g + r * g_stride + o / Mul::pair); });
+      unroll<M>([&](auto m) {
+        const auto v = vector(src + m * stride + o);
+        unroll<R>([&](auto r) { Mul::fma(acc[m][r], v, in[r]); });
+      });
+    };
+    const int64_t whole = outputs - rest;
+    if (whole <= sum_block) {
+      for (int64_t o = 0; o < whole; o += E) {
+        unroll<M>([&](auto m) { __builtin_prefetch(src + (M + m) * stride + o); });
+        step(total, o, [](const S* at) { return load_words_k<Mul>(at); });
+      }
+    }
+    for (int64_t begin = 0; begin < whole && whole > sum_block; begin += sum_block) {
+      V acc[M][R]{};
+      for (int64_t o = begin; o < min(begin + sum_block, whole); o += E)
+        step(acc, o, [](const S* at) { return load_words_k<Mul>(at); });
+      unroll<M>([&](auto m) { unroll<R>([&](auto r) { total[m][r] += acc[m][r]; }); });
+    }
+    if (rest > 0) step(total, whole, [rest](const S* at) { return first_words_k<Mul>(at, rest); });
+    unroll<M>([&](auto m) { unroll<R>([&](auto r) { sums[r * L + m] = total[m][r]; }); });
   }
 
   // dx[j] += z[i] t(i, j) and dz[i] += x[j] t(i, j) over the chunk. Lanes of the last vector beyond the end of a row i
@@ -170,14 +266,27 @@ class InputGradsStream {
   void add_linear(const TensorRef& matrix, int64_t group, int64_t o0, int64_t outputs, int64_t begin, int64_t extent,
                   Acc* sums, int64_t stride, const Scratch& s) const {
     const S* data = static_cast<const S*>(matrix.data) + group * matrix.group + o0 * matrix.row + begin * matrix.col;
-    for (int64_t f0 = 0; f0 < extent && matrix.col == 1; f0 += kStreamDepth) {
+    const bool rows = matrix.col == 1 && !n_major;  // g is held in words that compute_t() can read
+    for (int64_t f0 = 0; f0 < extent && rows; f0 += kStreamDepth) {
       const int64_t depth = min(kStreamDepth, extent - f0);
       compute_t(data + f0, matrix.row, outputs, depth, s);
       for (int64_t b = 0; b < p.rows; ++b)
         for (int64_t f = 0; f < depth; ++f) sums[b * stride + f0 + f] += s.t[b * t_stride + f];
     }
-    if (matrix.col == 1) return;
+    if (rows) return;
     const auto g = batch_view<S>(call.grad, group).at(0, o0);
+    for (int64_t f0 = 0; f0 < extent && matrix.col == 1; f0 += kStreamDepth) {
+      const int64_t depth = min(kStreamDepth, extent - f0);
+      for (int64_t b = 0; b < p.rows; ++b) {
+        for (int64_t begin = 0; begin < outputs; begin += kStreamOutputs) {
+          clear(s.t, depth);
+          for (int64_t o = begin; o < min(begin + kStreamOutputs, outputs); ++o)
+            for (int64_t f = 0; f < depth; ++f) s.t[f] += to_acc(g(b, o)) * to_acc(data[o * matrix.row + f0 + f]);
+          for (int64_t f = 0; f < depth; ++f) sums[b * stride + f0 + f] += s.t[f];
+        }
+      }
+    }
+    if (matrix.col == 1) return;
     for (int64_t b = 0; b < p.rows; ++b) {
       for (int64_t f = 0; f < extent; ++f) {
         Acc sum = 0;

@@ -100,19 +100,20 @@ class Linear {
                             ? static_cast<S*>(call.gate.pre_activation.data) + (out - static_cast<S*>(call.y.data))
                             : nullptr;
     const Acc offset = Acc(call.gate.offset);
-    const S* x = static_cast<const S*>(call.x.data) + b.row0 * call.x.row + b.lane0 * call.x.col;
+    const TensorRef& gate_x = call.gate.x;
+    const S* x = static_cast<const S*>(gate_x.data) + b.row0 * gate_x.row + b.lane0 * gate_x.col;
     constexpr int64_t kAhead = 4, kLine = 64 / int64_t(sizeof(S));
     for (int64_t m = 0; m < b.rows; ++m) {
-      const S* row = x + m * call.x.row;  // too short for the hardware prefetcher
-      for (int64_t lane = 0; m + kAhead < b.rows && call.x.col == 1 && lane < b.lane_count; lane += kLine)
-        __builtin_prefetch(row + kAhead * call.x.row + lane);
+      const S* row = x + m * gate_x.row;  // too short for the hardware prefetcher
+      for (int64_t lane = 0; m + kAhead < b.rows && gate_x.col == 1 && lane < b.lane_count; lane += kLine)
+        __builtin_prefetch(row + kAhead * gate_x.row + lane);
       for_panels(b.vectors, [&](auto n, int64_t first) {
         for (int v = 0; v < n; ++v) {
           const int64_t at = (first * b.rows + m * n + v) * L, lane = (first + v) * L, valid = b.lane_count - lane;
           V p = load<V>(panels + at);
           if (bias) p += load<V>(bias + lane);
           if (pre_activation) store_lanes<Acc>(pre_activation + m * call.out + lane, 1, valid, p);
-          V y = (act.value(p) + offset) * load_lanes<Acc>(row + lane * call.x.col, call.x.col, valid);
+          V y = (act.value(p) + offset) * load_lanes<Acc>(row + lane * gate_x.col, gate_x.col, valid);
           V shift{};
           if (shift_panels) shift = load<V>(shift_panels + at);
           if (shift_bias) shift += load<V>(shift_bias + lane);

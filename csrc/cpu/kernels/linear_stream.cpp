@@ -174,13 +174,7 @@ class LinearStream {
   // The last elements of an output, from k on, zero-padded.
   Vec<Word> load_tail(const Term& t, int64_t o, int64_t k) const {
     const int64_t valid = t.depth - k, begin = o * t.matrix.mn_stride + k;
-    if (begin + E <= t.readable) {
-      if constexpr (Mul::pair == 1) {
-        return first_lanes(load_words_k<Mul>(t.matrix.data + begin), valid);
-      } else {
-        return bit_cast<Vec<Word>>(first_lanes(load<Vec<int16_t, E>>(t.matrix.data + begin), valid));
-      }
-    }
+    if (begin + E <= t.readable) return first_words_k<Mul>(t.matrix.data + begin, valid);
     Elem copy[E] = {};
     for (int64_t e = 0; e < valid; ++e) from_acc(to_acc(t.matrix(o, k + e)), copy[e]);
     return load<Vec<Word>>(copy);

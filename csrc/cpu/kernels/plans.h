@@ -19,6 +19,17 @@ struct MulTraits {
 inline constexpr int64_t kScratchAlign = 64;
 MI_HOST_DEVICE constexpr int64_t scratch_bytes(int64_t bytes) { return round_up(bytes, kScratchAlign); }
 
+// The contiguous axis of a matrix, or of W: K (of W the width), the outputs, or neither.
+enum class Major : int { k, n, neither };
+
+// How W lies in memory. The width is the faster of its two feature axes: where it is not, x and z change places.
+struct WeightLayout {
+  Major major = Major::k;
+  bool flat = true;             // context and width are one evenly spaced axis
+  bool outputs_slowest = true;  // outputs are further apart than features of the context
+  bool exchanged = false;       // x and z have changed places
+};
+
 // How the sum over (i, j) is computed. The inner axis is the K of the matrix product; the epilogue multiplies by the
 // other input and sums over the outer axis. `stream` is for a few rows: products z_i x_j are generated for one chunk of
 // (i, j) at a time, and W is read once, in memory order.
@@ -28,11 +39,21 @@ enum class Order : int { width_inside, context_inside, stream };
 inline constexpr int64_t kStreamRows = 6;
 inline constexpr int64_t kStreamDepth = 2048;
 
+// The same for W with contiguous outputs, whose chunk of kTileVectors is read again for each tile of rows.
+inline constexpr int64_t kStreamDepthOutputs = 512;
+
+// Outer features in one summation block where the epilogue adds a feature at a time.
+inline constexpr int64_t kOuterBlock = 32;
+
 struct ForwardPlan {
   Order order;
+  WeightLayout layout;
+  bool outputs_first;                // rows of A are (o, outer), otherwise (outer, o)
+  int64_t group_step;                // groups of one task of the stream
   int64_t vectors, lane_blocks;      // vectors in a block of lanes, and such blocks along the batch
   int64_t out_step, out_blocks;      // outputs of one task
-  int64_t outer_step, outer_splits;  // outer features of one task; more than one split makes partial sums
+  int64_t outer_step, outer_splits;  // outer features (pairs (i, j) for a stream with the outputs in the lanes) of one
+                                     // task; more than one split makes partial sums
   int64_t depth;                     // elements along K that are packed at a time
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };
@@ -51,6 +72,8 @@ inline constexpr int64_t kStreamContext = 64;
 
 struct InputGradsPlan {
   InputForm form;
+  WeightLayout layout;
+  int64_t group_step;  // groups of one task of the stream
   int64_t vectors, lane_blocks;
   int64_t context_step, width_step;    // features of one task: both for fused, context_step for stream
   int64_t out_step;                    // outputs of one task, for split and stream

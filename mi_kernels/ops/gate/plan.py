@@ -66,7 +66,7 @@ def gated(backend: str, activation: str, lead: torch.Size, x: Tensor, z: Tensor,
     rows = math.prod(lead)
     elements, algorithm = rows * x.shape[-1], planner.gate_algorithm(activation)
     terms = (*(t is not None for t in weights[:3]), False, False)
-    scratch = planner.gate_scratch(GateCall(rows, z.shape[-1], x, terms, activation))
+    scratch = planner.gate_scratch(GateCall(rows, z.shape[-1], x, terms, activation, weights[0]))
     forward = replace(
         product,
         op="gated_interaction",

@@ -1,8 +1,8 @@
 """Weights packed once for the CPU kernels, for inference.
 
-The kernels read W in place if it is contiguous, needs no dtype conversion, and the inner sum of the product
-runs along x. Otherwise every call converts or transposes W once per block of rows. A :class:`PackedWeight`
-caches that. A change of W cannot be detected reliably (``weight.data.add_(1)`` leaves no trace), so packing
+The kernels read W in place if it needs no dtype conversion and is contiguous along the inner sum of the product.
+Otherwise every call converts or transposes W once per block of rows. A :class:`PackedWeight` caches that. A
+change of W cannot be detected reliably (``weight.data.add_(1)`` leaves no trace), so packing
 is explicit.
 """
 
@@ -72,10 +72,15 @@ def _pack(weight: Tensor) -> Tensor | None:
     if weight.numel() == 0 or not any(one.packs and one.takes(weight) for one in backends.registered()):
         return None
     out, context, width = weight.shape
-    sizes = [1, 1 << 10, context, width, out]  # the layout depends on the batch only below a few rows
+    # The layout depends on the batch only below a few rows.
+    sizes = [1, 1 << 10, context, width, out, *(() if weight.is_contiguous() else weight.stride())]
     text = torch.ops.mi_kernels.cpu_interaction_plan("forward", sizes, weight.dtype, 1)
     fields = dict(field.split("=") for field in text.split(";"))
-    inner_last = weight if fields["algorithm"] == "width_inside" else weight.mT
+    inner_last = weight
+    if (fields["algorithm"] == "width_inside") == (fields["exchanged"] == "1"):
+        inner_last = weight.mT
+    if fields["outputs_first"] == "0":
+        inner_last = inner_last.transpose(0, 1)
     packed = inner_last.to(_DTYPES[fields["element"]])
     if padding := -packed.shape[-1] % int(fields["pair"]):
         packed = torch.nn.functional.pad(packed, (0, padding))
