@@ -74,7 +74,7 @@ class Bucket(NamedTuple):
         return part if len(self.groups) == 1 else part.unflatten(0, tuple(self.rows.shape))
 
     def put(self, part: Tensor, result: Tensor) -> None:
-        rows, part = self.rows.flatten(), part.flatten(0, -2)
+        rows, part = self.rows.flatten(), part.reshape(-1, part.shape[-1])
         if self.filled:
             present = (rows != result.shape[0]).nonzero().squeeze(1)
             rows, part = rows[present], part.index_select(0, present)
