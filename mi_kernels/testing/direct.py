@@ -188,6 +188,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "cpu_gate_plan": _gate_plans(),
     "cuda_gate_plan": _gate_plans(80, 40),
     "cuda_aligned": lambda: iter([(torch.zeros(5, 24, dtype=DTYPE),)]),
+    "segment_order": lambda: iter([(torch.tensor([2, 0, 1, 2]), 3)]),
     "cpu_isa": _nothing,
     "cuda_architectures": _nothing,
     "tf32_allowed": _nothing,

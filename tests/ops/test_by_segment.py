@@ -85,7 +85,7 @@ def computed(backend, ids, groups):
     return results
 
 
-def check(backend, shape, kind, terms, dtype, layout="contiguous", enough=200):
+def check(backend, shape, kind, terms, dtype, layout="contiguous", enough=100):
     ids, groups = order_of(kind, shape)
 
     def draw(seed):
@@ -101,6 +101,8 @@ def check(backend, shape, kind, terms, dtype, layout="contiguous", enough=200):
 def test_values(shape, kind, dtype, place):
     if kind == "rows alone" and shape.name != "few":
         pytest.skip("a loop over each row, and W of each")
+    if kind != "mixed" and dtype in (torch.float64, torch.float16):
+        pytest.skip("the order is no matter of the dtype")
     check(place.backend, shape, kind, (True,) * 4, dtype)
 
 
@@ -115,8 +117,7 @@ def test_values_of_terms(terms, kind, place):
 @pytest.mark.parametrize("kind", ["sorted", "mixed"])
 def test_values_of_layouts(kind, layout, place):
     for terms in ((True,) * 4, (False, False, True, True)):
-        for dtype in (torch.float32, torch.bfloat16):
-            check(place.backend, SHAPES[1], kind, terms, dtype, layout)
+        check(place.backend, SHAPES[0], kind, terms, torch.float32, layout)
 
 
 def test_nothing_to_do(place):
@@ -170,7 +171,9 @@ def test_sums_that_leave_the_range_of_float(place):
     found = computed(place.backend, ids, groups)(grad * 2.0**-60, x, z, *weights)
     expected = by_group(ids, groups)((grad * 2.0**-60).double(), *(t.double() for t in (x, z, *weights)))
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=float(other.detach().abs().max()) * 1e-5)
+        torch.testing.assert_close(
+            one.double(), other, rtol=1e-4, atol=float(other.detach().abs().max()) * 1e-5
+        )
 
 
 def native(test):
@@ -293,7 +296,5 @@ def test_values_on_each_instruction_set(isa):
         pytest.skip(f"this machine or build has no {isa}")
     if isa == libraries.cpu_isa()["selected"]:
         pytest.skip(f"{isa} is what every other test runs on here")
-    chosen = (
-        "test_values and cpu and not portable and not instruction and (few or rows) or test_bits and uneven"
-    )
-    assert_passes("-k", chosen, "test_by_segment.py", least=40, MI_KERNELS_CPU_ISA=isa)
+    chosen = "test_values and cpu and not portable and not instruction or test_bits and uneven"
+    assert_passes("-k", chosen, "test_by_segment.py", least=60, MI_KERNELS_CPU_ISA=isa)

@@ -150,7 +150,7 @@ def test_numbers_out_of_range_are_found_where_they_are_not_looked_at(number, fre
 
         compiled = torch.compile(call, fullgraph=True)
         torch.testing.assert_close(compiled(bad.clamp(0, 3)), call(bad.clamp(0, 3)))
-        with pytest.raises((RuntimeError, ValueError), match="out of bounds"):
+        with pytest.raises((RuntimeError, ValueError), match="out of bounds|values from 0 to"):
             compiled(bad)
         for backend in ("auto", "portable", "reference"):
             with mi.backend(backend), pytest.raises((IndexError, RuntimeError), match="out of"):

@@ -273,8 +273,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads_by_segment(const Tensor&
 // The rows in the order of their groups, and where each group begins: a counting sort.
 std::tuple<Tensor, Tensor> segment_order(const Tensor& segment_ids, int64_t groups) {
   constexpr const char* op = "segment_order";
+  constexpr int64_t kMostGroups = int64_t(1) << 30;
   const Tensor ids = int64_vector(op, "segment_ids", segment_ids, segment_ids);
-  STD_TORCH_CHECK(groups >= 0, op, ": groups: expected 0 or more, got ", groups);
+  STD_TORCH_CHECK(groups >= 0 && groups <= kMostGroups, op, ": groups: expected 0 to 2^30, got ", groups);
   const int64_t rows = ids.numel();
   const auto* group = static_cast<const int64_t*>(ids.const_data_ptr());
   Tensor row_index = torch::stable::new_empty(ids, {rows}), offsets = torch::stable::new_empty(ids, {groups + 1});
@@ -283,7 +284,7 @@ std::tuple<Tensor, Tensor> segment_order(const Tensor& segment_ids, int64_t grou
   std::fill(next, next + groups + 1, 0);
   for (int64_t n = 0; n < rows; ++n) {
     STD_TORCH_CHECK(uint64_t(group[n]) < uint64_t(groups), op, ": segment_ids: expected values from 0 to ", groups - 1,
-                    ", got ", group[n]);
+                    ", got ", group[n], ", which is out of bounds");
     ++next[group[n] + 1];
   }
   for (int64_t g = 0; g < groups; ++g) next[g + 1] += next[g];

@@ -94,23 +94,25 @@ Tasks shared_tasks(const std::vector<const RowPiece*>& pieces, int64_t long_rows
 
 }  // namespace
 
-Tensor int64_vector(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+Tensor int64_vector(const char* op, const char* name, const Tensor& t, const Tensor& like,
+                    std::optional<int64_t> size) {
   check_defined(op, name, t);
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long, op, ": ", name, ": expected int64");
   STD_TORCH_CHECK(t.is_cpu() && like.is_cpu(), op, ": ", name, ": expected the device of the first tensor");
   STD_TORCH_CHECK(t.dim() == 1, op, ": ", name, ": expected 1 dimension, got ", t.dim());
+  STD_TORCH_CHECK(!size || t.numel() == *size, op, ": ", name, ": expected N = ", size.value_or(0), " elements, got ",
+                  t.numel());
+  STD_TORCH_CHECK(in_range({t.numel(), 8}), op, ": ", name, ": expected at most 2^50 elements, got ", t.numel());
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
 RowGroups::RowGroups(const char* op, const Tensor& row_index, const Tensor& offsets, const Tensor& like, int64_t rows)
-    : index_tensor_(int64_vector(op, "row_index", row_index, like)),
+    : index_tensor_(int64_vector(op, "row_index", row_index, like, rows)),
       offsets_tensor_(int64_vector(op, "offsets", offsets, like)),
       row_index_(static_cast<const int64_t*>(index_tensor_.const_data_ptr())),
       offsets_(static_cast<const int64_t*>(offsets_tensor_.const_data_ptr())),
       rows_(rows),
       groups_(offsets_tensor_.numel() - 1) {
-  STD_TORCH_CHECK(index_tensor_.numel() == rows, op, ": row_index: expected N = ", rows, " elements, got ",
-                  index_tensor_.numel());
   STD_TORCH_CHECK(groups_ >= 0, op, ": offsets: expected G + 1 elements, got none");
   bool ascending = offsets_[0] == 0 && offsets_[groups_] == rows;
   for (int64_t g = 0; g < groups_; ++g) ascending = ascending && offsets_[g] <= offsets_[g + 1];

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "common/tensor_ref.h"
@@ -12,7 +13,8 @@
 namespace mi_kernels {
 
 // A contiguous int64 tensor of one dimension, on the CPU as `like` is.
-Tensor int64_vector(const char* op, const char* name, const Tensor&, const Tensor& like);
+Tensor int64_vector(const char* op, const char* name, const Tensor&, const Tensor& like,
+                    std::optional<int64_t> size = {});
 
 // Rows row_index[first : first + rows], all of one group.
 struct RowPiece {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_segments
+from mi_kernels.ops.checks import check_segments, check_shape, check_tensors
 from mi_kernels.ops.compiling import is_transformed
 from mi_kernels.ops.dtypes import accumulation_dtype
 from mi_kernels.ops.interaction import autograd, cost_model, shared
@@ -49,13 +49,22 @@ def grouping(segment_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     return torch.ops.mi_kernels.segment_order(segment_ids, groups)
 
 
+def _check_order(segment_ids: Tensor, groups: int) -> None:
+    check_tensors("segment_order", ("segment_ids",), (segment_ids,), 1, (torch.int64,))
+    check_shape("segment_order", "segment_ids", segment_ids, {"N": None})
+    if groups < 0:
+        raise ValueError(f"segment_order: groups: expected 0 or more, got {groups}")
+
+
 def _segment_order(segment_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    _check_order(segment_ids, groups)
     ordered, row_index = segment_ids.sort(stable=True)
     numbers = segment_ids.new_ones(groups + 1).cumsum(0) - 1  # not arange: the indices may be a fake tensor
     return row_index, torch.searchsorted(ordered, numbers)
 
 
 def _segment_order_fake(segment_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    _check_order(segment_ids, groups)
     return torch.empty_like(segment_ids), segment_ids.new_empty(groups + 1)
 
 
