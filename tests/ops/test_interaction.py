@@ -47,9 +47,8 @@ def test_the_formula_itself():
 def test_layout_changes_no_bit(layout, place):
     """The same numbers in another layout are the same problem (expanded ones against their own copies).
 
-    Of the compiled kernels; PyTorch's matrix product, which the portable path calls, may round differently. The
-    kernels read W where it lies, so the order of its axes in memory is that of the sums: it stays here, and
-    test_weight_layouts_cpu.py has the others.
+    Of the compiled kernels; PyTorch's matrix product, which the portable path calls, may round differently.
+    They sum in the order in which the axes of W lie; test_weight_layouts_cpu.py has the other orders.
     """
     arguments = list(Sample(MIDDLE, layout=layout).arguments(torch.float32, place.device))
     if layout == "transposed":

@@ -1,4 +1,4 @@
-"""The CPU kernels on W in any layout: every order of its axes, padded, strided, broadcast, and for each group."""
+"""The CPU kernels on W in any layout: all orders of its axes, padded, strided, broadcast, of each group."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(backends.cpu_library_error() is not None, reason
 OPS = torch.ops.mi_kernels
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ORDERS = ["".join(order) for order in itertools.permutations("OZX")]
-# rows, Z, X, O: streamed and blocked, outputs fewer than lanes, tiles of several runs, partial sums, one feature.
+# rows, Z, X, O: streamed and blocked, fewer outputs than lanes, tiles of several runs, partial sums.
 SIZES = {
     "one-row": (1, 9, 40, 24),
     "three-rows": (3, 24, 33, 10),
@@ -126,7 +126,7 @@ def test_no_axis_is_contiguous(sizes, one):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_groups(dtype, order, rows, shared):
-    """Each group is the call of its own, to the bit where the plan does not depend on the number of groups."""
+    """Each group is the call of its own."""
     groups, context, width, out = 5, 6, 16, 12
     x, z, g = (torch.randn(groups, rows, size).to(dtype) for size in (width, context, out))
     weight = stored(torch.randn(1 if shared else groups, out, context, width).to(dtype), order)

@@ -107,7 +107,7 @@ struct WeightProducer {
   // within the memory of the tile.
   void pack_tile(int64_t a, int64_t f, int64_t rows, int64_t k0, int64_t depth, Word* out) const {
     const int64_t words = ceil_div(depth, Mul::pair), first = extent - f;
-    const S* starts[kTileM];
+    const S* starts[kTileM] = {};
     for (int64_t r = 0; r < rows; ++r) {
       starts[r] = data + a * outer_stride + f * row_stride + k0 * k_stride;
       if (++f == extent) f = 0, ++a;

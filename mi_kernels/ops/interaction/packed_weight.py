@@ -1,8 +1,8 @@
 """Weights packed once for the CPU kernels, for inference.
 
-The kernels read W in place if it needs no dtype conversion and is contiguous along the inner sum of the product.
-Otherwise every call converts or transposes W once per block of rows. A :class:`PackedWeight` caches that. A
-change of W cannot be detected reliably (``weight.data.add_(1)`` leaves no trace), so packing
+The kernels read W in place if it needs no dtype conversion and is contiguous along the inner sum of the
+product. Otherwise every call converts or transposes W once per block of rows. A :class:`PackedWeight` caches
+that. A change of W cannot be detected reliably (``weight.data.add_(1)`` leaves no trace), so packing
 is explicit.
 """
 
