@@ -180,8 +180,8 @@ def test_a_row_with_nan_reaches_only_its_result(place):
 
 MESSAGES = (
     ({"weight": torch.ones(4, 3, 2, 5)}, "weight: expected leading dimensions that broadcast with \\[6\\]"),
-    ({"weight": torch.ones(6, 3, 2, 4)}, "weight: expected shape \\[0=6, O, Z=2, X=5\\]"),
-    ({"weight_z": torch.ones(6, 2, 2)}, "weight_z: expected shape \\[0=6, O=3, Z=2\\]"),
+    ({"weight": torch.ones(6, 3, 2, 4)}, "weight: expected shape \\[\\.\\.\\., O, Z=2, X=5\\]"),
+    ({"weight_z": torch.ones(6, 2, 2)}, "weight_z: expected shape \\[\\.\\.\\., O=3, Z=2\\]"),
     (
         {"weight_ids": torch.tensor([0] * 6)},
         "weight_ids: expected one of weight, weight_z, weight_x, bias to have",

@@ -74,8 +74,7 @@ def check_arguments(
             check_shape(op, name, tensor, {"G": groups, **expected})
             groups = tensor.shape[0]
         else:
-            dims = tuple(enumerate(tensor.shape[:more]))
-            check_shape(op, name, tensor, {**{str(dim): size for dim, size in dims}, **expected})
+            _check_features(op, name, tensor, expected)
             lead = _broadcast(op, name, tensor.shape[:more], lead)
         sizes[o_axis] = tensor.shape[more]
     if weight_ids is not None:
@@ -87,6 +86,14 @@ def check_arguments(
         if not segments.opaque(weight_ids):
             check_index_values(op, "weight_ids", weight_ids, groups)
     return lead
+
+
+def _check_features(op: str, name: str, tensor: Tensor, expected: dict[str, int | None]) -> None:
+    """The last sizes of a tensor with leading dimensions."""
+    own = tensor.shape[tensor.dim() - len(expected) :]
+    if any(size not in (None, found) for size, found in zip(expected.values(), own, strict=True)):
+        axes = ", ".join(axis if size is None else f"{axis}={size}" for axis, size in expected.items())
+        raise ValueError(f"{op}: {name}: expected shape [..., {axes}], got {list(tensor.shape)}")
 
 
 def _broadcast(op: str, name: str, shape: torch.Size, lead: torch.Size) -> torch.Size:
