@@ -177,9 +177,10 @@ def _generate(
     layout, (weight, weight_z, weight_x, bias) = _grouped(lead, full, (weight, weight_z, weight_x, bias))
     z = layout.rows(z.expand(*full, z.shape[-1]))  # [G, S, Z]
     assert weight is not None
-    layers = _Layers.of(weight)
-    if layers.is_view:  # one product for each weight
-        generated = layers.split(shared.linear(backend, z, layers.matrix(weight), layers.vector(weight_x)))
+    matrices = shared.matrices_of(weight, 1)
+    if not matrices.groups:  # one product for each weight
+        offset = None if weight_x is None else matrices.offsets(weight_x)
+        generated = matrices.generated(shared.linear(backend, z, matrices.of(weight), offset), weight)
     else:  # one for each weight and output
         groups, out = weight.shape[:2]
         per_output = z.unsqueeze(1).expand(groups, out, *z.shape[1:]).flatten(0, 1)
@@ -192,37 +193,6 @@ def _generate(
     elif bias is not None:
         shift = bias.unsqueeze(1).expand(*z.shape[:2], bias.shape[-1])
     return layout.restored(generated), None if shift is None else layout.restored(shift)
-
-
-class _Layers(NamedTuple):
-    """W [G, O, Z, X] as the matrix [G, P, Z] of one product, P being O and X in their order in memory."""
-
-    sizes: tuple[int, int]  # O, X
-    swapped: bool  # X is the outer one
-    is_view: bool
-
-    @classmethod
-    def of(cls, weight: Tensor) -> "_Layers":
-        _, out, _, width = weight.shape
-        merges = weight.stride(1) == width * weight.stride(3)
-        swapped = not merges and weight.stride(3) == out * weight.stride(1)
-        return cls((out, width), swapped, merges or swapped)
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        """[G, O, Z, X] as [G, P, Z], copied unless ``is_view``."""
-        weight = weight.permute(0, 3, 1, 2) if self.swapped else weight.transpose(2, 3)
-        return weight.flatten(1, 2)
-
-    def vector(self, weight_x: Maybe) -> Maybe:
-        """[G, O, X] as [G, P]."""
-        if weight_x is None:
-            return None
-        return (weight_x.mT if self.swapped else weight_x).flatten(1, 2)
-
-    def split(self, rows: Tensor) -> Tensor:
-        """[..., P] as [..., O, X]."""
-        out, width = self.sizes
-        return rows.unflatten(-1, (width, out)).mT if self.swapped else rows.unflatten(-1, (out, width))
 
 
 def by_ids(
@@ -285,17 +255,20 @@ def _generate_by_ids(
     full = leads(z.shape[:-1], weight_ids.shape)
     ids, rows = weight_ids.expand(full).reshape(math.prod(full)), _as_rows(z, full)
     groups, out = weight.shape[:2]
-    layers = _Layers.of(weight)
-    if not layers.is_view and ids.shape[0] < groups:  # W would be copied: take fewer weights
-        weight, weight_z, weight_x, bias = (
-            None if w is None else segments.gather_rows(w, ids) for w in (weight, weight_z, weight_x, bias)
-        )
-        assert weight is not None
-        groups = ids.shape[0]
-        ids = torch.arange(groups, device=ids.device)
-    matrix, offset = layers.matrix(weight), layers.vector(weight_x)
-    generated = layers.split(segments.linear_by_segment(backend, ids, rows, matrix, offset))
-    generated = generated.unflatten(0, full)
+    matrices = shared.matrices_of(weight, 1)
+    if matrices.groups:  # z is in the middle: W is copied, or as many weights as there are rows
+        matrices = shared.Matrices((), (0, 2))
+        if ids.shape[0] < groups:
+            weight, weight_z, weight_x, bias = (
+                None if w is None else segments.gather_rows(w, ids)
+                for w in (weight, weight_z, weight_x, bias)
+            )
+            assert weight is not None
+            groups = ids.shape[0]
+            ids = torch.arange(groups, device=ids.device)
+    offset = None if weight_x is None else matrices.offsets(weight_x)
+    y = segments.linear_by_segment(backend, ids, rows, matrices.of(weight), offset)
+    generated = matrices.generated(y, weight).unflatten(0, full)
     if weight_z is None and bias is None:
         return generated, None
     if weight_z is None:

@@ -134,7 +134,7 @@ def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
 
 
 class Matrices(NamedTuple):
-    """W [O, Z, X] as matrices [N, Z] of linear products, which are views of it."""
+    """W [..., O, Z, X] as matrices [N, Z] of linear products, which are views of it."""
 
     # The axes of W: those that are the dimension N, and one of groups before them, if z is in the middle.
     # W' has them in this order, with the contexts before N.
@@ -142,19 +142,21 @@ class Matrices(NamedTuple):
     outs: tuple[int, ...]
 
     def of(self, weight: Tensor) -> Tensor:
-        """[(groups,) N, Z]."""
-        matrices = weight.permute(*self.groups, *self.outs, 1)
-        return matrices if self.groups else matrices.flatten(0, 1)
+        """[..., (groups,) N, Z]."""
+        lead = weight.dim() - 3
+        axes = (lead + axis for axis in (*self.groups, *self.outs, 1))
+        matrices = weight.permute(*range(lead), *axes)
+        return matrices if self.groups else matrices.flatten(-3, -2)
 
     def offsets(self, weight_x: Tensor) -> Tensor:
-        """V [O, X] as [(groups,) N]."""
+        """V [..., O, X] as [..., (groups,) N]."""
         ordered = weight_x if (*self.groups, *self.outs) == (0, 2) else weight_x.mT
-        return ordered if self.groups else ordered.flatten()
+        return ordered if self.groups else ordered.flatten(-2)
 
     def generated(self, y: Tensor, weight: Tensor) -> Tensor:
         """The result [(groups,) G, N] as W' [G, O, X]."""
         if not self.groups:
-            y = y.unflatten(-1, [weight.shape[axis] for axis in self.outs])
+            y = y.unflatten(-1, [weight.shape[axis - 3] for axis in self.outs])
             return y if self.outs == (0, 2) else y.mT
         return y.movedim(0, 1) if self.groups == (0,) else y.movedim(0, -1)
 
@@ -168,8 +170,8 @@ def matrices_of(weight: Tensor, of_z: int) -> Matrices:
     if middle == 1:
         return Matrices((outer,), (inner,))
     first, second = (middle, inner) if outer == 1 else (outer, middle)
-    strides = [memory_order.of_example(stride) for stride in weight.stride()]
-    merge = strides[first] == strides[second] * memory_order.of_example(weight.shape[second])
+    strides = [memory_order.of_example(stride) for stride in weight.stride()[-3:]]
+    merge = strides[first] == strides[second] * memory_order.of_example(weight.shape[second - 3])
     if not merge or (first == 2 and of_z > 1):
         return Matrices((first,), (second,))
     return Matrices((), (first, second))
