@@ -52,8 +52,8 @@ def test_every_check_passes_on_the_cpu(family, dtype):
 WRONG = {
     "interaction": """
 from mi_kernels.ops.interaction import autograd as a
-kernel = a._FORWARD["portable"]
-a._FORWARD["portable"] = lambda *args: kernel(*args).mul_(1.02)""",
+kernel = a._FORWARD.plain["portable"]
+a._FORWARD.plain["portable"] = lambda *args: kernel(*args).mul_(1.02)""",
     "modulate": """
 from mi_kernels.ops.modulate import autograd as a
 kernel = a._MODULATE_GRADS["portable"]

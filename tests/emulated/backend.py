@@ -18,6 +18,7 @@ from mi_kernels import planners
 from mi_kernels.ops.backend import get, register
 from mi_kernels.ops.gate import autograd as gates
 from mi_kernels.ops.interaction import autograd as interaction
+from mi_kernels.ops.interaction import by_segment
 from mi_kernels.ops.modulate import autograd as modulate
 
 ROOT = Path(__file__).parents[2]
@@ -25,14 +26,20 @@ NAMESPACE = "mi_kernels_emulated"
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 # The tables that hold the implementations of each operation by backend.
 HOLDERS = {
-    "interaction": interaction._FORWARD,
-    "interaction_input_grads": interaction._INPUT_GRADS,
-    "interaction_weight_grads": interaction._WEIGHT_GRADS,
+    "interaction": interaction._FORWARD.plain,
+    "interaction_input_grads": interaction._INPUT_GRADS.plain,
+    "interaction_weight_grads": interaction._WEIGHT_GRADS.plain,
     "diagonal": gates._DIAGONAL,
     "gated_interaction": gates._GATED,
     "modulate": modulate._MODULATE,
     "modulate_grads": modulate._MODULATE_GRADS,
 }
+# Those that call the plain primitives for each group.
+BY_SEGMENT = (
+    (interaction._FORWARD, by_segment.forward),
+    (interaction._INPUT_GRADS, by_segment.input_grads),
+    (interaction._WEIGHT_GRADS, by_segment.weight_grads),
+)
 PLANS = ("cuda_interaction_plan", "cuda_gate_plan", "cuda_aligned")
 # Operations of the emulated library alone: the bank conflicts since the previous call; sets the number of
 # multiprocessors and returns the one before.
@@ -108,4 +115,6 @@ def install() -> None:
         holder["cuda"] = getattr(operations, name).default
     planners.query = partial(getattr, operations)
     planners.gpu = lambda device: (80, 4)
+    for holder, kernel in BY_SEGMENT:
+        holder.by_segment["cuda"] = kernel("", NAMESPACE)
     register(replace(get("cuda"), why_not=lambda: None, devices=lambda: ("cpu",)))

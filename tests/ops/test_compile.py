@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 import mi_kernels as mi
 from mi_kernels import backends
+from mi_kernels.testing import direct
 from mi_kernels.testing.samples import (
     ALL_TERMS,
     EMPTY,
@@ -373,6 +374,13 @@ def _differentiable_modulate_samples(dtype):
     yield "portable", *TOKENS.arguments(dtype, requires_grad=True), "silu", 0.5
 
 
+def _good(name):
+    return lambda dtype: (
+        tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments)
+        for arguments in direct.GOOD[name]()
+    )
+
+
 SAMPLES = {
     "differentiable_interaction": _differentiable_samples,
     "differentiable_interaction_rows": _differentiable_rows_samples,
@@ -382,6 +390,16 @@ SAMPLES = {
     "interaction_packed": _packed_samples,
     "interaction_input_grads": _input_grads_samples,
     "interaction_weight_grads": _weight_grads_samples,
+}
+SAMPLES |= {
+    name: _good(name)
+    for name in (
+        "interaction_by_segment",
+        "interaction_by_segment_input_grads",
+        "interaction_by_segment_weight_grads",
+        "differentiable_interaction_by_segment",
+        "segment_order",
+    )
 }
 
 

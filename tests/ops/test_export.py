@@ -205,8 +205,8 @@ def test_backends_are_named(place):
     operation = torch.ops.mi_kernels.differentiable_interaction
     x, z, *weights = Sample(ODD).arguments(torch.float32, place.device)
     with pytest.raises(ValueError, match="backend: expected one of cpu, cuda, portable, triton, got 'gpu'"):
-        operation("gpu", x, z, *weights, None, None, None)
+        operation("gpu", x, z, *weights, None, None, None, None)
     with pytest.raises(
         ValueError, match=r"z: expected leading dimensions that broadcast with those of x \[5\], got \[4\]"
     ):
-        operation(place.backend, x, z[:4], *weights, None, None, None)
+        operation(place.backend, x, z[:4], *weights, None, None, None, None)

@@ -23,7 +23,7 @@ struct RowPiece {
 };
 
 // The rows of group g are row_index[offsets[g] : offsets[g + 1]]; every row is in one group.
-class RowGroups {
+class __attribute__((visibility("hidden"))) RowGroups {
  public:
   RowGroups(const char* op, const Tensor& row_index, const Tensor& offsets, const Tensor& like, int64_t rows);
 

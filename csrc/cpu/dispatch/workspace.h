@@ -61,7 +61,7 @@ struct WorkspaceNeeds {
 
 // Where a call gets its scratch memory. A part of a larger call is measured first, and then runs in memory that the
 // larger call has allocated for all its parts.
-struct WorkspaceSource {
+struct __attribute__((visibility("hidden"))) WorkspaceSource {
   const Tensor* like = nullptr;     // new memory, from the allocator of this tensor
   WorkspaceNeeds* needs = nullptr;  // none: nothing runs
   char* start = nullptr;            // this memory, aligned

@@ -48,12 +48,12 @@ class Primitives:
     """The overloads of a primitive by backend, or by :class:`BySegment`."""
 
     def __init__(self, name: str, by_segment: str) -> None:
-        self._plain, self._by_segment = overloads(name), overloads(by_segment)
+        self.plain, self.by_segment = overloads(name), overloads(by_segment)
 
     def __getitem__(self, where: "str | BySegment") -> Callable[..., Any]:
         if isinstance(where, str):
-            return self._plain[where]
-        kernel, order = self._by_segment[where.backend], where[1:]
+            return self.plain[where]
+        kernel, order = self.by_segment[where.backend], where[1:]
         return lambda *arguments: kernel(*arguments, *order)
 
 
@@ -146,25 +146,27 @@ def _padding(x: Tensor, z: Tensor, out: int) -> int:
     return cost_model.padding(work, out, x.dtype, x.device.type)
 
 
-def _plain(name: str, suffix: str) -> Callable[..., Any]:
-    return getattr(getattr(torch.ops, NAMESPACE), name + suffix).default
+def _operation(name: str, suffix: str, namespace: str) -> Callable[..., Any]:
+    return getattr(getattr(torch.ops, namespace), name + suffix).default
 
 
-def forward(suffix: str) -> Callable[..., Tensor]:
+def forward(suffix: str, namespace: str = NAMESPACE) -> Callable[..., Tensor]:
     """The kernel of ``mi_kernels::interaction_by_segment``; shapes as in schema.py."""
 
     def kernel(x, z, weight, weight_z, weight_x, bias, row_index, offsets):
         weights = weight, weight_z, weight_x, bias
         y = x.new_empty(x.shape[0], portable.out_features(*weights))
         for bucket in _buckets(row_index, offsets, _padding(x, z, y.shape[-1])):
-            part = _plain("interaction", suffix)(bucket.take(x), bucket.take(z), *bucket.weights(*weights))
+            part = _operation("interaction", suffix, namespace)(
+                bucket.take(x), bucket.take(z), *bucket.weights(*weights)
+            )
             bucket.put(part, y)
         return y
 
     return kernel
 
 
-def input_grads(suffix: str) -> Callable[..., tuple[Tensor, Tensor]]:
+def input_grads(suffix: str, namespace: str = NAMESPACE) -> Callable[..., tuple[Tensor, Tensor]]:
     """The kernel of ``mi_kernels::interaction_by_segment_input_grads``."""
 
     def kernel(grad, x, z, weight, weight_z, weight_x, want_x, want_z, row_index, offsets):
@@ -175,7 +177,7 @@ def input_grads(suffix: str) -> Callable[..., tuple[Tensor, Tensor]]:
         for bucket in _buckets(row_index, offsets, _padding(x, z, grad.shape[-1])):
             rows = bucket.take(grad), bucket.take(x), bucket.take(z)
             weights = bucket.weights(weight, weight_z, weight_x)
-            parts = _plain("interaction_input_grads", suffix)(*rows, *weights, *wanted)
+            parts = _operation("interaction_input_grads", suffix, namespace)(*rows, *weights, *wanted)
             for part, result, want in zip(parts, results, wanted, strict=True):
                 if want:
                     bucket.put(part, result)
@@ -184,7 +186,9 @@ def input_grads(suffix: str) -> Callable[..., tuple[Tensor, Tensor]]:
     return kernel
 
 
-def weight_grads(suffix: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+def weight_grads(
+    suffix: str, namespace: str = NAMESPACE
+) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The kernel of ``mi_kernels::interaction_by_segment_weight_grads``."""
 
     def kernel(grad, x, z, want_weight, want_weight_z, want_weight_x, want_bias, row_index, offsets):
@@ -192,7 +196,7 @@ def weight_grads(suffix: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Ten
         results = [grad.new_zeros(shape) for shape in weight_shapes(grad, x, z, wanted, offsets)]
         for bucket in _buckets(row_index, offsets, _padding(x, z, grad.shape[-1])):
             rows = bucket.take(grad), bucket.take(x), bucket.take(z)
-            parts = _plain("interaction_weight_grads", suffix)(*rows, *wanted)
+            parts = _operation("interaction_weight_grads", suffix, namespace)(*rows, *wanted)
             for part, result, want in zip(parts, results, wanted, strict=True):
                 if not want:
                     continue

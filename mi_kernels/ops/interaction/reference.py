@@ -17,9 +17,9 @@ def generate(
 ) -> tuple[Tensor, Tensor | None]:
     """W' = z W + V [..., O, X] and b' = U z + c [..., O]; W or V is given."""
     lead = z.shape[:-1]
-    terms = [] if weight is None else [torch.einsum("...i,...oij->...oj", z, weight)]
+    terms = [] if weight is None else [torch.einsum("...i,oij->...oj", z, weight)]
     terms += [] if weight_x is None else [weight_x]
-    offsets = [] if weight_z is None else [torch.einsum("...i,...oi->...o", z, weight_z)]
+    offsets = [] if weight_z is None else [torch.einsum("...i,oi->...o", z, weight_z)]
     offsets += [] if bias is None else [bias]
     generated = sum(terms[1:], terms[0])
     generated = generated.expand(*lead, *generated.shape[-2:])
@@ -39,6 +39,11 @@ def apply_generated(
     return y if bias is None else y + bias
 
 
+def lead(weight: torch.Tensor, rank: int) -> str:
+    """The leading dimensions of a weight in an equation; ONNX knows them only where they are."""
+    return "..." if weight.dim() > rank else ""
+
+
 def interaction(
     x: Tensor,  # [..., X]
     z: Tensor,  # [..., Z]
@@ -50,14 +55,14 @@ def interaction(
     """y = z^T W x + U z + V x + c, term by term, not optimised."""
     terms = []
     if weight is not None:
-        generated = torch.einsum("...i,...oij->...oj", z, weight)
+        generated = torch.einsum(f"...i,{lead(weight, 3)}oij->...oj", z, weight)
         terms.append(torch.einsum("...oj,...j->...o", generated, x))
     if weight_z is not None:
-        terms.append(torch.einsum("...i,...oi->...o", z, weight_z))
+        terms.append(torch.einsum(f"...i,{lead(weight_z, 2)}oi->...o", z, weight_z))
     if weight_x is not None:
-        terms.append(torch.einsum("...j,...oj->...o", x, weight_x))
+        terms.append(torch.einsum(f"...j,{lead(weight_x, 2)}oj->...o", x, weight_x))
     if bias is not None:
         terms.append(bias)
     y = sum(terms[1:], terms[0])
-    lead = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1], y.shape[:-1])
-    return y.expand(*lead, y.shape[-1])
+    rows = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1], y.shape[:-1])
+    return y.expand(*rows, y.shape[-1])
