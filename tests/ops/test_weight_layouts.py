@@ -76,8 +76,11 @@ def test_second_order(order, place):
     check_second_order(gate, torch.float32, place.device)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("plan", (FUSED, PER_Z, PER_X))
+# The rules know of two things: the exchange of x and z, and the order of dW.
+@pytest.mark.parametrize(
+    "plan, order",
+    [*((FUSED, order) for order in ("OXZ", "ZXO", "XZO")), (PER_Z, "ZOX"), (PER_Z, "XZO"), (PER_X, "ZXO")],
+)
 def test_gradcheck(plan, order, place):
     shape = TINY if plan == FUSED else TINY_SHARED
     inputs = Sample(shape, order=order).arguments(torch.float64, place.device, requires_grad=True)
@@ -167,8 +170,7 @@ def test_transforms(order, place):
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("order", ("OXZ", "ZXO"))
-@pytest.mark.parametrize("plan", (FUSED, PER_Z))
+@pytest.mark.parametrize("plan, order", [(FUSED, "OXZ"), (PER_Z, "ZXO")])
 def test_compile_and_export(plan, order, place, fresh_compiler):
     shape = Shape("rows", (6, 5), 3, 4, 2, context_batch=(6, 5) if plan == FUSED else (6, 1))
     arguments = Sample(shape, order=order).arguments(torch.float32, place.device)
