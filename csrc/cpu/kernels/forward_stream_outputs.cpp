@@ -96,7 +96,7 @@ class ForwardStreamOutputs {
   Chunk chunk(const S* data, int64_t depth) const {
     const int64_t spare = weight_end - data - L, all = spare < 0 ? 0 : depth;
     const bool near = p.out < L && w.width > 0;
-    return {data, w.width, depth, p.out >= L ? depth : near ? min(all, spare / w.width + 1) : all};
+    return {data, w.width, depth, p.out >= L ? depth : near ? min(all, max(spare, 0) / w.width + 1) : all};
   }
 
   // products[k - k0] = z[b, i] x[b, j] for k = (i, j), zero-padded to a whole word.
