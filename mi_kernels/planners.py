@@ -83,6 +83,7 @@ class Compiled(Planner):
     """The CPU library; base of the CUDA library."""
 
     gate = "gate in the epilogue"
+    ragged = True
 
     def dense(self, call: DenseCall) -> Answer:
         flags = () if call.primitive == "weight_grads" else self._flags(call)
@@ -116,6 +117,8 @@ class Compiled(Planner):
 
 
 class Cuda(Compiled):
+    ragged = False
+
     def _strides(self, weight: Tensor | None) -> tuple[int, ...]:
         return ()  # of the copy
 

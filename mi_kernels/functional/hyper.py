@@ -100,9 +100,10 @@ def apply_generated(
     Returns:
         y of shape ``[..., O]``, contiguous, in the dtype of the inputs (the autocast dtype under autocast).
 
-    With ``segment_ids`` groups of about one length are one product, as there. Under ``torch.compile`` (and
-    other tracers), and under ``torch.vmap`` over ``segment_ids``, the numbers are not looked at: each row
-    gets its own copy of its W' (N O X elements), and numbers out of range are found by PyTorch's indexing.
+    With ``segment_ids`` the rows of a layer are one product, wherever they are: neither W' nor all of ``x``
+    is copied. ``torch.vmap`` over ``segment_ids`` is the exception: each row gets its own copy of its W'
+    (N O X elements). Under ``torch.compile`` (and other tracers) values out of range are detected when the
+    graph runs.
 
     Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
 

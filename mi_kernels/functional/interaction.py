@@ -184,7 +184,7 @@ def _interaction(
         if y is not None:
             return y
     x, z, *weights = autocast((x, z, weight, *others))
-    weights = [*weights[:-1], _expand_bias(*weights)]
+    weights = [*weights[:-1], _expand_bias(weight_ids is not None, *weights)]
     check_arguments(spelling, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)
     chosen = backends.choose(x)
     if get(chosen).is_reference:
@@ -200,10 +200,11 @@ def _interaction(
     )
 
 
-def _expand_bias(*weights: Any) -> Any:
-    """A scalar bias, or one of shape [1, O], as [O]; a bias of each sample is returned unchanged."""
+def _expand_bias(chosen: bool, *weights: Any) -> Any:
+    """A scalar bias, or one of shape [1, O], as [O]; one of each sample is returned unchanged, and so is
+    [G, O] where weights are ``chosen`` by index."""
     *matrices, bias = weights
-    if bias is None:
+    if bias is None or (chosen and isinstance(bias, Tensor) and bias.dim() > 1):
         return bias
     out = None
     for matrix, rank in zip(matrices, batched.RANKS, strict=False):
@@ -246,8 +247,8 @@ def _planner(spelling: Spelling) -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
-        weights = [*weights[:-1], _expand_bias(*weights)]
         segment_ids, weight_ids = bound.get("segment_ids"), bound.get("weight_ids")
+        weights = [*weights[:-1], _expand_bias(weight_ids is not None, *weights)]
         lead = check_arguments(spelling, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)
         if weight_ids is not None or batched.has_leading_dimensions(weights):
             return plan_batched.plan(backends.choose(x), lead, x, z, weights, segment_ids, weight_ids)

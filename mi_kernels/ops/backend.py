@@ -59,6 +59,7 @@ class Planner:
     """A backend's answers to ``explain``; the defaults are those of a backend without kernels."""
 
     gate = "elementwise"  # how an activation is applied
+    ragged = False  # whether groups of rows of unequal length are one call of a kernel
 
     def dense(self, call: DenseCall) -> Answer:
         raise NotImplementedError

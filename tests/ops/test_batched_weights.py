@@ -1,5 +1,6 @@
 """Weights of each sample, and weights that samples choose by index."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -168,6 +169,45 @@ def test_no_weight_is_copied(place):
     assert peak_memory(lambda: mi.interaction(*rows, weight)) < weight.nbytes / 2
 
 
+def test_shared_contexts_copy_no_weight(place):
+    """W' of a few contexts, in every memory order of W."""
+    if place.backend != "cpu":
+        pytest.skip("the CPU kernels are those that copy nothing")
+    x, z, ids = torch.randn(16, 256, 64), torch.randn(16, 1, 64), (torch.arange(16) % 7).unsqueeze(1)
+    for order in itertools.permutations(range(3)):
+        back = [order.index(axis) + 1 for axis in range(3)]
+        weight = torch.randn(16, *(torch.Size((32, 64, 64))[axis] for axis in order)).permute(0, *back)
+        calls = (
+            lambda w=weight: interaction_by(PER_Z, x, z, w, weight_ids=ids),
+            lambda w=weight: interaction_by(PER_Z, x, z, w.unsqueeze(1)),
+        )
+        for call in calls:
+            assert peak_memory(call) < weight.nbytes / 2
+
+
+@pytest.mark.parametrize("lead", [(1,), (1, 1), (1, 1, 1)], ids=str)
+def test_leading_dimensions_of_size_1_stay(lead, place):
+    x, z, *weights = Sample(PER_SAMPLE[0]).arguments(torch.float64, place.device)
+    weights = [w[0].expand(*lead, *w.shape[1:]) for w in weights]
+    for rows in ((x, z), (x[0], z[0])):
+        common = [weights[0][(0,) * len(lead)], None, None, weights[3]]
+        # A bias [1, O] beside weights of all samples is one [O].
+        for given in (weights, [None, *weights[1:]], *([common] if len(lead) > 1 else [])):
+            found, expected = mi.interaction(*rows, *given), reference.interaction(*rows, *given)
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_one_group_with_a_bias_of_its_own():
+    x, z, weight, bias = torch.randn(4, 5), torch.randn(4, 3), torch.randn(2, 3, 5), torch.randn(1, 2)
+    found = mi.interaction(x, z, weight, None, None, bias, weight_ids=torch.zeros(4, dtype=torch.int64))
+    torch.testing.assert_close(found, mi.interaction(x, z, weight, None, None, bias))
+
+
+def test_a_lone_bias_is_contiguous():
+    x, z, bias = torch.randn(4, 5), torch.randn(4, 3), torch.randn(2, 1).expand(2, 4).t()
+    assert mi.interaction(x, z, None, None, None, bias).is_contiguous()
+
+
 def test_a_row_with_nan_reaches_only_its_result(place):
     x, z, *weights = Sample(BY_INDEX[0]).arguments(torch.float32, place.device)
     ids = BY_INDEX[0].weight_ids(place.device)
@@ -220,7 +260,7 @@ def test_indices_of_a_wrong_type():
 def test_explain(place):
     for shape, plan, word in (
         (PER_SAMPLE[0], FUSED, "one weight for each sample"),
-        (BY_INDEX[0], FUSED, "the rows of a weight are one product"),
+        (BY_INDEX[0], FUSED, "are one product"),
         (Batched("scores", (1, 4000), 64, 64, 1, (50, 1), leads=((50, 1),) * 4), PER_Z, "generated once"),
         (
             Batched("tails", (1, 4000), 64, 64, 1, (50, 1), leads=((9,),) * 4, ids=(50, 1)),
@@ -236,6 +276,19 @@ def test_explain(place):
         if plan == FUSED:
             rows = shape.rows
             assert explained.operations == 2 * rows * o * (i * j + i + j) + rows * o
+
+
+def test_explain_says_what_each_product_is(place):
+    x, z, *weights = Sample(PER_SAMPLE[9]).arguments(torch.float32, place.device)  # leads of different kinds
+    with mi.backend(place.backend):
+        assert mi.explain("interaction", x, z, *weights).why.count("one weight for each sample") == 2
+        x, z, weight, *_, bias = Sample(PER_SAMPLE[10]).arguments(torch.float32, place.device)
+        why = mi.explain("interaction", x, z, weight, None, None, bias).why
+        assert why.startswith("weights of all samples") and "a bias of each sample" in why
+        x, z, *weights = Sample(BY_INDEX[0]).arguments(torch.float32, place.device)
+        why = mi.explain("interaction", x, z, *weights, weight_ids=BY_INDEX[0].weight_ids(place.device)).why
+        assert ("is read in place" in why) == (place.backend == "cpu")
+        assert ("are copied" in why) == (place.backend != "cpu")
 
 
 def test_autocast(place):

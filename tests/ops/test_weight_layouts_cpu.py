@@ -230,3 +230,32 @@ def test_other_instruction_sets(isa):
         pytest.skip(f"this machine or build has no {isa}, or every other test runs on it")
     chosen = "test_error_rule and (three-rows or blocked or short-width) and 3 and not float16"
     assert_passes("-k", chosen, "test_weight_layouts_cpu.py", least=20, MI_KERNELS_CPU_ISA=isa)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_few_outputs_in_the_lanes(rows, dtype):
+    """Contiguous outputs that fill no vector, in a W shorter than one: nothing around it may be read."""
+    for out, context, width in itertools.product((1, 2, 3, 5, 7), (1, 2, 3), (1, 2, 4)):
+        buffer = torch.full((3 * 64,), float("nan"), dtype=dtype)
+        stored = (
+            buffer[64 : 64 + out * context * width]
+            .view(width, context, out)
+            .copy_(torch.randn(width, context, out))
+        )
+        x, z = (torch.randn(rows, size).to(dtype) for size in (width, context))
+        weight = stored.permute(2, 1, 0)
+        expected = torch.einsum("bi,oij,bj->bo", z.double(), weight.double(), x.double())
+        found = mi.interaction(x, z, weight)
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 5e-2)
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+        g = torch.randn(rows, out).to(dtype)
+        leaves = x.requires_grad_(), z.requires_grad_()
+        dx, dz = torch.autograd.grad(mi.interaction(*leaves, weight), leaves, g)
+        t = torch.einsum("bo,oij->bij", g.double(), weight.double())
+        torch.testing.assert_close(
+            dx.double(), torch.einsum("bij,bi->bj", t, z.double()), rtol=tolerance, atol=tolerance
+        )
+        torch.testing.assert_close(
+            dz.double(), torch.einsum("bij,bj->bi", t, x.double()), rtol=tolerance, atol=tolerance
+        )

@@ -89,16 +89,24 @@ def choose(
 
 def interaction(backend: str, x: Tensor, z: Tensor, *weights: Maybe, force: str | None = None) -> Tensor:
     """y [..., O] of weights W [..., O, Z, X], U [..., O, Z], V [..., O, X] and c [..., O]."""
-    parts: list[Tensor] = []
-    rest = weights
+    products, bias = split(weights)
+    parts = [_together(backend, x, z, together, main, force) for main, together in products]
+    y = add(*parts, bias)
+    assert y is not None
+    own = (lead_of(w, rank) for w, rank in zip(weights, RANKS, strict=True) if w is not None)
+    y = y.expand(*leads(x.shape[:-1], z.shape[:-1], *own), y.shape[-1])
+    return y.contiguous() if parts else y.clone(memory_format=torch.contiguous_format)
+
+
+def split(weights: Sequence[Maybe]) -> tuple[list[tuple[int, tuple[Maybe, ...]]], Maybe]:
+    """The products with their weights, each with the index of the weight that has all leading dimensions;
+    and a bias that fits none of them."""
+    found = []
+    rest: tuple[Maybe, ...] = tuple(weights)
     while (main := next((index for index in range(3) if rest[index] is not None), None)) is not None:
         together, rest = _split(rest, main)
-        parts.append(_together(backend, x, z, together, main, force))
-    y = add(*parts, rest[3])
-    assert y is not None
-    lead = leads(x.shape[:-1], z.shape[:-1], y.shape[:-1])
-    y = y.expand(*lead, y.shape[-1])
-    return y.contiguous() if parts else y.clone()
+        found.append((main, together))
+    return found, rest[3]
 
 
 def _split(weights: Sequence[Maybe], main: int) -> tuple[tuple[Maybe, ...], tuple[Maybe, ...]]:
@@ -181,18 +189,23 @@ def _generate(
     if not matrices.groups:  # one product for each weight
         offset = None if weight_x is None else matrices.offsets(weight_x)
         generated = matrices.generated(shared.linear(backend, z, matrices.of(weight), offset), weight)
-    else:  # one for each weight and output
-        groups, out = weight.shape[:2]
-        per_output = z.unsqueeze(1).expand(groups, out, *z.shape[1:]).flatten(0, 1)
-        offset = None if weight_x is None else weight_x.flatten(0, 1)
-        generated = shared.linear(backend, per_output, weight.mT.flatten(0, 1), offset)
-        generated = generated.unflatten(0, (groups, out)).transpose(1, 2)
+    else:  # one for each weight and output (or feature of x)
+        matrix, offset, each = _flat_matrices(matrices, weight, weight_x)
+        rows = z.unsqueeze(1).expand(z.shape[0], each, *z.shape[1:]).flatten(0, 1)
+        y = shared.linear(backend, rows, matrix, offset).unflatten(0, (z.shape[0], each)).transpose(1, 2)
+        generated = y if matrices.groups == (0,) else y.mT
     shift = None
     if weight_z is not None:
         shift = shared.linear(backend, z, weight_z, bias)
     elif bias is not None:
         shift = bias.unsqueeze(1).expand(*z.shape[:2], bias.shape[-1])
     return layout.restored(generated), None if shift is None else layout.restored(shift)
+
+
+def _flat_matrices(matrices: shared.Matrices, weight: Tensor, weight_x: Maybe) -> tuple[Tensor, Maybe, int]:
+    """The matrices [G n, N, Z] and offsets [G n, N] of weights that are n matrices each, and n."""
+    offset = None if weight_x is None else matrices.offsets(weight_x).flatten(0, 1)
+    return matrices.of(weight).flatten(0, 1), offset, weight.shape[matrices.groups[0] - 3]
 
 
 def by_ids(
@@ -254,24 +267,22 @@ def _generate_by_ids(
     assert weight is not None
     full = leads(z.shape[:-1], weight_ids.shape)
     ids, rows = weight_ids.expand(full).reshape(math.prod(full)), _as_rows(z, full)
-    groups, out = weight.shape[:2]
     matrices = shared.matrices_of(weight, 1)
-    if matrices.groups:  # z is in the middle: W is copied, or as many weights as there are rows
-        matrices = shared.Matrices((), (0, 2))
-        if ids.shape[0] < groups:
-            weight, weight_z, weight_x, bias = (
-                None if w is None else segments.gather_rows(w, ids)
-                for w in (weight, weight_z, weight_x, bias)
-            )
-            assert weight is not None
-            groups = ids.shape[0]
-            ids = torch.arange(groups, device=ids.device)
-    offset = None if weight_x is None else matrices.offsets(weight_x)
-    y = segments.linear_by_segment(backend, ids, rows, matrices.of(weight), offset)
-    generated = matrices.generated(y, weight).unflatten(0, full)
+    if not matrices.groups:
+        offset = None if weight_x is None else matrices.offsets(weight_x)
+        y = segments.linear_by_segment(backend, ids, rows, matrices.of(weight), offset)
+        generated = matrices.generated(y, weight)
+    else:
+        matrix, offset, each = _flat_matrices(matrices, weight, weight_x)
+        numbers = (ids.new_ones(each).cumsum(0) - 1) + (ids * each).unsqueeze(1)
+        repeated = rows.unsqueeze(1).expand(rows.shape[0], each, rows.shape[1]).flatten(0, 1)
+        y = segments.linear_by_segment(backend, numbers.flatten(), repeated, matrix, offset)
+        y = y.unflatten(0, (rows.shape[0], each))
+        generated = y if matrices.groups == (0,) else y.mT
+    generated = generated.unflatten(0, full)
     if weight_z is None and bias is None:
         return generated, None
     if weight_z is None:
-        rows, weight_z = without_features(rows), rows.new_empty(groups, out, 0)
+        rows, weight_z = without_features(rows), rows.new_empty(*weight.shape[:2], 0)
     shift = segments.linear_by_segment(backend, ids, rows, weight_z, bias)
     return generated, shift.unflatten(0, full)

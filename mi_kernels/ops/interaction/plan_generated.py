@@ -9,13 +9,13 @@ from torch import Tensor
 
 from mi_kernels.ops import backend as backends
 from mi_kernels.ops.interaction import segments, shared
+from mi_kernels.ops.interaction.plan_batched import by_segment
 from mi_kernels.ops.interaction.plan_shared import copied, generate_scratch, major, reading
 from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import Maybe, gradients_wanted
 
 _GENERATE = "W' = z W + V is one product, b' = U z + c another one"
 _APPLY = "one grouped product, one group per layer, with the inputs of a layer as its rows"
-_BY_SEGMENT = "the rows of a layer are one product, wherever they are"
 _MAPPED = "values that vmap maps over cannot be sorted: each row gets its own copy of a layer"
 _EINSUM = "the formula term by term: the oracle, not meant to be fast"
 
@@ -77,7 +77,7 @@ def apply(
     out, width = weight.shape[-2:]
     rows, why = math.prod(lead), _APPLY
     if segment_ids is not None:
-        why = _MAPPED if segments.is_mapped(segment_ids) else _BY_SEGMENT
+        why = _MAPPED if segments.is_mapped(segment_ids) else by_segment(backend, "layer")
     product = 2 * rows * out * width
     moved = _bytes(rows * out, x, weight, bias)
     want_x, *want = gradients_wanted((x, weight, bias))

@@ -10,6 +10,7 @@ from torch import Tensor
 from mi_kernels.ops import backend as backends
 from mi_kernels.ops.interaction import cost_model, memory_order, segments, shared
 from mi_kernels.ops.interaction import plan as dense
+from mi_kernels.ops.interaction.plan_batched import by_segment
 from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import Maybe, gradients_wanted
 
@@ -122,9 +123,8 @@ def ragged_plan(backend: str, segment_ids: Tensor, x: Tensor, z: Tensor, weights
     best = cost_model.cheapest(found)
     if best.plan == cost_model.FUSED:
         return replace(fused, alternatives=found)
-    why = (
-        f"{_WHY[best.plan]}; the rows of a context are one product; {reading(shared.matrices_of(weight, 1))}"
-    )
+    how = by_segment(backend, "layer")
+    why = f"{_WHY[best.plan]}; {how}; {reading(shared.matrices_of(weight, 1))}"
     wanted = gradients_wanted((x, z, *weights))
     counted = (len(z), len(x))
     explained = _generated(best.plan, backend, counted, x, z, weights, wanted, why)

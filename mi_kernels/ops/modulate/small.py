@@ -19,7 +19,8 @@ from mi_kernels.ops.rules import gradients_wanted
 MAX_ELEMENTS = 1 << 14
 ALGORITHM = "torch"
 _DTYPES = (torch.float32, torch.float64)  # 16 bits are rounded after each operation, the kernel rounds once
-_NAMES = tuple(name for name in activations.NAMES if name != "hardsigmoid")  # PyTorch has no f'' of it
+# PyTorch has no second derivative of hardsigmoid, and NaN for gelu of infinity.
+_NAMES = tuple(name for name in activations.NAMES if not name.startswith(("hardsigmoid", "gelu")))
 _PLAIN = (Tensor, torch.nn.Parameter)  # DTensor has rules for the operations of this package
 
 
