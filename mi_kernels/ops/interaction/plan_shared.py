@@ -165,6 +165,9 @@ def _scratch(
         live += contexts * out * item
     result = sizes.rows * out * item
     live += copied(x, layout.rows)
+    if out == 1 and of_z > 1:
+        applying = live + result + max(kernel(groups, of_z, width, of_x, False), result * has_offset)
+        return max(generating, applying) - result
     applying = live + result + kernel(groups, of_x, width, of_z * out, has_offset)
     # The memory order of apply_generated's result: the contexts of a row are innermost, or its outputs.
     applied = torch.empty(groups, of_x, of_z, out, dtype=x.dtype, device="meta").transpose(1, 2)

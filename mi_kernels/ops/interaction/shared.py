@@ -213,6 +213,9 @@ def apply_generated(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Ten
     if of_z == 1:
         y = _grouped(backend, x, weight.squeeze(1), None if bias is None else bias.squeeze(1))
         return y.unsqueeze(1)
+    if out == 1:  # scores of all pairs: contexts are the rows, so that y is in its final order
+        y = _grouped(backend, weight.squeeze(2), x, None)
+        return (y if bias is None else y + bias).unsqueeze(-1)
     if weight.stride(1) < weight.stride(2):  # [C, O, S, X]
         weight, bias = weight.transpose(1, 2), None if bias is None else bias.transpose(1, 2)
         order = (0, 3, 1, 2)
