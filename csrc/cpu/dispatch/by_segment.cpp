@@ -169,14 +169,8 @@ std::tuple<Tensor, Tensor> input_grads_by_segment(const Tensor& grad, const Tens
 
   PlacedWeight placed;
   if (weight.has_value()) placed = place_weight(p, *weight, true);
-  InputGradsCall all{p,
-                     tensor_ref(grad, false),
-                     tensor_ref(x, false),
-                     tensor_ref(z, false),
-                     placed.ref,
-                     tensor_ref(weight_z, true),
-                     tensor_ref(weight_x, true),
-                     {},
+  InputGradsCall all{p,          tensor_ref(grad, false),    tensor_ref(x, false),       tensor_ref(z, false),
+                     placed.ref, tensor_ref(weight_z, true), tensor_ref(weight_x, true), {},
                      {}};
   if (dx.numel() > 0) all.dx.data = dx.mutable_data_ptr();
   if (dz.numel() > 0) all.dz.data = dz.mutable_data_ptr();
