@@ -1,4 +1,4 @@
-"""Layers whose weights are generated from a context."""
+"""Layers whose weights are generated from a context. Over 400 lines, most of them docstrings."""
 
 import copy
 import math

@@ -2,6 +2,8 @@
 
 A :class:`Shape` names sizes, a :class:`Sample` adds which terms there are, the memory layout and
 how large their values are. ``samples()`` lists the cases that every implementation has to get right.
+
+Over 400 lines, as the samples of modulation and of gates share the layouts and draws above them.
 """
 
 import math
