@@ -94,11 +94,12 @@ PLACES = _asked_for(_places())
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if SELECTION is None:
+    if SELECTION not in (None, "gpu", "fast", "all"):
+        raise pytest.UsageError(f"MI_KERNELS_TEST_SELECTION: expected gpu, fast or all, got {SELECTION}")
+    named = any("::" in argument for argument in config.args)
+    if SELECTION == "all" or (SELECTION is None and named):
         return
-    if SELECTION not in ("gpu", "fast"):
-        raise pytest.UsageError(f"MI_KERNELS_TEST_SELECTION: expected gpu or fast, got {SELECTION}")
-    items[:], left_out = selection.chosen(items, host=SELECTION == "fast")
+    items[:], left_out = selection.thinned(items, SELECTION)
     config.hook.pytest_deselected(items=left_out)
 
 

@@ -1,8 +1,10 @@
-"""A short selection of the tests of every backend, by MI_KERNELS_TEST_SELECTION: "gpu" for minutes on a GPU,
-"fast" for the inner loop (`make test-fast`).
+"""Short selections of the tests of every backend, by MI_KERNELS_TEST_SELECTION: "gpu" for minutes on a GPU,
+"fast" for the inner loop (`make test-fast`), "all" for every test. Without it only the portable path is
+thinned.
 
 Most of the time on a GPU goes into compiling kernels, nearly all of them for products of parameters: each
-sample in each dtype. Of each test function and place this keeps
+sample in each dtype. The portable path is PyTorch's products: no kernel of ours differs by size or dtype.
+Of each test function and place that is thinned this keeps
 
 * every value of every parameter, where samples count by their fields: every shape, choice of terms, layout;
 * every pair of words of which there are few: dtype and layout, dtype and activation, form and plan.
@@ -70,17 +72,20 @@ def _requirements(case: Features, few: set[str]) -> Iterable[Hashable]:
     yield from combinations(words, 2)
 
 
-def chosen(items: Sequence[Any], host: bool = False) -> tuple[list[Any], list[Any]]:
-    """pytest's items that are kept, in their order, and the others; with those of the host or without."""
+def thinned(items: Sequence[Any], selection: str | None) -> tuple[list[Any], list[Any]]:
+    """pytest's items that are kept, in their order, and the others, by the name of a selection."""
     groups: dict[Hashable, list[int]] = {}
     kept: set[int] = set()
     for index, item in enumerate(items):
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        place = parameters.get("place")
         of_host = any(word in f"{item.path.name} {item.originalname}" for word in HOST)
-        if "place" in parameters and (host or not of_host):
-            groups.setdefault((item.path, item.originalname, parameters["place"]), []).append(index)
-        elif host and "place" not in parameters:
+        if selection == "gpu" and (place is None or of_host):
+            continue
+        if place is None or (selection is None and str(place) != "portable"):
             kept.add(index)
+        else:
+            groups.setdefault((item.path, item.originalname, place), []).append(index)
     for group in groups.values():
         kept |= {group[index] for index in cover([features_of(items[i].callspec.params) for i in group])}
     found: tuple[list[Any], list[Any]] = [], []

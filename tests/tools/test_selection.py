@@ -1,4 +1,4 @@
-"""The selection of tests for a GPU: what it keeps, and that there is time to compile its kernels."""
+"""The selections of tests: what each keeps, and that there is time to compile the kernels for a GPU."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import environment_of_pytest
 from rehearsed import described, lines_of, without_data
-from selection import chosen, cover, features_of
+from selection import cover, features_of, thinned
 
 from mi_kernels import backends
 from mi_kernels.testing.samples import LAYOUTS, MIDDLE, ODD, GateSample, Sample, lay_out
@@ -53,12 +53,15 @@ def test_what_runs_without_a_gpu_is_left_out():
         return Item(Path("tests/test_a.py"), name, Called(parameters))
 
     items = [item("test_a", place="gpu"), item("test_gradcheck", place="gpu"), item("test_a", dtype="d")]
-    assert chosen(items) == (items[:1], items[1:])
-    assert chosen(items, host=True) == (items, [])
+    assert thinned(items, "gpu") == (items[:1], items[1:])
+    assert thinned(items, "fast") == thinned(items, None) == (items, [])
     many = [item("test_a", place="cpu", dtype=d, plan=p) for d in DTYPES[:2] for p in range(20)]
-    kept, left_out = chosen([*many, *items], host=True)
+    kept, left_out = thinned([*many, *items], "fast")
     assert kept[-3:] == items and len(kept) == 20 + 3 and len(left_out) == 20
     assert {i.callspec.params["dtype"] for i in kept[:20]} == {*DTYPES[:2]}
+    portable = [item("test_a", place="portable", dtype=d, plan=p) for d in DTYPES[:2] for p in range(20)]
+    kept, left_out = thinned([*many, *portable], None)
+    assert kept[:-20] == many and len(left_out) == 20
 
 
 def pytest_on(tmp_path, *options, **variables):
