@@ -76,20 +76,36 @@ Grid plan_small_batch_forward(const ProblemSize& p, int64_t k, DType dtype, cons
 
 }  // namespace
 
-ForwardPlan plan_forward(const ProblemSize& p, bool weight, DType dtype, const DeviceProperties& device) {
-  const int64_t k = weight ? p.context * p.width : 0, stage_k = matmul_tile(dtype).k;
-  if (use_small_batch(p, dtype)) return {plan_small_batch_forward(p, k, dtype, device), true, false};
+ForwardPlan plan_forward(const ProblemSize& p, const WeightLayout* layout, DType dtype,
+                         const DeviceProperties& device) {
+  const int64_t k = layout ? p.context * p.width : 0, stage_k = matmul_tile(dtype).k;
   const int64_t stages = ceil_div(p.width, stage_k);
+  ForwardPlan plan{};
   // In float16 the products z x are generated as tf32, at half the rate of matrix instructions. Per context there are
   // none, but the sums over X are padded to whole stages: better as long as that adds less than it saves.
-  const bool per_context = dtype == DType::f16 && (k == 0 || 2 * p.width >= stages * stage_k);
-  if (!per_context || k == 0) return {plan_matmul(p.groups, p.rows, p.out, k, true, dtype, device), false, per_context};
-  Grid g = plan_matmul(p.groups, p.rows, p.out, 0, false, dtype, device);
-  g.splits =
-      split_count(g.blocks(), p.groups * p.rows * p.out, p.context, ceil_div(kMinStagesPerSplit, stages), device);
-  g.split_size = ceil_div(p.context, g.splits);
-  g.splits = ceil_div(p.context, g.split_size);
-  return {g, false, per_context};
+  plan.per_context = dtype == DType::f16 && (k == 0 || 2 * p.width >= stages * stage_k);
+  plan.n_major = k > 0 && layout->n_major && (layout->flat || plan.per_context);
+  plan.small_batch = use_small_batch(p, dtype) && !plan.n_major;
+  if (plan.small_batch) plan.per_context = false;
+  plan.repacked = k > 0 && !plan.n_major && !(layout->k_major && (layout->flat || plan.per_context));
+  if (plan.small_batch) {
+    plan.grid = plan_small_batch_forward(p, k, dtype, device);
+  } else if (!plan.per_context || k == 0) {
+    plan.grid = plan_matmul(p.groups, p.rows, p.out, k, true, dtype, device);
+  } else {
+    Grid& g = plan.grid;
+    g = plan_matmul(p.groups, p.rows, p.out, 0, false, dtype, device);
+    g.splits =
+        split_count(g.blocks(), p.groups * p.rows * p.out, p.context, ceil_div(kMinStagesPerSplit, stages), device);
+    g.split_size = ceil_div(p.context, g.splits);
+    g.splits = ceil_div(p.context, g.split_size);
+  }
+  return plan;
+}
+
+// The kernel that sums along contiguous outputs would spill in float64.
+bool repacks_for_input_grads(const WeightLayout& layout, DType dtype) {
+  return !layout.k_major && !(layout.n_major && dtype != DType::f64);
 }
 
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType dtype,
@@ -129,8 +145,16 @@ const char* algorithm_name(DType dtype) {
   return has_matrix_instructions(dtype) ? "mma" : "fma";
 }
 
-bool prefers_sm90(const ProblemSize& p, DType dtype, bool weight, const DeviceProperties& device) {
-  if (device.arch != 90 || storage_bytes(dtype) != 2 || !weight || p.context == 0) return false;
+// The dimensions of a tensor map are nested, with the outputs outside.
+bool repacks_for_sm90(const WeightLayout& layout) { return !(layout.k_major && layout.outputs_outermost); }
+
+bool prefers_sm90(const ProblemSize& p, DType dtype, const WeightLayout* layout, const DeviceProperties& device) {
+  if (device.arch != 90 || storage_bytes(dtype) != 2 || !layout || p.context == 0) return false;
+  // *Estimate*: a copy of W moves 4 bytes an element, in which time the engine does the products of 360 rows (4.3 TB/s,
+  // 770 TFLOP/s). The mma engine reads W where it lies, but takes half as long again for the products.
+  constexpr int64_t kMinRowsForCopy = 720;
+  if (repacks_for_sm90(*layout) && p.rows < kMinRowsForCopy && !plan_forward(p, layout, dtype, device).repacked)
+    return false;
   // *Estimate*: its tiles of 128 rows by at least 64 outputs and steps of 64 inputs pay off if half of the rows and
   // outputs and three quarters of the inputs are not padding.
   return p.rows >= 64 && p.out >= 32 && p.width >= 48 * ceil_div(p.width, 64);
