@@ -12,7 +12,7 @@ from mi_kernels import planners
 from mi_kernels.ops.gate import plan as gate_plan
 from mi_kernels.ops.gate import portable as gate_portable
 from mi_kernels.ops.interaction import plan
-from mi_kernels.testing.errors import relative_error
+from mi_kernels.testing.errors import check_errors, relative_error
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import ORDERS, stored
 
@@ -122,6 +122,40 @@ def test_tf32(order, tf32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", [(20, 3, 32, 9), (3, 5, 13, 11), (3, 2, 8, 72)], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_inf_reach_what_depends_on_them(value, sizes, dtype, tf32):
+    """Numbers are positive, so that Inf stays Inf."""
+    for index in range(7):
+        arguments = [t.abs() + 0.5 for t in draw(sizes, dtype)]
+        arguments[index].view(-1)[-1] = value
+        arguments[2] = stored(arguments[2], "ZXO")
+        for found, exact in zip(primitives(tf32, *arguments), truth(*arguments), strict=True):
+            assert torch.equal(found.isnan(), exact.isnan()) and torch.equal(found.isinf(), exact.isinf())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processors"),
+    [((64, 300, 64, 8), 132), ((8, 2000, 33, 4), 132), ((4, 16, 16, 2000), 132), ((3, 3, 2, 9000), 1)],
+)
+def test_long_sums_of_positive_numbers(sizes, processors, emulated):
+    """The error rule holds for sums along contiguous outputs, too."""
+    emulated.emulated_processors(processors)
+    x, z, w, *_, g = (t.abs() for t in draw(sizes, torch.float32))
+
+    def ours(x, z, w, g):
+        y = emulated.interaction(x, z, w, None, None, None)
+        return y, *emulated.interaction_input_grads(g, x, z, w, None, None, True, True)
+
+    def einsum(x, z, w, g):
+        leaves = x.clone().requires_grad_(), z.clone().requires_grad_()
+        y = torch.einsum("bi,oij,bj->bo", leaves[1], w, leaves[0])
+        return y.detach(), *torch.autograd.grad(y, leaves, g)
+
+    check_errors(ours, einsum, lambda _: (x, z, stored(w, "ZXO"), g), most=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("order", ORDERS[1:])
 @pytest.mark.parametrize("activation", ["tanh", "softmax"])
 def test_gates(activation, order, dtype, emulated):
@@ -146,7 +180,6 @@ COPIED = {  # (primitive, dtype, many rows)
     ("forward", torch.float16, True): (),
     ("forward", torch.float16, False): SPLIT,
     ("input_grads", torch.float64, True): ("ZXO", "XZO"),
-    ("input_grads", torch.float64, False): ("ZXO", "XZO"),
 }
 
 

@@ -14,7 +14,9 @@
 #include "cuda/sm80/linear.cuh"
 #include "cuda/sm80/weight_grads.cuh"
 #include "cuda/small_batch/forward.cuh"
+#include "cuda/small_batch/forward_n_major.cuh"
 #include "cuda/small_batch/input_grads.cuh"
+#include "cuda/small_batch/input_grads_n_major.cuh"
 #include "emulator.h"
 
 namespace mi_kernels::cuda {
@@ -81,11 +83,17 @@ void launch_forward(const DeviceStream&, const ForwardParams<T>& params) {
 }
 template <class T>
 void launch_small_batch_forward(const DeviceStream&, const ForwardParams<T>& params) {
+  if (params.n_major)
+    return run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_forward_n_major_shared_bytes<T>(),
+               [&] { small_batch_forward_n_major_block<EmulatedSm80, T>(params); });
   run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_forward_shared_bytes<T>(),
       [&] { small_batch_forward_block<EmulatedSm80, T>(params); });
 }
 template <class T>
 void launch_small_batch_input_grads(const DeviceStream&, const InputGradsParams<T>& params) {
+  if (params.n_major)
+    return run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_input_grads_n_major_shared_bytes<T>(),
+               [&] { small_batch_input_grads_n_major_block<EmulatedSm80, T>(params); });
   run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_input_grads_shared_bytes<T>(),
       [&] { small_batch_input_grads_block<EmulatedSm80, T>(params); });
 }
@@ -143,10 +151,11 @@ void launch_repack(const DeviceStream&, DType dtype, const RepackParams& params)
 Tensor emulated_repack(const Tensor& weight, bool grouped) {
   const int64_t d = grouped ? 1 : 0;
   ProblemSize p{grouped ? weight.size(0) : 1, 1, weight.size(d + 1), weight.size(d + 2), weight.size(d)};
-  DenseOperands a = dense_operands(p, {}, {}, weight, grouped, {}, {});
+  const DType dtype = dtype_of(weight.scalar_type(), "emulated_repack", "weight");
+  const DenseOperands a = dense_operands(p, {}, {}, weight, grouped, {}, {}, dtype);
   p = a.problem;
   if (weight.numel() == 0) return weight;
-  const RepackedWeight copy(weight, a, dtype_of(weight.scalar_type(), "emulated_repack", "weight"));
+  const RepackedWeight copy(weight, a, dtype);
   copy.start(DeviceStream(weight), a);
   Tensor result = torch::stable::new_empty(weight, {copy.ref().group ? p.groups : 1, p.out, p.context, p.width});
   std::memcpy(result.mutable_data_ptr(), copy.ref().data, size_t(result.numel() * weight.element_size()));

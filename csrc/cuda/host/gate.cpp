@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
                 tensor_ref(weight_z, false),   tensor_ref(weight_x, false),
                 tensor_ref(bias, false),       tensor_ref(shift_weight, false),
                 tensor_ref(shift_bias, false), {}};
-  a.dense = dense_operands(p, a.x, a.z, weight, false, a.weight_z, a.weight_x);
+  a.dense = dense_operands(p, a.x, a.z, weight, false, a.weight_z, a.weight_x, dtype);
   const ForwardPlan plan = plan_forward(a.dense.problem, a.dense.weight_layout(), dtype, stream.device());
   const auto copy = repack_weight(plan.repacked, stream, x, a.dense, dtype);
   for_arithmetic(dtype, [&](auto t) {

@@ -32,7 +32,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   if (y.numel() == 0) return y;
   const DeviceStream stream(x);
   const auto ref = [&](const auto& tensor) { return tensor_ref(tensor, shape.grouped); };
-  DenseOperands a = dense_operands(p, ref(x), ref(z), weight, shape.grouped, ref(weight_z), ref(weight_x));
+  DenseOperands a = dense_operands(p, ref(x), ref(z), weight, shape.grouped, ref(weight_z), ref(weight_x), dtype);
   if (run_forward_sm90(stream, x, dtype, a, ref(bias), y.mutable_data_ptr())) return y;
   const ForwardPlan plan = plan_forward(a.problem, a.weight_layout(), dtype, stream.device());
   const auto copy = repack_weight(plan.repacked, stream, x, a, dtype);
@@ -67,9 +67,10 @@ struct InputGradsPlan {
   int64_t dx, dz;
   InputGradsPlan(const ProblemSize& p, bool n_major, bool vectorized, DType dtype, const DeviceProperties& device,
                  bool want_x, bool want_z, bool u, bool v)
-      : small_batch(use_small_batch(p, dtype) && !n_major),
-        grid(small_batch ? plan_small_batch_input_grads(p, vectorized, dtype, device, splits)
-                         : plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, device)),
+      : small_batch(use_small_batch(p, dtype)),
+        grid(!small_batch ? plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, device)
+             : n_major    ? plan_small_batch_input_grads_n_major(p, vectorized, dtype, device, splits)
+                          : plan_small_batch_input_grads(p, vectorized, dtype, device, splits)),
         dx(want_x ? grid.splits + v : 0),
         dz(want_z ? grid.col_tiles * splits.out_splits + u : 0) {}
   int64_t dx_elements(const ProblemSize& p) const { return dx * p.groups * p.rows * p.width; }
@@ -141,8 +142,8 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   const DeviceStream stream(x);
   const auto ref = [&](const auto& tensor) { return tensor_ref(tensor, shape.grouped); };
   if (weight.has_value() && weight->numel() > 0) {
-    DenseOperands a = dense_operands(p, ref(x), ref(z), weight, shape.grouped, ref(weight_z), ref(weight_x));
-    const bool repacked = repacks_for_input_grads(a.layout, dtype), n_major = a.layout.n_major && !repacked;
+    DenseOperands a = dense_operands(p, ref(x), ref(z), weight, shape.grouped, ref(weight_z), ref(weight_x), dtype);
+    const bool repacked = repacks_for_input_grads(a.problem, a.layout, dtype), n_major = a.layout.n_major && !repacked;
     const auto copy = repack_weight(repacked, stream, x, a, dtype);
     void* grads[] = {want_x ? dx.mutable_data_ptr() : nullptr, want_z ? dz.mutable_data_ptr() : nullptr};
     if (a.layout.exchanged) std::swap(grads[0], grads[1]);
@@ -236,7 +237,8 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   const ProblemSize asked = interaction_problem_size(op, sizes, terms, 8);
   check_gpu(op, arch, processors);
   const bool reads_weight = terms & 1 && primitive != "weight_grads";
-  const WeightLayout layout = reads_weight ? weight_layout(asked, strides) : WeightLayout{};
+  WeightLayout layout = reads_weight ? weight_layout(asked, strides) : WeightLayout{};
+  layout.aligned = !(terms & 128);
   const ProblemSize p = exchanged(asked, layout);
   if (layout.exchanged) terms = exchanged_terms(terms);
   const DType given = dtype_of(type, op, "dtype");
@@ -258,10 +260,11 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
     repacked = forward_plan.repacked;
     bytes = scratch(grid, p.groups * p.rows * p.out);
   } else if (primitive == "input_grads" && terms & 1 && weight > 0 && p.out > 0) {
-    repacked = repacks_for_input_grads(layout, dtype);
-    const bool vectorized = (repacked || !(terms & 128)) && p.width % (16 / storage_bytes(dtype)) == 0;
-    const InputGradsPlan plan(p, layout.n_major && !repacked, vectorized, dtype, device, terms & 16, terms & 32,
-                              terms & 2, terms & 4);
+    repacked = repacks_for_input_grads(p, layout, dtype);
+    const bool n_major = layout.n_major && !repacked;
+    const int64_t inner = n_major ? p.out : p.width;
+    const bool vectorized = (repacked || layout.aligned) && inner % (16 / storage_bytes(dtype)) == 0;
+    const InputGradsPlan plan(p, n_major, vectorized, dtype, device, terms & 16, terms & 32, terms & 2, terms & 4);
     small_batch = plan.small_batch;
     grid = plan.grid;
     bytes = (plan.dx_elements(p) + plan.dz_elements(p)) * acc;

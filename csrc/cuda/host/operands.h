@@ -8,6 +8,7 @@
 #include "common/tensor_args.h"
 #include "cuda/common/launchers.h"
 #include "cuda/host/device_stream.h"
+#include "cuda/host/plan.h"
 #include "cuda/host/weight_layout.h"
 
 namespace mi_kernels::cuda {
@@ -25,7 +26,7 @@ struct DenseOperands {
 // With x and z exchanged, U and V as well, if z is inside x in the memory of W: it is the same product.
 inline DenseOperands dense_operands(const ProblemSize& p, const TensorRef& x, const TensorRef& z,
                                     const Optional& weight, bool grouped, const TensorRef& weight_z,
-                                    const TensorRef& weight_x) {
+                                    const TensorRef& weight_x, DType dtype) {
   DenseOperands a{p, x, z, {}, {}, weight_z, weight_x};
   if (!weight.has_value()) return a;
   const int64_t lead = grouped ? 1 : 0;
@@ -34,11 +35,18 @@ inline DenseOperands dense_operands(const ProblemSize& p, const TensorRef& x, co
                        weight->stride(lead), weight->stride(lead + 1), weight->stride(lead + 2)});
   a.weight = placed.ref;
   a.layout = placed.layout;
-  if (!a.layout.exchanged) return a;
-  a.problem = exchanged(p, a.layout);
-  std::swap(a.x, a.z);
-  std::swap(a.weight_x, a.weight_z);
-  std::swap(a.weight.width, a.weight.context);
+  if (a.layout.exchanged) {
+    a.problem = exchanged(p, a.layout);
+    std::swap(a.x, a.z);
+    std::swap(a.weight_x, a.weight_z);
+    std::swap(a.weight.width, a.weight.context);
+  }
+  const int64_t outer = a.layout.n_major ? a.problem.width : p.out;
+  a.layout.aligned = can_vectorize(a.weight.data, dtype, 1, 0,
+                                   outer <= 1         ? 0
+                                   : a.layout.n_major ? a.weight.width
+                                                      : a.weight.out,
+                                   a.weight.group, a.problem.context > 1 ? a.weight.context : 0);
   return a;
 }
 

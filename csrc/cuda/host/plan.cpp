@@ -63,14 +63,29 @@ bool use_small_batch(const ProblemSize& p, DType dtype) {
 
 namespace {
 
-Grid plan_small_batch_forward(const ProblemSize& p, int64_t k, DType dtype, const DeviceProperties& device) {
-  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(p.out, kSmallBatchOutputs), 1, 0, p.groups};
-  const int64_t stride = kSmallBatchThreads * 16 / storage_bytes(dtype), steps = ceil_div(k, stride);
-  // With fewer than two steps there is no next chunk to have in flight.
+// Splits a reduction over k, of which a block takes `step` elements at a time. With fewer than two steps there is
+// nothing to have in flight.
+void split_in_steps(Grid& g, const ProblemSize& p, int64_t k, int64_t step, const DeviceProperties& device) {
+  const int64_t steps = ceil_div(k, step);
   g.splits = split_count(g.row_tiles * g.col_tiles * p.groups, p.groups * p.rows * p.out, steps, 2, device);
   const int64_t split_steps = std::max<int64_t>(ceil_div(steps, g.splits), 1);
   g.splits = std::max<int64_t>(ceil_div(steps, split_steps), 1);
-  g.split_size = split_steps * stride;
+  g.split_size = split_steps * step;
+}
+
+Grid plan_small_batch_forward(const ProblemSize& p, int64_t k, DType dtype, const DeviceProperties& device) {
+  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(p.out, kSmallBatchOutputs), 1, 0, p.groups};
+  split_in_steps(g, p, k, kSmallBatchThreads * 16 / storage_bytes(dtype), device);
+  return g;
+}
+
+Grid plan_small_batch_forward_n_major(const ProblemSize& p, int64_t k, bool aligned, DType dtype,
+                                      const DeviceProperties& device) {
+  const int64_t elements = 16 / storage_bytes(dtype),
+                chunks = aligned && p.out % elements == 0 ? p.out / elements : p.out;
+  const int64_t group_threads = small_batch_group_threads(chunks);
+  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(chunks, group_threads), 1, 0, p.groups};
+  split_in_steps(g, p, k, kSmallBatchThreads / group_threads * kSmallBatchInFlight, device);
   return g;
 }
 
@@ -84,11 +99,13 @@ ForwardPlan plan_forward(const ProblemSize& p, const WeightLayout* layout, DType
   // In float16 the products z x are generated as tf32, at half the rate of matrix instructions. Per context there are
   // none, but the sums over X are padded to whole stages: better as long as that adds less than it saves.
   plan.per_context = dtype == DType::f16 && (k == 0 || 2 * p.width >= stages * stage_k);
-  plan.n_major = k > 0 && layout->n_major && (layout->flat || plan.per_context);
-  plan.small_batch = use_small_batch(p, dtype) && !plan.n_major;
+  plan.small_batch = use_small_batch(p, dtype);
   if (plan.small_batch) plan.per_context = false;
+  plan.n_major = k > 0 && layout->n_major && (layout->flat || plan.per_context);
   plan.repacked = k > 0 && !plan.n_major && !(layout->k_major && (layout->flat || plan.per_context));
-  if (plan.small_batch) {
+  if (plan.small_batch && plan.n_major) {
+    plan.grid = plan_small_batch_forward_n_major(p, k, layout->aligned, dtype, device);
+  } else if (plan.small_batch) {
     plan.grid = plan_small_batch_forward(p, k, dtype, device);
   } else if (!plan.per_context || k == 0) {
     plan.grid = plan_matmul(p.groups, p.rows, p.out, k, true, dtype, device);
@@ -103,9 +120,10 @@ ForwardPlan plan_forward(const ProblemSize& p, const WeightLayout* layout, DType
   return plan;
 }
 
-// The kernel that sums along contiguous outputs would spill in float64.
-bool repacks_for_input_grads(const WeightLayout& layout, DType dtype) {
-  return !layout.k_major && !(layout.n_major && dtype != DType::f64);
+// The mma engine would spill in float64 if it summed along contiguous outputs.
+bool repacks_for_input_grads(const ProblemSize& p, const WeightLayout& layout, DType dtype) {
+  const bool reads_n_major = dtype != DType::f64 || use_small_batch(p, dtype);
+  return !layout.k_major && !(layout.n_major && reads_n_major);
 }
 
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType dtype,
@@ -135,6 +153,29 @@ Grid plan_small_batch_input_grads(const ProblemSize& p, bool vectorized, DType d
   s.out_splits = std::max(s.out_splits, split_count(tiles * s.context_splits, results * s.context_splits, p.out,
                                                     kMinOutputsPerSplit, device));
   s.out_split_size = std::max<int64_t>(ceil_div(p.out, s.out_splits), 1);
+  s.out_splits = std::max<int64_t>(ceil_div(p.out, s.out_split_size), 1);
+  g.splits = s.context_splits * s.out_splits;
+  return g;
+}
+
+Grid plan_small_batch_input_grads_n_major(const ProblemSize& p, bool vectorized, DType dtype,
+                                          const DeviceProperties& device, InputGradsSplits& s) {
+  const int64_t elements = vectorized ? 16 / storage_bytes(dtype) : 1;
+  // A group reads 128 bytes at a time.
+  s.group_threads = std::min(small_batch_group_threads(ceil_div(p.out, elements)), vectorized ? 8 : 32);
+  const int64_t thread_groups = kSmallBatchThreads / s.group_threads, step = s.group_threads * elements;
+  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(p.width, thread_groups), 1, 0, p.groups};
+  const int64_t tiles = g.row_tiles * g.col_tiles * p.groups, results = p.groups * p.rows * p.width;
+  const int64_t turns = ceil_div(p.context, kSmallBatchInFlight);
+  constexpr int64_t kMinStepsPerSplit = 8;
+  s.out_splits = std::max<int64_t>(ceil_div(p.out, s.group_threads * max_summation_block(dtype)), 1);
+  s.context_splits = split_count(tiles * s.out_splits, results * s.out_splits, turns, 1, device);
+  g.split_size = std::min(std::max<int64_t>(ceil_div(turns, s.context_splits), 1) * kSmallBatchInFlight,
+                          max_summation_block(dtype));
+  s.context_splits = std::max<int64_t>(ceil_div(p.context, g.split_size), 1);
+  s.out_splits = std::max(s.out_splits, split_count(tiles * s.context_splits, results * s.context_splits,
+                                                    ceil_div(p.out, step), kMinStepsPerSplit, device));
+  s.out_split_size = std::max<int64_t>(ceil_div(ceil_div(p.out, s.out_splits), step), 1) * step;
   s.out_splits = std::max<int64_t>(ceil_div(p.out, s.out_split_size), 1);
   g.splits = s.context_splits * s.out_splits;
   return g;

@@ -34,7 +34,7 @@ struct ForwardPlan {
 ForwardPlan plan_forward(const ProblemSize&, const WeightLayout* layout, DType, const DeviceProperties&);
 
 // Whether W is copied for dx and dz, and for the sm_90a engine.
-bool repacks_for_input_grads(const WeightLayout&, DType);
+bool repacks_for_input_grads(const ProblemSize&, const WeightLayout&, DType);
 bool repacks_for_sm90(const WeightLayout&);
 
 // T_i[rows][width] for each context i; splits are of the contexts.
@@ -42,6 +42,8 @@ Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t wid
 // The same on the small-batch kernel; `vectorized` is whether it reads W by chunks.
 Grid plan_small_batch_input_grads(const ProblemSize&, bool vectorized, DType, const DeviceProperties&,
                                   InputGradsSplits&);
+Grid plan_small_batch_input_grads_n_major(const ProblemSize&, bool vectorized, DType, const DeviceProperties&,
+                                          InputGradsSplits&);
 
 // The name of a dtype's arithmetic in a plan.
 const char* algorithm_name(DType);

@@ -35,7 +35,7 @@ bool run_forward_sm90(const DeviceStream& stream, const Tensor& like, DType dtyp
 std::string forward_plan_sm90(const ProblemSize& p, DType dtype, int64_t terms, const WeightLayout& layout,
                               const DeviceProperties& device) {
   const WeightLayout* const weight = terms & 1 && p.context * p.width > 0 ? &layout : nullptr;
-  const bool repacked = weight && repacks_for_sm90(layout), weight_aligned = repacked || !(terms & 128);
+  const bool repacked = weight && repacks_for_sm90(layout), weight_aligned = repacked || layout.aligned;
   const bool aligned = !(terms & 64) && weight_aligned && p.width % 8 == 0 && (!(terms & 2) || p.context % 8 == 0);
   if (!kHaveSm90 || !aligned || !sm90::fits_int(p) || !prefers_sm90(p, dtype, weight, device)) return {};
   const sm90::ProblemShape shape = sm90::problem_shape(p, terms & 1, terms & 2, terms & 4, terms & 8);

@@ -15,6 +15,7 @@ struct WeightLayout {
   bool k_major = true, n_major = false;  // contiguous along the inner feature axis; along the outputs
   bool flat = true;                      // both feature axes are one with a single stride
   bool outputs_outermost = true;         // the features of an output do not overlap those of the next
+  bool aligned = true;                   // to 16 bytes, wherever what is contiguous begins
 };
 
 struct PlacedWeight {
