@@ -102,9 +102,12 @@ class Compiled(Planner):
     def gate_scratch(self, call: GateCall) -> int:
         softmax = call.activation == "softmax"
         sizes = [call.rows, call.context, call.x.shape[-1], *strides(call.weight)]
-        scratch = self._ask_gate(sizes, call.x, bits(call.terms), softmax).scratch
+        scratch = self._ask_gate(sizes, call.x, bits(self._gate_flags(call)), softmax).scratch
         assert scratch is not None
         return scratch
+
+    def _gate_flags(self, call: GateCall) -> tuple[bool, ...]:
+        return call.terms
 
     def _ask_gate(self, sizes: list[int], like: Tensor, terms: int, softmax: bool) -> Answer:
         return _answer(query("cpu_gate_plan")(sizes, like.dtype, terms, softmax))
@@ -133,10 +136,11 @@ class Cuda(Compiled):
 
     def _flags(self, call: DenseCall) -> tuple[bool, ...]:
         """Whether an operand besides W, and whether W, cannot be copied to shared memory in whole chunks."""
-        weight = call.weights[0]
-        if weight is not None:
-            weight = weight.permute(memory_order.order(weight))
-        return not all(aligned(t) for t in (call.x, call.z, *call.weights[1:3])), not aligned(weight)
+        others = call.x, call.z, *call.weights[1:3]
+        return not all(aligned(t) for t in others), not weight_aligned(call.weights[0])
+
+    def _gate_flags(self, call: GateCall) -> tuple[bool, ...]:
+        return *call.terms, not weight_aligned(call.weight)
 
     def _ask(self, primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> Answer:
         plan = query("cuda_interaction_plan")
@@ -159,6 +163,11 @@ def _rows_after_tiles(activation: str) -> str | None:
 def aligned(tensor: Tensor | None) -> bool:
     """Whether CUDA kernels can copy a tensor to shared memory in whole chunks; None counts as aligned."""
     return tensor is None or query("cuda_aligned")(tensor)
+
+
+def weight_aligned(weight: Tensor | None) -> bool:
+    """The same for W [O, Z, X], along the axis that is innermost in memory."""
+    return weight is None or aligned(weight.permute(memory_order.order(weight)))
 
 
 def gpu(device: torch.device) -> tuple[int, int]:

@@ -232,6 +232,33 @@ def test_what_is_copied(order, dtype, rows, emulated, monkeypatch):
         assert peak_memory(call) == step.scratch + size, name
 
 
+def test_explain_knows_alignment(emulated, monkeypatch):
+    """A few rows read elements where W begins between boundaries, in other splits than by chunks."""
+    monkeypatch.setattr(planners, "query", partial(getattr, emulated))
+    monkeypatch.setattr(planners, "gpu", lambda device: (80, 40))
+    emulated.emulated_processors(40)
+    x, z, w, *_ = draw((2, 24, 64, 64), torch.bfloat16)
+    grad = torch.ones_like(x)
+    scratch = set()
+    for start in (0, 1):
+        buffer = torch.empty(w.numel() + start, dtype=w.dtype)[start:]
+        weight = buffer.view(24, 64, 64).permute(2, 0, 1).copy_(w)
+        product = plan.plan("cuda", x.clone().requires_grad_(), z, (weight, None, None, None))
+        gate = gate_plan.gated("cuda", "tanh", x.shape[:-1], x, z, weight, None, None, None)
+        calls = (
+            (product, lambda w: emulated.interaction(x, z, w, None, None, None)),
+            (
+                product.backward[0],
+                lambda w: emulated.interaction_input_grads(grad, x, z, w, None, None, True, False),
+            ),
+            (gate, lambda w: emulated.gated_interaction(x, z, w, None, None, None, "tanh", False)),
+        )
+        for step, call in calls:
+            assert peak_memory(partial(call, weight)) == step.scratch + x.numel() * x.element_size()
+        scratch |= {product.scratch}
+    assert len(scratch) == 2
+
+
 def in_order(operations, order, g, x, z):
     """dW in the order of W, as autograd.py computes it."""
     factors = {"O": g, "Z": z, "X": x}

@@ -130,13 +130,15 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
   return gated(op, x, z, weight, weight_z, weight_x, bias, {}, {}, activation_of(activation, op, true), 0.0, keep_gate);
 }
 
-// As cuda_interaction_plan, for sizes [B, Z, X] and the strides of W. The bits of `terms`: W, U, V, a shift, a C in it.
+// As cuda_interaction_plan, for sizes [B, Z, X] and the strides of W. The bits of `terms`: W, U, V, a shift, a C in it,
+// and that W is not 16-byte aligned along what is contiguous.
 std::string cuda_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax,
                            int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_gate_plan";
   const std::vector<int64_t> strides = take_strides(sizes, 3);
-  const ProblemSize p = gate_problem_size(op, sizes, terms);
-  const WeightLayout layout = terms & 1 ? weight_layout(p, strides) : WeightLayout{};
+  const ProblemSize p = gate_problem_size(op, sizes, terms, 6);
+  WeightLayout layout = terms & 1 ? weight_layout(p, strides) : WeightLayout{};
+  layout.aligned = !(terms & 32);
   check_gpu(op, arch, processors);
   const DType given = dtype_of(type, op, "dtype"), dtype = use_small_batch(p, given) ? given : product_dtype(given);
   const DeviceProperties device{int(arch), int(processors)};

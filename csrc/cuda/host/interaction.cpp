@@ -221,6 +221,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   return {dweight, dweight_z, dweight_x, dbias};
 }
 
+// Bytes of the partial sums of `results` results.
+int64_t split_bytes(const Grid& grid, int64_t results, DType dtype) {
+  return grid.splits > 1 ? grid.splits * results * accumulator_bytes(dtype) : 0;
+}
+
+// What a plan query answers. Of several products, one after the other, the last one's grid and the most bytes.
+struct PrimitivePlan {
+  Grid grid{};
+  int64_t bytes = 0;
+  bool small_batch = false, per_context = false, repacked = false;
+  void add(const Grid& next, int64_t results, DType dtype) {
+    grid = next;
+    bytes = std::max(bytes, split_bytes(next, results, dtype));
+  }
+};
+
+// `terms` of a plan query.
+PrimitivePlan input_grads_plan(const ProblemSize& p, DType dtype, int64_t terms, const WeightLayout& layout,
+                               const DeviceProperties& device) {
+  PrimitivePlan found;
+  if (!(terms & 1) || p.context * p.width * p.out == 0) {
+    const auto add = [&](int64_t cols) {
+      found.add(plan_matmul(p.groups, p.rows, cols, p.out, true, dtype, device), p.groups * p.rows * cols, dtype);
+    };
+    if (terms & 32 && terms & 2) add(p.context);
+    if (terms & 16 && terms & 4) add(p.width);
+    return found;
+  }
+  found.repacked = repacks_for_input_grads(p, layout, dtype);
+  const bool n_major = layout.n_major && !found.repacked;
+  const int64_t inner = n_major ? p.out : p.width;
+  const bool vectorized = (found.repacked || layout.aligned) && inner % (16 / storage_bytes(dtype)) == 0;
+  const InputGradsPlan plan(p, n_major, vectorized, dtype, device, terms & 16, terms & 32, terms & 2, terms & 4);
+  found.small_batch = plan.small_batch;
+  found.grid = plan.grid;
+  found.bytes = (plan.dx_elements(p) + plan.dz_elements(p)) * accumulator_bytes(dtype);
+  return found;
+}
+
 // The terms of a plan query with x and z exchanged: U and V, dx and dz.
 int64_t exchanged_terms(int64_t terms) {
   const auto swapped = [terms](int64_t low) { return (terms & low) << 1 | (terms & low << 1) >> 1; };
@@ -244,55 +283,33 @@ std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> si
   const DType given = dtype_of(type, op, "dtype");
   const DType dtype = primitive != "weight_grads" && use_small_batch(p, given) ? given : product_dtype(given);
   const DeviceProperties device{int(arch), int(processors)};
-  const int64_t acc = accumulator_bytes(dtype), weight = p.context * p.width;
-  const auto scratch = [&](const Grid& grid, int64_t results) {
-    return grid.splits > 1 ? grid.splits * results * acc : 0;
-  };
-  Grid grid{};
-  int64_t bytes = 0;
-  ForwardPlan forward_plan{};
-  bool small_batch = false, repacked = false;
+  const bool has_weight = terms & 1 && p.context * p.width > 0;
+  PrimitivePlan plan;
   if (primitive == "forward") {
-    if (const std::string plan = forward_plan_sm90(p, dtype, terms, layout, device); !plan.empty()) return plan;
-    forward_plan = plan_forward(p, terms & 1 && weight > 0 ? &layout : nullptr, dtype, device);
-    grid = forward_plan.grid;
-    small_batch = forward_plan.small_batch;
-    repacked = forward_plan.repacked;
-    bytes = scratch(grid, p.groups * p.rows * p.out);
-  } else if (primitive == "input_grads" && terms & 1 && weight > 0 && p.out > 0) {
-    repacked = repacks_for_input_grads(p, layout, dtype);
-    const bool n_major = layout.n_major && !repacked;
-    const int64_t inner = n_major ? p.out : p.width;
-    const bool vectorized = (repacked || layout.aligned) && inner % (16 / storage_bytes(dtype)) == 0;
-    const InputGradsPlan plan(p, n_major, vectorized, dtype, device, terms & 16, terms & 32, terms & 2, terms & 4);
-    small_batch = plan.small_batch;
-    grid = plan.grid;
-    bytes = (plan.dx_elements(p) + plan.dz_elements(p)) * acc;
+    if (const std::string found = forward_plan_sm90(p, dtype, terms, layout, device); !found.empty()) return found;
+    const ForwardPlan forward = plan_forward(p, has_weight ? &layout : nullptr, dtype, device);
+    plan = {forward.grid, split_bytes(forward.grid, p.groups * p.rows * p.out, dtype), forward.small_batch,
+            forward.per_context, forward.repacked};
   } else if (primitive == "input_grads") {
-    const auto add = [&](int64_t cols) {
-      grid = plan_matmul(p.groups, p.rows, cols, p.out, true, dtype, device);
-      bytes = std::max(bytes, scratch(grid, p.groups * p.rows * cols));
-    };
-    if (terms & 32 && terms & 2) add(p.context);
-    if (terms & 16 && terms & 4) add(p.width);
+    plan = input_grads_plan(p, dtype, terms, layout, device);
   } else {
     STD_TORCH_CHECK(primitive == "weight_grads", op,
                     ": primitive: expected forward, input_grads or weight_grads, got '", primitive, "'");
-    const auto add = [&](int64_t cols) {  // one after the other
-      grid = plan_matmul(p.groups, p.out, cols, p.rows, true, dtype, device);
-      bytes = std::max(bytes, scratch(grid, p.groups * p.out * cols));
+    const auto add = [&](int64_t cols) {
+      plan.add(plan_matmul(p.groups, p.out, cols, p.rows, true, dtype, device), p.groups * p.out * cols, dtype);
     };
     if (terms & 2) add(p.context);
     if (terms & 4) add(p.width);
-    if (terms & 1) add(weight);
+    if (terms & 1) add(p.context * p.width);
   }
   const char* path = algorithm_name(dtype);
-  if (dtype == DType::f16 && terms & 1 && weight > 0 && primitive != "input_grads")
-    path = forward_plan.per_context ? "mma-exact" : "mma-widened";
-  if (small_batch) path = "stream";
-  if (!has_result(p, primitive, terms)) bytes = repacked = 0;
-  return std::string("algorithm=") + path + memory_fields(layout, repacked ? repack_bytes(p, false, dtype) : 0, bytes) +
-         ";blocks=" + std::to_string(grid.blocks()) + ";splits=" + std::to_string(grid.splits);
+  if (dtype == DType::f16 && has_weight && primitive != "input_grads")
+    path = plan.per_context ? "mma-exact" : "mma-widened";
+  if (plan.small_batch) path = "stream";
+  if (!has_result(p, primitive, terms)) plan.bytes = plan.repacked = 0;
+  return std::string("algorithm=") + path +
+         memory_fields(layout, plan.repacked ? repack_bytes(p, false, dtype) : 0, plan.bytes) +
+         ";blocks=" + std::to_string(plan.grid.blocks()) + ";splits=" + std::to_string(plan.grid.splits);
 }
 
 bool cuda_aligned(const Tensor& t) {
