@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mi_kernels.ops.backend import Answer, DenseCall, GateCall, Planner
 from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.interaction import portable
+from mi_kernels.ops.interaction import memory_order, portable
 from mi_kernels.ops.interaction.plan_shared import major
 
 _WHY = {
@@ -52,6 +52,8 @@ def _answer(text: str) -> Answer:
     why = _WHY.get(found["algorithm"], "")
     if found.get("exchanged") == "1":
         why = f"as W is more contiguous along z, x and z change places; then {why}"
+    if copied := int(found.get("copied", "0")):
+        why = f"W, whose memory order the kernel cannot read, is copied to [O, Z, X] ({copied} bytes); {why}"
     return Answer(found["algorithm"], int(found["scratch"]), why)
 
 
@@ -87,11 +89,8 @@ class Compiled(Planner):
 
     def dense(self, call: DenseCall) -> Answer:
         flags = () if call.primitive == "weight_grads" else self._flags(call)
-        sizes = [1, *call.sizes, *self._strides(call.weights[0])]
+        sizes = [1, *call.sizes, *strides(call.weights[0])]
         return self._ask(call.primitive, sizes, call.x, (*call.terms, *call.wanted[:2], *flags))
-
-    def _strides(self, weight: Tensor | None) -> tuple[int, ...]:
-        return strides(weight)
 
     def _flags(self, call: DenseCall) -> tuple[bool, ...]:
         """The memory order of the matrices U and V."""
@@ -102,10 +101,13 @@ class Compiled(Planner):
 
     def gate_scratch(self, call: GateCall) -> int:
         softmax = call.activation == "softmax"
-        sizes = [call.rows, call.context, call.x.shape[-1], *self._strides(call.weight)]
-        scratch = self._ask_gate(sizes, call.x, bits(call.terms), softmax).scratch
+        sizes = [call.rows, call.context, call.x.shape[-1], *strides(call.weight)]
+        scratch = self._ask_gate(sizes, call.x, bits(self._gate_flags(call)), softmax).scratch
         assert scratch is not None
         return scratch
+
+    def _gate_flags(self, call: GateCall) -> tuple[bool, ...]:
+        return call.terms
 
     def _ask_gate(self, sizes: list[int], like: Tensor, terms: int, softmax: bool) -> Answer:
         return _answer(query("cpu_gate_plan")(sizes, like.dtype, terms, softmax))
@@ -119,20 +121,26 @@ class Compiled(Planner):
 class Cuda(Compiled):
     ragged = False
 
-    def _strides(self, weight: Tensor | None) -> tuple[int, ...]:
-        return ()  # of the copy
-
-    def weight_copy(self, weight: Tensor | None) -> int:
-        if weight is None or weight.is_contiguous():
-            return 0
-        return weight.numel() * weight.element_size()
+    def dense(self, call: DenseCall) -> Answer:
+        order = memory_order.order(call.weights[0])
+        if call.primitive != "weight_grads" or not call.terms[0] or order == memory_order.CONTIGUOUS:
+            return super().dense(call)
+        # dW has the order of W (autograd.py): a call of its own, with the factors in that order.
+        rows, context, width, out = call.sizes
+        outer, middle, inner = ((out, context, width)[axis] for axis in order)
+        found = super().dense(
+            call._replace(sizes=(rows, middle, inner, outer), terms=(True, False, False, False))
+        )
+        rest = super().dense(call._replace(terms=(False, *call.terms[1:])))
+        return found._replace(scratch=max(found.scratch or 0, rest.scratch or 0))
 
     def _flags(self, call: DenseCall) -> tuple[bool, ...]:
-        """Whether any operand, and whether W, cannot be copied to shared memory in whole chunks."""
-        weight = call.weights[0]
-        weight_aligned = aligned(weight if weight is not None and weight.is_contiguous() else None)
-        others_aligned = all(aligned(t) for t in (call.x, call.z, *call.weights[1:3]))
-        return not (weight_aligned and others_aligned), not weight_aligned
+        """Whether an operand besides W, and whether W, cannot be copied to shared memory in whole chunks."""
+        others = call.x, call.z, *call.weights[1:3]
+        return not all(aligned(t) for t in others), not weight_aligned(call.weights[0])
+
+    def _gate_flags(self, call: GateCall) -> tuple[bool, ...]:
+        return *call.terms, not weight_aligned(call.weight)
 
     def _ask(self, primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> Answer:
         plan = query("cuda_interaction_plan")
@@ -155,6 +163,11 @@ def _rows_after_tiles(activation: str) -> str | None:
 def aligned(tensor: Tensor | None) -> bool:
     """Whether CUDA kernels can copy a tensor to shared memory in whole chunks; None counts as aligned."""
     return tensor is None or query("cuda_aligned")(tensor)
+
+
+def weight_aligned(weight: Tensor | None) -> bool:
+    """The same for W [O, Z, X], along the axis that is innermost in memory."""
+    return weight is None or aligned(weight.permute(memory_order.order(weight)))
 
 
 def gpu(device: torch.device) -> tuple[int, int]:

@@ -92,8 +92,8 @@ inline ProblemSize interaction_problem_size(const char* op, const std::vector<in
   check_products(op, "sizes", p, terms & 1);
   return p;
 }
-inline ProblemSize gate_problem_size(const char* op, const std::vector<int64_t>& sizes, int64_t terms) {
-  check_plan_query(op, sizes, 3, "[B, Z, X]", terms, 5);
+inline ProblemSize gate_problem_size(const char* op, const std::vector<int64_t>& sizes, int64_t terms, int bits = 5) {
+  check_plan_query(op, sizes, 3, "[B, Z, X]", terms, bits);
   const ProblemSize p{1, sizes[0], sizes[1], sizes[2], sizes[2]};
   check_products(op, "sizes", p, terms & 1);
   return p;

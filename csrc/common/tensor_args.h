@@ -29,28 +29,6 @@ inline TensorRef tensor_ref(const Optional& t, bool grouped) {
   return t.has_value() ? tensor_ref(*t, grouped) : TensorRef{};
 }
 
-// W with its last three dimensions contiguous: W itself, or a copy (of a single group if all groups share it).
-inline Tensor with_contiguous_groups(const Tensor& weight, bool grouped) {
-  const int64_t d = grouped ? 1 : 0;
-  int64_t expected = 1;
-  bool contiguous = true;
-  for (int64_t axis = d + 2; axis >= d; --axis) {
-    contiguous = contiguous && (weight.size(axis) == 1 || weight.stride(axis) == expected);
-    expected *= weight.size(axis);
-  }
-  if (contiguous) return weight;
-  if (grouped && weight.size(0) > 1 && weight.stride(0) == 0)
-    return torch::stable::contiguous(torch::stable::narrow(const_cast<Tensor&>(weight), 0, 0, 1));
-  return torch::stable::contiguous(weight);
-}
-
-inline TensorRef weight_ref(const Tensor& weight, bool grouped) {
-  TensorRef ref;
-  ref.data = weight.const_data_ptr();
-  ref.group = grouped && weight.size(0) > 1 ? weight.stride(0) : 0;
-  return ref;
-}
-
 // The sizes of a call, and whether its tensors have a leading dimension of groups.
 struct CallShape {
   bool grouped;

@@ -64,10 +64,6 @@ class Planner:
     def dense(self, call: DenseCall) -> Answer:
         raise NotImplementedError
 
-    def weight_copy(self, weight: Tensor | None) -> int:
-        """Bytes of the contiguous copy that the kernels make of W."""
-        return 0
-
     def gate_algorithm(self, activation: str) -> str:
         return self.gate
 

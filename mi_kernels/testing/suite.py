@@ -94,9 +94,12 @@ def _interactions() -> Iterator[tuple[str, Check]]:
     yield from _both(Sample(samples.ODD, (False, True, True, False)))
     for layout in LAYOUTS[1:]:
         yield from _both(Sample(samples.MIDDLE, layout=layout))
+    for order in ("OXZ", "ZOX", "ZXO"):  # those that kernels tell apart
+        yield from _both(Sample(samples.THREADED, order=order))
+        yield from _both(Sample(shapes["few-rows"], order=order))
     middle = Sample(samples.MIDDLE, WEIGHT_ONLY)
     yield "second order", partial(checks.check_second_order, middle)
-    for sample in (middle, Sample(samples.THREADED)):
+    for sample in (middle, Sample(samples.THREADED), Sample(samples.THREADED, order="ZXO")):
         for name, check in _both(sample):
             yield f"tf32 {name}", partial(_in_tf32, check)
     for plan in (cost_model.PER_Z, cost_model.PER_X):
@@ -117,6 +120,9 @@ def _gates(op: str) -> Iterator[tuple[str, Check]]:
     yield from _both(GateSample(op, samples.GATE_TALL, samples.GATE_LINEAR[op]))
     for layout in LAYOUTS[1:]:
         yield from _both(GateSample(op, samples.GATE_MIDDLE, terms, layout))
+    if "W" in terms:
+        for order in ("OXZ", "ZOX", "ZXO"):
+            yield from _both(GateSample(op, samples.GATE_THREADED, terms, order=order))
     for activation in activations.NAMES:
         if activation != "sigmoid":
             yield from _both(GateSample(op, samples.GATE_MIDDLE, terms, activation=activation))

@@ -48,7 +48,8 @@ HALF, TF32 = "HMMA.16816.F32", "HMMA.1688.F32.TF32"
 INSTRUCTIONS = {"BFloat16": f"{HALF}.BF16", "Half": HALF, "tf32": TF32}
 # Kernels in float16 whose operand is generated: the forward pass if not per context, and dW.
 WIDENED = ("forward_kernelIN3c104HalfELb0", "weight_grads_kernelIN3c104HalfELb1")
-COUNT = {"sm80/forward.cu": 6, "sm80/weight_grads.cu": 10}
+# Twice as many where W is read in either order; float64 has no dx and dz along its outputs.
+COUNT = {"sm80/forward.cu": 12, "sm80/input_grads.cu": 9, "sm80/weight_grads.cu": 10}
 
 
 @needs_nvcc
@@ -96,9 +97,13 @@ torch.ops.load_library(sys.argv[1])
 for name in sys.argv[2:]:
     listing = torch._C._dispatch_dump("mi_kernels::" + name)
     assert "CUDA: registered" in listing, listing
-W, UNALIGNED = 1, 64
-for arch, terms in ((80, W), (90, W), (90, W | UNALIGNED)):
-    sizes = [1, 64, 8, 64, 64]
+W, UNALIGNED, W_UNALIGNED = 1, 64, 128
+ZXO, ZOX = [1, 64 * 64, 64], [64, 64 * 64, 1]
+for arch, terms, rows, strides in (
+    (80, W, 64, []), (90, W, 64, []), (90, W | UNALIGNED, 64, []), (90, W | W_UNALIGNED, 64, []),
+    (90, W, 64, ZXO), (90, W, 4096, ZXO), (90, W, 64, ZOX), (80, W, 64, ZOX),
+):
+    sizes = [1, rows, 8, 64, 64, *strides]
     print(torch.ops.mi_kernels.cuda_interaction_plan("forward", sizes, torch.bfloat16, terms, arch, 108))
 """
 OPERATIONS = (
@@ -135,8 +140,12 @@ def test_library_links_and_loads_without_cuda(objects, tmp_path):
         [sys.executable, "-c", LOADED, library, *OPERATIONS], capture_output=True, text=True, env=environment
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    algorithms = [re.match("algorithm=([^;]*);", line)[1] for line in run.stdout.splitlines()]
-    assert algorithms == ["mma", "wgmma", "mma"]
+    plans = [dict(field.split("=") for field in line.split(";")) for line in run.stdout.splitlines()]
+    algorithms = [plan["algorithm"] for plan in plans]
+    assert algorithms == ["mma", "wgmma", "mma", "mma", "mma", "wgmma", "wgmma", "mma"]
+    # Along the outputs: by the mma engine where it lies or, for many rows, copied.
+    assert [int(plan["copied"]) for plan in plans] == [0] * 5 + [2 * 8 * 64 * 64] * 3
+    assert all(int(plan["scratch"]) >= int(plan["copied"]) for plan in plans)
 
 
 def test_doctor_says_why_there_is_no_cuda():

@@ -41,11 +41,13 @@ BY_SEGMENT = (
     (interaction._WEIGHT_GRADS, by_segment.weight_grads),
 )
 PLANS = ("cuda_interaction_plan", "cuda_gate_plan", "cuda_aligned")
-# Operations of the emulated library alone: the bank conflicts since the previous call; sets the number of
-# multiprocessors and returns the one before.
+# Operations of the emulated library alone: the bank conflicts, and the copies of W, since the previous call;
+# sets the number of multiprocessors and returns the one before; W in contiguous groups, by its kernel.
 QUESTIONS = (
     "emulated_conflicts() -> int",
     "emulated_processors(int count) -> int",
+    "emulated_repacks() -> int",
+    "emulated_repack(Tensor weight, bool grouped) -> Tensor",
     "cuda_architectures() -> str",
 )
 _library: list[torch.library.Library] = []

@@ -2,10 +2,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "cuda/common/launchers.h"
 #include "cuda/common/reduce.cuh"
-#include "cuda/host/device_stream.h"
+#include "cuda/host/operands.h"
 #include "cuda/modulate/kernels.cuh"
 #include "cuda/sm80/diagonal.cuh"
 #include "cuda/sm80/forward.cuh"
@@ -13,7 +14,9 @@
 #include "cuda/sm80/linear.cuh"
 #include "cuda/sm80/weight_grads.cuh"
 #include "cuda/small_batch/forward.cuh"
+#include "cuda/small_batch/forward_n_major.cuh"
 #include "cuda/small_batch/input_grads.cuh"
+#include "cuda/small_batch/input_grads_n_major.cuh"
 #include "emulator.h"
 
 namespace mi_kernels::cuda {
@@ -21,6 +24,7 @@ namespace {
 
 int64_t conflicts = 0;
 int64_t processors = 4;
+int64_t repacks = 0;
 
 template <class F>
 void run(int64_t blocks_x, int64_t blocks_y, int threads, size_t shared, F&& body) {
@@ -33,6 +37,7 @@ void run(int64_t blocks_x, int64_t blocks_y, int threads, size_t shared, F&& bod
 
 int64_t emulated_conflicts() { return std::exchange(conflicts, 0); }
 int64_t emulated_processors(int64_t count) { return std::exchange(processors, count); }
+int64_t emulated_repacks() { return std::exchange(repacks, 0); }
 
 }  // namespace
 
@@ -64,21 +69,31 @@ void launch_forward(const DeviceStream&, const ForwardParams<T>& params) {
   if constexpr (OuterProducts<T>::kWidens) {
     if (params.per_context) {
       using Mma = ForwardMma<EmulatedSm80, T, true>;
-      return run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(),
-                 [&] { forward_per_context_block<EmulatedSm80, Mma>(params); });
+      return run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(), [&] {
+        params.n_major ? forward_per_context_block<EmulatedSm80, Mma, Major::mn>(params)
+                       : forward_per_context_block<EmulatedSm80, Mma, Major::k>(params);
+      });
     }
   }
   using Mma = ForwardMma<EmulatedSm80, T, false>;
-  run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(),
-      [&] { forward_block<EmulatedSm80, Mma>(params); });
+  run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(), [&] {
+    params.n_major ? forward_block<EmulatedSm80, Mma, Major::mn>(params)
+                   : forward_block<EmulatedSm80, Mma, Major::k>(params);
+  });
 }
 template <class T>
 void launch_small_batch_forward(const DeviceStream&, const ForwardParams<T>& params) {
+  if (params.n_major)
+    return run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_forward_n_major_shared_bytes<T>(),
+               [&] { small_batch_forward_n_major_block<EmulatedSm80, T>(params); });
   run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_forward_shared_bytes<T>(),
       [&] { small_batch_forward_block<EmulatedSm80, T>(params); });
 }
 template <class T>
 void launch_small_batch_input_grads(const DeviceStream&, const InputGradsParams<T>& params) {
+  if (params.n_major)
+    return run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_input_grads_n_major_shared_bytes<T>(),
+               [&] { small_batch_input_grads_n_major_block<EmulatedSm80, T>(params); });
   run(params.grid.blocks(), 1, kSmallBatchThreads, small_batch_input_grads_shared_bytes<T>(),
       [&] { small_batch_input_grads_block<EmulatedSm80, T>(params); });
 }
@@ -106,8 +121,10 @@ void launch_linear(const DeviceStream&, const LinearParams<T>& params) {
 template <class T>
 void launch_input_grads(const DeviceStream&, const InputGradsParams<T>& params) {
   using Mma = InputGradsMma<EmulatedSm80, T>;
-  run(params.grid.blocks(), 1, kEngineThreads, input_grads_shared_bytes<Mma>(),
-      [&] { input_grads_block<EmulatedSm80, Mma>(params); });
+  run(params.grid.blocks(), 1, kEngineThreads, input_grads_shared_bytes<Mma>(), [&] {
+    params.n_major ? input_grads_block<EmulatedSm80, Mma, Major::k>(params)
+                   : input_grads_block<EmulatedSm80, Mma, Major::mn>(params);
+  });
 }
 template <class T>
 void launch_reduce(const DeviceStream&, const Epilogue<T>& epilogue, int64_t splits) {
@@ -119,6 +136,30 @@ void launch_softmax(const DeviceStream&, const Epilogue<T>& epilogue, int64_t sp
                     int64_t shift_splits) {
   run(epilogue.rows, 1, kReduceThreads, kReduceThreads * sizeof(AccOf<T>),
       [&] { softmax_block<EmulatedSm80, T>(epilogue, splits, shift, shift_splits); });
+}
+
+void launch_repack(const DeviceStream&, DType dtype, const RepackParams& params) {
+  ++repacks;
+  for_word(dtype, [&](auto word) {
+    using Word = decltype(word);
+    run(repack_blocks<Word>(params), 1, kRepackThreads, RepackTile<Word>::kSharedBytes,
+        [&] { repack_block<EmulatedSm80, Word>(params); });
+  });
+}
+
+// W [(G,) O, Z, X] in contiguous groups, a single one if all share it; exchanged if z is inside x.
+Tensor emulated_repack(const Tensor& weight, bool grouped) {
+  const int64_t d = grouped ? 1 : 0;
+  ProblemSize p{grouped ? weight.size(0) : 1, 1, weight.size(d + 1), weight.size(d + 2), weight.size(d)};
+  const DType dtype = dtype_of(weight.scalar_type(), "emulated_repack", "weight");
+  const DenseOperands a = dense_operands(p, {}, {}, weight, grouped, {}, {}, dtype);
+  p = a.problem;
+  if (weight.numel() == 0) return weight;
+  const RepackedWeight copy(weight, a, dtype);
+  copy.start(DeviceStream(weight), a);
+  Tensor result = torch::stable::new_empty(weight, {copy.ref().group ? p.groups : 1, p.out, p.context, p.width});
+  std::memcpy(result.mutable_data_ptr(), copy.ref().data, size_t(result.numel() * weight.element_size()));
+  return result;
 }
 
 #define MI_INSTANCES(T)                                                                   \
@@ -140,4 +181,6 @@ MI_FOR_EACH_STORED_DTYPE(MI_STORED_INSTANCES)
 STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, CompositeExplicitAutograd, m) {
   m.impl("emulated_conflicts", TORCH_BOX(&mi_kernels::cuda::emulated_conflicts));
   m.impl("emulated_processors", TORCH_BOX(&mi_kernels::cuda::emulated_processors));
+  m.impl("emulated_repacks", TORCH_BOX(&mi_kernels::cuda::emulated_repacks));
+  m.impl("emulated_repack", TORCH_BOX(&mi_kernels::cuda::emulated_repack));
 }

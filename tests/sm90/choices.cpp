@@ -6,7 +6,8 @@ namespace sm90 = mi_kernels::cuda::sm90;
 int main() {
   ContiguousCall call;
   while (read_call(call)) {
-    if (!mi_kernels::cuda::prefers_sm90(call.problem, call.dtype(), true, kHopper) || !sm90::fits_int(call.problem)) {
+    const bool preferred = mi_kernels::cuda::prefers_sm90(call.problem, call.dtype(), &kContiguous, kHopper);
+    if (!preferred || !sm90::fits_int(call.problem)) {
       std::puts("the plan prefers another engine");
       continue;
     }

@@ -9,6 +9,8 @@
 
 constexpr mi_kernels::cuda::DeviceProperties kHopper{90, 132};
 
+constexpr mi_kernels::cuda::WeightLayout kContiguous{};
+
 struct ContiguousCall {
   mi_kernels::ProblemSize problem;
   bool bfloat16;
@@ -28,6 +30,6 @@ inline mi_kernels::cuda::sm90::ForwardArgs args_of(const mi_kernels::ProblemSize
   alignas(256) static char memory[256];
   const int64_t x = p.width, z = p.context, out = p.out;
   return mi_kernels::cuda::sm90::forward_args(p, {memory, p.rows * x, x, 1}, {memory, p.rows * z, z, 1},
-                                              {memory, out * z * x, 0, 0}, {memory, out * z, z, 1},
+                                              {memory, out * z * x, z * x, x, 1}, {memory, out * z, z, 1},
                                               {memory, out * x, x, 1}, {memory, out, 1, 0}, memory);
 }

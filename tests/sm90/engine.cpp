@@ -48,6 +48,10 @@ struct Tensor {
             result.push_back(emulated::widen(memory[size_t(at(a, b, c, d))], bfloat16));
     return result;
   }
+  mi_kernels::WeightRef weight_ref(bool present) const {
+    if (!present) return {};
+    return {memory.data() + start, stride[0], stride[1], stride[2], 1};
+  }
   mi_kernels::TensorRef ref(bool present, int row_dimension) const {
     if (!present) return {};
     return {memory.data() + start, stride[0], row_dimension == 3 ? 1 : stride[row_dimension], 1};
@@ -84,7 +88,7 @@ void run(const Case& test, uint32_t seed) {
   while (reinterpret_cast<uintptr_t>(memory.data() + start) % 16 != 0) ++start;
 
   const sm90::ForwardArgs args =
-      sm90::forward_args({g, b, i, j, o}, x.ref(true, 1), z.ref(true, 1), w.ref(p.weight, 1), u.ref(p.weight_z, 1),
+      sm90::forward_args({g, b, i, j, o}, x.ref(true, 1), z.ref(true, 1), w.weight_ref(p.weight), u.ref(p.weight_z, 1),
                          v.ref(p.weight_x, 1), c.ref(p.bias, 3), memory.data() + start);
   if (const char* why = sm90::why_not(args)) emulated::fail(why);
   const auto params = sm90::forward_params<emulated::EmulatedSm90, Traits>(

@@ -1,8 +1,9 @@
-// The launch functions of the kernels, one for each dtype. They are defined in sm80/, small_batch/ and reduce.cu; the
-// tests define them again for the emulator.
+// The launch functions of the kernels, one for each dtype. They are defined in sm80/, small_batch/, reduce.cu and
+// repack.cu; the tests define them again for the emulator.
 #pragma once
 
 #include "cuda/common/params.cuh"
+#include "cuda/common/repack.cuh"
 
 namespace mi_kernels::cuda {
 
@@ -27,6 +28,7 @@ void launch_reduce(const DeviceStream&, const Epilogue<T>&, int64_t splits);
 template <class T>
 void launch_softmax(const DeviceStream&, const Epilogue<T>&, int64_t splits, const AccOf<T>* shift,
                     int64_t shift_splits);
+void launch_repack(const DeviceStream&, DType, const RepackParams&);
 
 #define MI_FOR_EACH_STORED_DTYPE(m) m(double) m(float) m(bf16) m(f16)
 #define MI_FOR_EACH_DTYPE(m) MI_FOR_EACH_STORED_DTYPE(m) m(tf32)

@@ -13,6 +13,7 @@ struct ForwardParams {
   bool small_batch, vectorized;  // the small-batch kernel, which reads 16 bytes at a time or single elements
   Grid grid;
   bool per_context;  // x W_i for one context i after another, scaled by z_i; otherwise z x is the A operand
+  bool n_major;      // W is contiguous along the outputs, its inner dimension
   OuterProducts<T> zx;
   MatrixOperand<T> weight;
   int64_t k;                                  // context * width, or width if per_context; 0 without W
@@ -56,6 +57,7 @@ struct LinearParams {
 template <class T>
 struct InputGradsParams {
   bool vectorized;          // of the small-batch kernel, as are `splits`
+  bool n_major;             // W is contiguous along the outputs, its inner dimension
   InputGradsSplits splits;  // the other kernel splits the contexts alone
   Grid grid;
   MatrixOperand<T> grad, weight;

@@ -13,9 +13,11 @@
 namespace mi_kernels::cuda {
 namespace {
 
-// x and z, the weights of the gate (W, U, V, bias) and those of the shift (C and its bias).
+// x and z, the weights of the gate (U, V, bias) and those of the shift (C and its bias); the operands of the gate with
+// W.
 struct GateTensors {
-  TensorRef x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias;
+  TensorRef x, z, weight_z, weight_x, bias, shift_weight, shift_bias;
+  DenseOperands dense;
 };
 
 template <class T>
@@ -55,8 +57,9 @@ template <class T>
 void run_softmax(const DeviceStream& stream, const Tensor& like, const ProblemSize& p, const ForwardParams<T>& gate,
                  const GateTensors& a) {
   using Acc = AccOf<T>;
-  auto shift = forward_params<T>(p, a.x, a.z, {}, a.shift_weight, {}, {}, epilogue_to<T>(nullptr, 1, p.rows, p.out),
-                                 stream.device());
+  auto shift = forward_params<T>({p, a.x, a.z, {}, {}, a.shift_weight, {}},
+                                 plan_forward(p, nullptr, dtype_v<T>, stream.device()), {},
+                                 epilogue_to<T>(nullptr, 1, p.rows, p.out));
   const bool has_shift = a.shift_weight.data;
   const Scratch scratch(like, partial_bytes(gate.epilogue, gate.grid.splits + (has_shift ? shift.grid.splits : 0)));
   auto product = gate;
@@ -69,12 +72,12 @@ void run_softmax(const DeviceStream& stream, const Tensor& like, const ProblemSi
 
 template <class T>
 void run_gated(const DeviceStream& stream, const Tensor& like, const ProblemSize& p, const GateTensors& a,
-               Activation activation, double offset, void* y, void* pre_activation) {
+               const ForwardPlan& plan, Activation activation, double offset, void* y, void* pre_activation) {
   auto out = epilogue_to<T>(y, 1, p.rows, p.out);
   out.gate = gate_epilogue<T>(a, activation, offset, pre_activation);
-  if (!a.weight.data && a.shift_weight.data && activation != Activation::softmax)
+  if (!a.dense.weight.data && a.shift_weight.data && activation != Activation::softmax)
     return run_diagonal<T>(stream, p, a, out);
-  const auto params = forward_params<T>(p, a.x, a.z, a.weight, a.weight_z, a.weight_x, a.bias, out, stream.device());
+  const auto params = forward_params<T>(a.dense, plan, a.bias, out);
   if (activation == Activation::softmax) return run_softmax<T>(stream, like, p, params, a);
   launch_and_reduce<T>(stream, like, params, launch_planned_forward<T>);
 }
@@ -97,21 +100,15 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
   Tensor pre_activation = torch::stable::new_empty(x, {keep ? p.rows : 0, p.out});
   if (y.numel() == 0) return {y, pre_activation};
   const DeviceStream stream(x);
-  GateTensors a{tensor_ref(x, false),
-                tensor_ref(z, false),
-                {},
-                tensor_ref(weight_z, false),
-                tensor_ref(weight_x, false),
-                tensor_ref(bias, false),
-                tensor_ref(shift_weight, false),
-                tensor_ref(shift_bias, false)};
-  Optional contiguous;
-  if (weight.has_value()) {
-    contiguous = with_contiguous_groups(*weight, false);
-    a.weight = weight_ref(*contiguous, false);
-  }
+  GateTensors a{tensor_ref(x, false),          tensor_ref(z, false),
+                tensor_ref(weight_z, false),   tensor_ref(weight_x, false),
+                tensor_ref(bias, false),       tensor_ref(shift_weight, false),
+                tensor_ref(shift_bias, false), {}};
+  a.dense = dense_operands(p, a.x, a.z, weight, false, a.weight_z, a.weight_x, dtype);
+  const ForwardPlan plan = plan_forward(a.dense.problem, a.dense.weight_layout(), dtype, stream.device());
+  const auto copy = repack_weight(plan.repacked, stream, x, a.dense, dtype);
   for_arithmetic(dtype, [&](auto t) {
-    run_gated<decltype(t)>(stream, x, p, a, activation, offset, y.mutable_data_ptr(),
+    run_gated<decltype(t)>(stream, x, p, a, plan, activation, offset, y.mutable_data_ptr(),
                            keep ? pre_activation.mutable_data_ptr() : nullptr);
   });
   return {y, pre_activation};
@@ -133,21 +130,27 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
   return gated(op, x, z, weight, weight_z, weight_x, bias, {}, {}, activation_of(activation, op, true), 0.0, keep_gate);
 }
 
-// As cuda_interaction_plan, for sizes [B, Z, X]. The bits of `terms`: W, U, V, a shift, a C in it.
+// As cuda_interaction_plan, for sizes [B, Z, X] and the strides of W. The bits of `terms`: W, U, V, a shift, a C in it,
+// and that W is not 16-byte aligned along what is contiguous.
 std::string cuda_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax,
                            int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_gate_plan";
-  const ProblemSize p = gate_problem_size(op, sizes, terms);
+  const std::vector<int64_t> strides = take_strides(sizes, 3);
+  const ProblemSize p = gate_problem_size(op, sizes, terms, 6);
+  WeightLayout layout = terms & 1 ? weight_layout(p, strides) : WeightLayout{};
+  layout.aligned = !(terms & 32);
   check_gpu(op, arch, processors);
   const DType given = dtype_of(type, op, "dtype"), dtype = use_small_batch(p, given) ? given : product_dtype(given);
   const DeviceProperties device{int(arch), int(processors)};
   const bool gate_and_shift = !(terms & 1) && terms & 16 && !softmax;
-  const ForwardPlan gate = plan_forward(p, terms & 1 && p.context * p.width > 0, dtype, device);
-  const int64_t shift_splits = terms & 16 ? plan_forward(p, false, dtype, device).grid.splits : 0;
+  const ForwardPlan gate =
+      plan_forward(exchanged(p, layout), terms & 1 && p.context * p.width > 0 ? &layout : nullptr, dtype, device);
+  const int64_t shift_splits = terms & 16 ? plan_forward(p, nullptr, dtype, device).grid.splits : 0;
   const int64_t partials = softmax ? gate.grid.splits + shift_splits : gate.grid.splits > 1 ? gate.grid.splits : 0;
   const int64_t bytes = gate_and_shift ? 0 : partials * p.rows * p.out * accumulator_bytes(dtype);
   return std::string("algorithm=") + (gate.small_batch && !gate_and_shift ? "stream" : algorithm_name(dtype)) +
-         ";scratch=" + std::to_string(has_result(p, "forward", terms) ? bytes : 0);
+         memory_fields(layout, has_result(p, "forward", terms) && gate.repacked ? repack_bytes(p, false, dtype) : 0,
+                       has_result(p, "forward", terms) ? bytes : 0);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The dense interaction on a GPU: checks, plans and launches.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -21,12 +22,6 @@ Tensor empty(const Tensor& like, const CallShape& shape, std::vector<int64_t> si
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
-TensorRef contiguous_weight(const Optional& weight, bool grouped, Optional& contiguous) {
-  if (!weight.has_value()) return {};
-  contiguous = with_contiguous_groups(*weight, grouped);
-  return weight_ref(*contiguous, grouped);
-}
-
 Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& weight_z,
                const Optional& weight_x, const Optional& bias) {
   constexpr const char* op = "interaction";
@@ -36,18 +31,15 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
   Tensor y = empty(x, shape, {p.rows, p.out});
   if (y.numel() == 0) return y;
   const DeviceStream stream(x);
-  Optional contiguous;
   const auto ref = [&](const auto& tensor) { return tensor_ref(tensor, shape.grouped); };
-  const TensorRef w = contiguous_weight(weight, shape.grouped, contiguous);
-  if (run_forward_sm90(stream, p, dtype, ref(x), ref(z), w, ref(weight_z), ref(weight_x), ref(bias),
-                       y.mutable_data_ptr()))
-    return y;
+  DenseOperands a = dense_operands(p, ref(x), ref(z), weight, shape.grouped, ref(weight_z), ref(weight_x), dtype);
+  if (run_forward_sm90(stream, x, dtype, a, ref(bias), y.mutable_data_ptr())) return y;
+  const ForwardPlan plan = plan_forward(a.problem, a.weight_layout(), dtype, stream.device());
+  const auto copy = repack_weight(plan.repacked, stream, x, a, dtype);
   for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
     const auto epilogue = epilogue_to<T>(y.mutable_data_ptr(), p.groups, p.rows, p.out);
-    const auto params =
-        forward_params<T>(p, ref(x), ref(z), w, ref(weight_z), ref(weight_x), ref(bias), epilogue, stream.device());
-    launch_and_reduce<T>(stream, x, params, launch_planned_forward<T>);
+    launch_and_reduce<T>(stream, x, forward_params<T>(a, plan, ref(bias), epilogue), launch_planned_forward<T>);
   });
   return y;
 }
@@ -73,11 +65,12 @@ struct InputGradsPlan {
   InputGradsSplits splits{0, 1, 1, 0};
   Grid grid;
   int64_t dx, dz;
-  InputGradsPlan(const ProblemSize& p, bool vectorized, DType dtype, const DeviceProperties& device, bool want_x,
-                 bool want_z, bool u, bool v)
+  InputGradsPlan(const ProblemSize& p, bool n_major, bool vectorized, DType dtype, const DeviceProperties& device,
+                 bool want_x, bool want_z, bool u, bool v)
       : small_batch(use_small_batch(p, dtype)),
-        grid(small_batch ? plan_small_batch_input_grads(p, vectorized, dtype, device, splits)
-                         : plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, device)),
+        grid(!small_batch ? plan_input_grads(p.groups, p.rows, p.context, p.width, dtype, device)
+             : n_major    ? plan_small_batch_input_grads_n_major(p, vectorized, dtype, device, splits)
+                          : plan_small_batch_input_grads(p, vectorized, dtype, device, splits)),
         dx(want_x ? grid.splits + v : 0),
         dz(want_z ? grid.col_tiles * splits.out_splits + u : 0) {}
   int64_t dx_elements(const ProblemSize& p) const { return dx * p.groups * p.rows * p.width; }
@@ -92,12 +85,14 @@ void launch_planned_input_grads(const DeviceStream& stream, const InputGradsPara
 }
 
 template <class T>
-void run_input_grads(const DeviceStream& stream, const ProblemSize& p, const Tensor& like, const TensorRef& grad,
-                     const TensorRef& x, const TensorRef& z, const TensorRef& weight, const TensorRef& weight_z,
-                     const TensorRef& weight_x, void* dx, void* dz) {
+void run_input_grads(const DeviceStream& stream, const Tensor& like, const TensorRef& grad, const DenseOperands& a,
+                     bool n_major, void* dx, void* dz) {
   using Acc = AccOf<T>;
-  const MatrixOperand<T> w = weight_per_context<T>(weight, p);
-  const InputGradsPlan plan(p, w.vectorized, dtype_v<T>, stream.device(), dx, dz, weight_z.data, weight_x.data);
+  const ProblemSize& p = a.problem;
+  const TensorRef &x = a.x, &z = a.z, &weight_z = a.weight_z, &weight_x = a.weight_x;
+  const MatrixOperand<T> w = weight_per_context<T>(a.weight, p, n_major);
+  const InputGradsPlan plan(p, n_major, w.vectorized, dtype_v<T>, stream.device(), dx, dz, weight_z.data,
+                            weight_x.data);
   const int64_t dx_elements = plan.dx_elements(p);
   const Scratch scratch(like, (dx_elements + plan.dz_elements(p)) * int64_t(sizeof(Acc)));
   auto out_x = epilogue_to<T>(dx, p.groups, p.rows, p.width), out_z = epilogue_to<T>(dz, p.groups, p.rows, p.context);
@@ -105,6 +100,7 @@ void run_input_grads(const DeviceStream& stream, const ProblemSize& p, const Ten
   out_z.partials = out_x.partials + dx_elements;
   InputGradsParams<T> params{};
   params.vectorized = w.vectorized;
+  params.n_major = n_major;
   params.splits = plan.splits;
   params.grid = plan.grid;
   params.grad = matrix_operand<T>(grad, p.rows, p.out);
@@ -145,14 +141,18 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   if (dx.numel() + dz.numel() == 0) return {dx, dz};
   const DeviceStream stream(x);
   const auto ref = [&](const auto& tensor) { return tensor_ref(tensor, shape.grouped); };
+  if (weight.has_value() && weight->numel() > 0) {
+    DenseOperands a = dense_operands(p, ref(x), ref(z), weight, shape.grouped, ref(weight_z), ref(weight_x), dtype);
+    const bool repacked = repacks_for_input_grads(a.problem, a.layout, dtype), n_major = a.layout.n_major && !repacked;
+    const auto copy = repack_weight(repacked, stream, x, a, dtype);
+    void* grads[] = {want_x ? dx.mutable_data_ptr() : nullptr, want_z ? dz.mutable_data_ptr() : nullptr};
+    if (a.layout.exchanged) std::swap(grads[0], grads[1]);
+    for_arithmetic(dtype,
+                   [&](auto t) { run_input_grads<decltype(t)>(stream, x, ref(grad), a, n_major, grads[0], grads[1]); });
+    return {dx, dz};
+  }
   for_arithmetic(dtype, [&](auto t) {
     using T = decltype(t);
-    if (weight.has_value() && weight->numel() > 0) {
-      Optional contiguous;
-      const TensorRef w = contiguous_weight(weight, shape.grouped, contiguous);
-      return run_input_grads<T>(stream, p, x, ref(grad), ref(x), ref(z), w, ref(weight_z), ref(weight_x),
-                                want_x ? dx.mutable_data_ptr() : nullptr, want_z ? dz.mutable_data_ptr() : nullptr);
-    }
     const auto without_weight = [&](Tensor& to, const TensorRef& m, int64_t features) {
       if (to.numel() == 0) return;
       if (!m.data || p.out == 0) return void(torch::stable::zero_(to));
@@ -221,53 +221,95 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   return {dweight, dweight_z, dweight_x, dbias};
 }
 
-// The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O] on a GPU of `processors` multiprocessors. The
-// bits of `terms`: W, U, V and the bias are given, dx and dz are wanted, an operand is not 16-byte aligned, W is not.
+// Bytes of the partial sums of `results` results.
+int64_t split_bytes(const Grid& grid, int64_t results, DType dtype) {
+  return grid.splits > 1 ? grid.splits * results * accumulator_bytes(dtype) : 0;
+}
+
+// What a plan query answers. Of several products, one after the other, the last one's grid and the most bytes.
+struct PrimitivePlan {
+  Grid grid{};
+  int64_t bytes = 0;
+  bool small_batch = false, per_context = false, repacked = false;
+  void add(const Grid& next, int64_t results, DType dtype) {
+    grid = next;
+    bytes = std::max(bytes, split_bytes(next, results, dtype));
+  }
+};
+
+// `terms` of a plan query.
+PrimitivePlan input_grads_plan(const ProblemSize& p, DType dtype, int64_t terms, const WeightLayout& layout,
+                               const DeviceProperties& device) {
+  PrimitivePlan found;
+  if (!(terms & 1) || p.context * p.width * p.out == 0) {
+    const auto add = [&](int64_t cols) {
+      found.add(plan_matmul(p.groups, p.rows, cols, p.out, true, dtype, device), p.groups * p.rows * cols, dtype);
+    };
+    if (terms & 32 && terms & 2) add(p.context);
+    if (terms & 16 && terms & 4) add(p.width);
+    return found;
+  }
+  found.repacked = repacks_for_input_grads(p, layout, dtype);
+  const bool n_major = layout.n_major && !found.repacked;
+  const int64_t inner = n_major ? p.out : p.width;
+  const bool vectorized = (found.repacked || layout.aligned) && inner % (16 / storage_bytes(dtype)) == 0;
+  const InputGradsPlan plan(p, n_major, vectorized, dtype, device, terms & 16, terms & 32, terms & 2, terms & 4);
+  found.small_batch = plan.small_batch;
+  found.grid = plan.grid;
+  found.bytes = (plan.dx_elements(p) + plan.dz_elements(p)) * accumulator_bytes(dtype);
+  return found;
+}
+
+// The terms of a plan query with x and z exchanged: U and V, dx and dz.
+int64_t exchanged_terms(int64_t terms) {
+  const auto swapped = [terms](int64_t low) { return (terms & low) << 1 | (terms & low << 1) >> 1; };
+  return (terms & ~int64_t(2 | 4 | 16 | 32)) | swapped(2) | swapped(16);
+}
+
+// The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O], followed by the strides of W [O, Z, X] unless
+// it is contiguous, on a GPU of `processors` multiprocessors. The bits of `terms`: W, U, V and the bias are given, dx
+// and dz are wanted, another operand is not 16-byte aligned, W is not along what is contiguous.
 std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> sizes, torch::headeronly::ScalarType type,
                                   int64_t terms, int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_interaction_plan";
-  const ProblemSize p = interaction_problem_size(op, sizes, terms, 8);
+  const std::vector<int64_t> strides = take_strides(sizes, 5);
+  const ProblemSize asked = interaction_problem_size(op, sizes, terms, 8);
   check_gpu(op, arch, processors);
+  const bool reads_weight = terms & 1 && primitive != "weight_grads";
+  WeightLayout layout = reads_weight ? weight_layout(asked, strides) : WeightLayout{};
+  layout.aligned = !(terms & 128);
+  const ProblemSize p = exchanged(asked, layout);
+  if (layout.exchanged) terms = exchanged_terms(terms);
   const DType given = dtype_of(type, op, "dtype");
   const DType dtype = primitive != "weight_grads" && use_small_batch(p, given) ? given : product_dtype(given);
   const DeviceProperties device{int(arch), int(processors)};
-  const int64_t acc = accumulator_bytes(dtype), weight = p.context * p.width;
-  const auto scratch = [&](const Grid& grid, int64_t results) {
-    return grid.splits > 1 ? grid.splits * results * acc : 0;
-  };
-  Grid grid{};
-  int64_t bytes = 0;
-  ForwardPlan forward_plan{};
-  bool small_batch = false;
+  const bool has_weight = terms & 1 && p.context * p.width > 0;
+  PrimitivePlan plan;
   if (primitive == "forward") {
-    if (const std::string plan = forward_plan_sm90(p, dtype, terms, device); !plan.empty()) return plan;
-    forward_plan = plan_forward(p, terms & 1 && weight > 0, dtype, device);
-    grid = forward_plan.grid;
-    small_batch = forward_plan.small_batch;
-    bytes = scratch(grid, p.groups * p.rows * p.out);
-  } else if (primitive == "input_grads" && terms & 1 && weight > 0 && p.out > 0) {
-    const bool vectorized = !(terms & 128) && p.width % (16 / storage_bytes(dtype)) == 0;
-    const InputGradsPlan plan(p, vectorized, dtype, device, terms & 16, terms & 32, terms & 2, terms & 4);
-    small_batch = plan.small_batch;
-    grid = plan.grid;
-    bytes = (plan.dx_elements(p) + plan.dz_elements(p)) * acc;
+    if (const std::string found = forward_plan_sm90(p, dtype, terms, layout, device); !found.empty()) return found;
+    const ForwardPlan forward = plan_forward(p, has_weight ? &layout : nullptr, dtype, device);
+    plan = {forward.grid, split_bytes(forward.grid, p.groups * p.rows * p.out, dtype), forward.small_batch,
+            forward.per_context, forward.repacked};
   } else if (primitive == "input_grads") {
-    const int64_t cols = terms & 16 && terms & 4 ? p.width : p.context;
-    grid = plan_matmul(p.groups, p.rows, cols, p.out, true, dtype, device);
-    bytes = scratch(grid, p.groups * p.rows * cols);
+    plan = input_grads_plan(p, dtype, terms, layout, device);
   } else {
     STD_TORCH_CHECK(primitive == "weight_grads", op,
                     ": primitive: expected forward, input_grads or weight_grads, got '", primitive, "'");
-    const int64_t cols = terms & 1 ? weight : terms & 4 ? p.width : p.context;
-    grid = plan_matmul(p.groups, p.out, cols, p.rows, true, dtype, device);
-    bytes = scratch(grid, p.groups * p.out * cols);
+    const auto add = [&](int64_t cols) {
+      plan.add(plan_matmul(p.groups, p.out, cols, p.rows, true, dtype, device), p.groups * p.out * cols, dtype);
+    };
+    if (terms & 2) add(p.context);
+    if (terms & 4) add(p.width);
+    if (terms & 1) add(p.context * p.width);
   }
   const char* path = algorithm_name(dtype);
-  if (dtype == DType::f16 && terms & 1 && weight > 0 && primitive != "input_grads")
-    path = forward_plan.per_context ? "mma-exact" : "mma-widened";
-  if (small_batch) path = "stream";
-  return std::string("algorithm=") + path + ";scratch=" + std::to_string(has_result(p, primitive, terms) ? bytes : 0) +
-         ";blocks=" + std::to_string(grid.blocks()) + ";splits=" + std::to_string(grid.splits);
+  if (dtype == DType::f16 && has_weight && primitive != "input_grads")
+    path = plan.per_context ? "mma-exact" : "mma-widened";
+  if (plan.small_batch) path = "stream";
+  if (!has_result(p, primitive, terms)) plan.bytes = plan.repacked = 0;
+  return std::string("algorithm=") + path +
+         memory_fields(layout, plan.repacked ? repack_bytes(p, false, dtype) : 0, plan.bytes) +
+         ";blocks=" + std::to_string(plan.grid.blocks()) + ";splits=" + std::to_string(plan.grid.splits);
 }
 
 bool cuda_aligned(const Tensor& t) {

@@ -4,6 +4,7 @@
 #include "common/tensor_args.h"
 #include "cuda/common/launchers.h"
 #include "cuda/host/device_stream.h"
+#include "cuda/host/operands.h"
 #include "cuda/host/plan.h"
 
 namespace mi_kernels::cuda {
@@ -30,17 +31,17 @@ MatrixOperand<T> matrix_operand(const TensorRef& t, int64_t outer_size, int64_t 
   return m;
 }
 
-// W, contiguous within a group, as one matrix [out][context * width] or as a matrix [out][width] for each context.
+// W as one matrix of all features or one for each context, [out][features] or, if `n_major`, [features][out].
 template <class T>
-MatrixOperand<T> weight_matrix(const TensorRef& weight, const ProblemSize& p) {
-  const int64_t features = p.context * p.width;
-  return matrix_operand<T>({weight.data, weight.group, features, 1}, p.out, features);
+MatrixOperand<T> weight_matrix(const WeightRef& w, int64_t out, int64_t features, bool n_major) {
+  if (n_major) return matrix_operand<T>({w.data, w.group, w.width, w.out}, features, out);
+  return matrix_operand<T>({w.data, w.group, w.out, w.width}, out, features);
 }
 template <class T>
-MatrixOperand<T> weight_per_context(const TensorRef& weight, const ProblemSize& p) {
-  MatrixOperand<T> m = matrix_operand<T>({weight.data, weight.group, p.context * p.width, 1}, p.out, p.width);
-  m.context_stride = p.width;
-  m.vectorized = m.vectorized && can_vectorize(weight.data, dtype_v<T>, 1, p.width, 0, 0, m.context_stride);
+MatrixOperand<T> weight_per_context(const WeightRef& w, const ProblemSize& p, bool n_major) {
+  MatrixOperand<T> m = weight_matrix<T>(w, p.out, p.width, n_major);
+  m.context_stride = w.context;
+  m.vectorized = m.vectorized && can_vectorize(w.data, dtype_v<T>, 1, 0, 0, 0, p.context > 1 ? w.context : 0);
   return m;
 }
 
@@ -96,28 +97,28 @@ void launch_planned_forward(const DeviceStream& stream, const ForwardParams<T>& 
   launch_forward(stream, params);
 }
 
-// `weight` is contiguous within a group.
+// `a.weight` is as the plan wants it: repack_weight() has been called.
 template <class T>
-ForwardParams<T> forward_params(const ProblemSize& p, const TensorRef& x, const TensorRef& z, const TensorRef& weight,
-                                const TensorRef& weight_z, const TensorRef& weight_x, const TensorRef& bias,
-                                const Epilogue<T>& epilogue, const DeviceProperties& device) {
+ForwardParams<T> forward_params(const DenseOperands& a, const ForwardPlan& plan, const TensorRef& bias,
+                                const Epilogue<T>& epilogue) {
   ForwardParams<T> params{};
-  const bool has_weight = weight.data && p.context * p.width > 0;
-  const ForwardPlan plan = plan_forward(p, has_weight, dtype_v<T>, device);
+  const ProblemSize& p = a.problem;
   params.small_batch = plan.small_batch;
   params.grid = plan.grid;
   params.per_context = plan.per_context;
-  if (has_weight) {
+  params.n_major = plan.n_major;
+  if (a.has_weight()) {
     params.k = plan.per_context ? p.width : p.context * p.width;
-    params.zx = outer_products<T>(z, x, p);
-    params.weight = plan.per_context ? weight_per_context<T>(weight, p) : weight_matrix<T>(weight, p);
+    params.zx = outer_products<T>(a.z, a.x, p);
+    params.weight = plan.per_context ? weight_per_context<T>(a.weight, p, plan.n_major)
+                                     : weight_matrix<T>(a.weight, p.out, p.context * p.width, plan.n_major);
   }
-  params.linear_a[0] = matrix_operand<T>(z, p.rows, p.context);
-  params.linear_a[1] = matrix_operand<T>(x, p.rows, p.width);
-  params.linear_b[0] = matrix_operand<T>(weight_z, p.out, p.context);
-  params.linear_b[1] = matrix_operand<T>(weight_x, p.out, p.width);
-  params.linear_k[0] = weight_z.data ? p.context : 0;
-  params.linear_k[1] = weight_x.data ? p.width : 0;
+  params.linear_a[0] = matrix_operand<T>(a.z, p.rows, p.context);
+  params.linear_a[1] = matrix_operand<T>(a.x, p.rows, p.width);
+  params.linear_b[0] = matrix_operand<T>(a.weight_z, p.out, p.context);
+  params.linear_b[1] = matrix_operand<T>(a.weight_x, p.out, p.width);
+  params.linear_k[0] = a.weight_z.data ? p.context : 0;
+  params.linear_k[1] = a.weight_x.data ? p.width : 0;
   params.vectorized = params.k == 0 || (params.zx.vectorized && params.weight.vectorized);
   for (int q = 0; q < 2; ++q)
     params.vectorized = params.vectorized &&

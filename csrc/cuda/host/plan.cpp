@@ -63,33 +63,67 @@ bool use_small_batch(const ProblemSize& p, DType dtype) {
 
 namespace {
 
-Grid plan_small_batch_forward(const ProblemSize& p, int64_t k, DType dtype, const DeviceProperties& device) {
-  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(p.out, kSmallBatchOutputs), 1, 0, p.groups};
-  const int64_t stride = kSmallBatchThreads * 16 / storage_bytes(dtype), steps = ceil_div(k, stride);
-  // With fewer than two steps there is no next chunk to have in flight.
+// Splits a reduction over k, of which a block takes `step` elements at a time. With fewer than two steps there is
+// nothing to have in flight.
+void split_in_steps(Grid& g, const ProblemSize& p, int64_t k, int64_t step, const DeviceProperties& device) {
+  const int64_t steps = ceil_div(k, step);
   g.splits = split_count(g.row_tiles * g.col_tiles * p.groups, p.groups * p.rows * p.out, steps, 2, device);
   const int64_t split_steps = std::max<int64_t>(ceil_div(steps, g.splits), 1);
   g.splits = std::max<int64_t>(ceil_div(steps, split_steps), 1);
-  g.split_size = split_steps * stride;
+  g.split_size = split_steps * step;
+}
+
+Grid plan_small_batch_forward(const ProblemSize& p, int64_t k, DType dtype, const DeviceProperties& device) {
+  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(p.out, kSmallBatchOutputs), 1, 0, p.groups};
+  split_in_steps(g, p, k, kSmallBatchThreads * 16 / storage_bytes(dtype), device);
+  return g;
+}
+
+Grid plan_small_batch_forward_n_major(const ProblemSize& p, int64_t k, bool aligned, DType dtype,
+                                      const DeviceProperties& device) {
+  const int64_t elements = 16 / storage_bytes(dtype),
+                chunks = aligned && p.out % elements == 0 ? p.out / elements : p.out;
+  const int64_t group_threads = small_batch_group_threads(chunks);
+  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(chunks, group_threads), 1, 0, p.groups};
+  split_in_steps(g, p, k, kSmallBatchThreads / group_threads * kSmallBatchInFlight, device);
   return g;
 }
 
 }  // namespace
 
-ForwardPlan plan_forward(const ProblemSize& p, bool weight, DType dtype, const DeviceProperties& device) {
-  const int64_t k = weight ? p.context * p.width : 0, stage_k = matmul_tile(dtype).k;
-  if (use_small_batch(p, dtype)) return {plan_small_batch_forward(p, k, dtype, device), true, false};
+ForwardPlan plan_forward(const ProblemSize& p, const WeightLayout* layout, DType dtype,
+                         const DeviceProperties& device) {
+  const int64_t k = layout ? p.context * p.width : 0, stage_k = matmul_tile(dtype).k;
   const int64_t stages = ceil_div(p.width, stage_k);
+  ForwardPlan plan{};
   // In float16 the products z x are generated as tf32, at half the rate of matrix instructions. Per context there are
   // none, but the sums over X are padded to whole stages: better as long as that adds less than it saves.
-  const bool per_context = dtype == DType::f16 && (k == 0 || 2 * p.width >= stages * stage_k);
-  if (!per_context || k == 0) return {plan_matmul(p.groups, p.rows, p.out, k, true, dtype, device), false, per_context};
-  Grid g = plan_matmul(p.groups, p.rows, p.out, 0, false, dtype, device);
-  g.splits =
-      split_count(g.blocks(), p.groups * p.rows * p.out, p.context, ceil_div(kMinStagesPerSplit, stages), device);
-  g.split_size = ceil_div(p.context, g.splits);
-  g.splits = ceil_div(p.context, g.split_size);
-  return {g, false, per_context};
+  plan.per_context = dtype == DType::f16 && (k == 0 || 2 * p.width >= stages * stage_k);
+  plan.small_batch = use_small_batch(p, dtype);
+  if (plan.small_batch) plan.per_context = false;
+  plan.n_major = k > 0 && layout->n_major && (layout->flat || plan.per_context);
+  plan.repacked = k > 0 && !plan.n_major && !(layout->k_major && (layout->flat || plan.per_context));
+  if (plan.small_batch && plan.n_major) {
+    plan.grid = plan_small_batch_forward_n_major(p, k, layout->aligned, dtype, device);
+  } else if (plan.small_batch) {
+    plan.grid = plan_small_batch_forward(p, k, dtype, device);
+  } else if (!plan.per_context || k == 0) {
+    plan.grid = plan_matmul(p.groups, p.rows, p.out, k, true, dtype, device);
+  } else {
+    Grid& g = plan.grid;
+    g = plan_matmul(p.groups, p.rows, p.out, 0, false, dtype, device);
+    g.splits =
+        split_count(g.blocks(), p.groups * p.rows * p.out, p.context, ceil_div(kMinStagesPerSplit, stages), device);
+    g.split_size = ceil_div(p.context, g.splits);
+    g.splits = ceil_div(p.context, g.split_size);
+  }
+  return plan;
+}
+
+// The mma engine would spill in float64 if it summed along contiguous outputs.
+bool repacks_for_input_grads(const ProblemSize& p, const WeightLayout& layout, DType dtype) {
+  const bool reads_n_major = dtype != DType::f64 || use_small_batch(p, dtype);
+  return !layout.k_major && !(layout.n_major && reads_n_major);
 }
 
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType dtype,
@@ -124,13 +158,44 @@ Grid plan_small_batch_input_grads(const ProblemSize& p, bool vectorized, DType d
   return g;
 }
 
+Grid plan_small_batch_input_grads_n_major(const ProblemSize& p, bool vectorized, DType dtype,
+                                          const DeviceProperties& device, InputGradsSplits& s) {
+  const int64_t elements = vectorized ? 16 / storage_bytes(dtype) : 1;
+  // A group reads 128 bytes at a time.
+  s.group_threads = std::min(small_batch_group_threads(ceil_div(p.out, elements)), vectorized ? 8 : 32);
+  const int64_t thread_groups = kSmallBatchThreads / s.group_threads, step = s.group_threads * elements;
+  Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(p.width, thread_groups), 1, 0, p.groups};
+  const int64_t tiles = g.row_tiles * g.col_tiles * p.groups, results = p.groups * p.rows * p.width;
+  const int64_t turns = ceil_div(p.context, kSmallBatchInFlight);
+  constexpr int64_t kMinStepsPerSplit = 8;
+  s.out_splits = std::max<int64_t>(ceil_div(p.out, s.group_threads * max_summation_block(dtype)), 1);
+  s.context_splits = split_count(tiles * s.out_splits, results * s.out_splits, turns, 1, device);
+  g.split_size = std::min(std::max<int64_t>(ceil_div(turns, s.context_splits), 1) * kSmallBatchInFlight,
+                          max_summation_block(dtype));
+  s.context_splits = std::max<int64_t>(ceil_div(p.context, g.split_size), 1);
+  s.out_splits = std::max(s.out_splits, split_count(tiles * s.context_splits, results * s.context_splits,
+                                                    ceil_div(p.out, step), kMinStepsPerSplit, device));
+  s.out_split_size = std::max<int64_t>(ceil_div(ceil_div(p.out, s.out_splits), step), 1) * step;
+  s.out_splits = std::max<int64_t>(ceil_div(p.out, s.out_split_size), 1);
+  g.splits = s.context_splits * s.out_splits;
+  return g;
+}
+
 const char* algorithm_name(DType dtype) {
   if (dtype == DType::tf32) return "mma-tf32";
   return has_matrix_instructions(dtype) ? "mma" : "fma";
 }
 
-bool prefers_sm90(const ProblemSize& p, DType dtype, bool weight, const DeviceProperties& device) {
-  if (device.arch != 90 || storage_bytes(dtype) != 2 || !weight || p.context == 0) return false;
+// The dimensions of a tensor map are nested, with the outputs outside.
+bool repacks_for_sm90(const WeightLayout& layout) { return !(layout.k_major && layout.outputs_outermost); }
+
+bool prefers_sm90(const ProblemSize& p, DType dtype, const WeightLayout* layout, const DeviceProperties& device) {
+  if (device.arch != 90 || storage_bytes(dtype) != 2 || !layout || p.context == 0) return false;
+  // *Estimate*: a copy of W moves 4 bytes an element, in which time the engine does the products of 360 rows (4.3 TB/s,
+  // 770 TFLOP/s). The mma engine reads W where it lies, but takes half as long again for the products.
+  constexpr int64_t kMinRowsForCopy = 720;
+  if (repacks_for_sm90(*layout) && p.rows < kMinRowsForCopy && !plan_forward(p, layout, dtype, device).repacked)
+    return false;
   // *Estimate*: its tiles of 128 rows by at least 64 outputs and steps of 64 inputs pay off if half of the rows and
   // outputs and three quarters of the inputs are not padding.
   return p.rows >= 64 && p.out >= 32 && p.width >= 48 * ceil_div(p.width, 64);

@@ -7,6 +7,7 @@
 #include "common/problem_size.h"
 #include "cuda/common/grid.h"
 #include "cuda/host/device_properties.h"
+#include "cuda/host/weight_layout.h"
 
 namespace mi_kernels::cuda {
 
@@ -27,20 +28,29 @@ bool use_small_batch(const ProblemSize&, DType);
 struct ForwardPlan {
   Grid grid;
   bool small_batch, per_context;
+  bool n_major, repacked;  // W is read along its outputs; it is copied to contiguous groups first
 };
-ForwardPlan plan_forward(const ProblemSize&, bool weight, DType, const DeviceProperties&);
+// `layout` of W, null without it.
+ForwardPlan plan_forward(const ProblemSize&, const WeightLayout* layout, DType, const DeviceProperties&);
+
+// Whether W is copied for dx and dz, and for the sm_90a engine.
+bool repacks_for_input_grads(const ProblemSize&, const WeightLayout&, DType);
+bool repacks_for_sm90(const WeightLayout&);
 
 // T_i[rows][width] for each context i; splits are of the contexts.
 Grid plan_input_grads(int64_t groups, int64_t rows, int64_t context, int64_t width, DType, const DeviceProperties&);
 // The same on the small-batch kernel; `vectorized` is whether it reads W by chunks.
 Grid plan_small_batch_input_grads(const ProblemSize&, bool vectorized, DType, const DeviceProperties&,
                                   InputGradsSplits&);
+Grid plan_small_batch_input_grads_n_major(const ProblemSize&, bool vectorized, DType, const DeviceProperties&,
+                                          InputGradsSplits&);
 
 // The name of a dtype's arithmetic in a plan.
 const char* algorithm_name(DType);
 
-// Whether the sm_90a engine is meant for a forward pass. It also needs 16-byte alignment: sm90_args.h.
-bool prefers_sm90(const ProblemSize&, DType, bool weight, const DeviceProperties&);
+// Whether the sm_90a engine is meant for a forward pass. It also needs 16-byte alignment: sm90_args.h. `layout` of W,
+// null without it.
+bool prefers_sm90(const ProblemSize&, DType, const WeightLayout* layout, const DeviceProperties&);
 
 // Whether an operand can be read in chunks of 16 bytes: contiguous along its inner dimension, with a whole number of
 // chunks there, and 16-byte aligned at every outer index, group and context. Decided here alone.

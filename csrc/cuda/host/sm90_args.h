@@ -33,12 +33,10 @@ inline TensorView tensor_view(const TensorRef& t, int64_t groups, int64_t rows, 
   const bool per_group = groups > 1 && t.group != 0;
   return {t.data, {cols, 1, rows, per_group ? groups : 1}, {t.col, 0, t.row, t.group}, per_group ? 1 : 0};
 }
-inline TensorView weight_view(const TensorRef& t, const ProblemSize& p) {  // contiguous within a group
-  TensorView v = tensor_view(t, p.groups, p.out, p.width);
+inline TensorView weight_view(const WeightRef& w, const ProblemSize& p) {
+  TensorView v = tensor_view({w.data, w.group, w.out, w.width}, p.groups, p.out, p.width);
   v.size[1] = p.context;
-  v.stride[0] = 1;
-  v.stride[1] = p.width;
-  v.stride[2] = p.context * p.width;
+  v.stride[1] = w.context;
   return v;
 }
 inline StridedTensor strided_tensor(const TensorRef& t, int64_t row, int64_t col) {
@@ -54,8 +52,8 @@ inline ProblemShape problem_shape(const ProblemSize& p, bool weight, bool weight
   return {int(p.groups), int(p.rows), int(p.context), int(p.width), int(p.out), weight, weight_z, weight_x, bias};
 }
 
-// W is contiguous within a group, y is contiguous.
-inline ForwardArgs forward_args(const ProblemSize& p, const TensorRef& x, const TensorRef& z, const TensorRef& weight,
+// W is contiguous along x, y is contiguous.
+inline ForwardArgs forward_args(const ProblemSize& p, const TensorRef& x, const TensorRef& z, const WeightRef& weight,
                                 const TensorRef& weight_z, const TensorRef& weight_x, const TensorRef& bias, void* y) {
   ForwardArgs args{};
   args.shape = problem_shape(p, weight.data, weight_z.data, weight_x.data, bias.data);

@@ -6,18 +6,20 @@
 namespace mi_kernels::cuda {
 namespace {
 
-template <class T, bool kPerContext>
+template <class T, bool kPerContext, Major kWeightMajor>
 __global__ void __launch_bounds__(kEngineThreads) forward_kernel(const ForwardParams<T> params) {
   using Mma = ForwardMma<Sm80, T, kPerContext>;
   if constexpr (kPerContext)
-    forward_per_context_block<Sm80, Mma>(params);
+    forward_per_context_block<Sm80, Mma, kWeightMajor>(params);
   else
-    forward_block<Sm80, Mma>(params);
+    forward_block<Sm80, Mma, kWeightMajor>(params);
 }
 
 template <class T, bool kPerContext>
 void start(const DeviceStream& stream, const ForwardParams<T>& params) {
-  launch("interaction", stream, forward_kernel<T, kPerContext>, grid_of(params.grid.blocks()), kEngineThreads,
+  const auto kernel =
+      params.n_major ? forward_kernel<T, kPerContext, Major::mn> : forward_kernel<T, kPerContext, Major::k>;
+  launch("interaction", stream, kernel, grid_of(params.grid.blocks()), kEngineThreads,
          engine_shared_bytes<ForwardMma<Sm80, T, kPerContext>>(), params);
 }
 

@@ -19,7 +19,7 @@ MI_DEVICE void add_linear_terms(const ForwardParams<typename Mma::T>& params, co
                                             acc, NoOp{});
 }
 
-template <class Arch, class Mma>
+template <class Arch, class Mma, Major kWeightMajor>
 MI_DEVICE void forward_block(const ForwardParams<typename Mma::T>& params) {
   using Tile = typename Mma::Tile;
   const TileCoord t = tile_coord(params.grid, Arch::block_x());
@@ -27,17 +27,17 @@ MI_DEVICE void forward_block(const ForwardParams<typename Mma::T>& params) {
   if (params.k > 0) {
     auto zx = params.zx;
     zx.to_group(t.group);
-    mainloop<Arch, Mma, Major::k, Major::k>(zx, in_group<Mma>(params.weight, t.group), t.row_tile * Tile::kRows,
-                                            t.col_tile * Tile::kCols, t.split * params.grid.split_size,
-                                            stages_in_split(params.grid, t.split, params.k, Mma::kStageK), 1, acc,
-                                            NoOp{});
+    mainloop<Arch, Mma, Major::k, kWeightMajor>(zx, in_group<Mma>(params.weight, t.group), t.row_tile * Tile::kRows,
+                                                t.col_tile * Tile::kCols, t.split * params.grid.split_size,
+                                                stages_in_split(params.grid, t.split, params.k, Mma::kStageK), 1, acc,
+                                                NoOp{});
   }
   add_linear_terms<Arch, Mma>(params, t, acc);
   store_tile<Arch, Mma>(params.epilogue, acc, t);
 }
 
 // Without the products z x, which overflow float16: x W_i for one context i after another, scaled by z_i in float.
-template <class Arch, class Mma>
+template <class Arch, class Mma, Major kWeightMajor>
 MI_DEVICE void forward_per_context_block(const ForwardParams<typename Mma::T>& params) {
   using Tile = typename Mma::Tile;
   const TileCoord t = tile_coord(params.grid, Arch::block_x());
@@ -67,9 +67,9 @@ MI_DEVICE void forward_per_context_block(const ForwardParams<typename Mma::T>& p
       acc.clear();
       read_z(context + 1);
     };
-    mainloop<Arch, Mma, Major::k, Major::k>(in_group<Mma>(params.linear_a[1], t.group), weight, row0,
-                                            t.col_tile * Tile::kCols, 0, ceil_div(params.k, Mma::kStageK), contexts,
-                                            acc, scale_by_z);
+    mainloop<Arch, Mma, Major::k, kWeightMajor>(in_group<Mma>(params.linear_a[1], t.group), weight, row0,
+                                                t.col_tile * Tile::kCols, 0, ceil_div(params.k, Mma::kStageK), contexts,
+                                                acc, scale_by_z);
   }
   add_linear_terms<Arch, Mma>(params, t, total);
   store_tile<Arch, Mma>(params.epilogue, total, t);

@@ -12,7 +12,8 @@ constexpr int input_grads_shared_bytes() {
   return kStages * stage_bytes<Mma>() + Mma::Tile::kRows * Mma::Tile::kThreadsPerRow * int(sizeof(typename Mma::Acc));
 }
 
-template <class Arch, class Mma>
+// W_i is the B operand, summed over the outputs: MN-major if W is contiguous along x, K-major along the outputs.
+template <class Arch, class Mma, Major kWeightMajor>
 MI_DEVICE void input_grads_block(const InputGradsParams<typename Mma::T>& params) {
   using T = typename Mma::T;
   using Acc = typename Mma::Acc;
@@ -68,8 +69,8 @@ MI_DEVICE void input_grads_block(const InputGradsParams<typename Mma::T>& params
     for (int m = 0; m < Tile::kThreadsPerRow; ++m) sum += dz_shared[thread * Tile::kThreadsPerRow + m];
     params.dz[((t.col_tile * params.grid.groups + t.group) * params.rows + row) * params.context + i0 + context] = sum;
   };
-  mainloop<Arch, Mma, Major::k, Major::mn>(grad, weight, row0, col0, 0, ceil_div(params.k, Mma::kStageK), contexts, acc,
-                                           context_done);
+  mainloop<Arch, Mma, Major::k, kWeightMajor>(grad, weight, row0, col0, 0, ceil_div(params.k, Mma::kStageK), contexts,
+                                              acc, context_done);
   if (!params.dx) return;
   MI_UNROLL
   for (int s = 0; s < Tile::kAccumulators; ++s) {

@@ -44,4 +44,19 @@ MI_DEVICE Chunk<T> load_elements(const T* src) {
   return c;
 }
 
+// Sums `count` values `stride` apart into the first of them; `index` is this thread's among them, and
+// `values` its own. Every thread of the block has to call it, and may overwrite its values afterwards.
+template <class Arch, int kCount, class Acc>
+MI_DEVICE void tree_sum(Acc* values, int index, int count, int stride) {
+  MI_NO_UNROLL
+  for (int half = count / 2; half > 0; half /= 2) {
+    Arch::sync_block();
+    if (index < half) {
+      MI_UNROLL
+      for (int v = 0; v < kCount; ++v) values[v * kSmallBatchThreads] += values[v * kSmallBatchThreads + half * stride];
+    }
+  }
+  Arch::sync_block();
+}
+
 }  // namespace mi_kernels::cuda

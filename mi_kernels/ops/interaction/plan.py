@@ -63,13 +63,8 @@ def plan(backend: str, x: Tensor, z: Tensor, weights: Sequence[Tensor | None]) -
         backward.append(step("weight_grads", tuple(wanted[2:])))
     forward = step("forward", present)
     if forward.scratch is not None:
-        weight_copy = planner.weight_copy(weights[0])
         rows = sum(_broadcast_copy(tensor, shape.lead) for tensor in (x, z))
-        forward = replace(forward, scratch=forward.scratch + rows + weight_copy)
-        backward = [
-            replace(step, scratch=(step.scratch or 0) + weight_copy) if step.op == "input_grads" else step
-            for step in backward
-        ]
+        forward = replace(forward, scratch=forward.scratch + rows)
     return replace(forward, backward=tuple(backward))
 
 
