@@ -19,10 +19,20 @@ _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 
 def differentiating(tensors: Iterable[Maybe]) -> bool:
     """Whether a call needs its derivative rule; else the kernel is called directly."""
+    return recorded(tensors) or transformed()
+
+
+def recorded(tensors: Iterable[Maybe]) -> bool:
+    """Whether a call is to be part of a graph that is differentiated backwards."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
+    return False
+
+
+def transformed() -> bool:
+    """Whether forward mode, vmap or any transform of torch.func is active."""
     return torch._C._are_functorch_transforms_active() or fw._current_level >= 0 or _is_mapped()
 
 
@@ -131,6 +141,11 @@ class Rule(Function):
             return cls.apply(*args)
         if _is_mapped():
             return cls._mapped(args)
+        return cls.record(*args)
+
+    @classmethod
+    def record(cls, *args):
+        """``call`` where nothing is `transformed`."""
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
     @classmethod

@@ -6,11 +6,13 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "common/allocate.h"
 #include "common/tensor_args.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
@@ -42,12 +44,14 @@ TensorRef packed_weight_ref(const char* op, const Tensor& packed_weight, const P
   return o;
 }
 
-Tensor empty_like(const Tensor& like, const CallShape& shape, std::vector<int64_t> sizes) {
-  if (shape.grouped) sizes.insert(sizes.begin(), shape.problem.groups);
-  return on_huge_pages(torch::stable::new_empty(like, sizes));
+Tensor empty_like(const Tensor& like, const CallShape& shape, std::initializer_list<int64_t> sizes) {
+  int64_t all[4] = {shape.problem.groups};
+  const int64_t lead = shape.grouped ? 1 : 0;
+  std::copy(sizes.begin(), sizes.end(), all + lead);
+  return on_huge_pages(allocate(like, all, lead + int64_t(sizes.size())));
 }
 
-Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
+Tensor nothing(const Tensor& like) { return allocate(like, {0}); }
 
 TensorRef transposed(const TensorRef& o) { return {o.data, o.group, o.col, o.row}; }
 
@@ -262,6 +266,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   return {results[0], results[1], results[2], results[3]};
 }
 
+// All gradients in one call: each call of an operation costs as much as several small products.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> grads(const Tensor& grad, const Tensor& x, const Tensor& z,
+                                                                 const Optional& weight, const Optional& weight_z,
+                                                                 const Optional& weight_x, bool want_x, bool want_z,
+                                                                 bool want_weight, bool want_weight_z,
+                                                                 bool want_weight_x, bool want_bias) {
+  return std::tuple_cat(input_grads(grad, x, z, weight, weight_z, weight_x, want_x, want_z),
+                        weight_grads(grad, x, z, want_weight, want_weight_z, want_weight_x, want_bias));
+}
+
 std::string cpu_isa() { return describe_isa(); }
 
 // The terms of a plan query with x and z exchanged.
@@ -352,6 +366,7 @@ void weight_grads_part(DType dtype, const WorkspaceSource& memory, const WeightG
 STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
   m.impl("interaction", TORCH_BOX(&mi_kernels::unpacked_forward));
   m.impl("interaction_packed", TORCH_BOX(&mi_kernels::packed_forward));
+  m.impl("interaction_grads", TORCH_BOX(&mi_kernels::grads));
   m.impl("interaction_input_grads", TORCH_BOX(&mi_kernels::input_grads));
   m.impl("interaction_weight_grads", TORCH_BOX(&mi_kernels::weight_grads));
 }

@@ -109,23 +109,27 @@ class GateRule(Rule):
         x, z, weight, weight_z, weight_x, bias, shift_weight, _ = tensors
         backend, need = ctx.backend, wanted(ctx, dense.work(grad, x, z))[3:]
         need_gate = need[0] and (weight is not None or weight_x is not None) or any(need[1:6])
-        dx = by_gate_x = by_gate_z = by_shift_z = None
+        dx = dp = by_gate_x = dz = by_shift_z = None
         weights: tuple[Maybe, ...] = (None,) * 4
         if need[0] or need_gate:
             if differentiating(tensors):  # the kept p is a constant to them
                 p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
             rule = (backend, (need[0], need_gate), ctx.activation, ctx.scale_offset)
             dx, dp = elementwise.gate_grads(*rule, grad, x, p)
-            if dp is not None:
-                need_weights = (need[2], need[3], need[4], need[5])
-                matrices = (weight, weight_z, weight_x)
-                by_gate_x, by_gate_z = dense.input_grads(backend, (need[0], need[1]), dp, x, z, *matrices)
-                weights = dense.weight_grads(backend, need_weights, dp, x, z, matrices)
-        if need[1]:
+        # Without W the gradient of z is one product of both terms.
+        joined = need[1] and None not in (dp, weight_z, shift_weight) and weight is None
+        if joined:
+            dz = dense.forward(backend, dp, grad, None, shift_weight.mT, weight_z.mT, None)
+        if dp is not None:
+            matrices = (weight, weight_z, weight_x)
+            want = (need[0], need[1] and not joined, *need[2:6])
+            by_gate_x, by_gate_z, *weights = dense.grads(backend, want, dp, x, z, *matrices)
+            dz = dz if joined else by_gate_z
+        if need[1] and not joined:
             _, by_shift_z = dense.input_grads(backend, (False, True), grad, x, z, None, shift_weight, None)
         need_shift, like = (False, need[6], False, need[7]), (None, shift_weight, None)
         _, dc, _, dd = dense.weight_grads(backend, need_shift, grad, x, z, like)
-        return None, None, None, add(dx, by_gate_x), add(by_gate_z, by_shift_z), *weights, dc, dd
+        return None, None, None, add(dx, by_gate_x), add(dz, by_shift_z), *weights, dc, dd
 
     @staticmethod
     @nestable

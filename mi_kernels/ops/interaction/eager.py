@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.checks import all_fit
-from mi_kernels.ops.interaction import autograd, shared
-from mi_kernels.ops.rules import Maybe
+from mi_kernels.ops.interaction import autograd, memory_order, shared
+from mi_kernels.ops.interaction.generate import GenerateRule, products
+from mi_kernels.ops.interaction.unsqueezed import Unsqueezed
+from mi_kernels.ops.rules import Maybe, recorded, transformed
 
 
 def interaction(
@@ -31,10 +33,12 @@ def interaction(
         return autograd.forward(backend, x, z, *weights, packed_weight)
     if not (is_vector(x) and is_vector(z)):
         return None
-    x, z = x.unsqueeze(0), z.unsqueeze(0)
-    if not fits(x, z, *weights):
+    row = x.unsqueeze(0), z.unsqueeze(0)
+    if not fits(*row, *weights):
         return None
-    return autograd.forward(backend, x, z, *weights, packed_weight).squeeze(0)
+    if packed_weight is not None or transformed() or memory_order.is_n_major(weight):
+        return autograd.forward(backend, *row, *weights, packed_weight).squeeze(0)
+    return autograd.eager(Unsqueezed(backend, 0), x, z, *weights)
 
 
 def is_vector(tensor: object) -> bool:
@@ -70,20 +74,20 @@ def generate(
     """W' [(B,) O, X] and b' [(B,) O] of z [(B,) Z], else None; only where both are results of products."""
     if backend is None or weight is None or (weight_z is None and bias is not None):
         return None
-    if is_vector(z):
-        found = generate(backend, z.unsqueeze(0), weight, weight_z, weight_x, bias)
-        return found and (found[0].squeeze(0), None if found[1] is None else found[1].squeeze(0))
     try:
-        rows, context = z.shape
+        *rows, context = z.shape
         out, _, width = weight.shape
     except (AttributeError, RuntimeError, ValueError):
         return None
-    shapes = (rows, context), (out, context, width), (out, context), (out, width), (out,)
-    if not all_fit(z.dtype, (z, weight, weight_z, weight_x, bias), shapes):
+    shapes = (*rows, context), (out, context, width), (out, context), (out, width), (out,)
+    weights = weight, weight_z, weight_x, bias
+    if len(rows) > 1 or not all_fit(z.dtype, (z, *weights), shapes) or transformed():
         return None
-    generated, offset = shared.generate(backend, z, weight, weight_z, weight_x, bias)
-    assert generated is not None
-    return generated, offset
+    if memory_order.order(weight) != memory_order.CONTIGUOUS:
+        return None
+    if recorded((z, *weights)):
+        return GenerateRule.record(backend, z, *weights)
+    return products(backend, z, *weights)
 
 
 def apply_generated(backend: str | None, x: Tensor, weight: Tensor, bias: Maybe) -> Maybe:
@@ -96,18 +100,16 @@ def apply_generated(backend: str | None, x: Tensor, weight: Tensor, bias: Maybe)
     except (AttributeError, RuntimeError, ValueError):
         return None
     shapes = (*lead, width), (*contexts, out, width), (*contexts, out)
-    if len(lead) > 2 or not all_fit(x.dtype, (x, weight, bias), shapes):
+    if len(lead) > 2 or not all_fit(x.dtype, (x, weight, bias), shapes) or transformed():
         return None
-    if not contexts:
-        if len(lead) == 1:
-            return shared.linear(backend, x, weight, bias)
-        return None if lead else shared.linear(backend, x.unsqueeze(0), weight, bias).squeeze(0)
-    if lead[:1] != contexts[:1]:
-        return None
-    if lead == contexts == [1]:  # ungrouped products have faster kernels
-        return shared.linear(backend, x, weight.squeeze(0), None if bias is None else bias.squeeze(0))
-    if len(lead) == len(contexts) == 1:
-        return shared.linear(backend, x.unsqueeze(1), weight, bias).squeeze(1)
-    if len(lead) == 2 and contexts[1:] == [1] and lead[0] > 1:
+    if len(lead) == 2 and contexts == [lead[0], 1] and lead[0] > 1:
         return shared.linear(backend, x, weight.squeeze(1), None if bias is None else bias.squeeze(1))
-    return None
+    where: str | Unsqueezed = backend
+    rows: tuple[int, ...] = (*lead, 0)  # of the placeholder for z
+    if len(lead) == 1 and contexts == lead:
+        where, rows = Unsqueezed(backend, 1), (*lead, 1, 0)
+    elif not lead and not contexts:
+        where, rows = Unsqueezed(backend, 0), (1, 0)
+    elif contexts or len(lead) != 1:
+        return None
+    return autograd.eager(where, x, x.new_empty(rows), None, None, weight, bias)
