@@ -76,11 +76,6 @@ def _weight_grads() -> Iterator[Arguments]:
     yield *_grouped(*tensors), True, False, True, False
 
 
-def _grads() -> Iterator[Arguments]:
-    for arguments in _input_grads():
-        yield *arguments, True, False, True, True
-
-
 def _diagonal() -> Iterator[Arguments]:
     for terms in ("AaCcG", "A"):
         yield *GateSample("diagonal", GATE_ODD, terms).arguments(DTYPE), "sigmoid", 0.5, True
@@ -176,7 +171,6 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "interaction_packed": _packed,
     "interaction_input_grads": _input_grads,
     "interaction_weight_grads": _weight_grads,
-    "interaction_grads": _grads,
     "interaction_by_segment": _by_segment(_forward, slice(2, 6)),
     "interaction_by_segment_input_grads": _by_segment(_input_grads, slice(3, 6)),
     "interaction_by_segment_weight_grads": _by_segment(_weight_grads, slice(3, 3)),

@@ -266,16 +266,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   return {results[0], results[1], results[2], results[3]};
 }
 
-// All gradients in one call: each call of an operation costs as much as several small products.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> grads(const Tensor& grad, const Tensor& x, const Tensor& z,
-                                                                 const Optional& weight, const Optional& weight_z,
-                                                                 const Optional& weight_x, bool want_x, bool want_z,
-                                                                 bool want_weight, bool want_weight_z,
-                                                                 bool want_weight_x, bool want_bias) {
-  return std::tuple_cat(input_grads(grad, x, z, weight, weight_z, weight_x, want_x, want_z),
-                        weight_grads(grad, x, z, want_weight, want_weight_z, want_weight_x, want_bias));
-}
-
 std::string cpu_isa() { return describe_isa(); }
 
 // The terms of a plan query with x and z exchanged.
@@ -366,7 +356,6 @@ void weight_grads_part(DType dtype, const WorkspaceSource& memory, const WeightG
 STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
   m.impl("interaction", TORCH_BOX(&mi_kernels::unpacked_forward));
   m.impl("interaction_packed", TORCH_BOX(&mi_kernels::packed_forward));
-  m.impl("interaction_grads", TORCH_BOX(&mi_kernels::grads));
   m.impl("interaction_input_grads", TORCH_BOX(&mi_kernels::input_grads));
   m.impl("interaction_weight_grads", TORCH_BOX(&mi_kernels::weight_grads));
 }

@@ -22,7 +22,6 @@ from mi_kernels.ops.interaction import (
     schema,  # noqa: F401  (defines the operations)
 )
 from mi_kernels.ops.interaction.by_segment import BySegment, Primitives
-from mi_kernels.ops.interaction.unsqueezed import Unsqueezed
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.rules import (
     Fold,
@@ -33,7 +32,6 @@ from mi_kernels.ops.rules import (
     differentiating,
     nestable,
     primals,
-    recorded,
     scatter,
     select,
     unbatched,
@@ -42,7 +40,6 @@ from mi_kernels.ops.rules import (
 
 _FORWARD = Primitives("interaction", "interaction_by_segment")
 _PACKED_FORWARD = overloads("interaction_packed")
-_GRADS = overloads("interaction_grads")
 _INPUT_GRADS = Primitives("interaction_input_grads", "interaction_by_segment_input_grads")
 _WEIGHT_GRADS = Primitives("interaction_weight_grads", "interaction_by_segment_weight_grads")
 Where = str | BySegment  # a backend, or one with the weights of each row's group
@@ -113,13 +110,6 @@ def _run(
         assert isinstance(backend, str), "no packed weights by segment"
         return _PACKED_FORWARD[backend](x, z, weight, packed_weight, weight_z, weight_x, bias)
     return _FORWARD[backend](x, z, weight, weight_z, weight_x, bias)
-
-
-def eager(where: str | Unsqueezed, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
-    """`forward` of a call that nothing traces or transforms, W contiguous."""
-    if recorded((x, z, *weights)):
-        return ForwardRule.record(where, x, z, *weights)
-    return ForwardRule.forward(where, x, z, *weights)
 
 
 def _forward(backend: Where, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
@@ -210,39 +200,6 @@ def _in_order(
     return results
 
 
-def grads(
-    backend: Where | Unsqueezed,
-    want: tuple[bool, ...],
-    grad: Tensor,
-    x: Tensor,
-    z: Tensor,
-    weight: Maybe,
-    weight_z: Maybe,
-    weight_x: Maybe,
-) -> tuple[Maybe, ...]:
-    """`input_grads` and `weight_grads`, in one call of the kernels where nothing differentiates it."""
-    matrices = weight, weight_z, weight_x
-    if type(backend) is Unsqueezed:
-        rows = backend.unsqueeze(grad.dim(), grad, x, z)
-        dx, dz, *others = grads(backend.backend, want, *rows, *matrices)
-        return *backend.squeeze(dx, dz), *others
-    one_call = isinstance(backend, str) and type(grad) is Tensor and grad.is_cpu
-    if one_call and not differentiating((grad, x, z, *matrices)):
-        ordered = memory_order.order(weight) == memory_order.CONTIGUOUS
-        if ordered and not any(map(memory_order.is_n_major, matrices)):
-            want = (
-                want[0] and (weight is not None or weight_x is not None),
-                want[1] and (weight is not None or weight_z is not None),
-                *want[2:],
-            )
-            results = _GRADS[backend](grad, x, z, *matrices, *want)
-            return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
-    return (
-        *input_grads(backend, want[:2], grad, x, z, *matrices),
-        *weight_grads(backend, want[2:], grad, x, z, matrices),
-    )
-
-
 def work(grad: Tensor, x: Tensor, z: Tensor) -> int:
     """An upper bound of the multiplications in a product of all three."""
     return grad.numel() * (x.shape[-1] * z.shape[-1] + x.shape[-1] + z.shape[-1])
@@ -266,10 +223,6 @@ def _folded(info: Any, backend: Where, like: Tensor, dim: int | None) -> tuple[F
 class ForwardRule(Rule):
     @staticmethod
     def forward(backend, x, z, weight, weight_z, weight_x, bias):
-        if type(backend) is Unsqueezed:
-            x, z = backend.unsqueeze(x.dim(), x, z)
-            y = _FORWARD[backend.backend](x, z, weight, weight_z, weight_x, bias)
-            return y.squeeze_(backend.dim)  # not a view, which could not be changed in place
         return _FORWARD[backend](x, z, weight, weight_z, weight_x, bias)
 
     @staticmethod
@@ -284,7 +237,11 @@ class ForwardRule(Rule):
             return (None,) * 7
         x, z, weight, weight_z, weight_x = ctx.saved_tensors
         need = wanted(ctx, work(grad, x, z))
-        return None, *grads(ctx.backend, need[1:], grad, x, z, weight, weight_z, weight_x)
+        return (
+            None,
+            *input_grads(ctx.backend, need[1:3], grad, x, z, weight, weight_z, weight_x),
+            *weight_grads(ctx.backend, need[3:7], grad, x, z, (weight, weight_z, weight_x)),
+        )
 
     @staticmethod
     @nestable

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.checks import all_fit
-from mi_kernels.ops.interaction import autograd, memory_order, shared
-from mi_kernels.ops.interaction.generate import GenerateRule, products
-from mi_kernels.ops.interaction.unsqueezed import Unsqueezed
-from mi_kernels.ops.rules import Maybe, recorded, transformed
+from mi_kernels.ops.interaction import autograd, linear, shared
+from mi_kernels.ops.rules import Maybe, transformed
 
 
 def interaction(
@@ -33,12 +31,10 @@ def interaction(
         return autograd.forward(backend, x, z, *weights, packed_weight)
     if not (is_vector(x) and is_vector(z)):
         return None
-    row = x.unsqueeze(0), z.unsqueeze(0)
-    if not fits(*row, *weights):
+    x, z = x.unsqueeze(0), z.unsqueeze(0)
+    if not fits(x, z, *weights):
         return None
-    if packed_weight is not None or transformed() or memory_order.is_n_major(weight):
-        return autograd.forward(backend, *row, *weights, packed_weight).squeeze(0)
-    return autograd.eager(Unsqueezed(backend, 0), x, z, *weights)
+    return autograd.forward(backend, x, z, *weights, packed_weight).squeeze(0)
 
 
 def is_vector(tensor: object) -> bool:
@@ -80,14 +76,15 @@ def generate(
     except (AttributeError, RuntimeError, ValueError):
         return None
     shapes = (*rows, context), (out, context, width), (out, context), (out, width), (out,)
-    weights = weight, weight_z, weight_x, bias
-    if len(rows) > 1 or not all_fit(z.dtype, (z, *weights), shapes) or transformed():
+    if len(rows) > 1 or not all_fit(z.dtype, (z, weight, weight_z, weight_x, bias), shapes):
         return None
-    if memory_order.order(weight) != memory_order.CONTIGUOUS:
+    if weight.is_contiguous() and not transformed():
+        return linear.generate(backend, z, weight, weight_z, weight_x, bias)
+    if not rows:
         return None
-    if recorded((z, *weights)):
-        return GenerateRule.record(backend, z, *weights)
-    return products(backend, z, *weights)
+    generated, offset = shared.generate(backend, z, weight, weight_z, weight_x, bias)
+    assert generated is not None
+    return generated, offset
 
 
 def apply_generated(backend: str | None, x: Tensor, weight: Tensor, bias: Maybe) -> Maybe:
@@ -100,16 +97,12 @@ def apply_generated(backend: str | None, x: Tensor, weight: Tensor, bias: Maybe)
     except (AttributeError, RuntimeError, ValueError):
         return None
     shapes = (*lead, width), (*contexts, out, width), (*contexts, out)
-    if len(lead) > 2 or not all_fit(x.dtype, (x, weight, bias), shapes) or transformed():
+    if len(lead) > 2 or not all_fit(x.dtype, (x, weight, bias), shapes):
         return None
     if len(lead) == 2 and contexts == [lead[0], 1] and lead[0] > 1:
         return shared.linear(backend, x, weight.squeeze(1), None if bias is None else bias.squeeze(1))
-    where: str | Unsqueezed = backend
-    rows: tuple[int, ...] = (*lead, 0)  # of the placeholder for z
-    if len(lead) == 1 and contexts == lead:
-        where, rows = Unsqueezed(backend, 1), (*lead, 1, 0)
-    elif not lead and not contexts:
-        where, rows = Unsqueezed(backend, 0), (1, 0)
-    elif contexts or len(lead) != 1:
+    if len(lead) == 2 or contexts not in ([], lead):
         return None
-    return autograd.eager(where, x, x.new_empty(rows), None, None, weight, bias)
+    if transformed():
+        return shared.linear(backend, x, weight, bias) if lead and not contexts else None
+    return linear.apply_generated(backend, x, weight, bias)

@@ -229,15 +229,3 @@ def _weight_grad(grad: Tensor, x: Tensor, z: Tensor) -> Tensor:
             )
         dw[..., features, :] = part.unflatten(-1, (-1, width)) if width else 0
     return dw
-
-
-def grads(suffix: str) -> Callable[..., tuple[Tensor, ...]]:
-    """The kernel of ``mi_kernels::interaction_grads``: the two other operations with that suffix."""
-
-    def kernel(grad, x, z, weight, weight_z, weight_x, want_x, want_z, *want_weights):
-        of_inputs = getattr(torch.ops.mi_kernels, f"interaction_input_grads{suffix}").default
-        of_weights = getattr(torch.ops.mi_kernels, f"interaction_weight_grads{suffix}").default
-        inputs = of_inputs(grad, x, z, weight, weight_z, weight_x, want_x, want_z)
-        return *inputs, *of_weights(grad, x, z, *want_weights)
-
-    return kernel

@@ -10,9 +10,9 @@ in a batched matrix product: group k of the activations is multiplied by group k
 
 All are partial derivatives of L(g, x, z, W, U, V, c) = sum_b g . y, so their own derivatives are again these
 three (docs/mathematics.md). `interaction_packed` is the forward pass with W packed beforehand
-(packed_weight.py), for inference without groups. `interaction_grads` is the gradients of both kinds in one
-call. `interaction_by_segment` and its two gradients are for groups of rows of unequal length, each with its
-own weights (by_segment.py). A result that is not wanted has no elements.
+(packed_weight.py), for inference without groups. `interaction_by_segment` and its two gradients are for
+groups of rows of unequal length, each with its own weights (by_segment.py). A result that is not wanted has
+no elements.
 """
 
 import math
@@ -155,26 +155,6 @@ def _wanted(kind, *flags):
     return lambda arguments: [kind if arguments[flag] else "nothing" for flag in flags]
 
 
-_WANT_INPUTS = "want_x", "want_z"
-_WANT_WEIGHTS = "want_weight", "want_weight_z", "want_weight_x", "want_bias"
-
-
-def _grads_fake(grad, x, z, weight, weight_z, weight_x, want_x, want_z, *want_weights):
-    inputs = _input_grads_fake(grad, x, z, weight, weight_z, weight_x, want_x, want_z)
-    return *inputs, *_weight_grads_fake(grad, x, z, *want_weights)
-
-
-def _grads_flops(grad, x, z, weight, weight_z, weight_x, want_x, want_z, *want_weights, **_):
-    inputs = 0
-    if want_x or want_z:
-        inputs = _input_grads_flops(grad, x, z, weight, weight_z, weight_x, want_x, want_z)
-    return inputs + _weight_grads_flops(grad, x, z, *want_weights)
-
-
-def _grads_results(arguments):
-    return _wanted("rows", *_WANT_INPUTS)(arguments) + _wanted("weight", *_WANT_WEIGHTS)(arguments)
-
-
 define_family("interaction")
 define(
     "interaction",
@@ -207,7 +187,7 @@ define(
     _GRADS | _WEIGHTS,
     groups=True,
     flops=_input_grads_flops,
-    results=_wanted("rows", *_WANT_INPUTS),
+    results=_wanted("rows", "want_x", "want_z"),
 )
 define(
     "interaction_weight_grads",
@@ -218,20 +198,7 @@ define(
     _GRADS,
     groups=True,
     flops=_weight_grads_flops,
-    results=_wanted("weight", *_WANT_WEIGHTS),
-)
-define(
-    "interaction_grads",
-    "(Tensor grad, Tensor x, Tensor z, Tensor? weight, Tensor? weight_z, Tensor? weight_x, bool want_x,"
-    " bool want_z, bool want_weight, bool want_weight_z, bool want_weight_x, bool want_bias)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    portable.grads,
-    _grads_fake,
-    _GRADS | _WEIGHTS,
-    groups=True,
-    composed=True,
-    flops=_grads_flops,
-    results=_grads_results,
+    results=_wanted("weight", "want_weight", "want_weight_z", "want_weight_x", "want_bias"),
 )
 define(
     "interaction_by_segment",
@@ -255,7 +222,7 @@ define(
     _check_by_segment_grads,
     composed=True,
     flops=_by_segment_input_grads_flops,
-    results=_wanted("rows", *_WANT_INPUTS),
+    results=_wanted("rows", "want_x", "want_z"),
 )
 define(
     "interaction_by_segment_weight_grads",
@@ -267,5 +234,5 @@ define(
     _check_by_segment_grads,
     composed=True,
     flops=_by_segment_weight_grads_flops,
-    results=_wanted("weight", *_WANT_WEIGHTS),
+    results=_wanted("weight", "want_weight", "want_weight_z", "want_weight_x", "want_bias"),
 )
