@@ -10,9 +10,9 @@
 #include <tuple>
 #include <vector>
 
+#include "common/allocate.h"
 #include "common/checks.h"
 #include "common/modulate_operands.h"
-#include "common/allocate.h"
 
 namespace mi_kernels {
 

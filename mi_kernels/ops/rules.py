@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 from torch.autograd import forward_ad as fw
 from torch.autograd.function import BackwardCFunction
@@ -14,6 +13,9 @@ from torch.autograd.function import BackwardCFunction
 from mi_kernels.ops.compiling import constant_while_compiling, is_transformed
 
 Maybe = Tensor | None
+_unwrap = (
+    torch._C._functorch.unwrap_if_dead
+)  # as Function.apply does with tensors of transforms that are over
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 
 
@@ -146,7 +148,8 @@ class Rule(Function):
     @classmethod
     def record(cls, *args):
         """``call`` where nothing is `transformed`."""
-        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+        live = [_unwrap(value) if isinstance(value, Tensor) else value for value in args]
+        return super(Function, cls).apply(*live)  # type: ignore[misc]
 
     @classmethod
     def _mapped(cls, args):

@@ -49,11 +49,17 @@ void set_data(OutputRef& ref, const Tensor& result) {
   if (result.numel() > 0) ref.data = result.mutable_data_ptr();
 }
 
+// Whether each group, or row, has a weight of its own.
+bool is_grouped(const char* op, const Tensor& weight) {
+  const int64_t dims = weight.dim();
+  STD_TORCH_CHECK(dims == 2 || dims == 3, op, ": weight: expected 2 or 3 dimensions, got ", dims);
+  return dims == 3;
+}
+
 Tensor linear(const Tensor& x, const Tensor& weight, const Optional& bias) {
   constexpr const char* op = "cpu_linear";
   check_defined(op, "weight", weight);
-  const bool grouped = weight.dim() == 3;
-  STD_TORCH_CHECK(grouped || weight.dim() == 2, op, ": weight: expected 2 or 3 dimensions, got ", weight.dim());
+  const bool grouped = is_grouped(op, weight);
   ProblemSize p = input_sizes(op, x, grouped);
   p.out = weight.size(weight.dim() - 2);
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
@@ -74,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_grads(const Tensor& grad, const Tensor
   constexpr const char* op = "cpu_linear_grads";
   check_defined(op, "grad", grad);
   check_defined(op, "x", x);
-  const bool grouped = (weight.has_value() ? weight->dim() : x.dim()) == 3;
+  const bool grouped = weight.has_value() ? is_grouped(op, *weight) : x.dim() == 3;
   ProblemSize p = input_sizes(op, x, grouped);
   STD_TORCH_CHECK(grad.dim() == x.dim(), op, ": grad: expected ", x.dim(), " dimensions, got ", grad.dim());
   p.out = grad.size(grad.dim() - 1);

@@ -110,7 +110,7 @@ class GateRule(Rule):
             return (None,) * 11
         *tensors, p = ctx.saved_tensors
         x, z, weight, weight_z, weight_x, bias, shift_weight, _ = tensors
-        backend, need = ctx.backend, wanted(ctx, dense.work(grad, x, z))[3:]
+        backend, need = ctx.backend, wanted(ctx, dense.work(grad, x, z, weight))[3:]
         need_gate = need[0] and (weight is not None or weight_x is not None) or any(need[1:6])
         dx = dp = dz = by_gate_x = by_gate_z = None
         weights: Any = [None] * 4

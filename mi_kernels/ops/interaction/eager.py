@@ -103,6 +103,6 @@ def apply_generated(backend: str | None, x: Tensor, weight: Tensor, bias: Maybe)
         return shared.linear(backend, x, weight.squeeze(1), None if bias is None else bias.squeeze(1))
     if len(lead) == 2 or contexts not in ([], lead):
         return None
-    if transformed():
+    if transformed() or not linear.is_plain(x, weight, bias):
         return shared.linear(backend, x, weight, bias) if lead and not contexts else None
-    return linear.apply_generated(backend, x, weight, bias)
+    return linear.apply_generated(x, weight, bias)

@@ -6,6 +6,7 @@ take tensors as they are (`cpu_linear`, `cpu_linear_grads`), and the rules here 
 derivative is new: what is differentiated again is calls of the primitives of autograd.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,41 +15,67 @@ from torch import Tensor
 from mi_kernels.ops.checks import check_tensors
 from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction import memory_order
-from mi_kernels.ops.library import LIBRARY
+from mi_kernels.ops.library import LIBRARY, NAMESPACE
 from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, recorded, wanted, without_features
 
 _BACKEND = "cpu"  # whose kernels take a call as it is
 _PLAIN = Tensor, torch.nn.Parameter  # no subclass, with rules of its own for the registered operations
 
-LIBRARY.define("cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-LIBRARY.define(
-    "cpu_linear_grads(Tensor grad, Tensor x, Tensor? weight, bool want_x, bool want_weight, bool want_bias)"
-    " -> (Tensor, Tensor, Tensor)"
+
+def _define(op: str, arguments: str, results: str, fake: Callable[..., Any]) -> Any:
+    """An operation of the compiled CPU library alone."""
+    names = [argument.split()[1] for argument in arguments.split(", ") if argument.startswith("Tensor")]
+    required = arguments.count("Tensor ")
+
+    def refuse(*given: Any) -> None:
+        check_tensors(op, names, given[: len(names)], required)
+        raise ValueError(f"{op}: {names[0]}: expected a tensor on the CPU, and its compiled library")
+
+    def checked(*given: Any) -> Any:
+        check_tensors(op, names, given[: len(names)], required)
+        return fake(*given)
+
+    LIBRARY.define(f"{op}({arguments}) -> {results}")
+    LIBRARY.impl(op, refuse, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{op}", checked, lib=LIBRARY)
+    return getattr(getattr(torch.ops, NAMESPACE), op).default
+
+
+def _linear_fake(x, weight, bias):
+    return x.new_empty((*x.shape[:-1], weight.shape[-2]))
+
+
+def _grads_fake(grad, x, weight, want_x, want_weight, want_bias):
+    groups = x.shape[:1] if (x if weight is None else weight).dim() == 3 else ()
+    out = grad.shape[-1]
+    return (
+        x.new_empty(x.shape if want_x else (0,)),
+        x.new_empty((*groups, out, x.shape[-1]) if want_weight else (0,)),
+        x.new_empty((*groups, out) if want_bias else (0,)),
+    )
+
+
+_LINEAR = _define("cpu_linear", "Tensor x, Tensor weight, Tensor? bias", "Tensor", _linear_fake)
+_GRADS = _define(
+    "cpu_linear_grads",
+    "Tensor grad, Tensor x, Tensor? weight, bool want_x, bool want_weight, bool want_bias",
+    "(Tensor, Tensor, Tensor)",
+    _grads_fake,
 )
 
 
-def _refuse(op: str, names: tuple[str, ...], required: int) -> None:
-    def kernel(*arguments: Any) -> None:
-        check_tensors(op, names, arguments[: len(names)], required)
-        raise ValueError(f"{op}: {names[0]}: expected a tensor on the CPU and its compiled kernels")
-
-    LIBRARY.impl(op, kernel, "CompositeExplicitAutograd")
-
-
-_refuse("cpu_linear", ("x", "weight", "bias"), 2)
-_refuse("cpu_linear_grads", ("grad", "x", "weight"), 2)
-_LINEAR = torch.ops.mi_kernels.cpu_linear.default
-_GRADS = torch.ops.mi_kernels.cpu_linear_grads.default
-
-
-def _direct(backend: str, *tensors: Maybe) -> bool:
-    """Whether the kernels take a call: nothing differentiates or watches it, and the tensors are plain."""
-    if backend != _BACKEND or torch._C._len_torch_dispatch_stack() > 0 or differentiating(tensors):
+def is_plain(*tensors: Maybe) -> bool:
+    """Whether a call may go to the kernels directly: no mode watches it, and no type has rules of its own."""
+    if torch._C._len_torch_dispatch_stack() > 0:
         return False
     for tensor in tensors:
         if tensor is not None and type(tensor) not in _PLAIN:
             return False
     return True
+
+
+def _is_direct(backend: str, *tensors: Maybe) -> bool:
+    return backend == _BACKEND and not differentiating(tensors) and is_plain(*tensors)
 
 
 def _missing_dim(x: Tensor, grouped: bool) -> int | None:
@@ -59,7 +86,7 @@ def _missing_dim(x: Tensor, grouped: bool) -> int | None:
 
 def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y of x [X], [B, X] and V [O, X], of x [G, X], [G, B, X] and V [G, O, X]. Differentiable."""
-    if _direct(backend, x, weight, bias):
+    if _is_direct(backend, x, weight, bias):
         return _LINEAR(x, weight, bias)
     dim = _missing_dim(x, weight.dim() == 3)
     rows = x if dim is None else x.unsqueeze(dim)
@@ -73,7 +100,7 @@ def linear_grads(
     """(dx, dV, dc), each None where it is not wanted. Differentiable. V is for dx and the order of dV."""
     if not any(want):
         return None, None, None
-    if _direct(backend, grad, x, weight) and not (want[1] and memory_order.is_n_major(weight)):
+    if _is_direct(backend, grad, x, weight) and not (want[1] and memory_order.is_n_major(weight)):
         dx, dv, dc = _GRADS(grad, x, weight, *want)
         return dx if want[0] else None, dv if want[1] else None, dc if want[2] else None
     dim = _missing_dim(x, (x if weight is None else weight).dim() == 3)
@@ -86,32 +113,29 @@ def linear_grads(
 
 
 class LinearRule(Rule):
-    """`linear` of calls that nothing transforms: without jvp and vmap."""
+    """`cpu_linear` of plain tensors in calls that nothing transforms: without jvp and vmap."""
 
     @staticmethod
-    def forward(backend, x, weight, bias):
-        return linear(backend, x, weight, bias)
+    def forward(x, weight, bias):
+        return _LINEAR(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.backend, x, weight, _ = inputs
+        x, weight, _ = inputs
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad):
         if grad is None:
-            return None, None, None, None
+            return None, None, None
         x, weight = ctx.saved_tensors
-        need = wanted(ctx, grad.numel() * x.shape[-1])
-        return None, *linear_grads(ctx.backend, need[1:], grad, x, weight)
+        return linear_grads(_BACKEND, wanted(ctx, grad.numel() * x.shape[-1]), grad, x, weight)
 
 
-def apply_generated(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
-    """`linear` as one node, where nothing transforms the call."""
-    if recorded((x, weight, bias)):
-        return LinearRule.record(backend, x, weight, bias)
-    return linear(backend, x, weight, bias)
+def apply_generated(x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
+    """`linear` of plain tensors as one node, where nothing transforms the call."""
+    return LinearRule.record(x, weight, bias) if recorded((x, weight, bias)) else _LINEAR(x, weight, bias)
 
 
 def generate(
