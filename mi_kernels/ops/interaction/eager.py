@@ -76,10 +76,11 @@ def generate(
     except (AttributeError, RuntimeError, ValueError):
         return None
     shapes = (*rows, context), (out, context, width), (out, context), (out, width), (out,)
-    if len(rows) > 1 or not all_fit(z.dtype, (z, weight, weight_z, weight_x, bias), shapes):
+    tensors = z, weight, weight_z, weight_x, bias
+    if len(rows) > 1 or not all_fit(z.dtype, tensors, shapes):
         return None
-    if weight.is_contiguous() and not transformed():
-        return linear.generate(backend, z, weight, weight_z, weight_x, bias)
+    if weight.is_contiguous() and linear.is_plain(*tensors) and not transformed():
+        return linear.generate(backend, *tensors)
     if not rows:
         return None
     generated, offset = shared.generate(backend, z, weight, weight_z, weight_x, bias)

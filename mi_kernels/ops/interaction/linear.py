@@ -65,9 +65,7 @@ _GRADS = _define(
 
 
 def is_plain(*tensors: Maybe) -> bool:
-    """Whether a call may go to the kernels directly: no mode watches it, and no type has rules of its own."""
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return False
+    """Whether no type of the tensors has rules of its own."""
     for tensor in tensors:
         if tensor is not None and type(tensor) not in _PLAIN:
             return False
@@ -75,7 +73,10 @@ def is_plain(*tensors: Maybe) -> bool:
 
 
 def _is_direct(backend: str, *tensors: Maybe) -> bool:
-    return backend == _BACKEND and not differentiating(tensors) and is_plain(*tensors)
+    """Whether a call may go to the kernels: nothing traces, differentiates or watches it."""
+    if torch.compiler.is_compiling() or backend != _BACKEND or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return is_plain(*tensors) and not differentiating(tensors)
 
 
 def _missing_dim(x: Tensor, grouped: bool) -> int | None:
@@ -113,10 +114,12 @@ def linear_grads(
 
 
 class LinearRule(Rule):
-    """`cpu_linear` of plain tensors in calls that nothing transforms: without jvp and vmap."""
+    """`linear` of plain tensors in calls that nothing transforms: without jvp and vmap."""
 
     @staticmethod
     def forward(x, weight, bias):
+        if torch._C._len_torch_dispatch_stack() > 0:  # as a mode would see it elsewhere
+            return linear(_BACKEND, x, weight, bias)
         return _LINEAR(x, weight, bias)
 
     @staticmethod
@@ -135,7 +138,7 @@ class LinearRule(Rule):
 
 def apply_generated(x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """`linear` of plain tensors as one node, where nothing transforms the call."""
-    return LinearRule.record(x, weight, bias) if recorded((x, weight, bias)) else _LINEAR(x, weight, bias)
+    return (LinearRule.record if recorded((x, weight, bias)) else LinearRule.forward)(x, weight, bias)
 
 
 def generate(
