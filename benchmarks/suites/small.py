@@ -1,7 +1,7 @@
 """Small calls: every public function against PyTorch's own operations, where fixed costs decide.
 
-    python benchmarks/suites/small.py --rounds 15
-    python benchmarks/suites/small.py --rounds 15 --plan kernel    # the kernels, whatever the size
+    python benchmarks/suites/small.py --rounds 100
+    python benchmarks/suites/small.py --rounds 100 --plan kernel    # the kernels, whatever the size
 
 Each row is one interleaved run, on one thread by default: the least time of the fastest PyTorch form by ours.
 Aim: 1 / 1.3 = 0.77.
@@ -136,7 +136,7 @@ def measure(case: Case, dtype: torch.dtype, backward: bool, rounds: int) -> tupl
     starts = {name: _start(function, tensors, backward) for name, function in case.forms.items()}
     samples: dict[str, list[float]] = {name: [] for name in starts}
     with nullcontext() if backward else torch.no_grad():
-        for name, _, one in timing.interleave(starts, rounds, 1e-3, 10.0):
+        for name, _, one in timing.interleave(starts, rounds, 3e-4, 10.0):
             samples[name].append(one.seconds)
     times = {name: min(found) for name, found in samples.items()}
     ours = times.pop(OURS)
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=15, help="samples of each candidate (15)")
+    parser.add_argument("--rounds", type=int, default=100, help="samples of each candidate (100)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (1)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
     parser.add_argument("--family", nargs="+", choices=tuple(FAMILIES), default=list(FAMILIES))

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/allocate.h"
 #include "common/checks.h"
 #include "common/modulate_operands.h"
 
@@ -156,9 +157,9 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads_in_passes(const Tensor& x, con
                                                             const Sizes& shift_size, bool want_x, bool want_scale,
                                                             bool want_shift, Prepare&& prepare, Pass&& pass,
                                                             PassX&& pass_x) {
-  Tensor dx = prepare(want_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0}));
-  Tensor dscale = prepare(torch::stable::new_empty(x, want_scale ? scale_size : Sizes{0}));
-  Tensor dshift = prepare(torch::stable::new_empty(x, want_shift ? shift_size : Sizes{0}));
+  Tensor dx = prepare(want_x ? allocate_like(x) : allocate(x, {0}));
+  Tensor dscale = prepare(allocate(x, want_scale ? scale_size : Sizes{0}));
+  Tensor dshift = prepare(allocate(x, want_shift ? shift_size : Sizes{0}));
   if (x.numel() == 0) {  // empty sums
     if (dscale.numel() > 0) torch::stable::zero_(dscale);
     if (dshift.numel() > 0) torch::stable::zero_(dshift);

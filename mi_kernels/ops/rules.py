@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 from torch.autograd import forward_ad as fw
 from torch.autograd.function import BackwardCFunction
@@ -14,15 +13,28 @@ from torch.autograd.function import BackwardCFunction
 from mi_kernels.ops.compiling import constant_while_compiling, is_transformed
 
 Maybe = Tensor | None
+_unwrap = (
+    torch._C._functorch.unwrap_if_dead
+)  # as Function.apply does with tensors of transforms that are over
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 
 
 def differentiating(tensors: Iterable[Maybe]) -> bool:
     """Whether a call needs its derivative rule; else the kernel is called directly."""
+    return recorded(tensors) or transformed()
+
+
+def recorded(tensors: Iterable[Maybe]) -> bool:
+    """Whether a call is to be part of a graph that is differentiated backwards."""
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
+    return False
+
+
+def transformed() -> bool:
+    """Whether forward mode, vmap or any transform of torch.func is active."""
     return torch._C._are_functorch_transforms_active() or fw._current_level >= 0 or _is_mapped()
 
 
@@ -131,7 +143,13 @@ class Rule(Function):
             return cls.apply(*args)
         if _is_mapped():
             return cls._mapped(args)
-        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+        return cls.record(*args)
+
+    @classmethod
+    def record(cls, *args):
+        """``call`` where nothing is `transformed`."""
+        live = [_unwrap(value) if isinstance(value, Tensor) else value for value in args]
+        return super(Function, cls).apply(*live)  # type: ignore[misc]
 
     @classmethod
     def _mapped(cls, args):

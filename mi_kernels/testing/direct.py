@@ -76,6 +76,24 @@ def _weight_grads() -> Iterator[Arguments]:
     yield *_grouped(*tensors), True, False, True, False
 
 
+def _linear() -> Iterator[Arguments]:
+    x, _, _, _, weight, bias = Sample(ODD).arguments(DTYPE)
+    assert x is not None and weight is not None
+    yield x, weight, bias
+    yield x[0], weight, None
+    yield _grouped(x, weight, bias)
+    yield _grouped(x[0], weight, None)
+
+
+def _linear_grads() -> Iterator[Arguments]:
+    grad, (x, _, _, _, weight, _) = Sample(ODD).cotangent(DTYPE), Sample(ODD).arguments(DTYPE)
+    assert x is not None
+    yield grad, x, weight, True, True, True
+    yield grad[0], x[0], None, False, True, True
+    yield *_grouped(grad, x, weight), True, False, True
+    yield *_grouped(grad[0], x[0], weight), True, True, False
+
+
 def _diagonal() -> Iterator[Arguments]:
     for terms in ("AaCcG", "A"):
         yield *GateSample("diagonal", GATE_ODD, terms).arguments(DTYPE), "sigmoid", 0.5, True
@@ -171,6 +189,8 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "interaction_packed": _packed,
     "interaction_input_grads": _input_grads,
     "interaction_weight_grads": _weight_grads,
+    "cpu_linear": _linear,
+    "cpu_linear_grads": _linear_grads,
     "interaction_by_segment": _by_segment(_forward, slice(2, 6)),
     "interaction_by_segment_input_grads": _by_segment(_input_grads, slice(3, 6)),
     "interaction_by_segment_weight_grads": _by_segment(_weight_grads, slice(3, 3)),
@@ -195,6 +215,9 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
 }
 
 
+_MANY_RANKS = "differentiable_interaction", "cpu_linear", "cpu_linear_grads"
+
+
 def broken(name: str, arguments: Arguments) -> Iterator[Broken]:
     """The call with each argument in turn replaced by each kind of invalid value for its type."""
     parameters = schema(name).arguments
@@ -205,7 +228,7 @@ def broken(name: str, arguments: Arguments) -> Iterator[Broken]:
         if name == "differentiable_gate":
             to_blame += ("weight",)  # the diagonal form's name for U
         for what, wrong, sure in _wrong(parameter.name, str(parameter.type), value):
-            if name == "differentiable_interaction" and "dimensions" in what:
+            if name in _MANY_RANKS and "dimensions" in what:
                 sure = "no dimensions" in what  # other ranks broadcast, or are those of all samples
             blamed = to_blame if sure and tensors != [parameter.name] else None
             changed = (*arguments[:index], wrong, *arguments[index + 1 :])

@@ -402,6 +402,8 @@ SAMPLES |= {
         "interaction_by_segment_weight_grads",
         "differentiable_interaction_by_segment",
         "segment_order",
+        "cpu_linear",
+        "cpu_linear_grads",
     )
 }
 

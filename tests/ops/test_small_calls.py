@@ -259,3 +259,75 @@ def test_biases_that_broadcast_still_do():
         torch.testing.assert_close(mi.interaction(x, x, weight, bias=bias), y)
         gate = torch.sigmoid(mi.interaction(x, x, weight) + bias) * x
         torch.testing.assert_close(mi.gated_interaction(x, x, weight, bias=bias), gate)
+
+
+LINEAR = [name for name in CALLS if name.startswith(("apply", "generate"))]
+
+
+def as_list(results):
+    return [y for y in (results if type(results) is tuple else (results,)) if y is not None]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_results_of_small_products_can_be_changed_in_place(name):
+    """They are no views of what a Function has made, which PyTorch would not let change."""
+    function, tensors = made(name, torch.float64)
+    used = [t.requires_grad_() for t in tensors if t is not None]
+
+    def changed(*given):
+        given = iter(given)
+        results = function(*(None if t is None else next(given) for t in tensors))
+        return tuple(y.mul_(2).tanh_() for y in as_list(results))
+
+    assert torch.autograd.gradcheck(changed, used)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_derivatives_of_small_products(name):
+    function, tensors = made(name, torch.float64)
+    used = [t.requires_grad_() for t in tensors if t is not None]
+
+    def compact(*given):
+        given = iter(given)
+        return tuple(as_list(function(*(None if t is None else next(given) for t in tensors))))
+
+    assert torch.autograd.gradcheck(compact, used, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(compact, used, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("missing", range(3))
+@pytest.mark.parametrize("name", ["apply", "apply-one", "apply-vector"])
+def test_gradients_of_some_arguments_alone(name, missing):
+    function, tensors = made(name, torch.float64)
+    expected = torch.autograd.grad(function(*(t.requires_grad_() for t in tensors)).sum(), tensors)
+    for index, tensor in enumerate(tensors):
+        tensor.requires_grad_(index != missing)
+    kept = [t for t in tensors if t.requires_grad]
+    found = torch.autograd.grad(function(*tensors).sum(), kept)
+    assert all(
+        torch.equal(a, b) for a, b in zip(found, expected[:missing] + expected[missing + 1 :], strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ["generate", "generate-vector", "apply", "apply-one", "apply-vector"])
+def test_modes_see_the_primitives_of_small_products(name):
+    """So that counters of operations, and all that records a graph, know what is computed."""
+    function, tensors = made(name, torch.float32)
+    with Spy() as spy:
+        results = as_list(function(*(t.requires_grad_() for t in tensors)))
+        sum(y.sum() for y in results).backward()
+    primitives = {"interaction", "interaction_input_grads", "interaction_weight_grads"}
+    assert set(spy.names) == primitives
+
+
+@pytest.mark.parametrize("name", ["generate", "apply", "apply-one", "diagonal"])
+def test_small_products_have_the_same_bits_on_any_number_of_threads(name):
+    function = CALLS[name][0]
+    sizes = [tuple({B: 64, Z: 48, X: 64, O: 64}[n] for n in size) for size in CALLS[name][1:]]
+    tensors = [torch.randn(size) for size in sizes]
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(everything(function, tensors))
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))

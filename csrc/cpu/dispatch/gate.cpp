@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/allocate.h"
 #include "common/tensor_args.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
@@ -88,8 +89,8 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
                                  const char* name_z = "weight_z") {
   const ProblemSize p = check_arguments(op, a, name_z);
   const DType dtype = dtype_of(a.x.scalar_type(), op, "x");
-  Tensor y = on_huge_pages(torch::stable::new_empty(a.x, {p.rows, p.out}));
-  Tensor pre_activation = on_huge_pages(torch::stable::new_empty(a.x, {keep ? p.rows : 0, p.out}));
+  Tensor y = on_huge_pages(allocate(a.x, {p.rows, p.out}));
+  Tensor pre_activation = on_huge_pages(allocate(a.x, {keep ? p.rows : 0, p.out}));
   if (y.numel() == 0) return {y, pre_activation};
   const Kernels& kernels = selected_kernels();
   const bool softmax = activation == Activation::softmax;

@@ -6,11 +6,13 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "common/allocate.h"
 #include "common/tensor_args.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
@@ -42,12 +44,14 @@ TensorRef packed_weight_ref(const char* op, const Tensor& packed_weight, const P
   return o;
 }
 
-Tensor empty_like(const Tensor& like, const CallShape& shape, std::vector<int64_t> sizes) {
-  if (shape.grouped) sizes.insert(sizes.begin(), shape.problem.groups);
-  return on_huge_pages(torch::stable::new_empty(like, sizes));
+Tensor empty_like(const Tensor& like, const CallShape& shape, std::initializer_list<int64_t> sizes) {
+  int64_t all[4] = {shape.problem.groups};
+  const int64_t lead = shape.grouped ? 1 : 0;
+  std::copy(sizes.begin(), sizes.end(), all + lead);
+  return on_huge_pages(allocate(like, all, lead + int64_t(sizes.size())));
 }
 
-Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
+Tensor nothing(const Tensor& like) { return allocate(like, {0}); }
 
 TensorRef transposed(const TensorRef& o) { return {o.data, o.group, o.col, o.row}; }
 

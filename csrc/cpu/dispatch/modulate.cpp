@@ -34,7 +34,7 @@ Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, std
   check_input(op, x);
   check_operand(op, "scale", scale, x);
   if (shift.has_value()) check_operand(op, "shift", *shift, x);
-  Tensor y = on_huge_pages(torch::stable::empty_like(x));
+  Tensor y = on_huge_pages(allocate_like(x));
   modulate_into(y, x, scale, shift, activation_of(activation, op, false), offset);
   return y;
 }

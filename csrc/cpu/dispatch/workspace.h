@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "common/allocate.h"
 #include "cpu/dispatch/plan.h"
 #include "cpu/kernels/calls.h"
 
@@ -46,8 +47,7 @@ struct WorkspaceSize {
 struct __attribute__((visibility("hidden"))) Workspace {
   Tensor bytes;
   Executor executor;
-  Workspace(const Tensor& like, const WorkspaceSize& size)
-      : bytes(torch::stable::new_empty(like, {size.bytes()}, torch::headeronly::ScalarType::Byte)) {
+  Workspace(const Tensor& like, const WorkspaceSize& size) : bytes(allocate_bytes(like, size.bytes())) {
     const auto address = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
     auto* start = reinterpret_cast<char*>(round_up(int64_t(address), kScratchAlign));
     executor = size.executor(start);

@@ -10,12 +10,15 @@ like y: recomputing it would add a seventh product of its size to the six of a t
 dense interaction for the rest: no rule is written twice.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
 from mi_kernels.ops.gate import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.interaction import autograd as dense
+from mi_kernels.ops.interaction.linear import linear_grads
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.modulate import autograd as elementwise
 from mi_kernels.ops.rules import (
@@ -107,25 +110,30 @@ class GateRule(Rule):
             return (None,) * 11
         *tensors, p = ctx.saved_tensors
         x, z, weight, weight_z, weight_x, bias, shift_weight, _ = tensors
-        backend, need = ctx.backend, wanted(ctx, dense.work(grad, x, z))[3:]
+        backend, need = ctx.backend, wanted(ctx, dense.work(grad, x, z, weight))[3:]
         need_gate = need[0] and (weight is not None or weight_x is not None) or any(need[1:6])
-        dx = by_gate_x = by_gate_z = by_shift_z = None
-        weights: tuple[Maybe, ...] = (None,) * 4
+        dx = dp = dz = by_gate_x = by_gate_z = None
+        weights: Any = [None] * 4
         if need[0] or need_gate:
             if differentiating(tensors):  # the kept p is a constant to them
                 p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
             rule = (backend, (need[0], need_gate), ctx.activation, ctx.scale_offset)
             dx, dp = elementwise.gate_grads(*rule, grad, x, p)
-            if dp is not None:
-                need_weights = (need[2], need[3], need[4], need[5])
-                matrices = (weight, weight_z, weight_x)
-                by_gate_x, by_gate_z = dense.input_grads(backend, (need[0], need[1]), dp, x, z, *matrices)
-                weights = dense.weight_grads(backend, need_weights, dp, x, z, matrices)
-        if need[1]:
-            _, by_shift_z = dense.input_grads(backend, (False, True), grad, x, z, None, shift_weight, None)
-        need_shift, like = (False, need[6], False, need[7]), (None, shift_weight, None)
-        _, dc, _, dd = dense.weight_grads(backend, need_shift, grad, x, z, like)
-        return None, None, None, add(dx, by_gate_x), add(by_gate_z, by_shift_z), *weights, dc, dd
+        need_z = need[1]
+        if need_z and dp is not None and weight is None and weight_z is not None and shift_weight is not None:
+            # U dp + C g, one product of two terms
+            dz, need_z = dense.forward(backend, dp, grad, None, shift_weight.mT, weight_z.mT, None), False
+        if dp is not None and weight is None and weight_x is None:
+            want = need_z and weight_z is not None, need[3], need[5]
+            by_gate_z, weights[1], weights[3] = linear_grads(backend, want, dp, z, weight_z)
+        elif dp is not None:
+            matrices = weight, weight_z, weight_x
+            by_gate_x, by_gate_z = dense.input_grads(backend, (need[0], need_z), dp, x, z, *matrices)
+            weights = dense.weight_grads(backend, (need[2], need[3], need[4], need[5]), dp, x, z, matrices)
+        want = need_z and shift_weight is not None, need[6], need[7]
+        by_shift_z, dc, dd = linear_grads(backend, want, grad, z, shift_weight)
+        dz = add(dz, by_gate_z, by_shift_z)
+        return None, None, None, add(dx, by_gate_x), dz, *weights, dc, dd
 
     @staticmethod
     @nestable

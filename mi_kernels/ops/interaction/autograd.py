@@ -200,9 +200,10 @@ def _in_order(
     return results
 
 
-def work(grad: Tensor, x: Tensor, z: Tensor) -> int:
-    """An upper bound of the multiplications in a product of all three."""
-    return grad.numel() * (x.shape[-1] * z.shape[-1] + x.shape[-1] + z.shape[-1])
+def work(grad: Tensor, x: Tensor, z: Tensor, weight: Maybe) -> int:
+    """An upper bound of the multiplications in a product of these; ``weight``: W or its cotangent."""
+    features = x.shape[-1] + z.shape[-1]
+    return grad.numel() * (features if weight is None else features + x.shape[-1] * z.shape[-1])
 
 
 def _forward_or_none(backend: Where, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
@@ -236,7 +237,7 @@ class ForwardRule(Rule):
         if grad is None:
             return (None,) * 7
         x, z, weight, weight_z, weight_x = ctx.saved_tensors
-        need = wanted(ctx, work(grad, x, z))
+        need = wanted(ctx, work(grad, x, z, weight))
         return (
             None,
             *input_grads(ctx.backend, need[1:3], grad, x, z, weight, weight_z, weight_x),
@@ -279,7 +280,7 @@ class InputGradsRule(Rule):
     def backward(ctx, *cotangents):
         x_c, z_c = scatter(cotangents, ctx.want)
         grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
-        need = wanted(ctx, work(grad, x, z))[2:]
+        need = wanted(ctx, work(grad, x, z, weight))[2:]
         grads: list[Maybe] = [None] * 6
         if need[0]:
             grads[0] = add(
@@ -356,7 +357,7 @@ class WeightGradsRule(Rule):
     def backward(ctx, *cotangents):
         weight_c, weight_z_c, weight_x_c, bias_c = scatter(cotangents, ctx.want)
         grad, x, z = ctx.saved_tensors
-        need = wanted(ctx, work(grad, x, z))[2:]
+        need = wanted(ctx, work(grad, x, z, weight_c))[2:]
         by_grad = None
         if need[0]:
             by_grad = _forward_or_none(ctx.backend, x, z, weight_c, weight_z_c, weight_x_c, bias_c)

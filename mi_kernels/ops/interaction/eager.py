@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.checks import all_fit
-from mi_kernels.ops.interaction import autograd, shared
-from mi_kernels.ops.rules import Maybe
+from mi_kernels.ops.interaction import autograd, linear, shared
+from mi_kernels.ops.rules import Maybe, transformed
 
 
 def interaction(
@@ -70,16 +70,18 @@ def generate(
     """W' [(B,) O, X] and b' [(B,) O] of z [(B,) Z], else None; only where both are results of products."""
     if backend is None or weight is None or (weight_z is None and bias is not None):
         return None
-    if is_vector(z):
-        found = generate(backend, z.unsqueeze(0), weight, weight_z, weight_x, bias)
-        return found and (found[0].squeeze(0), None if found[1] is None else found[1].squeeze(0))
     try:
-        rows, context = z.shape
+        *rows, context = z.shape
         out, _, width = weight.shape
     except (AttributeError, RuntimeError, ValueError):
         return None
-    shapes = (rows, context), (out, context, width), (out, context), (out, width), (out,)
-    if not all_fit(z.dtype, (z, weight, weight_z, weight_x, bias), shapes):
+    shapes = (*rows, context), (out, context, width), (out, context), (out, width), (out,)
+    tensors = z, weight, weight_z, weight_x, bias
+    if len(rows) > 1 or not all_fit(z.dtype, tensors, shapes):
+        return None
+    if weight.is_contiguous() and linear.is_plain(*tensors) and not transformed():
+        return linear.generate(backend, *tensors)
+    if not rows:
         return None
     generated, offset = shared.generate(backend, z, weight, weight_z, weight_x, bias)
     assert generated is not None
@@ -98,16 +100,10 @@ def apply_generated(backend: str | None, x: Tensor, weight: Tensor, bias: Maybe)
     shapes = (*lead, width), (*contexts, out, width), (*contexts, out)
     if len(lead) > 2 or not all_fit(x.dtype, (x, weight, bias), shapes):
         return None
-    if not contexts:
-        if len(lead) == 1:
-            return shared.linear(backend, x, weight, bias)
-        return None if lead else shared.linear(backend, x.unsqueeze(0), weight, bias).squeeze(0)
-    if lead[:1] != contexts[:1]:
-        return None
-    if lead == contexts == [1]:  # ungrouped products have faster kernels
-        return shared.linear(backend, x, weight.squeeze(0), None if bias is None else bias.squeeze(0))
-    if len(lead) == len(contexts) == 1:
-        return shared.linear(backend, x.unsqueeze(1), weight, bias).squeeze(1)
-    if len(lead) == 2 and contexts[1:] == [1] and lead[0] > 1:
+    if len(lead) == 2 and contexts == [lead[0], 1] and lead[0] > 1:
         return shared.linear(backend, x, weight.squeeze(1), None if bias is None else bias.squeeze(1))
-    return None
+    if len(lead) == 2 or contexts not in ([], lead):
+        return None
+    if transformed() or not linear.is_plain(x, weight, bias):
+        return shared.linear(backend, x, weight, bias) if lead and not contexts else None
+    return linear.apply_generated(x, weight, bias)
