@@ -229,10 +229,11 @@ class InputGradsStream {
         unroll<R>([&](auto r) { Mul::fma(acc[m][r], v, in[r]); });
       });
     };
+    constexpr int64_t kAhead = 4;  // tiles of features
     const int64_t whole = outputs - rest;
     if (whole <= sum_block) {
       for (int64_t o = 0; o < whole; o += E) {
-        unroll<M>([&](auto m) { __builtin_prefetch(src + (M + m) * stride + o); });
+        unroll<M>([&](auto m) { __builtin_prefetch(src + (kAhead * M + m) * stride + o); });
         step(total, o, [](const S* at) { return load_words_k<Mul>(at); });
       }
     }
