@@ -31,6 +31,10 @@ class InputGradsStream {
   const S* const weight_end = static_cast<const S*>(w.data) + (p.groups - 1) * w.group + (p.out - 1) * w.out +
                               (p.context - 1) * w.context + (p.width - 1) * w.width + 1;
   static constexpr int E = L * Mul::pair;  // elements along K in a vector
+  // Elements from a feature to those that are prefetched with it: whole tiles, as many as memory takes to answer.
+  static constexpr int64_t kAheadBytes = 8 << 10;
+  const int64_t tile_elements = max(kDotFeatures * w.width, 1);
+  const int64_t ahead = ceil_div(kAheadBytes / int64_t(sizeof(S)), tile_elements) * tile_elements;
   const int64_t g_stride = n_major ? round_up(p.out, E) / Mul::pair : kStreamOutputs / Mul::pair;
   // Outputs of one summation block, and elements of one chunk of T.
   const int64_t out_block = n_major ? max(p.out, 1) : kStreamOutputs;
@@ -229,11 +233,10 @@ class InputGradsStream {
         unroll<R>([&](auto r) { Mul::fma(acc[m][r], v, in[r]); });
       });
     };
-    constexpr int64_t kAhead = 4;  // tiles of features
     const int64_t whole = outputs - rest;
     if (whole <= sum_block) {
       for (int64_t o = 0; o < whole; o += E) {
-        unroll<M>([&](auto m) { __builtin_prefetch(src + (kAhead * M + m) * stride + o); });
+        unroll<M>([&](auto m) { __builtin_prefetch(src + m * stride + o + ahead); });
         step(total, o, [](const S* at) { return load_words_k<Mul>(at); });
       }
     }
