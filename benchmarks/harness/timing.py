@@ -32,6 +32,14 @@ def wall(run: Callable[[], object], calls: int) -> Sample:
     return Sample(seconds / calls, busy / seconds)
 
 
+def processor(run: Callable[[], object], calls: int) -> Sample:
+    """The time of this process on its processor: for one thread on a machine that others load."""
+    begin = time.process_time()
+    for _ in range(calls):
+        run()
+    return Sample((time.process_time() - begin) / calls, 1.0)
+
+
 def sample(start: Start, calls: int, warm: bool = False, clock: Clock = wall) -> Sample:
     """The mean of ``calls`` calls in a row; what ``start`` prepares is not timed.
 

@@ -14,6 +14,7 @@ from mi_kernels.ops.interaction import (
     batched,
     dispatch,
     eager,
+    eager_batched,
     plan_batched,
     plan_shared,
     reference,
@@ -181,6 +182,8 @@ def _interaction(
     ):
         backend = backends.eager_cpu(x)
         y = eager.interaction(backend, packed_weight, x, z, weight, *others)
+        if y is None and spelling is INTERACTION:
+            y = eager_batched.interaction(backend, x, z, weight, *others)
         if y is not None:
             return y
     x, z, *weights = autocast((x, z, weight, *others))

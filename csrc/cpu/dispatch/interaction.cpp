@@ -332,7 +332,7 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
   bool computed[4], any = false;
   for (int t = 0; t < 4; ++t) any |= computed[t] = want[t] && has[t] && p.groups > 0 && p.out > 0;
   const WeightGradsPlan w = plan_weight_grads(p, traits, selected_kernels().sum_traits(dtype), computed);
-  const char* algorithm = !want[0] ? "linear" : w.context_lanes ? "context_lanes" : "width_lanes";
+  const char* algorithm = !want[0] ? "linear" : w.outer ? "outer" : w.context_lanes ? "context_lanes" : "width_lanes";
   return text(algorithm, any ? workspace_size(w, computed).bytes() : 0);
 }
 

@@ -357,11 +357,11 @@ InputGradsPlan plan_input_grads(const ProblemSize& p, const MulTraits& m, bool w
 WeightGradsPlan plan_weight_grads(const ProblemSize& p, const MulTraits& m, const MulTraits& sum_traits,
                                   const bool (&want)[4]) {
   WeightGradsPlan w{};
+  if (plan_outer(w, p, m, sum_traits, want)) return w;
   w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
   const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;
   // For small sizes PyTorch computes vectors and dot products, whose pairwise sums are more exact than any order of a
   // plain sum in float. This much work takes microseconds either way.
-  constexpr int64_t kWideOperations = 1 << 17;
   const auto region = [&](int64_t extent, int64_t lane_count) {
     RegionPlan r = plan_region(p.groups, p.out, extent, lane_count, p.rows, m);
     if (r.operations > kWideOperations) return r;

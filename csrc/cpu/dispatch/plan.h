@@ -60,6 +60,11 @@ LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const i
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool k_major, const MulTraits&);
 InputGradsPlan plan_input_grads(const ProblemSize&, const MulTraits&, bool weight, bool want_x, bool want_z,
                                 const WeightLayout&);
+// Weight gradients of at most this many operations are summed as sum_traits says.
+inline constexpr int64_t kWideOperations = 1 << 17;
+// For a few rows: returns whether their weight gradients are outer products.
+bool plan_outer(WeightGradsPlan&, const ProblemSize&, const MulTraits&, const MulTraits& sum_traits,
+                const bool (&want)[4]);
 WeightGradsPlan plan_weight_grads(const ProblemSize&, const MulTraits&, const MulTraits& sum_traits,
                                   const bool (&want)[4]);
 

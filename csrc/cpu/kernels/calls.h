@@ -101,6 +101,7 @@ struct Kernels {
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);          \
   void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);   \
   void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Executor&);       \
+  void weight_grads_outer(DType, const WeightGradsCall&, const WeightGradsPlan&, const Executor&); \
   void softmax_rows(DType, const TensorRef&, OutputRef, int64_t, int64_t, const Executor&);        \
   void modulate(DType, const ModulateCall&, const Executor&);                                      \
   void modulate_grads(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Executor&); \

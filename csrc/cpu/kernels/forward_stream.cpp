@@ -16,6 +16,8 @@ class ForwardStream {
   static constexpr int E = L * Mul::pair;     // elements along (i, j) in a vector
   static constexpr int64_t kSlack = 2 * L;    // elements that whole vectors may write beyond the end
   static constexpr int kTileOutputs = 4;
+  // A single row whose x has at most this many vectors: z W[o] is summed in registers, and then multiplied by x.
+  static constexpr int kRowVectors = 8;
 
   const ForwardCall& call;
   const ForwardPlan& plan;
@@ -62,7 +64,9 @@ class ForwardStream {
       for (int64_t j = 0; j < p.width; ++j) x[b * x_stride + j] = to_acc(x_view(b, j));
 
     const S* weight = static_cast<const S*>(w.data) + group * w.group + o0 * w.out;
-    for (int64_t k0 = 0, depth; k0 < length; k0 += depth) {
+    const bool by_rows = Mul::pair == 1 && p.rows == 1 && p.width >= L && p.width <= kRowVectors * L;
+    if (by_rows) add_row_sums(z_view, weight, outputs, x, sums);
+    for (int64_t k0 = 0, depth; k0 < length && !by_rows; k0 += depth) {
       const int64_t i = k0 / p.width, j = k0 - i * p.width;
       depth = min(kStreamDepth, plan.layout.flat ? length - k0 : p.width - j);
       for (int64_t b = 0; b < p.rows; ++b)
@@ -156,6 +160,35 @@ class ForwardStream {
         store(sum, load<Vec<Acc>>(sum) + total[m][n]);
       });
     });
+  }
+
+  void add_row_sums(const View<S>& z, const S* weight, int64_t outputs, const Acc* x, Acc* sums) const {
+    const int64_t vectors = ceil_div(p.width, L);
+    unroll<kRowVectors>([&](auto n) {
+      if (vectors == n + 1)
+        for (int64_t o = 0; o < outputs; ++o) add_row_sum<n + 1>(z, weight + o * w.out, x, sums + o * L);
+    });
+  }
+
+  // The last vector ends with the row: lanes that the one before has, too, count as zero.
+  template <int N>
+  __attribute__((noinline, flatten)) void add_row_sum(const View<S>& z, const S* weight, const Acc* x, Acc* sum) const {
+    constexpr int64_t kRows = 32;  // i of one summation block
+    const int64_t last = p.width - L, stride = w.context;
+    Vec<Acc> total[N]{};
+    for (int64_t begin = 0; begin < p.context; begin += kRows) {
+      Vec<Acc> acc[N]{};
+      for (int64_t i = begin; i < min(begin + kRows, p.context); ++i) {
+        const S* row = weight + i * stride;
+        const Acc zi = to_acc(z(0, i));
+        unroll<N>([&](auto n) { acc[n] += zi * load_acc<L>(row + (n + 1 == N ? last : n * L)); });
+      }
+      unroll<N>([&](auto n) { total[n] += acc[n]; });
+    }
+    Vec<Acc> result = load<Vec<Acc>>(sum);
+    unroll<N - 1>([&](auto n) { result += total[n] * load<Vec<Acc>>(x + n * L); });
+    for (int64_t l = N * L - p.width; l < L; ++l) result[l] += total[N - 1][l] * x[last + l];
+    store(sum, result);
   }
 
   // U z or V x, with chunks of the features instead of products.

@@ -1,6 +1,7 @@
 // dx and dz for a few rows, which is bound by reading W. T(i, j) = sum_o g[o] W[o, i, j] is computed for one chunk of
 // (i, j) at a time, which stays in the cache while W is read once, in whole vectors and in runs as long as the chunk.
 // Lanes run along (i, j), or along the outputs where these are contiguous in W.
+#include "cpu/engine/epilogues.h"
 #include "cpu/kernels/family.h"
 
 namespace mi_kernels::MI_ISA {
@@ -30,6 +31,10 @@ class InputGradsStream {
   const S* const weight_end = static_cast<const S*>(w.data) + (p.groups - 1) * w.group + (p.out - 1) * w.out +
                               (p.context - 1) * w.context + (p.width - 1) * w.width + 1;
   static constexpr int E = L * Mul::pair;  // elements along K in a vector
+  // Elements from a feature to those that are prefetched with it: whole tiles, as many as memory takes to answer.
+  static constexpr int64_t kAheadBytes = 8 << 10;
+  const int64_t tile_elements = max(kDotFeatures * w.width, 1);
+  const int64_t ahead = ceil_div(kAheadBytes / int64_t(sizeof(S)), tile_elements) * tile_elements;
   const int64_t g_stride = n_major ? round_up(p.out, E) / Mul::pair : kStreamOutputs / Mul::pair;
   // Outputs of one summation block, and elements of one chunk of T.
   const int64_t out_block = n_major ? max(p.out, 1) : kStreamOutputs;
@@ -92,8 +97,12 @@ class InputGradsStream {
         depth = min(chunk, plan.layout.flat ? length - k0 : p.width - j);
         const int64_t end = k0 + depth;
         const S* from = weight + o * w.out + i * w.context + j * w.width;
-        n_major ? compute_dots(from, outputs, depth, s) : compute_t(from, w.out, outputs, depth, s);
-        for (int64_t b = 0; b < p.rows; ++b) reduce(z_view.at(0, i0), b, k0, depth, s);
+        if (p.out == 1 && p.rows == 1) {
+          reduce(z_view.at(0, i0), 0, k0, depth, s, scaled(from, to_acc(g_view(0, 0))));
+        } else {
+          n_major ? compute_dots(from, outputs, depth, s) : compute_t(from, w.out, outputs, depth, s);
+          for (int64_t b = 0; b < p.rows; ++b) reduce(z_view.at(0, i0), b, k0, depth, s, stored(s.t + b * t_stride));
+        }
         if (end - flushed < kStreamContext * p.width && end < length) continue;
         for (int64_t e = 0; e < p.rows * x_stride; ++e) s.dx[e] += s.dx_partial[e];
         clear(s.dx_partial, p.rows * x_stride);
@@ -227,7 +236,7 @@ class InputGradsStream {
     const int64_t whole = outputs - rest;
     if (whole <= sum_block) {
       for (int64_t o = 0; o < whole; o += E) {
-        unroll<M>([&](auto m) { __builtin_prefetch(src + (M + m) * stride + o); });
+        unroll<M>([&](auto m) { __builtin_prefetch(src + m * stride + o + ahead); });
         step(total, o, [](const S* at) { return load_words_k<Mul>(at); });
       }
     }
@@ -241,10 +250,26 @@ class InputGradsStream {
     unroll<M>([&](auto m) { unroll<R>([&](auto r) { sums[r * L + m] = total[m][r]; }); });
   }
 
-  // dx[j] += z[i] t(i, j) and dz[i] += x[j] t(i, j) over the chunk. Lanes of the last vector beyond the end of a row i
-  // of t are set to zero.
-  void reduce(const View<S>& z, int64_t b, int64_t k0, int64_t depth, const Scratch& s) const {
-    const Acc *t = s.t + b * t_stride, *x = s.x + b * x_stride;
+  // A vector of t from k on, zero from `valid` elements on: of the chunk, or of a single row of W, which is then not
+  // copied to it.
+  static auto stored(const Acc* t) {
+    return [t](int64_t k, int64_t valid) {
+      const V v = load<V>(t + k);
+      return valid < L ? first_lanes(v, valid) : v;
+    };
+  }
+  auto scaled(const S* row, Acc g) const {
+    return [row, g, end = weight_end](int64_t k, int64_t valid) {
+      if (valid >= L) return g * load_acc<L>(row + k);
+      // Beyond the end of a row is another one, or unmapped memory.
+      return g * (row + k + L <= end ? first_lanes(load_acc<L>(row + k), valid) : load_lanes<Acc>(row + k, 1, valid));
+    };
+  }
+
+  // dx[j] += z[i] t(i, j) and dz[i] += x[j] t(i, j) over the chunk.
+  template <class Vector>
+  void reduce(const View<S>& z, int64_t b, int64_t k0, int64_t depth, const Scratch& s, const Vector& vector) const {
+    const Acc* x = s.x + b * x_stride;
     Acc *dx = s.dx_partial + b * x_stride, *dz = s.dz + b * plan.context_step;
     int64_t i = k0 / p.width, j = k0 - i * p.width;
     for (int64_t k = 0; k < depth; ++i, j = 0) {
@@ -252,8 +277,7 @@ class InputGradsStream {
       const Acc zi = to_acc(z(b, i));
       V sum{};
       for (int64_t c = 0; c < count; c += L) {
-        V t_ij = load<V>(t + k + c);
-        if (c + L > count) t_ij = first_lanes(t_ij, count - c);
+        const V t_ij = vector(k + c, count - c);
         store(dx + j + c, load<V>(dx + j + c) + zi * t_ij);
         sum += load<V>(x + j + c) * t_ij;
       }

@@ -91,8 +91,12 @@ struct RegionPlan {
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };
 
+// The largest number of rows whose weight gradients are written straight to their memory, as outer products.
+inline constexpr int64_t kOuterRows = 4;
+
 struct WeightGradsPlan {
   bool context_lanes;  // dW has z in the lanes and rows g x, rather than x in the lanes and rows g z
+  bool outer;          // a few rows: of the regions, row_step (rows of all groups) and tasks are those of the tasks
   RegionPlan weight, weight_z, weight_x, bias;
   int64_t worker_bytes, partial_bytes;
 };

@@ -218,7 +218,7 @@ class WeightGrads {
 }  // namespace
 
 void weight_grads(DType dtype, const WeightGradsCall& call, const WeightGradsPlan& plan, const Executor& executor) {
-  run_family<WeightGrads>(dtype, call, plan, executor);
+  plan.outer ? weight_grads_outer(dtype, call, plan, executor) : run_family<WeightGrads>(dtype, call, plan, executor);
 }
 
 }  // namespace mi_kernels::MI_ISA
