@@ -88,7 +88,8 @@ void run_forward(DType dtype, const WorkspaceSource& memory, ForwardCall call, c
   const ProblemSize& p = call.problem;
   const Kernels& kernels = selected_kernels();
   const bool weight = call.weight.data, weight_z = call.weight_z.data, weight_x = call.weight_x.data;
-  const ForwardPlan plan = plan_forward(p, kernels.mul_traits(dtype), weight, weight_z, weight_x, layout);
+  const ForwardPlan plan =
+      plan_forward(p, kernels.mul_traits(dtype), weight, weight_z, weight_x, layout, packed_weight.has_value());
   if (packed_weight.has_value() && plan.order != Order::stream)
     call.packed_weight = packed_weight_ref("interaction_packed", *packed_weight, p, plan, kernels.element(dtype),
                                            kernels.mul_traits(dtype).pair);
