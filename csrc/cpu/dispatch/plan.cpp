@@ -116,7 +116,7 @@ void plan_stream_outputs(ForwardPlan& f, const ProblemSize& p, const MulTraits& 
 }
 
 ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, bool weight_z, bool weight_x,
-                         const WeightLayout& layout, bool batch_lanes) {
+                         const WeightLayout& layout, bool gate) {
   ForwardPlan f{};
   f.layout = layout;
   f.order = choose_order(p);
@@ -131,7 +131,7 @@ ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, 
     return f;
   }
   f.depth = min(max(p.width, p.context), kBlockWords * m.pair);
-  if (weight && !batch_lanes && width_inside && takes_output_lanes(p, m, layout)) {
+  if (weight && !gate && width_inside && takes_output_lanes(p, m, layout)) {
     plan_output_lanes(f, p, m);
     return f;
   }

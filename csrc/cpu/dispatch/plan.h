@@ -42,11 +42,10 @@ constexpr int64_t split_count(int64_t aim, int64_t tasks, int64_t operations, in
   return max(min(wanted, extent), 1);
 }
 
-// `batch_lanes`: the outputs are not to be in the lanes, as packed weights and gates have it.
+// `gate`: the epilogue needs the batch in the lanes, unless W is streamed.
 ForwardPlan plan_forward(const ProblemSize&, const MulTraits&, bool weight, bool weight_z, bool weight_x,
-                         const WeightLayout&, bool batch_lanes = false);
-// Whether the outputs, which have to be contiguous for it, should be in the lanes where W is not streamed, and the
-// plan.
+                         const WeightLayout&, bool gate = false);
+// Whether the lanes should be outputs where W is not streamed, and the plan for that.
 bool takes_output_lanes(const ProblemSize&, const MulTraits&, const WeightLayout&);
 void plan_output_lanes(ForwardPlan&, const ProblemSize&, const MulTraits&);
 void plan_stream_outputs(ForwardPlan&, const ProblemSize&, const MulTraits&, bool whole_sums);

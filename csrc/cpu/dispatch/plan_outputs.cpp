@@ -6,8 +6,8 @@ namespace mi_kernels {
 // lanes: a product of one more vector of them for each two, where W is in the cache. In shorter sums the epilogue,
 // which reads and writes y for each of them, would weigh too much.
 bool takes_output_lanes(const ProblemSize& p, const MulTraits& m, const WeightLayout& layout) {
-  constexpr int64_t kShortestSum = 16, kTileRows = 8;
-  if (layout.major != Major::n || p.width < kShortestSum || p.rows == 0) return false;
+  constexpr int64_t kShortestSum = 16, kTileRows = 8;  // in words
+  if (layout.major != Major::n || p.width < kShortestSum * m.pair || p.rows == 0) return false;
   const int64_t output_lanes = round_up(p.rows, kTileRows) * round_up(p.out, m.lanes),
                 batch_lanes = round_up(p.rows, m.lanes) * p.out;
   return output_lanes * (2 * p.rows + m.lanes) <= batch_lanes * (2 * p.rows + 2 * m.lanes);
