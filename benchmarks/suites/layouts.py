@@ -1,13 +1,13 @@
 """W as other code stores it, passed as a view [O, Z, X]: ratios of times in one run.
 
-    python benchmarks/suites/layouts.py [--rounds 15] [--shape NAME ...] [--layout NAME ...] [--samples] [--cpu-time]
+    python benchmarks/suites/layouts.py [--rounds 15] [--shape NAME ...] [--layout NAME ...] [--cpu-time]
 
 Each row is a layout, a shape, a dtype and a pass (forward, or forward and backward of x, z and W).
 `rival / ours` compares with the fastest of the ways to write the product on the tensor that is stored:
 einsum, the outer product of z and x in one matmul, a matmul that contracts one input first, and
 nn.functional.bilinear on the view. `permuted / contiguous` compares our call with our call on a contiguous W.
-The second table has weights of each sample: one row a group, W [G, ...].
---cpu-time counts the processor's time of one thread, which other processes lengthen less than that of the clock.
+The second table (--samples: alone) has weights of each sample: one row a group, W [G, ...].
+--cpu-time counts the processor's time of one thread, which other processes lengthen less.
 """
 
 import argparse

@@ -243,7 +243,8 @@ def test_overflow_and_nan(rows, order):
 def test_other_instruction_sets(isa):
     if isa not in libraries.cpu_isa()["supported"] or isa == libraries.cpu_isa()["selected"]:
         pytest.skip(f"this machine or build has no {isa}, or every other test runs on it")
-    chosen = "test_error_rule and (three-rows or blocked or short-width or output-lanes) and 3 and not float16"
+    sizes = "three-rows or blocked or short-width or output-lanes"
+    chosen = f"test_error_rule and ({sizes}) and 3 and not float16"
     assert_passes("-k", chosen, "test_weight_layouts_cpu.py", least=20, MI_KERNELS_CPU_ISA=isa)
 
 
