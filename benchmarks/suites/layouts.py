@@ -1,12 +1,13 @@
 """W as other code stores it, passed as a view [O, Z, X]: ratios of times in one run.
 
-    python benchmarks/suites/layouts.py [--rounds 15] [--shape NAME ...] [--layout NAME ...] [--samples]
+    python benchmarks/suites/layouts.py [--rounds 15] [--shape NAME ...] [--layout NAME ...] [--cpu-time]
 
 Each row is a layout, a shape, a dtype and a pass (forward, or forward and backward of x, z and W).
 `rival / ours` compares with the fastest of the ways to write the product on the tensor that is stored:
 einsum, the outer product of z and x in one matmul, a matmul that contracts one input first, and
 nn.functional.bilinear on the view. `permuted / contiguous` compares our call with our call on a contiguous W.
-The second table has weights of each sample: one row a group, W [G, ...].
+The second table (--samples: alone) has weights of each sample: one row a group, W [G, ...].
+--cpu-time counts the processor's time of one thread, which other processes lengthen less.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import itertools
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mi_kernels as mi
-from benchmarks.harness.timing import interleave
+from benchmarks.harness.timing import Clock, Sample, interleave, wall
 from mi_kernels.tune import positive
 
 # rows, Z, X, O
@@ -92,10 +94,19 @@ class Case(NamedTuple):
         return found
 
 
-def medians(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def processor(run: Callable[[], object], calls: int) -> Sample:
+    begin = time.process_time()
+    for _ in range(calls):
+        run()
+    return Sample((time.process_time() - begin) / calls, 1.0)
+
+
+def medians(
+    candidates: dict[str, Callable[[], object]], rounds: int, clock: Clock = wall
+) -> dict[str, float]:
     starts = {name: (lambda run=run: run) for name, run in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for name, _, one in interleave(starts, rounds, 0.002, 20.0):
+    for name, _, one in interleave(starts, rounds, 0.002, 20.0, clock=clock):
         samples[name].append(one.seconds)
     return {name: statistics.median(found) for name, found in samples.items()}
 
@@ -138,7 +149,7 @@ def layouts(options: argparse.Namespace) -> None:
         products = {name: (product, stored) for name, product in case.rivals().items()}
         products["ours"] = (lambda x, z, stored, case=case: mi.interaction(x, z, case.view(stored)), stored)
         products["contiguous"] = (mi.interaction, case.view(stored).detach().contiguous())
-        times = medians(calls(training, products, x, z), options.rounds)
+        times = medians(calls(training, products, x, z), options.rounds, options.clock)
         ours, contiguous = times.pop("ours"), times.pop("contiguous")
         rival = min(times, key=times.__getitem__)
         ratios.append(times[rival] / ours)
@@ -186,6 +197,7 @@ def samples(options: argparse.Namespace) -> None:
                 "ours": lambda x=x, z=z, w=weight: ops.interaction(x, z, w, None, None, None),
             },
             options.rounds,
+            options.clock,
         )
         backward = medians(
             {
@@ -195,6 +207,7 @@ def samples(options: argparse.Namespace) -> None:
                 ),
             },
             options.rounds,
+            options.clock,
         )
         found = [
             min(t for name, t in times.items() if name != "ours") / times["ours"]
@@ -214,7 +227,10 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--only", choices=("forward", "training"), help="one of the passes")
     parser.add_argument("--samples", action="store_true", help="the second table alone")
+    parser.add_argument("--cpu-time", dest="clock", action="store_const", const=processor, default=wall)
     options = parser.parse_args()
+    if options.clock is processor:
+        torch.set_num_threads(1)
     if not options.samples:
         layouts(options)
     samples(options)

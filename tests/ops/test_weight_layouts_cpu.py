@@ -31,6 +31,7 @@ SIZES = {
     "one-output": (5, 30, 35, 1),
     "one-context": (20, 1, 50, 9),
     "one-width": (20, 50, 1, 9),
+    "output-lanes": (41, 9, 40, 31),
 }
 
 
@@ -105,6 +106,20 @@ def test_error_rule(sizes, dtype, order, gaps):
     )
 
 
+@pytest.mark.parametrize("terms", [False, True])
+@pytest.mark.parametrize(("order", "gaps"), [("ZXO", 0), ("XZO", 3)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(270, 66, 66, 64), (7, 33, 600, 16), (64, 35, 17, 200)], ids=str)
+def test_outputs_in_the_lanes(sizes, dtype, order, gaps, terms):
+    """Several blocks of rows, of outputs, of the context and of the width; panels that are not whole."""
+    check_errors(
+        values(order, gaps),
+        lambda *arguments: (reference.interaction(*arguments),),
+        drawn(sizes, dtype, terms),
+        oracle=("outputs in the lanes", sizes, dtype, terms),
+    )
+
+
 @pytest.mark.parametrize("one", ["strided", "broadcast-O", "broadcast-Z", "broadcast-X", "broadcast"])
 @pytest.mark.parametrize("sizes", [SIZES["three-rows"], SIZES["blocked"]], ids=["streamed", "blocked"])
 def test_no_axis_is_contiguous(sizes, one):
@@ -157,7 +172,7 @@ def test_gates(order, rows, activation):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["blocked", "three-rows", "short-width", "threaded"])
+@pytest.mark.parametrize("name", ["blocked", "three-rows", "short-width", "threaded", "output-lanes"])
 def test_packed(name, dtype, order):
     """The same bits as from W itself."""
     x, z, weight, *others = drawn(SIZES[name], dtype)(0)
@@ -228,7 +243,8 @@ def test_overflow_and_nan(rows, order):
 def test_other_instruction_sets(isa):
     if isa not in libraries.cpu_isa()["supported"] or isa == libraries.cpu_isa()["selected"]:
         pytest.skip(f"this machine or build has no {isa}, or every other test runs on it")
-    chosen = "test_error_rule and (three-rows or blocked or short-width) and 3 and not float16"
+    sizes = "three-rows or blocked or short-width or output-lanes"
+    chosen = f"test_error_rule and ({sizes}) and 3 and not float16"
     assert_passes("-k", chosen, "test_weight_layouts_cpu.py", least=20, MI_KERNELS_CPU_ISA=isa)
 
 

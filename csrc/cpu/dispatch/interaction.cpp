@@ -93,7 +93,7 @@ void run_forward(DType dtype, const WorkspaceSource& memory, ForwardCall call, c
   const Kernels& kernels = selected_kernels();
   const bool weight = call.weight.data, weight_z = call.weight_z.data, weight_x = call.weight_x.data;
   const ForwardPlan plan = plan_forward(p, kernels.mul_traits(dtype), weight, weight_z, weight_x, layout);
-  if (packed_weight.has_value() && plan.order != Order::stream)
+  if (packed_weight.has_value() && plan.order != Order::stream && !plan.output_lanes)
     call.packed_weight = packed_weight_ref("interaction_packed", *packed_weight, p, plan, kernels.element(dtype),
                                            kernels.mul_traits(dtype).pair);
   memory.run({plan.tasks, plan.operations, plan.worker_bytes, plan.partial_bytes},
@@ -111,7 +111,7 @@ bool try_linear(DType dtype, const WorkspaceSource& memory, const ForwardCall& c
                      call.y});
 }
 
-// `packed_weight`: W in the layout of mi.pack, if there is one; the stream reads W itself.
+// `packed_weight`: W in the layout of mi.pack, if there is one; only plans with the batch in the lanes read it.
 Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const Optional& packed_weight,
                const Optional& weight_z, const Optional& weight_x, const Optional& bias) {
   constexpr const char* op = "interaction";

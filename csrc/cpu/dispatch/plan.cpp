@@ -116,7 +116,7 @@ void plan_stream_outputs(ForwardPlan& f, const ProblemSize& p, const MulTraits& 
 }
 
 ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, bool weight_z, bool weight_x,
-                         const WeightLayout& layout) {
+                         const WeightLayout& layout, bool gate) {
   ForwardPlan f{};
   f.layout = layout;
   f.order = choose_order(p);
@@ -131,6 +131,10 @@ ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, 
     return f;
   }
   f.depth = min(max(p.width, p.context), kBlockWords * m.pair);
+  if (weight && !gate && width_inside && takes_output_lanes(p, m, layout)) {
+    plan_output_lanes(f, p, m);
+    return f;
+  }
   const int64_t vectors = ceil_div(p.rows, m.lanes), vector_bytes = m.lanes * m.acc_bytes;
   // Panels of one vector of lanes: outputs, outer input, packed inner input.
   const int64_t out_panels = max(min(p.out, 4096), 1), y_panels = f.outputs_first ? 1 : 2;

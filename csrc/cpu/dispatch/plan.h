@@ -42,8 +42,12 @@ constexpr int64_t split_count(int64_t aim, int64_t tasks, int64_t operations, in
   return max(min(wanted, extent), 1);
 }
 
+// `gate`: the epilogue needs the batch in the lanes, unless W is streamed.
 ForwardPlan plan_forward(const ProblemSize&, const MulTraits&, bool weight, bool weight_z, bool weight_x,
-                         const WeightLayout&);
+                         const WeightLayout&, bool gate = false);
+// Whether the lanes should be outputs where W is not streamed, and the plan for that.
+bool takes_output_lanes(const ProblemSize&, const MulTraits&, const WeightLayout&);
+void plan_output_lanes(ForwardPlan&, const ProblemSize&, const MulTraits&);
 void plan_stream_outputs(ForwardPlan&, const ProblemSize&, const MulTraits&, bool whole_sums);
 // The forward pass of a gated form; `whole_rows`: softmax needs all outputs of a row in one task.
 ForwardPlan plan_gate(const ProblemSize&, const MulTraits&, bool weight, bool weight_z, bool weight_x, bool shift,

@@ -12,7 +12,7 @@ constexpr int64_t kLinearOutputs = 128;
 // activation needs the whole sum.
 ForwardPlan plan_gate(const ProblemSize& p, const MulTraits& m, bool weight, bool weight_z, bool weight_x, bool shift,
                       bool whole_rows, const WeightLayout& layout) {
-  ForwardPlan f = plan_forward(p, m, weight, weight_z, weight_x, layout);
+  ForwardPlan f = plan_forward(p, m, weight, weight_z, weight_x, layout, true);
   if (f.order == Order::stream) {
     if (layout.major == Major::n) plan_stream_outputs(f, p, m, true);
     return f;

@@ -92,15 +92,16 @@ struct DirectA {
   }
 };
 
-// tile[r][n] = the sum of a(k, r) * b(k, n) for words k in [begin, end), in order.
+// tile[r][n] = the sum of a(k, r) * b(k, n) for words k in [begin, end), in order; the vectors of B of one k are
+// `b_stride` words behind those of the one before.
 template <class Mul, int N, class A>
-MI_INLINE void multiply_block(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* packed_b, int64_t begin,
-                              int64_t end) {
+MI_INLINE void multiply_block(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* b_words, int64_t begin,
+                              int64_t end, int64_t b_stride = N * Simd<typename Mul::Word>::lanes) {
   constexpr int L = Simd<typename Mul::Word>::lanes;
   unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { tile.acc[r][n] = Vec<typename Mul::Acc>{}; }); });
   for (int64_t k = begin; k < end; ++k) {
     Vec<typename Mul::Word> b[N];
-    unroll<N>([&](auto n) { b[n] = load<Vec<typename Mul::Word>>(packed_b + (k * N + n) * L); });
+    unroll<N>([&](auto n) { b[n] = load<Vec<typename Mul::Word>>(b_words + k * b_stride + n * L); });
     unroll<kTileM>([&](auto r) {
       const auto a_word = a.at(k, r);
       unroll<N>([&](auto n) { Mul::fma(tile.acc[r][n], a_word, b[n]); });

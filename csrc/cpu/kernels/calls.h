@@ -96,6 +96,7 @@ struct Kernels {
   void forward(DType, const ForwardCall&, const ForwardPlan&, const Executor&);                    \
   void forward_stream(DType, const ForwardCall&, const ForwardPlan&, const Executor&);             \
   void forward_stream_outputs(DType, const ForwardCall&, const ForwardPlan&, const Executor&);     \
+  void forward_outputs(DType, const ForwardCall&, const ForwardPlan&, const Executor&);            \
   void linear(DType, const LinearCall&, const LinearPlan&, const Executor&);                       \
   void linear_stream(DType, const LinearCall&, const LinearPlan&, const Executor&);                \
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);          \

@@ -198,6 +198,8 @@ void forward(DType dtype, const ForwardCall& call, const ForwardPlan& plan, cons
     forward_stream_outputs(dtype, call, plan, executor);
   else if (plan.order == Order::stream)
     forward_stream(dtype, call, plan, executor);
+  else if (plan.output_lanes)
+    forward_outputs(dtype, call, plan, executor);
   else
     run_family<Forward>(dtype, call, plan, executor);
 }

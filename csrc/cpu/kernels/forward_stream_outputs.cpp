@@ -169,11 +169,14 @@ class ForwardStreamOutputs {
     multiply_words<1, R>(tail, tail, L, 1, products + k, b.vectors * L, sums);
   }
 
-  // `last`: the last of the N vectors. Several words at a time where there are too few sums to hide latency.
+  // `last`: the last of the N vectors. U words at a time where there are too few sums to hide latency; for one row they
+  // are far apart, as several streams of memory are faster than one (not so with vectors of half a line, in pairs).
   template <int N, int R>
   __attribute__((noinline, flatten)) void multiply_words(const S* first, const S* last, int64_t k_stride, int64_t words,
                                                          const Elem* products, int64_t sums_stride, Acc* sums) const {
-    constexpr int U = N * R >= 8 ? 1 : N * R >= 4 ? 2 : 4;
+    constexpr bool kFar = R == 1 && Mul::pair == 1;
+    constexpr int kFarSums = kTileM == 8 ? 16 : 8;
+    constexpr int U = kFar ? max(min(kFarSums / N, 4), 1) : N * R >= 8 ? 1 : N * R >= 4 ? 2 : 4;
     const int64_t stride = products_stride, next = Mul::pair == 1 ? 0 : k_stride;
     const auto add = [&](V(&acc)[R][N], int64_t k) {
       const int64_t at = k * Mul::pair * k_stride;
@@ -184,12 +187,12 @@ class ForwardStreamOutputs {
       });
     };
     V total[R][N]{};
-    for (int64_t begin = 0; begin < words; begin += kSumBlock) {
+    const int64_t steps = words / U;
+    for (int64_t begin = 0; begin < steps || begin == 0; begin += kSumBlock / U) {
       V acc[U][R][N]{};
-      const int64_t end = min(begin + kSumBlock, words);
-      int64_t k = begin;
-      for (; k + U <= end; k += U) unroll<U>([&](auto u) { add(acc[u], k + u); });
-      for (; k < end; ++k) add(acc[0], k);
+      const int64_t end = min(begin + kSumBlock / U, steps);
+      for (int64_t s = begin; s < end; ++s) unroll<U>([&](auto u) { add(acc[u], kFar ? u * steps + s : s * U + u); });
+      for (int64_t k = steps * U; end == steps && k < words; ++k) add(acc[0], k);
       unroll<R>([&](auto r) { unroll<N>([&](auto n) { unroll<U>([&](auto u) { total[r][n] += acc[u][r][n]; }); }); });
     }
     unroll<R>([&](auto r) {

@@ -49,6 +49,8 @@ struct ForwardPlan {
   Order order;
   WeightLayout layout;
   bool outputs_first;                // rows of A are (o, outer), otherwise (outer, o)
+  bool output_lanes;                 // outputs are in the lanes, and rows of the batch those of A
+  int64_t row_step, row_blocks;      // rows of one task if so
   int64_t group_step;                // groups of one task of the stream
   int64_t vectors, lane_blocks;      // vectors in a block of lanes, and such blocks along the batch
   int64_t out_step, out_blocks;      // outputs of one task
