@@ -24,7 +24,7 @@ _WHY = {
     "split": "few outputs: dx and dz are separate GEMMs, which read W in its memory order",
     "width_lanes": "the products g z are generated block by block and multiplied by x along the vector lanes",
     "context_lanes": "x is shorter than z: the products g x are generated and multiplied by z, likewise",
-    "outer": "few rows: dW is written once, each of its rows as the sum of g z times x",
+    "outer": "few rows: dW is written once, each of its rows as a sum of outer products of g, z and x",
     "linear": "without W the sum is a plain matrix product",
     "mma": "the products z x (or T = g W) are generated on chip, tile by tile, for the matrix instructions",
     "wgmma": "the products z x are generated in registers, from which Hopper's matrix instructions read them",
@@ -51,6 +51,8 @@ def fields(text: str) -> dict[str, str]:
 def _answer(text: str) -> Answer:
     found = fields(text)
     why = _WHY.get(found["algorithm"], "")
+    if found.get("lanes") == "outputs":
+        why += "; the outputs, contiguous in W, are in the vector lanes"
     if found.get("exchanged") == "1":
         why = f"as W is more contiguous along z, x and z change places; then {why}"
     if copied := int(found.get("copied", "0")):

@@ -13,9 +13,8 @@ from torch.autograd.function import BackwardCFunction
 from mi_kernels.ops.compiling import constant_while_compiling, is_transformed
 
 Maybe = Tensor | None
-_unwrap = (
-    torch._C._functorch.unwrap_if_dead
-)  # as Function.apply does with tensors of transforms that are over
+# As Function.apply does with tensors of transforms that are over.
+_unwrap = torch._C._functorch.unwrap_if_dead
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 
 

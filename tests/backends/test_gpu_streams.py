@@ -211,13 +211,15 @@ class Recording(TorchDispatchMode):
         if func.__name__.split(".")[0] in WAITING:
             raise RuntimeError(f"{func} waits for the device")
         results = func(*args, **(kwargs or {}))
-        self.steps.append((func, args, kwargs or {}, results))
+        if torch.Tag.inplace_view not in func.tags:  # of the shape alone, which a graph has no part in
+            kept = [result.detach() for result in tree_leaves(results)]
+            self.steps.append((func, args, kwargs or {}, kept))
         return results
 
     @torch.no_grad()
     def replay(self):
         for func, args, kwargs, results in self.steps:
-            for old, new in zip(tree_leaves(results), tree_leaves(func(*args, **kwargs)), strict=True):
+            for old, new in zip(results, tree_leaves(func(*args, **kwargs)), strict=True):
                 if old.data_ptr() != new.data_ptr():  # no view
                     old.copy_(new)
 

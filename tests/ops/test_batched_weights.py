@@ -311,3 +311,12 @@ def test_published_layers(name, place):
     torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-12)
     second = [torch.autograd.grad(sum(g.pow(2).sum() for g in one), leaves) for one in grads]
     torch.testing.assert_close(*second, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (5, 1)])
+@pytest.mark.parametrize("name", ["x", "z"])
+def test_missing_inputs_are_named(lead, name, place):
+    x, z, weight = torch.randn(5, 7), torch.randn(5, 3), torch.randn(*lead, 1, 3, 7)
+    x, z = (None if name == "x" else x), (None if name == "z" else z)
+    with pytest.raises(TypeError, match=f"^interaction: {name}: expected a torch.Tensor, got NoneType$"):
+        mi.interaction(x, z, weight)

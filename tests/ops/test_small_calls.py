@@ -331,3 +331,40 @@ def test_small_products_have_the_same_bits_on_any_number_of_threads(name):
         results.append(everything(function, tensors))
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+def test_each_result_of_generate_requires_what_it_depends_on():
+    z, weight, weight_z, weight_x = (
+        torch.randn(5, 3),
+        torch.randn(4, 3, 7),
+        torch.randn(4, 3),
+        torch.randn(4, 7),
+    )
+    for name, expected in (("z", (1, 1)), ("weight", (1, 0)), ("weight_z", (0, 1)), ("weight_x", (1, 0))):
+        tensors = {"z": z, "weight": weight, "weight_z": weight_z, "weight_x": weight_x}
+        tensors[name] = tensors[name].clone().requires_grad_()
+        generated, offset = mi.generate(**tensors)
+        assert (generated.requires_grad, offset.requires_grad) == expected
+        sum(t.sum() for t in (generated, offset) if t.requires_grad).backward()
+        assert tensors[name].grad is not None
+
+
+def test_a_tensor_that_has_left_a_transform():
+    left = []
+    torch.vmap(lambda x: left.append(x) or x)(torch.randn(2, 7))
+    with pytest.raises(RuntimeError, match="escaped"):
+        mi.apply_generated(left[0], torch.randn(4, 7))
+
+
+def test_the_plan_of_a_shift_has_one_product_for_the_context():
+    x, z, weights = (
+        torch.randn(5, 7),
+        torch.randn(5, 3),
+        [torch.randn(*s) for s in ((7, 3), (7,), (7, 3), (7,))],
+    )
+    tensors = [t.requires_grad_() for t in (x, z, *weights)]
+    steps = mi.explain(mi.diagonal, *tensors).backward
+    assert [step.op for step in steps] == ["gate_grads", "input_grads", "weight_grads"]
+    with Spy() as spy:
+        mi.diagonal(*tensors).sum().backward()
+    assert "interaction" in spy.names and "interaction_input_grads" not in spy.names

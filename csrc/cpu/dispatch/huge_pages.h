@@ -17,7 +17,7 @@ namespace mi_kernels {
 inline void prefer_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 2 << 20;
-  constexpr int64_t kWorthAsking = 8 << 20;  // of smaller blocks the allocator keeps the pages, and they are few
+  constexpr int64_t kWorthAsking = 8 << 20;  // smaller blocks have few pages, which the allocator mostly keeps
   if (bytes < kWorthAsking) return;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;

@@ -314,7 +314,8 @@ std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> siz
     static constexpr const char* kElements[] = {"float64", "float32", "bfloat16", "float16"};
     return text(want[0] ? order : "linear", direct ? direct : size.bytes()) +
            ";element=" + kElements[int(selected_kernels().element(dtype))] + ";pair=" + std::to_string(traits.pair) +
-           ";exchanged=" + std::to_string(layout.exchanged) + ";outputs_first=" + std::to_string(f.outputs_first);
+           ";exchanged=" + std::to_string(layout.exchanged) + ";outputs_first=" + std::to_string(f.outputs_first) +
+           ";lanes=" + (f.output_lanes ? "outputs" : "rows");
   }
   if (primitive == "input_grads") {
     const int64_t direct_x = terms & 16 && want[2] ? linear(p.width, p.out, 0, major_of(n_major_x, k_major_x)) : 0;

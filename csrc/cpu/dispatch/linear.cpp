@@ -40,9 +40,9 @@ Tensor allocate_rows(const Tensor& like, int64_t features) {
 }
 
 // [(G,) sizes...], or nothing where it is not wanted.
-Tensor allocate_weight(const Tensor& like, bool want, const ProblemSize& p, bool grouped, int64_t out, int64_t width) {
-  const int64_t sizes[3] = {p.groups, out, width};
-  return want ? allocate(like, sizes + !grouped, grouped + (width >= 0 ? 2 : 1)) : allocate(like, {0});
+Tensor allocate_weight(const Tensor& like, bool want, bool grouped, std::initializer_list<int64_t> group_and_sizes) {
+  const auto from = group_and_sizes.begin() + !grouped;
+  return want ? allocate(like, from, group_and_sizes.end() - from) : allocate(like, {0});
 }
 
 void set_data(OutputRef& ref, const Tensor& result) {
@@ -94,8 +94,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_grads(const Tensor& grad, const Tensor
   if (weight.has_value()) check_sizes(op, "weight", *weight, x, p.groups, grouped, {p.out, p.width});
   check_products(op, "x", p, false);
   Tensor dx = want_x ? allocate_rows(x, p.width) : allocate(x, {0});
-  Tensor dweight = allocate_weight(x, want_weight, p, grouped, p.out, p.width);
-  Tensor dbias = allocate_weight(x, want_bias, p, grouped, p.out, -1);
+  Tensor dweight = allocate_weight(x, want_weight, grouped, {p.groups, p.out, p.width});
+  Tensor dbias = allocate_weight(x, want_bias, grouped, {p.groups, p.out});
   const TensorRef grad_rows = rows_ref(grad, grouped), x_rows = rows_ref(x, grouped);
   if (dx.numel() > 0) {
     InputGradsCall call{p, grad_rows, x_rows, {}, {}, {}, tensor_ref(weight, grouped), {}, {}};

@@ -18,6 +18,8 @@ bool plan_outer(WeightGradsPlan& w, const ProblemSize& p, const MulTraits& m, co
                 const bool (&want)[4]) {
   constexpr int64_t kMostElements = 1 << 18;  // of the inputs of a group, which each worker copies
   if (p.rows < 1 || p.rows > kOuterRows || (p.width + p.context) * p.rows > kMostElements) return false;
+  // A short row of dW is stored as a whole vector of `rows` terms, most of which the next ones overwrite.
+  if (want[0] && p.width > 1 && p.width <= 2 * p.rows && p.context > p.width) return false;
   w.outer = true;
   w.context_lanes = want[0] && p.width == 1;
   const int64_t lanes[3] = {w.context_lanes ? p.context : p.width, p.context, p.width};

@@ -18,6 +18,7 @@ class ForwardOutputs {
   static constexpr bool kInPlace = Mul::pair == 1 && kSameElement<Mul, S>;
   // Words in a summation block. Its part of W stays in the first level of the cache for all rows.
   static constexpr int64_t kSumWords = 64;
+  static_assert(kOutputLaneRows % kTileM == 0);
   static constexpr int64_t kFlush = 32;  // such blocks that are added up before their sum is added to y
 
   const ForwardCall& call;

@@ -261,8 +261,8 @@ class InputGradsStream {
   auto scaled(const S* row, Acc g) const {
     return [row, g, end = weight_end](int64_t k, int64_t valid) {
       if (valid >= L) return g * load_acc<L>(row + k);
-      // Beyond the end of a row is another one, or unmapped memory.
-      return g * (row + k + L <= end ? first_lanes(load_acc<L>(row + k), valid) : load_lanes<Acc>(row + k, 1, valid));
+      // Beyond the end of a row is another one, or unmapped memory. Masked last, as g may be infinite.
+      return first_lanes(g * (row + k + L <= end ? load_acc<L>(row + k) : load_lanes<Acc>(row + k, 1, valid)), valid);
     };
   }
 

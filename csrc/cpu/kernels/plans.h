@@ -84,6 +84,9 @@ struct InputGradsPlan {
   int64_t tasks, operations, worker_bytes, partial_bytes;
 };
 
+// Rows of a task with outputs in the lanes are a multiple of this one, of which every tile's rows are a divisor.
+inline constexpr int64_t kOutputLaneRows = 8;
+
 // One weight gradient: rows (output, feature) x lanes of the result, summed over the batch.
 struct RegionPlan {
   bool wide;                                       // accumulated as sum_traits says: float in double
@@ -98,7 +101,7 @@ inline constexpr int64_t kOuterRows = 4;
 
 struct WeightGradsPlan {
   bool context_lanes;  // dW has z in the lanes and rows g x, rather than x in the lanes and rows g z
-  bool outer;          // a few rows: of the regions, row_step (rows of all groups) and tasks are those of the tasks
+  bool outer;          // few rows: the tasks of a region are ranges of row_step rows of its result, over all groups
   RegionPlan weight, weight_z, weight_x, bias;
   int64_t worker_bytes, partial_bytes;
 };

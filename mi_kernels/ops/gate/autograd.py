@@ -119,19 +119,19 @@ class GateRule(Rule):
                 p = dense.forward(backend, x, z, weight, weight_z, weight_x, bias)
             rule = (backend, (need[0], need_gate), ctx.activation, ctx.scale_offset)
             dx, dp = elementwise.gate_grads(*rule, grad, x, p)
-        need_z = need[1]
-        if need_z and dp is not None and weight is None and weight_z is not None and shift_weight is not None:
-            # U dp + C g, one product of two terms
-            dz, need_z = dense.forward(backend, dp, grad, None, shift_weight.mT, weight_z.mT, None), False
+        two_terms = weight is None and weight_z is not None and shift_weight is not None
+        if need[1] and two_terms and dp is not None:  # U dp + C g in one product
+            dz = dense.forward(backend, dp, grad, None, shift_weight.mT, weight_z.mT, None)
+        need_z = need[1] and dz is None
         if dp is not None and weight is None and weight_x is None:
-            want = need_z and weight_z is not None, need[3], need[5]
-            by_gate_z, weights[1], weights[3] = linear_grads(backend, want, dp, z, weight_z)
+            of_gate = need_z and weight_z is not None, need[3], need[5]
+            by_gate_z, weights[1], weights[3] = linear_grads(backend, of_gate, dp, z, weight_z)
         elif dp is not None:
             matrices = weight, weight_z, weight_x
             by_gate_x, by_gate_z = dense.input_grads(backend, (need[0], need_z), dp, x, z, *matrices)
             weights = dense.weight_grads(backend, (need[2], need[3], need[4], need[5]), dp, x, z, matrices)
-        want = need_z and shift_weight is not None, need[6], need[7]
-        by_shift_z, dc, dd = linear_grads(backend, want, grad, z, shift_weight)
+        of_shift = need_z and shift_weight is not None, need[6], need[7]
+        by_shift_z, dc, dd = linear_grads(backend, of_shift, grad, z, shift_weight)
         dz = add(dz, by_gate_z, by_shift_z)
         return None, None, None, add(dx, by_gate_x), dz, *weights, dc, dd
 

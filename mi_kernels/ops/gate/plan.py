@@ -50,13 +50,28 @@ def diagonal(
     algorithm = "per context" if shared else planner.gate_algorithm(activation)
     backward: tuple[Plan, ...] = ()
     if any(gradients_wanted((x, z, *weights))):
-        gate = dense.plan(backend, x, z, (None, weight, weight_x, bias))
-        backward = (_gate_grads(backend, rows * width, x), *gate.backward)
+        backward = _diagonal_backward(backend, rows, x, z, weights)
     scratch = None
     if not shared:
         terms = (False, True, has_x, has_shift or shift_bias is not None, has_shift)
         scratch = planner.gate_scratch(GateCall(rows, context, x, terms, activation))
     return replace(_plan("diagonal", backend, algorithm, count, scratch), backward=backward)
+
+
+def _diagonal_backward(
+    backend: str, rows: int, x: Tensor, z: Tensor, weights: tuple[Maybe, ...]
+) -> tuple[Plan, ...]:
+    """The steps of GateRule without W; dz = U dp + C g is one product of two terms."""
+    weight, bias, shift_weight, _, weight_x = weights
+    steps = [_gate_grads(backend, rows * x.shape[-1], x)]
+    if weight is not None and shift_weight is not None and gradients_wanted((z,))[0]:
+        like = x.detach().new_empty((1, 1)).expand(rows, x.shape[-1])
+        matrices = (None, shift_weight.detach().mT, weight.detach().mT, None)
+        steps.append(replace(dense.plan(backend, like, like, matrices), op="input_grads"))
+        z = z.detach()
+    if weight_x is None:
+        x = x.detach()
+    return (*steps, *dense.plan(backend, x, z, (None, weight, weight_x, bias)).backward)
 
 
 def gated(backend: str, activation: str, lead: torch.Size, x: Tensor, z: Tensor, *weights: Maybe) -> Plan:

@@ -25,7 +25,7 @@ def interaction(
 ) -> Maybe:
     """y of x [B, X], z [B, Z], W [B, O, Z, X], or of x [1, E, X], z [B, 1, Z], W [B, 1, 1, Z, X], or of x and
     z in each other's place; else None. ``backend``: that of `backends.eager_cpu`."""
-    if backend is None or weight is None:
+    if backend is None or z is None or weight is None:
         return None
     try:
         lead = weight.shape[:-3]
@@ -46,7 +46,8 @@ def interaction(
             return None
         y = autograd.forward(backend, x.unsqueeze(1), z.unsqueeze(1), weight, weight_z, weight_x, bias)
         return y.squeeze(1)
-    if len(lead) == 2 and lead[0] > lead[1] == 1 == out and weight_z is weight_x is bias is None:
+    one_score = len(lead) == 2 and lead[0] > 1 and lead[1] == out == 1
+    if one_score and weight_z is None and weight_x is None and bias is None:
         return _scores(backend, x, z, weight)
     return None
 

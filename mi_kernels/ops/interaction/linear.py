@@ -55,6 +55,7 @@ def _grads_fake(grad, x, weight, want_x, want_weight, want_bias):
     )
 
 
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _LINEAR = _define("cpu_linear", "Tensor x, Tensor weight, Tensor? bias", "Tensor", _linear_fake)
 _GRADS = _define(
     "cpu_linear_grads",
@@ -65,9 +66,9 @@ _GRADS = _define(
 
 
 def is_plain(*tensors: Maybe) -> bool:
-    """Whether no type of the tensors has rules of its own."""
+    """Whether no type of the tensors has rules of its own, nor is one wrapped by a transform."""
     for tensor in tensors:
-        if tensor is not None and type(tensor) not in _PLAIN:
+        if tensor is not None and (type(tensor) not in _PLAIN or _is_wrapped(tensor)):
             return False
     return True
 
@@ -138,7 +139,9 @@ class LinearRule(Rule):
 
 def apply_generated(x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """`linear` of plain tensors as one node, where nothing transforms the call."""
-    return (LinearRule.record if recorded((x, weight, bias)) else LinearRule.forward)(x, weight, bias)
+    if recorded((x, weight, bias)):
+        return LinearRule.record(x, weight, bias)
+    return linear(_BACKEND, x, weight, bias)
 
 
 def generate(
@@ -167,6 +170,12 @@ class GenerateRule(Rule):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.backend, z, weight, weight_z, *_ = inputs
+        _, of_z, of_weight, of_weight_z, of_weight_x, of_bias = ctx.needs_input_grad
+        generated, offset = output
+        if not (of_z or of_weight or of_weight_x):
+            ctx.mark_non_differentiable(generated)
+        elif offset is not None and not (of_z or of_weight_z or of_bias):
+            ctx.mark_non_differentiable(offset)
         ctx.save_for_backward(z, weight, weight_z)
         ctx.set_materialize_grads(False)
 
