@@ -144,9 +144,7 @@ def parser(description: str, families: Iterable[str]) -> argparse.ArgumentParser
     made.add_argument("--compile", action="store_true", help="torch.compile of each rival, too")
     made.add_argument("--threads", type=int, default=None)
     made.add_argument("--rounds", type=int, default=7)
-    made.add_argument(
-        "--processor-time", action="store_true", help="not the clock on the wall; for one thread"
-    )
+    made.add_argument("--cpu-time", action="store_true", help="of one thread, not the clock on the wall")
     made.add_argument("--shortest", type=float, default=0.02, help="seconds of a sample, at least")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--output", type=Path)
@@ -164,7 +162,7 @@ def run(
             continue
         for dtype in options.dtype:
             for work in options.passes:
-                clock = timing.processor if options.processor_time else timing.wall
+                clock = timing.cpu if options.cpu_time else timing.wall
                 found = measure(case, getattr(torch, dtype), work, options, clock=clock)
                 result["cases"].append(found)
                 times = ", ".join(f"{n} {ratio:.2f}" for n, ratio in ratios(found["candidates"]).items())

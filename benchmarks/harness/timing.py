@@ -32,8 +32,8 @@ def wall(run: Callable[[], object], calls: int) -> Sample:
     return Sample(seconds / calls, busy / seconds)
 
 
-def processor(run: Callable[[], object], calls: int) -> Sample:
-    """The time of this process on its processor: for one thread on a machine that others load."""
+def cpu(run: Callable[[], object], calls: int) -> Sample:
+    """CPU time of the process: for one thread, on a machine that others load."""
     begin = time.process_time()
     for _ in range(calls):
         run()

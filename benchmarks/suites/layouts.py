@@ -7,7 +7,7 @@ Each row is a layout, a shape, a dtype and a pass (forward, or forward and backw
 einsum, the outer product of z and x in one matmul, a matmul that contracts one input first, and
 nn.functional.bilinear on the view. `permuted / contiguous` compares our call with our call on a contiguous W.
 The second table (--samples: alone) has weights of each sample: one row a group, W [G, ...].
---cpu-time counts the processor's time of one thread, which other processes lengthen less.
+--cpu-time counts the CPU time of one thread, which other processes lengthen less.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import itertools
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mi_kernels as mi
-from benchmarks.harness.timing import Clock, Sample, interleave, wall
+from benchmarks.harness.timing import Clock, cpu, interleave, wall
 from mi_kernels.tune import positive
 
 # rows, Z, X, O
@@ -92,13 +91,6 @@ class Case(NamedTuple):
         if rows * z_size * x_size <= LIMIT:
             found["outer"] = outer
         return found
-
-
-def processor(run: Callable[[], object], calls: int) -> Sample:
-    begin = time.process_time()
-    for _ in range(calls):
-        run()
-    return Sample((time.process_time() - begin) / calls, 1.0)
 
 
 def medians(
@@ -227,9 +219,9 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--only", choices=("forward", "training"), help="one of the passes")
     parser.add_argument("--samples", action="store_true", help="the second table alone")
-    parser.add_argument("--cpu-time", dest="clock", action="store_const", const=processor, default=wall)
+    parser.add_argument("--cpu-time", dest="clock", action="store_const", const=cpu, default=wall)
     options = parser.parse_args()
-    if options.clock is processor:
+    if options.clock is cpu:
         torch.set_num_threads(1)
     if not options.samples:
         layouts(options)
