@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/integers.h"
+#include "cuda/host/weight_layout.h"
 #include "cuda/sm80/layout.h"
 #include "cuda/small_batch/tile.h"
 
