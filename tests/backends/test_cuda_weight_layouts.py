@@ -259,6 +259,18 @@ def test_what_is_copied(order, dtype, rows, emulated, monkeypatch):
         assert peak == step.scratch + size, name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_gathers_are_not_repeated(dtype, emulated):
+    """W along the outputs without whole chunks is copied for several row tiles if the copy has them."""
+    for rows, width, copies in ((140, 24, 2), (20, 24, 0), (140, 21, 0)):
+        arguments = draw((rows, 3, width, 10), dtype)
+        arguments[2] = stored(arguments[2], "ZXO")
+        emulated.emulated_repacks()
+        for found, exact in zip(primitives(emulated, *arguments), truth(*arguments), strict=True):
+            assert relative_error(found, exact) < LIMITS[dtype]
+        assert emulated.emulated_repacks() == copies
+
+
 def test_explain_knows_alignment(emulated, monkeypatch):
     """A few rows read elements where W begins between boundaries, in other splits than by chunks."""
     monkeypatch.setattr(planners, "query", partial(getattr, emulated))
