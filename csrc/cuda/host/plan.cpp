@@ -200,15 +200,17 @@ const char* algorithm_name(DType dtype) {
   return has_matrix_instructions(dtype) ? "mma" : "fma";
 }
 
-// The dimensions of a tensor map are nested, with the outputs outside.
-bool repacks_for_sm90(const WeightLayout& layout) { return !(layout.k_major && layout.outputs_outermost); }
+// The dimensions of a tensor map are nested, with the outputs outside. CUDA's documentation wants each stride to be a
+// multiple of the one before: until a GPU has taken others, they are not tried.
+bool repacks_for_sm90(const WeightLayout& layout) { return !(layout.k_major && layout.nested); }
 
 bool prefers_sm90(const ProblemSize& p, DType dtype, const WeightLayout* layout, const DeviceProperties& device) {
   if (device.arch != 90 || storage_bytes(dtype) != 2 || !layout || p.context == 0) return false;
   // *Estimate*: a copy of W moves 4 bytes an element, in which time the engine does the products of 360 rows (4.3 TB/s,
   // 770 TFLOP/s). The mma engine reads W where it lies, but takes half as long again for the products.
   constexpr int64_t kMinRowsForCopy = 720;
-  if (repacks_for_sm90(*layout) && p.rows < kMinRowsForCopy && !plan_forward(p, layout, dtype, device).repacked)
+  const int64_t rows = layout->shared ? p.groups * p.rows : p.rows;  // of one copy
+  if (repacks_for_sm90(*layout) && rows < kMinRowsForCopy && !plan_forward(p, layout, dtype, device).repacked)
     return false;
   // *Estimate*: its tiles of 128 rows by at least 64 outputs and steps of 64 inputs pay off if half of the rows and
   // outputs and three quarters of the inputs are not padding.

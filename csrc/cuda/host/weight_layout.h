@@ -15,8 +15,9 @@ struct WeightLayout {
   bool exchanged = false;                // z is inside x: the product is that with x and z exchanged
   bool k_major = true, n_major = false;  // contiguous along the inner feature axis; along the outputs
   bool flat = true;                      // both feature axes are one with a single stride
-  bool outputs_outermost = true;         // the features of an output do not overlap those of the next
+  bool nested = true;                    // no axis overlaps the next one in, of whose stride its own is a multiple
   bool aligned = true;                   // to 16 bytes, wherever what is contiguous begins
+  bool shared = false;                   // by several groups
 };
 
 // With x and z exchanged if they are to be.
@@ -42,7 +43,9 @@ inline PlacedWeight place_weight(ProblemSize p, WeightRef w, DType dtype) {
   layout.k_major = w.width == 1;
   layout.n_major = !layout.k_major && w.out == 1;
   layout.flat = w.context == p.width * w.width;
-  layout.outputs_outermost = slow(w.out) >= slow(w.context) && w.out >= p.context * w.context;
+  layout.nested = w.context > 0 && w.context >= p.width * w.width && w.out >= p.context * w.context &&
+                  (p.context <= 1 || p.out <= 1 || w.out % w.context == 0);
+  layout.shared = p.groups > 1 && w.group == 0;
   const int64_t line = layout.n_major ? (p.width > 1 ? w.width : 0) : (p.out > 1 ? w.out : 0);
   layout.aligned = can_vectorize(w.data, dtype, 1, 0, line, w.group, p.context > 1 ? w.context : 0);
   return {p, w, layout};
