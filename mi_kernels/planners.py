@@ -19,7 +19,7 @@ _WHY = {
     "width_inside": "the GEMM sums over x and its epilogue over z: nothing of size B*Z*X or B*O*Z is"
     " materialised, and W is read where it lies",
     "context_inside": "x is short, so the GEMM sums over z and its epilogue over x",
-    "stream": "few rows: W is streamed once, where it lies; the products z x are generated range by range",
+    "stream": "few rows: W is streamed once; the products z x are generated range by range",
     "fused": "one GEMM computes T = g W tile by tile and its epilogue reduces it to dx and dz",
     "split": "few outputs: dx and dz are separate GEMMs, which read W in its memory order",
     "width_lanes": "the products g z are generated block by block and multiplied by x along the vector lanes",
@@ -56,7 +56,8 @@ def _answer(text: str) -> Answer:
     if found.get("exchanged") == "1":
         why = f"as W is more contiguous along z, x and z change places; then {why}"
     if copied := int(found.get("copied", "0")):
-        why = f"W, whose memory order the kernel cannot read, is copied to [O, Z, X] ({copied} bytes); {why}"
+        order = "[O, X, Z]" if found["exchanged"] == "1" else "[O, Z, X]"
+        why = f"W, in a memory order unsuited to the kernel, is copied to {order} ({copied} bytes); {why}"
     return Answer(found["algorithm"], int(found["scratch"]), why)
 
 
@@ -138,12 +139,12 @@ class Cuda(Compiled):
         return found._replace(scratch=max(found.scratch or 0, rest.scratch or 0))
 
     def _flags(self, call: DenseCall) -> tuple[bool, ...]:
-        """Whether an operand besides W, and whether W, cannot be copied to shared memory in whole chunks."""
+        """Whether an operand besides W cannot be copied to shared memory in whole chunks; where W begins."""
         others = call.x, call.z, *call.weights[1:3]
-        return not all(aligned(t) for t in others), not weight_aligned(call.weights[0])
+        return not all(aligned(t) for t in others), not begins_aligned(call.weights[0])
 
     def _gate_flags(self, call: GateCall) -> tuple[bool, ...]:
-        return *call.terms, not weight_aligned(call.weight)
+        return *call.terms, not begins_aligned(call.weight)
 
     def _ask(self, primitive: str, sizes: list[int], like: Tensor, flags: Sequence[bool]) -> Answer:
         plan = query("cuda_interaction_plan")
@@ -168,9 +169,9 @@ def aligned(tensor: Tensor | None) -> bool:
     return tensor is None or query("cuda_aligned")(tensor)
 
 
-def weight_aligned(weight: Tensor | None) -> bool:
-    """The same for W [O, Z, X], along the axis that is innermost in memory."""
-    return weight is None or aligned(weight.permute(memory_order.order(weight)))
+def begins_aligned(weight: Tensor | None) -> bool:
+    """Whether W [O, Z, X] begins at a multiple of 16 bytes; the library looks at its strides itself."""
+    return weight is None or aligned(weight[:1, :1, :1])
 
 
 def gpu(device: torch.device) -> tuple[int, int]:

@@ -99,9 +99,11 @@ for name in sys.argv[2:]:
     assert "CUDA: registered" in listing, listing
 W, UNALIGNED, W_UNALIGNED = 1, 64, 128
 ZXO, ZOX = [1, 64 * 64, 64], [64, 64 * 64, 1]
+PADDED, NOT_A_MULTIPLE = [8 * 72, 72, 1], [8 * 72 + 8, 72, 1]
 for arch, terms, rows, strides in (
     (80, W, 64, []), (90, W, 64, []), (90, W | UNALIGNED, 64, []), (90, W | W_UNALIGNED, 64, []),
     (90, W, 64, ZXO), (90, W, 4096, ZXO), (90, W, 64, ZOX), (80, W, 64, ZOX),
+    (90, W, 64, NOT_A_MULTIPLE), (90, W, 64, PADDED),
 ):
     sizes = [1, rows, 8, 64, 64, *strides]
     print(torch.ops.mi_kernels.cuda_interaction_plan("forward", sizes, torch.bfloat16, terms, arch, 108))
@@ -142,9 +144,9 @@ def test_library_links_and_loads_without_cuda(objects, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     plans = [dict(field.split("=") for field in line.split(";")) for line in run.stdout.splitlines()]
     algorithms = [plan["algorithm"] for plan in plans]
-    assert algorithms == ["mma", "wgmma", "mma", "mma", "mma", "wgmma", "wgmma", "mma"]
+    assert algorithms == ["mma", "wgmma", "mma", "mma", "mma", "wgmma", "wgmma", "mma", "wgmma", "wgmma"]
     # Along the outputs: by the mma engine where it lies or, for many rows, copied.
-    assert [int(plan["copied"]) for plan in plans] == [0] * 5 + [2 * 8 * 64 * 64] * 3
+    assert [int(plan["copied"]) for plan in plans] == [0] * 5 + [2 * 8 * 64 * 64] * 4 + [0]
     assert all(int(plan["scratch"]) >= int(plan["copied"]) for plan in plans)
 
 

@@ -3,7 +3,21 @@
 
 namespace sm90 = mi_kernels::cuda::sm90;
 
+// A W along its outputs is copied from some rows on; those of groups that share it count together.
+bool copies_where_it_pays() {
+  mi_kernels::cuda::WeightLayout layout;
+  layout.k_major = false;
+  layout.n_major = true;
+  const auto preferred = [&](int64_t groups, int64_t rows) {
+    return mi_kernels::cuda::prefers_sm90({groups, rows, 16, 64, 512}, mi_kernels::DType::bf16, &layout, kHopper);
+  };
+  const bool own = !preferred(1, 719) && preferred(1, 720) && !preferred(3, 240);
+  layout.shared = true;
+  return own && preferred(3, 240) && !preferred(3, 239);
+}
+
 int main() {
+  if (!copies_where_it_pays()) return 1;
   ContiguousCall call;
   while (read_call(call)) {
     const bool preferred = mi_kernels::cuda::prefers_sm90(call.problem, call.dtype(), &kContiguous, kHopper);

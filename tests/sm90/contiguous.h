@@ -6,6 +6,7 @@
 
 #include "cuda/host/plan.h"
 #include "cuda/host/sm90_args.h"
+#include "cuda/host/weight_layout.h"
 
 constexpr mi_kernels::cuda::DeviceProperties kHopper{90, 132};
 

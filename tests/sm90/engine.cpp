@@ -68,6 +68,7 @@ struct Case {
   int nan_row = -1;  // of x
   int blocks = 0;    // of the grid; 0: one for each tile
   int splits = 1;    // blocks of a tile
+  int weight_padding = 0;
 };
 
 template <class T, class Traits, bool kExact>
@@ -77,7 +78,7 @@ void run(const Case& test, uint32_t seed) {
   std::mt19937 random(seed + 17);
   const int64_t g = p.groups, b = p.rows, i = p.context, j = p.width, o = p.out;
   Tensor x({g, b, 1, j}, 8, false, random, 1, kBf), z({g, b, 1, i}, 8, false, random, 1, kBf);
-  Tensor w({g, o, i, j}, 0, test.shared_weights, random, 1, kBf),
+  Tensor w({g, o, i, j}, test.weight_padding, test.shared_weights, random, 1, kBf),
       u({g, o, 1, i}, 8, test.shared_weights, random, 1, kBf);
   Tensor v({g, o, 1, j}, 8, test.shared_weights, random, 1, kBf),
       c({g, 1, 1, o}, 3, test.shared_weights, random, 1, kBf);
@@ -196,6 +197,7 @@ int main(int argc, char** argv) {
                             {{3, 33, 1, 16, 8, true, true, false, true}, true},
                             {{1, 20, 70, 40, 16, false, true, true, true}},
                             {{1, 9, 4, 8, 40, true, false, false, false}},
+                            {{2, 9, 3, 72, 40, true, true, false, true}, false, -1, 0, 1, 8},  // W with padding
                             {{2, 3, 0, 0, 5, true, true, true, true}},  // only the bias contributes
                             {{1, 3, 0, 9, 8, true, true, true, false}},
                             {{1, 3, 9, 0, 8, true, true, true, false}},

@@ -7,15 +7,30 @@ namespace mi_kernels::cuda {
 
 inline constexpr int kReduceThreads = 256;
 
-// Adds the partial sums in the order of the splits.
+// Adds `count` partial sums `stride` apart in their order, with a few loads in flight.
+template <class Acc>
+MI_DEVICE double sum_of_splits(const Acc* partials, int64_t count, int64_t stride) {
+  constexpr int kInFlight = 8;
+  double sum = 0;  // adding hundreds of partial sums in float would round more than PyTorch's blocked sums do
+  MI_NO_UNROLL
+  for (int64_t s = 0; s < count; s += kInFlight) {
+    Acc values[kInFlight];
+    MI_UNROLL
+    for (int q = 0; q < kInFlight; ++q)
+      if (s + q < count) values[q] = partials[(s + q) * stride];
+    MI_UNROLL
+    for (int q = 0; q < kInFlight; ++q)
+      if (s + q < count) sum += double(values[q]);
+  }
+  return sum;
+}
+
 template <class Arch, class T>
 MI_DEVICE void reduce_block(const Epilogue<T>& epilogue, int64_t splits) {
   const int64_t size = epilogue.groups * epilogue.rows * epilogue.cols;
   const int64_t at = Arch::block_x() * kReduceThreads + Arch::thread();
   if (at >= size) return;
-  double sum = 0;  // adding hundreds of partial sums in float would round more than PyTorch's blocked sums do
-  MI_NO_UNROLL
-  for (int64_t s = 0; s < splits; ++s) sum += double(epilogue.partials[s * size + at]);
+  const double sum = sum_of_splits(epilogue.partials + at, splits, size);
   const int64_t row = at / epilogue.cols;
   epilogue.finish(row / epilogue.rows, row % epilogue.rows, at % epilogue.cols, AccOf<T>(sum), AccOf<T>(0));
 }
@@ -45,10 +60,7 @@ MI_DEVICE void softmax_block(const Epilogue<T>& epilogue, int64_t splits, const 
   using Acc = AccOf<T>;
   const int64_t row = Arch::block_x(), size = epilogue.rows * epilogue.cols;
   const auto summed = [&](const Acc* partials, int64_t count, int64_t col) {
-    double sum = 0;
-    MI_NO_UNROLL
-    for (int64_t s = 0; s < count; ++s) sum += double(partials[s * size + row * epilogue.cols + col]);
-    return Acc(sum);
+    return Acc(sum_of_splits(partials + row * epilogue.cols + col, count, size));
   };
   const auto p = [&](int64_t col) { return epilogue.add_bias(0, col, summed(epilogue.partials, splits, col)); };
   Acc maximum = -INFINITY, total = 0;

@@ -131,20 +131,20 @@ std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, c
 }
 
 // As cuda_interaction_plan, for sizes [B, Z, X] and the strides of W. The bits of `terms`: W, U, V, a shift, a C in it,
-// and that W is not 16-byte aligned along what is contiguous.
+// and that W does not begin at a multiple of 16 bytes.
 std::string cuda_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarType type, int64_t terms, bool softmax,
                            int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_gate_plan";
   const std::vector<int64_t> strides = take_strides(sizes, 3);
   const ProblemSize p = gate_problem_size(op, sizes, terms, 6);
-  WeightLayout layout = terms & 1 ? weight_layout(p, strides) : WeightLayout{};
-  layout.aligned = !(terms & 32);
   check_gpu(op, arch, processors);
   const DType given = dtype_of(type, op, "dtype"), dtype = use_small_batch(p, given) ? given : product_dtype(given);
+  const auto [product, ref, layout] =
+      terms & 1 ? place_queried_weight(p, strides, !(terms & 32), given) : PlacedWeight{p, {}, {}};
   const DeviceProperties device{int(arch), int(processors)};
   const bool gate_and_shift = !(terms & 1) && terms & 16 && !softmax;
   const ForwardPlan gate =
-      plan_forward(exchanged(p, layout), terms & 1 && p.context * p.width > 0 ? &layout : nullptr, dtype, device);
+      plan_forward(product, terms & 1 && p.context * p.width > 0 ? &layout : nullptr, dtype, device);
   const int64_t shift_splits = terms & 16 ? plan_forward(p, nullptr, dtype, device).grid.splits : 0;
   const int64_t partials = softmax ? gate.grid.splits + shift_splits : gate.grid.splits > 1 ? gate.grid.splits : 0;
   const int64_t bytes = gate_and_shift ? 0 : partials * p.rows * p.out * accumulator_bytes(dtype);

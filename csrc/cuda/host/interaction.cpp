@@ -86,9 +86,10 @@ void launch_planned_input_grads(const DeviceStream& stream, const InputGradsPara
 
 template <class T>
 void run_input_grads(const DeviceStream& stream, const Tensor& like, const TensorRef& grad, const DenseOperands& a,
-                     bool n_major, void* dx, void* dz) {
+                     void* dx, void* dz) {
   using Acc = AccOf<T>;
   const ProblemSize& p = a.problem;
+  const bool n_major = a.layout.n_major;
   const TensorRef &x = a.x, &z = a.z, &weight_z = a.weight_z, &weight_x = a.weight_x;
   const MatrixOperand<T> w = weight_per_context<T>(a.weight, p, n_major);
   const InputGradsPlan plan(p, n_major, w.vectorized, dtype_v<T>, stream.device(), dx, dz, weight_z.data,
@@ -143,12 +144,10 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   const auto ref = [&](const auto& tensor) { return tensor_ref(tensor, shape.grouped); };
   if (weight.has_value() && weight->numel() > 0) {
     DenseOperands a = dense_operands(p, ref(x), ref(z), weight, shape.grouped, ref(weight_z), ref(weight_x), dtype);
-    const bool repacked = repacks_for_input_grads(a.problem, a.layout, dtype), n_major = a.layout.n_major && !repacked;
-    const auto copy = repack_weight(repacked, stream, x, a, dtype);
+    const auto copy = repack_weight(repacks_for_input_grads(a.problem, a.layout, dtype), stream, x, a, dtype);
     void* grads[] = {want_x ? dx.mutable_data_ptr() : nullptr, want_z ? dz.mutable_data_ptr() : nullptr};
     if (a.layout.exchanged) std::swap(grads[0], grads[1]);
-    for_arithmetic(dtype,
-                   [&](auto t) { run_input_grads<decltype(t)>(stream, x, ref(grad), a, n_major, grads[0], grads[1]); });
+    for_arithmetic(dtype, [&](auto t) { run_input_grads<decltype(t)>(stream, x, ref(grad), a, grads[0], grads[1]); });
     return {dx, dz};
   }
   for_arithmetic(dtype, [&](auto t) {
@@ -238,7 +237,7 @@ struct PrimitivePlan {
 };
 
 // `terms` of a plan query.
-PrimitivePlan input_grads_plan(const ProblemSize& p, DType dtype, int64_t terms, const WeightLayout& layout,
+PrimitivePlan input_grads_plan(const ProblemSize& p, DType dtype, int64_t terms, WeightLayout layout,
                                const DeviceProperties& device) {
   PrimitivePlan found;
   if (!(terms & 1) || p.context * p.width * p.out == 0) {
@@ -250,10 +249,10 @@ PrimitivePlan input_grads_plan(const ProblemSize& p, DType dtype, int64_t terms,
     return found;
   }
   found.repacked = repacks_for_input_grads(p, layout, dtype);
-  const bool n_major = layout.n_major && !found.repacked;
-  const int64_t inner = n_major ? p.out : p.width;
-  const bool vectorized = (found.repacked || layout.aligned) && inner % (16 / storage_bytes(dtype)) == 0;
-  const InputGradsPlan plan(p, n_major, vectorized, dtype, device, terms & 16, terms & 32, terms & 2, terms & 4);
+  if (found.repacked) layout = repacked_layout(layout);
+  const int64_t inner = layout.n_major ? p.out : p.width;
+  const bool vectorized = layout.aligned && inner % (16 / storage_bytes(dtype)) == 0;
+  const InputGradsPlan plan(p, layout.n_major, vectorized, dtype, device, terms & 16, terms & 32, terms & 2, terms & 4);
   found.small_batch = plan.small_batch;
   found.grid = plan.grid;
   found.bytes = (plan.dx_elements(p) + plan.dz_elements(p)) * accumulator_bytes(dtype);
@@ -268,19 +267,18 @@ int64_t exchanged_terms(int64_t terms) {
 
 // The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O], followed by the strides of W [O, Z, X] unless
 // it is contiguous, on a GPU of `processors` multiprocessors. The bits of `terms`: W, U, V and the bias are given, dx
-// and dz are wanted, another operand is not 16-byte aligned, W is not along what is contiguous.
+// and dz are wanted, another operand is not 16-byte aligned, W does not begin at a multiple of 16 bytes.
 std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> sizes, torch::headeronly::ScalarType type,
                                   int64_t terms, int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_interaction_plan";
   const std::vector<int64_t> strides = take_strides(sizes, 5);
   const ProblemSize asked = interaction_problem_size(op, sizes, terms, 8);
   check_gpu(op, arch, processors);
-  const bool reads_weight = terms & 1 && primitive != "weight_grads";
-  WeightLayout layout = reads_weight ? weight_layout(asked, strides) : WeightLayout{};
-  layout.aligned = !(terms & 128);
-  const ProblemSize p = exchanged(asked, layout);
-  if (layout.exchanged) terms = exchanged_terms(terms);
   const DType given = dtype_of(type, op, "dtype");
+  const bool reads_weight = terms & 1 && primitive != "weight_grads";
+  const auto [p, ref, layout] =
+      reads_weight ? place_queried_weight(asked, strides, !(terms & 128), given) : PlacedWeight{asked, {}, {}};
+  if (layout.exchanged) terms = exchanged_terms(terms);
   const DType dtype = primitive != "weight_grads" && use_small_batch(p, given) ? given : product_dtype(given);
   const DeviceProperties device{int(arch), int(processors)};
   const bool has_weight = terms & 1 && p.context * p.width > 0;

@@ -30,23 +30,17 @@ inline DenseOperands dense_operands(const ProblemSize& p, const TensorRef& x, co
   DenseOperands a{p, x, z, {}, {}, weight_z, weight_x};
   if (!weight.has_value()) return a;
   const int64_t lead = grouped ? 1 : 0;
-  const PlacedWeight placed =
-      place_weight(p, {weight->const_data_ptr(), grouped && weight->size(0) > 1 ? weight->stride(0) : 0,
-                       weight->stride(lead), weight->stride(lead + 1), weight->stride(lead + 2)});
+  const int64_t group = grouped && weight->size(0) > 1 ? weight->stride(0) : 0;
+  const PlacedWeight placed = place_weight(
+      p, {weight->const_data_ptr(), group, weight->stride(lead), weight->stride(lead + 1), weight->stride(lead + 2)},
+      dtype);
+  a.problem = placed.problem;
   a.weight = placed.ref;
   a.layout = placed.layout;
   if (a.layout.exchanged) {
-    a.problem = exchanged(p, a.layout);
     std::swap(a.x, a.z);
     std::swap(a.weight_x, a.weight_z);
-    std::swap(a.weight.width, a.weight.context);
   }
-  const int64_t outer = a.layout.n_major ? a.problem.width : p.out;
-  a.layout.aligned = can_vectorize(a.weight.data, dtype, 1, 0,
-                                   outer <= 1         ? 0
-                                   : a.layout.n_major ? a.weight.width
-                                                      : a.weight.out,
-                                   a.weight.group, a.problem.context > 1 ? a.weight.context : 0);
   return a;
 }
 
@@ -84,6 +78,13 @@ class RepackedWeight {
   WeightRef ref_;
 };
 
+// The layout of the copy.
+inline WeightLayout repacked_layout(const WeightLayout& layout) {
+  WeightLayout copy;
+  copy.exchanged = layout.exchanged;
+  return copy;
+}
+
 // Copies W if it has to be, and makes the copy the weight of `a`. What it returns holds its memory.
 inline std::optional<RepackedWeight> repack_weight(bool wanted, const DeviceStream& stream, const Tensor& like,
                                                    DenseOperands& a, DType dtype) {
@@ -91,6 +92,7 @@ inline std::optional<RepackedWeight> repack_weight(bool wanted, const DeviceStre
   RepackedWeight copy(like, a, dtype);
   copy.start(stream, a);
   a.weight = copy.ref();
+  a.layout = repacked_layout(a.layout);
   return copy;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/integers.h"
+#include "cuda/host/weight_layout.h"
 #include "cuda/sm80/layout.h"
 #include "cuda/small_batch/tile.h"
 
@@ -14,6 +15,16 @@ bool has_matrix_instructions(DType dtype) { return storage_bytes(dtype) == 2 || 
 // The most terms of a summation block. A longer one in float32 would round more than PyTorch's blocked sums do; 16-bit
 // inputs are rounded more than any sum of them, and float64 has digits to spare.
 int64_t max_summation_block(DType dtype) { return dtype == DType::f32 ? 256 : int64_t(1) << 40; }
+
+bool has_whole_chunks(int64_t elements, DType dtype) { return elements % (16 / storage_bytes(dtype)) == 0; }
+
+// Whether a W along the outputs is copied although the mma engine could read it there: it would gather each chunk by
+// elements, once for each of several row tiles, and reads the copy, with `inner` features in a line, by cp.async.
+bool gathers_more_than_a_copy(const ProblemSize& p, const WeightLayout& layout, int64_t inner, const TileShape& tile,
+                              DType dtype) {
+  const bool chunked = layout.aligned && has_whole_chunks(p.out, dtype);
+  return !chunked && has_whole_chunks(inner, dtype) && p.rows > tile.rows;
+}
 
 // The least that is worth the start of a pipeline and a partial sum.
 constexpr int64_t kMinStagesPerSplit = 8;
@@ -81,9 +92,9 @@ Grid plan_small_batch_forward(const ProblemSize& p, int64_t k, DType dtype, cons
 
 Grid plan_small_batch_forward_n_major(const ProblemSize& p, int64_t k, bool aligned, DType dtype,
                                       const DeviceProperties& device) {
-  const int64_t elements = 16 / storage_bytes(dtype),
-                chunks = aligned && p.out % elements == 0 ? p.out / elements : p.out;
-  const int64_t group_threads = small_batch_group_threads(chunks);
+  const bool vectorized = aligned && has_whole_chunks(p.out, dtype);
+  const int64_t chunks = vectorized ? p.out * storage_bytes(dtype) / 16 : p.out;
+  const int64_t group_threads = small_batch_group_threads(chunks, vectorized);
   Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(chunks, group_threads), 1, 0, p.groups};
   split_in_steps(g, p, k, kSmallBatchThreads / group_threads * kSmallBatchInFlight, device);
   return g;
@@ -102,6 +113,8 @@ ForwardPlan plan_forward(const ProblemSize& p, const WeightLayout* layout, DType
   plan.small_batch = use_small_batch(p, dtype);
   if (plan.small_batch) plan.per_context = false;
   plan.n_major = k > 0 && layout->n_major && (layout->flat || plan.per_context);
+  if (plan.n_major && !plan.small_batch)
+    plan.n_major = !gathers_more_than_a_copy(p, *layout, plan.per_context ? p.width : k, matmul_tile(dtype), dtype);
   plan.repacked = k > 0 && !plan.n_major && !(layout->k_major && (layout->flat || plan.per_context));
   if (plan.small_batch && plan.n_major) {
     plan.grid = plan_small_batch_forward_n_major(p, k, layout->aligned, dtype, device);
@@ -122,7 +135,9 @@ ForwardPlan plan_forward(const ProblemSize& p, const WeightLayout* layout, DType
 
 // The mma engine would spill in float64 if it summed along contiguous outputs.
 bool repacks_for_input_grads(const ProblemSize& p, const WeightLayout& layout, DType dtype) {
-  const bool reads_n_major = dtype != DType::f64 || use_small_batch(p, dtype);
+  const bool reads_n_major =
+      use_small_batch(p, dtype) ||
+      (dtype != DType::f64 && !gathers_more_than_a_copy(p, layout, p.width, input_grads_tile(dtype), dtype));
   return !layout.k_major && !(layout.n_major && reads_n_major);
 }
 
@@ -161,8 +176,7 @@ Grid plan_small_batch_input_grads(const ProblemSize& p, bool vectorized, DType d
 Grid plan_small_batch_input_grads_n_major(const ProblemSize& p, bool vectorized, DType dtype,
                                           const DeviceProperties& device, InputGradsSplits& s) {
   const int64_t elements = vectorized ? 16 / storage_bytes(dtype) : 1;
-  // A group reads 128 bytes at a time.
-  s.group_threads = std::min(small_batch_group_threads(ceil_div(p.out, elements)), vectorized ? 8 : 32);
+  s.group_threads = small_batch_group_threads(ceil_div(p.out, elements), vectorized);
   const int64_t thread_groups = kSmallBatchThreads / s.group_threads, step = s.group_threads * elements;
   Grid g{ceil_div(p.rows, small_batch_rows(storage_bytes(dtype))), ceil_div(p.width, thread_groups), 1, 0, p.groups};
   const int64_t tiles = g.row_tiles * g.col_tiles * p.groups, results = p.groups * p.rows * p.width;
@@ -186,15 +200,17 @@ const char* algorithm_name(DType dtype) {
   return has_matrix_instructions(dtype) ? "mma" : "fma";
 }
 
-// The dimensions of a tensor map are nested, with the outputs outside.
-bool repacks_for_sm90(const WeightLayout& layout) { return !(layout.k_major && layout.outputs_outermost); }
+// The dimensions of a tensor map are nested, with the outputs outside. CUDA's documentation wants each stride to be a
+// multiple of the one before: until a GPU has taken others, they are not tried.
+bool repacks_for_sm90(const WeightLayout& layout) { return !(layout.k_major && layout.nested); }
 
 bool prefers_sm90(const ProblemSize& p, DType dtype, const WeightLayout* layout, const DeviceProperties& device) {
   if (device.arch != 90 || storage_bytes(dtype) != 2 || !layout || p.context == 0) return false;
   // *Estimate*: a copy of W moves 4 bytes an element, in which time the engine does the products of 360 rows (4.3 TB/s,
   // 770 TFLOP/s). The mma engine reads W where it lies, but takes half as long again for the products.
   constexpr int64_t kMinRowsForCopy = 720;
-  if (repacks_for_sm90(*layout) && p.rows < kMinRowsForCopy && !plan_forward(p, layout, dtype, device).repacked)
+  const int64_t rows = layout->shared ? p.groups * p.rows : p.rows;  // of one copy
+  if (repacks_for_sm90(*layout) && rows < kMinRowsForCopy && !plan_forward(p, layout, dtype, device).repacked)
     return false;
   // *Estimate*: its tiles of 128 rows by at least 64 outputs and steps of 64 inputs pay off if half of the rows and
   // outputs and three quarters of the inputs are not padding.

@@ -7,9 +7,10 @@
 #include "common/problem_size.h"
 #include "cuda/common/grid.h"
 #include "cuda/host/device_properties.h"
-#include "cuda/host/weight_layout.h"
 
 namespace mi_kernels::cuda {
+
+struct WeightLayout;
 
 struct TileShape {
   int64_t rows, cols, k;

@@ -93,7 +93,7 @@ MI_DEVICE void small_batch_forward_n_major(const ForwardParams<T>& params) {
   using Acc = AccOf<T>;
   constexpr int kRows = kSmallBatchRows<T>;
   const TileCoord t = tile_coord(params.grid, Arch::block_x());
-  const int group_threads = small_batch_group_threads(ceil_div(params.epilogue.cols, kCount));
+  const int group_threads = small_batch_group_threads(ceil_div(params.epilogue.cols, kCount), kCount > 1);
   const int thread_groups = kSmallBatchThreads / group_threads;
   const int thread_rank = Arch::thread() % group_threads, thread_group = Arch::thread() / group_threads;
   const int64_t row0 = t.row_tile * kRows, out = (t.col_tile * group_threads + thread_rank) * kCount;
@@ -102,11 +102,14 @@ MI_DEVICE void small_batch_forward_n_major(const ForwardParams<T>& params) {
   BlockedSums<T, kCount> sums;
   if (out < params.epilogue.cols) {
     stream_n_major_weights<T, kCount>(params, t, thread_group, thread_groups, begin, end, out, sums);
+    // U and V are shared among the splits.
+    const int64_t linear_begin = t.split * thread_groups + thread_group;
+    const int64_t linear_step = params.grid.splits * thread_groups;
     MI_NO_UNROLL
-    for (int q = 0; q < 2 && t.split == 0; ++q) {
+    for (int q = 0; q < 2; ++q) {
       const MatrixRows<T> a(params.linear_a[q], t.group), b(params.linear_b[q], t.group);
       MI_NO_UNROLL
-      for (int64_t k = thread_group; k < params.linear_k[q]; k += thread_groups) {
+      for (int64_t k = linear_begin; k < params.linear_k[q]; k += linear_step) {
         MI_UNROLL
         for (int e = 0; e < kCount; ++e) {
           const Acc element = Acc(*b.at(out + e, k));
