@@ -134,11 +134,12 @@ def pack(weight: Tensor) -> PackedWeight:
 
     The copy has the size of W in the dtype in which W is multiplied (float32 for float16, and for bfloat16
     on CPUs without its instructions). There is none where the kernels read W in place: float32 and float64
-    with X no smaller than Z. An in-place change of W, an optimiser step, ``load_state_dict`` or a move is
-    detected by version counter, address, dtype, device and strides, and W is packed again; until then the
-    memory of the packed tensor stays alive. Writes that PyTorch does not count are not detected: through
-    ``weight.data``, NumPy, DLPack, or by another process. ``load_state_dict(..., assign=True)`` replaces the
-    parameter: pack the new one.
+    with X no smaller than Z; nor of a W that is contiguous along O, whose vectors of outputs need no other
+    order. An in-place change of W, an optimiser step, ``load_state_dict`` or a move is detected by version
+    counter, address, dtype, device and strides, and W is packed again; until then the memory of the packed
+    tensor stays alive. Writes that PyTorch does not count are not detected: through ``weight.data``, NumPy,
+    DLPack, or by another process. ``load_state_dict(..., assign=True)`` replaces the parameter: pack the new
+    one.
 
     Raises:
         TypeError: ``weight`` is no dense tensor.
