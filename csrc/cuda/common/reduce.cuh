@@ -25,6 +25,7 @@ MI_DEVICE double sum_of_splits(const Acc* partials, int64_t count, int64_t strid
   return sum;
 }
 
+// One result of a thread, out of its partial sums.
 template <class Arch, class T>
 MI_DEVICE void reduce_block(const Epilogue<T>& epilogue, int64_t splits) {
   const int64_t size = epilogue.groups * epilogue.rows * epilogue.cols;
