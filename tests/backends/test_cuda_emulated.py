@@ -19,7 +19,7 @@ from mi_kernels.ops.gate import portable as gate_portable
 from mi_kernels.ops.interaction import plan, portable
 from mi_kernels.testing.errors import check_errors, relative_error
 from mi_kernels.testing.memory import peak_memory
-from mi_kernels.testing.samples import lay_out
+from mi_kernels.testing.samples import lay_out, stored
 
 pytestmark = pytest.mark.skipif(backend.COMPILER is None, reason="no C++ compiler")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -275,10 +275,12 @@ def test_groups_in_float16(width, emulated):
     ("sizes", "processors"),
     [((64, 300, 64, 8), 132), ((8, 2000, 33, 4), 132), ((4, 16, 16, 2000), 132), ((9, 2000, 8, 4), 1)],
 )
-def test_long_sums_of_positive_numbers(sizes, processors, emulated):
+@pytest.mark.parametrize("along_outputs", [False, True])
+def test_long_sums_of_positive_numbers(sizes, processors, along_outputs, emulated):
     """Rounding errors add up if nothing cancels: the error rule holds for long summation blocks too."""
     emulated.emulated_processors(processors)
     x, z, w, *_, g = (t.abs() for t in draw(sizes, torch.float32))
+    w = stored(w, "ZXO") if along_outputs else w
 
     def ours(x, z, w, g):
         y = emulated.interaction(x, z, w, None, None, None)

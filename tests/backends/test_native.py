@@ -107,7 +107,7 @@ def test_values_and_gradients_on_each_instruction_set(isa):
 @pytest.mark.subprocess
 @pytest.mark.parametrize("isa", ISAS)
 def test_gates_on_each_instruction_set(isa):
-    """The error rule of gates and modulation, and products of a few rows: of most, the inner loop's selection."""
+    """The error rule of gates and modulation, and products of a few rows: the inner loop's selection."""
     if isa not in libraries.cpu_isa()["supported"]:
         pytest.skip(f"this machine or build has no {isa}")
     if isa == libraries.cpu_isa()["selected"]:
