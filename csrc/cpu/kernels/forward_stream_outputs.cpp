@@ -1,5 +1,7 @@
 // y for a few rows where the outputs are contiguous in W. Lanes are outputs: the vectors W[:, i, j] are multiplied by
 // products z_i x_j, which are generated for one chunk of (i, j) at a time, so that W is read once and in place.
+#include <type_traits>
+
 #include "cpu/engine/epilogues.h"
 #include "cpu/kernels/family.h"
 #include "cpu/kernels/gate_epilogue.h"
@@ -170,13 +172,11 @@ class ForwardStreamOutputs {
   }
 
   // `last`: the last of the N vectors. U words at a time where there are too few sums to hide latency; for one row they
-  // are far apart, as several streams of memory are faster than one (not so with vectors of half a line, in pairs).
+  // are far apart, as several streams of memory are faster than one, if none is within a page of the next (not so with
+  // vectors of half a line, in pairs).
   template <int N, int R>
   __attribute__((noinline, flatten)) void multiply_words(const S* first, const S* last, int64_t k_stride, int64_t words,
                                                          const Elem* products, int64_t sums_stride, Acc* sums) const {
-    constexpr bool kFar = R == 1 && Mul::pair == 1;
-    constexpr int kFarSums = kTileM == 8 ? 16 : 8;
-    constexpr int U = kFar ? max(min(kFarSums / N, 4), 1) : N * R >= 8 ? 1 : N * R >= 4 ? 2 : 4;
     const int64_t stride = products_stride, next = Mul::pair == 1 ? 0 : k_stride;
     const auto add = [&](V(&acc)[R][N], int64_t k) {
       const int64_t at = k * Mul::pair * k_stride;
@@ -187,14 +187,23 @@ class ForwardStreamOutputs {
       });
     };
     V total[R][N]{};
-    const int64_t steps = words / U;
-    for (int64_t begin = 0; begin < steps || begin == 0; begin += kSumBlock / U) {
-      V acc[U][R][N]{};
-      const int64_t end = min(begin + kSumBlock / U, steps);
-      for (int64_t s = begin; s < end; ++s) unroll<U>([&](auto u) { add(acc[u], kFar ? u * steps + s : s * U + u); });
-      for (int64_t k = steps * U; end == steps && k < words; ++k) add(acc[0], k);
-      unroll<R>([&](auto r) { unroll<N>([&](auto n) { unroll<U>([&](auto u) { total[r][n] += acc[u][r][n]; }); }); });
-    }
+    const auto sum_words = [&](auto count, const auto& index) {
+      constexpr int U = count;
+      const int64_t steps = words / U;
+      for (int64_t begin = 0; begin < steps || begin == 0; begin += kSumBlock / U) {
+        V acc[U][R][N]{};
+        const int64_t end = min(begin + kSumBlock / U, steps);
+        for (int64_t s = begin; s < end; ++s) unroll<U>([&](auto u) { add(acc[u], index(u, s, steps)); });
+        for (int64_t k = steps * U; end == steps && k < words; ++k) add(acc[0], k);
+        unroll<R>([&](auto r) { unroll<N>([&](auto n) { unroll<U>([&](auto u) { total[r][n] += acc[u][r][n]; }); }); });
+      }
+    };
+    constexpr int kNear = N * R >= 8 ? 1 : N * R >= 4 ? 2 : 4;
+    constexpr int kFar = max(min((kTileM == 8 ? 16 : 8) / N, 4), 1);
+    if (R == 1 && Mul::pair == 1 && words / kFar * k_stride * int64_t(sizeof(S)) >= 4096)
+      sum_words(std::integral_constant<int, kFar>{}, [](auto u, int64_t s, int64_t steps) { return u * steps + s; });
+    else
+      sum_words(std::integral_constant<int, kNear>{}, [](auto u, int64_t s, int64_t) { return s * kNear + u; });
     unroll<R>([&](auto r) {
       unroll<N>([&](auto n) {
         Acc* sum = sums + r * sums_stride + n * L;
