@@ -5,6 +5,7 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <initializer_list>
 #include <vector>
@@ -16,7 +17,7 @@ using torch::stable::Tensor;
 // torch::stable::new_empty without its search for the operation by name, which takes longer than many a small kernel.
 inline Tensor allocate(const Tensor& like, const int64_t* sizes, int64_t dimensions, int32_t* type = nullptr) {
   AtenTensorHandle result = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_aten_new_empty(like.get(), sizes, dimensions, type, nullptr, nullptr, 0, nullptr, &result));
   return Tensor(result);
 }
