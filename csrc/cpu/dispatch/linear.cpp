@@ -1,4 +1,4 @@
-// Small calls of the form without W and U, y = V x + c, and its gradients. The views and placeholders that turn them
+// Small calls of the form without W and U, y = V x + c, and its gradients. The views and empty operands that turn them
 // into calls of the primitives take longer than the products, so these take tensors as they are.
 #include <torch/csrc/stable/library.h>
 
