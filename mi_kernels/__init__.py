@@ -4,6 +4,7 @@ from mi_kernels import nn
 from mi_kernels._version import __version__
 from mi_kernels.backends import BackendName, backend
 from mi_kernels.explain import explain
+from mi_kernels.functional.biaffine import biaffine
 from mi_kernels.functional.gates import diagonal, gated_interaction, modulate
 from mi_kernels.functional.heads import HeadPart, split_head
 from mi_kernels.functional.hyper import apply_generated, generate
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "apply_generated",
     "backend",
+    "biaffine",
     "bilinear",
     "convert",
     "diagonal",

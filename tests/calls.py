@@ -1,7 +1,7 @@
 """A call of every public function and of every form with a way of its own, for tests of what all share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mi
+from mi_kernels.testing.biaffine_samples import LABEL
 from mi_kernels.testing.samples import (
     GATE_ODD,
     GATE_TERMS,
@@ -74,6 +75,10 @@ CALLS = {
     "segments": Call(_by_segments, TINY_RAGGED),
     "generated": Call(_generated, Sample(ODD)),
     "segments-generated": Call(_segments_generated, TINY_RAGGED),
+    "biaffine": Call(partial(mi.biaffine, ones=(True, True)), LABEL),
+    "biaffine-channels-first": Call(
+        partial(mi.biaffine, channels_first=True), replace(LABEL, ones=(False, False), bias=(5,))
+    ),
     "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),
     "diagonal": Call(_diagonal, GateSample("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
     "diagonal-softmax": Call(

@@ -8,6 +8,7 @@ raise ValueError.
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,6 +153,12 @@ def check_number(op: str, name: str, value: object) -> None:
     """A coefficient is a real number."""
     if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
         raise TypeError(f"{op}: {name}: expected a float, got {type(value).__name__}")
+
+
+def check_flag(op: str, name: str, value: object) -> None:
+    """A flag is a bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{op}: {name}: expected a bool, got {type(value).__name__}")
 
 
 def check_segments(op: str, segment_ids: object, x: Tensor, groups: int, look: bool) -> None:

@@ -18,10 +18,11 @@ from mi_kernels.ops.gate import reference as gated_reference
 from mi_kernels.ops.interaction import reference as interaction_reference
 from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.testing import squares
+from mi_kernels.testing.biaffine_samples import Pairs
 from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 
-AnySample = Sample | GateSample | Modulation
+AnySample = Sample | GateSample | Modulation | Pairs
 Maybe = Tensor | None
 
 
@@ -94,6 +95,12 @@ def form_of(sample: AnySample) -> Form:
         return _form_of_gate(sample)
     if isinstance(sample, Modulation):
         return _form_of_modulation(sample)
+    if isinstance(sample, Pairs):
+        ones, first = sample.ones, sample.channels_first
+        return Form(
+            lambda *a: mi.biaffine(*a, **sample.options),
+            lambda x, z, w, c: interaction_reference.biaffine(x, z, w, c, ones, first),
+        )
     return Form(mi.interaction, interaction_reference.interaction)
 
 

@@ -6,6 +6,7 @@ automatically; it only needs a valid call in `GOOD`.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import mi_kernels as mi
 from mi_kernels.ops.interaction import segments
+from mi_kernels.testing.biaffine_samples import ARC, LABEL
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 
@@ -88,10 +90,10 @@ def _linear() -> Iterator[Arguments]:
 def _linear_grads() -> Iterator[Arguments]:
     grad, (x, _, _, _, weight, _) = Sample(ODD).cotangent(DTYPE), Sample(ODD).arguments(DTYPE)
     assert x is not None
-    yield grad, x, weight, True, True, True
-    yield grad[0], x[0], None, False, True, True
-    yield *_grouped(grad, x, weight), True, False, True
-    yield *_grouped(grad[0], x[0], weight), True, True, False
+    yield grad, x, weight, True, True, True, False
+    yield grad[0], x[0], None, False, True, True, False
+    yield *_grouped(grad, x, weight), True, False, True, False
+    yield *_grouped(grad[0], x[0], weight), True, True, False, True
 
 
 def _diagonal() -> Iterator[Arguments]:
@@ -168,6 +170,20 @@ def _rows() -> Iterator[Arguments]:
         yield "portable", *arguments, None
 
 
+def _biaffine() -> Iterator[Arguments]:
+    for sample in (replace(ARC, ones=(True, True)), LABEL, replace(LABEL, ones=(False, False), bias=(5,))):
+        x, z, w, c = sample.arguments(DTYPE)
+        assert z is not None and w is not None
+        weight, offset = (w[..., :-1], w[..., -1]) if sample.ones[1] else (w, None)
+        for keep in (False, True):
+            yield x, z, weight, offset, None if c is None else c.repeat(z.shape[1]), keep
+
+
+def _differentiable_biaffine() -> Iterator[Arguments]:
+    for sample in (ARC, LABEL, replace(LABEL, bias=(5,), channels_first=True)):
+        yield "portable", *sample.arguments(DTYPE), *sample.ones, sample.channels_first
+
+
 def _differentiable_gate() -> Iterator[Arguments]:
     x, z, weight, *others = GateSample("gated_interaction", GATE_ODD, "WUVc").arguments(DTYPE)
     yield "portable", "tanh", 0.0, x, z, weight, *others, None, None
@@ -191,6 +207,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "interaction_weight_grads": _weight_grads,
     "cpu_linear": _linear,
     "cpu_linear_grads": _linear_grads,
+    "cpu_biaffine": _biaffine,
     "interaction_by_segment": _by_segment(_forward, slice(2, 6)),
     "interaction_by_segment_input_grads": _by_segment(_input_grads, slice(3, 6)),
     "interaction_by_segment_weight_grads": _by_segment(_weight_grads, slice(3, 3)),
@@ -201,6 +218,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "differentiable_interaction": _planned,
     "differentiable_interaction_rows": _rows,
     "differentiable_interaction_by_segment": _by_segment(_forward, slice(2, 6), ("portable",)),
+    "differentiable_biaffine": _differentiable_biaffine,
     "differentiable_gate": _differentiable_gate,
     "differentiable_modulate": _differentiable_modulate,
     "cpu_interaction_plan": _plans(),

@@ -92,7 +92,7 @@ class Sample:
             if not there:
                 arguments.append(None)
                 continue
-            tensor = lay_out(_made(value * scale, dtype, device), self.layout, expand_dim=EXPANDED[name])
+            tensor = lay_out(made(value * scale, dtype, device), self.layout, expand_dim=EXPANDED[name])
             if name == "weight" and self.order != "OZX":
                 tensor = stored(tensor, self.order)
             arguments.append(tensor.requires_grad_(requires_grad))
@@ -107,14 +107,14 @@ class Sample:
         """
         (values,) = normal([(*self.shape.lead, self.shape.out)], seed)
         layout = layout or ("contiguous" if self.layout == "expanded" else self.layout)
-        return lay_out(_made(values, dtype, device), layout, expand_dim=-1)
+        return lay_out(made(values, dtype, device), layout, expand_dim=-1)
 
 
 # The dimension along which the layout "expanded" repeats one slice, a different one for each operand.
 EXPANDED = {"x": -1, "z": 0, "weight": 0, "weight_z": -1, "weight_x": 0, "bias": 0}
 
 
-def _made(values: Tensor, dtype: torch.dtype, device: str | torch.device) -> Tensor:
+def made(values: Tensor, dtype: torch.dtype, device: str | torch.device) -> Tensor:
     """A rounded copy. Moved before it is laid out: a copy to another device closes gaps and offsets."""
     if not dtype.is_floating_point:
         values = (values * 3).round().abs()
@@ -274,14 +274,14 @@ class Modulation:
         there = [sizes for sizes in (self.x, self.scale, self.shift) if sizes is not None]
         tensors: list[Any] = []
         for values, dim in zip(normal(there, seed), (0, -1, -1), strict=False):
-            tensor = self._lay_out(_made(values, dtype, device), self.layout, dim)
+            tensor = self._lay_out(made(values, dtype, device), self.layout, dim)
             tensors.append(tensor.requires_grad_(requires_grad))
         return tensors[0], tensors[1], None if self.shift is None else tensors[2]
 
     def cotangent(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 1) -> Tensor:
         (values,) = normal([tuple(self.shape)], seed)
         layout = "contiguous" if self.layout == "expanded" else self.layout
-        return self._lay_out(_made(values, dtype, device), layout, 0)
+        return self._lay_out(made(values, dtype, device), layout, 0)
 
 
 TOKENS = Modulation("tokens", (3, 19, 40), (3, 1, 40), (3, 1, 40))
@@ -381,7 +381,7 @@ class GateSample:
             if letter not in self.terms:
                 tensors.append(None)
                 continue
-            tensor = lay_out(_made(value * scale, dtype, device), self.layout, expand_dim=dim)
+            tensor = lay_out(made(value * scale, dtype, device), self.layout, expand_dim=dim)
             if letter == "W" and self.order != "OZX":
                 tensor = stored(tensor, self.order)
             tensors.append(tensor.requires_grad_(requires_grad))
@@ -390,7 +390,7 @@ class GateSample:
     def cotangent(self, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 1) -> Tensor:
         (values,) = normal([(*self.shape.lead, self.shape.width)], seed)
         layout = "contiguous" if self.layout == "expanded" else self.layout
-        return lay_out(_made(values, dtype, device), layout)
+        return lay_out(made(values, dtype, device), layout)
 
 
 def _square(shape: Shape) -> Shape:

@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,6 +33,7 @@ from mi_kernels.ops.backend import suffixes
 from mi_kernels.ops.interaction import batched, cost_model, reference
 from mi_kernels.testing import checks, devices, samples
 from mi_kernels.testing.batched_samples import BY_INDEX, PER_SAMPLE, Batched
+from mi_kernels.testing.biaffine_samples import ARC, LABEL
 from mi_kernels.testing.errors import require
 from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
 from mi_kernels.testing.kernel_values import check_interaction
@@ -109,6 +111,8 @@ def _interactions() -> Iterator[tuple[str, Check]]:
     for shape in (PER_SAMPLE[2], BY_INDEX[3], BY_INDEX[9]):
         yield f"weights {shape.name}", partial(_batched, shape)
     yield "generate", _generated
+    for pairs in (ARC, LABEL, replace(LABEL, channels_first=True)):
+        yield from _both(pairs)
     yield "NaN and Inf", _not_finite
     yield "the same bits twice", partial(_repeatable, Sample(samples.THREADED))
 

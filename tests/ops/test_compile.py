@@ -404,6 +404,8 @@ SAMPLES |= {
         "segment_order",
         "cpu_linear",
         "cpu_linear_grads",
+        "cpu_biaffine",
+        "differentiable_biaffine",
     )
 }
 

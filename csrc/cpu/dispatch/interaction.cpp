@@ -231,7 +231,7 @@ void run_weight_grads(DType dtype, const WorkspaceSource& memory, const WeightGr
   if (!want[0] && !want[1] && !want[2] && !want[3]) return;
   const Kernels& kernels = selected_kernels();
   const WeightGradsPlan plan =
-      plan_weight_grads(call.problem, kernels.mul_traits(dtype), kernels.sum_traits(dtype), want);
+      plan_weight_grads(call.problem, kernels.mul_traits(dtype), kernels.sum_traits(dtype), want, call.one);
   memory.run(workspace_size(plan, want),
              [&](const Executor& executor) { kernels.weight_grads(dtype, call, plan, executor); });
 }

@@ -7,6 +7,7 @@
 
 #include "common/allocate.h"
 #include "common/tensor_args.h"
+#include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/interaction.h"
 #include "cpu/kernels/calls.h"
 
@@ -36,13 +37,13 @@ Tensor allocate_rows(const Tensor& like, int64_t features) {
   const int64_t last = like.dim() - 1;
   for (int64_t d = 0; d < last; ++d) sizes[d] = like.size(d);
   sizes[last] = features;
-  return allocate(like, sizes, last + 1);
+  return on_huge_pages(allocate(like, sizes, last + 1));
 }
 
 // [(G,) sizes...], or nothing where it is not wanted.
 Tensor allocate_weight(const Tensor& like, bool want, bool grouped, std::initializer_list<int64_t> group_and_sizes) {
   const auto from = group_and_sizes.begin() + !grouped;
-  return want ? allocate(like, from, group_and_sizes.end() - from) : allocate(like, {0});
+  return want ? on_huge_pages(allocate(like, from, group_and_sizes.end() - from)) : allocate(like, {0});
 }
 
 void set_data(OutputRef& ref, const Tensor& result) {
@@ -74,9 +75,10 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Optional& bias) {
   return y;
 }
 
-// dx, dV and dc; the weight is needed for dx alone.
+// dx, dV and dc; the weight is needed for dx alone. With `one`, x has one more feature, which is 1: dV has a column for
+// it.
 std::tuple<Tensor, Tensor, Tensor> linear_grads(const Tensor& grad, const Tensor& x, const Optional& weight,
-                                                bool want_x, bool want_weight, bool want_bias) {
+                                                bool want_x, bool want_weight, bool want_bias, bool one) {
   constexpr const char* op = "cpu_linear_grads";
   check_defined(op, "grad", grad);
   check_defined(op, "x", x);
@@ -94,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_grads(const Tensor& grad, const Tensor
   if (weight.has_value()) check_sizes(op, "weight", *weight, x, p.groups, grouped, {p.out, p.width});
   check_products(op, "x", p, false);
   Tensor dx = want_x ? allocate_rows(x, p.width) : allocate(x, {0});
-  Tensor dweight = allocate_weight(x, want_weight, grouped, {p.groups, p.out, p.width});
+  Tensor dweight = allocate_weight(x, want_weight, grouped, {p.groups, p.out, p.width + one});
   Tensor dbias = allocate_weight(x, want_bias, grouped, {p.groups, p.out});
   const TensorRef grad_rows = rows_ref(grad, grouped), x_rows = rows_ref(x, grouped);
   if (dx.numel() > 0) {
@@ -105,6 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_grads(const Tensor& grad, const Tensor
   WeightGradsCall call{p, grad_rows, x_rows, {}, {}, {}, {}, {}};
   set_data(call.weight_x, dweight);
   set_data(call.bias, dbias);
+  call.one = one;
   weight_grads_part(dtype, {&x}, call);
   return {dx, dweight, dbias};
 }

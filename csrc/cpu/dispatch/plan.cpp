@@ -359,9 +359,9 @@ InputGradsPlan plan_input_grads(const ProblemSize& p, const MulTraits& m, bool w
 }
 
 WeightGradsPlan plan_weight_grads(const ProblemSize& p, const MulTraits& m, const MulTraits& sum_traits,
-                                  const bool (&want)[4]) {
+                                  const bool (&want)[4], bool one) {
   WeightGradsPlan w{};
-  if (plan_outer(w, p, m, sum_traits, want)) return w;
+  if (!one && plan_outer(w, p, m, sum_traits, want)) return w;
   w.context_lanes = p.width < 4 * m.lanes && p.context > p.width;
   const int64_t lanes = w.context_lanes ? p.context : p.width, outer = w.context_lanes ? p.width : p.context;
   // For small sizes PyTorch computes vectors and dot products, whose pairwise sums are more exact than any order of a
@@ -375,7 +375,7 @@ WeightGradsPlan plan_weight_grads(const ProblemSize& p, const MulTraits& m, cons
   };
   if (want[0]) w.weight = region(outer, lanes);
   w.weight_z = region(1, p.context);
-  w.weight_x = region(1, p.width);
+  w.weight_x = region(1, p.width + one);
   w.bias = plan_region(p.groups, 1, 1, p.out, p.rows, sum_traits);
   const RegionPlan* regions[4] = {&w.weight, &w.weight_z, &w.weight_x, &w.bias};
   for (int t = 0; t < 4; ++t) {

@@ -69,7 +69,8 @@ inline constexpr int64_t kWideOperations = 1 << 17;
 // For a few rows: returns whether their weight gradients are outer products.
 bool plan_outer(WeightGradsPlan&, const ProblemSize&, const MulTraits&, const MulTraits& sum_traits,
                 const bool (&want)[4]);
+// `one`: dV has one more column, for a feature of x that is 1.
 WeightGradsPlan plan_weight_grads(const ProblemSize&, const MulTraits&, const MulTraits& sum_traits,
-                                  const bool (&want)[4]);
+                                  const bool (&want)[4], bool one = false);
 
 }  // namespace mi_kernels

@@ -191,6 +191,21 @@ void pack_b(View<S> view, int64_t count, int64_t vectors, int64_t depth, typenam
   });
 }
 
+// Sets one lane of a packed block of B to the number 1.
+template <class Mul, class S>
+void fill_with_ones(int64_t lane, int64_t vectors, int64_t depth, typename Mul::Word* out) {
+  constexpr int L = Simd<typename Mul::Word>::lanes;
+  const int64_t words = ceil_div(depth, Mul::pair);
+  S one;
+  from_acc(typename Mul::Acc(1), one);
+  for_panels(vectors, [&](auto n, int64_t first) {
+    const int64_t at = lane - first * L, width = n * L;
+    if (at < 0 || at >= width) return;
+    for (int64_t k = 0; k < words; ++k)
+      out[first * L * words + k * width + at] = word_at<Mul>(View<S>{&one, 0, 0}, 0, k, depth);
+  });
+}
+
 // The inverse for accumulators: stores feature f of each lane at out[lane * stride + f].
 template <class Acc, class S>
 void unpack_panels(const Acc* panels, int64_t features, int64_t vectors, int64_t count, S* out, int64_t stride) {

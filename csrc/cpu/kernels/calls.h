@@ -47,6 +47,7 @@ struct WeightGradsCall {
   ProblemSize problem;
   TensorRef grad, x, z;
   OutputRef weight, weight_z, weight_x, bias;
+  bool one = false;  // x has one more feature, which is 1, and weight_x a column for it
 };
 
 // One term of a product without W, sum_k rows[b, k] matrix[o, k]; absent if its data is null.

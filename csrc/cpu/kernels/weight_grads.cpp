@@ -31,11 +31,11 @@ class WeightGrads {
   void run() {
     if (call.weight.data) plan.weight.wide ? weight<SumMul>() : weight<Mul>();
     if (call.weight_z.data)
-      plan.weight_z.wide ? matrix<SumMul>(plan.weight_z, call.z, p.context, call.weight_z)
-                         : matrix<Mul>(plan.weight_z, call.z, p.context, call.weight_z);
+      plan.weight_z.wide ? matrix<SumMul>(plan.weight_z, call.z, p.context, 0, call.weight_z)
+                         : matrix<Mul>(plan.weight_z, call.z, p.context, 0, call.weight_z);
     if (call.weight_x.data)
-      plan.weight_x.wide ? matrix<SumMul>(plan.weight_x, call.x, p.width, call.weight_x)
-                         : matrix<Mul>(plan.weight_x, call.x, p.width, call.weight_x);
+      plan.weight_x.wide ? matrix<SumMul>(plan.weight_x, call.x, p.width, call.one, call.weight_x)
+                         : matrix<Mul>(plan.weight_x, call.x, p.width, call.one, call.weight_x);
     if (call.bias.data) column_sums(plan.bias);
   }
 
@@ -47,14 +47,16 @@ class WeightGrads {
     const TensorRef &factor = context_lanes ? call.x : call.z, &lanes = context_lanes ? call.z : call.x;
     const Layout layout{context_lanes ? p.width : p.context, zx, context_lanes ? 1 : p.width,
                         context_lanes ? p.width : 1};
-    region<M>(plan.weight, lanes, context_lanes ? p.context : p.width, call.weight, p.out * zx, layout,
+    region<M>(plan.weight, lanes, context_lanes ? p.context : p.width, 0, call.weight, p.out * zx, layout,
               [&](const Block& b, ScratchAllocator& scratch) { return products<M>(b, factor, scratch); });
   }
 
-  // dU or dV.
+  // dU or dV, with `one` more column where the inputs have one more feature, which is 1.
   template <class M>
-  void matrix(const RegionPlan& r, const TensorRef& lanes, int64_t features, const OutputRef& result) const {
-    region<M>(r, lanes, features, result, p.out * features, {1, features, 0, 1},
+  void matrix(const RegionPlan& r, const TensorRef& lanes, int64_t features, int64_t one,
+              const OutputRef& result) const {
+    const int64_t columns = features + one;
+    region<M>(r, lanes, features, one, result, p.out * columns, {1, columns, 0, 1},
               [&](const Block& b, ScratchAllocator&) {
                 return MatrixProducer<M, S>{feature_view(call.grad, b.group).at(b.o0, b.b0)};
               });
@@ -113,9 +115,10 @@ class WeightGrads {
                  static_cast<S*>(call.bias.data));
   }
 
-  // result[m, l] = sum_b A[m, b] * lanes[l, b], in regions that are accumulated in scratch memory.
+  // result[m, l] = sum_b A[m, b] * lanes[l, b], in regions that are accumulated in scratch memory. `one`: there is one
+  // more lane, of ones.
   template <class M, class MakeProducer>
-  void region(const RegionPlan& r, const TensorRef& lanes, int64_t all_lanes, const OutputRef& result,
+  void region(const RegionPlan& r, const TensorRef& lanes, int64_t features, int64_t one, const OutputRef& result,
               int64_t group_size, const Layout& whole, const MakeProducer& make_producer) const {
     using Word = typename M::Word;
     using Acc = typename M::Acc;
@@ -128,7 +131,7 @@ class WeightGrads {
       b.group = row_task / r.row_blocks;
       b.o0 = row_block / r.feature_blocks * r.out_step, b.outputs = min(r.out_step, r.outputs - b.o0);
       b.f0 = row_block % r.feature_blocks * r.feature_step, b.features = min(r.feature_step, r.extent - b.f0);
-      const int64_t rows = b.outputs * b.features, lane_count = min(r.vectors * L, all_lanes - l0);
+      const int64_t rows = b.outputs * b.features, lane_count = min(r.vectors * L, features + one - l0);
       const int64_t vectors = ceil_div(lane_count, L);
       ScratchAllocator scratch{executor.scratch + worker * plan.worker_bytes};
       auto* packed_a = scratch.allocate<Word>(kBlockM * ceil_div(r.depth, M::pair));
@@ -140,7 +143,9 @@ class WeightGrads {
       const auto sum = [&](int64_t begin, int64_t end, const auto& epilogue) {
         b.b0 = begin, b.depth = min(r.depth, end - begin);
         ScratchAllocator rest = scratch;
-        pack_b<M>(feature_view(lanes, b.group).at(l0, begin), lane_count, vectors, b.depth, packed_b);
+        pack_b<M>(feature_view(lanes, b.group).at(l0, begin), min(lane_count, features - l0), vectors, b.depth,
+                  packed_b);
+        if (one) fill_with_ones<M, S>(features - l0, vectors, b.depth, packed_b);
         gemm<M>(make_producer(b, rest), 0, rows, 0, b.depth, packed_b, vectors, packed_a, epilogue);
       };
       // A sum with a single block is stored directly.

@@ -18,7 +18,7 @@ from mi_kernels.ops.interaction import memory_order
 from mi_kernels.ops.library import LIBRARY, NAMESPACE
 from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, recorded, wanted, without_features
 
-_BACKEND = "cpu"  # whose kernels take a call as it is
+BACKEND = "cpu"  # whose kernels take a call as it is
 _PLAIN = Tensor, torch.nn.Parameter  # no subclass, with rules of its own for the registered operations
 
 
@@ -45,23 +45,35 @@ def _linear_fake(x, weight, bias):
     return x.new_empty((*x.shape[:-1], weight.shape[-2]))
 
 
-def _grads_fake(grad, x, weight, want_x, want_weight, want_bias):
+def _grads_fake(grad, x, weight, want_x, want_weight, want_bias, one):
     groups = x.shape[:1] if (x if weight is None else weight).dim() == 3 else ()
     out = grad.shape[-1]
     return (
         x.new_empty(x.shape if want_x else (0,)),
-        x.new_empty((*groups, out, x.shape[-1]) if want_weight else (0,)),
+        x.new_empty((*groups, out, x.shape[-1] + one) if want_weight else (0,)),
         x.new_empty((*groups, out) if want_bias else (0,)),
     )
+
+
+def _biaffine_fake(input1, input2, weight, offset, bias, keep):
+    out, columns, _ = weight.shape
+    y = input1.new_empty((*input1.shape[:2], input2.shape[1], out))
+    return y, input1.new_empty((*input2.shape[:2], out, columns) if keep else (0,))
 
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _LINEAR = _define("cpu_linear", "Tensor x, Tensor weight, Tensor? bias", "Tensor", _linear_fake)
 _GRADS = _define(
     "cpu_linear_grads",
-    "Tensor grad, Tensor x, Tensor? weight, bool want_x, bool want_weight, bool want_bias",
+    "Tensor grad, Tensor x, Tensor? weight, bool want_x, bool want_weight, bool want_bias, bool one=False",
     "(Tensor, Tensor, Tensor)",
     _grads_fake,
+)
+BIAFFINE = _define(  # biaffine.py
+    "cpu_biaffine",
+    "Tensor input1, Tensor input2, Tensor weight, Tensor? offset, Tensor? bias, bool keep",
+    "(Tensor, Tensor)",
+    _biaffine_fake,
 )
 
 
@@ -73,9 +85,9 @@ def is_plain(*tensors: Maybe) -> bool:
     return True
 
 
-def _is_direct(backend: str, *tensors: Maybe) -> bool:
+def is_direct(backend: str, *tensors: Maybe) -> bool:
     """Whether a call may go to the kernels: nothing traces, differentiates or watches it."""
-    if torch.compiler.is_compiling() or backend != _BACKEND or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or backend != BACKEND or torch._C._len_torch_dispatch_stack() > 0:
         return False
     return is_plain(*tensors) and not differentiating(tensors)
 
@@ -88,7 +100,7 @@ def _missing_dim(x: Tensor, grouped: bool) -> int | None:
 
 def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y of x [X], [B, X] and V [O, X], of x [G, X], [G, B, X] and V [G, O, X]. Differentiable."""
-    if _is_direct(backend, x, weight, bias):
+    if is_direct(backend, x, weight, bias):
         return _LINEAR(x, weight, bias)
     dim = _missing_dim(x, weight.dim() == 3)
     rows = x if dim is None else x.unsqueeze(dim)
@@ -97,20 +109,25 @@ def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
 
 
 def linear_grads(
-    backend: str, want: tuple[bool, bool, bool], grad: Tensor, x: Tensor, weight: Maybe
+    backend: str, want: tuple[bool, bool, bool], grad: Tensor, x: Tensor, weight: Maybe, one: bool = False
 ) -> tuple[Maybe, Maybe, Maybe]:
-    """(dx, dV, dc), each None where it is not wanted. Differentiable. V is for dx and the order of dV."""
+    """(dx, dV, dc), each None where it is not wanted. Differentiable. V is for dx and the order of dV.
+
+    ``one``: x has one more feature, which is 1, and dV is [..., X + 1]; dc is not wanted then.
+    """
     if not any(want):
         return None, None, None
-    if _is_direct(backend, grad, x, weight) and not (want[1] and memory_order.is_n_major(weight)):
-        dx, dv, dc = _GRADS(grad, x, weight, *want)
+    if is_direct(backend, grad, x, weight) and (one or not (want[1] and memory_order.is_n_major(weight))):
+        dx, dv, dc = _GRADS(grad, x, weight, *want, one)
         return dx if want[0] else None, dv if want[1] else None, dc if want[2] else None
     dim = _missing_dim(x, (x if weight is None else weight).dim() == 3)
     if dim is not None:
         grad, x = grad.unsqueeze(dim), x.unsqueeze(dim)
-    z, want_weights = without_features(x), (False, False, *want[1:])
+    z, want_weights = without_features(x), (False, False, want[1], want[1] if one else want[2])
     dx, _ = dense.input_grads(backend, (want[0], False), grad, x, z, None, None, weight)
     _, _, dv, dc = dense.weight_grads(backend, want_weights, grad, x, z, (None, None, weight))
+    if one and dv is not None and dc is not None:
+        dv, dc = torch.cat((dv, dc.unsqueeze(-1)), -1), None
     return dx if dx is None or dim is None else dx.squeeze(dim), dv, dc
 
 
@@ -120,7 +137,7 @@ class LinearRule(Rule):
     @staticmethod
     def forward(x, weight, bias):
         if torch._C._len_torch_dispatch_stack() > 0:  # as a mode would see it elsewhere
-            return linear(_BACKEND, x, weight, bias)
+            return linear(BACKEND, x, weight, bias)
         return _LINEAR(x, weight, bias)
 
     @staticmethod
@@ -134,14 +151,14 @@ class LinearRule(Rule):
         if grad is None:
             return None, None, None
         x, weight = ctx.saved_tensors
-        return linear_grads(_BACKEND, wanted(ctx, grad.numel() * x.shape[-1]), grad, x, weight)
+        return linear_grads(BACKEND, wanted(ctx, grad.numel() * x.shape[-1]), grad, x, weight)
 
 
 def apply_generated(x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """`linear` of plain tensors as one node, where nothing transforms the call."""
     if recorded((x, weight, bias)):
         return LinearRule.record(x, weight, bias)
-    return linear(_BACKEND, x, weight, bias)
+    return linear(BACKEND, x, weight, bias)
 
 
 def generate(

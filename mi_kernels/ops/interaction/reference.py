@@ -66,3 +66,22 @@ def interaction(
     y = sum(terms[1:], terms[0])
     rows = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1], y.shape[:-1])
     return y.expand(*rows, y.shape[-1])
+
+
+def biaffine(
+    input1: Tensor,  # [..., L1, I1]
+    input2: Tensor,  # [..., L2, I2]
+    weight: Tensor,  # [O, I1 (+ 1), I2 (+ 1)]
+    bias: Tensor | None,  # [O]
+    ones: tuple[bool, bool],
+    channels_first: bool,
+) -> Tensor:
+    """y = [x1 | 1]^T W_o [x2 | 1] + c of all pairs."""
+    inputs = [
+        torch.cat((x, x.new_ones(*x.shape[:-1], 1)), -1) if one else x
+        for x, one in zip((input1, input2), ones, strict=True)
+    ]
+    generated = torch.einsum("...li,oij->...loj", inputs[0], weight)
+    y = torch.einsum("...loj,...mj->...lmo", generated, inputs[1])
+    y = y if bias is None else y + bias
+    return y.movedim(-1, -3) if channels_first else y

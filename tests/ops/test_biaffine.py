@@ -1,0 +1,232 @@
+"""The biaffine form: values and derivatives, published layers, memory, messages."""
+
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import mi_kernels as mi
+from mi_kernels import backends
+from mi_kernels.testing.biaffine_samples import ARC, LABEL, Pairs, pairs
+from mi_kernels.testing.checks import check_gradients, check_second_order, check_values
+from mi_kernels.testing.memory import peak_memory
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ONES = tuple(product((False, True), repeat=2))
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str, scope="module")
+@pytest.mark.parametrize("sample", pairs(), ids=str, scope="module")
+def test_error_rule(sample, dtype, place):
+    y = mi.biaffine(*sample.arguments(dtype, place.device), **sample.options)
+    assert y.shape == sample.shape and y.dtype == dtype and y.is_contiguous()
+    check_values(sample, dtype, place.device)
+    check_gradients(sample, dtype, place.device)
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("sample", (ARC, LABEL), ids=str)
+def test_second_order_obeys_the_error_rule(sample, channels_first, place):
+    check_second_order(replace(sample, channels_first=channels_first), torch.float32, place.device)
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("out", [1, 2])
+@pytest.mark.parametrize("ones", ONES, ids=str)
+def test_derivatives(ones, out, channels_first, place):
+    sample = Pairs("tiny", (2, 3, 2), (2, 2, 3), out, ones, (out,), channels_first)
+    leaves = sample.arguments(torch.float64, place.device, requires_grad=True)
+    function = partial(mi.biaffine, **sample.options)
+    gradcheck(
+        function, leaves, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
+    gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("leaf", range(4))
+def test_a_gradient_alone_is_that_of_all(leaf, place):
+    for ones in ONES:
+        sample = replace(LABEL, ones=ones, bias=(5,))
+        leaves = sample.arguments(torch.float64, place.device, requires_grad=True)
+        grad = sample.cotangent(torch.float64, place.device)
+        every = torch.autograd.grad(mi.biaffine(*leaves, **sample.options), leaves, grad)
+        only = [t.detach().requires_grad_(number == leaf) for number, t in enumerate(leaves)]
+        (found,) = torch.autograd.grad(mi.biaffine(*only, **sample.options), only[leaf], grad)
+        torch.testing.assert_close(found, every[leaf])
+
+
+def padded(x):
+    return torch.cat((x, torch.ones_like(x[..., :1])), -1)
+
+
+def supar(x, y, weight, ones):
+    """Biaffine of supar with n_out > 1, and of its scores of arcs with n_out = 1 and scale = 0."""
+    x, y = (padded(t) if one else t for t, one in zip((x, y), ones, strict=True))
+    return torch.einsum("bxi,oij,byj->boxy", x, weight, y)
+
+
+def stanza(x, y, weight):
+    """PairwiseBiaffineScorer of stanza: weight [I1 + 1, I2 + 1, O], scores [B, L1, L2, O]."""
+    x, y = padded(x), padded(y)
+    rows = (x.flatten(0, 1) @ weight.flatten(1)).view(*x.shape[:2], *weight.shape[1:])
+    return torch.einsum("bxjo,byj->bxyo", rows, y)
+
+
+def allennlp(x, y, weight, bias, input_biases):
+    """BilinearMatrixAttention of AllenNLP without activation: weight [O, I1 (+ 1), I2 (+ 1)], bias [1]."""
+    if input_biases:
+        x, y = padded(x), padded(y)
+    return x.unsqueeze(1) @ weight @ y.unsqueeze(1).mT + bias
+
+
+def drawn(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+
+
+def same(ours, theirs, leaves):
+    torch.testing.assert_close(ours, theirs)
+    grad = torch.randn_like(theirs)
+    for one, other in zip(
+        torch.autograd.grad(ours, leaves, grad), torch.autograd.grad(theirs, leaves, grad), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("out", [1, 6])
+@pytest.mark.parametrize("ones", ONES, ids=str)
+def test_supar(ones, out):
+    x, y, weight = leaves = drawn((3, 7, 10), (3, 9, 12), (out, 10 + ones[0], 12 + ones[1]))
+    same(mi.biaffine(x, y, weight, ones=ones, channels_first=True), supar(x, y, weight, ones), leaves)
+
+
+def test_stanza():
+    x, y, weight = leaves = drawn((3, 7, 10), (3, 9, 12), (11, 13, 6))
+    same(mi.biaffine(x, y, weight.permute(2, 0, 1), ones=(True, True)), stanza(x, y, weight), leaves)
+
+
+@pytest.mark.parametrize("input_biases", [False, True])
+@pytest.mark.parametrize("out", [1, 6])
+def test_allennlp(out, input_biases):
+    more = int(input_biases)
+    x, y, weight, bias = leaves = drawn((3, 7, 10), (3, 9, 12), (out, 10 + more, 12 + more), (1,))
+    ours = mi.biaffine(x, y, weight, bias, ones=(input_biases, input_biases), channels_first=True)
+    same(ours, allennlp(x, y, weight, bias, input_biases), leaves)
+
+
+@pytest.mark.parametrize("ones", ONES, ids=str)
+def test_module(ones):
+    torch.manual_seed(0)
+    layer = mi.nn.Biaffine(10, 12, 6, ones=ones, dtype=torch.float64)
+    # What supar's layer has, so that its state dict can be loaded.
+    assert {name: list(t.shape) for name, t in layer.state_dict().items()} == {
+        "weight": [6, 10 + ones[0], 12 + ones[1]]
+    }
+    x, y = drawn((3, 7, 10), (3, 9, 12))
+    torch.testing.assert_close(layer(x, y), supar(x, y, layer.weight, ones).permute(0, 2, 3, 1))
+    first = mi.nn.Biaffine(10, 12, 6, ones, bias=True, channels_first=True, dtype=torch.float64)
+    first.load_state_dict(layer.state_dict() | {"bias": torch.ones(6)})
+    torch.testing.assert_close(first(x, y), supar(x, y, layer.weight, ones) + 1)
+    assert "ones=" + str(ones) in repr(layer)
+    assert mi.explain(layer, x, y).op == "forward"
+
+
+def test_initial_scores_have_variance_1():
+    torch.manual_seed(0)
+    y = mi.nn.Biaffine(100, 80, 64)(torch.randn(4, 50, 100), torch.randn(4, 50, 80))
+    assert abs(y.std().item() - 1) < 0.03
+    layer = mi.nn.Biaffine(3, 4, 2)
+    assert layer.weight[:, 3].eq(0).all() and layer.weight[:, :, 4].eq(0).all()
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("out", [1, 8])
+@pytest.mark.parametrize("ones", ONES, ids=str)
+def test_memory(ones, out, channels_first, place):
+    """At most the result and the layers of one side; inputs are not copied, nor is the result."""
+    sample = Pairs("memory", (24, 64, 96), (24, 64, 96), out, ones, None, channels_first)
+    x, y, weight = sample.arguments(torch.float32, place.device)[:3]
+    result, layers = 24 * 64 * 64 * out * 4, 24 * 64 * (96 + 1) * out * 4
+    with torch.no_grad():
+        used = peak_memory(partial(mi.biaffine, x, y, weight, **sample.options), place.device)
+    copies = 2 if channels_first and out > 1 else 1  # the order of the layers is changed
+    assert used <= result + copies * layers + 2 * weight.nbytes + 2 * MIB
+    if place.backend == "cpu" and copies == 1:
+        assert used <= result + layers / 2 + 4 * MIB  # those of some samples at a time
+
+
+def test_gradients_do_not_depend_on_how_many_samples_are_taken_at_a_time():
+    """Blocks of samples are a matter of the CPU's forward pass without gradients."""
+    sample = Pairs("blocks", (40, 60, 33), (40, 50, 70), 24)
+    x, y, weight, _ = sample.arguments(torch.float32)
+    with torch.no_grad():
+        free = mi.biaffine(x, y, weight, ones=(True, True))
+    kept = mi.biaffine(x.requires_grad_(), y, weight, ones=(True, True))
+    assert torch.equal(free, kept)
+
+
+@pytest.mark.parametrize("sample", (ARC, LABEL, Pairs("blocks", (40, 60, 33), (40, 50, 70), 24)), ids=str)
+def test_the_same_bits_for_any_number_of_threads(sample):
+    leaves = sample.arguments(torch.float32, requires_grad=True)[:3]
+    found = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        y = mi.biaffine(*leaves, **sample.options)
+        found.append([y, *torch.autograd.grad(y, leaves, sample.cotangent(torch.float32))])
+    if backends.choose(leaves[0]) != "cpu":
+        pytest.skip("no compiled kernels: PyTorch's products depend on the number of threads")
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_nan_stays_where_it_belongs(channels_first, place):
+    sample = replace(LABEL, channels_first=channels_first)
+    x, y, weight, _ = sample.arguments(torch.float32, place.device)
+    x[1, 3], y[0, 2] = float("nan"), float("inf")
+    found = mi.biaffine(x, y, weight, **sample.options)
+    found = found.permute(0, 2, 3, 1) if channels_first else found
+    bad = torch.zeros(found.shape[:3], dtype=torch.bool, device=found.device)
+    bad[1, 3], bad[0, :, 2] = True, True
+    assert torch.equal(~found.isfinite().all(-1), bad)
+
+
+MESSAGES = {
+    "weight: expected shape [O, I1 + 1=18, I2 + 1=19], got [5, 17, 18]": {"weight": torch.ones(5, 17, 18)},
+    "input2: expected leading dimensions that broadcast with those of input1 [2], got [3]": {
+        "input2": torch.ones(3, 4, 18)
+    },
+    "input1: expected at least 2 dimension(s), got shape [17]": {"input1": torch.ones(17)},
+    "bias: expected shape [O=5], [1] or [], got [4]": {"bias": torch.ones(4)},
+    "input2: expected torch.float32 (the dtype of input1), got torch.float64": {
+        "input2": torch.ones(2, 4, 18).double()
+    },
+    "ones: expected a pair of bools, got True": {"ones": True},
+    "ones: expected a bool, got int": {"ones": (1, 0)},
+    "channels_first: expected a bool, got str": {"channels_first": "yes"},
+    "weight: expected a torch.Tensor, got NoneType": {"weight": None},
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize("call", [mi.biaffine, partial(mi.explain, "biaffine")], ids=["call", "explain"])
+def test_messages(message, call):
+    input1, input2, weight, _ = LABEL.arguments(torch.float32)
+    good = {"input1": input1, "input2": input2, "weight": weight, "bias": None, "ones": (True, True)}
+    with pytest.raises((TypeError, ValueError)) as raised:
+        call(**(good | MESSAGES[message]))
+    assert str(raised.value) == f"biaffine: {message}"
+
+
+def test_explain_says_which_side_has_the_layers():
+    input1, input2, weight, _ = LABEL.arguments(torch.float32)
+    plan = mi.explain(mi.biaffine, input1, input2, weight, ones=(True, True))
+    assert plan.algorithm == "per_input2" and plan.operations == 2 * 2 * 23 * 5 * 18 * (19 + 19)
+    plan = mi.explain(mi.biaffine, input1, input2, weight, ones=(True, True), channels_first=True)
+    assert plan.algorithm == "per_input1" and plan.operations == 2 * 2 * 19 * 5 * 19 * (18 + 23)
+    short, long = torch.ones(2, 2, 30), torch.ones(2, 70, 30)
+    for first, second, algorithm in ((short, long, "per_input1"), (long, short, "per_input2")):
+        assert mi.explain(mi.biaffine, first, second, torch.ones(1, 30, 30)).algorithm == algorithm
