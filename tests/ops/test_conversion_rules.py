@@ -221,22 +221,69 @@ def test_new_layers_of_the_package_are_not_changed(pyg, edges):
     "options", [{}, {"aggr": "add"}, {"num_bases": 2}, {"root_weight": False, "bias": False}]
 )
 def test_fast_rgcn_conv(pyg, edges, options):
-    kinds = torch.tensor([0, 2, 1, 1, 0, 2, 2])
-    check(pyg.FastRGCNConv(4, 5, 4, **options), rules(pyg), draw(6, 4), edges, kinds)
+    check(pyg.FastRGCNConv(4, 5, 4, **options), rules(pyg), draw(6, 4), edges, KINDS)
 
 
 def test_fast_rgcn_conv_of_node_numbers(pyg, edges):
-    kinds = torch.tensor([0, 2, 1, 1, 0, 2, 2])
-    check(pyg.FastRGCNConv(6, 5, 4), rules(pyg), None, edges, kinds)
+    check(pyg.FastRGCNConv(6, 5, 4), rules(pyg), None, edges, KINDS)
 
 
 def test_fast_rgcn_conv_with_blocks_is_left(pyg):
     check_left(pyg.FastRGCNConv(4, 6, 3, num_blocks=2), rules(pyg), "block-diagonal")
 
+    check_left(pyg.RGCNConv(4, 6, 3, num_blocks=2), rules(pyg), "block-diagonal")
+    check_left(pyg.RGCNConv(4, 6, 3, aggr="max"), rules(pyg), "not summed or averaged (aggr='max')")
 
-def test_rgcn_conv_and_film_conv_have_no_rule(pyg):
-    model = nn.ModuleList([pyg.RGCNConv(4, 6, 3), pyg.FiLMConv(4, 6)])
-    assert len(mi.conversion_report(model, rules(pyg))) == 0
+
+KINDS = torch.tensor([0, 2, 1, 1, 0, 2, 2])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"aggr": "add"},
+        {"num_bases": 2},
+        {"root_weight": False, "bias": False},
+        {"flow": "target_to_source"},
+    ],
+    ids=str,
+)
+def test_rgcn_conv(pyg, options):
+    """An edge twice, and two relations between the same nodes, count in the means."""
+    edges = torch.tensor([[0, 0, 2, 3, 3, 0, 5], [1, 1, 0, 2, 1, 1, 1]])
+    layer = check(pyg.RGCNConv(4, 5, 4, **options), rules(pyg), draw(6, 4), edges, KINDS)
+    with Spy() as spy:
+        layer(draw(6, 4), edges, KINDS)
+    assert spy.names == ["segment_order", "interaction_by_segment"]
+
+
+def test_rgcn_conv_between_two_kinds_of_nodes(pyg, edges):
+    inputs = draw(6, 4), draw(4, 3), edges, KINDS
+    layer = pyg.RGCNConv((4, 3), 5, 4)
+    check(layer, rules(pyg), *inputs, call=lambda m, x, y, *others: m((x, y), *others))
+
+
+@pytest.mark.parametrize("case", ["numbers", "none", "dense", "hook"])
+def test_rgcn_conv_as_before(pyg, edges, case):
+    layer = pyg.RGCNConv(6, 5, 3)
+    calls = []
+    if case == "hook":
+        layer.register_message_forward_hook(lambda *_: calls.append(1))
+    x = {"numbers": torch.tensor([3, 1, 0, 5, 2, 4]), "none": None}.get(case, torch.randn(6, 6))
+    if case == "dense":
+        edges = torch.randint(0, 6, (2, 19))
+    kinds = torch.randint(0, 3, (edges.shape[1],))
+    expected = layer(x, edges, kinds)
+    mi.convert(layer, rules=rules(pyg))
+    before = len(calls)
+    with Spy() as spy:
+        assert torch.equal(layer(x, edges, kinds), expected)
+    assert spy.names == [] and len(calls) == 2 * before
+
+
+def test_film_conv_has_no_rule(pyg):
+    assert len(mi.conversion_report(pyg.FiLMConv(4, 6), rules(pyg))) == 0
 
 
 # pykeen, supar, MultiBench: stand-ins, and the packages where they are installed

@@ -14,12 +14,15 @@ __all__ = ["multibench", "pykeen", "supar", "torch_geometric"]
 
 
 def torch_geometric() -> dict[type[nn.Module], Rule]:
-    r"""Rules for ``torch_geometric.nn``: NNConv (ECConv) and FastRGCNConv.
+    r"""Rules for ``torch_geometric.nn``: NNConv (ECConv), RGCNConv and FastRGCNConv.
 
     ``NNConv``, where its ``nn`` is an ``nn.Linear`` or an ``nn.Sequential`` that ends with one: the message
     :math:`x_j \Theta(e_{ij})` without the weight of each edge, of in x out numbers. A network that changes
     later so that this does not hold (hooks on its last layer, another layer) is computed as before.
     ``FastRGCNConv`` without ``num_blocks``: the weight of each edge is read where it lies, not copied.
+    ``RGCNConv`` without ``num_blocks``, summed or averaged: a product for each edge instead of one for each
+    node and relation, where there are no more edges than those; else, and for hooks on parts of
+    ``propagate``, sparse tensors and numbers of nodes instead of features, as before.
 
     Not here, as it gained nothing: ``FiLMConv``, whose message is one multiplication and addition.
 
