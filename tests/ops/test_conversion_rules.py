@@ -272,7 +272,7 @@ def test_rgcn_conv_as_before(pyg, edges, case):
         layer.register_message_forward_hook(lambda *_: calls.append(1))
     x = {"numbers": torch.tensor([3, 1, 0, 5, 2, 4]), "none": None}.get(case, torch.randn(6, 6))
     if case == "dense":
-        edges = torch.randint(0, 6, (2, 19))
+        edges = torch.randint(0, 6, (2, 10))
     kinds = torch.randint(0, 3, (edges.shape[1],))
     expected = layer(x, edges, kinds)
     mi.convert(layer, rules=rules(pyg))

@@ -21,8 +21,8 @@ def torch_geometric() -> dict[type[nn.Module], Rule]:
     later so that this does not hold (hooks on its last layer, another layer) is computed as before.
     ``FastRGCNConv`` without ``num_blocks``: the weight of each edge is read where it lies, not copied.
     ``RGCNConv`` without ``num_blocks``, summed or averaged: a product for each edge instead of one for each
-    node and relation, where there are no more edges than those; else, and for hooks on parts of
-    ``propagate``, sparse tensors and numbers of nodes instead of features, as before.
+    node and relation, where these are at least twice as many; else, and for hooks on parts of ``propagate``,
+    sparse tensors and numbers of nodes instead of features, as before.
 
     Not here, as it gained nothing: ``FiLMConv``, whose message is one multiplication and addition.
 

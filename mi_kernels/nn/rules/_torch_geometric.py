@@ -59,7 +59,9 @@ class FusedRGCNConv(RGCNConv):
         if type(edge_index) is not Tensor or self.explain or any(getattr(self, name) for name in _PROPAGATE):
             return False
         features = all(isinstance(each, Tensor) and each.is_floating_point() for each in (x_l, x_r))
-        return features and edge_index.shape[1] <= self.num_relations * len(x_r)
+        # One thread, 16 to 128 features: 1.3 to 9 times as fast from here on; with half as many products, at
+        # one for each edge, 0.5 to 1.5 times.
+        return features and 2 * edge_index.shape[1] <= self.num_relations * len(x_r)
 
 
 _PROPAGATE = [
