@@ -72,8 +72,9 @@ def multibench() -> Iterator[Row]:
     for output, out, batch, sizes in (
         ("matrix", 64, 128, (64, 64)),
         ("matrix", 100, 32, (40, 300)),
+        ("matrix", 240, 40, (48, 192)),
         ("matrix3D", [16, 32], 64, (32, 32)),
-        ("vector", 256, 128, (64, 256)),
+        ("matrix3D", [64, 10], 32, (30, 40)),
     ):
         layer = MultiplicativeInteractions2Modal(sizes, out, output)
         name = f"MultiplicativeInteractions2Modal {output}, {batch} x {sizes} to {out}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mi_kernels.nn._init import check_function
 
 Rule = Callable[[Any], nn.Module | str | None]
-Rules = Mapping[type[nn.Module], Rule]
+Rules = Mapping[type[Any], Rule]
 
 
 def check_rules(op: str, rules: Any) -> dict[type[nn.Module], Rule]:

@@ -21,8 +21,9 @@ def torch_geometric() -> dict[type[nn.Module], Rule]:
     later so that this does not hold (hooks on its last layer, another layer) is computed as before.
     ``FastRGCNConv`` without ``num_blocks``: the weight of each edge is read where it lies, not copied.
     ``RGCNConv`` without ``num_blocks``, summed or averaged: a product for each edge instead of one for each
-    node and relation, where these are at least twice as many; else, and for hooks on parts of ``propagate``,
-    sparse tensors and numbers of nodes instead of features, as before.
+    node and relation, where these are at least twice as many (there are messages of all edges at once then,
+    as in FastRGCNConv); else, and for hooks on parts of ``propagate``, sparse tensors and numbers of nodes
+    instead of features, as before.
 
     Not here, as it gained nothing: ``FiLMConv``, whose message is one multiplication and addition.
 
@@ -98,9 +99,9 @@ def supar() -> dict[type[nn.Module], Rule]:
 def multibench() -> dict[type[nn.Module], Rule]:
     r"""Rules for MultiBench's ``fusions.common_fusions``: MultiplicativeInteractions2Modal.
 
-    The outputs ``"matrix3D"``, ``"matrix"`` and ``"vector"``, without the weight of each sample;
-    ``flatten``, ``clip``, ``grad_clip`` and ``flip`` as before. MultiplicativeInteractions3Modal consists of
-    two such layers. Layers with the output ``"scalar"``, two dot products, are left alone.
+    The outputs ``"matrix3D"`` and ``"matrix"``, without the weight of each sample; ``flatten``, ``clip``,
+    ``grad_clip`` and ``flip`` as before. MultiplicativeInteractions3Modal consists of two such layers. Layers
+    with the outputs ``"vector"`` and ``"scalar"`` have no such weight, and are left alone.
 
     Returns:
         A dictionary for ``mi.convert(model, rules=...)``.
