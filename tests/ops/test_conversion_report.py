@@ -279,9 +279,9 @@ def test_the_warning_names_what_was_left_in_silence():
 @pytest.mark.parametrize(
     "model",
     [
-        nn.Sequential(mi.nn.FiLM(2, 2)),
+        nn.Sequential(mi.nn.FiLM(2, context_features=2)),
         nn.Sequential(mi.nn.Bilinear(2, 2, 2)),
-        nn.Sequential(type("Own", (mi.nn.FiLM,), {})(2, 2)),
+        nn.Sequential(type("Own", (mi.nn.FiLM,), {})(2, context_features=2)),
     ],
 )
 def test_models_of_this_package_are_no_surprise(model):

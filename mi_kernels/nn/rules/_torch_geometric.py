@@ -96,7 +96,11 @@ def _nn_conv(layer: NNConv) -> NNConv | str:
         return layers
     try:
         HyperLinear.from_linear(
-            layers[-1], layer.in_channels_l, layer.out_channels, order="in,out", bias=None
+            layers[-1],
+            in_features=layer.in_channels_l,
+            out_features=layer.out_channels,
+            order="in,out",
+            bias=None,
         )
     except (TypeError, ValueError) as error:
         return f"its nn: {error}"
