@@ -65,7 +65,7 @@ def convert(module: ModuleT, *, to: Direction = "mi_kernels", rules: Rules | Non
         TypeError: ``module`` is no ``torch.nn.Module``, ``rules`` no mapping of classes of modules to
             functions, or a rule returns something else.
         ValueError: ``to`` is neither, or there are ``rules`` with ``to="torch"``.
-        RuntimeError: a rule raises an error. The message names the layer; those before it are converted.
+        RuntimeError: a rule raises an error. The message names the layer; others may be converted already.
 
     Example:
         >>> model = mi.convert(torch.nn.Sequential(torch.nn.Bilinear(3, 5, 4)))
@@ -84,8 +84,9 @@ def convert(module: ModuleT, *, to: Direction = "mi_kernels", rules: Rules | Non
         found = list(_found(module, known))  # complete before anything changes
     ours = to == "torch" or any(_ours(one) for one in module.modules())
     done, replaced = _apply(module, found, known)
+    result = cast(ModuleT, put(module, replaced)) if replaced else module
     _say(type(module).__name__, done, None if ours else known)
-    return cast(ModuleT, put(module, replaced)) if replaced else module
+    return result
 
 
 def conversion_report(module: nn.Module, rules: Rules | None = None) -> ConversionReport:
@@ -142,11 +143,7 @@ def _found(module: nn.Module, known: Known) -> Iterator[_Layer]:
             continue
         cls = next((cls for cls in known if _is_of(layer, cls)), None)
         if cls is not None:
-            obstacle = _obstacle(layer, known[cls])
-            status: Literal["left", "convertible"] = "left" if obstacle else "convertible"
-            yield _Layer(
-                layer, cls, LayerReport(path, label(cls), status, now, obstacle or ""), bool(obstacle)
-            )
+            yield _to_ask(layer, cls, path, label(cls), _obstacle(layer, known[cls]))
         elif not isinstance(layer, Bilinear):
             cls = next((cls for cls in known if isinstance(layer, cls)), None)
             if cls is not None:
@@ -183,10 +180,9 @@ def _apply(
     for one in found:
         layer, cls, entry, _ = one
         if cls is None or entry.status != "convertible":
-            done.append(one if entry.status == "left" else one._replace(cls=None))
+            done.append(one)
             continue
-        path = ".".join(filter(None, (type(module).__name__, entry.path)))
-        other = ask(known[cls], cls, layer, path)
+        other = ask(known[cls], cls, layer, _full(type(module).__name__, entry.path))
         if isinstance(other, nn.Module) and other is not layer and layer in compiled:
             other = "torch.compile has wrapped it; convert the model before compiling it"
         if isinstance(other, nn.Module):
@@ -223,22 +219,28 @@ def _say(model: str, done: list[_Layer], looked_for: Known | None) -> None:
     """The line of the log, and the warnings."""
     new = [one.entry.before for one in done if one.entry.status == "converted" and one.cls is not None]
     left = [one for one in done if one.entry.status == "left"]
-    before = sum(one.entry.status == "converted" for one in done) - len(new)
-    named = {one.entry.path: ".".join(filter(None, (model, one.entry.path))) for one in left}
-    reasons = "; ".join(f"{named[one.entry.path]}: {one.entry.reason}" for one in left)
+    before = len(done) - len(new) - len(left)
+    paths = [_full(model, one.entry.path) for one in left]
+    reasons = [f"{path}: {one.entry.reason}" for path, one in zip(paths, left, strict=True)]
+    some = "; ".join(reasons[:_NAMED] + ["..."] * (len(reasons) > _NAMED))
     line = f"convert: {model}: {len(new)} layer{'s' * (len(new) != 1)} converted"
     line += f" ({counted(new)})" if new else ""
     line += f", {before} converted before" if before else ""
-    line += f", {len(left)} left alone: {reasons}" if left else ""
+    line += f", {len(left)} left alone: {some}" if left else ""
     _log.info("%s; see mi.conversion_report(model)", line)
-    for one in left:
-        if one.warn:
-            where = named[one.entry.path]
-            warnings.warn(f"convert: {where} is left alone: {one.entry.reason}", UserWarning, stacklevel=3)
-    if looked_for is not None and not new and not before and not any(one.warn for one in left):
+    warned = [(path, one.entry.reason) for path, one in zip(paths, left, strict=True) if one.warn]
+    for path, reason in warned:
+        warnings.warn(f"convert: {path} is left alone: {reason}", UserWarning, stacklevel=3)
+    if looked_for is not None and not new and not before and not warned:
         text = f"convert: {model}: {nothing(map(label, looked_for))}"
-        text += f"; left alone: {reasons}" if left else ""
-        warnings.warn(text, UserWarning, stacklevel=3)
+        warnings.warn(text + (f"; left alone: {some}" if left else ""), UserWarning, stacklevel=3)
+
+
+_NAMED = 5  # layers in a line of the log, of those left alone: a model may have hundreds
+
+
+def _full(model: str, path: str) -> str:
+    return f"{model}.{path}" if path else model
 
 
 def _is_of(layer: nn.Module, cls: type[nn.Module]) -> bool:

@@ -256,6 +256,20 @@ def test_one_line_of_the_log(log):
     ]
 
 
+def test_a_line_names_a_few_of_those_left(log):
+    mi.convert(nn.ModuleList([nn.Bilinear(2, 2, 2), *(Doubled(2, 2, 2) for _ in range(9))]))
+    assert "9 left alone: ModuleList.1: " in log()[0] and "ModuleList.5: " in log()[0]
+    assert "ModuleList.6: " not in log()[0] and log()[0].endswith("; ...; see mi.conversion_report(model)")
+
+
+def test_warnings_that_are_errors_come_last():
+    """Everything is in its place before them."""
+    model = nn.ModuleList([Pair(), nn.Bilinear(2, 2, 2, dtype=torch.complex64)])
+    with pytest.raises(UserWarning, match="complex"):
+        silent(mi.convert, model, rules={Pair: replace})
+    assert type(model[0]) is FusedPair
+
+
 def test_nothing_is_printed_by_default(capfd):
     mi.convert(Model())
     assert capfd.readouterr() == ("", "")
