@@ -351,6 +351,13 @@ def test_a_rule_may_wrap_the_layer():
     silent(mi.convert, model)
 
 
+def test_modules_that_contain_each_other():
+    outer, inner = nn.Module(), nn.Module()
+    outer.inner, inner.outer, inner.pair = inner, outer, Pair()
+    mi.convert(outer, rules={Pair: replace})
+    assert type(outer.inner.outer.inner.pair) is FusedPair
+
+
 def test_layers_inside_of_what_a_rule_takes():
     """A rule takes the outer layer, and the inner ones are converted as well, wherever they are now."""
     model = nn.ModuleList([Wrapped(nn.ModuleList([nn.Bilinear(2, 2, 2), Pair()]))])
