@@ -9,7 +9,8 @@ from mi_kernels.functional.gates import diagonal, gated_interaction, modulate
 from mi_kernels.functional.heads import HeadPart, split_head
 from mi_kernels.functional.hyper import apply_generated, generate
 from mi_kernels.functional.interaction import bilinear, interaction, pack
-from mi_kernels.nn.convert import convert
+from mi_kernels.nn.convert import conversion_report, convert
+from mi_kernels.nn.report import ConversionReport
 from mi_kernels.ops import flops as _flops
 from mi_kernels.ops.activations import ActivationName
 from mi_kernels.ops.interaction.packed_weight import PackedWeight
@@ -22,6 +23,7 @@ _sharding.register()
 __all__ = [
     "ActivationName",
     "BackendName",
+    "ConversionReport",
     "HeadPart",
     "PackedWeight",
     "Plan",
@@ -30,6 +32,7 @@ __all__ = [
     "backend",
     "biaffine",
     "bilinear",
+    "conversion_report",
     "convert",
     "diagonal",
     "explain",

@@ -1,14 +1,16 @@
 """The dense interaction as modules."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mi_kernels.functional import interaction
 from mi_kernels.functional._call import call
-from mi_kernels.nn._init import check_construction, parameters
+from mi_kernels.nn._init import check_construction, draw_uniform, parameters
+
+BilinearInit = Literal["torch", "unit"]
 
 
 class MultiplicativeInteraction(nn.Module):
@@ -131,16 +133,26 @@ class Bilinear(nn.Bilinear):
     :class:`torch.nn.Bilinear`, of which this is a subclass. Only the computation differs: it is
     :func:`mi_kernels.bilinear`, where leading dimensions broadcast.
 
+    Args:
+        in1_features, in2_features, out_features, bias, device, dtype: as :class:`torch.nn.Bilinear`.
+        init: ``"torch"`` for PyTorch's initialisation, or ``"unit"`` for outputs of variance 1.
+
+    PyTorch draws A from :math:`(-1/\sqrt{I_1}, 1/\sqrt{I_1})`, as if there were a sum over the first input
+    alone: for independent features of unit variance y has variance :math:`I_2 / 3`, a standard deviation of 9
+    at 256 features. With ``"unit"`` A is uniform with mean zero and variance :math:`1 / (I_1 I_2)`, and b is
+    zero: y has variance 1 for all sizes.
+
     Shape:
         ``input1 [..., in1_features]`` and ``input2 [..., in2_features]`` give ``[..., out_features]``.
 
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype: complex parameters
             are not supported.
-        ValueError: a size is negative, or ``in1_features`` is 0.
+        ValueError: a size is negative, ``in1_features`` is 0, or ``init`` is neither.
         TypeError, ValueError: see :func:`mi_kernels.bilinear`.
 
-    Source: ``torch.nn.Bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V.
+    Source: ``torch.nn.Bilinear``; Jayakumar et al., ICLR 2020, equation 1 without U and V. ``"unit"`` is this
+    package's own.
 
     Example:
         >>> layer = mi.nn.Bilinear(3, 5, 4)
@@ -149,6 +161,7 @@ class Bilinear(nn.Bilinear):
     """
 
     weight: nn.Parameter
+    init: BilinearInit = "torch"  # also of a layer that mi.convert has made of one of PyTorch's
 
     def __init__(
         self,
@@ -158,10 +171,23 @@ class Bilinear(nn.Bilinear):
         bias: bool = True,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        init: BilinearInit = "torch",
     ) -> None:
         sizes = {"in1_features": in1_features, "in2_features": in2_features, "out_features": out_features}
         check_construction("Bilinear", sizes, {"bias": bias}, device, dtype)
+        if not isinstance(init, str) or init not in ("torch", "unit"):
+            raise ValueError(f"Bilinear: init: expected one of torch, unit, got {init!r}")
+        self.init = init  # before the constructor of nn.Bilinear, which draws the parameters
         super().__init__(in1_features, in2_features, out_features, bias, device, dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew from torch's random stream, as ``init`` says."""
+        if self.init == "torch":
+            return super().reset_parameters()
+        draw_uniform(self.weight, self.in1_features * self.in2_features, 1)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     if TYPE_CHECKING:
 
@@ -169,3 +195,6 @@ class Bilinear(nn.Bilinear):
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
         return call(interaction.bilinear, input1, input2, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.init == "torch" else f", init={self.init!r}")

@@ -35,6 +35,7 @@ WRONG = {
     "HyperMLP activation": ["relu", nn.ReLU, None, 3],
     "scale_offset": ["1", None, torch.tensor(1.0), [1.0]],
     "gain": ["1", None, torch.tensor(1.0), [1.0]],
+    "init": ["one", None, 1, ["unit"], nn.init],
     "channel_dim": ["1", None, 0, 2, True],
     "context_network": [nn.Embedding, function, lambda z: z, [nn.Identity()], "network", nn.Identity.forward],
     "weight": [[[1.0]], None, torch.ones(3), torch.ones(2, 3).to_sparse()],

@@ -1,0 +1,126 @@
+"""Ready rules of :func:`mi_kernels.convert` for layers of other packages.
+
+Each function imports its package when it is called, not before, and returns a dictionary for ``rules``;
+``mi.nn.rules.pykeen() | mi.nn.rules.supar()`` are two of them. A rule changes the class of a layer to a
+subclass of that, which calls this package: parameters, state dict, hooks and all attributes stay. A layer
+that it cannot express is left alone, with the reason.
+"""
+
+from torch import nn
+
+from mi_kernels.nn._substitute import Rule
+
+__all__ = ["multibench", "pykeen", "supar", "torch_geometric"]
+
+
+def torch_geometric() -> dict[type[nn.Module], Rule]:
+    r"""Rules for ``torch_geometric.nn``: NNConv (ECConv), RGCNConv and FastRGCNConv.
+
+    ``NNConv``, where its ``nn`` is an ``nn.Linear`` or an ``nn.Sequential`` that ends with one: the message
+    :math:`x_j \Theta(e_{ij})` without the weight of each edge, of in x out numbers. A network that changes
+    later so that this does not hold (hooks on its last layer, another layer) is computed as before.
+    ``FastRGCNConv`` without ``num_blocks``: the weight of each edge is read where it lies, not copied.
+    ``RGCNConv`` without ``num_blocks``, summed or averaged: a product for each edge instead of one for each
+    node and relation, where these are at least twice as many (there are messages of all edges at once then,
+    as in FastRGCNConv); else, and for hooks on parts of ``propagate``, sparse tensors and numbers of nodes
+    instead of features, as before.
+
+    Not here, as it gained nothing: ``FiLMConv``, whose message is one multiplication and addition.
+
+    Returns:
+        A dictionary for ``mi.convert(model, rules=...)``.
+
+    Raises:
+        ImportError: torch_geometric cannot be imported.
+
+    Source: Gilmer et al., "Neural Message Passing for Quantum Chemistry", ICML 2017; Schlichtkrull et al.,
+    "Modeling Relational Data with Graph Convolutional Networks", ESWC 2018.
+
+    Example:
+        >>> mi.convert(model, rules=mi.nn.rules.torch_geometric())  # doctest: +SKIP
+    """
+    try:
+        from mi_kernels.nn.rules import _torch_geometric as found
+    except ImportError as error:
+        raise _cannot("torch_geometric", "pip install torch_geometric", error) from error
+    return dict(found.RULES)
+
+
+def pykeen() -> dict[type[nn.Module], Rule]:
+    r"""Rules for ``pykeen.nn.modules``: TuckERInteraction.
+
+    :math:`\mathcal{Z} \times_1 h \times_2 r` is one call, without the matrix of each relation
+    :math:`\mathcal{Z} \times_2 r`. While training with ``relation_dropout`` above zero that matrix is made as
+    before, with the same random numbers, as the dropout is of its entries. Scores of all pairs (one tail for
+    every entity) are a matrix product in both cases.
+
+    Returns:
+        A dictionary for ``mi.convert(model, rules=...)``.
+
+    Raises:
+        ImportError: pykeen cannot be imported.
+
+    Source: Balazevic et al., "TuckER: Tensor Factorization for Knowledge Graph Completion", EMNLP 2019.
+
+    Example:
+        >>> mi.convert(model, rules=mi.nn.rules.pykeen())  # doctest: +SKIP
+    """
+    try:
+        from mi_kernels.nn.rules import _pykeen as found
+    except ImportError as error:
+        raise _cannot("pykeen", "pip install pykeen", error) from error
+    return dict(found.RULES)
+
+
+def supar() -> dict[type[nn.Module], Rule]:
+    r"""Rules for ``supar.modules``: Biaffine.
+
+    :math:`s_{oxy} = [x; 1]^T W_o [y; 1] / d^s` without padded copies of the inputs. In versions of supar
+    whose Biaffine has more parts than a weight (projections, a decomposed weight) layers are left alone.
+
+    Returns:
+        A dictionary for ``mi.convert(model, rules=...)``.
+
+    Raises:
+        ImportError: supar cannot be imported.
+
+    Source: Dozat and Manning, "Deep Biaffine Attention for Neural Dependency Parsing", ICLR 2017.
+
+    Example:
+        >>> mi.convert(model, rules=mi.nn.rules.supar())  # doctest: +SKIP
+    """
+    try:
+        from mi_kernels.nn.rules import _supar as found
+    except ImportError as error:
+        raise _cannot("supar", "pip install supar", error) from error
+    return dict(found.RULES)
+
+
+def multibench() -> dict[type[nn.Module], Rule]:
+    r"""Rules for MultiBench's ``fusions.common_fusions``: MultiplicativeInteractions2Modal.
+
+    The outputs ``"matrix3D"`` and ``"matrix"``, without the weight of each sample; ``flatten``, ``clip``,
+    ``grad_clip`` and ``flip`` as before. MultiplicativeInteractions3Modal consists of two such layers. Layers
+    with the outputs ``"vector"`` and ``"scalar"`` have no such weight, and are left alone.
+
+    Returns:
+        A dictionary for ``mi.convert(model, rules=...)``.
+
+    Raises:
+        ImportError: ``fusions.common_fusions`` cannot be imported: MultiBench is a repository, no package.
+
+    Source: Liang et al., "MultiBench", NeurIPS 2021; Jayakumar et al., ICLR 2020.
+
+    Example:
+        >>> mi.convert(model, rules=mi.nn.rules.multibench())  # doctest: +SKIP
+    """
+    try:
+        from mi_kernels.nn.rules import _multibench as found
+    except ImportError as error:
+        advice = "put a clone of https://github.com/pliang279/MultiBench on sys.path"
+        raise _cannot("multibench", advice, error, "fusions.common_fusions") from error
+    return dict(found.RULES)
+
+
+def _cannot(name: str, advice: str, error: ImportError, module: str | None = None) -> ImportError:
+    return ImportError(f"mi.nn.rules.{name}: cannot import {module or name} ({error}): {advice}")
