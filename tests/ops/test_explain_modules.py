@@ -61,7 +61,8 @@ def expected(layer, *given):
             names = ("weight", "bias", "shift_weight", "shift_bias")
             return mi.explain(mi.diagonal, *given, *parameters(layer, *names), activation="tanh")
         case mi.nn.FiLM():
-            scale, shift = layer(*given).new_zeros(2, ROWS, X, 1, 1).requires_grad_()
+            both = nn.functional.linear(given[1], layer.weight)  # under autocast of its dtype
+            scale, shift = both.new_zeros(2, ROWS, X, 1, 1).requires_grad_()
             return mi.explain(mi.modulate, given[0], scale, shift, scale_offset=1.0)
         case mi.nn.BoundLinear():
             return mi.explain(mi.apply_generated, *given, layer.weight, layer.bias)

@@ -1,4 +1,4 @@
-"""Modulation of tensors of several dtypes: PyTorch's promotion, and gradients in the arguments' own dtypes."""
+"""Modulation of tensors of several dtypes: PyTorch's promotion, and gradients in each argument's dtype."""
 
 import itertools
 
