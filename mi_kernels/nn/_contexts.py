@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from mi_kernels.ops.compiling import is_exporting
 
 
 def aligned(op: str, x: Any, z: Any, name: str = "z") -> Any:
@@ -66,7 +67,7 @@ def misfit(op: str, lead: Sequence[int], z: Tensor, name: str = "z", as_last: bo
 
 def always_equal(size: int, other: int) -> bool:
     """Whether two sizes are equal; in an exported program, which cannot exclude sizes, for all its inputs."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return size == other
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports SymPy
 
