@@ -46,7 +46,8 @@ def promoted_dtype(
     else:
         return None
     for index, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
-        if tensor is not None or index < required:
+        plain = isinstance(tensor, Tensor) and tensor.dtype in FLOATING
+        if not plain and (tensor is not None or index < required):
             check_tensors(op, (name,), (tensor,), 1, FLOATING)
     given = [tensor for tensor in tensors if tensor is not None]
     if dtype_in_force(given[0].device.type) is None:

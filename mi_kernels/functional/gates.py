@@ -96,7 +96,8 @@ def modulate(
     if dtype is not None:
         if backends.is_open() and mixed.takes((x, scale, shift), activation, scale_offset, dtype):
             return mixed.modulate(x, scale, shift, activation, scale_offset, dtype)
-        x, scale, shift, activation, scale_offset = _cast(dtype, x, scale, shift, activation, scale_offset)
+        *tensors, activation, scale_offset = _cast(dtype, x, scale, shift, activation, scale_offset)
+        return modulate(*tensors, activation=activation, scale_offset=scale_offset)
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
     chosen = backends.choose(x, "modulate")
     if get(chosen).is_reference or torch.compiler.is_compiling():
@@ -315,13 +316,12 @@ def _per_context(
 def _plan_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_offset: float) -> Plan:
     given, algorithm = (x, scale, shift), None
     dtype = promoted_dtype("modulate", _MODULATE_NAMES, given, 2)
-    if backends.is_open():
-        if small.takes(*given, activation, scale_offset):
-            algorithm = small.ALGORITHM
-        elif dtype is not None and mixed.takes(given, activation, scale_offset, dtype):
-            algorithm = mixed.ALGORITHM
     if dtype is not None:
+        if backends.is_open() and mixed.takes(given, activation, scale_offset, dtype):
+            algorithm = mixed.ALGORITHM
         x, scale, shift, activation, scale_offset = _cast(dtype, *given, activation, scale_offset)
+    if backends.is_open() and small.takes(x, scale, shift, activation, scale_offset):
+        algorithm = small.ALGORITHM
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
     plan = modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift, algorithm)
     return plan if dtype is None else modulate_plan.with_casts(plan, _MODULATE_NAMES, given, dtype)

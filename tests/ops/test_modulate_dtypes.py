@@ -168,13 +168,12 @@ def test_without_derivatives_y_is_the_only_copy():
     from mi_kernels.testing.memory import peak_memory
 
     torch.utils.deterministic.fill_uninitialized_memory = False
-    for sample, channels_last in (
-        (Modulation("tokens", (4, 500, 256), (4, 1, 256), (4, 1, 256)), False),
-        (Modulation("maps", (4, 64, 40, 40), (4, 64, 1, 1)), True),
+    for sample in (
+        Modulation("tokens", (4, 600, 256), (4, 1, 256), (4, 1, 256)),
+        Modulation("no shift", (4, 600, 256), (256,)),
     ):
         x, scale, shift = sample.arguments(torch.float32)
         x = x.bfloat16()
-        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
         before = x.clone()
         with Spy() as spy:
             y = mi.modulate(x, scale, shift, activation="sigmoid")

@@ -1,7 +1,8 @@
 """Modulation of tensors of several dtypes by PyTorch's own operations, where nothing is differentiated.
 
-The kernels take one dtype, so x would be copied first. Here, on the CPU, y is the copy; on a GPU addcmul
-casts in registers. For x [8, 1024, 768] in bfloat16 and modulation in float32 that is half of the time.
+The kernels take one dtype, so x would be copied first. On a GPU addcmul casts in registers; on the CPU the
+copy is y here, if it is large. Feature maps with one scale each go to the kernels, as addcmul has no
+vectors for them.
 """
 
 from collections.abc import Sequence
@@ -13,16 +14,17 @@ from mi_kernels.ops.checks import broadcast, is_coefficient
 from mi_kernels.ops.modulate import reference, small
 from mi_kernels.ops.rules import differentiating
 
-ALGORITHM = "cast into y"
+ALGORITHM = "torch, casting"
+# Elements from which new pages for a copy cost more than the checks here (docs/performance.md).
+MIN_ELEMENTS = 1 << 19
 
 
 def modulate(
     x: Tensor, scale: Tensor, shift: Tensor | None, activation: str, scale_offset: float, dtype: torch.dtype
 ) -> Tensor:
     """y of a call that `takes` accepts."""
-    y = torch.empty_like(x, dtype=dtype)
-    if y.is_cpu:
-        x = y.copy_(x)
+    y = x.to(dtype) if x.is_cpu else torch.empty_like(x, dtype=dtype)
+    x = y if x.is_cpu else x
     gate = reference.gate(scale.to(dtype), activation, scale_offset)
     if shift is None:
         return torch.mul(gate, x, out=y)
@@ -32,10 +34,12 @@ def modulate(
 def takes(
     tensors: Sequence[Tensor | None], activation: object, scale_offset: object, dtype: torch.dtype
 ) -> bool:
-    """Whether x is not of ``dtype``, to which all are cast, y has its shape, and the scale is smaller."""
+    """Whether x is not of ``dtype``, to which all are cast, y has its shape, and addcmul is the fastest."""
     x, scale, _ = tensors
     assert x is not None and scale is not None
     if x.dtype == dtype or x.dim() == 0 or 2 * scale.numel() > x.numel() or differentiating(tensors):
+        return False
+    if x.is_cpu and (x.numel() < MIN_ELEMENTS or scale.shape[-1:] != x.shape[-1:] or not x.is_contiguous()):
         return False
     for tensor in tensors:
         if tensor is not None and (

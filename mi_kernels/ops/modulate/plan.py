@@ -18,7 +18,7 @@ _WHY = {
     " rows that share a scale",
     "one pass, sums": "x and g are read once; dx, dscale and dshift are computed in the same pass",
     "elementwise": "PyTorch's own operations, one after the other",
-    mixed.ALGORITHM: "PyTorch's own operations on y, which starts as x in another dtype",
+    mixed.ALGORITHM: "PyTorch's own operations, which cast as they read",
     small.ALGORITHM: "few elements: PyTorch's own operations cost less than a kernel's call",
 }
 
