@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WHEEL := .venv-wheel
 # What depends on the release of torch: tracing, the choice of a backend, autocast, and some of the values.
-WHEEL_TESTS := wheel compile gates_compile backends verified autocast interaction gradients functional_transforms engine autocast_cache
+WHEEL_TESTS := wheel compile gates_compile contexts backends verified autocast interaction gradients functional_transforms engine autocast_cache
 # To compile faster: the kernels for any x86 CPU alone, since the others take nothing else of torch, and with fewer
 # optimisations (47 s of processor time in place of 88).
 WHEEL_CMAKE := -DMI_ISAS= -DCMAKE_BUILD_TYPE=MinSizeRel

@@ -26,7 +26,7 @@ class Answer(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(1, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.film = mi.nn.FiLM(channels, 10) if film else None
+        self.film = mi.nn.FiLM(channels, context_features=10) if film else None
         self.decide = nn.Linear(channels, 1)
 
     def forward(self, images: Tensor, question: Tensor) -> Tensor:  # [B, 1, 8, 8], [B, 10] -> [B]

@@ -24,7 +24,9 @@ class Hyper(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         embedding = nn.Embedding(TASKS, EMBEDDING)
-        self.layer = mi.nn.HyperLinear(WIDTH, 1, EMBEDDING, context_network=embedding)
+        self.layer = mi.nn.HyperLinear(
+            WIDTH, out_features=1, context_features=EMBEDDING, context_network=embedding
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x, torch.arange(TASKS).unsqueeze(1)).squeeze(-1)

@@ -36,11 +36,14 @@ class Case:
     oracle: str = "eager"  # the function whose float64 result is the oracle
     scaled: int | None = None  # the first argument that is a weight: divided by the root of its last sizes
     copies: bool = False  # whether a copy of the first argument is timed, too
+    mixed: bool = False  # whether all but the first argument are float32, whatever the dtype
 
     def arguments(self, dtype: torch.dtype, seed: int, device: str = "cpu") -> list[Tensor]:
         generator = torch.Generator(device).manual_seed(seed)
         drawn = (torch.randn(size, generator=generator, device=device) for size in self.sizes)
-        return [(t * self._scale(number)).to(dtype) for number, t in enumerate(drawn)]
+        dtypes = (torch.float32 if self.mixed and number else dtype for number in range(len(self.sizes)))
+        pairs = enumerate(zip(drawn, dtypes, strict=True))
+        return [(t * self._scale(number)).to(own) for number, (t, own) in pairs]
 
     def _scale(self, number: int) -> float:
         if self.scaled is None or number < self.scaled:

@@ -38,6 +38,21 @@ def modulations() -> Iterator[Case]:
         yield Case("modulate", name, (x, scale, scale), functions, copies=True)
 
 
+def mixed() -> Iterator[Case]:
+    """Features in 16 bits with modulation in float32, as diffusers has them."""
+    functions = {
+        OURS: lambda x, s, t: mi.modulate(x, s, t, scale_offset=1.0),
+        "eager": lambda x, s, t: x * (1 + s) + t,
+        "addcmul": lambda x, s, t: torch.addcmul(t, x, s + 1),
+    }
+    for name, x, scale in (
+        ("tokens-small", (2, 64, 256), (2, 1, 256)),
+        ("tokens", (8, 1024, 768), (8, 1, 768)),
+        ("maps", (16, 256, 32, 32), (16, 256, 1, 1)),
+    ):
+        yield Case("mixed", name, (x, scale, scale), functions, mixed=True)
+
+
 def diagonals() -> Iterator[Case]:
     def eager(x, z, a, b, c, d):
         return torch.sigmoid(F.linear(z, a, b)) * x + F.linear(z, c, d)
@@ -67,7 +82,7 @@ def diagonals() -> Iterator[Case]:
         yield Case("diagonal", name, sizes, functions, scaled=2)
 
 
-FAMILIES = {"modulate": modulations, "diagonal": diagonals}
+FAMILIES = {"modulate": modulations, "mixed": mixed, "diagonal": diagonals}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -38,8 +38,8 @@ BENCHMARK_SHAPES = (  # B, Z, X, O
 BENCHMARK_SECONDS = 1.5  # for each shape
 NEXT = """
   model = mi.convert(model)                       your own model with nn.Bilinear layers
-  mi.nn.MultiplicativeInteraction(X, Z, O)        the full form: y = z^T W x + U z + V x + c
-  mi.nn.FiLM(C, Z), mi.nn.DiagonalInteraction     gates and modulation; see examples/film_digits.py
+  mi.nn.MultiplicativeInteraction                 the full form: y = z^T W x + U z + V x + c
+  mi.nn.FiLM, mi.nn.DiagonalInteraction           gates and modulation; see examples/film_digits.py
   python -m mi_kernels doctor                     what runs here, and why the rest does not
   python -m mi_kernels demo --compile --seed 1    another seed, and torch.compile checked too
   docs/mathematics.md                             the rules behind the gradient checks"""

@@ -1,11 +1,14 @@
 """Shared by the public functions: autocast, broadcasting, normalisation of biases."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mi_kernels.ops.autocast import dtype_in_force, lower
+from mi_kernels.ops.checks import check_tensors
+from mi_kernels.ops.dtypes import FLOATING
 
 
 def autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -26,21 +29,33 @@ def autocast_dtype(tensor: Tensor, device: str, dtype: torch.dtype | None) -> to
     return tensor.dtype if tensor.dtype == torch.float64 else dtype
 
 
-def promote(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments cast as autocast does for an elementwise operation: to the widest of their dtypes."""
-    present = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
-    if not present:
-        return tensors
-    device = present[0].device.type
-    if dtype_in_force(device) is None:
-        return tensors
-    dtype = present[0].dtype
-    for tensor in present:
+def promoted_dtype(
+    op: str, names: Sequence[str], tensors: Sequence[Tensor | None], required: int
+) -> torch.dtype | None:
+    """The dtype of an elementwise operation on floating-point tensors, or None if it is that of all of them.
+
+    It is PyTorch's: the widest of the tensors that have dimensions, and under autocast of all.
+
+    Raises:
+        TypeError: dtypes differ, and one of the tensors is none or has no floating-point dtype.
+    """
+    first = getattr(tensors[0], "dtype", None)
+    for tensor in tensors:
+        if tensor is not None and getattr(tensor, "dtype", None) != first:
+            break
+    else:
+        return None
+    for index, (name, tensor) in enumerate(zip(names, tensors, strict=True)):
+        plain = isinstance(tensor, Tensor) and tensor.dtype in FLOATING
+        if not plain and (tensor is not None or index < required):
+            check_tensors(op, (name,), (tensor,), 1, FLOATING)
+    given = [tensor for tensor in tensors if tensor is not None]
+    if dtype_in_force(given[0].device.type) is None:
+        given = [tensor for tensor in given if tensor.dim() > 0] or given
+    dtype = given[0].dtype
+    for tensor in given:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return tuple(
-        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.device.type == device else t
-        for t in tensors
-    )
+    return dtype
 
 
 def same_rank(tensor: Tensor, rank: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, expand_bias, promote, same_rank
+from mi_kernels.functional._arguments import autocast, expand_bias, promoted_dtype, same_rank
 from mi_kernels.ops import activations
 from mi_kernels.ops.activations import ActivationName
 from mi_kernels.ops.backend import get
@@ -28,9 +28,9 @@ from mi_kernels.ops.gate import reference as gate_reference
 from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction.shared import flatten_rows
 from mi_kernels.ops.modulate import autograd as elementwise
+from mi_kernels.ops.modulate import mixed, small
 from mi_kernels.ops.modulate import plan as modulate_plan
 from mi_kernels.ops.modulate import reference as modulate_reference
-from mi_kernels.ops.modulate import small
 from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import without_features
 
@@ -59,18 +59,22 @@ def modulate(
         scale_offset: s.
 
     Returns:
-        y of the broadcast shape, in the dtype and memory format of ``x`` (under autocast in the widest dtype
-        of the arguments, as ``torch.addcmul``).
+        y of the broadcast shape, in the memory format of ``x`` and the dtype of the arguments.
 
-    All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits are computed in float32),
-    and one device. Differentiable in all tensors to any order, in reverse and in forward mode; the gradients
-    of ``scale`` and ``shift`` are summed over the broadcast dimensions in the same pass that computes that of
-    ``x``. Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its neighbours. So it
-    is for up to 16384 contiguous elements of float32 or float64 on the CPU, where a kernel's call costs more.
+    Dtypes are float64, float32, bfloat16 and float16 (16 bits are computed in float32). Where they differ, y
+    has the dtype that PyTorch promotes them to, that of ``scale * x + shift``: float32 for a bfloat16 ``x``
+    with float32 modulation. The arguments are cast to it first, and each gradient to the dtype of its
+    argument; ``explain`` counts the copies, which the backward pass needs, too. A number without dimensions
+    does not widen ``x``, except under autocast, where the widest dtype counts.
+
+    All tensors have one device. Differentiable in all tensors to any order, in reverse and in forward mode;
+    the gradients of ``scale`` and ``shift`` are summed over the broadcast dimensions in the same pass that
+    computes that of ``x``. Under ``torch.compile`` it is plain PyTorch code, which Inductor fuses with its
+    neighbours. So it is for up to 16384 contiguous elements of float32 or float64 on the CPU, where a call of
+    a kernel costs more, and without derivatives for an ``x`` of another dtype.
 
     Raises:
-        TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, or
-            ``scale_offset`` is no number.
+        TypeError: an argument is no dense tensor, its dtype is unsupported, or ``scale_offset`` is no number.
         ValueError: shapes do not broadcast, devices differ, the activation is unknown, or the backend asked
             for by name cannot take these tensors.
 
@@ -88,7 +92,12 @@ def modulate(
     if backend is not None and small.fits(x, scale, shift, activation, scale_offset):
         scale, shift = same_rank(scale, x.dim()), None if shift is None else same_rank(shift, x.dim())
         return elementwise.modulate(backend, x, scale, shift, activation, float(scale_offset))
-    x, scale, shift = promote((x, scale, shift))
+    dtype = promoted_dtype("modulate", _MODULATE_NAMES, (x, scale, shift), 2)
+    if dtype is not None:
+        if backends.is_open() and mixed.takes((x, scale, shift), activation, scale_offset, dtype):
+            return mixed.modulate(x, scale, shift, activation, scale_offset, dtype)
+        *tensors, activation, scale_offset = _cast(dtype, x, scale, shift, activation, scale_offset)
+        return modulate(*tensors, activation=activation, scale_offset=scale_offset)
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
     chosen = backends.choose(x, "modulate")
     if get(chosen).is_reference or torch.compiler.is_compiling():
@@ -231,10 +240,22 @@ def gated_interaction(
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
 
 
+_MODULATE_NAMES = ("x", "scale", "shift")
 _DIAGONAL_NAMES = ("x", "z", "weight", "bias", "shift_weight", "shift_bias", "weight_x")
 _DIAGONAL_AXES = ("XZ", "X", "XZ", "X", "XX")
 _GATED_NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
 _GATED_AXES = ("XZX", "XZ", "XX", "X")
+
+
+def _cast(dtype: torch.dtype, x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) -> Any:
+    """The arguments with tensors of one dtype. A number that loses digits is activated before the cast."""
+    if torch.promote_types(scale.dtype, dtype) != dtype:
+        check_activation("modulate", activation, activations.NAMES)
+        check_number("modulate", "scale_offset", scale_offset)
+        scale = modulate_reference.gate(scale, activation, scale_offset)
+        activation, scale_offset = "identity", 0.0
+    shift = None if shift is None else shift.to(dtype)
+    return x.to(dtype), scale.to(dtype), shift, activation, scale_offset
 
 
 def _check_modulate(
@@ -243,7 +264,7 @@ def _check_modulate(
     op = "modulate"
     check_activation(op, activation, activations.NAMES)
     check_number(op, "scale_offset", scale_offset)
-    check_tensors(op, ("x", "scale", "shift"), (x, scale, shift), 2, FLOATING)
+    check_tensors(op, _MODULATE_NAMES, (x, scale, shift), 2, FLOATING)
     check_rank(op, "x", x, 1)
     shape = broadcast_like(op, ("x", "scale"), x.shape, scale)
     return shape if shift is None else broadcast_like(op, ("x and scale", "shift"), shape, shift)
@@ -293,10 +314,17 @@ def _per_context(
 
 
 def _plan_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_offset: float) -> Plan:
-    x, scale, shift = promote((x, scale, shift))
+    given, algorithm = (x, scale, shift), None
+    dtype = promoted_dtype("modulate", _MODULATE_NAMES, given, 2)
+    if dtype is not None:
+        if backends.is_open() and mixed.takes(given, activation, scale_offset, dtype):
+            algorithm = mixed.ALGORITHM
+        x, scale, shift, activation, scale_offset = _cast(dtype, *given, activation, scale_offset)
+    if backends.is_open() and small.takes(x, scale, shift, activation, scale_offset):
+        algorithm = small.ALGORITHM
     shape = _check_modulate(x, scale, shift, activation, scale_offset)
-    few = backends.is_open() and small.takes(x, scale, shift, activation, scale_offset)
-    return modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift, few)
+    plan = modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift, algorithm)
+    return plan if dtype is None else modulate_plan.with_casts(plan, _MODULATE_NAMES, given, dtype)
 
 
 def _plan_diagonal(activation: str, scale_offset: float, weight_x: Any, **arguments: Any) -> Plan:

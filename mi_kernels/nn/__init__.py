@@ -1,4 +1,17 @@
-"""Modules: parameters, initialisation and state dict. The arithmetic is in the public functions."""
+"""Modules: parameters, initialisation and state dict. The arithmetic is in the public functions.
+
+All modules of an input ``x`` and a context ``z`` pair them by one rule. For x ``[B, T, X]``, where T stands
+for any number of dimensions (of feature maps, all but samples and channels):
+
+* ``z [Z]`` is one context for all;
+* ``z [B, Z]`` has one context per sample: the leading dimensions of z are the first ones of x, and where it
+  has fewer it is used as ``[B, 1, Z]``;
+* ``z [B, T, Z]`` has one per position; a size of 1 is shared, as in ``[B, 1, Z]`` and ``[1, T, Z]``.
+
+Where B = T, PyTorch's broadcasting would read ``[B, Z]`` per position: a ValueError asks for ``[B, 1, Z]`` or
+``[1, T, Z]``. (A program of ``torch.export``, whose sizes are not known yet, reads it per sample.) The public
+functions, such as :func:`mi_kernels.interaction`, broadcast as PyTorch does.
+"""
 
 from mi_kernels.nn import rules as rules  # a module of functions
 from mi_kernels.nn.biaffine import Biaffine

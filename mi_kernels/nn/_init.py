@@ -1,14 +1,51 @@
 """Shared by the constructors of modules: checks, parameters, initialisation."""
 
+import functools
+import inspect
 import math
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mi_kernels.ops.dtypes import FLOATING
+
+P = ParamSpec("P")
+
+
+def keywords_after_first(init: Callable[P, None]) -> Callable[P, None]:
+    """Makes a constructor take its keyword-only arguments by position too, in their order, with a warning.
+
+    That was possible once, and ``(in, context, out)`` of one module is ``(in, out, context)`` of another.
+    """
+    kinds = inspect.signature(init).parameters.values()
+    first = next(one.name for one in list(kinds)[1:])
+    names = [one.name for one in kinds if one.kind is one.KEYWORD_ONLY]
+    op = init.__qualname__.partition(".")[0]
+
+    @functools.wraps(init)
+    def constructor(*arguments: Any, **keywords: Any) -> None:
+        if len(arguments) > 2:  # the module and the first argument
+            values = arguments[2:]
+            if len(values) > len(names):
+                raise TypeError(f"{op}: expected at most {len(names) + 1} arguments, got {len(values) + 1}")
+            given = dict(zip(names, values, strict=False))
+            for name in given:
+                if name in keywords:
+                    raise TypeError(f"{op}: {name}: expected one value, got one by position and one by name")
+            shown = ", ".join(f"{name}=" for name in given)
+            warnings.warn(
+                f"{op}: arguments after {first} will be keyword-only: write {shown}",
+                FutureWarning,
+                stacklevel=2,
+            )
+            arguments, keywords = arguments[:2], given | keywords
+        init(*arguments, **keywords)  # type: ignore[arg-type]
+
+    return constructor
 
 
 def parameters(

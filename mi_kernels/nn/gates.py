@@ -1,6 +1,7 @@
-"""Gates and modulation as modules."""
+"""Gates and modulation as modules. Over 400 lines, most of them docstrings."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor, nn
 
 from mi_kernels.functional import gates
 from mi_kernels.functional._call import call
-from mi_kernels.nn._init import check_construction, draw_uniform, parameters
+from mi_kernels.nn._contexts import aligned, always_equal, filled, misfit, missing
+from mi_kernels.nn._init import check_construction, draw_uniform, keywords_after_first, parameters
 from mi_kernels.ops import activations
 from mi_kernels.ops.activations import ActivationName, ElementwiseName
 from mi_kernels.ops.autocast import dtype_in_force
-from mi_kernels.ops.checks import check_activation, check_number, check_tensors
+from mi_kernels.ops.checks import broadcast, check_activation, check_number, check_tensors
 from mi_kernels.ops.dtypes import FLOATING
 
 
@@ -33,7 +35,8 @@ class DiagonalInteraction(nn.Module):
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
-        ``x [..., X]`` and ``z [..., Z]``, whose leading dimensions broadcast, give ``y [..., X]``.
+        ``x [..., X]`` and ``z [..., Z]`` give ``y [..., X]``. Contexts as in :mod:`mi_kernels.nn`:
+        ``z [B, Z]`` per sample, ``z [B, T, Z]`` per position.
 
     Attributes:
         weight: A of shape ``[X, Z]``.
@@ -69,9 +72,11 @@ class DiagonalInteraction(nn.Module):
     shift_bias: nn.Parameter | None
     weight_x: nn.Parameter | None
 
+    @keywords_after_first
     def __init__(
         self,
         features: int,
+        *,
         context_features: int,
         bias: bool = True,
         shift: bool = True,
@@ -120,7 +125,7 @@ class DiagonalInteraction(nn.Module):
         return call(
             gates.diagonal,
             x,
-            z,
+            aligned(type(self).__name__, x, z),
             self.weight,
             self.bias,
             self.shift_weight,
@@ -156,10 +161,10 @@ class FiLM(nn.Module):
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
-        ``x [B, C, ...]`` (or ``[B, ..., C]``, with ``channel_dim=-1``) and ``z [B, Z]`` give ``y`` as x. All
-        dimensions of x but the first and the channels share the context. For one context per frame pass
-        ``z [B, T, Z]`` with ``x [B, C, T, ...]`` (or ``[B, T, ..., C]``), and so on: the leading dimensions
-        of z are the first dimensions of x without its channels.
+        ``x [B, C, ...]`` (or ``[B, ..., C]``, with ``channel_dim=-1``) and ``z [..., Z]`` give ``y`` as x.
+        Contexts as in :mod:`mi_kernels.nn`: ``z [B, Z]`` per sample, ``z [B, T, Z]`` per position, where the
+        leading dimensions of x are all but its channels. Also a single sample, ``x [C, ...]`` (or
+        ``[..., C]``) with ``z [Z]``.
 
     Attributes:
         weight: M of shape ``[2C, Z]``, the rows of gamma first.
@@ -167,16 +172,19 @@ class FiLM(nn.Module):
 
     The parameters are initialised to zero: with s = 1 and act the identity, y = x.
 
+    z has the dtype of the parameters (under autocast any floating-point one). x may have another: y has the
+    dtype that :func:`mi_kernels.modulate` gives it.
+
     Raises:
-        TypeError: an argument has a wrong type, ``dtype`` is no floating-point dtype, or x or z no dense
-            tensor of the dtype of the parameters (under autocast, of any floating-point dtype).
+        TypeError: an argument has a wrong type, ``dtype`` is no floating-point dtype, x or z is no dense
+            tensor of a floating-point dtype, or z not of that of the parameters.
         ValueError: a size is negative, the activation is unknown or softmax, ``channel_dim`` is neither 1 nor
-            -1, or the shapes or devices of x and z do not fit.
+            -1, the shapes or devices of x and z do not fit, or the shapes fit in two ways that differ.
 
     Source: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
 
     Example:
-        >>> layer = mi.nn.FiLM(5, 3)
+        >>> layer = mi.nn.FiLM(5, context_features=3)
         >>> layer(torch.randn(8, 5, 6, 6), torch.randn(8, 3)).shape
         torch.Size([8, 5, 6, 6])
     """
@@ -188,9 +196,11 @@ class FiLM(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
 
+    @keywords_after_first
     def __init__(
         self,
         features: int,
+        *,
         context_features: int,
         bias: bool = True,
         activation: ElementwiseName = "identity",
@@ -225,46 +235,66 @@ class FiLM(nn.Module):
         def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        self._check(x, z)
-        scale, shift = nn.functional.linear(z, self.weight, self.bias).chunk(2, -1)
+        batched, count = self._check(x, z)
+        scale, shift = self._modulation(x, z, batched, count)
         return call(
-            gates.modulate,
-            x,
-            self._broadcastable(x, scale),
-            self._broadcastable(x, shift),
-            activation=self.activation,
-            scale_offset=self.scale_offset,
+            gates.modulate, x, scale, shift, activation=self.activation, scale_offset=self.scale_offset
         )
 
-    def _broadcastable(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """Scale or shift [B, ..., C] as a view that broadcasts with x."""
-        ones = (1,) * (x.dim() - modulation.dim())
-        if self.channel_dim == 1:
-            modulation = modulation.movedim(-1, 1)
-            return modulation.view(*modulation.shape, *ones)
-        return modulation.view(*modulation.shape[:-1], *ones, modulation.shape[-1])
+    def _modulation(self, x: Tensor, z: Tensor, batched: bool, count: int) -> Sequence[Tensor]:
+        """Scale and shift as views that broadcast with x."""
+        both = filled(nn.functional.linear(z, self.weight, self.bias), count)  # [..., 2C]
+        dim = -1
+        if self.channel_dim == 1 and z.dim() > 1:
+            both, dim = both.movedim(-1, 1), 1
+        elif self.channel_dim == 1:
+            dim = 0
+            for _ in range(x.dim() - (2 if batched else 1)):
+                both = both.unsqueeze(-1)
+        return both.chunk(2, dim)
 
-    def _check(self, x: Tensor, z: Tensor) -> None:
-        if dtype_in_force(self.weight.device.type) is not None:
-            # Autocast casts to a common dtype.
-            check_tensors("FiLM", ("x",), (x,), 1, FLOATING)
+    def _check(self, x: Tensor, z: Tensor) -> tuple[bool, int]:
+        """Whether x has samples before its channels, and how many dimensions z lacks."""
+        if dtype_in_force(self.weight.device.type) is None:
+            check_tensors("FiLM", ("weight", "z"), (self.weight, z), 2, FLOATING)
+        else:  # autocast casts to a common dtype
             check_tensors("FiLM", ("z",), (z,), 1, FLOATING)
-        else:
-            check_tensors("FiLM", ("weight", "x", "z"), (self.weight, x, z), 3, FLOATING)
-        if x.dim() < 2 or x.shape[self.channel_dim] != self.features:
+        check_tensors("FiLM", ("x",), (x,), 1, FLOATING)  # modulation takes any floating-point dtype
+        if x.device != self.weight.device:
+            raise ValueError(
+                f"FiLM: x: expected device {self.weight.device} (that of weight), got {x.device}"
+            )
+        batched = self._is_batched(x, z)
+        if z.dim() == 0 or z.shape[-1] != self.context_features:
+            raise ValueError(f"FiLM: z: expected shape [..., Z={self.context_features}], got {list(z.shape)}")
+        if z.dim() == 1:
+            return batched, 0
+        lead = (x.shape[0], *x.shape[2:]) if self.channel_dim == 1 else x.shape[:-1]
+        # With the channels in between, PyTorch would broadcast z with the positions of no x.
+        count = missing("FiLM", lead, z, by_last=self.channel_dim == -1)
+        if z.dim() > len(lead) + 1 or (count == 0 and broadcast(torch.Size(lead), z.shape[:-1]) is None):
+            raise misfit("FiLM", lead, z)
+        return batched, count
+
+    def _is_batched(self, x: Tensor, z: Tensor) -> bool:
+        """Whether the channels of x are in ``channel_dim``; with one context, x may be a single sample."""
+        size, axis = self.features, self.channel_dim
+        batched = x.dim() > max(axis, 0) and x.shape[axis] == size
+        single = axis == 1 and z.dim() == 1 and x.dim() > 0 and always_equal(x.shape[0], size)
+        if batched and single and size != 1:
+            raise ValueError(
+                f"FiLM: x: expected size {size}, that of the channels, in dimension 0 (a single sample) or in"
+                f" dimension 1, got {list(x.shape)}, which has both: pass x.unsqueeze(0) for a single sample,"
+                " z.unsqueeze(0) for one context of all samples"
+            )
+        if not batched and not single:
             where = (
                 "dimension 1 (channel_dim=1; channel_dim=-1 takes channels from the last)"
-                if self.channel_dim == 1
+                if axis == 1
                 else "the last dimension (channel_dim=-1; channel_dim=1 takes channels from dimension 1)"
             )
-            raise ValueError(f"FiLM: x: expected size {self.features} in {where}, got shape {list(x.shape)}")
-        outer = (x.shape[0], *x.shape[2:]) if self.channel_dim == 1 else x.shape[:-1]
-        lead = z.shape[:-1]
-        if not lead or lead != outer[: len(lead)] or z.shape[-1] != self.context_features:
-            sizes = [f"B={outer[0]}", *map(str, outer[1:])]
-            rows = (", ".join(sizes[: index + 1]) for index in range(len(sizes)))
-            expected = " or ".join(f"[{row}, Z={self.context_features}]" for row in rows)
-            raise ValueError(f"FiLM: z: expected shape {expected}, got {list(z.shape)}")
+            raise ValueError(f"FiLM: x: expected size {size} in {where}, got shape {list(x.shape)}")
+        return batched
 
     def extra_repr(self) -> str:
         return (
@@ -290,7 +320,8 @@ class GatedInteraction(nn.Module):
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
-        ``x [..., X]`` and ``z [..., Z]``, whose leading dimensions broadcast, give ``y [..., X]``.
+        ``x [..., X]`` and ``z [..., Z]`` give ``y [..., X]``. Contexts as in :mod:`mi_kernels.nn`:
+        ``z [B, Z]`` per sample, ``z [B, T, Z]`` per position.
 
     Attributes:
         weight: W of shape ``[X, Z, X]``.
@@ -323,9 +354,11 @@ class GatedInteraction(nn.Module):
     weight_x: nn.Parameter | None
     bias: nn.Parameter | None
 
+    @keywords_after_first
     def __init__(
         self,
         features: int,
+        *,
         context_features: int,
         bias: bool = True,
         weight_z: bool = True,
@@ -368,7 +401,7 @@ class GatedInteraction(nn.Module):
         return call(
             gates.gated_interaction,
             x,
-            z,
+            aligned(type(self).__name__, x, z),
             self.weight,
             self.weight_z,
             self.weight_x,

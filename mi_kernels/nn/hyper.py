@@ -11,15 +11,26 @@ from torch import Tensor, nn
 from mi_kernels.functional import hyper, interaction
 from mi_kernels.functional._call import call
 from mi_kernels.functional.heads import Order
-from mi_kernels.nn._init import check_construction, check_function, check_module, draw_uniform, parameters
+from mi_kernels.nn._contexts import aligned
+from mi_kernels.nn._init import (
+    check_construction,
+    check_function,
+    check_module,
+    draw_uniform,
+    keywords_after_first,
+    parameters,
+)
 from mi_kernels.ops.checks import check_number, check_rank, check_tensors
 
 # Where the bias of a generated layer lies in the output of a head.
 BiasPosition = Literal["last", "first"] | None
 
 
-def _context(module: nn.Module, z: Any, size: int) -> Tensor:
-    """The context of ``size`` features: z, or the output of the module's context network for z."""
+def _context(module: nn.Module, z: Any, size: int, x: Any = None) -> Tensor:
+    """The context of ``size`` features: z, or the output of the module's context network for z.
+
+    For an input x, one for each of its samples where it has fewer dimensions.
+    """
     name, op = "z", type(module).__name__
     network: Any = module.context_network
     if network is not None:
@@ -30,7 +41,7 @@ def _context(module: nn.Module, z: Any, size: int) -> Tensor:
     # Nested tensors are rejected by the functions, with a better message.
     if not z.is_nested and (z.dim() == 0 or z.shape[-1] != size):
         raise ValueError(f"{op}: {name}: expected shape [..., Z={size}], got {list(z.shape)}")
-    return z
+    return z if x is None else aligned(op, x, z, name)
 
 
 class BoundLinear(nn.Module):
@@ -92,8 +103,10 @@ class HyperLinear(nn.Module):
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
-        ``x [..., X]`` and ``z [..., Z]`` (or the input of the context network), whose leading dimensions
-        broadcast, give ``y [..., O]``. With ``segment_ids`` as in :func:`mi_kernels.interaction`.
+        ``x [..., X]`` and ``z [..., Z]`` (or what the context network makes of it) give ``y [..., O]``.
+        Contexts as in :mod:`mi_kernels.nn`:
+        ``z [B, Z]`` per sample, ``z [B, T, Z]`` per position. With
+        ``segment_ids`` as in :func:`mi_kernels.interaction`.
 
     Attributes:
         weight: W of shape ``[O, Z, X]``.
@@ -121,7 +134,7 @@ class HyperLinear(nn.Module):
     Initialization for Hypernetworks", ICLR 2020.
 
     Example:
-        >>> layer = mi.nn.HyperLinear(in_features=5, out_features=4, context_features=3)
+        >>> layer = mi.nn.HyperLinear(5, out_features=4, context_features=3)
         >>> layer(torch.randn(8, 5), torch.randn(8, 3)).shape
         torch.Size([8, 4])
     """
@@ -135,9 +148,11 @@ class HyperLinear(nn.Module):
     weight_x: nn.Parameter
     bias: nn.Parameter | None
 
+    @keywords_after_first
     def __init__(
         self,
         in_features: int,
+        *,
         out_features: int,
         context_features: int,
         bias: bool = True,
@@ -238,7 +253,7 @@ class HyperLinear(nn.Module):
         def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        z = _context(self, z, self.context_features)
+        z = _context(self, z, self.context_features, x if segment_ids is None else None)
         return call(interaction.interaction, x, z, *self.weights(), segment_ids=segment_ids)
 
     @torch.no_grad()
@@ -320,13 +335,15 @@ class HyperMLP(nn.Module):
 
     Example:
         >>> network = mi.nn.HyperMLP([5, 16, 4], context_features=3)
-        >>> network(torch.randn(2, 7, 5), torch.randn(2, 1, 3)).shape
+        >>> network(torch.randn(2, 7, 5), torch.randn(2, 3)).shape
         torch.Size([2, 7, 4])
     """
 
+    @keywords_after_first
     def __init__(
         self,
         sizes: Sequence[int],
+        *,
         context_features: int,
         activation: Callable[[Tensor], Tensor] = torch.relu,
         bias: bool = True,
@@ -349,9 +366,9 @@ class HyperMLP(nn.Module):
         self.layers = nn.ModuleList(
             HyperLinear(
                 width,
-                out,
-                context_features,
-                bias,
+                out_features=out,
+                context_features=context_features,
+                bias=bias,
                 gain=gain if number else 1.0,
                 device=device,
                 dtype=dtype,
@@ -366,7 +383,7 @@ class HyperMLP(nn.Module):
         def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        z = _context(self, z, self.context_features)
+        z = _context(self, z, self.context_features, x if segment_ids is None else None)
         for number, layer in enumerate(self.layers):
             x = layer(self.activation(x) if number else x, z, segment_ids)
         return x

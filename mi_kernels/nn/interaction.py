@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from mi_kernels.functional import interaction
 from mi_kernels.functional._call import call
-from mi_kernels.nn._init import check_construction, draw_uniform, parameters
+from mi_kernels.nn._contexts import aligned
+from mi_kernels.nn._init import check_construction, draw_uniform, keywords_after_first, parameters
 
 BilinearInit = Literal["torch", "unit"]
 
@@ -29,7 +30,8 @@ class MultiplicativeInteraction(nn.Module):
         dtype: dtype of the parameters, a floating-point one.
 
     Shape:
-        ``x [..., X]`` and ``z [..., Z]``, whose leading dimensions broadcast, give ``y [..., O]``.
+        ``x [..., X]`` and ``z [..., Z]`` give ``y [..., O]``. Contexts as in :mod:`mi_kernels.nn`:
+        ``z [B, Z]`` per sample, ``z [B, T, Z]`` per position.
 
     Attributes:
         weight: W of shape ``[O, Z, X]``.
@@ -73,9 +75,11 @@ class MultiplicativeInteraction(nn.Module):
     weight_x: nn.Parameter | None
     bias: nn.Parameter | None
 
+    @keywords_after_first
     def __init__(
         self,
         in_features: int,
+        *,
         context_features: int,
         out_features: int,
         bias: bool = True,
@@ -116,6 +120,7 @@ class MultiplicativeInteraction(nn.Module):
         def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        z = aligned(type(self).__name__, x, z)
         return call(interaction.interaction, x, z, self.weight, self.weight_z, self.weight_x, self.bias)
 
     def extra_repr(self) -> str:

@@ -115,7 +115,7 @@ def broadcast_leading(op: str, names: tuple[str, str], x: Tensor, z: Tensor, fea
 
 def broadcast(shape: torch.Size, other: torch.Size) -> torch.Size | None:
     """``torch.broadcast_shapes``, faster (it takes longer than a small kernel); None instead of an error."""
-    if shape == other:
+    if len(shape) == len(other) and shape == other:  # tuples compare sizes before lengths: a guard in a trace
         return shape
     longer, shorter = (shape, other) if len(shape) >= len(other) else (other, shape)
     sizes = list(longer)

@@ -34,3 +34,9 @@ def opaque_while_compiling(function: F) -> tuple[F, Callable[[], None]]:
 def is_transformed() -> bool:
     """Whether a transform of torch.func is active."""
     return torch._C._are_functorch_transforms_active()
+
+
+@constant_while_compiling  # Dynamo of PyTorch 2.11 takes the query for True whatever it compiles for
+def is_exporting() -> bool:
+    """Whether a program is exported: ``torch.compiler.is_exporting``."""
+    return torch.compiler.is_exporting()

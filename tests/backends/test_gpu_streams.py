@@ -146,7 +146,7 @@ def runs_beside(name, order, dtype, device, other):
 def trains(run_of, device):
     """Three steps of a layer that runs some other way, and of its twin."""
     x, z, *_ = (t.detach() for t in draw("interaction", torch.float32, device))
-    layer = mi.nn.MultiplicativeInteraction(7, 3, 11, device=device)
+    layer = mi.nn.MultiplicativeInteraction(7, context_features=3, out_features=11, device=device)
     twin = copy.deepcopy(layer)
     for one, run in ((layer, layer), (twin, run_of(twin, (x, z)))):
         optimizer = torch.optim.SGD(one.parameters(), lr=0.1)

@@ -51,13 +51,13 @@ import mi_kernels as mi
 x = torch.ones(4, 4)
 mi.modulate(x, x, activation="swish")
 mi.backend("gpu")
-mi.nn.GatedInteraction(4, 4, activation="sigmoidal")
-mi.nn.FiLM(4, 4, activation="softmax")
-mi.nn.HyperLinear(4, 4, 4)("x", x)
-mi.nn.HyperMLP([4, 4], 4)(x)
-mi.nn.HyperLinear(4, 4, 4).bind([1.0])
+mi.nn.GatedInteraction(4, context_features=4, activation="sigmoidal")
+mi.nn.FiLM(4, context_features=4, activation="softmax")
+mi.nn.HyperLinear(4, out_features=4, context_features=4)("x", x)
+mi.nn.HyperMLP([4, 4], context_features=4)(x)
+mi.nn.HyperLinear(4, out_features=4, context_features=4).bind([1.0])
 mi.convert(mi.nn.Bilinear(4, 4, 4), to="jax")
-mi.nn.HyperLinear(4, 4, 4, context_network=torch.nn.Linear)
+mi.nn.HyperLinear(4, out_features=4, context_features=4, context_network=torch.nn.Linear)
 """
 
 

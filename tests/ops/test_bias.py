@@ -19,8 +19,8 @@ def operations(options):
     x, z, w = (tensor(*sizes, **options) for sizes in ((ROWS, X), (ROWS, Z), (O, Z, X)))
     u, groups = tensor(X, Z, **options), torch.tensor([1, 0, 1, 1], device=x.device)
     layers = w.sum(1).expand(ROWS, O, X)
-    module = mi.nn.MultiplicativeInteraction(X, Z, O, **options)
-    film = mi.nn.FiLM(O // 2, Z, **options)
+    module = mi.nn.MultiplicativeInteraction(X, context_features=Z, out_features=O, **options)
+    film = mi.nn.FiLM(O // 2, context_features=Z, **options)
 
     def with_bias(layer, *arguments):
         return lambda bias: torch.func.functional_call(layer, {"bias": bias}, arguments)

@@ -272,7 +272,7 @@ def test_errors_inside_compile_are_those_of_eager():
 
 def test_compiled_training_step(place):
     torch.manual_seed(0)
-    eager = mi.nn.MultiplicativeInteraction(7, 3, 11, device=place.device)
+    eager = mi.nn.MultiplicativeInteraction(7, context_features=3, out_features=11, device=place.device)
     twin = copy.deepcopy(eager)
     x, z, *_ = Sample(ODD).arguments(torch.float32, place.device)
     for layer, run in ((eager, eager), (twin, torch.compile(twin, **COMPILE))):

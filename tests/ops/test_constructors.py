@@ -105,11 +105,11 @@ def test_the_messages_in_full():
     with pytest.raises(
         TypeError, match=re.escape("expected a torch.nn.Module or None, got the class Embedding")
     ):
-        mi.nn.HyperLinear(2, 3, 4, context_network=nn.Embedding)
+        mi.nn.HyperLinear(2, out_features=3, context_features=4, context_network=nn.Embedding)
     expected = (
         "dtype: expected one of torch.float64, torch.float32, torch.bfloat16, torch.float16, got 'float32'"
     )
     with pytest.raises(TypeError, match=re.escape(expected)):
-        mi.nn.HyperLinear(2, 3, 4, dtype="float32")
+        mi.nn.HyperLinear(2, out_features=3, context_features=4, dtype="float32")
     with pytest.raises(TypeError, match="HyperMLP: activation: expected a function, got the class ReLU"):
-        mi.nn.HyperMLP([2, 3], 4, nn.ReLU)
+        mi.nn.HyperMLP([2, 3], context_features=4, activation=nn.ReLU)

@@ -307,7 +307,7 @@ class OwnGate(mi.nn.FiLM):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: mi.nn.FiLM(2, 3), "torch.nn has no FiLM"),
+        (lambda: mi.nn.FiLM(2, context_features=3), "torch.nn has no FiLM"),
         (lambda: OwnGate(2, 3), "torch.nn has no FiLM"),
         (lambda: mi.nn.BoundLinear(torch.ones(2, 3)), "torch.nn has no BoundLinear"),
         (lambda: Own(2, 3, 4), "it is a subclass of mi_kernels.nn.Bilinear"),

@@ -186,15 +186,18 @@ def test_modules_compute_their_formulas(place):
     torch.manual_seed(0)
     options = {"dtype": torch.float64, "device": place.device}
     x, z = torch.randn(6, 4, **options), torch.randn(6, 3, **options)
-    layer = mi.nn.DiagonalInteraction(4, 3, weight_x=True, activation="tanh", scale_offset=0.5, **options)
+    layer = mi.nn.DiagonalInteraction(
+        4, context_features=3, weight_x=True, activation="tanh", scale_offset=0.5, **options
+    )
     gate = torch.tanh(F.linear(z, layer.weight, layer.bias) + F.linear(x, layer.weight_x)) + 0.5
     expected = gate * x + F.linear(z, layer.shift_weight, layer.shift_bias)
     torch.testing.assert_close(layer(x, z), expected, rtol=1e-12, atol=1e-12)
-    layer = mi.nn.GatedInteraction(4, 3, activation="softmax", **options)
+    layer = mi.nn.GatedInteraction(4, context_features=3, activation="softmax", **options)
     inner = mi.interaction(x, z, layer.weight, layer.weight_z, layer.weight_x, layer.bias)
     torch.testing.assert_close(layer(x, z), inner.softmax(-1) * x, rtol=1e-12, atol=1e-12)
     for channel_dim, size in ((1, (6, 4, 2, 5)), (-1, (6, 5, 4)), (1, (6, 4))):
-        layer, maps = mi.nn.FiLM(4, 3, channel_dim=channel_dim, **options), torch.randn(size, **options)
+        layer = mi.nn.FiLM(4, context_features=3, channel_dim=channel_dim, **options)
+        maps = torch.randn(size, **options)
         assert torch.equal(layer(maps, z), maps)  # starts as the identity
         nn.init.normal_(layer.weight)
         scale, shift = F.linear(z, layer.weight, layer.bias).chunk(2, -1)
@@ -218,7 +221,9 @@ def test_modules_compute_their_formulas(place):
 )
 def test_film_of_a_context_for_each_frame(channel_dim, size, frames, draw, place):
     """Frame by frame it is the layer of feature maps; values and gradients."""
-    layer = mi.nn.FiLM(4, 3, channel_dim=channel_dim, dtype=torch.float64, device=place.device)
+    layer = mi.nn.FiLM(
+        4, context_features=3, channel_dim=channel_dim, dtype=torch.float64, device=place.device
+    )
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
 
@@ -231,11 +236,13 @@ def test_film_of_a_context_for_each_frame(channel_dim, size, frames, draw, place
     same(layer, theirs, draw(*size), draw(*frames, 3))
 
 
-@pytest.mark.parametrize("z", [(5, 3), (2, 4, 3), (2, 6, 3), (2, 5, 6, 3), (2, 5, 6, 7, 3), (3,)], ids=str)
+@pytest.mark.parametrize("z", [(5, 3), (2, 4, 3), (2, 6, 3), (2, 5, 6, 3), (2, 5, 6, 7, 3)], ids=str)
 def test_film_names_the_contexts_that_it_takes(z):
-    expected = r"z: expected shape \[B=2, Z=3\] or \[B=2, 5, Z=3\] or \[B=2, 5, 7, Z=3\], got \["
+    expected = (
+        r"z: expected shape \[Z\], \[2, Z\], \[2, 5, Z\] or \[2, 5, 7, Z\] \(sizes of x, or 1\), got \["
+    )
     with pytest.raises(ValueError, match=f"^FiLM: {expected}"):
-        mi.nn.FiLM(4, 3)(torch.ones(2, 4, 5, 7), torch.ones(z))
+        mi.nn.FiLM(4, context_features=3)(torch.ones(2, 4, 5, 7), torch.ones(z))
 
 
 def test_film_says_where_it_looks_for_channels():
@@ -243,36 +250,38 @@ def test_film_says_where_it_looks_for_channels():
     with pytest.raises(
         ValueError, match=r"^FiLM: x: expected size 4 in dimension 1 .*channel_dim=-1.*\[2, 5, 4\]$"
     ):
-        mi.nn.FiLM(4, 3)(x, z)
+        mi.nn.FiLM(4, context_features=3)(x, z)
     with pytest.raises(ValueError, match="^FiLM: x: expected size 5 in the last dimension .*channel_dim=1 "):
-        mi.nn.FiLM(5, 3, channel_dim=-1)(x, z)
+        mi.nn.FiLM(5, context_features=3, channel_dim=-1)(x, z)
 
 
 def test_modules_start_as_documented_and_say_what_is_wrong():
     torch.manual_seed(0)
-    layer = mi.nn.DiagonalInteraction(2000, 50, weight_x=True)
+    layer = mi.nn.DiagonalInteraction(2000, context_features=50, weight_x=True)
     x, z = torch.randn(300, 2000), torch.randn(300, 50)
     gate = F.linear(z, layer.weight, layer.bias) + F.linear(x, layer.weight_x)
     assert abs(float(gate.var()) - 1) < 0.05
     assert abs(float(F.linear(z, layer.shift_weight).var()) - 1) < 0.05
-    assert "activation='identity'" in repr(layer) and "FiLM(features=2" in repr(mi.nn.FiLM(2, 3))
+    assert "activation='identity'" in repr(layer)
+    assert "FiLM(features=2" in repr(mi.nn.FiLM(2, context_features=3))
     for bad in (
-        lambda: mi.nn.FiLM(2, 3, channel_dim=2),
-        lambda: mi.nn.FiLM(2, 3, activation="softmax"),
-        lambda: mi.nn.FiLM(2, 3)(torch.ones(4, 3), torch.ones(4, 3)),
-        lambda: mi.nn.FiLM(2, 3)(torch.ones(4, 2), torch.ones(3, 3)),
-        lambda: mi.nn.DiagonalInteraction(-1, 3),
-        lambda: mi.nn.GatedInteraction(2, 3, activation="swish"),
+        lambda: mi.nn.FiLM(2, context_features=3, channel_dim=2),
+        lambda: mi.nn.FiLM(2, context_features=3, activation="softmax"),
+        lambda: mi.nn.FiLM(2, context_features=3)(torch.ones(4, 3), torch.ones(4, 3)),
+        lambda: mi.nn.FiLM(2, context_features=3)(torch.ones(4, 2), torch.ones(3, 3)),
+        lambda: mi.nn.DiagonalInteraction(-1, context_features=3),
+        lambda: mi.nn.GatedInteraction(2, context_features=3, activation="swish"),
     ):
         with pytest.raises(ValueError, match="^(FiLM|DiagonalInteraction|GatedInteraction): .*expected"):
             bad()
 
 
 def test_film_names_the_argument_that_is_wrong():
-    layer, x, z = mi.nn.FiLM(2, 3), torch.ones(4, 2), torch.ones(4, 3)
+    layer, x, z = mi.nn.FiLM(2, context_features=3), torch.ones(4, 2), torch.ones(4, 3)
     for arguments, error, message in (
         ((x, z.double()), TypeError, r"z: expected torch.float32 \(the dtype of weight\), got torch.float64"),
-        ((x.double(), z), TypeError, r"x: expected torch.float32 \(the dtype of weight\), got torch.float64"),
+        ((x.long(), z), TypeError, "x: expected a dtype of float64, .*, got torch.int64"),
+        ((x.to("meta"), z), ValueError, r"x: expected device cpu \(that of weight\), got meta"),
         ((x, z.long()), TypeError, "z: expected torch.float32 .*, got torch.int64"),
         (([1.0], z), TypeError, "x: expected a torch.Tensor, got list"),
         ((x, None), TypeError, "z: expected a torch.Tensor, got NoneType"),

@@ -20,14 +20,20 @@ def ones(*sizes, **options):
 # Module, what it is called with, and the function with the arguments that it stands for.
 MODULES = {
     "Bilinear": (mi.nn.Bilinear(Z, X, 5), (ones(ROWS, Z), ones(ROWS, X))),
-    "MultiplicativeInteraction": (mi.nn.MultiplicativeInteraction(X, Z, 5), (ones(ROWS, X), ones(ROWS, Z))),
-    "DiagonalInteraction": (
-        mi.nn.DiagonalInteraction(X, Z, activation="tanh"),
+    "MultiplicativeInteraction": (
+        mi.nn.MultiplicativeInteraction(X, context_features=Z, out_features=5),
         (ones(ROWS, X), ones(ROWS, Z)),
     ),
-    "GatedInteraction": (mi.nn.GatedInteraction(X, Z), (ones(ROWS, X), ones(ROWS, Z))),
-    "FiLM": (mi.nn.FiLM(X, Z), (ones(ROWS, X, 2, 2), ones(ROWS, Z))),
-    "HyperLinear": (mi.nn.HyperLinear(X, 5, Z), (ones(ROWS, 7, X), ones(ROWS, 1, Z))),
+    "DiagonalInteraction": (
+        mi.nn.DiagonalInteraction(X, context_features=Z, activation="tanh"),
+        (ones(ROWS, X), ones(ROWS, Z)),
+    ),
+    "GatedInteraction": (mi.nn.GatedInteraction(X, context_features=Z), (ones(ROWS, X), ones(ROWS, Z))),
+    "FiLM": (mi.nn.FiLM(X, context_features=Z), (ones(ROWS, X, 2, 2), ones(ROWS, Z))),
+    "HyperLinear": (
+        mi.nn.HyperLinear(X, out_features=5, context_features=Z),
+        (ones(ROWS, 7, X), ones(ROWS, 1, Z)),
+    ),
     "BoundLinear": (mi.nn.BoundLinear(ones(ROWS, 5, X), ones(ROWS, 5)), (ones(ROWS, X),)),
 }
 
@@ -55,7 +61,8 @@ def expected(layer, *given):
             names = ("weight", "bias", "shift_weight", "shift_bias")
             return mi.explain(mi.diagonal, *given, *parameters(layer, *names), activation="tanh")
         case mi.nn.FiLM():
-            scale, shift = layer(*given).new_zeros(2, ROWS, X, 1, 1).requires_grad_()
+            both = nn.functional.linear(given[1], layer.weight)  # under autocast of its dtype
+            scale, shift = both.new_zeros(2, ROWS, X, 1, 1).requires_grad_()
             return mi.explain(mi.modulate, given[0], scale, shift, scale_offset=1.0)
         case mi.nn.BoundLinear():
             return mi.explain(mi.apply_generated, *given, layer.weight, layer.bias)
@@ -82,7 +89,9 @@ def test_the_plan_is_that_of_the_function(name, grad, low, place):
 @pytest.mark.parametrize("segments", [False, True], ids=["", "segments"])
 @pytest.mark.parametrize("activation", [torch.tanh, nn.ReLU(inplace=True)], ids=["tanh", "in place"])
 def test_of_several_calls_each_has_its_plan(activation, segments):
-    network = mi.nn.HyperMLP([X, 8, 5], Z, activation, context_network=nn.Embedding(9, Z))
+    network = mi.nn.HyperMLP(
+        [X, 8, 5], context_features=Z, activation=activation, context_network=nn.Embedding(9, Z)
+    )
     x, z = ones(ROWS, X), torch.arange(ROWS)
     options = {"segment_ids": torch.tensor([5, 5, 0, 0, 0, 1])} if segments else {}
     with Spy() as spy:
@@ -134,7 +143,7 @@ def test_nothing_is_changed():
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.film = mi.nn.FiLM(4, 3)
+            self.film = mi.nn.FiLM(4, context_features=3)
             self.after = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Dropout())
 
         def forward(self, x, z):

@@ -185,7 +185,9 @@ def test_second_order_under_vmap(subset, place):
 def test_ensemble_of_models(place):
     """vmap over stacked weights of several layers, each with its own input or with a shared one."""
     layers = [
-        mi.nn.MultiplicativeInteraction(7, 3, 11, dtype=torch.float64, device=place.device)
+        mi.nn.MultiplicativeInteraction(
+            7, context_features=3, out_features=11, dtype=torch.float64, device=place.device
+        )
         for _ in range(SIZE)
     ]
     parameters, buffers = torch.func.stack_module_state(layers)

@@ -132,8 +132,8 @@ def test_export(place):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.film = mi.nn.FiLM(4, 3, device=place.device)
-            self.gate = mi.nn.GatedInteraction(4, 3, device=place.device)
+            self.film = mi.nn.FiLM(4, context_features=3, device=place.device)
+            self.gate = mi.nn.GatedInteraction(4, context_features=3, device=place.device)
 
         def forward(self, x, z):
             return self.gate(self.film(x, z), z)

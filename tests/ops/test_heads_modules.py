@@ -159,7 +159,7 @@ def test_parameters_drawn_anew(layer):
 
 def test_a_layer_of_a_generated_network():
     """Among the layers of a HyperMLP, with its context network and bind."""
-    network = mi.nn.HyperMLP([X, 7, O], Z, context_network=nn.Linear(2, Z, **F64), **F64)
+    network = mi.nn.HyperMLP([X, 7, O], context_features=Z, context_network=nn.Linear(2, Z, **F64), **F64)
     network.layers[0] = mi.nn.HyperLinear.from_linear(linear(Z, 7 * X + 7), X, 7)
     x, edges = torch.randn(B, X, **F64), torch.randn(B, 2, **F64)
     assert relative_error(network.bind(edges)(x), network(x, edges)) < 1e-12

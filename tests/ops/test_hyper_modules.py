@@ -14,14 +14,18 @@ import mi_kernels as mi
 
 F64 = {"dtype": torch.float64}
 MAKERS = {
-    "linear": lambda **kw: mi.nn.HyperLinear(5, 4, 3, **kw),
-    "linear-no-bias": lambda **kw: mi.nn.HyperLinear(5, 4, 3, bias=False, **kw),
+    "linear": lambda **kw: mi.nn.HyperLinear(5, out_features=4, context_features=3, **kw),
+    "linear-no-bias": lambda **kw: mi.nn.HyperLinear(5, out_features=4, context_features=3, bias=False, **kw),
     "linear-network": lambda **kw: mi.nn.HyperLinear(
-        5, 4, 3, context_network=nn.Linear(3, 3, dtype=kw.get("dtype")), **kw
+        5, out_features=4, context_features=3, context_network=nn.Linear(3, 3, dtype=kw.get("dtype")), **kw
     ),
-    "mlp": lambda **kw: mi.nn.HyperMLP([5, 8, 6, 4], 3, **kw),
+    "mlp": lambda **kw: mi.nn.HyperMLP([5, 8, 6, 4], context_features=3, **kw),
     "mlp-network": lambda **kw: mi.nn.HyperMLP(
-        (5, 4), 3, nn.Tanh(), context_network=nn.Linear(3, 3, dtype=kw.get("dtype")), **kw
+        (5, 4),
+        context_features=3,
+        activation=nn.Tanh(),
+        context_network=nn.Linear(3, 3, dtype=kw.get("dtype")),
+        **kw,
     ),
 }
 
@@ -118,7 +122,7 @@ def test_the_generated_layer_keeps_the_variance(sizes, bias):
     squares, weights = [], []
     for seed in range(400):
         torch.manual_seed(seed)
-        layer = mi.nn.HyperLinear(width, out, context, bias=bias)
+        layer = mi.nn.HyperLinear(width, out_features=out, context_features=context, bias=bias)
         z, x = torch.randn(context), torch.randn(8, width)
         weight, _ = mi.generate(z, layer.weight)
         weights.append(width * weight.square().mean())
@@ -136,14 +140,14 @@ def test_a_deep_network_keeps_the_variance(activation):
     squares = []
     for seed in range(60):
         torch.manual_seed(seed)
-        network = mi.nn.HyperMLP([128] * 6, 64, activation)
+        network = mi.nn.HyperMLP([128] * 6, context_features=64, activation=activation)
         squares.append(network(torch.randn(32, 128), torch.randn(32, 64)).square().mean())
     assert torch.stack(squares).mean().item() == pytest.approx(1, abs=0.15)
 
 
 def test_every_layer_is_one_set_of_products():
     """No loop over samples: the number of operations does not depend on the batch."""
-    network, counts = mi.nn.HyperMLP([16, 32, 8], 4), []
+    network, counts = mi.nn.HyperMLP([16, 32, 8], context_features=4), []
     for batch in (2, 64):
         with Spy() as spy:
             network(torch.randn(batch, 16), torch.randn(batch, 4))
@@ -155,55 +159,61 @@ def test_every_layer_is_one_set_of_products():
     ("make", "error", "message"),
     [
         (
-            lambda: mi.nn.HyperLinear(1.5, 2, 3),
+            lambda: mi.nn.HyperLinear(1.5, out_features=2, context_features=3),
             TypeError,
             "HyperLinear: in_features: expected an int, got float",
         ),
         (
-            lambda: mi.nn.HyperLinear(1, 2, -3),
+            lambda: mi.nn.HyperLinear(1, out_features=2, context_features=-3),
             ValueError,
             "HyperLinear: context_features: expected >= 0, got -3",
         ),
         (
-            lambda: mi.nn.HyperLinear(1, 2, 3, dtype=torch.int8),
+            lambda: mi.nn.HyperLinear(1, out_features=2, context_features=3, dtype=torch.int8),
             TypeError,
             "HyperLinear: dtype: expected one of",
         ),
-        (lambda: mi.nn.HyperMLP([3], 2), ValueError, r"HyperMLP: sizes: expected at least 2, got \[3\]"),
         (
-            lambda: mi.nn.HyperMLP([3, 2], 2, "relu"),
+            lambda: mi.nn.HyperMLP([3], context_features=2),
+            ValueError,
+            r"HyperMLP: sizes: expected at least 2, got \[3\]",
+        ),
+        (
+            lambda: mi.nn.HyperMLP([3, 2], context_features=2, activation="relu"),
             TypeError,
             "HyperMLP: activation: expected a function, got str",
         ),
         (
-            lambda: mi.nn.HyperMLP(3, 2),
+            lambda: mi.nn.HyperMLP(3, context_features=2),
             TypeError,
             "HyperMLP: sizes: expected a sequence of int, got int",
         ),
         (
-            lambda: mi.nn.HyperLinear(1, 2, 3, gain="2"),
+            lambda: mi.nn.HyperLinear(1, out_features=2, context_features=3, gain="2"),
             TypeError,
             "HyperLinear: gain: expected a float, got str",
         ),
         (
-            lambda: mi.nn.HyperLinear(4, 2, 3)(torch.ones(5, 4), torch.ones(5, 2)),
+            lambda: mi.nn.HyperLinear(4, out_features=2, context_features=3)(
+                torch.ones(5, 4), torch.ones(5, 2)
+            ),
             ValueError,
             r"HyperLinear: z: expected shape \[..., Z=3\], got \[5, 2\]",
         ),
         (
-            lambda: mi.nn.HyperLinear(4, 2, 3).bind(torch.ones(2)),
+            lambda: mi.nn.HyperLinear(4, out_features=2, context_features=3).bind(torch.ones(2)),
             ValueError,
             r"HyperLinear: z: expected shape \[..., Z=3\], got \[2\]",
         ),
         (
-            lambda: mi.nn.HyperMLP([4, 2], 3, context_network=nn.Linear(5, 7))(
+            lambda: mi.nn.HyperMLP([4, 2], context_features=3, context_network=nn.Linear(5, 7))(
                 torch.ones(6, 4), torch.ones(6, 5)
             ),
             ValueError,
             r"HyperMLP: context_network: expected shape \[..., Z=3\], got \[6, 7\]",
         ),
         (
-            lambda: mi.nn.HyperLinear(4, 2, 3, context_network=nn.LSTM(5, 3))(
+            lambda: mi.nn.HyperLinear(4, out_features=2, context_features=3, context_network=nn.LSTM(5, 3))(
                 torch.ones(6, 4), torch.ones(6, 5)
             ),
             TypeError,
@@ -217,7 +227,7 @@ def test_messages(make, error, message):
 
 
 def test_an_activation_with_parameters_is_copied_into_the_bound_network():
-    module = mi.nn.HyperMLP([5, 8, 4], 3, nn.PReLU(init=0.5))
+    module = mi.nn.HyperMLP([5, 8, 4], context_features=3, activation=nn.PReLU(init=0.5))
     assert module.layers[1].gain == pytest.approx((2 / 1.25) ** 0.5, rel=1e-3)
     bound, x = module.bind(torch.randn(2, 3)), torch.randn(2, 5)
     before = bound(x)
@@ -229,17 +239,17 @@ def test_an_activation_with_parameters_is_copied_into_the_bound_network():
 
 
 def test_the_default_device_does_not_matter_to_the_gain():
-    expected = mi.nn.HyperMLP([5, 8, 4], 3).layers[1].gain
+    expected = mi.nn.HyperMLP([5, 8, 4], context_features=3).layers[1].gain
     with torch.device("meta"):
-        module = mi.nn.HyperMLP([5, 8, 4], 3)
-        assert mi.nn.HyperMLP([5, 8, 4], 3, nn.PReLU()).layers[1].gain == 1
+        module = mi.nn.HyperMLP([5, 8, 4], context_features=3)
+        assert mi.nn.HyperMLP([5, 8, 4], context_features=3, activation=nn.PReLU()).layers[1].gain == 1
     assert module.layers[1].gain == expected and module.layers[1].weight.is_meta
 
 
 @pytest.mark.parametrize("lead", [(), (2,)], ids=str)
 def test_bound_under_autocast(lead):
     """The weights keep the dtype of the module, so that the layer runs without autocast, too."""
-    module, z, x = mi.nn.HyperMLP([5, 8, 4], 3), torch.randn(*lead, 3), torch.randn(2, 5)
+    module, z, x = mi.nn.HyperMLP([5, 8, 4], context_features=3), torch.randn(*lead, 3), torch.randn(2, 5)
     with torch.autocast("cpu", torch.bfloat16):
         bound = module.bind(z)
     assert all(parameter.dtype == torch.float32 for parameter in bound.parameters())
@@ -249,7 +259,7 @@ def test_bound_under_autocast(lead):
 @pytest.mark.parametrize("sizes", [(0, 4, 2), (5, 0, 2), (5, 4, 0)], ids=str)
 def test_zero_sizes(sizes):
     width, out, context = sizes
-    module = mi.nn.HyperLinear(*sizes)
+    module = mi.nn.HyperLinear(width, out_features=out, context_features=context)
     for lead in ((), (3,)):
         z, x = torch.randn(*lead, context), torch.randn(3, width)
         with warnings.catch_warnings():
@@ -261,7 +271,7 @@ def test_zero_sizes(sizes):
 
 def test_bound_layers_take_the_mode_and_leave_the_random_stream():
     for training in (True, False):
-        module = mi.nn.HyperMLP([5, 8, 4], 3, nn.Dropout()).train(training)
+        module = mi.nn.HyperMLP([5, 8, 4], context_features=3, activation=nn.Dropout()).train(training)
         for z in (torch.randn(3), torch.randn(2, 3)):
             before = torch.get_rng_state()
             assert all(part.training == training for part in module.bind(z).modules())
@@ -284,7 +294,7 @@ def test_bound_layers_of_several_contexts_can_be_saved(form, module):
 @pytest.mark.compile
 def test_compiled():
     torch._dynamo.reset()
-    network = mi.nn.HyperMLP([6, 8, 4], 3, context_network=nn.Embedding(9, 3))
+    network = mi.nn.HyperMLP([6, 8, 4], context_features=3, context_network=nn.Embedding(9, 3))
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=True)
     for batch, rows in ((3, 7), (5, 4)):
         x, ids = torch.randn(batch, rows, 6), torch.arange(batch).unsqueeze(1)

@@ -297,8 +297,9 @@ def test_messages():
     broken(TypeError, "^modulate: shift: expected a torch.Tensor, got float$", x, scale, 1.0)
     broken(TypeError, r"^modulate: scale: expected a dense \(strided\)", x, scale.to_sparse())
     broken(TypeError, "^modulate: x: expected a dtype of float64.*, got torch.int64$", x.long(), scale.long())
-    message = r"^modulate: scale: expected torch.float32 \(the dtype of x\), got torch.float64$"
-    broken(TypeError, message, x, scale.double())
+    broken(TypeError, "^modulate: scale: expected a dtype of .*, got torch.int64$", x, scale.long())
+    broken(TypeError, "^modulate: x: expected a dtype of .*, got torch.complex64$", x.cfloat(), scale)
+    broken(TypeError, "^modulate: shift: expected a dtype of .*, got torch.bool$", x, scale, scale.bool())
     message = r"^modulate: shift: expected device cpu \(that of x\), got meta$"
     broken(ValueError, message, x, scale, scale.to("meta"))
     broken(ValueError, r"^modulate: x: expected at least 1 dimension\(s\)", torch.tensor(1.0), scale)

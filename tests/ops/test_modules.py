@@ -12,9 +12,9 @@ from torch import nn
 import mi_kernels as mi
 
 MAKERS = {
-    "interaction": lambda **kw: mi.nn.MultiplicativeInteraction(4, 3, 5, **kw),
+    "interaction": lambda **kw: mi.nn.MultiplicativeInteraction(4, context_features=3, out_features=5, **kw),
     "interaction-w-only": lambda **kw: mi.nn.MultiplicativeInteraction(
-        4, 3, 5, bias=False, weight_z=False, weight_x=False, **kw
+        4, context_features=3, out_features=5, bias=False, weight_z=False, weight_x=False, **kw
     ),
     "bilinear": lambda **kw: mi.nn.Bilinear(4, 3, 5, **kw),
     "bilinear-no-bias": lambda **kw: mi.nn.Bilinear(4, 3, 5, bias=False, **kw),
@@ -80,7 +80,10 @@ def test_bilinear_refuses_what_torch_refuses():
 @pytest.mark.parametrize("weight_z", [True, False])
 @pytest.mark.parametrize("weight_x", [True, False])
 def test_interaction_adds_the_terms_that_it_has(bias, weight_z, weight_x):
-    layer = mi.nn.MultiplicativeInteraction(4, 3, 5, bias, weight_z, weight_x, dtype=torch.float64)
+    terms = {"bias": bias, "weight_z": weight_z, "weight_x": weight_x}
+    layer = mi.nn.MultiplicativeInteraction(
+        4, context_features=3, out_features=5, dtype=torch.float64, **terms
+    )
     names = [name for name, on in (("weight_z", weight_z), ("weight_x", weight_x), ("bias", bias)) if on]
     assert list(layer.state_dict()) == ["weight", *names]
     for flag in ("bias", "weight_z", "weight_x"):
@@ -101,14 +104,15 @@ def test_interaction_adds_the_terms_that_it_has(bias, weight_z, weight_x):
 def test_output_variance_does_not_depend_on_the_sizes(sizes, terms):
     torch.manual_seed(0)
     x_size, z_size = sizes
-    layer = mi.nn.MultiplicativeInteraction(x_size, z_size, 512, True, *terms)
+    terms = dict(zip(("weight_z", "weight_x"), terms, strict=True))
+    layer = mi.nn.MultiplicativeInteraction(x_size, context_features=z_size, out_features=512, **terms)
     y = layer(torch.randn(4096, x_size), torch.randn(4096, z_size))
     assert y.square().mean().item() == pytest.approx(1, abs=0.15)
 
 
 def test_each_term_has_its_share_of_the_variance():
     torch.manual_seed(0)
-    layer = mi.nn.MultiplicativeInteraction(30, 20, 400)
+    layer = mi.nn.MultiplicativeInteraction(30, context_features=20, out_features=400)
     for term in (layer.weight, layer.weight_z, layer.weight_x):
         fan = math.prod(term.shape[1:])
         assert term.abs().max() <= math.sqrt(1 / fan)
@@ -118,11 +122,11 @@ def test_each_term_has_its_share_of_the_variance():
 
 def test_terms_without_elements_take_no_share():
     torch.manual_seed(0)
-    layer = mi.nn.MultiplicativeInteraction(50, 0, 400)
+    layer = mi.nn.MultiplicativeInteraction(50, context_features=0, out_features=400)
     assert layer.weight.shape == (400, 0, 50)
     assert 50 * layer.weight_x.square().mean().item() == pytest.approx(1, rel=0.05)
     assert layer(torch.randn(3, 50), torch.randn(3, 0)).shape == (3, 400)
-    nothing = mi.nn.MultiplicativeInteraction(0, 0, 2)
+    nothing = mi.nn.MultiplicativeInteraction(0, context_features=0, out_features=2)
     assert torch.equal(nothing(torch.randn(3, 0), torch.randn(3, 0)), torch.zeros(3, 2))
 
 
@@ -135,7 +139,9 @@ def test_negative_sizes_are_named(name):
 
 def test_wrong_inputs_are_named():
     with pytest.raises(ValueError, match="weight"):
-        mi.nn.MultiplicativeInteraction(4, 3, 5)(torch.randn(2, 4), torch.randn(2, 4))
+        mi.nn.MultiplicativeInteraction(4, context_features=3, out_features=5)(
+            torch.randn(2, 4), torch.randn(2, 4)
+        )
     with pytest.raises(ValueError, match="weight"):
         mi.nn.Bilinear(4, 3, 5)(torch.randn(2, 3), torch.randn(2, 3))
 
@@ -162,7 +168,10 @@ def test_meta_device_then_reset_is_a_fresh_layer(make):
 
 def test_skip_init(make):
     layer = type(make())
-    layer = nn.utils.skip_init(layer, 4, 3, 5)
+    sizes = {"in_features": 4, "context_features": 3, "out_features": 5}
+    if layer is mi.nn.Bilinear:
+        sizes = {"in1_features": 4, "in2_features": 3, "out_features": 5}
+    layer = nn.utils.skip_init(layer, **sizes)
     assert not any(parameter.is_meta for parameter in layer.parameters())
 
 
@@ -220,15 +229,14 @@ def test_a_step_of_training_reaches_every_parameter(make):
 @pytest.mark.parametrize("size", ["2", 2.5, None, True], ids=repr)
 @pytest.mark.parametrize("place", range(3))
 def test_sizes_are_integers(size, place):
-    sizes = [2, 3, 4]
-    sizes[place] = size
     name = ("in_features", "context_features", "out_features")[place]
+    sizes = {"in_features": 2, "context_features": 3, "out_features": 4, name: size}
     message = f"MultiplicativeInteraction: {name}: expected an int, got {type(size).__name__}"
     with pytest.raises(TypeError, match=message):
-        mi.nn.MultiplicativeInteraction(*sizes)
+        mi.nn.MultiplicativeInteraction(**sizes)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
 def test_parameters_are_floating(dtype):
     with pytest.raises(TypeError, match=f"MultiplicativeInteraction: dtype: expected one of .*, got {dtype}"):
-        mi.nn.MultiplicativeInteraction(2, 3, 4, dtype=dtype)
+        mi.nn.MultiplicativeInteraction(2, context_features=3, out_features=4, dtype=dtype)

@@ -107,7 +107,7 @@ def test_never_stale_where_memory_is_reused():
     """A cast there and back leaves version and dtype alone; the address must not come back either."""
     x, z = torch.randn(40, 4), torch.randn(40, 64)
     for _ in range(20):
-        layer = mi.nn.MultiplicativeInteraction(4, 64, 50).requires_grad_(False)
+        layer = mi.nn.MultiplicativeInteraction(4, context_features=64, out_features=50).requires_grad_(False)
         packed = mi.pack(layer.weight)
         mi.interaction(x, z, packed)
         layer.half().float()

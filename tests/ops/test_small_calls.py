@@ -227,7 +227,7 @@ def test_which_calls_go_the_short_way(name, monkeypatch):
         (interaction, "autocast"),
         (hyper, "autocast"),
         (gates, "autocast"),
-        (gates, "promote"),
+        (gates, "promoted_dtype"),
     ):
         monkeypatch.setattr(module, check, refuse)
     function, tensors = made(name, torch.float32)

@@ -20,8 +20,8 @@ MAX_ELEMENTS = 1 << 14
 ALGORITHM = "torch"
 _DTYPES = (torch.float32, torch.float64)  # 16 bits are rounded after each operation, the kernel rounds once
 # PyTorch has no second derivative of hardsigmoid, and NaN for gelu of infinity.
-_NAMES = tuple(name for name in activations.NAMES if not name.startswith(("hardsigmoid", "gelu")))
-_PLAIN = (Tensor, torch.nn.Parameter)  # DTensor has rules for the operations of this package
+NAMES = tuple(name for name in activations.NAMES if not name.startswith(("hardsigmoid", "gelu")))
+PLAIN = (Tensor, torch.nn.Parameter)  # DTensor has rules for the operations of this package
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor | None, activation: str, scale_offset: float) -> Tensor:
@@ -63,7 +63,7 @@ def takes(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) ->
         return False
     # A transform maps over more elements than are seen here.
     return (
-        activation in _NAMES
+        activation in NAMES
         and is_coefficient(scale_offset)
         and len(shape) > 0
         and not torch._C._are_functorch_transforms_active()
@@ -73,7 +73,7 @@ def takes(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) ->
 def _alike(tensor: Tensor, dtype: torch.dtype) -> bool:
     """Of this dtype, dense, on the CPU, contiguous: then y has the memory format of x."""
     return (
-        type(tensor) in _PLAIN
+        type(tensor) in PLAIN
         and tensor.dtype is dtype
         and tensor.is_cpu
         and tensor.layout is torch.strided
