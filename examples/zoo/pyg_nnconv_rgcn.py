@@ -40,8 +40,7 @@ class FusedRGCN(pyg.RGCNConv):
             y = mi.apply_generated(mean, weight.transpose(0, 1), segment_ids=relation)
         else:
             y = mi.interaction(mean, self.comp, weight, segment_ids=relation)
-        y = (x @ self.root + self.bias).index_add(0, node, y)
-        return y
+        return (x @ self.root + self.bias).index_add(0, node, y)
 
 
 def edge_network(attributes: int, hidden: int, inputs: int, out: int) -> nn.Module:
@@ -66,7 +65,6 @@ def rgcn(
     dtype: torch.dtype, nodes: int, edges: int, channels: int, relations: int, bases: int | None
 ) -> tuple[Step, Step]:
     built = (channels, channels, relations, bases)
-    # PyG makes its sum in the default dtype, whatever that of the features.
     theirs, ours = (kind(*built).to(dtype) for kind in (pyg.RGCNConv, FusedRGCN))
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(nodes, channels, dtype=dtype, requires_grad=True)
@@ -88,9 +86,10 @@ class Club(nn.Module):
 
 
 def train(convert: bool, steps: int) -> tuple[list[float], float]:
-    """(losses on the four labelled members, accuracy on the others)."""
+    """(losses on every second member, accuracy on the others)."""
     torch.manual_seed(0)
     club = datasets.KarateClub()[0]
+    labelled = torch.arange(34) % 2 == 0
     adjacency = torch.zeros(34, 34).index_put(tuple(club.edge_index), torch.ones(1))
     a, b = club.edge_index
     common = (adjacency @ adjacency)[a, b]
@@ -100,12 +99,12 @@ def train(convert: bool, steps: int) -> tuple[list[float], float]:
     losses = []
     for _ in range(steps):
         scores = model(club.x, club.edge_index, attributes)
-        loss = F.cross_entropy(scores[club.train_mask], club.y[club.train_mask])
+        loss = F.cross_entropy(scores[labelled], club.y[labelled])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    right = (model(club.x, club.edge_index, attributes).argmax(1) == club.y)[~club.train_mask]
+    right = (model(club.x, club.edge_index, attributes).argmax(1) == club.y)[~labelled]
     return losses, right.float().mean().item()
 
 
