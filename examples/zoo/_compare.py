@@ -2,20 +2,19 @@
 
 import argparse
 import importlib
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.memory import peak_memory
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the harness is in the checkout alone
-from benchmarks.harness import timing  # noqa: E402
+from benchmarks.harness import timing
 
 # Both sides are within 1e-12 of the formula or so (mi_kernels.testing.errors), in sums of another order.
 LIMIT = 1e-11
@@ -42,6 +41,28 @@ class Step(NamedTuple):
         y = self.forward()
         cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         return y, *torch.autograd.grad(y, self.leaves, cotangent)
+
+
+def steps_of(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> tuple[Step, Step]:
+    """Of two layers with the same parameters in the same order."""
+
+    def step(layer: nn.Module) -> Step:
+        leaves = [*(x for x in inputs if x.requires_grad), *layer.parameters()]
+        return Step(lambda: layer(*inputs), leaves)
+
+    return step(ours), step(theirs)
+
+
+def fit(loss: Callable[[int], Tensor], optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    """``loss`` of each step's batch, before the step."""
+    losses = []
+    for number in range(steps):
+        value = loss(number)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses
 
 
 class Comparison(NamedTuple):
@@ -82,7 +103,7 @@ def compare(name: str, make: Callable[[torch.dtype], tuple[Step, Step]], quick: 
     memory = peak_memory(runs["ours"]), peak_memory(runs["theirs"])
     # Where one side is so slow that it sat out later rounds, these have no ratio.
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["theirs"], strict=False)]
-    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    ratio, low, high = timing.statistics_of(ratios).values()
     return Comparison(name, ratio, (low, high), memory, output, max(gradients))
 
 

@@ -2,11 +2,12 @@
 
     python examples/zoo/biaffine_parser.py
 
-Dozat and Manning, ICLR 2017, as supar has it: s_o(i, j) = [x_i, 1]^T W_o [y_j, 1] of two reductions of an encoder's
-states, with 500 features and one output for arcs, 100 features and an output for each label. The published form is
-that einsum, of copies with a column of ones; mi.nn.Biaffine has the same weight and takes the ones inside. Treebanks
-have to be downloaded, so the sentences come from a small grammar in this file: heads and labels are known, and who a
-prepositional phrase belongs to depends on the preposition. The encoder is a small BiLSTM instead of three large ones.
+Dozat and Manning, ICLR 2017, as supar has it: s_o(i, j) = [x_i, 1]^T W_o [y_j, 1] of two reductions of the
+states of an encoder, of 500 features and one output for arcs, 100 features and an output for each label.
+The published form is that einsum, of copies with a column of ones; mi.nn.Biaffine has the same weight and
+takes the ones inside. Treebanks have to be downloaded, so the sentences come from a small grammar in this
+file, in which the preposition tells what its phrase belongs to. The encoder is one small BiLSTM instead of
+three.
 """
 
 import random
@@ -14,14 +15,13 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from _compare import Result, Step, compare, main
+from _compare import Result, Step, compare, fit, main, steps_of
 from torch import Tensor, nn
 
 import mi_kernels as mi
 
 LABELS = ["root", "det", "amod", "nsubj", "obj", "case", "nmod", "obl", "advmod"]
-WORDS = {"det": 4, "amod": 30, "noun": 60, "verb": 30, "adverb": 10, "nmod": 5, "obl": 5}  # classes: vocabulary
-FIRST = dict(zip(WORDS, (1 + sum(list(WORDS.values())[:i]) for i in range(len(WORDS))), strict=True))
+KINDS, EACH = ["det", "amod", "noun", "verb", "adverb", "nmod", "obl"], 20  # words of a kind
 
 
 class Published(nn.Module):
@@ -47,7 +47,7 @@ class Parser(nn.Module):
 
     def __init__(self, biaffine, arc: int = 500, label: int = 100, hidden: int = 64) -> None:
         super().__init__()
-        self.embed = nn.Embedding(1 + sum(WORDS.values()), hidden)
+        self.embed = nn.Embedding(1 + EACH * len(KINDS), hidden)
         self.encode = nn.LSTM(hidden, hidden, batch_first=True, bidirectional=True)
         self.sizes = [arc, arc, label, label]
         self.reduce = nn.Sequential(nn.Linear(2 * hidden, 2 * (arc + label)), nn.LeakyReLU(0.1))
@@ -59,35 +59,35 @@ class Parser(nn.Module):
         return self.arc(dependent, head).squeeze(1), self.label(dependent_l, head_l)
 
 
-def sentence(draw: random.Random) -> list[tuple[int, int, int]]:
+def sentence(draw: random.Random) -> list[list[int]]:
     """(word, head, label) of each word, of the grammar S -> NP verb [NP] [adverb] PP*."""
-    words: list[list[int]] = [[0, 0, 0]]
+    words = [[0, 0, 0]]
 
-    def word(kind: str, label: str) -> int:
-        words.append([FIRST[kind] + draw.randrange(WORDS[kind]), 0, LABELS.index(label)])
+    def word(kind: str, label: str, head: int = 0) -> int:
+        words.append([1 + EACH * KINDS.index(kind) + draw.randrange(EACH), head, LABELS.index(label)])
         return len(words) - 1
 
-    def phrase(label: str, before: list[int]) -> int:
-        modifiers = before + [word("det", "det")] + [word("amod", "amod") for _ in range(draw.randrange(3))]
-        noun = word("noun", label)
-        for modifier in modifiers:
-            words[modifier][1] = noun
+    def phrase(label: str, head: int = 0, preposition: str | None = None) -> int:
+        first = len(words)
+        if preposition:
+            word(preposition, "case")
+        for kind in ["det", *["amod"] * draw.randrange(3)]:
+            word(kind, kind)
+        noun = word("noun", label, head)
+        for modifier in words[first:noun]:
+            modifier[1] = noun
         return noun
 
-    subject = phrase("nsubj", [])
-    last, verb = subject, word("verb", "root")
-    words[subject][1] = verb
+    last = phrase("nsubj")
+    verb = words[last][1] = word("verb", "root")
     if draw.random() < 0.7:
-        last = phrase("obj", [])
-        words[last][1] = verb
+        last = phrase("obj", verb)
     if draw.random() < 0.5:
-        words[word("adverb", "advmod")][1] = verb
-    for _ in range(draw.randrange(3)):
-        kind = draw.choice(["nmod", "obl"])  # of the noun before it, or of the verb: the preposition tells
-        noun = phrase(kind, [word(kind, "case")])
-        words[noun][1] = last if kind == "nmod" else verb
-        last = noun
-    return [tuple(one) for one in words]
+        word("adverb", "advmod", verb)
+    for _ in range(draw.randrange(3)):  # to the noun before, or to the verb: the preposition tells
+        kind = draw.choice(["nmod", "obl"])
+        last = phrase(kind, last if kind == "nmod" else verb, kind)
+    return words
 
 
 def corpus(count: int) -> list[Tensor]:
@@ -110,16 +110,14 @@ def train(biaffine, steps: int, sizes: tuple[int, int]) -> tuple[list[float], st
     words, heads, labels = corpus(2400)
     model = Parser(biaffine, *sizes)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    losses = []
-    for _ in range(steps):
+
+    def loss(_: int) -> Tensor:
         batch = torch.randint(2000, (50,))
         arc, label = model(words[batch])
-        loss = F.cross_entropy(arc.transpose(1, 2), heads[batch])
-        loss = loss + F.cross_entropy(of_head(label, heads[batch]), labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        labelled = F.cross_entropy(of_head(label, heads[batch]), labels[batch])
+        return F.cross_entropy(arc.transpose(1, 2), heads[batch]) + labelled
+
+    losses = fit(loss, optimizer, steps)
     with torch.no_grad():
         (arc, label), heads, labels = model(words[2000:]), heads[2000:], labels[2000:]
     counts, found = labels >= 0, arc.argmax(-1)
@@ -135,8 +133,7 @@ def run(steps: int, quick: bool) -> Result:
         x = [torch.randn(rows, words, features, dtype=dtype, requires_grad=True) for _ in range(2)]
         for layer in layers:
             layer.weight.data.copy_(weight)
-        steps = [Step(lambda f=f: f(*x), [*x, f.weight]) for f in layers]
-        return steps[0], steps[1]
+        return steps_of(*layers, *x)
 
     full = {"arc": [(40, 20, 500, 1), (8, 100, 500, 1)], "label": [(40, 20, 100, 40), (8, 100, 100, 40)]}
     small = {"arc": [(3, 7, 30, 1)], "label": [(3, 7, 10, 5)]}
@@ -152,4 +149,4 @@ def run(steps: int, quick: bool) -> Result:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, steps=150))
+    sys.exit(main(__doc__, run, steps=100))

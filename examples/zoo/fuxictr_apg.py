@@ -2,18 +2,19 @@
 
     python examples/zoo/fuxictr_apg.py
 
-Adaptive parameter generation (Yan et al., NeurIPS 2022; model_zoo/APG of reczoo/FuxiCTR): y = h U S(z) V + b(z)
-with shared U [in, k] and V [k, out], products of two matrices that are overparametrised, and S [k, k] and b [out]
-from a network of a condition z. FuxiCTR makes a matrix S for each row and multiplies by torch.bmm. Here the last
-layer of that network is the weight of an interaction: split_head names its parts, and S is never made. Written
-from the formula; sizes of FuxiCTR's template: layers of 300, k 8, overparametrised by 64, hypernetwork 512, 256.
+Adaptive parameter generation (Yan et al., NeurIPS 2022; model_zoo/APG of reczoo/FuxiCTR): y = h U S(z) V +
+b(z), where U [in, k] and V [k, out] are shared, each the product of two matrices, and a network makes S
+[k, k] and b [out] of a condition z. FuxiCTR makes S for each row, and multiplies by torch.bmm. Here the
+last layer of that network is the weight of an interaction: split_head names its parts, and S is never
+made. Written from the formula, with the sizes of FuxiCTR's template: layers of 300, k = 8, U and V through
+64, a hypernetwork of 512 and 256; and with k = 32, as S of 64 numbers has little to save.
 """
 
 import sys
 
 import torch
 import torch.nn.functional as F
-from _compare import Result, Step, compare, main
+from _compare import Result, Step, compare, fit, main, steps_of
 from torch import Tensor, nn
 
 import mi_kernels as mi
@@ -89,14 +90,12 @@ def train(kind: type[Published], steps: int, width: int, others: tuple) -> tuple
     group, fields, click = clicks(60000)
     model = Clicks(kind, width, *others)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(steps):
+
+    def loss(_: int) -> Tensor:
         batch = torch.randint(50000, (500,))
-        loss = F.binary_cross_entropy_with_logits(model(group[batch], fields[batch]), click[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return F.binary_cross_entropy_with_logits(model(group[batch], fields[batch]), click[batch])
+
+    losses = fit(loss, optimizer, steps)
     with torch.no_grad():
         return losses, area(model(group[50000:], fields[50000:]), click[50000:])
 
@@ -110,8 +109,7 @@ def run(steps: int, quick: bool) -> Result:
         theirs, ours = (kind(*built).to(dtype) for kind in (Published, Ours))
         ours.load_state_dict(theirs.state_dict())
         h = torch.randn(batch, width, dtype=dtype, requires_grad=True)
-        both = [Step(lambda f=f: f(h, h), [h, *f.parameters()]) for f in (ours, theirs)]
-        return both[0], both[1]
+        return steps_of(ours, theirs, h, h)
 
     cases = [(50, others[1])] if quick else [(1000, 8), (1000, 32)]
     comparisons = [

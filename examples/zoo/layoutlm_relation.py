@@ -2,10 +2,11 @@
 
     python examples/zoo/layoutlm_relation.py
 
-The head says which question of a form belongs to which answer: each candidate pair is two vectors of 2 x 768
-features, reduced to 384 by two layers each, and scored by nn.Bilinear(384, 384, 2, bias=False) plus nn.Linear
-on their concatenation (BiaffineAttention in layoutlmft of microsoft/unilm; Nguyen and Verspoor, ECIR 2019).
-Written from the formula and those sizes; the pairs are synthetic, since forms have to be downloaded.
+The head says which question of a form belongs to which answer: each candidate pair is two vectors of 2 x
+768 features, reduced to 384 by two layers each, and scored by nn.Bilinear(384, 384, 2, bias=False) plus
+nn.Linear on their concatenation (BiaffineAttention in layoutlmft of microsoft/unilm; Nguyen and Verspoor,
+ECIR 2019). Written from the formula and those sizes; the pairs are synthetic, since forms have to be
+downloaded.
 """
 
 import copy
@@ -13,7 +14,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from _compare import Result, Step, compare, main
+from _compare import Result, Step, compare, fit, main
 from torch import Tensor, nn
 
 import mi_kernels as mi
@@ -63,14 +64,12 @@ def train(converted: bool, steps: int, hidden: int, pairs: int) -> tuple[list[fl
         model = mi.convert(model)
     head, tail, label = forms(4 * pairs + 1000, hidden)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
-    losses = []
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         batch = torch.arange(pairs) + pairs * (step % 4)
-        loss = F.cross_entropy(model(head[batch], tail[batch]), label[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return F.cross_entropy(model(head[batch], tail[batch]), label[batch])
+
+    losses = fit(loss, optimizer, steps)
     model.eval()
     with torch.no_grad():
         found = model(head[-1000:], tail[-1000:]).argmax(1)

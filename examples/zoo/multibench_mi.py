@@ -2,18 +2,18 @@
 
     python examples/zoo/multibench_mi.py
 
-MultiplicativeInteractions2Modal(output="matrix") of pliang279/MultiBench (fusions/common_fusions.py; Liang et
-al., NeurIPS 2021 Datasets and Benchmarks) is the dense interaction of this package with other names: from m1
-[B, N] and m2 [B, M] it generates a matrix of each sample, m1 W + V, and applies it to m2. Written from the formula.
-Its sizes are those that MultiBench takes for audiovisual MNIST: 48 and 192 features, 240 outputs, batches of 40.
-The data are scikit-learn's digits: the left half of an image is one modality, the right half the other.
+MultiplicativeInteractions2Modal(output="matrix") of pliang279/MultiBench (fusions/common_fusions.py; Liang
+et al., NeurIPS 2021) is the dense interaction of this package with other names: of m1 [B, N] it generates
+a matrix for each sample, m1 W + V, and applies it to m2 [B, M]. Written from the formula, with the sizes
+that it has for audiovisual MNIST there: 48 and 192 features, 240 outputs, batches of 40. The data are
+scikit-learn's digits: the left half of an image is one modality, the right half the other.
 """
 
 import sys
 
 import torch
 import torch.nn.functional as F
-from _compare import Result, Step, compare, main, need
+from _compare import Result, Step, compare, fit, main, need, steps_of
 from torch import Tensor, nn
 
 import mi_kernels as mi
@@ -66,14 +66,12 @@ def train(fusion: type[Published], steps: int, sizes: tuple[int, int, int]) -> t
     held_out, seen = order[:HELD_OUT], order[HELD_OUT:]
     model = Classifier(fusion(*sizes), *sizes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(steps):
+
+    def loss(_: int) -> Tensor:
         batch = seen[torch.randint(len(seen), (40,))]
-        loss = F.cross_entropy(model(images[batch]), labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return F.cross_entropy(model(images[batch]), labels[batch])
+
+    losses = fit(loss, optimizer, steps)
     with torch.no_grad():
         found = model(images[held_out]).argmax(1)
     return losses, (found == labels[held_out]).float().mean().item()
@@ -86,8 +84,7 @@ def run(steps: int, quick: bool) -> Result:
         theirs, ours = (kind(*sizes).to(dtype) for kind in (Published, Ours))
         ours.load_state_dict(theirs.state_dict())
         m1, m2 = (torch.randn(batch, size, dtype=dtype, requires_grad=True) for size in sizes[:2])
-        both = [Step(lambda layer=f: layer(m1, m2), [m1, m2, *f.parameters()]) for f in (ours, theirs)]
-        return both[0], both[1]
+        return steps_of(ours, theirs, m1, m2)
 
     batches = [40] if quick else [40, 400]
     comparisons = [compare(f"batch {n}", lambda dtype, n=n: make(dtype, n), quick) for n in batches]

@@ -1,66 +1,43 @@
-"""PyKEEN's TuckER on Nations, its interaction against the same through mi.interaction.
+"""PyKEEN's TuckER on Nations, as it is and converted by its rule.
 
     python examples/zoo/pykeen_tucker.py
 
-TuckER (Balazevic et al., EMNLP 2019) scores a triple by a core tensor: sum_ijk C_ijk h_i r_j t_k. PyKEEN first makes
-C x r, a matrix for each relation in the batch, and then multiplies by h; mi.interaction(h, r, C) makes what is
-multiplied by t in one pass. Dropout of C x r (0.4 by default) needs that matrix: then mi.generate makes it and
-mi.apply_generated applies it. So the default model is timed too, and the model without that dropout is trained, by
-both. Nations ships with PyKEEN (14 entities, 55 relations, 1592 triples); 14 tails make hits@10 an easy measure.
+TuckER (Balazevic et al., EMNLP 2019) scores a triple by a core tensor: sum_ijk C_ijk h_i r_j t_k. PyKEEN
+first makes C x r, a matrix for each pair of a head and a relation in the batch; mi.convert with its rule
+multiplies C by h and r in one pass, mi.interaction(h, r, C). Dropout of C x r (0.4 by default) needs that
+matrix, which the rule then leaves to PyKEEN: this is timed, too, and what is trained, by both, has none.
+Nations ships with PyKEEN (14 entities, 55 relations, 1592 triples); among 14 entities hits@10 says little.
 """
 
 import sys
 
 import torch
 import torch.nn.functional as F
-from _compare import Result, Step, compare, main, need
-from torch import Tensor
+from _compare import Result, Step, compare, fit, main, need
+from torch import Tensor, nn
 
 import mi_kernels as mi
 
 datasets = need("pykeen.datasets", "pykeen")
-modules = need("pykeen.nn.modules", "pykeen")
 models = need("pykeen.models", "pykeen")
 evaluation = need("pykeen.evaluation", "pykeen")
 
 
-class FusedTuckER(modules.TuckERInteraction):
-    """The same parameters, state and random numbers; the weight W [O, Z, X] is a view of C [X, Z, O]."""
-
-    def forward(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        weight = self.core_tensor.permute(2, 1, 0)
-        h = self.head_dropout(self.normalised(h, self.head_batch_norm))
-        if self.training and self.relation_dropout.p > 0:
-            generated, _ = mi.generate(r, weight)
-            # PyKEEN's mask is that of [X, O], and its random numbers come in that order.
-            dropped = self.relation_dropout(generated.transpose(-2, -1).contiguous())
-            y = mi.apply_generated(h, dropped.transpose(-2, -1))
-        else:
-            y = mi.interaction(h, r, weight)
-        y = self.head_relation_dropout(self.normalised(y, self.head_relation_batch_norm))
-        return (y * t).sum(-1)
-
-    def normalised(self, x: Tensor, norm: torch.nn.BatchNorm1d | None) -> Tensor:
-        return x if norm is None else norm(x.reshape(-1, x.shape[-1])).view_as(x)
+def converted(model: nn.Module) -> nn.Module:
+    return mi.convert(model, rules=mi.nn.rules.pykeen())
 
 
-def fused(model: torch.nn.Module) -> torch.nn.Module:
-    """In place: only the class of the interaction changes."""
-    model.interaction.__class__ = FusedTuckER
-    return model
-
-
-def build(triples: object, dim: int, dropout: float, seed: int = 0) -> torch.nn.Module:
+def build(triples: object, dim: int, dropout: float, seed: int = 0) -> nn.Module:
     sizes = {"embedding_dim": dim, "relation_dim": dim}
     return models.TuckER(triples_factory=triples, dropout_1=dropout, random_seed=seed, **sizes)
 
 
 def timed(triples: object, dtype: torch.dtype, batch: int, dim: int, dropout: float) -> tuple[Step, Step]:
     """Scores of all tails for a batch of heads and relations, as in training."""
-    theirs, ours = build(triples, dim, dropout).to(dtype), fused(build(triples, dim, dropout).to(dtype))
+    theirs, ours = build(triples, dim, dropout).to(dtype), converted(build(triples, dim, dropout).to(dtype))
     pairs = torch.stack([torch.randint(14, (batch,)), torch.randint(55, (batch,))], 1)
 
-    def step(model: torch.nn.Module) -> Step:
+    def step(model: nn.Module) -> Step:
         def forward() -> Tensor:
             torch.manual_seed(0)  # the same masks for both
             return model.score_t(pairs)
@@ -75,20 +52,18 @@ def train(ours: bool, steps: int, dim: int) -> tuple[list[float], str]:
     nations = datasets.Nations()
     model = build(nations.training, dim, dropout=0.0)
     if ours:
-        model = fused(model)
+        model = converted(model)
     triples = nations.training.mapped_triples
     labels = torch.zeros(14, 55, 14).index_put(tuple(triples.T), torch.ones(1))
     pairs = triples[:, :2].unique(dim=0)
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(steps):
+
+    def loss(_: int) -> Tensor:
         batch = pairs[torch.randint(len(pairs), (128,))]
-        loss = F.binary_cross_entropy_with_logits(model.score_t(batch), labels[tuple(batch.T)])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return F.binary_cross_entropy_with_logits(model.score_t(batch), labels[tuple(batch.T)])
+
+    losses = fit(loss, optimizer, steps)
     model.eval()
     evaluator = evaluation.RankBasedEvaluator()
     known = [triples, nations.validation.mapped_triples]
