@@ -49,11 +49,13 @@ class RelationHead(nn.Module):
 
 
 def forms(count: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates and whether they belong together: then the tail is the head, rotated, with noise."""
-    rotation = torch.linalg.qr(torch.randn(2 * hidden, 2 * hidden)).Q
-    head, label = torch.randn(count, 2 * hidden), (torch.rand(count) < 0.3).long()
-    noise = torch.randn(count, 2 * hidden)
-    return head, torch.where(label.bool().unsqueeze(1), head @ rotation + 0.3 * noise, noise), label
+    """Heads and tails, each with six hidden traits and noise, and whether they have the same traits."""
+    traits, others = torch.randn(2, count, 6)
+    of_head, of_tail = torch.randn(2, 6, 2 * hidden) / 6**0.5
+    noise = 0.3 * torch.randn(2, count, 2 * hidden)
+    label = (torch.rand(count) < 0.5).long()
+    tail = torch.where(label.bool().unsqueeze(1), traits, others)
+    return traits @ of_head + noise[0], tail @ of_tail + noise[1], label
 
 
 def train(converted: bool, steps: int, hidden: int, pairs: int) -> tuple[list[float], float]:
