@@ -25,19 +25,23 @@ KINDS, EACH = ["det", "amod", "noun", "verb", "adverb", "nmod", "obl"], 20  # wo
 
 
 class Published(nn.Module):
-    """[B, L, in] twice -> [B, out, L, L]."""
+    """[B, L, in] twice -> [B, out, L, L]; ``ones`` says which side gets a column of them."""
 
-    def __init__(self, features: int, out: int) -> None:
+    def __init__(self, features: int, out: int, ones: tuple[bool, bool]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(out, features + 1, features + 1))
+        self.ones = ones
+        self.weight = nn.Parameter(torch.zeros(out, features + ones[0], features + ones[1]))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        x, y = (torch.cat([t, torch.ones_like(t[..., :1])], -1) for t in (x, y))
+        x, y = (
+            torch.cat([t, torch.ones_like(t[..., :1])], -1) if one else t
+            for t, one in zip((x, y), self.ones, strict=True)
+        )
         return torch.einsum("bxi,oij,byj->boxy", x, self.weight, y)
 
 
-def ours(features: int, out: int) -> nn.Module:
-    layer = mi.nn.Biaffine(features, features, out, ones=(True, True), channels_first=True)
+def ours(features: int, out: int, ones: tuple[bool, bool]) -> nn.Module:
+    layer = mi.nn.Biaffine(features, features, out, ones=ones, channels_first=True)
     nn.init.zeros_(layer.weight)
     return layer
 
@@ -51,7 +55,9 @@ class Parser(nn.Module):
         self.encode = nn.LSTM(hidden, hidden, batch_first=True, bidirectional=True)
         self.sizes = [arc, arc, label, label]
         self.reduce = nn.Sequential(nn.Linear(2 * hidden, 2 * (arc + label)), nn.LeakyReLU(0.1))
-        self.arc, self.label = biaffine(arc, 1), biaffine(label, len(LABELS))
+        # A one for heads would add the same to all heads of a word.
+        self.arc = biaffine(arc, 1, (True, False))
+        self.label = biaffine(label, len(LABELS), (True, True))
 
     def forward(self, words: Tensor) -> tuple[Tensor, Tensor]:
         states = self.reduce(self.encode(self.embed(words))[0])
@@ -109,6 +115,7 @@ def train(biaffine, steps: int, sizes: tuple[int, int]) -> tuple[list[float], st
     torch.manual_seed(0)
     words, heads, labels = corpus(2400)
     model = Parser(biaffine, *sizes)
+    torch.manual_seed(0)  # one layer draws its weights before they are zero, the other does not
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 
     def loss(_: int) -> Tensor:
@@ -128,7 +135,8 @@ def train(biaffine, steps: int, sizes: tuple[int, int]) -> tuple[list[float], st
 
 def run(steps: int, quick: bool) -> Result:
     def make(dtype: torch.dtype, rows: int, words: int, features: int, out: int) -> tuple[Step, Step]:
-        layers = [kind(features, out).to(dtype) for kind in (ours, Published)]
+        ones = (True, out > 1)  # as above
+        layers = [kind(features, out, ones).to(dtype) for kind in (ours, Published)]
         weight = torch.randn_like(layers[0].weight) / features
         x = [torch.randn(rows, words, features, dtype=dtype, requires_grad=True) for _ in range(2)]
         for layer in layers:

@@ -18,7 +18,7 @@ STEPS = {
     "layoutlm_relation": (80, 0.9),
     "multibench_mi": (60, 0.7),
     "pyg_nnconv_rgcn": (40, 0.1),
-    "pykeen_tucker": (100, 0.8),
+    "pykeen_tucker": (100, 0.9),
 }
 OPTIONAL = {  # its module, what the message calls it, whether CI has it
     "multibench_mi": ("sklearn", "scikit-learn"),
