@@ -3,11 +3,11 @@
     python examples/zoo/biaffine_parser.py
 
 Dozat and Manning, ICLR 2017, as supar has it: s_o(i, j) = [x_i, 1]^T W_o [y_j, 1] of two reductions of the
-states of an encoder, of 500 features and one output for arcs, 100 features and an output for each label.
-The published form is that einsum, of copies with a column of ones; mi.nn.Biaffine has the same weight and
-takes the ones inside. Treebanks have to be downloaded, so the sentences come from a small grammar in this
-file, in which the preposition tells what its phrase belongs to. The encoder is one small BiLSTM instead of
-three.
+states of an encoder, of 500 features and one output for arcs (without the 1 of heads), 100 features and an
+output for each label. The published form is that einsum, of copies with a column of ones; mi.nn.Biaffine
+has the same weight and takes the ones inside. Treebanks have to be downloaded, so the sentences come from
+a small grammar in this file, in which the preposition tells what its phrase belongs to. The encoder is one
+small BiLSTM instead of three.
 """
 
 import random
@@ -157,4 +157,4 @@ def run(steps: int, quick: bool) -> Result:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, run, steps=100))
+    sys.exit(main(__doc__, run, steps=150))

@@ -20,7 +20,7 @@ STEPS = {
     "pyg_nnconv_rgcn": (40, 0.1),
     "pykeen_tucker": (100, 0.9),
 }
-OPTIONAL = {  # its module, what the message calls it, whether CI has it
+OPTIONAL = {  # the module it needs, and what pip calls that
     "multibench_mi": ("sklearn", "scikit-learn"),
     "pyg_nnconv_rgcn": ("torch_geometric", "torch_geometric"),
     "pykeen_tucker": ("pykeen", "pykeen"),
