@@ -69,9 +69,10 @@ LABEL = Pairs("label", (2, 19, 17), (2, 23, 18), 5)
 
 def pairs() -> Iterator[Pairs]:
     """Every combination of ones, bias and order, of leading dimensions, layouts, and sizes that are edges."""
-    for ones, bias, channels_first in product(
-        product((False, True), repeat=2), (None, (5,), ()), (False, True)
+    for one1, one2, bias, channels_first in product(
+        (False, True), (False, True), (None, (5,), ()), (False, True)
     ):
+        ones = one1, one2
         yield Pairs("label", (2, 19, 17), (2, 23, 18), 5, ones, bias, channels_first)
         yield Pairs("arc", (2, 19, 21), (2, 23, 20), 1, ones, bias and (1,), channels_first)
     for channels_first in (False, True):

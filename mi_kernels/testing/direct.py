@@ -176,7 +176,7 @@ def _biaffine() -> Iterator[Arguments]:
         assert z is not None and w is not None
         weight, offset = (w[..., :-1], w[..., -1]) if sample.ones[1] else (w, None)
         for keep in (False, True):
-            yield x, z, weight, offset, None if c is None else c.repeat(z.shape[1]), keep
+            yield x, z, weight, offset, None if c is None else c.repeat(z.shape[1]), not keep, keep
 
 
 def _differentiable_biaffine() -> Iterator[Arguments]:

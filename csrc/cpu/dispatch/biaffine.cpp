@@ -1,6 +1,6 @@
-// All pairs of two sequences, y[b, l, m, o] = [x1[b, l] | 1]^T W_o [x2[b, m] | 1]: a layer W' x2 of each position of
-// the second sequence is generated and applied to the first one. Samples are taken a few at a time, so that their
-// layers are still in the cache when they are applied.
+// All pairs of two sequences, y[b, l, m, o] = [x1[b, l] | 1]^T W_o [x2[b, m] | 1]: a layer W_o x2 is generated for each
+// position of the second sequence and applied to the first one. Samples are taken a few at a time, so that their layers
+// are still in the cache when they are applied.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -15,92 +15,119 @@
 namespace mi_kernels {
 namespace {
 
-// Layers of the samples that are taken at a time; fewer than kFewestRows of them would pack W too often.
+constexpr const char* kOp = "cpu_biaffine";
+
+// Bytes of the layers of the samples that are taken at a time. But W is packed for each of these blocks: they have at
+// least kFewestRows layers, and as many as there are features in a sum (see outputs_in_lanes).
 constexpr int64_t kLayerBytes = 4 << 20, kFewestRows = 256;
 
-const void* at(const void* data, int64_t elements, int64_t element_bytes) {
-  return static_cast<const char*>(data) + elements * element_bytes;
+struct Sizes {
+  int64_t samples, length1, length2, width, context, out;
+  int64_t columns;        // of a layer: the width, and one more for a feature 1 of input1
+  int64_t element_bytes;  // of the dtype
+
+  bool one() const { return columns > width; }
+  int64_t layer() const { return out * columns; }
+  int64_t pairs() const { return length2 * out; }
+  int64_t layer_bytes() const { return length2 * layer() * element_bytes; }  // of a sample
+  int64_t step() const {  // samples of a block, evened out over the blocks
+    const int64_t fewest = ceil_div(std::max(kFewestRows, context), std::max<int64_t>(length2, 1));
+    const int64_t most = std::max(kLayerBytes / std::max<int64_t>(layer_bytes(), 1), fewest);
+    return std::max<int64_t>(ceil_div(samples, std::max<int64_t>(samples / most, 1)), 1);
+  }
+};
+
+Sizes checked(const Tensor& input1, const Tensor& input2, const Tensor& weight, const Optional& offset,
+              const Optional& bias) {
+  const std::pair<const char*, const Tensor*> all[] = {{"input1", &input1}, {"input2", &input2}, {"weight", &weight}};
+  for (const auto& [name, tensor] : all) {
+    check_defined(kOp, name, *tensor);
+    STD_TORCH_CHECK(tensor->dim() == 3, kOp, ": ", name, ": expected 3 dimensions, got ", tensor->dim());
+  }
+  STD_TORCH_CHECK(input1.is_cpu(), kOp, ": input1: expected a tensor on the CPU");
+  const Sizes s{input1.size(0), input1.size(1), input2.size(1), input1.size(2),
+                input2.size(2), weight.size(0), weight.size(1), int64_t(input1.element_size())};
+  STD_TORCH_CHECK(s.columns == s.width || s.columns == s.width + 1, kOp, ": weight: expected size ", s.width, " or ",
+                  s.width + 1, " of dimension 1, got ", s.columns);
+  check_sizes(kOp, "input2", input2, input1, s.samples, true, {s.length2, s.context});
+  check_sizes(kOp, "weight", weight, input1, 1, false, {s.out, s.columns, s.context});
+  if (offset.has_value()) check_sizes(kOp, "offset", *offset, input1, 1, false, {s.out, s.columns});
+  if (bias.has_value()) check_sizes(kOp, "bias", *bias, input1, 1, false, {s.pairs()});
+  const auto is_one_axis = [&](const Tensor& t) {
+    return s.out <= 1 || s.columns == 0 || t.stride(0) == s.columns * t.stride(1);
+  };
+  STD_TORCH_CHECK(is_one_axis(weight), kOp, ": weight: expected one matrix [O * I1, I2] in memory");
+  STD_TORCH_CHECK(!offset.has_value() || is_one_axis(*offset), kOp, ": offset: expected one vector in memory");
+  STD_TORCH_CHECK(!bias.has_value() || bias->is_contiguous(), kOp, ": bias: expected a contiguous tensor");
+  STD_TORCH_CHECK(!s.one() || !bias.has_value(), kOp, ": bias: expected None, as the layers have a column for it");
+  check_products(kOp, "input1", {s.samples, s.length2, 0, s.context, s.layer()}, false);
+  check_products(kOp, "input1", {s.samples, s.length1, 0, s.width, s.pairs()}, false);
+  return s;
 }
 
-// Sequences [B, L, F] as rows of one matrix where they are one in memory, else with samples as groups.
-bool is_one_matrix(const Tensor& t) { return t.size(0) == 1 || t.stride(0) == t.size(1) * t.stride(1); }
+// Sequences [B, L, F] from a sample on.
+TensorRef from_sample(const Tensor& t, int64_t sample) {
+  TensorRef ref = tensor_ref(t, true);
+  ref.data = static_cast<const char*>(ref.data) + sample * ref.group * int64_t(t.element_size());
+  return ref;
+}
 
-// y [B, L1, L2, O], and the layers [B, L2, O, I1 (+ 1)] if they are to be kept. `weight` [O, I1 (+ 1), I2] is one
-// matrix [O (I1 + 1), I2] in memory; a last row of it, for a feature 1 of input1, and `offset` [O, I1 (+ 1)], for one
-// of input2, are optional, and so is `bias` [L2 O].
+// The axis of outputs and columns of weight or offset, which is one axis in memory.
+int64_t stride_of_layer(const Tensor& t) { return t.size(1) == 1 ? t.stride(0) : t.stride(1); }
+
+// The layers of `count` samples, as one product where input2 is one matrix in memory.
+void generate(DType dtype, const Sizes& s, const Tensor& input2, const Tensor& weight, const Optional& offset,
+              int64_t sample, int64_t count, void* layers) {
+  const bool flat = count == 1 || input2.stride(0) == s.length2 * input2.stride(1);
+  ForwardCall call{};
+  call.problem = {flat ? 1 : count, flat ? count * s.length2 : s.length2, 0, s.context, s.layer()};
+  call.x = from_sample(input2, sample);
+  call.weight_x = {weight.const_data_ptr(), 0, stride_of_layer(weight), weight.stride(2)};
+  if (offset.has_value()) call.bias = {offset->const_data_ptr(), 0, stride_of_layer(*offset), 0};
+  call.y.data = layers;
+  forward_part(dtype, {&input2}, call, {});
+}
+
+// y of `count` samples; the outputs of a sample are groups of a product of its own if y has them first.
+void apply(DType dtype, const Sizes& s, const Tensor& input1, const char* layers, const Optional& bias,
+           bool outputs_first, int64_t sample, int64_t count, char* y) {
+  if (outputs_first && s.out > 1 && count > 1) {
+    for (int64_t c = 0; c < count; ++c)
+      apply(dtype, s, input1, layers + c * s.layer_bytes(), bias, true, sample + c, 1,
+            y + c * s.length1 * s.pairs() * s.element_bytes);
+    return;
+  }
+  const bool grouped = outputs_first && s.out > 1;
+  ForwardCall call{};
+  call.problem = {grouped ? s.out : count, s.length1, 0, s.width, grouped ? s.length2 : s.pairs()};
+  call.x = from_sample(input1, sample);
+  if (grouped) call.x.group = 0;
+  call.weight_x = {layers, grouped ? s.columns : s.length2 * s.layer(), grouped ? s.layer() : s.columns, 1};
+  call.bias = call.weight_x;
+  call.bias.col = 0;
+  call.bias.data = s.one() ? layers + s.width * s.element_bytes : nullptr;
+  if (bias.has_value()) call.bias = {bias->const_data_ptr(), grouped ? 1 : 0, grouped ? s.out : 1, 0};
+  call.y.data = y;
+  forward_part(dtype, {&input1}, call, {});
+}
+
+// y [B, L1, L2, O], or [B, O, L1, L2], and the layers [B, L2, O, I1 (+ 1)] if they are to be kept. `weight` [O, I1 (+ 1),
+// I2] is one matrix in memory; a last row of it is for a feature 1 of input1, `offset` [O, I1 (+ 1)] for one of input2.
+// `bias` [L2 O] is for layers without a column for it.
 std::tuple<Tensor, Tensor> biaffine(const Tensor& input1, const Tensor& input2, const Tensor& weight,
-                                    const Optional& offset, const Optional& bias, bool keep) {
-  constexpr const char* op = "cpu_biaffine";
-  check_defined(op, "input1", input1);
-  check_defined(op, "input2", input2);
-  check_defined(op, "weight", weight);
-  STD_TORCH_CHECK(input1.dim() == 3, op, ": input1: expected 3 dimensions, got ", input1.dim());
-  STD_TORCH_CHECK(input2.dim() == 3, op, ": input2: expected 3 dimensions, got ", input2.dim());
-  STD_TORCH_CHECK(weight.dim() == 3, op, ": weight: expected 3 dimensions, got ", weight.dim());
-  STD_TORCH_CHECK(input1.is_cpu(), op, ": input1: expected a tensor on the CPU");
-  const int64_t samples = input1.size(0), length1 = input1.size(1), length2 = input2.size(1), width = input1.size(2),
-                context = input2.size(2), out = weight.size(0), columns = weight.size(1);
-  STD_TORCH_CHECK(columns == width || columns == width + 1, op, ": weight: expected size ", width, " or ", width + 1,
-                  " of dimension 1, got ", columns);
-  const bool one = columns > width;
-  const int64_t layer = out * columns, pairs = length2 * out;
-  const DType dtype = dtype_of(input1.scalar_type(), op, "input1");
-  check_sizes(op, "input2", input2, input1, samples, true, {length2, context});
-  check_sizes(op, "weight", weight, input1, 1, false, {out, columns, context});
-  if (offset.has_value()) check_sizes(op, "offset", *offset, input1, 1, false, {out, columns});
-  if (bias.has_value()) check_sizes(op, "bias", *bias, input1, 1, false, {pairs});
-  STD_TORCH_CHECK(out <= 1 || columns == 0 || weight.stride(0) == columns * weight.stride(1), op,
-                  ": weight: expected one matrix [O * I1, I2] in memory");
-  STD_TORCH_CHECK(!offset.has_value() || out <= 1 || offset->stride(0) == columns * offset->stride(1), op,
-                  ": offset: expected one vector [O * I1] in memory");
-  STD_TORCH_CHECK(!one || !bias.has_value(), op,
-                  ": bias: expected None, as weight has a row for a feature 1 of input1");
-  check_products(op, "input1", {samples, length2, 0, context, layer}, false);
-  check_products(op, "input1", {samples, length1, 0, width, pairs}, false);
-
-  const int64_t bytes = int64_t(input1.element_size()), sample_bytes = std::max<int64_t>(length2 * layer * bytes, 1);
-  const int64_t most =
-      std::max(kLayerBytes / sample_bytes, (kFewestRows + length2 - 1) / std::max<int64_t>(length2, 1));
-  const int64_t step = std::min(std::max<int64_t>(most, 1), samples);
-  Tensor y = on_huge_pages(allocate(input1, {samples, length1, length2, out}));
-  Tensor layers = on_huge_pages(allocate(input1, {keep ? samples : step, length2, out, columns}));
-  if (y.numel() == 0 && !keep) return {y, layers};
-
-  const bool flat = is_one_matrix(input2);
-  const TensorRef rows1 = tensor_ref(input1, true), rows2 = tensor_ref(input2, true);
-  TensorRef matrix{weight.const_data_ptr(), 0, weight.stride(1), weight.stride(2)};
-  if (columns == 1) matrix.row = weight.stride(0);
-  TensorRef shift;
-  if (offset.has_value())
-    shift = {offset->const_data_ptr(), 0, columns == 1 ? offset->stride(0) : offset->stride(1), 0};
-  const WorkspaceSource memory{&input1};
-  for (int64_t b = 0; b < samples; b += step) {
-    const int64_t count = std::min(step, samples - b);
-    char* generated = static_cast<char*>(layers.mutable_data_ptr()) + (keep ? b * sample_bytes : 0);
-    if (length2 * layer > 0) {
-      ForwardCall call{{flat ? 1 : count, flat ? count * length2 : length2, 0, context, layer},
-                       {at(rows2.data, b * rows2.group, bytes), rows2.group, rows2.row, rows2.col},
-                       {},
-                       {},
-                       {},
-                       matrix,
-                       shift,
-                       {generated}};
-      forward_part(dtype, memory, call, {});
-    }
-    if (length1 * pairs == 0) continue;
-    const TensorRef applied{generated, length2 * layer, columns, 1};
-    TensorRef lanes = one ? TensorRef{at(generated, width, bytes), length2 * layer, columns, 0} : TensorRef{};
-    if (bias.has_value()) lanes = tensor_ref(bias, false);
-    ForwardCall call{{count, length1, 0, width, pairs},
-                     {at(rows1.data, b * rows1.group, bytes), rows1.group, rows1.row, rows1.col},
-                     {},
-                     {},
-                     {},
-                     applied,
-                     lanes,
-                     {static_cast<char*>(y.mutable_data_ptr()) + b * length1 * pairs * bytes}};
-    forward_part(dtype, memory, call, {});
+                                    const Optional& offset, const Optional& bias, bool channels_first, bool keep) {
+  const Sizes s = checked(input1, input2, weight, offset, bias);
+  const DType dtype = dtype_of(input1.scalar_type(), kOp, "input1");
+  const int64_t step = s.step();
+  Tensor y = on_huge_pages(channels_first ? allocate(input1, {s.samples, s.out, s.length1, s.length2})
+                                          : allocate(input1, {s.samples, s.length1, s.length2, s.out}));
+  Tensor layers = on_huge_pages(allocate(input1, {keep ? s.samples : step, s.length2, s.out, s.columns}));
+  for (int64_t b = 0; b < s.samples; b += step) {
+    const int64_t count = std::min(step, s.samples - b);
+    char* of_block = static_cast<char*>(layers.mutable_data_ptr()) + (keep ? b * s.layer_bytes() : 0);
+    char* y_of_block = static_cast<char*>(y.mutable_data_ptr()) + b * s.length1 * s.pairs() * s.element_bytes;
+    if (s.length2 * s.layer() > 0) generate(dtype, s, input2, weight, offset, b, count, of_block);
+    if (s.length1 * s.pairs() > 0) apply(dtype, s, input1, of_block, bias, channels_first, b, count, y_of_block);
   }
   return {y, keep ? layers : allocate(input1, {0})};
 }

@@ -73,20 +73,22 @@ def biaffine(
 ) -> Tensor:
     """y [B, L1, L2, O] or [B, O, L1, L2], contiguous. The caller has checked the arguments."""
     arguments = input1, input2, weight, bias
-    if generates_first(input1, input2, weight, channels_first):
-        y = _of_first(backend, *arguments, (one1, one2))
-        return y if channels_first else y.squeeze(1).unsqueeze(-1)
-    if linear.is_direct(backend, *arguments) or _is_recorded_alone(backend, *arguments):
-        y = _run(one1, one2, *arguments)
-    else:
-        y = _of_second(backend, *arguments, (one1, one2))
-    return y.squeeze(-1).unsqueeze(1) if channels_first else y
+    if not generates_first(backend, *arguments[:3], channels_first):
+        if linear.is_direct(backend, *arguments) or _is_recorded_alone(backend, *arguments):
+            return _run(one1, one2, channels_first, *arguments)
+        if weight.shape[0] == 1 or not channels_first:
+            y = _of_second(backend, *arguments, (one1, one2))
+            return y.squeeze(-1).unsqueeze(1) if channels_first else y
+    y = _of_first(backend, *arguments, (one1, one2))
+    return y if channels_first else y.squeeze(1).unsqueeze(-1)
 
 
-def generates_first(input1: Tensor, input2: Tensor, weight: Tensor, channels_first: bool) -> bool:
+def generates_first(
+    backend: str, input1: Tensor, input2: Tensor, weight: Tensor, channels_first: bool
+) -> bool:
     """Whether the layers are those of the first sequence. A single output is in both orders at once."""
     if weight.shape[0] != 1:
-        return channels_first
+        return channels_first and backend != linear.BACKEND
     length1, length2 = input1.shape[1], input2.shape[1]
     if not (type(length1) is int and type(length2) is int):  # comparing symbolic sizes would add a guard
         return False
@@ -167,16 +169,21 @@ def _is_recorded_alone(backend: str, *tensors: Maybe) -> bool:
     return linear.is_plain(*tensors) and recorded(tensors) and not transformed()
 
 
-def _run(one1: bool, one2: bool, *tensors: Maybe) -> Tensor:
-    if recorded(tensors):
-        return BiaffineRule.record(one1, one2, *tensors)[0]
-    return _kernel(one1, one2, *tensors, keep=False)[0]  # type: ignore[arg-type]
+def _run(*arguments: Any) -> Tensor:
+    return BiaffineRule.record(*arguments)[0] if recorded(arguments[3:]) else _kernel(False, *arguments)[0]
 
 
 def _kernel(
-    one1: bool, one2: bool, input1: Tensor, input2: Tensor, weight: Tensor, bias: Maybe, keep: bool
+    keep: bool,
+    one1: bool,
+    one2: bool,
+    channels_first: bool,
+    input1: Tensor,
+    input2: Tensor,
+    weight: Tensor,
+    bias: Maybe,
 ) -> tuple[Tensor, Tensor]:
-    """y [B, L1, L2, O] and, if they are to be kept, the layers [B, L2, O, I1 (+ 1)]."""
+    """y [B, L1, L2, O] or [B, O, L1, L2] and, if they are to be kept, the layers [B, L2, O, I1 (+ 1)]."""
     out, columns, depth = weight.shape
     weight, offset, lanes = weight.reshape(out * columns, depth).view(out, columns, depth), None, None
     if one2:
@@ -186,7 +193,7 @@ def _kernel(
         offset = padded if offset is None else offset + padded
     elif bias is not None:
         lanes = bias.repeat(input2.shape[1])
-    return linear.BIAFFINE(input1, input2, weight, offset, lanes, keep)
+    return linear.BIAFFINE(input1, input2, weight, offset, lanes, channels_first, keep)
 
 
 def _affine_grads(
@@ -201,12 +208,12 @@ class BiaffineRule(Rule):
     """`biaffine` of plain tensors in calls that nothing transforms: without jvp and vmap."""
 
     @staticmethod
-    def forward(one1, one2, input1, input2, weight, bias):
-        return _kernel(one1, one2, input1, input2, weight, bias, True)
+    def forward(*arguments):
+        return _kernel(True, *arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        one1, one2, input1, input2, weight, bias = inputs
+        one1, one2, ctx.channels_first, input1, input2, weight, bias = inputs
         ctx.ones, layers = (one1, one2), output[1]
         ctx.mark_non_differentiable(layers)
         ctx.save_for_backward(input1, input2, weight, bias, layers)
@@ -215,11 +222,13 @@ class BiaffineRule(Rule):
     @staticmethod
     def backward(ctx, grad, _):
         if grad is None:
-            return (None,) * 6
+            return (None,) * 7
         input1, input2, weight, bias, layers = ctx.saved_tensors
+        if ctx.channels_first:
+            grad = grad.permute(0, 2, 3, 1)  # copied below
         samples, length1, length2, out = grad.shape
         columns, depth = weight.shape[1:]
-        need = wanted(ctx, layers.numel() * max(length1, depth))[2:]
+        need = wanted(ctx, layers.numel() * max(length1, depth))[3:]
         if torch.is_grad_enabled():  # a constant would end the second derivatives
             layers = _layers(linear.BACKEND, input2, weight, bias, *ctx.ones)
         of_layers = need[1] or need[2] or (need[3] and ctx.ones[0])
@@ -235,9 +244,10 @@ class BiaffineRule(Rule):
             d2 = None if d2 is None else d2.view(input2.shape)
             dw = None if dw is None else dw.view(weight.shape)
         if need[3]:
-            terms = grad if not ctx.ones[0] else dm.view(samples, length2, out, columns)[..., -1]
+            in_layers = dm is not None and ctx.ones[0]
+            terms = dm.view(samples, length2, out, columns)[..., -1] if in_layers else grad  # type: ignore[union-attr]
             dbias = terms.sum(tuple(range(terms.dim() - 1)))
-        return None, None, d1, d2, dw, dbias
+        return None, None, None, d1, d2, dw, dbias
 
 
 def sizes(input1: Tensor, input2: Tensor, weight: Tensor) -> tuple[int, int, int]:

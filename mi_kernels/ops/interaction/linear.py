@@ -55,9 +55,10 @@ def _grads_fake(grad, x, weight, want_x, want_weight, want_bias, one):
     )
 
 
-def _biaffine_fake(input1, input2, weight, offset, bias, keep):
+def _biaffine_fake(input1, input2, weight, offset, bias, channels_first, keep):
     out, columns, _ = weight.shape
-    y = input1.new_empty((*input1.shape[:2], input2.shape[1], out))
+    samples, pairs = input1.shape[0], (input1.shape[1], input2.shape[1])
+    y = input1.new_empty((samples, out, *pairs) if channels_first else (samples, *pairs, out))
     return y, input1.new_empty((*input2.shape[:2], out, columns) if keep else (0,))
 
 
@@ -71,7 +72,8 @@ _GRADS = _define(
 )
 BIAFFINE = _define(  # biaffine.py
     "cpu_biaffine",
-    "Tensor input1, Tensor input2, Tensor weight, Tensor? offset, Tensor? bias, bool keep",
+    "Tensor input1, Tensor input2, Tensor weight, Tensor? offset, Tensor? bias, bool channels_first,"
+    " bool keep",
     "(Tensor, Tensor)",
     _biaffine_fake,
 )
