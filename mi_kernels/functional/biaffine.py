@@ -107,7 +107,13 @@ def _plan(input1: Any, input2: Any, weight: Any, bias: Any, ones: Any, channels_
     lead = _check(input1, input2, weight, bias, ones, channels_first)
     first, second = (_flattened(tensor, lead) for tensor in (input1, input2))
     return plan_biaffine.plan(
-        backends.choose(input1), first, second, weight, _expanded(bias, weight.shape[0]), bool(channels_first)
+        backends.choose(input1),
+        first,
+        second,
+        weight,
+        _expanded(bias, weight.shape[0]),
+        bool(ones[1]),
+        bool(channels_first),
     )
 
 

@@ -176,7 +176,9 @@ def _biaffine() -> Iterator[Arguments]:
         assert z is not None and w is not None
         weight, offset = (w[..., :-1], w[..., -1]) if sample.ones[1] else (w, None)
         for keep in (False, True):
-            yield x, z, weight, offset, None if c is None else c.repeat(z.shape[1]), not keep, keep
+            yield x, z, weight, offset, None if c is None else c.repeat(z.shape[1]), not keep, False, keep
+    x, z, w, c = replace(ARC, ones=(False, False), bias=(1,)).arguments(DTYPE)
+    yield x, z, w, None, None if c is None or x is None else c.repeat(x.shape[1]), False, True, True
 
 
 def _differentiable_biaffine() -> Iterator[Arguments]:

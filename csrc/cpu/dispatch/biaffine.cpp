@@ -38,7 +38,7 @@ struct Sizes {
 };
 
 Sizes checked(const Tensor& input1, const Tensor& input2, const Tensor& weight, const Optional& offset,
-              const Optional& bias) {
+              const Optional& bias, bool layers_as_rows) {
   const std::pair<const char*, const Tensor*> all[] = {{"input1", &input1}, {"input2", &input2}, {"weight", &weight}};
   for (const auto& [name, tensor] : all) {
     check_defined(kOp, name, *tensor);
@@ -52,12 +52,14 @@ Sizes checked(const Tensor& input1, const Tensor& input2, const Tensor& weight, 
   check_sizes(kOp, "input2", input2, input1, s.samples, true, {s.length2, s.context});
   check_sizes(kOp, "weight", weight, input1, 1, false, {s.out, s.columns, s.context});
   if (offset.has_value()) check_sizes(kOp, "offset", *offset, input1, 1, false, {s.out, s.columns});
-  if (bias.has_value()) check_sizes(kOp, "bias", *bias, input1, 1, false, {s.pairs()});
+  if (bias.has_value()) check_sizes(kOp, "bias", *bias, input1, 1, false, {layers_as_rows ? s.length1 : s.pairs()});
   const auto is_one_axis = [&](const Tensor& t) {
     return s.out <= 1 || s.columns == 0 || t.stride(0) == s.columns * t.stride(1);
   };
   STD_TORCH_CHECK(is_one_axis(weight), kOp, ": weight: expected one matrix [O * I1, I2] in memory");
   STD_TORCH_CHECK(!offset.has_value() || is_one_axis(*offset), kOp, ": offset: expected one vector in memory");
+  STD_TORCH_CHECK(!layers_as_rows || (s.out == 1 && !s.one()), kOp,
+                  ": layers_as_rows: expected false, as a layer has several outputs or a column for a feature 1");
   STD_TORCH_CHECK(!bias.has_value() || bias->is_contiguous(), kOp, ": bias: expected a contiguous tensor");
   STD_TORCH_CHECK(!s.one() || !bias.has_value(), kOp, ": bias: expected None, as the layers have a column for it");
   check_products(kOp, "input1", {s.samples, s.length2, 0, s.context, s.layer()}, false);
@@ -88,6 +90,18 @@ void generate(DType dtype, const Sizes& s, const Tensor& input2, const Tensor& w
   forward_part(dtype, {&input2}, call, {});
 }
 
+// y [L2, L1] of `count` samples with one output.
+void apply_rows(DType dtype, const Sizes& s, const Tensor& input1, const void* layers, const Optional& bias,
+                int64_t sample, int64_t count, void* y) {
+  ForwardCall call{};
+  call.problem = {count, s.length2, 0, s.width, s.length1};
+  call.x = {layers, s.length2 * s.layer(), s.columns, 1};
+  call.weight_x = from_sample(input1, sample);
+  if (bias.has_value()) call.bias = {bias->const_data_ptr(), 0, 1, 0};
+  call.y.data = y;
+  forward_part(dtype, {&input1}, call, {});
+}
+
 // y of `count` samples; the outputs of a sample are groups of a product of its own if y has them first.
 void apply(DType dtype, const Sizes& s, const Tensor& input1, const char* layers, const Optional& bias,
            bool outputs_first, int64_t sample, int64_t count, char* y) {
@@ -111,23 +125,30 @@ void apply(DType dtype, const Sizes& s, const Tensor& input1, const char* layers
   forward_part(dtype, {&input1}, call, {});
 }
 
-// y [B, L1, L2, O], or [B, O, L1, L2], and the layers [B, L2, O, I1 (+ 1)] if they are to be kept. `weight` [O, I1 (+ 1),
-// I2] is one matrix in memory; a last row of it is for a feature 1 of input1, `offset` [O, I1 (+ 1)] for one of input2.
-// `bias` [L2 O] is for layers without a column for it.
+// y [B, L1, L2, O], or [B, O, L1, L2], and the layers [B, L2, O, I1 (+ 1)] if they are to be kept. `weight` [O, I1 (+
+// 1), I2] is one matrix in memory; a last row of it is for a feature 1 of input1, `offset` [O, I1 (+ 1)] for one of
+// input2. `bias` [L2 O] is for layers without a column for it. With `layers_as_rows`, y is [B, L2, L1, 1] or [B, 1, L2,
+// L1] and bias [L1].
 std::tuple<Tensor, Tensor> biaffine(const Tensor& input1, const Tensor& input2, const Tensor& weight,
-                                    const Optional& offset, const Optional& bias, bool channels_first, bool keep) {
-  const Sizes s = checked(input1, input2, weight, offset, bias);
+                                    const Optional& offset, const Optional& bias, bool channels_first,
+                                    bool layers_as_rows, bool keep) {
+  const Sizes s = checked(input1, input2, weight, offset, bias, layers_as_rows);
   const DType dtype = dtype_of(input1.scalar_type(), kOp, "input1");
   const int64_t step = s.step();
-  Tensor y = on_huge_pages(channels_first ? allocate(input1, {s.samples, s.out, s.length1, s.length2})
-                                          : allocate(input1, {s.samples, s.length1, s.length2, s.out}));
+  const int64_t rows = layers_as_rows ? s.length2 : s.length1, lanes = layers_as_rows ? s.length1 : s.length2;
+  Tensor y = on_huge_pages(channels_first ? allocate(input1, {s.samples, s.out, rows, lanes})
+                                          : allocate(input1, {s.samples, rows, lanes, s.out}));
   Tensor layers = on_huge_pages(allocate(input1, {keep ? s.samples : step, s.length2, s.out, s.columns}));
   for (int64_t b = 0; b < s.samples; b += step) {
     const int64_t count = std::min(step, s.samples - b);
     char* of_block = static_cast<char*>(layers.mutable_data_ptr()) + (keep ? b * s.layer_bytes() : 0);
     char* y_of_block = static_cast<char*>(y.mutable_data_ptr()) + b * s.length1 * s.pairs() * s.element_bytes;
     if (s.length2 * s.layer() > 0) generate(dtype, s, input2, weight, offset, b, count, of_block);
-    if (s.length1 * s.pairs() > 0) apply(dtype, s, input1, of_block, bias, channels_first, b, count, y_of_block);
+    if (s.length1 * s.pairs() == 0) continue;
+    if (layers_as_rows)
+      apply_rows(dtype, s, input1, of_block, bias, b, count, y_of_block);
+    else
+      apply(dtype, s, input1, of_block, bias, channels_first, b, count, y_of_block);
   }
   return {y, keep ? layers : allocate(input1, {0})};
 }

@@ -11,6 +11,7 @@ channels first the layers are those of the first sequence, with (o, l) as rows: 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,18 +74,19 @@ def biaffine(
 ) -> Tensor:
     """y [B, L1, L2, O] or [B, O, L1, L2], contiguous. The caller has checked the arguments."""
     arguments = input1, input2, weight, bias
-    if not generates_first(backend, *arguments[:3], channels_first):
-        if linear.is_direct(backend, *arguments) or _is_recorded_alone(backend, *arguments):
-            return _run(one1, one2, channels_first, *arguments)
-        if weight.shape[0] == 1 or not channels_first:
-            y = _of_second(backend, *arguments, (one1, one2))
-            return y.squeeze(-1).unsqueeze(1) if channels_first else y
-    y = _of_first(backend, *arguments, (one1, one2))
-    return y if channels_first else y.squeeze(1).unsqueeze(-1)
+    by_first = generates_first(backend, *arguments[:3], one2, channels_first)
+    if not (by_first and one2) and _is_one_node(backend, *arguments):
+        return _run(by_first, one1, one2, channels_first, *arguments)
+    single = weight.shape[0] == 1
+    if by_first if single else channels_first:
+        y = _of_first(backend, *arguments, (one1, one2))
+        return y if channels_first else y.squeeze(1).unsqueeze(-1)
+    y = _of_second(backend, *arguments, (one1, one2))
+    return y.squeeze(-1).unsqueeze(1) if channels_first else y
 
 
 def generates_first(
-    backend: str, input1: Tensor, input2: Tensor, weight: Tensor, channels_first: bool
+    backend: str, input1: Tensor, input2: Tensor, weight: Tensor, one2: bool, channels_first: bool
 ) -> bool:
     """Whether the layers are those of the first sequence. A single output is in both orders at once."""
     if weight.shape[0] != 1:
@@ -94,7 +96,8 @@ def generates_first(
         return False
     width1, width2 = input1.shape[2], input2.shape[2]
     first, second = length1 * width2 * (width1 + length2), length2 * width1 * (width2 + length1)
-    return 2 * first < second
+    # Equal costs: the rows of a contiguous W are read in place. The one of input2 would be a pass of its own.
+    return 2 * first < second if one2 else first <= second
 
 
 def _affine(backend: str, x: Tensor, matrix: Tensor, bias: Maybe, one: bool) -> Tensor:
@@ -162,19 +165,20 @@ def _of_first(
     return y.view(samples, out, length1, length2)
 
 
-def _is_recorded_alone(backend: str, *tensors: Maybe) -> bool:
-    """Whether a call may be one node of a graph that is differentiated backwards."""
+def _is_one_node(backend: str, *tensors: Maybe) -> bool:
+    """Whether a call is one of the kernels, or one node of a graph that is differentiated backwards."""
     if torch.compiler.is_compiling() or backend != linear.BACKEND or torch._C._len_torch_dispatch_stack() > 0:
         return False
-    return linear.is_plain(*tensors) and recorded(tensors) and not transformed()
+    return linear.is_plain(*tensors) and not transformed()
 
 
 def _run(*arguments: Any) -> Tensor:
-    return BiaffineRule.record(*arguments)[0] if recorded(arguments[3:]) else _kernel(False, *arguments)[0]
+    return BiaffineRule.record(*arguments)[0] if recorded(arguments[4:]) else _kernel(False, *arguments)[0]
 
 
 def _kernel(
     keep: bool,
+    by_first: bool,
     one1: bool,
     one2: bool,
     channels_first: bool,
@@ -183,17 +187,24 @@ def _kernel(
     weight: Tensor,
     bias: Maybe,
 ) -> tuple[Tensor, Tensor]:
-    """y [B, L1, L2, O] or [B, O, L1, L2] and, if they are to be kept, the layers [B, L2, O, I1 (+ 1)]."""
+    """y [B, L1, L2, O] or [B, O, L1, L2] and, if they are to be kept, the layers.
+
+    These are [B, L2, O, I1 (+ 1)], or, ``by_first``, [B, L1, 1, I2].
+    """
+    if by_first:
+        input1, input2, one1, one2, weight = input2, input1, one2, one1, weight.mT
     out, columns, depth = weight.shape
-    weight, offset, lanes = weight.reshape(out * columns, depth).view(out, columns, depth), None, None
+    if out != 1:
+        weight = weight.reshape(out * columns, depth).view(out, columns, depth)
+    offset = lanes = None
     if one2:
         weight, offset = weight[..., :-1], weight[..., -1]
     if bias is not None and one1:
         padded = torch.nn.functional.pad(bias.unsqueeze(-1), (columns - 1, 0))
         offset = padded if offset is None else offset + padded
     elif bias is not None:
-        lanes = bias.repeat(input2.shape[1])
-    return linear.BIAFFINE(input1, input2, weight, offset, lanes, channels_first, keep)
+        lanes = bias.repeat((input1 if by_first else input2).shape[1])
+    return linear.BIAFFINE(input1, input2, weight, offset, lanes, channels_first, by_first, keep)
 
 
 def _affine_grads(
@@ -213,8 +224,8 @@ class BiaffineRule(Rule):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        one1, one2, ctx.channels_first, input1, input2, weight, bias = inputs
-        ctx.ones, layers = (one1, one2), output[1]
+        ctx.by_first, *ctx.ones, ctx.channels_first, input1, input2, weight, bias = inputs
+        layers = output[1]
         ctx.mark_non_differentiable(layers)
         ctx.save_for_backward(input1, input2, weight, bias, layers)
         ctx.set_materialize_grads(False)
@@ -222,32 +233,76 @@ class BiaffineRule(Rule):
     @staticmethod
     def backward(ctx, grad, _):
         if grad is None:
-            return (None,) * 7
+            return (None,) * 8
         input1, input2, weight, bias, layers = ctx.saved_tensors
+        need = wanted(ctx, layers.numel() * max(input1.shape[1], *weight.shape[1:]))[4:]
         if ctx.channels_first:
-            grad = grad.permute(0, 2, 3, 1)  # copied below
-        samples, length1, length2, out = grad.shape
-        columns, depth = weight.shape[1:]
-        need = wanted(ctx, layers.numel() * max(length1, depth))[3:]
-        if torch.is_grad_enabled():  # a constant would end the second derivatives
-            layers = _layers(linear.BACKEND, input2, weight, bias, *ctx.ones)
-        of_layers = need[1] or need[2] or (need[3] and ctx.ones[0])
-        flat = grad.reshape(samples, length1, length2 * out)
-        matrices = layers.view(samples, length2 * out, columns)
-        d1, dm = _affine_grads(linear.BACKEND, (need[0], of_layers), flat, input1, matrices, ctx.ones[0])
-        d2 = dw = dbias = None
-        if dm is not None:
-            rows = input2.reshape(samples * length2, input2.shape[2])
-            dm = dm.view(samples * length2, out * columns)
-            matrix = weight.reshape(out * columns, depth)
-            d2, dw = _affine_grads(linear.BACKEND, (need[1], need[2]), dm, rows, matrix, ctx.ones[1])
-            d2 = None if d2 is None else d2.view(input2.shape)
-            dw = None if dw is None else dw.view(weight.shape)
-        if need[3]:
-            in_layers = dm is not None and ctx.ones[0]
-            terms = dm.view(samples, length2, out, columns)[..., -1] if in_layers else grad  # type: ignore[union-attr]
-            dbias = terms.sum(tuple(range(terms.dim() - 1)))
-        return None, None, None, d1, d2, dw, dbias
+            grad = grad.permute(0, 2, 3, 1)  # copied below, where there are several outputs
+        if ctx.by_first:
+            results = _grads_by_first(ctx.ones[0], need, grad, input1, input2, weight, layers)
+        else:
+            results = _grads(tuple(ctx.ones), need, grad, input1, input2, weight, bias, layers)
+        return None, None, None, None, *results
+
+
+def _grads(
+    ones: Ones,
+    need: Sequence[bool],
+    grad: Tensor,  # [B, L1, L2, O]
+    input1: Tensor,
+    input2: Tensor,
+    weight: Tensor,
+    bias: Maybe,
+    layers: Tensor,  # [B, L2, O, I1 (+ 1)]
+) -> tuple[Maybe, ...]:
+    """The gradients of input1, input2, W and c. Differentiable."""
+    samples, length1, length2, out = grad.shape
+    columns, depth = weight.shape[1:]
+    if torch.is_grad_enabled():  # a constant would end the second derivatives
+        layers = _layers(linear.BACKEND, input2, weight, bias, *ones)
+    of_layers = need[1] or need[2] or (need[3] and ones[0])
+    flat = grad.reshape(samples, length1, length2 * out)
+    matrices = layers.view(samples, length2 * out, columns)
+    d1, dp = _affine_grads(linear.BACKEND, (need[0], of_layers), flat, input1, matrices, ones[0])
+    d2 = dw = dbias = None
+    if dp is not None:
+        rows, matrix = (
+            input2.reshape(samples * length2, input2.shape[2]),
+            weight.reshape(out * columns, depth),
+        )
+        of_rows = dp.view(samples * length2, out * columns)
+        d2, dw = _affine_grads(linear.BACKEND, (need[1], need[2]), of_rows, rows, matrix, ones[1])
+        d2 = None if d2 is None else d2.view(input2.shape)
+        dw = None if dw is None else dw.view(weight.shape)
+    if need[3]:
+        terms = dp.view(*layers.shape)[..., -1] if dp is not None and ones[0] else grad
+        dbias = terms.sum(tuple(range(terms.dim() - 1)))
+    return d1, d2, dw, dbias
+
+
+def _grads_by_first(
+    one1: bool,
+    need: Sequence[bool],
+    grad: Tensor,  # [B, L1, L2, 1]
+    input1: Tensor,
+    input2: Tensor,
+    weight: Tensor,
+    layers: Tensor,  # [B, L1, 1, I2]
+) -> tuple[Maybe, ...]:
+    """The same of one output by layers of the first sequence, the rows of their product with input2."""
+    matrix, flat = weight.squeeze(0).mT, grad.squeeze(-1)
+    if torch.is_grad_enabled():
+        layers = _layers(linear.BACKEND, input1, matrix.unsqueeze(0), None, False, one1)
+    dp, d2 = _affine_grads(
+        linear.BACKEND, (need[0] or need[2], need[1]), flat, layers.squeeze(2), input2, False
+    )
+    d1 = dw = None
+    if dp is not None:
+        rows, of_rows = (t.reshape(t.shape[0] * t.shape[1], t.shape[2]) for t in (input1, dp))
+        d1, dw = _affine_grads(linear.BACKEND, (need[0], need[2]), of_rows, rows, matrix, one1)
+        d1 = None if d1 is None else d1.view(input1.shape)
+        dw = None if dw is None else dw.mT.unsqueeze(0)
+    return d1, d2, dw, grad.sum((0, 1, 2)) if need[3] else None
 
 
 def sizes(input1: Tensor, input2: Tensor, weight: Tensor) -> tuple[int, int, int]:

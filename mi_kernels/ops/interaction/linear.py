@@ -55,9 +55,10 @@ def _grads_fake(grad, x, weight, want_x, want_weight, want_bias, one):
     )
 
 
-def _biaffine_fake(input1, input2, weight, offset, bias, channels_first, keep):
+def _biaffine_fake(input1, input2, weight, offset, bias, channels_first, layers_as_rows, keep):
     out, columns, _ = weight.shape
     samples, pairs = input1.shape[0], (input1.shape[1], input2.shape[1])
+    pairs = pairs[::-1] if layers_as_rows else pairs
     y = input1.new_empty((samples, out, *pairs) if channels_first else (samples, *pairs, out))
     return y, input1.new_empty((*input2.shape[:2], out, columns) if keep else (0,))
 
@@ -73,7 +74,7 @@ _GRADS = _define(
 BIAFFINE = _define(  # biaffine.py
     "cpu_biaffine",
     "Tensor input1, Tensor input2, Tensor weight, Tensor? offset, Tensor? bias, bool channels_first,"
-    " bool keep",
+    " bool layers_as_rows, bool keep",
     "(Tensor, Tensor)",
     _biaffine_fake,
 )

@@ -13,12 +13,18 @@ OF_FIRST, OF_SECOND = "per_input1", "per_input2"
 
 
 def plan(
-    backend: str, input1: Tensor, input2: Tensor, weight: Tensor, bias: Maybe, channels_first: bool
+    backend: str,
+    input1: Tensor,
+    input2: Tensor,
+    weight: Tensor,
+    bias: Maybe,
+    one2: bool,
+    channels_first: bool,
 ) -> Plan:
     """The plan of checked arguments [B, L1, I1], [B, L2, I2], [O, I1 (+ 1), I2 (+ 1)] and [O]."""
     want1, want2, want_weight, want_bias = gradients_wanted((input1, input2, weight, bias))
     result = input1.shape[0] * input1.shape[1] * input2.shape[1] * weight.shape[0]
-    by_first = biaffine.generates_first(backend, input1, input2, weight, channels_first)
+    by_first = biaffine.generates_first(backend, input1, input2, weight, one2, channels_first)
     how, which = (OF_FIRST, "first") if by_first else (OF_SECOND, "second")
     why = f"a layer W' is generated for each position of the {which} sequence and applied to the other one"
     if by_first:
