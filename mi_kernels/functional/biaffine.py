@@ -43,10 +43,10 @@ def biaffine(
         y of shape ``[..., L1, L2, O]``, or ``[..., O, L1, L2]`` with ``channels_first``, contiguous, in the
         dtype of the inputs (the autocast dtype under autocast).
 
-    A layer ``W' = W [x'; 1]`` is generated for each position of the second sequence (with ``channels_first``
-    and several outputs, of the first one) and applied to the other sequence: 2 L2 O I1 (I2 + L1) operations a
-    sample. On the CPU without gradients only the layers of a few samples are in memory at a time; with
-    gradients they are saved for backward.
+    A layer ``W' = W [x'; 1]`` is generated for each position of the second sequence and applied to the first
+    one, in 2 L2 O I1 (I2 + L1) operations a sample; or the other way round, for one output where that is no
+    dearer, and with ``channels_first`` outside of the CPU's kernels. On the CPU, without gradients, only the
+    layers of a few samples are in memory at a time; with gradients they are saved for backward.
 
     Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
 

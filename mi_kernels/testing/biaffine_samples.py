@@ -51,9 +51,11 @@ class Pairs:
         """input1, input2, weight and bias or None. The same numbers in every dtype, rounded."""
         rows, columns = self.first[-1] + self.ones[0], self.second[-1] + self.ones[1]
         there = [self.first, self.second, (self.out, rows, columns)]
+        scales = 1.0, 1.0, max(rows * columns, 1) ** -0.5, 1.0  # for scores of variance 1
         tensors: list[Tensor | None] = []
-        for values in normal(there + ([] if self.bias is None else [self.bias]), seed):
-            tensor = lay_out(made(values, dtype, device), self.layout)
+        drawn = normal(there + ([] if self.bias is None else [self.bias]), seed)
+        for values, scale in zip(drawn, scales, strict=False):
+            tensor = lay_out(made(values * scale, dtype, device), self.layout)
             tensors.append(tensor.requires_grad_(requires_grad))
         return (*tensors, None) if self.bias is None else tuple(tensors)
 
@@ -84,8 +86,8 @@ def pairs() -> Iterator[Pairs]:
         yield Pairs("short-first", (2, 2, 30), (2, 70, 31), 1, channels_first=channels_first)
         yield Pairs("short-second", (2, 70, 31), (2, 2, 30), 1, channels_first=channels_first)
         yield Pairs("one-feature", (2, 7, 1), (2, 8, 1), **how)
-        yield Pairs("blocks", (3, 90, 70), (3, 100, 90), 7, **how)
-        yield Pairs("long-sum", (2, 20, 300), (2, 21, 520), 2, **how)
+        yield Pairs("blocks", (3, 90, 70), (3, 100, 90), 7, bias=(7,), channels_first=channels_first)
+        yield Pairs("long-sum", (2, 20, 300), (2, 21, 520), 2, bias=(2,), channels_first=channels_first)
         yield Pairs("no-samples", (0, 7, 9), (0, 8, 11), **how)
         yield Pairs("no-first", (2, 0, 9), (2, 8, 11), **how)
         yield Pairs("no-second", (2, 7, 9), (2, 0, 11), **how)

@@ -153,10 +153,12 @@ def test_memory(ones, out, channels_first, place):
     result, layers = 24 * 64 * 64 * out * 4, 24 * 64 * (96 + 1) * out * 4
     with torch.no_grad():
         used = peak_memory(partial(mi.biaffine, x, y, weight, **sample.options), place.device)
-    copies = 2 if channels_first and out > 1 else 1  # the order of the layers is changed
+    if place.backend == "cpu":
+        assert used <= result + min(layers, 5 * MIB) + 2 * MIB  # those of some samples at a time, and scratch
+        return
+    # The portable backend adds up terms beside their sum; and for channels first the order of layers is changed.
+    copies = 3 if channels_first and out > 1 else 2
     assert used <= result + copies * layers + 2 * weight.nbytes + 2 * MIB
-    if place.backend == "cpu" and copies == 1:
-        assert used <= result + layers / 2 + 4 * MIB  # those of some samples at a time
 
 
 def test_gradients_do_not_depend_on_how_many_samples_are_taken_at_a_time():
@@ -222,11 +224,28 @@ def test_messages(message, call):
 
 
 def test_explain_says_which_side_has_the_layers():
+    """That whose layers cost least; with several outputs the second one, or where only the CPU's kernels may
+    write them first, the first one."""
     input1, input2, weight, _ = LABEL.arguments(torch.float32)
-    plan = mi.explain(mi.biaffine, input1, input2, weight, ones=(True, True))
-    assert plan.algorithm == "per_input2" and plan.operations == 2 * 2 * 23 * 5 * 18 * (19 + 19)
-    plan = mi.explain(mi.biaffine, input1, input2, weight, ones=(True, True), channels_first=True)
-    assert plan.algorithm == "per_input1" and plan.operations == 2 * 2 * 19 * 5 * 19 * (18 + 23)
+    of_second, of_first = 2 * 2 * 23 * 5 * 18 * (19 + 19), 2 * 2 * 19 * 5 * 19 * (18 + 23)
+    for backend, channels_first, algorithm, operations in (
+        ("portable", False, "per_input2", of_second),
+        ("portable", True, "per_input1", of_first),
+        *((("cpu", True, "per_input2", of_second),) if backends.why_not("cpu") is None else ()),
+    ):
+        with mi.backend(backend):
+            plan = mi.explain(
+                mi.biaffine, input1, input2, weight, ones=(True, True), channels_first=channels_first
+            )
+        assert plan.algorithm == algorithm and plan.operations == operations
     short, long = torch.ones(2, 2, 30), torch.ones(2, 70, 30)
     for first, second, algorithm in ((short, long, "per_input1"), (long, short, "per_input2")):
-        assert mi.explain(mi.biaffine, first, second, torch.ones(1, 30, 30)).algorithm == algorithm
+        for one in (False, True):
+            plan = mi.explain(mi.biaffine, first, second, torch.ones(1, 30, 30 + one), ones=(False, one))
+            assert plan.algorithm == algorithm
+    even = torch.ones(2, 9, 30)
+    assert mi.explain(mi.biaffine, even, even, torch.ones(1, 30, 30)).algorithm == "per_input1"
+    assert (
+        mi.explain(mi.biaffine, even, even, torch.ones(1, 30, 31), ones=(False, True)).algorithm
+        == "per_input2"
+    )

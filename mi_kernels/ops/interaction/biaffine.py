@@ -6,8 +6,8 @@ Layers are generated for each position of one sequence and applied to the other 
     apply      y[b,l,m,o] = sum_i P[b,m,o,i] [x1[b,l] | 1]_i       in groups b: rows l, outputs (m, o)
 
 The 1 of an input is a column of a matrix that becomes the bias of its product, so that no input is copied.
-Both products are linear forms of the primitives in autograd.py, and derivatives of all orders follow. With
-channels first the layers are those of the first sequence, with (o, l) as rows: y is written in its order.
+Both products are linear forms of the primitives in autograd.py, and derivatives of all orders follow. Layers of
+the first sequence are the rows (o, l) of a product with the second one, which is y with channels first.
 """
 
 import math
