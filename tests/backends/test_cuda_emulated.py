@@ -45,6 +45,7 @@ SUITE = {
     "test_compile": ("equals_eager or export or batch_size or jacrev-jacfwd or autocast_inside", 8),
     "test_autocast": ("cuda", 10),
     "test_opinfo": ("order and cuda", 2),
+    "test_biaffine": ("test_error_rule and (label-11 or arc-10) and float32 and not bias", 6),
     "test_weight_layouts": (
         "leaf or kernels_see or transforms"
         " or test_error_rule and middle and (ZXO and float32 or XOZ and bfloat16)",

@@ -154,9 +154,9 @@ def test_memory(ones, out, channels_first, place):
     with torch.no_grad():
         used = peak_memory(partial(mi.biaffine, x, y, weight, **sample.options), place.device)
     if place.backend == "cpu":
-        assert used <= result + min(layers, 5 * MIB) + 2 * MIB  # those of some samples at a time, and scratch
+        assert used <= result + min(layers, 5 * MIB) + 2 * MIB  # layers of some samples, and scratch
         return
-    # The portable backend adds up terms beside their sum; and for channels first the order of layers is changed.
+    # The portable backend adds up terms beside their sum; for channels first the order of layers is changed.
     copies = 3 if channels_first and out > 1 else 2
     assert used <= result + copies * layers + 2 * weight.nbytes + 2 * MIB
 

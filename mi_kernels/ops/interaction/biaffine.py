@@ -6,8 +6,8 @@ Layers are generated for each position of one sequence and applied to the other 
     apply      y[b,l,m,o] = sum_i P[b,m,o,i] [x1[b,l] | 1]_i       in groups b: rows l, outputs (m, o)
 
 The 1 of an input is a column of a matrix that becomes the bias of its product, so that no input is copied.
-Both products are linear forms of the primitives in autograd.py, and derivatives of all orders follow. Layers of
-the first sequence are the rows (o, l) of a product with the second one, which is y with channels first.
+Both products are linear forms of the primitives in autograd.py, and derivatives of all orders follow. Layers
+of the first sequence are the rows (o, l) of a product with the second one, which is y with channels first.
 """
 
 import math
@@ -92,12 +92,12 @@ def generates_first(
     if weight.shape[0] != 1:
         return channels_first and backend != linear.BACKEND
     length1, length2 = input1.shape[1], input2.shape[1]
+    # The rows of a contiguous W are read in place. But a one of input2 would be a pass of its own.
     if not (type(length1) is int and type(length2) is int):  # comparing symbolic sizes would add a guard
-        return False
+        return not one2
     width1, width2 = input1.shape[2], input2.shape[2]
     first, second = length1 * width2 * (width1 + length2), length2 * width1 * (width2 + length1)
-    # Equal costs: the rows of a contiguous W are read in place. The one of input2 would be a pass of its own.
-    return 2 * first < second if one2 else first <= second
+    return 2 * first < second if one2 else first <= 2 * second
 
 
 def _affine(backend: str, x: Tensor, matrix: Tensor, bias: Maybe, one: bool) -> Tensor:
