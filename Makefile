@@ -27,11 +27,11 @@ FAST := not (build or compile or subprocess or tools or slow)
 # many. The first report ends the process, and so the target.
 SANITIZED := build/sanitized
 SANITIZED_ISAS := avx2
-SANITIZED_TESTS := direct_calls interaction gradients gates modulate linear packed weight_layouts_cpu by_segment few_rows
+SANITIZED_TESTS := direct_calls interaction gradients gates modulate linear packed weight_layouts_cpu by_segment few_rows biaffine
 SANITIZED_CHOICE := direct_calls or cpu and float32 and not portable and not bfloat16 and not threaded and not tall and \
 	(streamed or same_bits or (test_values or test_error_rule) and (odd-torch or past-powers or one-row-torch or no- or \
 	nothing or offset or batch-norm or alternating)) or few_rows and float32 or by_segment and cpu and float32 and test_values \
-	or weight_layouts_cpu and float32 and not threaded and (error_rule or lanes)
+	or weight_layouts_cpu and float32 and not threaded and (error_rule or lanes) or biaffine and cpu and float32 and error_rule
 SANITIZERS = $(foreach library,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
 NATIVE_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
@@ -52,7 +52,7 @@ test: build  ## run the whole test suite
 test-fast: build  ## the inner loop, under two minutes: kernels' values and gradients, on fewer samples
 	MI_KERNELS_TEST_SELECTION=fast $(BIN)/python -m pytest tests -n logical --dist worksteal -m '$(FAST)'
 
-mutants: build  ## put 40 small faults into copies of the checkout, one at a time: the tests have to notice each
+mutants: build  ## put 42 small faults into copies of the checkout, one at a time: the tests have to notice each
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 # From another directory: an interpreter that is started here would import the package of the checkout.

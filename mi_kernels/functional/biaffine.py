@@ -66,6 +66,13 @@ def biaffine(
         >>> mi.biaffine(heads, dependents, torch.randn(4, 6, 4), ones=(True, True)).shape
         torch.Size([2, 7, 7, 4])
     """
+    backend = backends.eager_cpu(input1)
+    if (
+        backend is not None
+        and type(channels_first) is bool
+        and pairs.fits(input1, input2, weight, bias, ones)
+    ):
+        return pairs.biaffine(backend, input1, input2, weight, bias, *ones, channels_first)
     input1, input2, weight, bias = autocast((input1, input2, weight, bias))
     lead = _check(input1, input2, weight, bias, ones, channels_first)
     one1, one2 = map(bool, ones)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import broadcast, check_rank, check_shape, check_tensors
+from mi_kernels.ops.checks import all_fit, broadcast, check_rank, check_shape, check_tensors
 from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction import linear, shared
 from mi_kernels.ops.library import traceable
@@ -47,6 +47,22 @@ def check_arguments(
             expected = f"shape [O={weight.shape[0]}], [1] or []"
             raise ValueError(f"{op}: bias: expected {expected}, got {list(bias.shape)}")
     return lead
+
+
+def fits(input1: Any, input2: Any, weight: Any, bias: Any, ones: Any) -> bool:
+    """Whether the arguments of a call are right, [B, L1, I1], [B, L2, I2] and [O]: a fast path of checks."""
+    try:
+        one1, one2 = ones
+        samples, length1, width1 = input1.shape
+        length2, width2 = input2.shape[1:]
+        out = weight.shape[0]
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    if not (isinstance(one1, bool) and isinstance(one2, bool)):
+        return False
+    matrix = out, width1 + one1, width2 + one2
+    shapes = (samples, length1, width1), (samples, length2, width2), matrix, (out,)
+    return all_fit(input1.dtype, (input1, input2, weight, bias), shapes)
 
 
 def _check_direct(backend, input1, input2, weight, bias, one1, one2, channels_first):
