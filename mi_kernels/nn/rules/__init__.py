@@ -23,7 +23,8 @@ def torch_geometric() -> dict[type[nn.Module], Rule]:
     ``RGCNConv`` without ``num_blocks``, summed or averaged: a product for each edge instead of one for each
     node and relation, where these are at least twice as many (there are messages of all edges at once then,
     as in FastRGCNConv); else, and for hooks on parts of ``propagate``, sparse tensors and numbers of nodes
-    instead of features, as before.
+    instead of features, as before. A type of an edge below 0 is an error, which FastRGCNConv counted from the
+    end.
 
     Not here, as it gained nothing: ``FiLMConv``, whose message is one multiplication and addition.
 
