@@ -135,13 +135,18 @@ def _known(op: str, module: Any, rules: Rules | None) -> Known:
 
 def _found(module: nn.Module, known: Known) -> Iterator[_Layer]:
     """The layers that conversion concerns; a module with two names once."""
+    made: list[tuple[str, str]] = []  # of what rules have made: the start of paths inside, and of which class
     for path, layer in module.named_modules():
         now = label(_class_of(layer))
         before = vars(layer).get(_FROM) or ("nn.Bilinear" if _is_of(layer, Bilinear) else None)
         if before is not None:
+            if _FROM in vars(layer):
+                made.append((f"{path}." if path else "", before))
             yield _Layer(layer, None, LayerReport(path, before, "converted", now))
             continue
         cls = next((cls for cls in known if _is_of(layer, cls)), None)
+        if cls is not None and any(path.startswith(start) and of == label(cls) for start, of in made):
+            continue  # its rule kept it inside of what it made of it
         if cls is not None:
             yield _to_ask(layer, cls, path, label(cls), _obstacle(layer, known[cls]))
         elif not isinstance(layer, Bilinear):

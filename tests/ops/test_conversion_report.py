@@ -351,6 +351,20 @@ def test_a_rule_may_wrap_the_layer():
     silent(mi.convert, model)
 
 
+@pytest.mark.parametrize("root", [True, False], ids=["root", "part"])
+def test_a_layer_is_wrapped_once(root):
+    rules = {Pair: lambda pair: Wrapped(pair), nn.Bilinear: lambda layer: Wrapped(layer)}
+    model = Pair() if root else nn.ModuleList([Pair(), nn.Bilinear(2, 2, 2)])
+    model = mi.convert(model, rules=rules)
+    assert model is mi.convert(model, rules=rules)
+    wrapper = model if root else model[0]
+    assert type(wrapper.inner) is Pair
+    assert [entry.status for entry in mi.conversion_report(model, rules)] == ["converted"] * (2 - root)
+    wrapper.other = nn.Bilinear(2, 2, 2)  # of another class than what the rule has wrapped
+    mi.convert(model)
+    assert type(wrapper.other) is mi.nn.Bilinear
+
+
 def test_modules_that_contain_each_other():
     outer, inner = nn.Module(), nn.Module()
     outer.inner, inner.outer, inner.pair = inner, outer, Pair()
