@@ -76,7 +76,8 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         (low, high), (ours, theirs) = self.quartiles, (size / 2**20 for size in self.memory)
         return (
-            f"{self.name}: time of a training step, ours / theirs {self.ratio:.2f} ({low:.2f} to {high:.2f}); "
+            f"{self.name}: time of a training step, ours / theirs {self.ratio:.2f} "
+            f"({low:.2f} to {high:.2f}); "
             f"memory {ours:.1f} against {theirs:.1f} MiB; "
             f"float64 differences: output {self.outputs:.1e}, gradients {self.gradients:.1e}"
         )
