@@ -41,9 +41,9 @@ def convert(module: ModuleT, *, to: Direction = "mi_kernels", rules: Rules | Non
     Left alone: other subclasses of ``nn.Bilinear``, because they may compute something else.
 
     Left alone with a UserWarning that names the layer: complex parameters, scripted or traced layers (convert
-    before scripting), layers whose ``forward`` was replaced, and those for which a rule gives a reason. With
-    ``to="torch"`` also modules of this package without an equivalent in PyTorch, subclasses of this
-    package's modules, and layers that a rule has made.
+    first, and trace: a converted model cannot be scripted), layers whose ``forward`` was replaced, and those
+    for which a rule gives a reason. With ``to="torch"`` also modules of this package without an equivalent in
+    PyTorch, subclasses of this package's modules, and layers that a rule has made.
 
     The logger ``mi_kernels`` gets one line at level INFO, which says what was done;
     :func:`mi_kernels.conversion_report` says it layer by layer. Where nothing is converted, nor was before,
@@ -267,7 +267,7 @@ def _ours(layer: nn.Module) -> list[type]:
 
 def _obstacle(layer: nn.Module, rule: Rule) -> str | None:
     if isinstance(layer, torch.jit.ScriptModule):
-        return "its code is compiled by TorchScript; convert the model before scripting it"
+        return "its code is compiled by TorchScript; convert the model first, and trace it"
     if "forward" in vars(layer):
         return "its forward was replaced on the instance and would not be that of the new class"
     if rule not in (_to_mi_kernels, _to_torch):

@@ -3,7 +3,8 @@
 Each function imports its package when it is called, not before, and returns a dictionary for ``rules``;
 ``mi.nn.rules.pykeen() | mi.nn.rules.supar()`` are two of them. A rule changes the class of a layer to a
 subclass of that, which calls this package: parameters, state dict, hooks and all attributes stay. A layer
-that it cannot express is left alone, with the reason.
+that it cannot express is left alone, with the reason. What a rule has made cannot be scripted by TorchScript,
+also where the package's layer can.
 """
 
 from torch import nn
