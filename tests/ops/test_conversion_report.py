@@ -9,6 +9,7 @@ import warnings
 from dataclasses import FrozenInstanceError
 
 import pytest
+import stand_ins
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -113,6 +114,15 @@ def test_after_conversion_and_of_copies(rule):
         assert rows(mi.conversion_report(one)) == expected
         assert rows(mi.conversion_report(one, {Pair: rule})) == expected
     assert list(model.state_dict()) == list(Model().state_dict())
+
+
+def test_classes_have_the_names_that_they_are_imported_by():
+    """What a ready rule makes has none in mi.nn."""
+    with stand_ins.installed("supar"):
+        layer = mi.convert(stand_ins.Biaffine(3), rules=mi.nn.rules.supar())
+        assert mi.conversion_report(layer)[0].now == "FusedBiaffine"
+    layer = mi.convert(Pair(), rules={Pair: lambda _: mi.nn.Biaffine(2, 2, 2)})
+    assert mi.conversion_report(layer)[0].now == "mi.nn.Biaffine"
 
 
 def test_a_report_is_a_sequence_that_cannot_be_changed():
