@@ -76,7 +76,8 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         (low, high), (ours, theirs) = self.quartiles, (size / 2**20 for size in self.memory)
         return (
-            f"{self.name}: training step, ours / theirs {self.ratio:.2f} ({low:.2f} to {high:.2f}); "
+            f"{self.name}: time of a training step, ours / theirs {self.ratio:.2f} "
+            f"({low:.2f} to {high:.2f}); "
             f"memory {ours:.1f} against {theirs:.1f} MiB; "
             f"float64 differences: output {self.outputs:.1e}, gradients {self.gradients:.1e}"
         )
@@ -118,6 +119,8 @@ def main(
     parser.add_argument("--steps", type=int, help=f"training steps (default: {steps})")
     parser.add_argument("--quick", action="store_true", help="small sizes and a few steps, for a test")
     given = parser.parse_args(argv)
+    if given.steps is not None and given.steps < 1:
+        parser.error(f"argument --steps: expected at least 1, got {given.steps}")
     threads = torch.get_num_threads()
     print(f"torch {torch.__version__}, {threads} thread{'s' * (threads > 1)}, float32")
     result = run(given.steps or (steps // 10 if given.quick else steps), given.quick)

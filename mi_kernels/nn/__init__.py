@@ -9,8 +9,9 @@ for any number of dimensions (of feature maps, all but samples and channels):
 * ``z [B, T, Z]`` has one per position; a size of 1 is shared, as in ``[B, 1, Z]`` and ``[1, T, Z]``.
 
 Where B = T, PyTorch's broadcasting would read ``[B, Z]`` per position: a ValueError asks for ``[B, 1, Z]`` or
-``[1, T, Z]``. (A program of ``torch.export``, whose sizes are not known yet, reads it per sample.) The public
-functions, such as :func:`mi_kernels.interaction`, broadcast as PyTorch does.
+``[1, T, Z]``. (A program of ``torch.export``, whose sizes are not known yet, reads it per sample.) Layers
+that are bound to contexts (:class:`BoundLinear`) keep the rule. The public functions, such as
+:func:`mi_kernels.interaction`, broadcast as PyTorch does.
 """
 
 from mi_kernels.nn import rules as rules  # a module of functions

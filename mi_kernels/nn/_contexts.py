@@ -20,48 +20,61 @@ def aligned(op: str, x: Any, z: Any, name: str = "z") -> Any:
     return filled(z, missing(op, x.shape[:-1], z, name))
 
 
-def filled(tensor: Tensor, count: int) -> Tensor:
-    """The tensor with ``count`` dimensions of size 1 before its last one: a view."""
+def aligned_layers(op: str, x: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """W' [..., O, X] and b' [..., O] of samples with dimensions for the positions of x, as `aligned`."""
+    if not isinstance(x, Tensor) or x.is_nested or not 2 < weight.dim() <= x.dim():
+        return weight, bias
+    count = missing(op, x.shape[:-1], weight, "weight", features=2)
+    return filled(weight, count, features=2), None if bias is None else filled(bias, count)
+
+
+def filled(tensor: Tensor, count: int, features: int = 1) -> Tensor:
+    """The tensor with ``count`` dimensions of size 1 before its last one, or last ``features``: a view."""
     for _ in range(count):
-        tensor = tensor.unsqueeze(-2)
+        tensor = tensor.unsqueeze(-1 - features)
     return tensor
 
 
-def missing(op: str, lead: Sequence[int], z: Tensor, name: str = "z", by_last: bool = True) -> int:
+def missing(
+    op: str, lead: Sequence[int], z: Tensor, name: str = "z", by_last: bool = True, features: int = 1
+) -> int:
     """How many dimensions z lacks behind its own, to have one context for each sample of x [*lead, X].
 
     Args:
         by_last: whether the dimensions of z might have been meant for the last ones of x.
+        features: the dimensions of z for features: 2 of generated layers.
 
     Raises:
         ValueError: the leading dimensions of z are not the first ones of x, or could as well be the last.
     """
-    own = z.shape[:-1]
+    own, what = z.shape[:-features], _WHAT[features]
     count = len(lead) - len(own)
     if count <= 0 or not own:
         return 0
     as_last = by_last and _always_fit(own, lead[count:])
     if not _fit(own, lead[: len(own)]):
-        raise misfit(op, lead, z, name, as_last)
+        raise misfit(op, lead, z, name, as_last, features)
     if as_last and not _without_effect(own):
-        sample, position = _choices(z, count)
+        sample, position = _choices(z, count, name, features)
         raise ValueError(
-            f"{op}: {name}: expected contexts of samples or of positions of x, got {list(z.shape)}, which"
+            f"{op}: {name}: expected {what}s of samples or of positions of x, got {list(z.shape)}, which"
             f" fits both the first and the last of its leading dimensions {list(lead)}: {_VERB[name]}{sample}"
-            f" for one context per sample, {position} for one per position"
+            f" for one {what} per sample, {position} for one per position"
         )
     return count
 
 
-def misfit(op: str, lead: Sequence[int], z: Tensor, name: str = "z", as_last: bool = False) -> ValueError:
+def misfit(
+    op: str, lead: Sequence[int], z: Tensor, name: str = "z", as_last: bool = False, features: int = 1
+) -> ValueError:
     """The error for leading dimensions that are not those of x, which are ``lead``."""
     rows = ("".join(f"{size}, " for size in lead[:length]) for length in range(len(lead) + 1))
-    *some, last = (f"[{row}Z]" for row in rows)
+    *some, last = (f"[{row}{'Z' if features == 1 else 'O, X'}]" for row in rows)
     expected = f"{', '.join(some)} or {last}" if some else last
     message = f"{op}: {name}: expected shape {expected} (sizes of x, or 1), got {list(z.shape)}"
     if as_last:
-        position = _choices(z, len(lead) - z.dim() + 1)[1]
-        message += f"; {_VERB[name]}{position} for one context per position"
+        position = _choices(z, len(lead) - z.dim() + features, name, features)[1]
+        message += f"; {_VERB[name]}{position} for one {_WHAT[features]} per position"
     return ValueError(message)
 
 
@@ -99,16 +112,19 @@ def _without_effect(sizes: Sequence[int]) -> bool:
     return one
 
 
-# How the contexts are given to a module: as an argument, or by its own network.
-_VERB = {"z": "pass ", "context_network": "return "}
+# How the contexts are given to a module: as an argument, by its own network, or when it was bound to them.
+_VERB = {"z": "pass ", "context_network": "return ", "weight": "bind "}
+_WHAT = {1: "context", 2: "layer"}  # by the number of dimensions for features
 
 
-def _choices(z: Tensor, count: int) -> tuple[str, str]:
+def _choices(z: Tensor, count: int, name: str, features: int) -> tuple[str, str]:
     """How to write z for its dimensions to be the first ones of x, or the last."""
-    rank, ones = z.dim() - 1, [1] * count
+    rank, ones = z.dim() - features, [1] * count
     none = ", ".join(["None"] * count)
     sample, position = f"z[{':, ' * rank}{none}]", f"z[{none}]"
     if count == 1:
         sample, position = f"z.unsqueeze({rank})", "z.unsqueeze(0)"
-    first, last = [*z.shape[:-1], *ones, z.shape[-1]], [*ones, *z.shape]
+    first, last = [*z.shape[:rank], *ones, *z.shape[rank:]], [*ones, *z.shape]
+    if name == "weight":
+        return f"{sample} (weight of shape {first})", f"{position} (weight of shape {last})"
     return f"{sample} of shape {first}", f"{position} of shape {last}"

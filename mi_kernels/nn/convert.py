@@ -41,9 +41,9 @@ def convert(module: ModuleT, *, to: Direction = "mi_kernels", rules: Rules | Non
     Left alone: other subclasses of ``nn.Bilinear``, because they may compute something else.
 
     Left alone with a UserWarning that names the layer: complex parameters, scripted or traced layers (convert
-    before scripting), layers whose ``forward`` was replaced, and those for which a rule gives a reason. With
-    ``to="torch"`` also modules of this package without an equivalent in PyTorch, subclasses of this
-    package's modules, and layers that a rule has made.
+    first, and trace: a converted model cannot be scripted), layers whose ``forward`` was replaced, and those
+    for which a rule gives a reason. With ``to="torch"`` also modules of this package without an equivalent in
+    PyTorch, subclasses of this package's modules, and layers that a rule has made.
 
     The logger ``mi_kernels`` gets one line at level INFO, which says what was done;
     :func:`mi_kernels.conversion_report` says it layer by layer. Where nothing is converted, nor was before,
@@ -135,13 +135,18 @@ def _known(op: str, module: Any, rules: Rules | None) -> Known:
 
 def _found(module: nn.Module, known: Known) -> Iterator[_Layer]:
     """The layers that conversion concerns; a module with two names once."""
+    made: list[tuple[str, str]] = []  # of what rules have made: the start of paths inside, and of which class
     for path, layer in module.named_modules():
         now = label(_class_of(layer))
         before = vars(layer).get(_FROM) or ("nn.Bilinear" if _is_of(layer, Bilinear) else None)
         if before is not None:
+            if _FROM in vars(layer):
+                made.append((f"{path}." if path else "", before))
             yield _Layer(layer, None, LayerReport(path, before, "converted", now))
             continue
         cls = next((cls for cls in known if _is_of(layer, cls)), None)
+        if cls is not None and any(path.startswith(start) and of == label(cls) for start, of in made):
+            continue  # its rule kept it inside of what it made of it
         if cls is not None:
             yield _to_ask(layer, cls, path, label(cls), _obstacle(layer, known[cls]))
         elif not isinstance(layer, Bilinear):
@@ -262,7 +267,7 @@ def _ours(layer: nn.Module) -> list[type]:
 
 def _obstacle(layer: nn.Module, rule: Rule) -> str | None:
     if isinstance(layer, torch.jit.ScriptModule):
-        return "its code is compiled by TorchScript; convert the model before scripting it"
+        return "its code is compiled by TorchScript; convert the model first, and trace it"
     if "forward" in vars(layer):
         return "its forward was replaced on the instance and would not be that of the new class"
     if rule not in (_to_mi_kernels, _to_torch):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mi_kernels.functional import hyper, interaction
 from mi_kernels.functional._call import call
 from mi_kernels.functional.heads import Order
-from mi_kernels.nn._contexts import aligned
+from mi_kernels.nn._contexts import aligned, aligned_layers
 from mi_kernels.nn._init import (
     check_construction,
     check_function,
@@ -52,16 +52,18 @@ class BoundLinear(nn.Module):
         bias: b' of shape ``[..., O]``, or None.
 
     Shape:
-        ``x [..., X]``, whose leading dimensions broadcast with those of W', gives ``y [..., O]``.
+        ``x [..., X]`` gives ``y [..., O]``. Layers belong to inputs as contexts in :mod:`mi_kernels.nn`:
+        ``weight [B, O, X]`` has one per sample of ``x [B, T, X]``, ``weight [B, T, O, X]`` one per position.
 
     Attributes:
         weight, bias: parameters that do not require grad.
 
     Raises:
+        ValueError: the shapes fit in two ways that differ.
         TypeError, ValueError: see :func:`mi_kernels.apply_generated`.
 
     Example:
-        >>> layer = mi.nn.BoundLinear(weight=torch.randn(2, 1, 4, 5))
+        >>> layer = mi.nn.BoundLinear(weight=torch.randn(2, 4, 5))
         >>> layer(torch.randn(2, 7, 5)).shape
         torch.Size([2, 7, 4])
     """
@@ -81,7 +83,8 @@ class BoundLinear(nn.Module):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
-        return call(hyper.apply_generated, x, self.weight, self.bias)
+        weight, bias = aligned_layers("BoundLinear", x, self.weight, self.bias)
+        return call(hyper.apply_generated, x, weight, bias)
 
     def extra_repr(self) -> str:
         return f"weight={list(self.weight.shape)}, bias={self.bias is not None}"
@@ -266,8 +269,8 @@ class HyperLinear(nn.Module):
 
         Returns:
             A :class:`torch.nn.Linear` for one context without leading dimensions, else a
-            :class:`BoundLinear`: bind ``z [B, 1, Z]`` for inputs ``[B, T, X]``. Its weights are copies in
-            the dtype of this layer's, also under autocast; they do not require grad and do not follow later
+            :class:`BoundLinear`, which pairs z with inputs as this layer does. Its weights are copies in the
+            dtype of this layer's, also under autocast; they do not require grad and do not follow later
             changes of this layer.
         """
         weight, bias = hyper.generate(_context(self, z, self.context_features), *self.weights())

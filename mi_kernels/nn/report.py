@@ -92,10 +92,12 @@ def nothing(looked_for: Iterable[str]) -> str:
 
 def label(cls: type) -> str:
     """A class as one would write it: nn.Bilinear, mi.nn.Bilinear, NNConv."""
-    package = cls.__module__.partition(".")[0]
-    if getattr(nn, cls.__name__, None) is cls:
-        return f"nn.{cls.__name__}"
-    return f"mi.nn.{cls.__name__}" if package == "mi_kernels" else cls.__qualname__
+    from mi_kernels import nn as ours  # which imports this module
+
+    for name, package in ("nn", nn), ("mi.nn", ours):
+        if getattr(package, cls.__name__, None) is cls:
+            return f"{name}.{cls.__name__}"
+    return cls.__qualname__
 
 
 def counted(names: Iterable[str]) -> str:

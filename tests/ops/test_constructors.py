@@ -10,6 +10,7 @@ from torch import nn
 import mi_kernels as mi
 
 MODULES = {
+    mi.nn.Biaffine: {"in1_features": 2, "in2_features": 3, "out_features": 4},
     mi.nn.Bilinear: {"in1_features": 2, "in2_features": 3, "out_features": 4},
     mi.nn.MultiplicativeInteraction: {"in_features": 2, "context_features": 3, "out_features": 4},
     mi.nn.DiagonalInteraction: {"features": 2, "context_features": 3},
@@ -35,6 +36,7 @@ WRONG = {
     "HyperMLP activation": ["relu", nn.ReLU, None, 3],
     "scale_offset": ["1", None, torch.tensor(1.0), [1.0]],
     "gain": ["1", None, torch.tensor(1.0), [1.0]],
+    "ones": ["no", None, True, (True,), (True, "no"), (None, False), torch.ones(2, 2)],
     "init": ["one", None, 1, ["unit"], nn.init],
     "channel_dim": ["1", None, 0, 2, True],
     "context_network": [nn.Embedding, function, lambda z: z, [nn.Identity()], "network", nn.Identity.forward],
@@ -48,7 +50,7 @@ def kind(module, name):
         return name
     if f"{module.__name__} {name}" in WRONG:
         return f"{module.__name__} {name}"
-    flags = ("bias", "shift", "weight_z", "weight_x")
+    flags = ("bias", "shift", "weight_z", "weight_x", "channels_first")
     return "flags" if name in flags else "features" if name.endswith("features") else name
 
 

@@ -197,14 +197,49 @@ def test_positions_alone_are_refused(name):
         module(x, z)
 
 
-def test_segments_and_bound_layers_are_as_they_were():
+def test_segments_are_as_they_were():
     layer, ids = made("hyper"), torch.tensor([0, 1, 1, 0])
     x, z = torch.randn(4, X), torch.randn(2, Z)
     torch.testing.assert_close(layer(x, z, segment_ids=ids), layer(x, z[ids]))
-    tokens = torch.randn(2, 6, X)
-    torch.testing.assert_close(layer.bind(z[:, None])(tokens), layer(tokens, z))
-    with pytest.raises(ValueError, match="apply_generated: weight: expected leading dimensions"):
-        layer.bind(z)(tokens)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])
+@pytest.mark.parametrize("name", ["HyperLinear", "HyperMLP"])
+@pytest.mark.parametrize("lead, of_z", [((2, 6), (2,)), ((2, 6), (1,)), ((2, 4, 6), (2, 4)), ((1, 1), (1,))])
+def test_bound_layers_belong_to_samples(name, bias, lead, of_z, place):
+    options = {"context_features": Z, "bias": bias, "device": place.device, **F64}
+    if name == "HyperLinear":
+        layer = mi.nn.HyperLinear(X, out_features=3, **options)
+    else:
+        layer = mi.nn.HyperMLP([X, 8, 3], **options)
+    x = torch.randn(*lead, X, device=place.device, **F64)
+    z = torch.randn(*of_z, Z, device=place.device, **F64)
+    expected = layer(x, z)
+    torch.testing.assert_close(layer.bind(z)(x), expected, rtol=1e-11, atol=1e-11)
+    in_full = z[(..., *[None] * (len(lead) - len(of_z)), slice(None))]
+    torch.testing.assert_close(layer.bind(in_full)(x), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_bound_layers_that_fit_in_two_ways_are_refused():
+    layer = mi.nn.HyperLinear(X, out_features=3, context_features=Z)
+    z = torch.randn(4, Z)
+    expected = (
+        f"BoundLinear: weight: expected layers of samples or of positions of x, got [4, 3, {X}], which fits"
+        f" both the first and the last of its leading dimensions [4, 4]: bind z.unsqueeze(1) (weight of shape"
+        f" [4, 1, 3, {X}]) for one layer per sample, z.unsqueeze(0) (weight of shape [1, 4, 3, {X}]) for one"
+        " per position"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        layer.bind(z)(torch.randn(4, 4, X))
+    for explicit in (z.unsqueeze(0), z.unsqueeze(1)):
+        x = torch.randn(4, 4, X)
+        torch.testing.assert_close(layer.bind(explicit)(x), layer(x, explicit))
+    expected = (
+        f"BoundLinear: weight: expected shape [O, X], [2, O, X] or [2, 4, O, X] (sizes of x, or 1), got"
+        f" [4, 3, {X}]; bind z.unsqueeze(0) (weight of shape [1, 4, 3, {X}]) for one layer per position"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        layer.bind(z)(torch.randn(2, 4, X))
 
 
 def test_vmap_of_the_contexts_of_samples(name, place):

@@ -217,9 +217,11 @@ def test_scripted_layers_are_left_alone_with_a_warning():
     model = nn.Sequential(torch.jit.script(nn.Bilinear(4, 4, 2)))
     a, b = pair()
     expected = model[0](a, b)
-    with pytest.warns(UserWarning, match="TorchScript"):
+    with pytest.warns(UserWarning, match="TorchScript; convert the model first, and trace it$"):
         mi.convert(model)
     assert torch.equal(model[0](a, b), expected)
+    converted = mi.convert(nn.Bilinear(4, 4, 2))
+    assert torch.equal(torch.jit.trace(converted, (a, b))(a, b), converted(a, b))
 
 
 @pytest.mark.parametrize(

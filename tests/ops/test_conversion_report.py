@@ -9,6 +9,7 @@ import warnings
 from dataclasses import FrozenInstanceError
 
 import pytest
+import stand_ins
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -113,6 +114,15 @@ def test_after_conversion_and_of_copies(rule):
         assert rows(mi.conversion_report(one)) == expected
         assert rows(mi.conversion_report(one, {Pair: rule})) == expected
     assert list(model.state_dict()) == list(Model().state_dict())
+
+
+def test_classes_have_the_names_that_they_are_imported_by():
+    """What a ready rule makes has none in mi.nn."""
+    with stand_ins.installed("supar"):
+        layer = mi.convert(stand_ins.Biaffine(3), rules=mi.nn.rules.supar())
+        assert mi.conversion_report(layer)[0].now == "FusedBiaffine"
+    layer = mi.convert(Pair(), rules={Pair: lambda _: mi.nn.Biaffine(2, 2, 2)})
+    assert mi.conversion_report(layer)[0].now == "mi.nn.Biaffine"
 
 
 def test_a_report_is_a_sequence_that_cannot_be_changed():
@@ -349,6 +359,20 @@ def test_a_rule_may_wrap_the_layer():
     assert model[0] is model[1][0] and type(model[0]) is Wrapped and model[0].inner is pair
     assert type(model[2].inner) is mi.nn.Bilinear
     silent(mi.convert, model)
+
+
+@pytest.mark.parametrize("root", [True, False], ids=["root", "part"])
+def test_a_layer_is_wrapped_once(root):
+    rules = {Pair: lambda pair: Wrapped(pair), nn.Bilinear: lambda layer: Wrapped(layer)}
+    model = Pair() if root else nn.ModuleList([Pair(), nn.Bilinear(2, 2, 2)])
+    model = mi.convert(model, rules=rules)
+    assert model is mi.convert(model, rules=rules)
+    wrapper = model if root else model[0]
+    assert type(wrapper.inner) is Pair
+    assert [entry.status for entry in mi.conversion_report(model, rules)] == ["converted"] * (2 - root)
+    wrapper.other = nn.Bilinear(2, 2, 2)  # of another class than what the rule has wrapped
+    mi.convert(model)
+    assert type(wrapper.other) is mi.nn.Bilinear
 
 
 def test_modules_that_contain_each_other():

@@ -224,6 +224,15 @@ def test_fast_rgcn_conv(pyg, edges, options):
     check(pyg.FastRGCNConv(4, 5, 4, **options), rules(pyg), draw(6, 4), edges, KINDS)
 
 
+@pytest.mark.parametrize("name", ["RGCNConv", "FastRGCNConv"])
+def test_edges_and_their_types_of_32_bits(pyg, edges, name):
+    layer, x = getattr(pyg, name)(4, 5, 4), torch.randn(6, 4)
+    expected = layer(x, edges, KINDS)
+    mi.convert(layer, rules=rules(pyg))
+    torch.testing.assert_close(layer(x, edges, KINDS.int()), expected)
+    torch.testing.assert_close(layer(x, edges.int(), KINDS.int()), expected)
+
+
 def test_fast_rgcn_conv_of_node_numbers(pyg, edges):
     check(pyg.FastRGCNConv(6, 5, 4), rules(pyg), None, edges, KINDS)
 

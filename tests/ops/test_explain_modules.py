@@ -19,6 +19,7 @@ def ones(*sizes, **options):
 
 # Module, what it is called with, and the function with the arguments that it stands for.
 MODULES = {
+    "Biaffine": (mi.nn.Biaffine(Z, X, 5), (ones(2, ROWS, Z), ones(2, 7, X))),
     "Bilinear": (mi.nn.Bilinear(Z, X, 5), (ones(ROWS, Z), ones(ROWS, X))),
     "MultiplicativeInteraction": (
         mi.nn.MultiplicativeInteraction(X, context_features=Z, out_features=5),
@@ -51,6 +52,8 @@ def parameters(layer, *names):
 def expected(layer, *given):
     dense = ("weight", "weight_z", "weight_x", "bias")
     match layer:
+        case mi.nn.Biaffine():
+            return mi.explain(mi.biaffine, *given, layer.weight, ones=(True, True))
         case mi.nn.Bilinear():
             return mi.explain(mi.bilinear, *given, layer.weight, layer.bias)
         case mi.nn.MultiplicativeInteraction() | mi.nn.HyperLinear():

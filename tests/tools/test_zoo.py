@@ -119,9 +119,16 @@ def test_a_difference_fails_the_run(difference, code, load, capsys):
         assert expected in printed
 
 
+@pytest.mark.parametrize("steps", ["0", "-5"])
+def test_steps_are_checked(steps, load, capsys):
+    with pytest.raises(SystemExit):
+        load("_compare").main("About.", None, 50, ["--steps", steps])
+    assert f"argument --steps: expected at least 1, got {steps}" in capsys.readouterr().err
+
+
 @pytest.mark.subprocess
 def test_an_example_runs_by_its_path(tmp_path):
     command = [sys.executable, str(ZOO / "layoutlm_relation.py"), "--quick"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert "whole head, 64 pairs: training step, ours / theirs" in done.stdout
+    assert "whole head, 64 pairs: time of a training step, ours / theirs" in done.stdout

@@ -3,7 +3,8 @@
 Each function imports its package when it is called, not before, and returns a dictionary for ``rules``;
 ``mi.nn.rules.pykeen() | mi.nn.rules.supar()`` are two of them. A rule changes the class of a layer to a
 subclass of that, which calls this package: parameters, state dict, hooks and all attributes stay. A layer
-that it cannot express is left alone, with the reason.
+that it cannot express is left alone, with the reason. What a rule has made cannot be scripted by TorchScript,
+also where the package's layer can.
 """
 
 from torch import nn
@@ -23,7 +24,8 @@ def torch_geometric() -> dict[type[nn.Module], Rule]:
     ``RGCNConv`` without ``num_blocks``, summed or averaged: a product for each edge instead of one for each
     node and relation, where these are at least twice as many (there are messages of all edges at once then,
     as in FastRGCNConv); else, and for hooks on parts of ``propagate``, sparse tensors and numbers of nodes
-    instead of features, as before.
+    instead of features, as before. A type of an edge below 0 is an error, which FastRGCNConv counted from the
+    end.
 
     Not here, as it gained nothing: ``FiLMConv``, whose message is one multiplication and addition.
 

@@ -44,7 +44,7 @@ class FusedRGCNConv(RGCNConv):
         source, target = edge_index if self.flow == "source_to_target" else edge_index.flip(0)
         messages = _of_relations(self, x_l[source], edge_type)
         if self.aggr == "mean":  # of each relation
-            pairs = target * self.num_relations + edge_type
+            pairs = target.long() * self.num_relations + edge_type
             _, pair, counts = torch.unique(pairs, return_inverse=True, return_counts=True)
             messages = messages / counts[pair].unsqueeze(1)
         dtype = torch.promote_types(messages.dtype, torch.get_default_dtype())  # there, too
@@ -76,7 +76,8 @@ def _of_relations(layer: RGCNConv, x: Tensor, edge_type: Tensor) -> Tensor:
     weight = layer.weight  # [R, X, O], or of the bases
     if layer.num_bases is not None:
         weight = (layer.comp @ weight.flatten(1)).view(-1, *weight.shape[1:])
-    return call(hyper.apply_generated, x, weight.transpose(1, 2), segment_ids=edge_type)
+    relations = edge_type if edge_type.is_floating_point() else edge_type.long()  # int32 will do there, too
+    return call(hyper.apply_generated, x, weight.transpose(1, 2), segment_ids=relations)
 
 
 def _layers(network: Any) -> list[Any] | str:
