@@ -8,7 +8,6 @@
 
 #include "common/allocate.h"
 #include "common/tensor_args.h"
-#include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/interaction.h"
 #include "cpu/kernels/calls.h"
 
@@ -136,9 +135,9 @@ std::tuple<Tensor, Tensor> biaffine(const Tensor& input1, const Tensor& input2, 
   const DType dtype = dtype_of(input1.scalar_type(), kOp, "input1");
   const int64_t step = s.step();
   const int64_t rows = layers_as_rows ? s.length2 : s.length1, lanes = layers_as_rows ? s.length1 : s.length2;
-  Tensor y = on_huge_pages(channels_first ? allocate(input1, {s.samples, s.out, rows, lanes})
-                                          : allocate(input1, {s.samples, rows, lanes, s.out}));
-  Tensor layers = on_huge_pages(allocate(input1, {keep ? s.samples : step, s.length2, s.out, s.columns}));
+  Tensor y = channels_first ? allocate(input1, {s.samples, s.out, rows, lanes})
+                            : allocate(input1, {s.samples, rows, lanes, s.out});
+  Tensor layers = allocate(input1, {keep ? s.samples : step, s.length2, s.out, s.columns});
   for (int64_t b = 0; b < s.samples; b += step) {
     const int64_t count = std::min(step, s.samples - b);
     char* of_block = static_cast<char*>(layers.mutable_data_ptr()) + (keep ? b * s.layer_bytes() : 0);

@@ -7,7 +7,6 @@
 
 #include "common/allocate.h"
 #include "common/tensor_args.h"
-#include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/interaction.h"
 #include "cpu/kernels/calls.h"
 
@@ -37,13 +36,13 @@ Tensor allocate_rows(const Tensor& like, int64_t features) {
   const int64_t last = like.dim() - 1;
   for (int64_t d = 0; d < last; ++d) sizes[d] = like.size(d);
   sizes[last] = features;
-  return on_huge_pages(allocate(like, sizes, last + 1));
+  return allocate(like, sizes, last + 1);
 }
 
 // [(G,) sizes...], or nothing where it is not wanted.
 Tensor allocate_weight(const Tensor& like, bool want, bool grouped, std::initializer_list<int64_t> group_and_sizes) {
   const auto from = group_and_sizes.begin() + !grouped;
-  return want ? on_huge_pages(allocate(like, from, group_and_sizes.end() - from)) : allocate(like, {0});
+  return want ? allocate(like, from, group_and_sizes.end() - from) : allocate(like, {0});
 }
 
 void set_data(OutputRef& ref, const Tensor& result) {
