@@ -18,7 +18,7 @@ constexpr const char* kOp = "cpu_biaffine";
 
 // Bytes of the layers of the samples that are taken at a time. But W is packed for each of these blocks: they have at
 // least kFewestRows layers, and as many as there are features in a sum (see outputs_in_lanes).
-constexpr int64_t kLayerBytes = 4 << 20, kFewestRows = 256;
+constexpr int64_t kLayerBytes = 2 << 20, kFewestRows = 256;
 
 struct Sizes {
   int64_t samples, length1, length2, width, context, out;
