@@ -45,7 +45,7 @@ def _linear_fake(x, weight, bias):
     return x.new_empty((*x.shape[:-1], weight.shape[-2]))
 
 
-def _grads_fake(grad, x, weight, want_x, want_weight, want_bias, one):
+def _grads_fake(grad, x, weight, want_x, want_weight, want_bias, one=False):
     groups = x.shape[:1] if (x if weight is None else weight).dim() == 3 else ()
     out = grad.shape[-1]
     return (
