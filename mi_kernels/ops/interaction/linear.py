@@ -50,7 +50,7 @@ def _grads_fake(grad, x, weight, want_x, want_weight, want_bias, one=False):
     out = grad.shape[-1]
     return (
         x.new_empty(x.shape if want_x else (0,)),
-        x.new_empty((*groups, out, x.shape[-1] + one) if want_weight else (0,)),
+        x.new_empty((*groups, out, x.shape[-1] + 1 if one else x.shape[-1]) if want_weight else (0,)),
         x.new_empty((*groups, out) if want_bias else (0,)),
     )
 
