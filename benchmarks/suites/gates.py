@@ -82,7 +82,27 @@ def diagonals() -> Iterator[Case]:
         yield Case("diagonal", name, sizes, functions, scaled=2)
 
 
-FAMILIES = {"modulate": modulations, "mixed": mixed, "diagonal": diagonals}
+def blocks() -> Iterator[Case]:
+    """layer_norm -> modulate -> residual, which torch.compile turns into one loop nest."""
+
+    def eager(x, scale, shift):
+        return x + (F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift)
+
+    def ours(x, scale, shift):
+        return x + mi.modulate(F.layer_norm(x, x.shape[-1:]), scale, shift, scale_offset=1.0)
+
+    functions = {
+        OURS: torch.compile(ours),
+        "not compiled": ours,
+        "eager": eager,
+        "compiled eager": torch.compile(eager),
+    }
+    for name, x in (("cached", (4, 64, 512)), ("tokens", (8, 256, 1024)), ("long", (16, 1024, 1024))):
+        scale = (x[0], 1, x[2])
+        yield Case("compiled block", name, (x, scale, scale), functions)
+
+
+FAMILIES = {"modulate": modulations, "mixed": mixed, "diagonal": diagonals, "block": blocks}
 
 
 def main(argv: list[str] | None = None) -> int:

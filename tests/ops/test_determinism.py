@@ -85,8 +85,8 @@ def test_forked_process(place):
     child = context.Process(target=_in_child, args=(sample, queue))
     child.start()
     try:
-        found = queue.get(timeout=60)
-        child.join(10)
+        found = queue.get(timeout=300)
+        child.join(60)
         assert child.exitcode == 0
     finally:
         child.kill()

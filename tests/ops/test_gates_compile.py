@@ -1,8 +1,5 @@
 """Gates and modulation under torch.compile and torch.export."""
 
-import statistics
-import time
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,34 +95,6 @@ def test_norm_modulation_and_residual_are_one_kernel():
     torch.testing.assert_close(found, block(x, scale, shift), rtol=1e-5, atol=1e-5)
     assert code.count('extern "C"') == 1
     assert "mi_kernels" not in code
-
-
-def ratio_of_medians(function, other, runs=15):
-    """The median times of two functions, measured in turn."""
-    times = ([], [])
-    for _ in range(runs):
-        for one, own in zip((function, other), times, strict=True):
-            start = time.perf_counter()
-            one()
-            own.append(time.perf_counter() - start)
-    return statistics.median(times[0]) / statistics.median(times[1])
-
-
-def test_compiled_is_not_slower_than_the_eager_kernel():
-    """layer_norm -> modulate -> residual, 8 MiB: the fused loop takes a fifth of the time of three passes.
-
-    So 1.1 leaves room for a busy machine, and a burst of other work has to last through all attempts.
-    """
-    x = torch.randn(8, 256, 1024)
-    scale, shift = torch.randn(2, 8, 1, 1024).unbind()
-    compiled = torch.compile(block, fullgraph=True)
-    torch.testing.assert_close(compiled(x, scale, shift), block(x, scale, shift), rtol=1e-5, atol=1e-5)
-    ratios = []
-    for _ in range(4):
-        ratios.append(ratio_of_medians(lambda: compiled(x, scale, shift), lambda: block(x, scale, shift)))
-        if ratios[-1] <= 1.1:
-            return
-    pytest.fail(f"compiled / eager: {ratios}")
 
 
 def test_export(place):

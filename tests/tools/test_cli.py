@@ -76,7 +76,7 @@ def started(*arguments):
 
 def run(*arguments):
     process = started(*arguments)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
@@ -85,7 +85,7 @@ def test_a_command_that_is_interrupted_while_it_works(tmp_path):
     process = started("demo", "--steps", "1000000", "--output", str(tmp_path / "plot.png"))
     assert process.stdout.readline().startswith("mi_kernels ")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and err == "mi-kernels: interrupted\n"
 
 
@@ -99,4 +99,4 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments, tmp_path):
     process = started(*arguments)
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait(timeout=120) == 141 and err == ""
+    assert process.wait(timeout=300) == 141 and err == ""

@@ -53,7 +53,7 @@ def test_the_package_is_imported_after_the_build():
         "g._build = build; g.main([])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=gpu_check.ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], cwd=gpu_check.ROOT, capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout) == (7, "False\n"), done.stderr
 

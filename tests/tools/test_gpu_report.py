@@ -71,7 +71,7 @@ def run(folder, test, *options, workers=2):
     command += [*options, "--rootdir", str(folder), str(folder / "test_a.py")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": str(ROOT), "MI_KERNELS_REPORT": str(report)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     lines = [json.loads(line) for line in report.read_text().splitlines()]
     return lines, done.returncode, done.stdout + done.stderr
 

@@ -129,6 +129,6 @@ def test_steps_are_checked(steps, load, capsys):
 @pytest.mark.subprocess
 def test_an_example_runs_by_its_path(tmp_path):
     command = [sys.executable, str(ZOO / "layoutlm_relation.py"), "--quick"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "whole head, 64 pairs: time of a training step, ours / theirs" in done.stdout
