@@ -96,7 +96,7 @@ struct DirectA {
 // `b_stride` words behind those of the one before.
 template <class Mul, int N, class A>
 MI_INLINE void multiply_block(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* b_words, int64_t begin,
-                              int64_t end, int64_t b_stride = N * Simd<typename Mul::Word>::lanes) {
+                              int64_t end, int64_t b_stride) {
   constexpr int L = Simd<typename Mul::Word>::lanes;
   unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { tile.acc[r][n] = Vec<typename Mul::Acc>{}; }); });
   for (int64_t k = begin; k < end; ++k) {
@@ -123,17 +123,17 @@ int64_t sum_block_length(int64_t words, bool narrow) {
 
 // tile[r][n] = sum_k a(k, r) * b(k, n), in summation blocks of `sum_block` words.
 template <class Mul, int N, class A>
-MI_INLINE void multiply(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* packed_b, int64_t words,
+MI_INLINE void multiply(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* b, int64_t b_stride, int64_t words,
                         int64_t sum_block) {
   if (Mul::sum_block == kUnbounded || sum_block >= words) {
     Tile<Mul, N> whole;  // its address is never taken, so that it stays in registers
-    multiply_block(whole, a, packed_b, 0, words);
+    multiply_block(whole, a, b, 0, words, b_stride);
     tile = whole;
     return;
   }
   Tile<Mul, N> sum{};  // in memory: the registers are full
   for (int64_t k = 0; k < words; k += sum_block) {
-    multiply_block(tile, a, packed_b, k, min(k + sum_block, words));
+    multiply_block(tile, a, b, k, min(k + sum_block, words), b_stride);
     unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { sum.acc[r][n] += tile.acc[r][n]; }); });
   }
   tile = sum;

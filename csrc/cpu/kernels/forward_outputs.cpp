@@ -15,7 +15,6 @@ class ForwardOutputs {
   using PackAcc = typename AccMul<Mul>::type;
   using V = Vec<Acc>;
   static constexpr int L = Simd<Acc>::lanes;
-  static constexpr bool kInPlace = Mul::pair == 1 && kSameElement<Mul, S>;
   // Words in a summation block. Its part of W stays in the first level of the cache for all rows.
   static constexpr int64_t kSumWords = 64;
   static_assert(kOutputLaneRows % kTileM == 0);
@@ -127,22 +126,13 @@ class ForwardOutputs {
     const View<S>& matrix = operand.matrix;
     const int64_t words = ceil_div(depth, Mul::pair), blocks = max((words + kSumWords / 2) / kSumWords, 1),
                   step = ceil_div(words, blocks);
-    const auto in_place = [&](int64_t first, int n) {
-      return kInPlace && matrix.mn_stride == 1 && (first + n) * L <= b.outputs;
-    };
-    for_panels(b.vectors, [&](auto n, int64_t first) {
-      if (!in_place(first, n))
-        pack<Mul>(matrix.at(first * L, 0), min(b.outputs - first * L, n * L), n * L, depth, s.b + first * L * words);
-    });
+    const auto block = pack_b<Mul>(matrix, b.outputs, b.vectors, depth, s.b, true);
     for (int64_t k = 0; k < words; k += step) {
       const int64_t end = min(k + step, words);
       for_panels(b.vectors, [&](auto n, int64_t first) {
         const S* next = operand.next ? operand.next + first * L : nullptr;
-        const Word* panel = s.b + first * L * words;
-        int64_t stride = n * L;
-        if constexpr (kInPlace)
-          if (in_place(first, n)) panel = &matrix(first * L, 0), stride = matrix.k_stride;
-        multiply_panel<n.value>(b, s.a, words, k, end, panel, stride, next, matrix.k_stride, scale, s.sums + first * L);
+        multiply_panel<n.value>(b, s.a, words, k, end, block.panel(first, n, words), block.step(first, n), next,
+                                matrix.k_stride, scale, s.sums + first * L);
       });
     }
     return blocks;

@@ -147,20 +147,22 @@ class InputGrads {
   // dx += g V and dz += g U for the outputs from o0 on; `packed_b` holds their gradients.
   void add_linear(const Block& b, int64_t o0, int64_t depth, const Word* packed_b, Word* packed_a, Range width, Acc* dx,
                   Range context, Acc* dz) const {
-    if (want_x && call.weight_x.data)
-      gemm<Mul>(transposed(call.weight_x, b.group, o0, width.begin), 0, width.size, 0, depth, packed_b, b.vectors,
-                packed_a, Accumulate<Mul>{dx, width.size});
-    if (want_z && call.weight_z.data)
-      gemm<Mul>(transposed(call.weight_z, b.group, o0, context.begin), 0, context.size, 0, depth, packed_b, b.vectors,
-                packed_a, Accumulate<Mul>{dz, context.size});
+    const auto multiply = [&](const TensorRef& m, Range columns, Acc* to) {
+      const S* first = static_cast<const S*>(m.data) + b.group * m.group + o0 * m.row + columns.begin * m.col;
+      const Accumulate<Mul> add{to, columns.size};
+      if (call.weight.data)  // a small part of the work
+        gemm<Mul>(MatrixProducer<Mul, S>{{first, m.col, m.row}}, 0, columns.size, 0, depth, packed_b, b.vectors,
+                  packed_a, add);
+      else
+        gemm<Mul>(WeightProducer<Mul, S>{first, m.col * columns.size, m.col, m.row, columns.size}, 0, columns.size, 0,
+                  depth, packed_b, b.vectors, packed_a, add);
+    };
+    if (want_x && call.weight_x.data) multiply(call.weight_x, width, dx);
+    if (want_z && call.weight_z.data) multiply(call.weight_z, context, dz);
   }
 
   const S* weight(int64_t group, int64_t o0) const {
     return static_cast<const S*>(call.weight.data) + group * call.weight.group + o0 * call.weight.out;
-  }
-
-  MatrixProducer<Mul, S> transposed(const TensorRef& m, int64_t group, int64_t o0, int64_t column) const {
-    return {{static_cast<const S*>(m.data) + group * m.group + o0 * m.row + column * m.col, m.col, m.row}};
   }
 
   void load_panels(const TensorRef& input, const Block& b, Range features, Acc* panels) const {
