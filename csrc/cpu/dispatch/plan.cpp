@@ -30,18 +30,32 @@ RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t 
   const int64_t rows = outputs * extent;
   r.outputs = outputs, r.extent = extent;
   r.operations = 2 * groups * rows * lanes * batch;
-  const int64_t vectors = ceil_div(lanes, m.lanes);
-  r.vectors = max(ceil_div(vectors, max(ceil_div(vectors, kMaxRegionVectors), 1)), 1);
-  r.lane_blocks = ceil_div(vectors, r.vectors);
-  r.feature_step = max(ceil_div(extent, max(ceil_div(extent, kRegionRows), 1)), 1);
-  r.feature_blocks = ceil_div(extent, r.feature_step);
-  r.out_step = max(min(kRegionRows / r.feature_step, outputs), 1);
-  r.row_step = r.out_step * r.feature_step;
-  r.row_blocks = ceil_div(outputs, r.out_step) * r.feature_blocks;
-  const int64_t regions = groups * r.row_blocks * r.lane_blocks;
+  int64_t regions = 0;
+  const auto divide = [&](int64_t most_rows, int64_t most_vectors) {
+    const int64_t vectors = ceil_div(lanes, m.lanes);
+    r.vectors = max(ceil_div(vectors, max(ceil_div(vectors, most_vectors), 1)), 1);
+    r.lane_blocks = ceil_div(vectors, r.vectors);
+    r.feature_step = max(ceil_div(extent, max(ceil_div(extent, most_rows), 1)), 1);
+    r.feature_blocks = ceil_div(extent, r.feature_step);
+    const int64_t most_outputs = max(most_rows / r.feature_step, 1),
+                  even = ceil_div(outputs, max(ceil_div(outputs, most_outputs), 1));
+    r.out_step = max(min(round_up(even, kOutputLaneRows), min(most_outputs, outputs)), 1);
+    r.row_step = r.out_step * r.feature_step;
+    r.row_blocks = ceil_div(outputs, r.out_step) * r.feature_blocks;
+    regions = groups * r.row_blocks * r.lane_blocks;
+  };
+  // Smaller regions pack their operands more often, which is one step for each of these many products; partial sums
+  // are written and read again, which takes as long as some tens of products, and more outside of the cache.
+  constexpr int64_t kFewestRegionRows = 64, kFewestRegionVectors = 6, kFewestBatch = 128;
+  const int64_t wanted = min(kPartialTasks, r.operations / kTaskOperations);
+  int64_t most_rows = kRegionRows, most_vectors = kMaxRegionVectors;
+  divide(most_rows, most_vectors);
+  while (regions < wanted && most_rows > kFewestRegionRows) divide(most_rows /= 2, most_vectors);
+  while (regions < wanted && most_vectors > kFewestRegionVectors)
+    divide(most_rows, most_vectors = max(most_vectors / 2, kFewestRegionVectors));
   const int64_t result_bytes = max(groups * rows * lanes * m.acc_bytes, 1);
-  r.batch_splits =
-      min(split_count(kPartialTasks, regions, r.operations, ceil_div(batch, 64)), max(kPartialBytes / result_bytes, 1));
+  r.batch_splits = min(split_count(kPartialTasks, regions, r.operations, batch / kFewestBatch),
+                       max(kPartialBytes / result_bytes, 1));
   r.batch_step = round_up(max(ceil_div(batch, r.batch_splits), 1), 2);
   r.batch_splits = max(ceil_div(batch, r.batch_step), 1);
   // Each depth is one summation block: with 128 products in it, the rounding error of a long batch stays below that of

@@ -199,6 +199,9 @@ struct BlockOfB {
   int64_t step(int64_t first, int n) const { return in_place(first, n) ? stride : n * Simd<Word>::lanes; }
 };
 
+// Rows of A up to which reading B in place, in short runs, costs less than packing it.
+inline constexpr int64_t kMostRowsInPlace = 256;
+
 // Packs what cannot be read in place: of a matrix in the type in which it is multiplied, with contiguous lanes, whole
 // panels can be if the caller prefers it.
 template <class Mul, class S>

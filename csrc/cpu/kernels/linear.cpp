@@ -15,8 +15,6 @@ class Linear {
   using Acc = typename Mul::Acc;
   using V = Vec<Acc>;
   static constexpr int L = Simd<Acc>::lanes;
-  // Rows up to which a matrix with contiguous outputs is read in place.
-  static constexpr int64_t kMostRowsInPlace = 128;
 
   const LinearCall& call;
   const LinearPlan& plan;

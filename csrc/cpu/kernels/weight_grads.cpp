@@ -143,10 +143,10 @@ class WeightGrads {
       const auto sum = [&](int64_t begin, int64_t end, const auto& epilogue) {
         b.b0 = begin, b.depth = min(r.depth, end - begin);
         ScratchAllocator rest = scratch;
-        pack_b<M>(feature_view(lanes, b.group).at(l0, begin), min(lane_count, features - l0), vectors, b.depth,
-                  packed_b);
+        const auto block = pack_b<M>(feature_view(lanes, b.group).at(l0, begin), min(lane_count, features - l0),
+                                     vectors, b.depth, packed_b, rows <= kMostRowsInPlace);
         if (one) fill_with_ones<M, S>(features - l0, vectors, b.depth, packed_b);
-        gemm<M>(make_producer(b, rest), 0, rows, 0, b.depth, packed_b, vectors, packed_a, epilogue);
+        gemm<M>(make_producer(b, rest), 0, rows, 0, b.depth, block, vectors, packed_a, epilogue);
       };
       // A sum with a single block is stored directly.
       if (r.batch_splits == 1 && p.rows <= r.depth) return sum(0, p.rows, StoreRegion<M>{out, layout, l0, lane_count});
