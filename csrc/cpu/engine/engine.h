@@ -180,8 +180,19 @@ MI_INLINE void for_panels(int64_t vectors, F&& f) {
   }
 }
 
-// A block of B, which is packed, [K][N vectors] for each panel, but for the panels whose lanes are all among the first
-// `lanes` of a matrix: these are read in place, with the words of one k `stride` behind those of the one before.
+// Packs a block of B: [K][N vectors] for each panel.
+template <class Mul, class S>
+void pack_b(View<S> view, int64_t count, int64_t vectors, int64_t depth, typename Mul::Word* out) {
+  constexpr int L = Simd<typename Mul::Word>::lanes;
+  const int64_t words = ceil_div(depth, Mul::pair);
+  for_panels(vectors, [&](auto n, int64_t first) {
+    const int64_t lane = first * L;
+    pack<Mul>(view.at(lane, 0), max(min(count - lane, n * L), 0), n * L, depth, out + lane * words);
+  });
+}
+
+// A packed block of B, but for the panels whose lanes are all among the first `lanes` of a matrix: these are read in
+// place, with the words of one k `stride` behind those of the one before.
 template <class Mul>
 struct BlockOfB {
   using Word = typename Mul::Word;
@@ -189,7 +200,6 @@ struct BlockOfB {
   const Word* matrix = nullptr;
   int64_t stride = 0, lanes = 0;
 
-  BlockOfB(const Word* p) : packed(p) {}
   bool in_place(int64_t first, int n) const { return (first + n) * Simd<Word>::lanes <= lanes; }
   // A panel of n vectors whose sums have `words` words, and the words between one k of it and the next.
   const Word* panel(int64_t first, int n, int64_t words) const {
@@ -202,20 +212,19 @@ struct BlockOfB {
 // Rows of A up to which reading B in place, in short runs, costs less than packing it.
 inline constexpr int64_t kMostRowsInPlace = 256;
 
-// Packs what cannot be read in place: of a matrix in the type in which it is multiplied, with contiguous lanes, whole
-// panels can be if the caller prefers it.
+// Packs what cannot be read in place for `rows` of A: whole panels of a matrix with contiguous lanes can be, in the
+// type in which they are multiplied.
 template <class Mul, class S>
-BlockOfB<Mul> pack_b(View<S> view, int64_t count, int64_t vectors, int64_t depth, typename Mul::Word* out,
-                     bool in_place = false) {
+BlockOfB<Mul> read_or_pack_b(View<S> view, int64_t count, int64_t vectors, int64_t depth, int64_t rows,
+                             typename Mul::Word* out) {
   constexpr int L = Simd<typename Mul::Word>::lanes;
-  const int64_t words = ceil_div(depth, Mul::pair);
-  BlockOfB<Mul> b(out);
+  BlockOfB<Mul> b{out};
   if constexpr (Mul::pair == 1 && kSameElement<Mul, S>)
-    if (in_place && view.mn_stride == 1) b.matrix = view.data, b.stride = view.k_stride, b.lanes = count;
+    if (rows <= kMostRowsInPlace && view.mn_stride == 1) b = {out, view.data, view.k_stride, count};
   for_panels(vectors, [&](auto n, int64_t first) {
     const int64_t lane = first * L;
     if (!b.in_place(first, n))
-      pack<Mul>(view.at(lane, 0), max(min(count - lane, n * L), 0), n * L, depth, out + lane * words);
+      pack_b<Mul>(view.at(lane, 0), count - lane, n, depth, out + lane * ceil_div(depth, Mul::pair));
   });
   return b;
 }
@@ -273,42 +282,46 @@ struct PackedAhead {
 };
 
 // All tiles of rows [begin, end) of A with one panel of B. `prefetch`: A is read from memory, in rows too short for the
-// hardware prefetcher.
+// hardware prefetcher. `stride`: of B, unless it is packed.
 //
 // `flatten`: a lambda or an epilogue that is not inlined would take the address of the tile, whose accumulators would
 // then be in memory rather than in registers.
-template <int N, class Mul, class A, class Epilogue>
+template <int N, class Mul, class A, class Epilogue, class... Stride>
 __attribute__((noinline, flatten)) void gemm_panel(const A& a, int64_t begin, int64_t end, bool prefetch, int64_t words,
-                                                   int64_t sum_block, const typename Mul::Word* panel, int64_t stride,
-                                                   int64_t first, const Epilogue& epilogue) {
+                                                   int64_t sum_block, const typename Mul::Word* panel, int64_t first,
+                                                   const Epilogue& epilogue, Stride... stride) {
   for (int64_t m = begin; m < end; m += kTileM) {
     const A tile_a = a.tile(m - begin, words);
     if (prefetch) tile_a.prefetch_next(words);
     Tile<Mul, N> tile;
-    multiply(tile, tile_a, panel, stride, words, sum_block);
+    multiply(tile, tile_a, panel, words, sum_block, stride...);
     epilogue(tile, m, min(end - m, kTileM), first);
   }
 }
 
-// Multiplies rows [m0, m1) of A by a block of B and calls epilogue(tile, m, valid rows, first vector) for each
-// tile of each panel.
+// Multiplies rows [m0, m1) of A by a block of B, a BlockOfB or, if all of it is packed, its words, and calls
+// epilogue(tile, m, valid rows, first vector) for each tile of each panel.
 //
 // A producer has pack_rows(m0, m1, k0, depth, words), which writes the packed tiles of these rows; if it has
 // prefetch_tile(m, k0, depth) too, that is called for the rows of a tile to come. With `copies`, it
 // may also write the rows one after the other, where they are contiguous along K, which saves the transposition. With
 // `direct`, it may also be read in place, a whole tile at a time. `all_rows` is the number of rows of all tasks: the
 // summation order of a row must not depend on how many rows its task has.
-template <class Mul, class Producer, class Epilogue>
-void gemm(const Producer& producer, int64_t m0, int64_t m1, int64_t k0, int64_t depth, const BlockOfB<Mul>& b,
-          int64_t vectors, typename Mul::Word* buffer, const Epilogue& epilogue, int64_t all_rows = 0) {
+template <class Mul, class Producer, class B, class Epilogue>
+void gemm(const Producer& producer, int64_t m0, int64_t m1, int64_t k0, int64_t depth, const B& b, int64_t vectors,
+          typename Mul::Word* buffer, const Epilogue& epilogue, int64_t all_rows = 0) {
   using Elem = typename Mul::Elem;
   constexpr int L = Simd<typename Mul::Word>::lanes;
   const int64_t words = ceil_div(depth, Mul::pair);
   const int64_t sum_block = sum_block_length<Mul>(words, (all_rows ? all_rows : m1 - m0) < 4 * kTileM || vectors == 1);
   const auto multiply_rows = [&](const auto& a, int64_t begin, int64_t end, bool in_place) {
     for_panels(vectors, [&](auto n, int64_t first) {
-      gemm_panel<n.value, Mul>(a, begin, end, in_place && first == 0, words, sum_block, b.panel(first, n, words),
-                               b.step(first, n), first, epilogue);
+      const bool prefetch = in_place && first == 0;
+      if constexpr (requires { b.panel(first, n, words); })
+        gemm_panel<n.value, Mul>(a, begin, end, prefetch, words, sum_block, b.panel(first, n, words), first, epilogue,
+                                 b.step(first, n));
+      else
+        gemm_panel<n.value, Mul>(a, begin, end, prefetch, words, sum_block, b + first * L * words, first, epilogue);
     });
   };
   for (int64_t m = m0; m < m1;) {

@@ -96,7 +96,7 @@ struct DirectA {
 // `b_stride` words behind those of the one before.
 template <class Mul, int N, class A>
 MI_INLINE void multiply_block(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* b_words, int64_t begin,
-                              int64_t end, int64_t b_stride) {
+                              int64_t end, int64_t b_stride = N * Simd<typename Mul::Word>::lanes) {
   constexpr int L = Simd<typename Mul::Word>::lanes;
   unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { tile.acc[r][n] = Vec<typename Mul::Acc>{}; }); });
   for (int64_t k = begin; k < end; ++k) {
@@ -123,8 +123,8 @@ int64_t sum_block_length(int64_t words, bool narrow) {
 
 // tile[r][n] = sum_k a(k, r) * b(k, n), in summation blocks of `sum_block` words.
 template <class Mul, int N, class A>
-MI_INLINE void multiply(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* b, int64_t b_stride, int64_t words,
-                        int64_t sum_block) {
+MI_INLINE void multiply(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* b, int64_t words, int64_t sum_block,
+                        int64_t b_stride = N * Simd<typename Mul::Word>::lanes) {
   if (Mul::sum_block == kUnbounded || sum_block >= words) {
     Tile<Mul, N> whole;  // its address is never taken, so that it stays in registers
     multiply_block(whole, a, b, 0, words, b_stride);

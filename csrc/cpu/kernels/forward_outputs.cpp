@@ -126,7 +126,7 @@ class ForwardOutputs {
     const View<S>& matrix = operand.matrix;
     const int64_t words = ceil_div(depth, Mul::pair), blocks = max((words + kSumWords / 2) / kSumWords, 1),
                   step = ceil_div(words, blocks);
-    const auto block = pack_b<Mul>(matrix, b.outputs, b.vectors, depth, s.b, true);
+    const auto block = read_or_pack_b<Mul>(matrix, b.outputs, b.vectors, depth, 0, s.b);
     for (int64_t k = 0; k < words; k += step) {
       const int64_t end = min(k + step, words);
       for_panels(b.vectors, [&](auto n, int64_t first) {

@@ -78,9 +78,7 @@ class Linear {
     const int64_t depth = min(plan.depth, term.depth - k0);
     const TensorRef &r = term.rows, &m = term.matrix;
     const View<S> matrix{static_cast<const S*>(m.data) + b.group * m.group, m.row, m.col};
-    // Whether few rows have to pay for the packing.
-    const auto block =
-        pack_b<Mul>(matrix.at(b.lane0, k0), b.lane_count, b.vectors, depth, b.packed_b, b.rows <= kMostRowsInPlace);
+    const auto block = read_or_pack_b<Mul>(matrix.at(b.lane0, k0), b.lane_count, b.vectors, depth, b.rows, b.packed_b);
     const S* rows = static_cast<const S*>(r.data) + b.group * r.group + b.row0 * r.row;
     gemm<Mul>(WeightProducer<Mul, S>{rows, r.row * b.rows, r.row, r.col, b.rows}, 0, b.rows, k0, depth, block,
               b.vectors, b.packed_a, epilogue, call.rows);

@@ -143,8 +143,8 @@ class WeightGrads {
       const auto sum = [&](int64_t begin, int64_t end, const auto& epilogue) {
         b.b0 = begin, b.depth = min(r.depth, end - begin);
         ScratchAllocator rest = scratch;
-        const auto block = pack_b<M>(feature_view(lanes, b.group).at(l0, begin), min(lane_count, features - l0),
-                                     vectors, b.depth, packed_b, rows <= kMostRowsInPlace);
+        const auto block = read_or_pack_b<M>(feature_view(lanes, b.group).at(l0, begin), min(lane_count, features - l0),
+                                             vectors, b.depth, rows, packed_b);
         if (one) fill_with_ones<M, S>(features - l0, vectors, b.depth, packed_b);
         gemm<M>(make_producer(b, rest), 0, rows, 0, b.depth, block, vectors, packed_a, epilogue);
       };
