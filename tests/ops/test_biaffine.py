@@ -19,8 +19,16 @@ ONES = tuple(product((False, True), repeat=2))
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str, scope="module")
-@pytest.mark.parametrize("sample", pairs(), ids=str, scope="module")
+# float16 takes the way of bfloat16 but for the conversion.
+CASES = [
+    pytest.param(sample, dtype, id=f"{sample}-{dtype}")
+    for number, sample in enumerate(pairs())
+    for dtype in FLOATS
+    if dtype is not torch.float16 or number % 3 == 0
+]
+
+
+@pytest.mark.parametrize(("sample", "dtype"), CASES, scope="module")
 def test_error_rule(sample, dtype, place):
     y = mi.biaffine(*sample.arguments(dtype, place.device), **sample.options)
     assert y.shape == sample.shape and y.dtype == dtype and y.is_contiguous()

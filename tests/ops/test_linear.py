@@ -1,9 +1,14 @@
-"""Products without W: of many rows, outputs in the lanes, in one or several stretches; of a few, streamed."""
+"""Products without W: of many rows, outputs in the lanes, in one or several stretches; of a few, streamed.
+
+Of up to 256 rows, a matrix with contiguous lanes is read in place but for its last lanes: V stored by inputs in the
+forward pass, x in the gradient of V.
+"""
 
 import pytest
 import torch
 
 import mi_kernels as mi
+from mi_kernels import backends
 from mi_kernels.testing.checks import check_gradients, check_values
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.samples import Sample, Shape
@@ -17,6 +22,8 @@ SHAPES = {
     "two-stretches": (Shape("two-stretches", (500,), 601, 17, 48), (False, True, True, False)),
     "one-output": (Shape("one-output", (300,), 48, 20, 1), (False, True, True, True)),
     "regions": (Shape("regions", (2100,), 16, 20, 300), (False, True, False, False)),
+    "in-place": (Shape("in-place", (70,), 19, 300, 117), (False, False, True, True)),
+    "last-in-place": (Shape("last-in-place", (256,), 33, 70, 90), (False, True, True, False)),
     "nothing-to-sum": (Shape("nothing-to-sum", (200,), 0, 40, 50), (False, True, True, True)),
     # Streamed: tiles have up to 4 rows, summation blocks 32 vectors of 16 in the sum, 16 across it.
     "one-row": (Shape("one-row", (1,), 1203, 9, 61), (False, True, True, True)),
@@ -69,7 +76,7 @@ def test_a_row_does_not_depend_on_the_others(dtype, place):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, 3, 30, 300])
 def test_nothing_beyond_a_row_is_taken_for_it(rows, dtype, place):
     """Vectors that reach over the end of an output see the next one, or NaN, or the end of the memory."""
     memory = torch.full((40, 50), float("nan"), dtype=dtype, device=place.device)
@@ -80,6 +87,30 @@ def test_nothing_beyond_a_row_is_taken_for_it(rows, dtype, place):
         x = torch.ones(rows, matrix.shape[1], dtype=dtype, device=place.device)
         y = mi.interaction(x, x[:, :0], None, None, matrix)
         assert torch.equal(y, matrix.sum(1).expand_as(y))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("rows", [3, 30, 300])
+def test_no_gradient_sees_what_lies_beside_a_row(rows, dtype, place):
+    memory = torch.full((rows, 50), float("nan"), dtype=dtype, device=place.device)
+    x = memory[:, 3:40]
+    x.copy_(torch.ones(rows, 37))
+    weight = torch.zeros(40, 37, dtype=dtype, device=place.device, requires_grad=True)
+    mi.interaction(x, x[:, :0], None, None, weight).sum().backward()
+    assert torch.equal(weight.grad, torch.full_like(weight, rows))
+
+
+def test_few_rows_make_no_partial_sums():
+    """They would take as much memory as the result for each part, and longer than the products."""
+    if backends.why_not("cpu") is not None:
+        pytest.skip("no compiled kernels, no plans")
+    torch.set_num_threads(1)
+    for rows in (16, 70, 127):
+        plan = torch.ops.mi_kernels.cpu_interaction_plan(
+            "weight_grads", [1, rows, 0, 500, 500], torch.float32, 4
+        )
+        (scratch,) = (part for part in plan.split(";") if part.startswith("scratch="))
+        assert int(scratch.removeprefix("scratch=")) < 500 * 500 * 4
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

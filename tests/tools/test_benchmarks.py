@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import run
 from benchmarks.harness import base, measure, passes, peers, report, results, summary, tables, timing
-from benchmarks.suites import gates, heads, hyper, shapes
+from benchmarks.suites import gates, heads, hyper, linear, shapes
 from tools import aot, cold_start
 
 pytestmark = pytest.mark.tools
@@ -336,8 +336,9 @@ def test_two_processes_measure_in_turns():
         (gates, ["--shape", "small", "tokens-cached"], {"diagonal", "modulate"}),
         (hyper, ["--shape", "pairs"], {"shared", "generate", "apply"}),
         (heads, ["--shape", "nnconv-small", "apg-low-rank", "task"], {"edges", "samples", "tasks"}),
+        (linear, ["--shape", "20-100x100"], {"outputs first", "outputs last"}),
     ],
-    ids=["gates", "hyper", "heads"],
+    ids=["gates", "hyper", "heads", "linear"],
 )
 def test_the_other_benchmarks_run(module, options, families, tmp_path, capsys):
     """Each candidate's results are compared with float64; the times of such a short run mean nothing."""
