@@ -1,7 +1,7 @@
 """Products without W: of many rows, outputs in the lanes, in one or several stretches; of a few, streamed.
 
-Of up to 256 rows, a matrix with contiguous lanes is read in place but for its last lanes: V stored by inputs in the
-forward pass, x in the gradient of V.
+Of up to 256 rows, a matrix with contiguous lanes is read in place but for its last lanes: V stored by
+inputs in the forward pass, x in the gradient of V.
 """
 
 import pytest
