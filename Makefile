@@ -31,7 +31,8 @@ SANITIZED_TESTS := direct_calls interaction gradients gates modulate linear pack
 SANITIZED_CHOICE := direct_calls or cpu and float32 and not portable and not bfloat16 and not threaded and not tall and \
 	(streamed or same_bits or (test_values or test_error_rule) and (odd-torch or past-powers or one-row-torch or no- or \
 	nothing or offset or batch-norm or alternating)) or few_rows and float32 or by_segment and cpu and float32 and test_values \
-	or weight_layouts_cpu and float32 and not threaded and (error_rule or lanes) or biaffine and cpu and float32 and error_rule
+	or weight_layouts_cpu and float32 and not threaded and (error_rule or lanes) or biaffine and cpu and float32 and error_rule \
+	or test_linear and cpu and float32 and (in-place or beyond or beside)
 SANITIZERS = $(foreach library,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
 NATIVE_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)

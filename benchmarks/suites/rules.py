@@ -31,7 +31,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def torch_geometric() -> Iterator[Row]:
-    from torch_geometric.nn import FastRGCNConv, NNConv, RGCNConv
+    from torch_geometric.nn import FastRGCNConv, FiLMConv, NNConv, RGCNConv
 
     nodes, edges, size = 1000, 5000, 32
     index = torch.randint(0, nodes, (2, edges))
@@ -42,7 +42,7 @@ def torch_geometric() -> Iterator[Row]:
             f"context {context}" if context else "nn.Linear"
         )
         yield name, NNConv(size, size, network), (leaf(nodes, size), index, torch.randn(edges, 8))
-    for kind in (RGCNConv, FastRGCNConv):
+    for kind in (RGCNConv, FastRGCNConv, FiLMConv):
         for relations in (4, 46, 200):
             name = f"{kind.__name__}, {edges} edges, {relations} relations, {size} features"
             arguments = leaf(nodes, size), index, torch.randint(0, relations, (edges,))

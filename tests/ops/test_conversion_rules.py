@@ -292,8 +292,100 @@ def test_rgcn_conv_as_before(pyg, edges, case):
     assert spy.names == [] and len(calls) == 2 * before
 
 
-def test_film_conv_has_no_rule(pyg):
-    assert len(mi.conversion_report(pyg.FiLMConv(4, 6), rules(pyg))) == 0
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"aggr": "add"},
+        {"act": None},
+        {"act": nn.ReLU(inplace=True)},
+        {"nn": nn.Linear(4, 10)},
+        {"flow": "target_to_source"},
+    ],
+    ids=str,
+)
+def test_film_conv(pyg, options):
+    """As in test_rgcn_conv: an edge twice, two relations between the same nodes, one without edges."""
+    edges = torch.tensor([[0, 0, 2, 3, 3, 0, 5], [1, 1, 0, 2, 1, 1, 1]])
+    layer = check(pyg.FiLMConv(4, 5, 4, **options), rules(pyg), draw(6, 4), edges, KINDS)
+    with Spy() as spy:
+        layer(draw(6, 4), edges, KINDS)
+    assert spy.names.count("interaction_by_segment") == 2
+    none = edges[:, :0]
+    expected = layer(draw(6, 4), none, KINDS[:0])
+    assert expected.shape == (6, 5)
+
+
+def test_film_conv_between_two_kinds_of_nodes(pyg, edges):
+    inputs = draw(6, 4), draw(4, 3), edges, KINDS
+    layer = pyg.FiLMConv((4, 3), 5, 4)
+    check(layer, rules(pyg), *inputs, call=lambda m, x, y, *others: m((x, y), *others))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_film_conv_of_numbers_of_32_bits_under_autocast(pyg, edges, dtype):
+    layer, x = pyg.FiLMConv(4, 5, 4), torch.randn(6, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        expected = layer(x, edges, KINDS)
+        mi.convert(layer, rules=rules(pyg))
+        found = layer(x, edges.int(), KINDS.int())
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("case", ["type unknown", "type below 0", "none", "dense", "hook", "hook of a layer"])
+def test_film_conv_as_before(pyg, edges, case):
+    layer, kinds = pyg.FiLMConv(4, 5, 4), KINDS.clone()
+    calls = []
+    if case.startswith("hook"):
+        where = (
+            layer.films[2].register_forward_hook if "layer" in case else layer.register_message_forward_hook
+        )
+    if case == "dense":
+        edges, kinds = torch.randint(0, 6, (2, 20)), torch.randint(0, 4, (20,))
+    if case.startswith("type"):
+        kinds[3] = 4 if case == "type unknown" else -1
+    x = torch.randn(6, 4)
+    mi.convert(layer, rules=rules(pyg))
+    if case.startswith("hook"):
+        where(lambda *_: calls.append(1))
+    given = (x, edges, None) if case == "none" else (x, edges, kinds)
+    with Spy() as spy:
+        if case == "none":
+            with pytest.raises(AssertionError):
+                layer(*given)
+            return
+        found = layer(*given)
+    assert spy.names == [] and bool(calls) == case.startswith("hook")
+    layer.__class__ = pyg.FiLMConv
+    assert torch.equal(found, layer(*given))
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("node", [-1, 6])
+def test_film_conv_of_nodes_that_are_not_there(pyg, edges, node, end):
+    layer, edges = pyg.FiLMConv(4, 5, 4), edges.clone()
+    edges[end, 2] = node
+    mi.convert(layer, rules=rules(pyg))
+    with pytest.raises((IndexError, RuntimeError), match="out of range|out of bounds"):
+        layer(torch.randn(6, 4), edges, KINDS)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"num_relations": 1}, "one relation"),
+        ({"aggr": "max"}, "not summed or averaged (aggr='max')"),
+        ({"act": nn.Dropout(0.5)}, "no activation of each element that is known here (Dropout)"),
+        ({"nn": nn.Sequential(nn.Linear(4, 12))}, "no linear layer (Sequential)"),
+        ({"nn": nn.Linear(4, 12, bias=False)}, "no bias"),
+        ({"in_channels": -1}, "no sizes yet"),
+    ],
+    ids=str,
+)
+def test_film_conv_that_is_left(pyg, options, reason):
+    layer = pyg.FiLMConv(**({"in_channels": 4, "out_channels": 6, "num_relations": 3} | options))
+    check_left(layer, rules(pyg), reason)
 
 
 # pykeen, supar, MultiBench: stand-ins, and the packages where they are installed

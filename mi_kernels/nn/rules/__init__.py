@@ -15,7 +15,7 @@ __all__ = ["multibench", "pykeen", "supar", "torch_geometric"]
 
 
 def torch_geometric() -> dict[type[nn.Module], Rule]:
-    r"""Rules for ``torch_geometric.nn``: NNConv (ECConv), RGCNConv and FastRGCNConv.
+    r"""Rules for ``torch_geometric.nn``: NNConv (ECConv), RGCNConv, FastRGCNConv and FiLMConv.
 
     ``NNConv``, where its ``nn`` is an ``nn.Linear`` or an ``nn.Sequential`` that ends with one: the message
     :math:`x_j \Theta(e_{ij})` without the weight of each edge, of in x out numbers. A network that changes
@@ -27,7 +27,10 @@ def torch_geometric() -> dict[type[nn.Module], Rule]:
     instead of features, as before. A type of an edge below 0 is an error, which FastRGCNConv counted from the
     end.
 
-    Not here, as it gained nothing: ``FiLMConv``, whose message is one multiplication and addition.
+    ``FiLMConv`` of several relations, summed or averaged, with linear layers and an activation of torch.nn:
+    products for the pairs of a node and a relation that occur, under the same conditions; with edges of types
+    that it does not know, which it leaves out, as before. With one relation its message is one multiplication
+    and addition, which gains nothing.
 
     Returns:
         A dictionary for ``mi.convert(model, rules=...)``.
@@ -36,7 +39,8 @@ def torch_geometric() -> dict[type[nn.Module], Rule]:
         ImportError: torch_geometric cannot be imported.
 
     Source: Gilmer et al., "Neural Message Passing for Quantum Chemistry", ICML 2017; Schlichtkrull et al.,
-    "Modeling Relational Data with Graph Convolutional Networks", ESWC 2018.
+    "Modeling Relational Data with Graph Convolutional Networks", ESWC 2018; Brockschmidt,
+    "GNN-FiLM", ICML 2020.
 
     Example:
         >>> mi.convert(model, rules=mi.nn.rules.torch_geometric())  # doctest: +SKIP
