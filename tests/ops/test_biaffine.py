@@ -19,7 +19,7 @@ ONES = tuple(product((False, True), repeat=2))
 MIB = 1 << 20
 
 
-# float16 takes the way of bfloat16 but for the conversion.
+# float16 is read as bfloat16 is without instructions for it, and multiplied as float32.
 CASES = [
     pytest.param(sample, dtype, id=f"{sample}-{dtype}")
     for number, sample in enumerate(pairs())
