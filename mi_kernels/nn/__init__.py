@@ -11,7 +11,8 @@ for any number of dimensions (of feature maps, all but samples and channels):
 Where B = T, PyTorch's broadcasting would read ``[B, Z]`` per position: a ValueError asks for ``[B, 1, Z]`` or
 ``[1, T, Z]``. (A program of ``torch.export``, whose sizes are not known yet, reads it per sample.) Layers
 that are bound to contexts (:class:`BoundLinear`) keep the rule. The public functions, such as
-:func:`mi_kernels.interaction`, broadcast as PyTorch does.
+:func:`mi_kernels.interaction`, broadcast as PyTorch does; so does, in modules, a context with more dimensions
+than x, which :class:`FiLM`, whose result has the shape of x, refuses.
 """
 
 from mi_kernels.nn import rules as rules  # a module of functions

@@ -237,8 +237,8 @@ def _say(model: str, done: list[_Layer], looked_for: Known | None) -> None:
     for path, reason in warned:
         warnings.warn(f"convert: {path} is left alone: {reason}", UserWarning, stacklevel=3)
     if looked_for is not None and not new and not before and not warned:
-        text = f"convert: {model}: {nothing(map(label, looked_for))}"
-        warnings.warn(text + (f"; left alone: {some}" if left else ""), UserWarning, stacklevel=3)
+        found = f"found nothing to convert; left alone: {some}" if left else nothing(map(label, looked_for))
+        warnings.warn(f"convert: {model}: {found}", UserWarning, stacklevel=3)
 
 
 _NAMED = 5  # layers in a line of the log, of those left alone: a model may have hundreds

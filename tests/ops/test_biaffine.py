@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_a_gradient_alone_is_that_of_all(leaf, place):
 
 
 def padded(x):
-    return torch.cat((x, torch.ones_like(x[..., :1])), -1)
+    return torch.cat((x, x.new_ones(*x.shape[:-1], 1)), -1)
 
 
 def supar(x, y, weight, ones):
@@ -167,6 +167,20 @@ def test_memory(ones, out, channels_first, place):
     # The portable backend adds up terms beside their sum; for channels first the order of layers is changed.
     copies = 3 if channels_first and out > 1 else 2
     assert used <= result + copies * layers + 2 * weight.nbytes + 2 * MIB
+
+
+@pytest.mark.parametrize("order", permutations(range(3)), ids=str)
+@pytest.mark.parametrize("out", [1, 2, 40])
+@pytest.mark.parametrize("features", [0, 1, 2])
+def test_orders_of_weights_with_axes_of_size_1(features, out, order, place):
+    """Whose strides may be anything."""
+    for ones in ONES:
+        sample = Pairs("narrow", (3, 5, features), (3, 7, 2), out, ones, (out,))
+        x, y, weight, bias = sample.arguments(torch.float64, place.device)
+        back = [order.index(axis) for axis in range(3)]
+        moved = weight.permute(order).contiguous().permute(back)
+        scores = supar(x, y, weight, ones).permute(0, 2, 3, 1) + bias
+        torch.testing.assert_close(mi.biaffine(x, y, moved, bias, **sample.options), scores)
 
 
 # Layers of more than 2 MiB, which the CPU's kernels take in three blocks of samples, the last one smaller.

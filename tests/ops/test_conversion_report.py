@@ -297,9 +297,7 @@ def test_a_model_without_such_layers_gets_a_warning(log):
 
 
 def test_the_warning_names_what_was_left_in_silence():
-    with pytest.warns(
-        UserWarning, match="found nothing to convert: .*; left alone: Sequential.0: it is a subcl"
-    ):
+    with pytest.warns(UserWarning, match="found nothing to convert; left alone: Sequential.0: it is a subcl"):
         mi.convert(nn.Sequential(Doubled(2, 2, 2)))
 
 

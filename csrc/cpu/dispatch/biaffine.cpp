@@ -53,7 +53,7 @@ Sizes checked(const Tensor& input1, const Tensor& input2, const Tensor& weight, 
   if (offset.has_value()) check_sizes(kOp, "offset", *offset, input1, 1, false, {s.out, s.columns});
   if (bias.has_value()) check_sizes(kOp, "bias", *bias, input1, 1, false, {layers_as_rows ? s.length1 : s.pairs()});
   const auto is_one_axis = [&](const Tensor& t) {
-    return s.out <= 1 || s.columns == 0 || t.stride(0) == s.columns * t.stride(1);
+    return s.out <= 1 || s.columns <= 1 || t.stride(0) == s.columns * t.stride(1);
   };
   STD_TORCH_CHECK(is_one_axis(weight), kOp, ": weight: expected one matrix [O * I1, I2] in memory");
   STD_TORCH_CHECK(!offset.has_value() || is_one_axis(*offset), kOp, ": offset: expected one vector in memory");
