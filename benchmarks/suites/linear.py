@@ -4,7 +4,9 @@
 
 How a case is measured stands in cases.py. All other families have such products within them: U z + V x, the
 layers of shared contexts and of the biaffine form, and their gradients. `outputs-last` has V as [X, O] in
-memory, so that the outputs are contiguous; its gradient, too.
+memory, so that the outputs are contiguous; its gradient, too. The gradient of V alone, against `torch.mm`:
+
+    python benchmarks/suites/linear.py --family weight-gradient --pass forward --threads 1 --dtype float32
 """
 
 import sys
@@ -43,11 +45,27 @@ def products(outputs_last: bool) -> Iterator[Case]:
             yield Case(family, f"{rows}-{x}x{out}", ((rows, x), weight), functions, "linear", scaled=1)
 
 
-FAMILIES = {"outputs-first": partial(products, False), "outputs-last": partial(products, True)}
+def weight_gradients() -> Iterator[Case]:
+    def ours(grad: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.mi_kernels.cpu_linear_grads(grad, x, None, False, True, False, False)[1]
+
+    for out, x in ((70, 500), (64, 64), (100, 100), (256, 256), (500, 500), (300, 1024), (40, 400)):
+        for rows in (16, 40, 70, 128, 200, 300, 600, 2000):
+            functions = {OURS: ours, "mm": lambda grad, x: grad.mT @ x}
+            yield Case("weight gradient", f"{rows}-{x}x{out}", ((rows, out), (rows, x)), functions, "mm")
+
+
+FAMILIES = {
+    "outputs-first": partial(products, False),
+    "outputs-last": partial(products, True),
+    "weight-gradient": weight_gradients,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = cases.parser("Products without W against PyTorch's.", FAMILIES).parse_args(argv)
+    parser = cases.parser("Products without W against PyTorch's.", FAMILIES)
+    parser.set_defaults(family=["outputs-first", "outputs-last"])  # which have a backward pass
+    options = parser.parse_args(argv)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     command = ["python", "benchmarks/suites/linear.py", *(sys.argv[1:] if argv is None else argv)]

@@ -4,6 +4,9 @@ Of up to 256 rows, a matrix with contiguous lanes is read in place but for its l
 inputs in the forward pass, x in the gradient of V.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -100,10 +103,44 @@ def test_no_gradient_sees_what_lies_beside_a_row(rows, dtype, place):
     assert torch.equal(weight.grad, torch.full_like(weight, rows))
 
 
+# Each tensor ends where its memory does, at a page that must not be touched. The mapping is never freed.
+GUARDED = """
+import ctypes, mmap, torch
+import mi_kernels as mi
+
+def guarded(*shape):
+    values = torch.randn(shape)
+    size = -(-values.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(address + size), mmap.PAGESIZE, 0) == 0
+    found = torch.frombuffer(memory, dtype=torch.float32, count=values.numel(), offset=size - values.nbytes)
+    return found.view(shape).copy_(values)
+
+for rows in (3, 20, 257):
+    for features in (*range(1, 50), 63, 64, 65, 95, 97):
+        x, weight = guarded(rows, 9), guarded(9, features)
+        y = mi.apply_generated(x, weight.T)
+        torch.testing.assert_close(y, x @ weight)
+        x, weight = guarded(rows, features), guarded(40, features).requires_grad_()
+        mi.apply_generated(x, weight).sum().backward()
+        torch.testing.assert_close(weight.grad, x.sum(0).expand(40, features), rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect of the C library")
+def test_nothing_is_read_beyond_the_memory():
+    """A vector that reaches over the last row is no wrong value, as its lanes are not stored."""
+    done = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_few_rows_make_no_partial_sums():
     """They would take as much memory as the result for each part, and longer than the products."""
     if backends.why_not("cpu") is not None:
-        pytest.skip("no compiled kernels, no plans")
+        pytest.skip(backends.why_not("cpu"))
     torch.set_num_threads(1)
     for rows in (16, 70, 127):
         plan = torch.ops.mi_kernels.cpu_interaction_plan(

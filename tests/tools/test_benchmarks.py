@@ -337,8 +337,13 @@ def test_two_processes_measure_in_turns():
         (hyper, ["--shape", "pairs"], {"shared", "generate", "apply"}),
         (heads, ["--shape", "nnconv-small", "apg-low-rank", "task"], {"edges", "samples", "tasks"}),
         (linear, ["--shape", "20-100x100"], {"outputs first", "outputs last"}),
+        (
+            linear,
+            ["--family", "weight-gradient", "--pass", "forward", "--shape", "70-100x100"],
+            {"weight gradient"},
+        ),
     ],
-    ids=["gates", "hyper", "heads", "linear"],
+    ids=["gates", "hyper", "heads", "linear", "weight gradients"],
 )
 def test_the_other_benchmarks_run(module, options, families, tmp_path, capsys):
     """Each candidate's results are compared with float64; the times of such a short run mean nothing."""
