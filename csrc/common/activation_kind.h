@@ -7,12 +7,27 @@
 
 namespace mi_kernels {
 
-enum class Activation : int { identity, sigmoid, tanh, relu, gelu, gelu_tanh, silu, hardsigmoid, softmax };
+enum class Activation : int {
+  identity,
+  sigmoid,
+  tanh,
+  relu,
+  gelu,
+  gelu_tanh,
+  quick_gelu,
+  silu,
+  mish,
+  softplus,
+  hardsigmoid,
+  hardswish,
+  softmax
+};
 
 inline Activation activation_of(const std::string& name, const char* op, bool softmax) {
-  static constexpr const char* kNames[] = {"identity",  "sigmoid", "tanh",        "relu",   "gelu",
-                                           "gelu_tanh", "silu",    "hardsigmoid", "softmax"};
-  for (int i = 0; i < (softmax ? 9 : 8); ++i)
+  static constexpr const char* kNames[] = {"identity",    "sigmoid",    "tanh",   "relu", "gelu",
+                                           "gelu_tanh",   "quick_gelu", "silu",   "mish", "softplus",
+                                           "hardsigmoid", "hardswish",  "softmax"};
+  for (int i = 0; i < int(Activation::softmax) + softmax; ++i)
     if (name == kNames[i]) return Activation(i);
   STD_TORCH_CHECK(false, op, ": activation: unknown or not elementwise: '", name, "'");
 }

@@ -1,6 +1,6 @@
 // Activations f and their derivatives f', as templates over scalars (on the host and on GPUs) and over vectors (on the
-// CPU); `Math` has exp, tanh and erf. At kinks and for NaN they agree with PyTorch. mi_kernels/ops/activations.py has
-// the same formulas, and f'' as well.
+// CPU); `Math` has exp, tanh, erf and log1p. At kinks and for NaN they agree with PyTorch.
+// mi_kernels/ops/activations.py has the same formulas, and f'' as well.
 #pragma once
 
 #include <cmath>
@@ -42,6 +42,10 @@ struct ScalarMath {
   template <class T>
   static MI_HOST_DEVICE T erf(const T& t) {
     return std::erf(t);
+  }
+  template <class T>
+  static MI_HOST_DEVICE T log1p(const T& t) {
+    return std::log1p(t);
   }
 };
 
@@ -138,6 +142,74 @@ struct Silu {
   }
 };
 
+// PyTorch's limit, beyond which softplus is the identity and tanh(softplus(t)) is 1.
+template <class V>
+inline constexpr Lane<V> kSoftplusLimit = 20;
+
+template <class Math>
+struct Mish {
+  template <class V>
+  struct Parts {  // tanh(softplus(t)) = n / (n + 2), and its derivative
+    V tanh, slope;
+  };
+  template <class V>
+  static MI_HOST_DEVICE Parts<V> parts(const V& t) {
+    const V bounded = t > kSoftplusLimit<V> ? V{} + kSoftplusLimit<V> : t;
+    const V e = Math::exp(bounded), n = e * (e + Lane<V>(2)), rest = Lane<V>(2) / (n + Lane<V>(2));
+    const V h = n / (n + Lane<V>(2)), slope = rest * (Lane<V>(1) + h) * (e / (Lane<V>(1) + e));
+    return {h, slope};
+  }
+  template <class V>
+  static MI_HOST_DEVICE V value(const V& t) {
+    return t * parts(t).tanh;
+  }
+  template <class V>
+  static MI_HOST_DEVICE V derivative(const V& t) {
+    const auto [h, slope] = parts(t);
+    return h + t * slope;
+  }
+};
+
+template <class Math>
+struct Softplus {
+  template <class V>
+  static MI_HOST_DEVICE V value(const V& t) {
+    const V positive = t < Lane<V>(0) ? V{} : t, size = t < Lane<V>(0) ? V(-t) : t;
+    const V sum = positive + Math::log1p(V(Math::exp(V(-size))));
+    return t > kSoftplusLimit<V> ? t : sum;
+  }
+  template <class V>
+  static MI_HOST_DEVICE V derivative(const V& t) {
+    return t > kSoftplusLimit<V> ? V{} + Lane<V>(1) : Sigmoid<Math>::value(t);
+  }
+};
+
+// t sigmoid(1.702 t)
+template <class Math>
+struct QuickGelu {
+  template <class V>
+  static MI_HOST_DEVICE V value(const V& t) {
+    return t / (Lane<V>(1) + Math::exp(V(Lane<V>(-1.702) * t)));
+  }
+  template <class V>
+  static MI_HOST_DEVICE V derivative(const V& t) {
+    const V scaled = Lane<V>(1.702) * t, s = Sigmoid<Math>::value(scaled);
+    return s * (Lane<V>(1) + scaled * (Lane<V>(1) - s));
+  }
+};
+
+struct HardSwish {
+  template <class V>
+  static MI_HOST_DEVICE V value(const V& t) {
+    return t * clamp(V(t + Lane<V>(3)), Lane<V>(0), Lane<V>(6)) / Lane<V>(6);
+  }
+  template <class V>
+  static MI_HOST_DEVICE V derivative(const V& t) {
+    const V inside = t / Lane<V>(3) + Lane<V>(0.5), from_below = t <= Lane<V>(-3) ? V{} : inside;
+    return t >= Lane<V>(3) ? V{} + Lane<V>(1) : from_below;
+  }
+};
+
 struct HardSigmoid {
   template <class V>
   static MI_HOST_DEVICE V value(const V& t) {
@@ -162,15 +234,19 @@ MI_HOST_DEVICE void for_activation(Activation activation, F&& f) {
     case Activation::relu: return f(Relu{});
     case Activation::gelu: return f(Gelu<Math>{});
     case Activation::gelu_tanh: return f(GeluTanh<Math>{});
+    case Activation::quick_gelu: return f(QuickGelu<Math>{});
     case Activation::silu: return f(Silu<Math>{});
+    case Activation::mish: return f(Mish<Math>{});
+    case Activation::softplus: return f(Softplus<Math>{});
     case Activation::hardsigmoid: return f(HardSigmoid{});
+    case Activation::hardswish: return f(HardSwish{});
     default: return f(Identity{});
   }
 }
 
 // Whether PyTorch's backward is a selection rather than a product, so that Inf times f' = 0 is 0 and not NaN.
 MI_HOST_DEVICE constexpr bool backward_selects(Activation activation) {
-  return activation == Activation::relu || activation == Activation::hardsigmoid;
+  return activation == Activation::relu || activation == Activation::hardsigmoid || activation == Activation::hardswish;
 }
 
 // f'(t) * direction.

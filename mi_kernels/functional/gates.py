@@ -54,8 +54,8 @@ def modulate(
         scale: broadcasts with ``x``: ``[B, 1, C]`` for tokens ``[B, T, C]``, ``[B, C, 1, 1]`` for feature
             maps ``[B, C, H, W]`` in either memory format. It is not expanded to the size of x in memory.
         shift: broadcasts with ``x``, optional.
-        activation: identity, sigmoid, tanh, relu, gelu, gelu_tanh, silu, hardsigmoid, or softmax over the
-            last dimension of ``scale``.
+        activation: identity, sigmoid, tanh, relu, gelu, gelu_tanh, quick_gelu, silu, mish, softplus,
+            hardsigmoid, hardswish, or softmax over the last dimension of ``scale``.
         scale_offset: s.
 
     Returns:

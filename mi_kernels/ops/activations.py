@@ -20,12 +20,17 @@ from torch import Tensor
 
 from mi_kernels.ops.dtypes import accumulation_dtype
 
-ElementwiseName = Literal["identity", "sigmoid", "tanh", "relu", "gelu", "gelu_tanh", "silu", "hardsigmoid"]
+ElementwiseName = Literal[
+    *("identity", "sigmoid", "tanh", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish", "softplus"),
+    *("hardsigmoid", "hardswish"),
+]
 ActivationName = ElementwiseName | Literal["softmax"]
 
 _ROOT_HALF = math.sqrt(0.5)
 _DENSITY = 1 / math.sqrt(2 * math.pi)
 _TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715
+_QUICK = 1.702
+_SOFTPLUS_LIMIT = 20  # PyTorch's, beyond which softplus is the identity
 
 
 class Activation(NamedTuple):
@@ -100,6 +105,55 @@ def _silu_second(t: Tensor) -> Tensor:
     return s * (1 - s) * (2 + t * (1 - 2 * s))
 
 
+def _quick_gelu(t: Tensor) -> Tensor:
+    return t * torch.sigmoid(_QUICK * t)
+
+
+def _quick_gelu_first(t: Tensor) -> Tensor:
+    return _silu_first(_QUICK * t)
+
+
+def _quick_gelu_second(t: Tensor) -> Tensor:
+    return _QUICK * _silu_second(_QUICK * t)
+
+
+def _mish_parts(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """h = tanh(softplus(t)), its derivative and the sigmoid."""
+    s = torch.sigmoid(t)
+    # Of n = (e^softplus)^2 - 1 = e^t (e^t + 2): 1 - h^2 would lose digits.
+    e = torch.exp(t.clamp(max=_SOFTPLUS_LIMIT))
+    n = e * (e + 2)
+    h = n / (n + 2)
+    return h, 2 / (n + 2) * (1 + h) * s, s
+
+
+def _mish_first(t: Tensor) -> Tensor:
+    h, slope, _ = _mish_parts(t)
+    return h + t * slope
+
+
+def _mish_second(t: Tensor) -> Tensor:
+    h, slope, s = _mish_parts(t)
+    return slope * (2 + t * (1 - s - 2 * h * s))
+
+
+def _softplus_first(t: Tensor) -> Tensor:
+    return torch.where(t > _SOFTPLUS_LIMIT, torch.ones_like(t), torch.sigmoid(t))
+
+
+def _softplus_second(t: Tensor) -> Tensor:
+    return torch.where(t > _SOFTPLUS_LIMIT, torch.zeros_like(t), _sigmoid_first(t))
+
+
+def _hardswish_first(t: Tensor) -> Tensor:
+    inside = torch.where(t <= -3, torch.zeros_like(t), t / 3 + 0.5)
+    return torch.where(t >= 3, torch.ones_like(t), inside)
+
+
+def _hardswish_second(t: Tensor) -> Tensor:
+    return torch.where((t > -3) & (t < 3), torch.full_like(t, 1 / 3), torch.zeros_like(t))
+
+
 def _hardsigmoid(t: Tensor) -> Tensor:
     # PyTorch's own derivative in float64 uses 1/6 rounded to float32, an error of 5e-9.
     return F.hardtanh(t, -3, 3) / 6 + 0.5 if t.dtype == torch.float64 else F.hardsigmoid(t)
@@ -116,12 +170,16 @@ ELEMENTWISE = {
     "relu": Activation(torch.relu, _relu_first, torch.zeros_like),
     "gelu": Activation(F.gelu, _gelu_first, _gelu_second),
     "gelu_tanh": Activation(lambda t: F.gelu(t, approximate="tanh"), _gelu_tanh_first, _gelu_tanh_second),
+    "quick_gelu": Activation(_quick_gelu, _quick_gelu_first, _quick_gelu_second),
     "silu": Activation(F.silu, _silu_first, _silu_second),
+    "mish": Activation(F.mish, _mish_first, _mish_second),
+    "softplus": Activation(F.softplus, _softplus_first, _softplus_second),
     "hardsigmoid": Activation(_hardsigmoid, _hardsigmoid_first, torch.zeros_like),
+    "hardswish": Activation(F.hardswish, _hardswish_first, _hardswish_second),
 }
 NAMES: tuple[ActivationName, ...] = (*get_args(ElementwiseName), "softmax")
 # Where f' = 0 the gradient is 0 even for Inf: PyTorch selects, it does not multiply by 0.
-MASKED = ("relu", "hardsigmoid")
+MASKED = ("relu", "hardsigmoid", "hardswish")
 
 
 def value(name: str, t: Tensor) -> Tensor:

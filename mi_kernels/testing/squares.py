@@ -32,13 +32,21 @@ def _terms(name: str, p: Tensor) -> tuple[Tensor, Tensor]:
     if name == "silu":
         s = torch.sigmoid(p)
         return value**2, s**2 * (1 + (p * (1 - s)) ** 2)
+    if name == "quick_gelu":
+        s = torch.sigmoid(1.702 * p)
+        return value**2, s**2 * (1 + (1.702 * p * (1 - s)) ** 2)
+    if name == "mish":
+        h = value / torch.where(p == 0, torch.ones_like(p), p)
+        return value**2, h**2 + (first - h) ** 2
     if name == "hardsigmoid":
         return torch.where(p.abs() < 3, (p**2 + 9) / 36, value**2), first**2
+    if name == "hardswish":
+        return torch.where(p.abs() < 3, p**2 * (p**2 + 9) / 36, value**2), p.square() / 9 + 0.25
     return value**2, first**2
 
 
 # What f' jumps by at a kink, which a rounded p may cross.
-_JUMPS = {"relu": 1.0, "hardsigmoid": 1 / 6}
+_JUMPS = {"relu": 1.0, "hardsigmoid": 1 / 6, "hardswish": 0.5}
 
 
 def _activated(name: str, p: Tensor, p2: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -196,17 +196,13 @@ bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool k_major, co
   return depth > 0 && rows >= fewest && (k_major ? 4 * lanes <= 5 * out : lanes <= 2 * out) && out > 0;
 }
 
-LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate,
-                       const MulTraits& m) {
+namespace {
+
+// `panels`: blocks of accumulators in memory.
+LinearPlan plan_regions(LinearPlan l, int64_t groups, int64_t rows, int64_t out, int64_t panels, const MulTraits& m) {
   constexpr int64_t kMostRows = 1024, kFewestRows = 512, kPanelBytes = 512 << 10;
   constexpr int64_t kFewTasks = 4, kFewestSharedRows = 32;
-  LinearPlan l{};
-  const int64_t sum = depths[0] + depths[1], longest = max(max(depths[0], depths[1]), depths[2]);
-  l.operations = 2 * groups * rows * out * (sum + depths[2] + (gate ? 8 : 0));
-  const int64_t k_blocks = ceil_div(longest, kBlockWords * m.pair);
-  l.depth = round_up(ceil_div(longest, k_blocks), m.pair);
-  l.buffered = gate || depths[1] > 0 || depths[0] > l.depth;
-  const int64_t vectors = ceil_div(out, m.lanes), panels = (l.buffered ? 1 : 0) + (depths[2] > 0 ? 1 : 0);
+  const int64_t vectors = ceil_div(out, m.lanes);
   l.vectors = ceil_div(vectors, ceil_div(vectors, kMaxRegionVectors));
   l.lane_blocks = ceil_div(vectors, l.vectors);
   const int64_t row_bytes = panels * l.vectors * m.lanes * m.acc_bytes;
@@ -223,6 +219,30 @@ LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t 
   l.worker_bytes = packed_a_bytes(l.depth, m) + scratch_bytes(ceil_div(l.depth, m.pair) * lanes * m.word_bytes) +
                    2 * scratch_bytes(lanes * m.acc_bytes) + panels * scratch_bytes(l.row_step * lanes * m.acc_bytes);
   return l;
+}
+
+// Elements along K of the longest sum that are packed at a time.
+int64_t packed_depth(int64_t longest, const MulTraits& m) {
+  return round_up(ceil_div(longest, ceil_div(longest, kBlockWords * m.pair)), m.pair);
+}
+
+}  // namespace
+
+LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate,
+                       const MulTraits& m) {
+  LinearPlan l{};
+  l.depth = packed_depth(max(max(depths[0], depths[1]), depths[2]), m);
+  l.operations = 2 * groups * rows * out * (depths[0] + depths[1] + depths[2] + (gate ? 8 : 0));
+  l.buffered = gate || depths[1] > 0 || depths[0] > l.depth;
+  return plan_regions(l, groups, rows, out, l.buffered + (depths[2] > 0), m);
+}
+
+LinearPlan plan_dual_linear(int64_t rows, int64_t out, int64_t ranks, const int64_t (&depths)[2], const MulTraits& m) {
+  LinearPlan l{};
+  l.depth = packed_depth(max(depths[0], depths[1]), m);
+  l.operations = 2 * rows * out * ranks * (depths[0] + depths[1] + 8);
+  l.buffered = true;
+  return plan_regions(l, 1, rows, out, 1 + (depths[1] > l.depth) + (ranks > 1), m);
 }
 
 bool linear_streams(int64_t rows, int64_t out, int64_t depth, Major major, const MulTraits& m) {

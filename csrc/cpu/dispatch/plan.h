@@ -55,6 +55,8 @@ ForwardPlan plan_gate(const ProblemSize&, const MulTraits&, bool weight, bool we
 // `depths`: lengths of the sums of two terms and of a gate's shift; `gate`: whether there is one.
 LinearPlan plan_linear(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[3], bool gate,
                        const MulTraits&);
+// The same for a product of two linear forms with sums of these lengths.
+LinearPlan plan_dual_linear(int64_t rows, int64_t out, int64_t ranks, const int64_t (&depths)[2], const MulTraits&);
 // Whether a product without W streams its matrices; `major`: of all of them.
 bool linear_streams(int64_t rows, int64_t out, int64_t depth, Major major, const MulTraits&);
 LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool n_major,

@@ -1,6 +1,6 @@
-// exp, tanh and erf on vectors, from which common/activation_math.h builds the activations. exp and tanh use expm1:
-// e^r - 1 = r + r^2 q(r) for |r| <= log(2) / 2, q a minimax polynomial (error below 2^-28 in float, 2^-63 in double).
-// The results are exact to 2 units in the last place. NaN propagates as in PyTorch.
+// exp, tanh, erf and log1p on vectors, from which common/activation_math.h builds the activations. exp and tanh use
+// expm1: e^r - 1 = r + r^2 q(r) for |r| <= log(2) / 2, q a minimax polynomial (error below 2^-28 in float, 2^-63 in
+// double). The results are exact to 2 units in the last place. NaN propagates as in PyTorch.
 #pragma once
 
 #include "common/activation_math.h"
@@ -121,6 +121,17 @@ MI_INLINE V erf(const V& t) {
   }
 }
 
+// log(1 + t) for 0 <= t <= 1 as 2 artanh(s), s = t / (2 + t) <= 1/3: the terms s^(2k + 1) / (2k + 1), of which the
+// first one left out is below half a unit in the last place.
+template <class V>
+MI_INLINE V log1p(const V& t) {
+  constexpr int kTerms = kDouble<V> ? 17 : 8;
+  const V s = t / (t + Lane<V>(2)), square = s * s;
+  V sum = V{} + Lane<V>(1) / Lane<V>(2 * kTerms + 1);
+  unroll<kTerms - 1>([&](auto i) { sum = sum * square + Lane<V>(1) / Lane<V>(2 * (kTerms - i) - 1); });
+  return Lane<V>(2) * (s + s * square * sum);
+}
+
 struct VectorMath {
   template <class V>
   static MI_INLINE V exp(const V& t) {
@@ -133,6 +144,10 @@ struct VectorMath {
   template <class V>
   static MI_INLINE V erf(const V& t) {
     return MI_ISA::erf(t);
+  }
+  template <class V>
+  static MI_INLINE V log1p(const V& t) {
+    return MI_ISA::log1p(t);
   }
 };
 

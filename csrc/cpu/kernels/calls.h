@@ -56,6 +56,14 @@ struct LinearTerm {
   int64_t depth = 0;
 };
 
+// The epilogue of a product of two linear forms p and q, y[o] = sum_r f(p[r, o]) h(q[r, o]). Their matrices have
+// `ranks` times `out` rows, r being the slower axis.
+struct DualEpilogue {
+  int64_t ranks = 0;  // 0: absent
+  Activation activation_p = Activation::identity, activation_q = Activation::identity;
+  OutputRef p = {}, q = {};  // for the backward pass, [rows][ranks][out]
+};
+
 // y[groups][rows][out] = p = terms[0] + terms[1] + bias; with a gate, y = (act(p) + offset) * x + shift + shift_bias.
 struct LinearCall {
   int64_t groups, rows, out;
@@ -64,6 +72,16 @@ struct LinearCall {
   OutputRef y;
   GateParams gate = {};  // its shift_weight is not read: see shift
   LinearTerm shift = {};
+  DualEpilogue dual = {};  // q = shift + gate.shift_bias
+};
+
+// The same epilogue alone: p and q are [rows][ranks][out] in memory; so are the gradients dp and dq, dq being `out *
+// ranks` elements behind dp in rows of twice as many.
+struct DualCall {
+  int64_t rows, out;
+  DualEpilogue dual;
+  TensorRef grad = {};  // of y [rows][out]; null in the forward pass
+  OutputRef result;     // y, or the gradients
 };
 
 // Threads and scratch memory: run() calls body(closure, task, worker) for all tasks, on up to `workers` threads.
@@ -81,6 +99,7 @@ struct Kernels {
   void (*forward)(DType, const ForwardCall&, const ForwardPlan&, const Executor&);
   void (*linear)(DType, const LinearCall&, const LinearPlan&, const Executor&);
   void (*linear_stream)(DType, const LinearCall&, const LinearPlan&, const Executor&);
+  void (*dual)(DType, const DualCall&, const Executor&);
   void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);
   void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Executor&);
   // In place, y[b] = softmax(y[b]) * x[b] for rows of y.
@@ -100,6 +119,7 @@ struct Kernels {
   void forward_outputs(DType, const ForwardCall&, const ForwardPlan&, const Executor&);            \
   void linear(DType, const LinearCall&, const LinearPlan&, const Executor&);                       \
   void linear_stream(DType, const LinearCall&, const LinearPlan&, const Executor&);                \
+  void dual(DType, const DualCall&, const Executor&);                                              \
   void input_grads(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);          \
   void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);   \
   void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Executor&);       \

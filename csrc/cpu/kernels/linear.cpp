@@ -1,10 +1,10 @@
-// Products without W, y[b, o] = sum_k in[b, k] M[o, k]: U z + V x, the gradients through them, and gates without W. The
+// Products without W, y[b, o] = sum_k in[b, k] M[o, k]: U z + V x, the gradients through them, gates without W, and the
+// product of two such forms. The
 // outputs are in the lanes, and rows of the batch, which are A, are read in place (or copied, if dtype or strides
 // require it). So neither x nor y has to be transposed, as they would be with the batch in the lanes.
 #include "cpu/engine/epilogues.h"
 #include "cpu/engine/producers.h"
-#include "cpu/engine/vector_activations.h"
-#include "cpu/kernels/family.h"
+#include "cpu/kernels/dual_epilogue.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {
@@ -43,9 +43,10 @@ class Linear {
     ScratchAllocator scratch{executor.scratch + worker * plan.worker_bytes};
     b.packed_a = scratch.allocate<Word>(kBlockM * ceil_div(plan.depth, Mul::pair));
     b.packed_b = scratch.allocate<Word>(ceil_div(plan.depth, Mul::pair) * plan.vectors * L);
+    auto* panels = plan.buffered ? scratch.allocate<Acc>(plan.row_step * plan.vectors * L) : nullptr;
+    if (call.dual.ranks) return multiply_forms(b, scratch, panels);
     const Acc* bias = bias_lanes(call.bias, b, scratch);
     const Acc* shift_bias = bias_lanes(call.gate.shift_bias, b, scratch);
-    auto* panels = plan.buffered ? scratch.allocate<Acc>(plan.row_step * plan.vectors * L) : nullptr;
     auto* shift_panels = call.shift.rows.data ? scratch.allocate<Acc>(plan.row_step * plan.vectors * L) : nullptr;
 
     S* out = static_cast<S*>(call.y.data) + (b.group * call.rows + b.row0) * call.out + b.lane0;
@@ -67,6 +68,31 @@ class Linear {
                      StoreOutputs<Mul, S>{out, call.out, b.lane_count, bias, overwrite ? nullptr : panels, b.rows});
   }
 
+  // y = f(p) h(q), p being terms[0] and q the shift, one rank after the other.
+  void multiply_forms(Block b, ScratchAllocator scratch, Acc* panels_p) const {
+    const DualEpilogue& dual = call.dual;
+    const int64_t size = plan.row_step * plan.vectors * L, lane0 = b.lane0;
+    const int64_t last = (call.shift.depth - 1) / plan.depth * plan.depth;
+    Acc* panels_q = last > 0 ? scratch.allocate<Acc>(size) : nullptr;
+    Acc* panels_y = dual.ranks > 1 ? scratch.allocate<Acc>(size) : nullptr;
+    Acc *bias_p = scratch.allocate<Acc>(plan.vectors * L), *bias_q = scratch.allocate<Acc>(plan.vectors * L);
+    S* out = static_cast<S*>(call.y.data) + b.row0 * call.out + lane0;
+    for (int64_t r = 0; r < dual.ranks; ++r) {
+      b.lane0 = r * call.out + lane0;
+      const auto kept = [&](const OutputRef& to) {
+        return to.data ? static_cast<S*>(to.data) + b.row0 * dual.ranks * call.out + b.lane0 : nullptr;
+      };
+      bool overwrite = true;
+      accumulate(b, call.terms[0], call.terms[0].depth, panels_p, overwrite);
+      overwrite = true;
+      accumulate(b, call.shift, last, panels_q, overwrite);
+      multiply_k_block(b, call.shift, last,
+                       StoreDual<Mul, S>{dual, r, b.rows, call.out, b.lane_count, panels_p, panels_q, panels_y,
+                                         fill_bias(call.bias, b, bias_p), fill_bias(call.gate.shift_bias, b, bias_q),
+                                         out, kept(dual.p), kept(dual.q)});
+    }
+  }
+
   // panels += the first `depth` elements of a term's sums; with `overwrite`, panels = these.
   void accumulate(const Block& b, const LinearTerm& term, int64_t depth, Acc* panels, bool& overwrite) const {
     for (int64_t k0 = 0; k0 < depth; k0 += plan.depth, overwrite = false)
@@ -86,8 +112,11 @@ class Linear {
 
   // The lanes of a bias, padded to whole vectors; null if there is none.
   const Acc* bias_lanes(const TensorRef& src, const Block& b, ScratchAllocator& scratch) const {
+    return src.data ? fill_bias(src, b, scratch.allocate<Acc>(plan.vectors * L)) : nullptr;
+  }
+
+  const Acc* fill_bias(const TensorRef& src, const Block& b, Acc* dest) const {
     if (!src.data) return nullptr;
-    auto* dest = scratch.allocate<Acc>(plan.vectors * L);
     const S* bias = static_cast<const S*>(src.data) + b.group * src.group + b.lane0 * src.row;
     for (int64_t l = 0; l < b.vectors * L; ++l) dest[l] = l < b.lane_count ? to_acc(bias[l * src.row]) : Acc{};
     return dest;

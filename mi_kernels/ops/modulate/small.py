@@ -19,8 +19,8 @@ from mi_kernels.ops.rules import gradients_wanted
 MAX_ELEMENTS = 1 << 14
 ALGORITHM = "torch"
 _DTYPES = (torch.float32, torch.float64)  # 16 bits are rounded after each operation, the kernel rounds once
-# PyTorch has no second derivative of hardsigmoid, and NaN for gelu of infinity.
-NAMES = tuple(name for name in activations.NAMES if not name.startswith(("hardsigmoid", "gelu")))
+# PyTorch has no second derivative of hardsigmoid, may have none of hardswish, and NaN for gelu of infinity.
+NAMES = tuple(name for name in activations.NAMES if not name.startswith(("hard", "gelu")))
 PLAIN = (Tensor, torch.nn.Parameter)  # DTensor has rules for the operations of this package
 
 

@@ -31,6 +31,8 @@ _DENSITY = tl.constexpr(0.3989422804014327)
 _TANH_SCALE = tl.constexpr(0.7978845608028654)
 _TANH_CUBE = tl.constexpr(0.044715)
 _TANH_CUBE_3 = tl.constexpr(0.134145)
+_QUICK = tl.constexpr(1.702)
+_SOFTPLUS_LIMIT = tl.constexpr(20.0)
 
 
 @triton.jit
@@ -130,6 +132,27 @@ def _gelu_tanh_inner(t):
 
 
 @triton.jit
+def _log1p(t):
+    """log(1 + t) for 0 <= t <= 1: 2 artanh(s), s = t / (2 + t) <= 1/3, by its series."""
+    s = t / (t + 2.0)
+    square = s * s
+    terms: tl.constexpr = 17 if t.dtype == tl.float64 else 8
+    total = square * 0.0 + 1.0 / (2 * terms + 1)
+    for i in tl.static_range(terms - 1):
+        total = total * square + 1.0 / (2 * (terms - i) - 1)
+    return 2.0 * (s + s * square * total)
+
+
+@triton.jit
+def _mish_parts(t):
+    """tanh(softplus(t)) = n / (n + 2), n = e^t (e^t + 2), and its derivative."""
+    e = exp(tl.where(t > _SOFTPLUS_LIMIT, _SOFTPLUS_LIMIT, t))
+    n = e * (e + 2.0)
+    h = n / (n + 2.0)
+    return h, 2.0 / (n + 2.0) * (1.0 + h) * (e / (1.0 + e))
+
+
+@triton.jit
 def value(name: tl.constexpr, t):
     """f(t)."""
     if name == "sigmoid":
@@ -144,6 +167,16 @@ def value(name: tl.constexpr, t):
         return 0.5 * t * (1.0 + _gelu_tanh_inner(t))
     elif name == "silu":
         return t / (1.0 + exp(-t))
+    elif name == "quick_gelu":
+        return t / (1.0 + exp(-(t * _QUICK)))
+    elif name == "mish":
+        return t * _mish_parts(t)[0]
+    elif name == "softplus":
+        total = tl.where(t < 0.0, 0.0, t) + _log1p(exp(-tl.abs(t)))
+        return tl.where(t > _SOFTPLUS_LIMIT, t, total)
+    elif name == "hardswish":
+        raised = tl.where(t + 3.0 < 0.0, 0.0, t + 3.0)
+        return t * tl.where(raised > 6.0, 6.0, raised) / 6.0
     elif name == "hardsigmoid":
         raised = tl.where(t + 3.0 < 0.0, 0.0, t + 3.0)
         return tl.where(raised > 6.0, 6.0, raised) / 6.0
@@ -172,6 +205,18 @@ def slope(name: tl.constexpr, t):
     elif name == "silu":
         s = sigmoid(t)
         return s * (1.0 + t * (1.0 - s))
+    elif name == "quick_gelu":
+        scaled = t * _QUICK
+        s = sigmoid(scaled)
+        return s * (1.0 + scaled * (1.0 - s))
+    elif name == "mish":
+        h, by = _mish_parts(t)
+        return h + t * by
+    elif name == "softplus":
+        return tl.where(t > _SOFTPLUS_LIMIT, 1.0, sigmoid(t))
+    elif name == "hardswish":
+        inside = tl.where(t <= -3.0, 0.0, t / 3.0 + 0.5)
+        return tl.where(t >= 3.0, 1.0, inside)
     elif name == "hardsigmoid":
         return tl.where((t > -3.0) & (t < 3.0), tl.full(t.shape, 1.0 / 6.0, t.dtype), 0.0)
     else:
@@ -187,6 +232,6 @@ def tangent(name: tl.constexpr, t, direction):
     else:
         by = slope(name, t)
         product = by * direction
-        if name == "relu" or name == "hardsigmoid":
+        if name == "relu" or name == "hardsigmoid" or name == "hardswish":
             product = tl.where(by == 0.0, 0.0, product)
         return product

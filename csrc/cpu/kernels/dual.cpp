@@ -1,0 +1,106 @@
+// The product of two linear forms that are in memory, y = f(p) h(q) summed over ranks, and its gradients.
+#include "cpu/kernels/modulate_runs.h"
+
+namespace mi_kernels::MI_ISA {
+namespace {
+
+template <class S>
+class Dual {
+  using Acc = decltype(to_acc(S{}));
+  using V = Vec<Acc>;
+  static constexpr int L = Simd<Acc>::lanes;
+
+  const DualCall& call;
+  const DualEpilogue& dual = call.dual;
+
+  // Whole vectors, as a run may end within one.
+  using Run = Acc[kModulateChunk + L];
+
+ public:
+  explicit Dual(const DualCall& c) : call(c) {}
+
+  void run(const Executor& executor) {
+    const int64_t step = max(kModulateTask / max(call.out * dual.ranks, 1), 1);
+    run_tasks(executor, ceil_div(call.rows, step), [&](int64_t t, int64_t) {
+      const int64_t end = min((t + 1) * step, call.rows);
+      for (int64_t row = t * step; row < end; ++row)
+        for (int64_t first = 0; first < call.out; first += kModulateChunk) {
+          const int64_t n = min(kModulateChunk, call.out - first);
+          call.grad.data ? grads(row, first, n) : forward(row, first, n);
+        }
+    });
+  }
+
+ private:
+  const S* operand(const OutputRef& from, int64_t row, int64_t rank, int64_t first) const {
+    return static_cast<const S*>(from.data) + (row * dual.ranks + rank) * call.out + first;
+  }
+
+  void forward(int64_t row, int64_t first, int64_t n) const {
+    alignas(64) Run sum, f, h;
+    for (int64_t r = 0; r < dual.ranks; ++r) {
+      activate_run(dual.activation_p, Acc(0), operand(dual.p, row, r, first), 1, n, f);
+      activate_run(dual.activation_q, Acc(0), operand(dual.q, row, r, first), 1, n, h);
+      for (int64_t i = 0; i < n; i += L) {
+        const V product = load<V>(f + i) * load<V>(h + i);
+        store(sum + i, r == 0 ? product : load<V>(sum + i) + product);
+      }
+    }
+    store_run(sum, n, static_cast<S*>(call.result.data) + row * call.out + first);
+  }
+
+  void grads(int64_t row, int64_t first, int64_t n) const {
+    alignas(64) Run grad, f, h, f_slope, h_slope;
+    map_run(static_cast<const S*>(call.grad.data) + row * call.grad.row + first * call.grad.col, call.grad.col, n, grad,
+            [](const V& v) { return v; });
+    const int64_t features = dual.ranks * call.out;
+    S* dp = static_cast<S*>(call.result.data) + row * 2 * features + first;
+    for (int64_t r = 0; r < dual.ranks; ++r, dp += call.out) {
+      values_and_slopes(dual.activation_p, operand(dual.p, row, r, first), n, f, f_slope);
+      values_and_slopes(dual.activation_q, operand(dual.q, row, r, first), n, h, h_slope);
+      for (int64_t i = 0; i < n; i += L) {
+        const V g = load<V>(grad + i), of_f = g * load<V>(h + i), of_h = g * load<V>(f + i);
+        store(f + i, times_slope(dual.activation_p, load<V>(f_slope + i), of_f));
+        store(h + i, times_slope(dual.activation_q, load<V>(h_slope + i), of_h));
+      }
+      store_run(f, n, dp);
+      store_run(h, n, dp + features);
+    }
+  }
+
+  static V times_slope(Activation activation, const V& slope, const V& direction) {
+    const V product = slope * direction;
+    return backward_selects(activation) ? V(slope == Acc(0) ? V{} : product) : product;
+  }
+
+  static void values_and_slopes(Activation activation, const S* p, int64_t n, Acc* values, Acc* slopes) {
+    for_activation<VectorMath>(activation, [&](auto act) {
+      for (int64_t i = 0; i < n; i += L) {
+        V v{};
+        if (i + L <= n)
+          v = load_acc<L>(p + i);
+        else
+          for (int64_t l = 0; l < n - i; ++l) v[l] = to_acc(p[i + l]);
+        store(values + i, act.value(v));
+        store(slopes + i, act.derivative(v));
+      }
+    });
+  }
+
+  static void store_run(const Acc* from, int64_t n, S* to) {
+    int64_t i = 0;
+    for (; i + L <= n; i += L) store_acc<L>(to + i, load<V>(from + i));
+    if (i == n) return;
+    S rest[L];
+    store_acc<L>(rest, load<V>(from + i));
+    __builtin_memcpy(to + i, rest, size_t(n - i) * sizeof(S));
+  }
+};
+
+}  // namespace
+
+void dual(DType dtype, const DualCall& call, const Executor& executor) {
+  for_dtype(dtype, [&](auto s) { Dual<decltype(s)>(call).run(executor); });
+}
+
+}  // namespace mi_kernels::MI_ISA
