@@ -157,7 +157,7 @@ struct Mish {
     const V bounded = t > kSoftplusLimit<V> ? V{} + kSoftplusLimit<V> : t;
     const V e = Math::exp(bounded), n = e * (e + Lane<V>(2)), rest = Lane<V>(2) / (n + Lane<V>(2));
     const V h = n / (n + Lane<V>(2)), slope = rest * (Lane<V>(1) + h) * (e / (Lane<V>(1) + e));
-    return {h, slope};
+    return {h, t > kSoftplusLimit<V> ? V{} : slope};
   }
   template <class V>
   static MI_HOST_DEVICE V value(const V& t) {

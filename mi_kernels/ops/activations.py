@@ -124,7 +124,8 @@ def _mish_parts(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     e = torch.exp(t.clamp(max=_SOFTPLUS_LIMIT))
     n = e * (e + 2)
     h = n / (n + 2)
-    return h, 2 / (n + 2) * (1 + h) * s, s
+    rest = torch.where(t > _SOFTPLUS_LIMIT, torch.zeros_like(t), 2 / (n + 2))
+    return h, rest * (1 + h) * s, s
 
 
 def _mish_first(t: Tensor) -> Tensor:

@@ -149,7 +149,8 @@ def _mish_parts(t):
     e = exp(tl.where(t > _SOFTPLUS_LIMIT, _SOFTPLUS_LIMIT, t))
     n = e * (e + 2.0)
     h = n / (n + 2.0)
-    return h, 2.0 / (n + 2.0) * (1.0 + h) * (e / (1.0 + e))
+    rest = tl.where(t > _SOFTPLUS_LIMIT, 0.0, 2.0 / (n + 2.0))
+    return h, rest * (1.0 + h) * (e / (1.0 + e))
 
 
 @triton.jit
