@@ -18,17 +18,22 @@ than x, which :class:`FiLM`, whose result has the shape of x, refuses.
 from mi_kernels.nn import rules as rules  # a module of functions
 from mi_kernels.nn.biaffine import Biaffine
 from mi_kernels.nn.gates import DiagonalInteraction, FiLM, GatedInteraction
+from mi_kernels.nn.glu import GLU, GatedMLP
 from mi_kernels.nn.hyper import BoundLinear, HyperLinear, HyperMLP
 from mi_kernels.nn.interaction import Bilinear, MultiplicativeInteraction
+from mi_kernels.nn.low_rank import LowRankInteraction
 
 __all__ = [
+    "GLU",
     "Biaffine",
     "Bilinear",
     "BoundLinear",
     "DiagonalInteraction",
     "FiLM",
     "GatedInteraction",
+    "GatedMLP",
     "HyperLinear",
     "HyperMLP",
+    "LowRankInteraction",
     "MultiplicativeInteraction",
 ]
