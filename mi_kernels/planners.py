@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.backend import Answer, DenseCall, GateCall, Planner
+from mi_kernels.ops.backend import Answer, DenseCall, DualCall, GateCall, Planner
 from mi_kernels.ops.dtypes import accumulation_dtype
+from mi_kernels.ops.dual_linear import portable as dual_portable
 from mi_kernels.ops.interaction import memory_order, portable
 from mi_kernels.ops.interaction.plan_shared import major
 
@@ -33,6 +34,8 @@ _WHY = {
     "mma-exact": "as mma, but x W of each context feature is scaled by z: z x could overflow float16",
     "mma-widened": "as mma, on products in tf32, which is as precise as float16 and has a larger range",
     "fma": "as mma, with multiply-adds in the dtype itself instead of matrix instructions",
+    "one_pass": "both products are summed tile by tile, and multiplied while the tiles are in cache",
+    "blocks": "both products are computed for a block of rows at a time, and multiplied while these are in cache",
     "chunked": "the generated operand z x (or T) is computed in chunks, one matmul each",
     "einsum": "the formula term by term: the oracle, not meant to be fast",
 }
@@ -74,6 +77,9 @@ class Reference(Planner):
     def dense(self, call: DenseCall) -> Answer:
         return Answer("einsum", None, _WHY["einsum"])
 
+    def dual_linear(self, call: DualCall) -> Answer:
+        return Answer("einsum", None, _WHY["einsum"])
+
 
 class Portable(Planner):
     def dense(self, call: DenseCall) -> Answer:
@@ -83,6 +89,11 @@ class Portable(Planner):
         row_step, feature_step = portable.chunks(rows, context, width)
         scratch = row_step * feature_step * width * accumulation_dtype(call.x.dtype).itemsize
         return Answer("chunked", scratch, _WHY["chunked"])
+
+    def dual_linear(self, call: DualCall) -> Answer:
+        features = call.out * call.ranks
+        rows = call.rows if call.keep else dual_portable.chunk_rows(call.rows, features)
+        return Answer("blocks", 2 * rows * features * call.dtype.itemsize, _WHY["blocks"])
 
 
 class Compiled(Planner):
@@ -115,6 +126,10 @@ class Compiled(Planner):
 
     def _ask_gate(self, sizes: list[int], like: Tensor, terms: int, softmax: bool) -> Answer:
         return _answer(query("cpu_gate_plan")(sizes, like.dtype, terms, softmax))
+
+    def dual_linear(self, call: DualCall) -> Answer:
+        sizes = [call.rows, *call.widths, call.out, call.ranks]
+        return _answer(query("cpu_dual_linear_plan")(sizes, call.dtype, call.k_major, call.keep))
 
     def linear_scratch(self, dtype, groups, rows, features, out, bias, major=(True, False)):
         flags = (False, False, True, bias, False, False, False, False, *major)
@@ -155,6 +170,9 @@ class Cuda(Compiled):
 
     def gate_algorithm(self, activation: str) -> str:
         return _rows_after_tiles(activation) or self.gate
+
+    def dual_linear(self, call: DualCall) -> Answer:
+        return Planner.dual_linear(self, call)
 
     def linear_scratch(self, dtype, groups, rows, features, out, bias, major=(True, False)):
         return None

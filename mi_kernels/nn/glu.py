@@ -34,8 +34,8 @@ class GLU(nn.Module):
         weight: G and V, or V and G, of shape ``[2H, X]``.
         bias: a and c, or c and a, of shape ``[2H]``, or None.
 
-    The weight is initialised uniformly with mean zero and variance 1/X, so that the gate before its activation
-    and the value have variance 1 for features of unit variance; the bias is 0.
+    The weight is initialised uniformly with mean zero and variance 1/X, so that the gate before its
+    activation and the value have variance 1 for features of unit variance; the bias is 0.
 
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.

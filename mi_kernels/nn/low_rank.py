@@ -161,7 +161,9 @@ class LowRankInteraction(nn.Module):
         is a local minimum for ``"cp"`` and ``"blocks"``, whose best approximation may not exist at all.
         """
         op = "LowRankInteraction.from_dense"
-        check_tensors(op, ("weight", "weight_z", "weight_x", "bias"), (weight, weight_z, weight_x, bias), 1, FLOATING)
+        check_tensors(
+            op, ("weight", "weight_z", "weight_x", "bias"), (weight, weight_z, weight_x, bias), 1, FLOATING
+        )
         if weight.dim() != 3:
             raise ValueError(f"{op}: weight: expected 3 dimensions [O, Z, X], got {list(weight.shape)}")
         out, context, width = weight.shape
@@ -237,7 +239,13 @@ class LowRankInteraction(nn.Module):
         return y if self.weight_x is None else y + call(hyper.apply_generated, x, self.weight_x)
 
     def extra_repr(self) -> str:
-        core = "cp" if self.core is None else "tucker" if self.core.dim() == 3 else f"blocks, blocks={self.blocks}"
+        core = (
+            "cp"
+            if self.core is None
+            else "tucker"
+            if self.core.dim() == 3
+            else f"blocks, blocks={self.blocks}"
+        )
         return (
             f"in_features={self.in_features}, context_features={self.context_features}, "
             f"out_features={self.out_features}, rank={self.rank if self.core is not None else self.rank[0]}, "

@@ -55,6 +55,19 @@ class GateCall(NamedTuple):
     weight: Tensor | None = None  # W
 
 
+class DualCall(NamedTuple):
+    """The forward pass of the product of two linear maps to be planned."""
+
+    rows: int
+    widths: tuple[int, int]  # X, Z
+    out: int
+    ranks: int
+    dtype: torch.dtype
+    device: torch.device
+    k_major: bool  # whether a weight is contiguous along X or Z
+    keep: bool  # whether both products are kept for the backward pass
+
+
 class Planner:
     """A backend's answers to ``explain``; the defaults are those of a backend without kernels."""
 
@@ -69,6 +82,11 @@ class Planner:
 
     def gate_scratch(self, call: GateCall) -> int | None:
         return None
+
+    def dual_linear(self, call: DualCall) -> Answer:
+        """One pass with both sums on chip, unless the backend does otherwise."""
+        why = "both products are summed tile by tile; activation and product are applied while the tiles are on chip"
+        return Answer("one_pass", None, why)
 
     def linear_scratch(
         self,

@@ -101,6 +101,25 @@ def modulate_grads(sizes: tuple[int, int, int], itemsize: int) -> Count:
     return Count(x * (4 if shift else 3), (3 * x + 2 * scale + shift) * itemsize)
 
 
+def dual_linear(
+    rows: int,
+    widths: tuple[float, float],
+    out: int,
+    ranks: int,
+    elements: int,
+    itemsize: int,
+    matrices: Sequence[torch.Tensor | None] = (),
+) -> Count:
+    """y of the product of two linear maps of ``widths`` features; of x alone if the second is 0.
+
+    ``elements``: of all arguments; ``matrices``: of products with each row besides, [O, ...].
+    """
+    width = widths[0] + (widths[1] or widths[0])
+    products = 2 * rows * (round(ranks * out * width) + sum(m.numel() for m in matrices if m is not None))
+    results = next((m.shape[0] for m in matrices if m is not None), out)
+    return Count(products + 2 * rows * out * ranks, (elements + rows * results) * itemsize)
+
+
 def gate(
     rows: int,
     contexts: int,
