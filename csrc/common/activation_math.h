@@ -133,7 +133,7 @@ template <class Math>
 struct Silu {
   template <class V>
   static MI_HOST_DEVICE V value(const V& t) {
-    return t / (Lane<V>(1) + Math::exp(V(-t)));
+    return t * Sigmoid<Math>::value(t);  // f' has the same quotient
   }
   template <class V>
   static MI_HOST_DEVICE V derivative(const V& t) {

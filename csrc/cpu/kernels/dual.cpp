@@ -50,22 +50,58 @@ class Dual {
   }
 
   void grads(int64_t row, int64_t first, int64_t n) const {
-    alignas(64) Run grad, f, h, f_slope, h_slope;
-    map_run(static_cast<const S*>(call.grad.data) + row * call.grad.row + first * call.grad.col, call.grad.col, n, grad,
-            [](const V& v) { return v; });
+    alignas(64) S gathered[kModulateChunk];
+    const S* grad = static_cast<const S*>(call.grad.data) + row * call.grad.row + first * call.grad.col;
+    grad = contiguous_run(grad, call.grad.col, n, gathered);
     const int64_t features = dual.ranks * call.out;
     S* dp = static_cast<S*>(call.result.data) + row * 2 * features + first;
     for (int64_t r = 0; r < dual.ranks; ++r, dp += call.out) {
-      values_and_slopes(dual.activation_p, operand(dual.p, row, r, first), n, f, f_slope);
-      values_and_slopes(dual.activation_q, operand(dual.q, row, r, first), n, h, h_slope);
-      for (int64_t i = 0; i < n; i += L) {
-        const V g = load<V>(grad + i), of_f = g * load<V>(h + i), of_h = g * load<V>(f + i);
-        store(f + i, times_slope(dual.activation_p, load<V>(f_slope + i), of_f));
-        store(h + i, times_slope(dual.activation_q, load<V>(h_slope + i), of_h));
-      }
-      store_run(f, n, dp);
-      store_run(h, n, dp + features);
+      const S *p = operand(dual.p, row, r, first), *q = operand(dual.q, row, r, first);
+      S* dq = dp + features;
+      if (dual.activation_q == Activation::identity)
+        grads_of_gate(dual.activation_p, grad, p, q, n, dp, dq);
+      else if (dual.activation_p == Activation::identity)
+        grads_of_gate(dual.activation_q, grad, q, p, n, dq, dp);
+      else
+        grads_of_both(grad, p, q, n, dp, dq);
     }
+  }
+
+  // Of f(gate) * value: in registers, as this pass is bound by memory.
+  static void grads_of_gate(Activation activation, const S* grad, const S* gate, const S* value, int64_t n, S* dgate,
+                            S* dvalue) {
+    for_activation<VectorMath>(activation, [&](auto act) {
+      const auto step = [&](const S* grads, const S* gates, const S* values, S* to_gate, S* to_value) {
+        const V g = load_acc<L>(grads), t = load_acc<L>(gates);
+        store_acc<L>(to_gate, times_slope(activation, act.derivative(t), V(g * load_acc<L>(values))));
+        store_acc<L>(to_value, V(g * act.value(t)));
+      };
+      int64_t i = 0;
+      for (; i + L <= n; i += L) step(grad + i, gate + i, value + i, dgate + i, dvalue + i);
+      if (i == n) return;
+      S rest[5][L] = {};  // a whole vector, so that the result for an element does not depend on its position
+      const size_t bytes = size_t(n - i) * sizeof(S);
+      __builtin_memcpy(rest[0], grad + i, bytes);
+      __builtin_memcpy(rest[1], gate + i, bytes);
+      __builtin_memcpy(rest[2], value + i, bytes);
+      step(rest[0], rest[1], rest[2], rest[3], rest[4]);
+      __builtin_memcpy(dgate + i, rest[3], bytes);
+      __builtin_memcpy(dvalue + i, rest[4], bytes);
+    });
+  }
+
+  void grads_of_both(const S* grad, const S* p, const S* q, int64_t n, S* dp, S* dq) const {
+    alignas(64) Run grads, f, h, f_slope, h_slope;
+    map_run(grad, 1, n, grads, [](const V& v) { return v; });
+    values_and_slopes(dual.activation_p, p, n, f, f_slope);
+    values_and_slopes(dual.activation_q, q, n, h, h_slope);
+    for (int64_t i = 0; i < n; i += L) {
+      const V g = load<V>(grads + i), of_f = g * load<V>(h + i), of_h = g * load<V>(f + i);
+      store(f + i, times_slope(dual.activation_p, load<V>(f_slope + i), of_f));
+      store(h + i, times_slope(dual.activation_q, load<V>(h_slope + i), of_h));
+    }
+    store_run(f, n, dp);
+    store_run(h, n, dq);
   }
 
   static V times_slope(Activation activation, const V& slope, const V& direction) {

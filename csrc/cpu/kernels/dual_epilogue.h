@@ -27,11 +27,26 @@ struct StoreDual {
   MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
     constexpr int L = Tile<Mul, N>::lanes;
     alignas(64) Acc q[kTileM * N * L];
+    prefetch<N>(m, first);
     unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { store(q + (r * N + n) * L, tile.acc[r][n]); }); });
     finish<N>(q, m, valid, first);
   }
 
  private:
+  // The rows of the next tile: short runs far apart, which the hardware does not foresee.
+  template <int N>
+  MI_INLINE void prefetch(int64_t m, int64_t first) const {
+    constexpr int L = Simd<Acc>::lanes;
+    constexpr int64_t kLine = 64 / int64_t(sizeof(S));
+    const int64_t lane = first * L, end = min(m + 2 * kTileM, rows);
+    for (int64_t row = m + kTileM; row < end; ++row)
+      for (int64_t l = 0; l < N * L; l += kLine) {
+        if (kept_p) __builtin_prefetch(kept_p + row * dual.ranks * outputs + lane + l, 1);
+        if (kept_q) __builtin_prefetch(kept_q + row * dual.ranks * outputs + lane + l, 1);
+        __builtin_prefetch(out + row * outputs + lane + l, 1);
+      }
+  }
+
   // Not inlined, as in StoreOutputs.
   template <int N>
   __attribute__((noinline)) void finish(Acc* q, int64_t m, int64_t valid, int64_t first) const {
