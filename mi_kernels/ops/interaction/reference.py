@@ -39,6 +39,19 @@ def apply_generated(
     return y if bias is None else y + bias
 
 
+def apply_low_rank(
+    x: Tensor,  # [..., X]
+    down: Tensor,  # [..., R, X]
+    up: Tensor,  # [..., O, R]
+    base: Tensor | None = None,  # [..., O]
+    scale: float = 1.0,
+) -> Tensor:
+    """y = base + B (scale * A x)."""
+    features = torch.einsum("...rj,...j->...r", down, x)
+    y = torch.einsum("...or,...r->...o", up, features if scale == 1 else features * scale)
+    return y if base is None else y + base
+
+
 def lead(weight: torch.Tensor, rank: int) -> str:
     """The leading dimensions of a weight in an equation; ONNX knows them only where they are."""
     return "..." if weight.dim() > rank else ""
