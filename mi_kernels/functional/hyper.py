@@ -20,7 +20,7 @@ from mi_kernels.ops.checks import (
     check_tensors,
 )
 from mi_kernels.ops.interaction import eager, low_rank_weights, plan_generated, reference, segments, shared
-from mi_kernels.ops.interaction.arguments import common_lead
+from mi_kernels.ops.interaction.arguments import check_features, common_lead
 from mi_kernels.ops.plan import Plan
 
 __all__ = ["apply_generated", "apply_low_rank", "generate"]
@@ -258,7 +258,7 @@ def _check_low_rank(x: Any, down: Any, up: Any, base: Any, scale: Any, segment_i
         ("up", up, {"O": None, "R": rank}),
     ):
         check_rank(op, name, factor, 2)
-        check_shape(op, name, factor, [("...", None)] * (factor.dim() - 2) + list(axes.items()))
+        (check_shape if factor.dim() == 2 else check_features)(op, name, factor, axes)
     lead = x.shape[:-1]
     if segment_ids is None:
         for name, factor in (("down", down), ("up", up)):

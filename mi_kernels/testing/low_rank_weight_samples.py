@@ -1,8 +1,8 @@
 """Arguments of generated weights of low rank: the part of samples.py for these."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,12 +46,9 @@ class Factors:
         """Not in order."""
         if self.lengths is None:
             return None
-        ids = torch.repeat_interleave(torch.tensor(self.lengths, dtype=torch.int64))
-        return ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))].to(device)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"scale": self.scale, "segment_ids": self.segment_ids()}
+        ids = [group for group, length in enumerate(self.lengths) for _ in range(length)]
+        random.Random(0).shuffle(ids)  # not torch's, which vmap refuses
+        return torch.tensor(ids, dtype=torch.int64, device=device)
 
     def arguments(
         self,

@@ -74,7 +74,7 @@ def check_arguments(
             check_shape(op, name, tensor, {"G": groups, **expected})
             groups = tensor.shape[0]
         else:
-            _check_features(op, name, tensor, expected)
+            check_features(op, name, tensor, expected)
             lead = common_lead(op, name, tensor.shape[:more], lead)
         sizes[o_axis] = tensor.shape[more]
     if weight_ids is not None:
@@ -88,7 +88,7 @@ def check_arguments(
     return lead
 
 
-def _check_features(op: str, name: str, tensor: Tensor, expected: dict[str, int | None]) -> None:
+def check_features(op: str, name: str, tensor: Tensor, expected: dict[str, int | None]) -> None:
     """The last sizes of a tensor with leading dimensions."""
     own = tensor.shape[tensor.dim() - len(expected) :]
     if any(size not in (None, found) for size, found in zip(expected.values(), own, strict=True)):
