@@ -20,6 +20,7 @@ from mi_kernels.nn.biaffine import Biaffine
 from mi_kernels.nn.gates import DiagonalInteraction, FiLM, GatedInteraction
 from mi_kernels.nn.hyper import BoundLinear, HyperLinear, HyperMLP
 from mi_kernels.nn.interaction import Bilinear, MultiplicativeInteraction
+from mi_kernels.nn.lora import HyperLoRA
 
 __all__ = [
     "Biaffine",
@@ -29,6 +30,7 @@ __all__ = [
     "FiLM",
     "GatedInteraction",
     "HyperLinear",
+    "HyperLoRA",
     "HyperMLP",
     "MultiplicativeInteraction",
 ]
