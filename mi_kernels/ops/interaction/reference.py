@@ -81,6 +81,26 @@ def interaction(
     return y.expand(*rows, y.shape[-1])
 
 
+def third_order(
+    x: Tensor,  # [..., X]
+    z1: Tensor,  # [..., Z1]
+    z2: Tensor,  # [..., Z2]
+    weight: Tensor,  # [O, Z1, Z2, X]
+    weight_z1: Tensor | None = None,  # [O, Z1]
+    weight_z2: Tensor | None = None,  # [O, Z2]
+    weight_x: Tensor | None = None,  # [O, X]
+    bias: Tensor | None = None,  # [O]
+) -> Tensor:
+    """y = sum_ijk W[o,i,j,k] z1[i] z2[j] x[k] + U1 z1 + U2 z2 + V x + c."""
+    generated = torch.einsum("...i,oijk->...ojk", z1, weight)
+    layer = torch.einsum("...ojk,...j->...ok", generated, z2)
+    y = torch.einsum("...ok,...k->...o", layer, x)
+    for operand, matrix in ((z1, weight_z1), (z2, weight_z2), (x, weight_x)):
+        if matrix is not None:
+            y = y + torch.einsum("...i,oi->...o", operand, matrix)
+    return y if bias is None else y + bias
+
+
 def biaffine(
     input1: Tensor,  # [..., L1, I1]
     input2: Tensor,  # [..., L2, I2]
