@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.checks import all_fit, broadcast
-from mi_kernels.ops.interaction import autograd, eager, segments, shared
-from mi_kernels.ops.rules import Maybe, recorded, transformed, without_features
+from mi_kernels.ops.interaction import autograd, linear, segments, shared
+from mi_kernels.ops.rules import Maybe, Rule, recorded, transformed, wanted, without_features
 
 
 def apply(
@@ -59,18 +59,82 @@ def add_base(y: Tensor, base: Maybe) -> Tensor:
 
 
 def eager_apply(backend: str | None, x: Tensor, down: Tensor, up: Tensor, base: Maybe, scale: float) -> Maybe:
-    """The commonest calls (eager.py), else None: those of `eager.apply_generated`, base as y."""
+    """y of plain tensors, as one node, where one product takes all groups; else None (eager.py).
+
+    That is x [..., X] with A [R, X], x [B, X] with A [B, R, X], or x [B, T, X] with A [B, 1, R, X], B
+    likewise, and base as y.
+    """
     if backend is None or type(scale) is not float and type(scale) is not int:
         return None
     try:
-        *lead, _ = x.shape
+        *lead, width = x.shape
+        *contexts, rank, _ = down.shape
         out = up.shape[-2]
     except (AttributeError, IndexError, RuntimeError, ValueError):
         return None
-    if not x.is_floating_point() or not all_fit(x.dtype, (base,), ((*lead, out),)):
+    if contexts and not (contexts == lead and len(lead) == 1 or len(lead) == 2 and contexts == [lead[0], 1]):
         return None
-    features = eager.apply_generated(backend, x, down, None)
-    if features is None:
+    tensors = x, down, up, base
+    shapes = (*lead, width), (*contexts, rank, width), (*contexts, out, rank), (*lead, out)
+    if not all_fit(x.dtype, tensors, shapes) or not x.is_floating_point():
         return None
-    y = eager.apply_generated(backend, _scaled(features, scale), up, None)
-    return y if y is None else add_base(y, base)
+    if transformed() or not linear.is_plain(*tensors):
+        return None
+    if recorded(tensors):
+        return LowRankRule.record(*tensors, scale)[0]
+    return LowRankRule.forward(*tensors, scale)[0]
+
+
+def _as_groups(x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x and the factors as linear.py takes them."""
+    if down.dim() == 4:
+        return x, down.squeeze(1), up.squeeze(1)
+    return (x.flatten(0, -2) if down.dim() == 2 and x.dim() > 2 else x), down, up
+
+
+class LowRankRule(Rule):
+    """`eager_apply` in calls that nothing transforms: without jvp and vmap. It keeps the R features."""
+
+    @staticmethod
+    def forward(x, down, up, base, scale):
+        rows, down, up = _as_groups(x, down, up)
+        features = linear.linear(linear.BACKEND, rows, down, None)
+        if scale != 1:
+            features.mul_(scale)
+        y = linear.linear(linear.BACKEND, features, up, None)
+        if y.dim() != x.dim():
+            y.resize_(*x.shape[:-1], y.shape[-1])  # not a view, which could not be changed in place
+        return y if base is None else y.add_(base), features
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, down, up, _, ctx.scale = inputs
+        features = output[1]
+        ctx.mark_non_differentiable(features)
+        ctx.save_for_backward(x, down, up, features)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        if grad is None:
+            return None, None, None, None, None
+        x, down, up, features = ctx.saved_tensors
+        of_x, of_down, of_up, of_base, _ = wanted(ctx, grad.numel() * features.shape[-1])
+        rows, first, second = _as_groups(x, down, up)
+        if of_up and torch.is_grad_enabled():  # the features are to be differentiated again
+            features = _scaled(linear.linear(linear.BACKEND, rows, first, None), ctx.scale)
+        of_rows = grad if rows.dim() == grad.dim() else grad.flatten(0, -2)
+        want = of_x or of_down, of_up, False
+        d_features, dup, _ = linear.linear_grads(linear.BACKEND, want, of_rows, features, second)
+        dx = ddown = None
+        if d_features is not None:
+            want = of_x, of_down, False
+            d_features = _scaled(d_features, ctx.scale)
+            dx, ddown, _ = linear.linear_grads(linear.BACKEND, want, d_features, rows, first)
+        return (
+            None if dx is None else dx.reshape(x.shape),
+            None if ddown is None else ddown.reshape(down.shape),
+            None if dup is None else dup.reshape(up.shape),
+            grad if of_base else None,
+            None,
+        )
