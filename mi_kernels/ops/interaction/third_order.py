@@ -199,14 +199,29 @@ def _by(
     if order == Z1:
         offset = _offset(backend, first, weight_z1, bias)
         layer = _generated(backend, first, weight.flatten(2)).unflatten(-1, weight.shape[2:])
-        return _second_order(backend, x, second, layer, weight_z2, weight_x, offset)
+        return _applied(backend, x, second, layer, weight_z2, weight_x, offset)
     if order == Z2:
         offset = _offset(backend, second, weight_z2, bias)
         layer = _generated(backend, second, weight.flatten(0, 1)).unflatten(-2, weight.shape[:2])
-        return _second_order(backend, x, first, layer, weight_z1, weight_x, offset)
+        return _applied(backend, x, first, layer, weight_z1, weight_x, offset)
     offset = _offset(backend, x, weight_x, bias)
     layer = _generated(backend, x, weight.flatten(1, 2).mT).unflatten(-1, weight.shape[1:3])
-    return _second_order(backend, second, first, layer, weight_z1, weight_z2, offset)
+    return _applied(backend, second, first, layer, weight_z1, weight_z2, offset)
+
+
+def _applied(
+    backend: str, x: Tensor, z: Tensor, layer: Tensor, weight_z: Maybe, weight_x: Maybe, offset: Maybe
+) -> Tensor:
+    """The interaction with W' [..., O, Z, X]; U and V are those of all rows, whichever their W'.
+
+    Expanded to each W' they would get a gradient for each of these, rounded before it is summed.
+    """
+    if memory_order.of_example(math.prod(layer.shape[:-3])) == 1:
+        return _second_order(backend, x, z, layer, weight_z, weight_x, offset)
+    y = _second_order(backend, x, z, layer, None, None, offset)
+    if weight_z is None and weight_x is None:
+        return y
+    return y + _second_order(backend, x, z, None, weight_z, weight_x, None)
 
 
 def _second_order(
