@@ -60,6 +60,13 @@ def _segments_generated(x: Tensor, z: Tensor, *weights: Tensor | None) -> Tensor
     return mi.apply_generated(x, *mi.generate(z, *weights), segment_ids=_SEGMENTS.to(x.device))
 
 
+_GROUPS = GROUPS.segment_ids()
+
+
+def _low_rank_by_segments(x: Tensor, down: Tensor, up: Tensor, base: Tensor | None) -> Tensor:
+    return mi.apply_low_rank(x, down, up, base, scale=GROUPS.scale, segment_ids=_GROUPS.to(x.device))
+
+
 def _diagonal(*tensors: Tensor | None, activation: str = "sigmoid") -> Tensor:
     *others, weight_x = tensors
     return mi.diagonal(*others, weight_x=weight_x, activation=activation, scale_offset=0.5)
@@ -82,7 +89,7 @@ CALLS = {
         partial(mi.biaffine, channels_first=True), replace(LABEL, ones=(False, False), bias=(5,))
     ),
     "low-rank-weights": Call(SAMPLES.call, SAMPLES),
-    "low-rank-weights-segments": Call(GROUPS.call, GROUPS),
+    "low-rank-weights-segments": Call(_low_rank_by_segments, GROUPS),
     "third-order": Call(ROWS.call, ROWS),
     "third-order-shared": Call(TOKENS.call, TOKENS),
     "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),

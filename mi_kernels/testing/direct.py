@@ -243,7 +243,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
 }
 
 
-_MANY_RANKS = "differentiable_interaction", "cpu_linear", "cpu_linear_grads"
+_MANY_RANKS = "differentiable_interaction", "differentiable_third_order", "cpu_linear", "cpu_linear_grads"
 
 
 def broken(name: str, arguments: Arguments) -> Iterator[Broken]:

@@ -51,7 +51,7 @@ def add_base(y: Tensor, base: Maybe) -> Tensor:
     """The sum, in the memory of y, which is a result that nothing else has, where no transform forbids it."""
     if base is None:
         return y
-    if torch.compiler.is_compiling() or transformed() or type(y) is not Tensor:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed() or type(y) is not Tensor:
         return y + base
     if y._is_view() and recorded((y, base)):  # autograd would write the whole of what it is a view of
         return y + base
