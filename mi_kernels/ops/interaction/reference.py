@@ -93,8 +93,10 @@ def third_order(
 ) -> Tensor:
     """y = sum_ijk W[o,i,j,k] z1[i] z2[j] x[k] + U1 z1 + U2 z2 + V x + c."""
     generated = torch.einsum("...i,oijk->...ojk", z1, weight)
-    layer = torch.einsum("...ojk,...j->...ok", generated, z2)
-    y = torch.einsum("...ok,...k->...o", layer, x)
+    dots = lead(generated, 3), lead(z2, 1), lead(x, 1)
+    both = dots[0] or dots[1]
+    layer = torch.einsum(f"{dots[0]}ojk,{dots[1]}j->{both}ok", generated, z2)
+    y = torch.einsum(f"{both}ok,{dots[2]}k->{both or dots[2]}o", layer, x)
     for operand, matrix in ((z1, weight_z1), (z2, weight_z2), (x, weight_x)):
         if matrix is not None:
             y = y + torch.einsum("...i,oi->...o", operand, matrix)

@@ -25,22 +25,23 @@ from mi_kernels.ops.rules import Maybe
 Z1, Z2, X, PRODUCT = "z1", "z2", "x", "product"
 ORDERS = (Z1, Z2, X, PRODUCT)
 NAMES = ("x", "z[0]", "z[1]", "weight", "weight_z[0]", "weight_z[1]", "weight_x", "bias")
+_DIRECT = ("x", "first", "second", "weight", "weight_z1", "weight_z2", "weight_x", "bias")
 
 
-def check_arguments(*tensors: Maybe) -> torch.Size:
+def check_arguments(*tensors: Maybe, names: tuple[str, ...] = NAMES) -> torch.Size:
     """Of x, z1, z2, W, U1, U2, V and c; returns the broadcast leading dimensions."""
     op = "interaction"
-    check_tensors(op, NAMES, tensors, 4)
+    check_tensors(op, names, tensors, 4)
     x, first, second, weight = tensors[:4]
     assert x is not None and first is not None and second is not None and weight is not None
-    for name, operand in zip(NAMES, (x, first, second), strict=False):
+    for name, operand in zip(names, (x, first, second), strict=False):
         check_rank(op, name, operand, 1)
-    lead = common_lead(op, NAMES[1], first.shape[:-1], x.shape[:-1])
-    lead = common_lead(op, NAMES[2], second.shape[:-1], lead)
+    lead = common_lead(op, names[1], first.shape[:-1], x.shape[:-1])
+    lead = common_lead(op, names[2], second.shape[:-1], lead)
     sizes: dict[str, int | None] = {"Z1": first.shape[-1], "Z2": second.shape[-1], "X": x.shape[-1]}
-    check_shape(op, NAMES[3], weight, {"O": None, **sizes})
+    check_shape(op, names[3], weight, {"O": None, **sizes})
     sizes["O"] = weight.shape[0]
-    for name, tensor, axes in zip(NAMES[4:], tensors[4:], _AXES, strict=True):
+    for name, tensor, axes in zip(names[4:], tensors[4:], _AXES, strict=True):
         check_shape(op, name, tensor, {axis: sizes[axis] for axis in axes})
     return lead
 
@@ -117,7 +118,8 @@ def call_of(x: Tensor, first: Tensor, second: Tensor, weight: Tensor) -> Call:
 
 
 def _check(backend, x, first, second, weight, weight_z1, weight_z2, weight_x, bias, force):
-    check_arguments(x, first, second, weight, weight_z1, weight_z2, weight_x, bias)
+    weights = weight, weight_z1, weight_z2, weight_x, bias
+    check_arguments(x, first, second, *weights, names=_DIRECT)
     if force is not None and force not in ORDERS:
         raise ValueError(f"interaction: force: expected None or one of {', '.join(ORDERS)}, got {force!r}")
 
