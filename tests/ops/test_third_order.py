@@ -23,8 +23,16 @@ def by(order, *tensors):
     return _third_order(x, (first, second), weight, (one, two), *others, force=order)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("sample", SAMPLES, ids=str, scope="module")
+# float16 differs from bfloat16 in how its operands are read, by the kernels that others test.
+CASES = [
+    pytest.param(sample, dtype, id=f"{sample}-{dtype}")
+    for number, sample in enumerate(SAMPLES)
+    for dtype in FLOATS
+    if dtype is not torch.float16 or number % 3 == 0
+]
+
+
+@pytest.mark.parametrize(("sample", "dtype"), CASES, scope="module")
 def test_error_rule(sample, dtype, place):
     y = sample.call(*sample.arguments(dtype, place.device))
     assert y.shape == sample.shape and y.dtype == dtype and y.is_contiguous()
