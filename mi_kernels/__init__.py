@@ -8,7 +8,7 @@ from mi_kernels.functional.biaffine import biaffine
 from mi_kernels.functional.gates import diagonal, gated_interaction, modulate
 from mi_kernels.functional.glu import glu
 from mi_kernels.functional.heads import HeadPart, split_head
-from mi_kernels.functional.hyper import apply_generated, generate
+from mi_kernels.functional.hyper import apply_generated, apply_low_rank, generate
 from mi_kernels.functional.interaction import bilinear, interaction, pack
 from mi_kernels.functional.low_rank import low_rank
 from mi_kernels.nn.convert import conversion_report, convert
@@ -31,6 +31,7 @@ __all__ = [
     "Plan",
     "__version__",
     "apply_generated",
+    "apply_low_rank",
     "backend",
     "biaffine",
     "bilinear",

@@ -97,9 +97,7 @@ def _plan_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str,
         fake = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, (given, named))
         with mode, instead_of_calls(None):
             y = function(*fake[0], **fake[1])
-        zeros = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device).zero_()
-        # Not a leaf, so that the module may modify it in place.
-        return zeros.requires_grad_().clone() if y.requires_grad else zeros
+        return torch.utils._pytree.tree_map_only(Tensor, _zeros, y)
 
     with instead_of_calls(instead), _uncompiled(), _preserved_state(module):
         module(*arguments, **keywords)
@@ -110,6 +108,12 @@ def _plan_of(module: nn.Module, arguments: Sequence[Any], keywords: Mapping[str,
             " none (mi.convert makes layers of torch.nn call them)"
         )
     return found[0] if len(found) == 1 else _combined(name, found)
+
+
+def _zeros(fake: Tensor) -> Tensor:
+    zeros = torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device).zero_()
+    # Not a leaf, so that the module may modify it in place.
+    return zeros.requires_grad_().clone() if fake.requires_grad else zeros
 
 
 def _combined(name: str, calls: list[Plan]) -> Plan:

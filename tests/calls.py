@@ -10,6 +10,7 @@ from torch import Tensor
 
 import mi_kernels as mi
 from mi_kernels.testing.biaffine_samples import LABEL
+from mi_kernels.testing.low_rank_weight_samples import GROUPS, SAMPLES
 from mi_kernels.testing.samples import (
     GATE_ODD,
     GATE_TERMS,
@@ -21,6 +22,7 @@ from mi_kernels.testing.samples import (
     Shape,
 )
 from mi_kernels.testing.shared_samples import TINY_RAGGED
+from mi_kernels.testing.third_order_samples import ROWS, TOKENS
 
 
 @dataclass
@@ -58,6 +60,13 @@ def _segments_generated(x: Tensor, z: Tensor, *weights: Tensor | None) -> Tensor
     return mi.apply_generated(x, *mi.generate(z, *weights), segment_ids=_SEGMENTS.to(x.device))
 
 
+_GROUPS = GROUPS.segment_ids()
+
+
+def _low_rank_by_segments(x: Tensor, down: Tensor, up: Tensor, base: Tensor | None) -> Tensor:
+    return mi.apply_low_rank(x, down, up, base, scale=GROUPS.scale, segment_ids=_GROUPS.to(x.device))
+
+
 def _diagonal(*tensors: Tensor | None, activation: str = "sigmoid") -> Tensor:
     *others, weight_x = tensors
     return mi.diagonal(*others, weight_x=weight_x, activation=activation, scale_offset=0.5)
@@ -79,6 +88,10 @@ CALLS = {
     "biaffine-channels-first": Call(
         partial(mi.biaffine, channels_first=True), replace(LABEL, ones=(False, False), bias=(5,))
     ),
+    "low-rank-weights": Call(SAMPLES.call, SAMPLES),
+    "low-rank-weights-segments": Call(_low_rank_by_segments, GROUPS),
+    "third-order": Call(ROWS.call, ROWS),
+    "third-order-shared": Call(TOKENS.call, TOKENS),
     "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),
     "diagonal": Call(_diagonal, GateSample("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
     "diagonal-softmax": Call(

@@ -10,11 +10,20 @@ from torch import Tensor
 from mi_kernels import backends
 from mi_kernels.functional._arguments import autocast, expand_bias
 from mi_kernels.ops.backend import get
-from mi_kernels.ops.checks import broadcast_leading, broadcast_like, check_rank, check_shape, check_tensors
-from mi_kernels.ops.interaction import eager, plan_generated, reference, segments, shared
+from mi_kernels.ops.checks import (
+    broadcast,
+    broadcast_leading,
+    broadcast_like,
+    check_number,
+    check_rank,
+    check_shape,
+    check_tensors,
+)
+from mi_kernels.ops.interaction import eager, low_rank_weights, plan_generated, reference, segments, shared
+from mi_kernels.ops.interaction.arguments import check_features, common_lead
 from mi_kernels.ops.plan import Plan
 
-__all__ = ["apply_generated", "generate"]
+__all__ = ["apply_generated", "apply_low_rank", "generate"]
 
 
 def generate(
@@ -139,6 +148,67 @@ def apply_generated(
     return layout.result(y)
 
 
+def apply_low_rank(
+    x: Tensor,  # [..., X]
+    down: Tensor,  # [..., R, X]
+    up: Tensor,  # [..., O, R]
+    base: Tensor | None = None,  # [..., O]
+    *,
+    scale: float = 1.0,
+    segment_ids: Tensor | None = None,  # [N]
+) -> Tensor:
+    r"""Applies generated layers of low rank to inputs, each to its own, as a hypernetwork of LoRA does.
+
+    .. math:: y_o = base_o + scale \sum_r B_{or} \sum_j A_{rj} x_j
+
+    Args:
+        x: inputs of shape ``[..., X]``.
+        down: A of shape ``[..., R, X]``. Its leading dimensions broadcast with those of ``x`` as those of the
+            weight of :func:`apply_generated` do: ``[R, X]`` is that of all, ``[B, 1, R, X]`` for tokens
+            ``[B, T, X]`` has one for each sample.
+        up: B of shape ``[..., O, R]``, likewise; the two need not have the same leading dimensions.
+        base: what is added, of a shape that broadcasts to that of y, such as the output of the layer that is
+            adapted. Optional.
+        scale: a number; for integer dtypes an int.
+        segment_ids: for inputs in groups of unequal length. ``x [N, X]``, ``down [G, R, X]`` and
+            ``up [G, O, R]``; row n belongs to group ``segment_ids[n]``. See :func:`mi_kernels.interaction`.
+
+    Returns:
+        y of shape ``[..., O]``, contiguous, in the dtype of the inputs (the autocast dtype under autocast).
+
+    No factor is repeated for the rows that share it: the memory is that of the factors, and R elements a row
+    (rounded to the dtype of the inputs) between the two products. ``torch.vmap`` over ``segment_ids`` is the
+    exception, as for :func:`apply_generated`.
+
+    Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.interaction`.
+
+    Raises:
+        TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, or ``scale``
+            is no such number.
+        ValueError: a rank, size, device or group number does not fit.
+
+    Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022; Charakorn et al.,
+    "Text-to-LoRA: Instant Transformer Adaption", ICML 2025.
+
+    Example:
+        >>> tokens, down, up = torch.randn(2, 7, 5), torch.randn(2, 1, 3, 5), torch.randn(2, 1, 4, 3)
+        >>> mi.apply_low_rank(tokens, down, up, torch.zeros(2, 7, 4), scale=0.5).shape
+        torch.Size([2, 7, 4])
+    """
+    if segment_ids is None:
+        y = low_rank_weights.eager_apply(backends.eager_cpu(x), x, down, up, base, scale)
+        if y is not None:
+            return y
+    x, down, up, base = autocast((x, down, up, base))
+    _check_low_rank(x, down, up, base, scale, segment_ids)
+    chosen = backends.choose(x)
+    if get(chosen).is_reference:
+        if segment_ids is not None:
+            down, up = (segments.gather_rows(factor, segment_ids) for factor in (down, up))
+        return reference.apply_low_rank(x, down, up, base, scale)
+    return low_rank_weights.apply(chosen, x, down, up, base, scale, segment_ids)
+
+
 def _check_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> None:
     op, names = "generate", ("z", "weight", "weight_z", "weight_x", "bias")
     check_tensors(op, names, (z, weight, weight_z, weight_x, bias), 1)
@@ -175,6 +245,36 @@ def _check_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> torch.Size
     return x.shape[:-1]
 
 
+def _check_low_rank(x: Any, down: Any, up: Any, base: Any, scale: Any, segment_ids: Any) -> torch.Size:
+    op, names = "apply_low_rank", ("x", "down", "up", "base")
+    check_tensors(op, names, (x, down, up, base), 3)
+    check_number(op, "scale", scale)
+    if not (x.dtype.is_floating_point or isinstance(scale, int | torch.SymInt) or scale == 1):
+        raise TypeError(f"{op}: scale: expected an int for {x.dtype}, got {scale!r}")
+    check_rank(op, "x", x, 1)
+    width, rank = x.shape[-1], down.shape[-2] if down.dim() > 1 else None
+    for name, factor, axes in (
+        ("down", down, {"R": None, "X": width}),
+        ("up", up, {"O": None, "R": rank}),
+    ):
+        check_rank(op, name, factor, 2)
+        (check_shape if factor.dim() == 2 else check_features)(op, name, factor, axes)
+    lead = x.shape[:-1]
+    if segment_ids is None:
+        for name, factor in (("down", down), ("up", up)):
+            lead = common_lead(op, name, factor.shape[:-2], lead)
+    else:
+        check_shape(op, "x", x, {"N": None, "X": None})
+        check_shape(op, "down", down, {"G": None, "R": None, "X": None})
+        check_shape(op, "up", up, {"G": down.shape[0], "O": None, "R": None})
+        segments.check_segment_ids(op, segment_ids, x, down.shape[0])
+    size = torch.Size((*lead, up.shape[-2]))
+    if base is not None and broadcast(size, base.shape) != size:
+        expected = f"a shape that broadcasts to that of y {list(size)}"
+        raise ValueError(f"{op}: base: expected {expected}, got {list(base.shape)}")
+    return lead
+
+
 def _plan_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> Plan:
     z, *weights = autocast((z, weight, weight_z, weight_x, bias))
     weights = [*weights[:-1], expand_bias(weights[-1], *weights[:-1])]
@@ -188,8 +288,15 @@ def _plan_apply(x: Any, weight: Any, bias: Any, segment_ids: Any) -> Plan:
     return plan_generated.apply(backends.choose(x), x, weight, bias, lead, segment_ids)
 
 
+def _plan_low_rank(x: Any, down: Any, up: Any, base: Any, scale: Any, segment_ids: Any) -> Plan:
+    x, down, up, base = autocast((x, down, up, base))
+    lead = _check_low_rank(x, down, up, base, scale, segment_ids)
+    return plan_generated.apply_low_rank(backends.choose(x), x, down, up, base, lead, segment_ids)
+
+
 # For `explain`: by name, the function and its planner, which takes the bound arguments as keywords.
 PLANNED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
     "generate": (generate, _plan_generate),
     "apply_generated": (apply_generated, _plan_apply),
+    "apply_low_rank": (apply_low_rank, _plan_low_rank),
 }

@@ -17,8 +17,10 @@ from mi_kernels.ops.interaction import (
     eager_batched,
     plan_batched,
     plan_shared,
+    plan_third_order,
     reference,
     segments,
+    third_order,
 )
 from mi_kernels.ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check_arguments
 from mi_kernels.ops.interaction.packed_weight import PackedWeight
@@ -30,9 +32,9 @@ __all__ = ["bilinear", "interaction", "pack"]
 
 def interaction(
     x: Tensor,  # [..., X]
-    z: Tensor,  # [..., Z]
+    z: Tensor | tuple[Tensor, Tensor],  # [..., Z]
     weight: Tensor | PackedWeight | None,  # [..., O, Z, X]
-    weight_z: Tensor | None = None,  # [..., O, Z]
+    weight_z: Tensor | tuple[Tensor | None, Tensor | None] | None = None,  # [..., O, Z]
     weight_x: Tensor | None = None,  # [..., O, X]
     bias: Tensor | None = None,  # [..., O]
     *,
@@ -45,7 +47,8 @@ def interaction(
 
     Args:
         x: input of shape ``[..., X]``.
-        z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast.
+        z: context of shape ``[..., Z]``. The leading dimensions of ``x`` and ``z`` broadcast. A pair of
+            contexts makes it an interaction of third order, see below.
         weight: W of shape ``[..., O, Z, X]``, also as :func:`mi_kernels.pack` returns it, or None to leave
             the product out. Leading dimensions are those of samples that have weights of their own; they
             broadcast with those of ``x`` and ``z``.
@@ -71,6 +74,19 @@ def interaction(
     (and other tracers) values out of range are detected when the graph runs. Nested tensors are rejected:
     pass ``x.values()`` and ``torch.repeat_interleave(x.offsets().diff())``.
 
+    With ``z = (z1, z2)``, contexts of shapes ``[..., Z1]`` and ``[..., Z2]``, it is
+
+    .. math:: y_o = \sum_{ijk} W_{oijk} z_{1i} z_{2j} x_k + \sum_i U_{1oi} z_{1i} + \sum_j U_{2oj} z_{2j}
+        + \sum_k V_{ok} x_k + c_o
+
+    with ``weight [O, Z1, Z2, X]`` and ``weight_z`` None or a pair of U1 ``[O, Z1]`` and U2 ``[O, Z2]``,
+    either of which may be None (products of two of the operands are calls of their own, to be added). W is
+    multiplied by one operand first, once for each of its rows, or by the products of both contexts:
+    whichever is estimated to be fastest; ``explain`` says which. What this generates is never larger than
+    the largest of the arguments and y (with gradients, all parts of it are saved for backward). A W that is
+    not contiguous may be copied for it. ``segment_ids``, ``weight_ids`` and weights of samples are not for
+    pairs.
+
     All tensors have one dtype, of float64, float32, bfloat16, float16 (16 bits accumulate in float32)
     or an integer dtype, and one device. Differentiable in all arguments, to any order, in reverse and in
     forward mode; works under ``torch.func``, ``torch.vmap`` and ``torch.compile``.
@@ -80,14 +96,20 @@ def interaction(
         ValueError: a rank, size or device does not fit, all four weights are None, or the backend
             asked for by name cannot take these tensors.
 
-    Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+    Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020; of pairs:
+    Liang et al., "MultiBench", NeurIPS 2021 (three modalities); Wang et al., "Second-Order Semantic
+    Dependency Parsing with End-to-End Neural Networks", ACL 2019 (triaffine).
 
     Example:
         >>> x, z, weight = torch.randn(8, 5), torch.randn(8, 3), torch.randn(4, 3, 5)
         >>> mi.interaction(x, z, weight).shape
         torch.Size([8, 4])
+        >>> mi.interaction(x, (z, torch.randn(8, 2)), torch.randn(4, 3, 2, 5)).shape
+        torch.Size([8, 4])
     """
-    weights = weight, weight_z, weight_x, bias
+    if isinstance(z, tuple | list):
+        return _third_order(x, z, weight, weight_z, weight_x, bias, segment_ids, weight_ids)
+    weights: tuple[Any, ...] = weight, weight_z, weight_x, bias
     return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)
 
 
@@ -204,6 +226,50 @@ def _interaction(
     )
 
 
+def _third_order(
+    x: Any,
+    z: Any,
+    weight: Any,
+    weight_z: Any,
+    weight_x: Any,
+    bias: Any,
+    segment_ids: Any = None,
+    weight_ids: Any = None,
+    force: str | None = None,
+) -> Tensor:
+    """``force``: one of third_order.ORDERS, for tests; default is the cheapest."""
+    x, *contexts_and_weights = _of_pairs(x, z, weight, weight_z, weight_x, bias, segment_ids, weight_ids)
+    z1, z2, weight, weight_z1, weight_z2, weight_x, bias = contexts_and_weights
+    weights = weight, weight_z1, weight_z2, weight_x, bias
+    third_order.check_arguments(x, z1, z2, *weights)
+    chosen = backends.choose(x)
+    if get(chosen).is_reference:
+        return reference.third_order(x, z1, z2, *weights)
+    return third_order.interaction(chosen, x, z1, z2, weight, weight_z1, weight_z2, weight_x, bias, force)
+
+
+def _of_pairs(
+    x: Any, z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any, segment_ids: Any, weight_ids: Any
+) -> tuple[Any, ...]:
+    """x, z1, z2, W, U1, U2, V and c of a call with a pair of contexts."""
+    if len(z) != 2:
+        raise ValueError(f"interaction: z: expected a tensor or a pair of tensors, got {len(z)} of them")
+    if isinstance(weight, PackedWeight):
+        raise TypeError(
+            "interaction: weight: expected a torch.Tensor for a pair of contexts, got PackedWeight"
+        )
+    if weight_z is not None and not (isinstance(weight_z, tuple | list) and len(weight_z) == 2):
+        kind = type(weight_z).__name__
+        raise TypeError(f"interaction: weight_z: expected a pair for a pair of contexts, got {kind}")
+    for name, index in (("segment_ids", segment_ids), ("weight_ids", weight_ids)):
+        if index is not None:
+            raise ValueError(f"interaction: {name}: expected None for a pair of contexts, got a value")
+    tensors = autocast((x, *z, weight, *(weight_z or (None, None)), weight_x))
+    (bias,) = autocast((bias,))
+    out = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 4 else None
+    return (*tensors, bias if out is None else expand_bias_to(out, bias))
+
+
 def _expand_bias(chosen: bool, *weights: Any) -> Any:
     """A scalar bias, or one of shape [1, O], as [O]; one of each sample is returned unchanged, and so is
     [G, O] where weights are ``chosen`` by index."""
@@ -249,6 +315,10 @@ def _unpacked(weight: Any) -> Any:
 
 def _planner(spelling: Spelling) -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
+        if isinstance(bound.get("z"), tuple | list):
+            tensors = _of_pairs(**bound)
+            lead = third_order.check_arguments(*tensors)
+            return plan_third_order.plan(backends.choose(tensors[0]), lead, *tensors)
         x, z, weight, *others = (bound.get(argument) for argument in spelling.arguments)
         x, z, *weights = autocast((x, z, _unpacked(weight), *others))
         segment_ids, weight_ids = bound.get("segment_ids"), bound.get("weight_ids")

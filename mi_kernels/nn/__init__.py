@@ -21,6 +21,7 @@ from mi_kernels.nn.gates import DiagonalInteraction, FiLM, GatedInteraction
 from mi_kernels.nn.glu import GLU, GatedMLP
 from mi_kernels.nn.hyper import BoundLinear, HyperLinear, HyperMLP
 from mi_kernels.nn.interaction import Bilinear, MultiplicativeInteraction
+from mi_kernels.nn.lora import HyperLoRA
 from mi_kernels.nn.low_rank import LowRankInteraction
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "GatedInteraction",
     "GatedMLP",
     "HyperLinear",
+    "HyperLoRA",
     "HyperMLP",
     "LowRankInteraction",
     "MultiplicativeInteraction",

@@ -26,7 +26,7 @@ from mi_kernels.ops.checks import check_number, check_rank, check_tensors
 BiasPosition = Literal["last", "first"] | None
 
 
-def _context(module: nn.Module, z: Any, size: int, x: Any = None) -> Tensor:
+def context_of(module: nn.Module, z: Any, size: int, x: Any = None) -> Tensor:
     """The context of ``size`` features: z, or the output of the module's context network for z.
 
     For an input x, one for each of its samples where it has fewer dimensions.
@@ -88,6 +88,19 @@ class BoundLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"weight={list(self.weight.shape)}, bias={self.bias is not None}"
+
+
+def bound(weight: Tensor, bias: Tensor | None) -> nn.Linear | BoundLinear:
+    """The layer of W' [O, X] and b' [O], or those of W' [..., O, X] and b' [..., O]."""
+    if weight.dim() > 2:
+        return BoundLinear(weight, bias)
+    # One weight on the meta device: avoids the random initialisation of nn.Linear.
+    layer = nn.Linear(1, 1, bias is not None, device="meta")
+    layer.out_features, layer.in_features = weight.shape
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
 
 
 class HyperLinear(nn.Module):
@@ -256,7 +269,7 @@ class HyperLinear(nn.Module):
         def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        z = _context(self, z, self.context_features, x if segment_ids is None else None)
+        z = context_of(self, z, self.context_features, x if segment_ids is None else None)
         return call(interaction.interaction, x, z, *self.weights(), segment_ids=segment_ids)
 
     @torch.no_grad()
@@ -273,18 +286,10 @@ class HyperLinear(nn.Module):
             dtype of this layer's, also under autocast; they do not require grad and do not follow later
             changes of this layer.
         """
-        weight, bias = hyper.generate(_context(self, z, self.context_features), *self.weights())
+        weight, bias = hyper.generate(context_of(self, z, self.context_features), *self.weights())
         weight = weight.to(self.weight.dtype).contiguous()
         bias = None if bias is None else bias.to(self.weight.dtype)
-        if weight.dim() > 2:
-            return BoundLinear(weight, bias).train(self.training)
-        # One weight on the meta device: avoids the random initialisation of nn.Linear.
-        layer = nn.Linear(1, 1, bias is not None, device="meta")
-        layer.in_features, layer.out_features = self.in_features, self.out_features
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        if bias is not None:
-            layer.bias = nn.Parameter(bias, requires_grad=False)
-        return layer.train(self.training)
+        return bound(weight, bias).train(self.training)
 
     def extra_repr(self) -> str:
         return (
@@ -386,7 +391,7 @@ class HyperMLP(nn.Module):
         def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        z = _context(self, z, self.context_features, x if segment_ids is None else None)
+        z = context_of(self, z, self.context_features, x if segment_ids is None else None)
         for number, layer in enumerate(self.layers):
             x = layer(self.activation(x) if number else x, z, segment_ids)
         return x
@@ -397,7 +402,7 @@ class HyperMLP(nn.Module):
 
         The activation is copied, too: the two networks share no state.
         """
-        z = _context(self, z, self.context_features)
+        z = context_of(self, z, self.context_features)
         activation = copy.deepcopy(self.activation).requires_grad_(False)
         modules: list[nn.Module] = []
         for layer in self.layers:

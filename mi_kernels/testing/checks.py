@@ -20,9 +20,11 @@ from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.testing import squares
 from mi_kernels.testing.biaffine_samples import Pairs
 from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
+from mi_kernels.testing.low_rank_weight_samples import Factors
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
+from mi_kernels.testing.third_order_samples import Triple
 
-AnySample = Sample | GateSample | Modulation | Pairs
+AnySample = Sample | GateSample | Modulation | Pairs | Factors | Triple
 Maybe = Tensor | None
 
 
@@ -101,6 +103,10 @@ def form_of(sample: AnySample) -> Form:
             lambda *a: mi.biaffine(*a, **sample.options),
             lambda x, z, w, c: interaction_reference.biaffine(x, z, w, c, ones, first),
         )
+    if isinstance(sample, Factors):
+        return Form(sample.call, sample.reference, lambda *a: [sample.squares(*a)], sample.square_gradients)
+    if isinstance(sample, Triple):
+        return Form(sample.call, interaction_reference.third_order)
     return Form(mi.interaction, interaction_reference.interaction)
 
 

@@ -17,6 +17,7 @@ from mi_kernels.ops.interaction import segments
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
+from mi_kernels.testing.third_order_samples import Triple
 
 DTYPE = torch.float64  # correct results agree in nearly all digits
 Arguments = tuple[Any, ...]
@@ -186,6 +187,12 @@ def _differentiable_biaffine() -> Iterator[Arguments]:
         yield "portable", *sample.arguments(DTYPE), *sample.ones, sample.channels_first
 
 
+def _differentiable_third_order() -> Iterator[Arguments]:
+    tensors = Triple("tiny", ((4, 3), (4, 2), (1, 5)), 3).arguments(DTYPE)
+    for order in ("z1", "product"):
+        yield "portable", *tensors, order
+
+
 def _differentiable_gate() -> Iterator[Arguments]:
     x, z, weight, *others = GateSample("gated_interaction", GATE_ODD, "WUVc").arguments(DTYPE)
     yield "portable", "tanh", 0.0, x, z, weight, *others, None, None
@@ -221,6 +228,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "differentiable_interaction_rows": _rows,
     "differentiable_interaction_by_segment": _by_segment(_forward, slice(2, 6), ("portable",)),
     "differentiable_biaffine": _differentiable_biaffine,
+    "differentiable_third_order": _differentiable_third_order,
     "differentiable_gate": _differentiable_gate,
     "differentiable_modulate": _differentiable_modulate,
     "cpu_interaction_plan": _plans(),
@@ -235,7 +243,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
 }
 
 
-_MANY_RANKS = "differentiable_interaction", "cpu_linear", "cpu_linear_grads"
+_MANY_RANKS = "differentiable_interaction", "differentiable_third_order", "cpu_linear", "cpu_linear_grads"
 
 
 def broken(name: str, arguments: Arguments) -> Iterator[Broken]:

@@ -18,6 +18,7 @@ MODULES = {
     mi.nn.FiLM: {"features": 2, "context_features": 3},
     mi.nn.HyperLinear: {"in_features": 2, "out_features": 3, "context_features": 4},
     mi.nn.HyperMLP: {"sizes": [2, 3], "context_features": 4},
+    mi.nn.HyperLoRA: {"linear": nn.Linear(2, 3), "context_features": 4, "rank": 2},
     mi.nn.BoundLinear: {"weight": torch.ones(2, 3)},
 }
 
@@ -35,6 +36,16 @@ WRONG = {
     "activation": [torch.relu, nn.ReLU, nn.ReLU(), None, "swish", ["relu"]],
     "HyperMLP activation": ["relu", nn.ReLU, None, 3],
     "scale_offset": ["1", None, torch.tensor(1.0), [1.0]],
+    "linear": [
+        nn.Linear,
+        nn.Identity(),
+        None,
+        torch.ones(3, 2),
+        nn.LazyLinear(3),
+        nn.Linear(2, 3, dtype=torch.cfloat),
+    ],
+    "rank": [2.5, "3", None, True, -1],
+    "scale": ["1", None, torch.tensor(1.0), [1.0], True],
     "gain": ["1", None, torch.tensor(1.0), [1.0]],
     "ones": ["no", None, True, (True,), (True, "no"), (None, False), torch.ones(2, 2)],
     "init": ["one", None, 1, ["unit"], nn.init],
@@ -83,7 +94,7 @@ def test_a_wrong_argument_is_named(module, name, value):
 @pytest.mark.parametrize("module", MODULES)
 def test_right_arguments_are_taken(module):
     module(**MODULES[module])
-    if module is not mi.nn.BoundLinear:
+    if module not in (mi.nn.BoundLinear, mi.nn.HyperLoRA):  # they have no such options
         for options in (
             {"bias": 0},
             {"device": torch.device("cpu")},
@@ -93,7 +104,7 @@ def test_right_arguments_are_taken(module):
 
 
 @pytest.mark.parametrize("network", [lambda z: z, nn.Identity, "network"], ids=["lambda", "class", "str"])
-@pytest.mark.parametrize("module", [mi.nn.HyperLinear, mi.nn.HyperMLP])
+@pytest.mark.parametrize("module", [mi.nn.HyperLinear, mi.nn.HyperMLP, mi.nn.HyperLoRA])
 def test_a_context_network_that_is_set_later_is_named(module, network):
     layer = module(**MODULES[module])
     layer.context_network = network

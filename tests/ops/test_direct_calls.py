@@ -206,6 +206,7 @@ EXPLAINED_AXES = {
     "bilinear": "input1:BZ input2:BX weight:OZX | bias:O",
     "generate": "z:BZ | weight:OZX weight_z:OZ weight_x:OX bias:O",
     "apply_generated": "x:BX weight:BOX | bias:BO",
+    "apply_low_rank": "x:BX down:BZX up:BOZ | base:BO",
     "modulate": "x:BX scale:BX | shift:X",
     "diagonal": "x:BX z:BZ weight:XZ | bias:X shift_weight:XZ shift_bias:X weight_x:XX",
     "gated_interaction": "x:BX z:BZ | weight:XZX weight_z:XZ weight_x:XX bias:X",

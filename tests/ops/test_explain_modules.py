@@ -72,7 +72,7 @@ def expected(layer, *given):
 
 
 def test_every_module_is_here():
-    assert set(MODULES) | {"HyperMLP"} == set(mi.nn.__all__)
+    assert set(MODULES) | {"HyperMLP", "HyperLoRA"} == set(mi.nn.__all__)
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["", "autocast"])
@@ -110,6 +110,20 @@ def test_of_several_calls_each_has_its_plan(activation, segments):
     assert plan.bytes == sum(one.bytes for one in each)
     assert plan.scratch == max(one.scratch for one in each)
     assert "HyperMLP: 2 calls" in str(plan) and all(str(one) in str(plan) for one in each)
+
+
+def test_of_an_adapter_factors_and_product_have_their_plans():
+    layer, x, z = mi.nn.HyperLoRA(nn.Linear(X, 5), context_features=Z, rank=2), ones(ROWS, X), ones(ROWS, Z)
+    with Spy() as spy:
+        plan = mi.explain(layer, x, z)
+    assert computed(spy) == []
+    down, up = (ones(ROWS, *size, requires_grad=True) for size in ((2, X), (5, 2)))
+    base = ones(ROWS, 5, requires_grad=True)
+    assert plan.op == "HyperLoRA" and plan.calls == (
+        mi.explain(mi.generate, z, layer.down_weight, None, layer.down_weight_x),
+        mi.explain(mi.generate, z, layer.up_weight, None, layer.up_weight_x),
+        mi.explain(mi.apply_low_rank, x, down, up, base),
+    )
 
 
 def test_of_a_model_with_such_modules(fresh_compiler):

@@ -61,7 +61,7 @@ def check_arguments(
     batched = spelling is INTERACTION
     if weight_ids is not None:
         ids = check_index(op, "weight_ids", weight_ids, x)
-        lead = _broadcast(op, "weight_ids", ids.shape, lead)
+        lead = common_lead(op, "weight_ids", ids.shape, lead)
     groups = None
     for name, tensor, names in zip(weight_names, weights, axes, strict=True):
         if tensor is None:
@@ -74,8 +74,8 @@ def check_arguments(
             check_shape(op, name, tensor, {"G": groups, **expected})
             groups = tensor.shape[0]
         else:
-            _check_features(op, name, tensor, expected)
-            lead = _broadcast(op, name, tensor.shape[:more], lead)
+            check_features(op, name, tensor, expected)
+            lead = common_lead(op, name, tensor.shape[:more], lead)
         sizes[o_axis] = tensor.shape[more]
     if weight_ids is not None:
         if groups is None:
@@ -88,7 +88,7 @@ def check_arguments(
     return lead
 
 
-def _check_features(op: str, name: str, tensor: Tensor, expected: dict[str, int | None]) -> None:
+def check_features(op: str, name: str, tensor: Tensor, expected: dict[str, int | None]) -> None:
     """The last sizes of a tensor with leading dimensions."""
     own = tensor.shape[tensor.dim() - len(expected) :]
     if any(size not in (None, found) for size, found in zip(expected.values(), own, strict=True)):
@@ -96,7 +96,8 @@ def _check_features(op: str, name: str, tensor: Tensor, expected: dict[str, int 
         raise ValueError(f"{op}: {name}: expected shape [..., {axes}], got {list(tensor.shape)}")
 
 
-def _broadcast(op: str, name: str, shape: torch.Size, lead: torch.Size) -> torch.Size:
+def common_lead(op: str, name: str, shape: torch.Size, lead: torch.Size) -> torch.Size:
+    """The broadcast of ``lead`` and the leading dimensions of one more argument."""
     common = broadcast(lead, shape)
     if common is None:
         raise ValueError(

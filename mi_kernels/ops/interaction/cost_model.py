@@ -84,7 +84,7 @@ def fused(sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device
         elements += (2 + wanted.x) * sizes.rows * sizes.width
     if not backends.get(backend).fused:  # z x is written and read
         elements += 2 * passes * sizes.rows * sizes.context * sizes.width
-    return _cost(FUSED, operations, elements, passes, dtype, device)
+    return cost_of(FUSED, operations, elements, passes, dtype, device)
 
 
 def shared(
@@ -125,10 +125,10 @@ def shared(
         elements += 2 * rows * out * (1 + (wanted.x or generated))
     if not backends.get(backend).fused:
         elements += rows * out
-    return _cost(plan, operations, elements, 2 * (generate + apply * products), dtype, device)
+    return cost_of(plan, operations, elements, 2 * (generate + apply * products), dtype, device)
 
 
-def _cost(plan: str, operations: int, elements: int, calls: int, dtype: torch.dtype, device: str) -> Cost:
+def cost_of(plan: str, operations: int, elements: int, calls: int, dtype: torch.dtype, device: str) -> Cost:
     rates = _RATES.get(device, _RATES["cuda"])
     moved = elements * dtype.itemsize
     time = operations * (rates.operation * _SPEED.get(dtype, 10) // 10) + moved * rates.byte
@@ -137,8 +137,8 @@ def _cost(plan: str, operations: int, elements: int, calls: int, dtype: torch.dt
 
 def padding(width: int, out: int, dtype: torch.dtype, device: str) -> int:
     """The number of padded rows that costs as much as one more product with W' [O, X], in every pass."""
-    row = _cost(PER_Z, 2 * width * out, width + out, 0, dtype, device).femtoseconds
-    return _cost(PER_Z, 0, 0, 2, dtype, device).femtoseconds // max(row, 1)
+    row = cost_of(PER_Z, 2 * width * out, width + out, 0, dtype, device).femtoseconds
+    return cost_of(PER_Z, 0, 0, 2, dtype, device).femtoseconds // max(row, 1)
 
 
 def all_costs(

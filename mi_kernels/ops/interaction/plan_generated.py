@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import backend as backends
+from mi_kernels.ops.checks import broadcast
 from mi_kernels.ops.interaction import segments, shared
 from mi_kernels.ops.interaction.plan_batched import by_segment
 from mi_kernels.ops.interaction.plan_shared import copied, generate_scratch, major, reading
@@ -16,6 +17,7 @@ from mi_kernels.ops.rules import Maybe, gradients_wanted
 
 _GENERATE = "W' = z W + V is one product, b' = U z + c another one"
 _APPLY = "one grouped product, one group per layer, with the inputs of a layer as its rows"
+_LOW_RANK = "two grouped products, to R features and from them; no factor is repeated for its rows"
 _MAPPED = "values that vmap maps over cannot be sorted: each row gets its own copy of a layer"
 _EINSUM = "the formula term by term: the oracle, not meant to be fast"
 
@@ -88,6 +90,29 @@ def apply(
         backward.append(_plan("weight_grads", backend, product * want[0], moved, why))
     operations = product + rows * out * (bias is not None)
     return replace(_plan("forward", backend, operations, moved, why), backward=tuple(backward))
+
+
+def apply_low_rank(
+    backend: str, x: Tensor, down: Tensor, up: Tensor, base: Maybe, lead: torch.Size, segment_ids: Maybe
+) -> Plan:
+    """The plan of checked arguments x, A, B and base; y has the leading dimensions ``lead``."""
+    (rank, width), out, rows, why = down.shape[-2:], up.shape[-2], math.prod(lead), _LOW_RANK
+    if segment_ids is not None:
+        how = _MAPPED if segments.is_mapped(segment_ids) else by_segment(backend, "factor")
+        why = f"{_LOW_RANK}; {how}"
+    inner = rows if segment_ids is not None else math.prod(broadcast(x.shape[:-1], down.shape[:-2]) or ())
+    first, second = 2 * inner * rank * width, 2 * rows * out * rank
+    moved = _bytes(rows * out, x, down, up, base)
+    want_x, want_down, want_up, want_base = gradients_wanted((x, down, up, base))
+    backward = []
+    if want_x or want_down:  # that of the R features is counted here
+        operations = second + first * want_x
+        backward.append(_plan("input_grads", backend, operations, moved, why))
+    if want_down or want_up or want_base:
+        operations = first * want_down + second * want_up
+        backward.append(_plan("weight_grads", backend, operations, moved, why))
+    forward = _plan("forward", backend, first + second + rows * out * (base is not None), moved, why)
+    return replace(forward, backward=tuple(backward))
 
 
 def _plan(op: str, backend: str, operations: int, moved: int, why: str) -> Plan:

@@ -39,6 +39,19 @@ def apply_generated(
     return y if bias is None else y + bias
 
 
+def apply_low_rank(
+    x: Tensor,  # [..., X]
+    down: Tensor,  # [..., R, X]
+    up: Tensor,  # [..., O, R]
+    base: Tensor | None = None,  # [..., O]
+    scale: float = 1.0,
+) -> Tensor:
+    """y = base + B (scale * A x)."""
+    features = torch.einsum("...rj,...j->...r", down, x)
+    y = torch.einsum("...or,...r->...o", up, features if scale == 1 else features * scale)
+    return y if base is None else y + base
+
+
 def lead(weight: torch.Tensor, rank: int) -> str:
     """The leading dimensions of a weight in an equation; ONNX knows them only where they are."""
     return "..." if weight.dim() > rank else ""
@@ -66,6 +79,28 @@ def interaction(
     y = sum(terms[1:], terms[0])
     rows = torch.broadcast_shapes(x.shape[:-1], z.shape[:-1], y.shape[:-1])
     return y.expand(*rows, y.shape[-1])
+
+
+def third_order(
+    x: Tensor,  # [..., X]
+    z1: Tensor,  # [..., Z1]
+    z2: Tensor,  # [..., Z2]
+    weight: Tensor,  # [O, Z1, Z2, X]
+    weight_z1: Tensor | None = None,  # [O, Z1]
+    weight_z2: Tensor | None = None,  # [O, Z2]
+    weight_x: Tensor | None = None,  # [O, X]
+    bias: Tensor | None = None,  # [O]
+) -> Tensor:
+    """y = sum_ijk W[o,i,j,k] z1[i] z2[j] x[k] + U1 z1 + U2 z2 + V x + c."""
+    generated = torch.einsum("...i,oijk->...ojk", z1, weight)
+    dots = lead(generated, 3), lead(z2, 1), lead(x, 1)
+    both = dots[0] or dots[1]
+    layer = torch.einsum(f"{dots[0]}ojk,{dots[1]}j->{both}ok", generated, z2)
+    y = torch.einsum(f"{both}ok,{dots[2]}k->{both or dots[2]}o", layer, x)
+    for operand, matrix in ((z1, weight_z1), (z2, weight_z2), (x, weight_x)):
+        if matrix is not None:
+            y = y + torch.einsum("...i,oi->...o", operand, matrix)
+    return y if bias is None else y + bias
 
 
 def biaffine(
