@@ -88,6 +88,13 @@ def _linear() -> Iterator[Arguments]:
     yield _grouped(x[0], weight, None)
 
 
+def _linear_add() -> Iterator[Arguments]:
+    grad, (x, _, _, _, weight, _) = Sample(ODD).cotangent(DTYPE), Sample(ODD).arguments(DTYPE)
+    assert x is not None and weight is not None
+    yield x, weight, grad
+    yield _grouped(x, weight, grad)
+
+
 def _linear_grads() -> Iterator[Arguments]:
     grad, (x, _, _, _, weight, _) = Sample(ODD).cotangent(DTYPE), Sample(ODD).arguments(DTYPE)
     assert x is not None
@@ -215,6 +222,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "interaction_input_grads": _input_grads,
     "interaction_weight_grads": _weight_grads,
     "cpu_linear": _linear,
+    "cpu_linear_add": _linear_add,
     "cpu_linear_grads": _linear_grads,
     "cpu_biaffine": _biaffine,
     "interaction_by_segment": _by_segment(_forward, slice(2, 6)),

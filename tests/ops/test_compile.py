@@ -403,6 +403,7 @@ SAMPLES |= {
         "differentiable_interaction_by_segment",
         "segment_order",
         "cpu_linear",
+        "cpu_linear_add",
         "cpu_linear_grads",
         "cpu_biaffine",
         "differentiable_biaffine",

@@ -7,7 +7,11 @@
 
 #include "common/allocate.h"
 #include "common/tensor_args.h"
+#include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/interaction.h"
+#include "cpu/dispatch/isa.h"
+#include "cpu/dispatch/linear_call.h"
+#include "cpu/dispatch/plan.h"
 #include "cpu/kernels/calls.h"
 
 namespace mi_kernels {
@@ -74,6 +78,34 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Optional& bias) {
   return y;
 }
 
+// x V^T + addend for an addend whose rows are contiguous, in one pass.
+Tensor linear_add(const Tensor& x, const Tensor& weight, const Tensor& addend) {
+  constexpr const char* op = "cpu_linear_add";
+  check_defined(op, "weight", weight);
+  check_defined(op, "addend", addend);
+  const bool grouped = is_grouped(op, weight);
+  ProblemSize p = input_sizes(op, x, grouped);
+  STD_TORCH_CHECK(x.dim() == (grouped ? 3 : 2), op, ": x: expected ", grouped ? 3 : 2, " dimensions, got ", x.dim());
+  p.out = weight.size(weight.dim() - 2);
+  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  check_sizes(op, "weight", weight, x, p.groups, grouped, {p.out, p.width});
+  check_sizes(op, "addend", addend, x, p.groups, grouped, {p.rows, p.out});
+  STD_TORCH_CHECK(p.width > 0, op, ": x: expected at least one feature, got none");
+  STD_TORCH_CHECK(p.out <= 1 || addend.stride(addend.dim() - 1) == 1, op, ": addend: expected contiguous rows");
+  check_products(op, "x", p, false);
+  Tensor y = on_huge_pages(allocate_rows(x, p.out));
+  if (y.numel() == 0) return y;
+  LinearCall call{p.groups, p.rows,
+                  p.out,    {linear_term(rows_ref(x, grouped), tensor_ref(weight, grouped), p.width), {}},
+                  {},       {y.mutable_data_ptr()}};
+  call.addend = rows_ref(addend, grouped);
+  const Kernels& kernels = selected_kernels();
+  const LinearPlan plan = plan_linear(p.groups, p.rows, p.out, {p.width, 0, 0}, false, kernels.mul_traits(dtype));
+  const Workspace workspace(x, {plan.tasks, plan.operations, plan.worker_bytes, 0});
+  kernels.linear(dtype, call, plan, workspace.executor);
+  return y;
+}
+
 // dx, dV and dc; the weight is needed for dx alone. With `one`, x has one more feature, which is 1: dV has a column for
 // it.
 std::tuple<Tensor, Tensor, Tensor> linear_grads(const Tensor& grad, const Tensor& x, const Optional& weight,
@@ -116,5 +148,6 @@ std::tuple<Tensor, Tensor, Tensor> linear_grads(const Tensor& grad, const Tensor
 
 STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
   m.impl("cpu_linear", TORCH_BOX(&mi_kernels::linear));
+  m.impl("cpu_linear_add", TORCH_BOX(&mi_kernels::linear_add));
   m.impl("cpu_linear_grads", TORCH_BOX(&mi_kernels::linear_grads));
 }

@@ -165,7 +165,7 @@ MI_INLINE Vec<Acc> load_lanes(const In* from, int64_t stride, int64_t valid) {
   return load<Vec<Acc>>(values);
 }
 
-// out[m, lane] = tile + panels, if there are any, + bias[lane].
+// out[m, lane] = tile + panels, if there are any, + bias[lane] + addend[m, lane].
 template <class Mul, class S>
 struct StoreOutputs {
   using Acc = typename Mul::Acc;
@@ -174,9 +174,27 @@ struct StoreOutputs {
   const Acc* bias;    // whole vectors, or null
   const Acc* panels;  // with `rows` features, or null
   int64_t rows;
+  const S* addend = nullptr;  // or null; its lanes are contiguous
+  int64_t addend_stride = 0;
   template <int N>
   MI_INLINE void operator()(const Tile<Mul, N>& tile, int64_t m, int64_t valid, int64_t first) const {
+    using V = Vec<Acc>;
     constexpr int L = Tile<Mul, N>::lanes;
+    // Most tiles are whole, and after a short sum storing them takes as long as the sum: straight from the registers.
+    if (valid == kTileM && (first + N) * L <= lane_count && !panels && !addend) {
+      S* to = out + m * stride + first * L;
+      if (bias)
+        unroll<kTileM>([&](auto r) {
+          unroll<N>([&](auto n) {
+            store_acc<L>(to + r * stride + n * L, V(tile.acc[r][n] + load<V>(bias + (first + n) * L)));
+          });
+        });
+      else
+        unroll<kTileM>([&](auto r) {
+          unroll<N>([&](auto n) { store_acc<L>(to + r * stride + n * L, tile.acc[r][n]); });
+        });
+      return;
+    }
     Acc sums[kTileM * N * L];
     unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { store(sums + (r * N + n) * L, tile.acc[r][n]); }); });
     finish<N>(sums, m, valid, first);
@@ -195,6 +213,7 @@ struct StoreOutputs {
         V sum = load<V>(sums + (r * N + n) * L);
         if (panel) sum += load<V>(panel + (r * N + n) * L);
         if (bias) sum += load<V>(bias + lane);
+        if (addend) sum += load_lanes<Acc>(addend + (m + r) * addend_stride + lane, 1, lane_count - lane);
         store_lanes<Acc>(out + (m + r) * stride + lane, 1, lane_count - lane, sum);
       }
     }

@@ -64,7 +64,8 @@ struct DualEpilogue {
   OutputRef p = {}, q = {};  // for the backward pass, [rows][ranks][out]
 };
 
-// y[groups][rows][out] = p = terms[0] + terms[1] + bias; with a gate, y = (act(p) + offset) * x + shift + shift_bias.
+// y[groups][rows][out] = p = terms[0] + terms[1] + bias + addend; with a gate, y = (act(p) + offset) * x + shift +
+// shift_bias.
 struct LinearCall {
   int64_t groups, rows, out;
   LinearTerm terms[2];
@@ -73,6 +74,7 @@ struct LinearCall {
   GateParams gate = {};  // its shift_weight is not read: see shift
   LinearTerm shift = {};
   DualEpilogue dual = {};  // q = shift + gate.shift_bias
+  TensorRef addend = {};   // [groups][rows][out] with contiguous rows; not with a gate or a stream
 };
 
 // The same epilogue alone: p and q are [rows][ranks][out] in memory; so are the gradients dp and dq, dq being `out *

@@ -64,8 +64,13 @@ class Linear {
     }
     const int64_t last_block = (last.depth - 1) / plan.depth * plan.depth;
     accumulate(b, last, last_block, panels, overwrite);
+    const TensorRef& addend = call.addend;
+    const S* added = addend.data
+                         ? static_cast<const S*>(addend.data) + b.group * addend.group + b.row0 * addend.row + b.lane0
+                         : nullptr;
     multiply_k_block(b, last, last_block,
-                     StoreOutputs<Mul, S>{out, call.out, b.lane_count, bias, overwrite ? nullptr : panels, b.rows});
+                     StoreOutputs<Mul, S>{out, call.out, b.lane_count, bias, overwrite ? nullptr : panels, b.rows,
+                                          added, addend.row});
   }
 
   // y = f(p) h(q), p being terms[0] and q the shift, one rank after the other.

@@ -2,7 +2,7 @@
 
 Each view outside of a Function is a node of the backward pass, and each operation a call of the dispatcher;
 on the CPU these take longer than the products of a few rows. So the compiled kernels have operations that
-take tensors as they are (`cpu_linear`, `cpu_linear_grads`), and the rules here have their views inside. No
+take tensors as they are (`cpu_linear`, `cpu_linear_add`, `cpu_linear_grads`), and the rules here have their views inside. No
 derivative is new: what is differentiated again is calls of the primitives of autograd.py.
 """
 
@@ -70,6 +70,12 @@ _GRADS = _define(
     "Tensor grad, Tensor x, Tensor? weight, bool want_x, bool want_weight, bool want_bias, bool one=False",
     "(Tensor, Tensor, Tensor)",
     _grads_fake,
+)
+ADD = _define(  # low_rank_weights.py
+    "cpu_linear_add",
+    "Tensor x, Tensor weight, Tensor addend",
+    "Tensor",
+    lambda x, weight, addend: addend.new_empty(addend.shape),
 )
 BIAFFINE = _define(  # biaffine.py
     "cpu_biaffine",

@@ -92,6 +92,17 @@ def _as_groups(x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Ten
     return (x.flatten(0, -2) if down.dim() == 2 and x.dim() > 2 else x), down, up
 
 
+def _expanded(features: Tensor, up: Tensor, base: Maybe) -> Tensor:
+    """B h + base, in one pass where the kernel for that takes it."""
+    if base is None:
+        return linear.linear(linear.BACKEND, features, up, None)
+    base = base.reshape(*features.shape[:-1], up.shape[-2])
+    plain = features.dim() == up.dim() and features.shape[-1] > 0 and base.stride(-1) == 1
+    if plain and linear.is_direct(linear.BACKEND, features, up, base):
+        return linear.ADD(features, up, base)
+    return linear.linear(linear.BACKEND, features, up, None).add_(base)
+
+
 class LowRankRule(Rule):
     """`eager_apply` in calls that nothing transforms: without jvp and vmap. It keeps the R features."""
 
@@ -101,10 +112,10 @@ class LowRankRule(Rule):
         features = linear.linear(linear.BACKEND, rows, down, None)
         if scale != 1:
             features.mul_(scale)
-        y = linear.linear(linear.BACKEND, features, up, None)
+        y = _expanded(features, up, base)
         if y.dim() != x.dim():
             y.resize_(*x.shape[:-1], y.shape[-1])  # not a view, which could not be changed in place
-        return y if base is None else y.add_(base), features
+        return y, features
 
     @staticmethod
     def setup_context(ctx, inputs, output):
