@@ -9,6 +9,7 @@ from mi_kernels.functional.gates import diagonal, gated_interaction, modulate
 from mi_kernels.functional.heads import HeadPart, split_head
 from mi_kernels.functional.hyper import apply_generated, generate
 from mi_kernels.functional.interaction import bilinear, interaction, pack
+from mi_kernels.functional.mix import mix
 from mi_kernels.nn.convert import conversion_report, convert
 from mi_kernels.nn.report import ConversionReport
 from mi_kernels.ops import flops as _flops
@@ -39,6 +40,7 @@ __all__ = [
     "gated_interaction",
     "generate",
     "interaction",
+    "mix",
     "modulate",
     "nn",
     "pack",

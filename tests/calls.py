@@ -10,6 +10,7 @@ from torch import Tensor
 
 import mi_kernels as mi
 from mi_kernels.testing.biaffine_samples import LABEL
+from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.samples import (
     GATE_ODD,
     GATE_TERMS,
@@ -80,6 +81,7 @@ CALLS = {
         partial(mi.biaffine, channels_first=True), replace(LABEL, ones=(False, False), bias=(5,))
     ),
     "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),
+    "mix": Call(mi.mix, Mixing("tokens", (3, 4, 6), (3, 4, 6), (3, 1, 6))),
     "diagonal": Call(_diagonal, GateSample("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
     "diagonal-softmax": Call(
         partial(_diagonal, activation="softmax"), GateSample("diagonal", GATE_ODD, "AaC")

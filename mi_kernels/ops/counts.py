@@ -101,6 +101,18 @@ def modulate_grads(sizes: tuple[int, int, int], itemsize: int) -> Count:
     return Count(x * (4 if shift else 3), (3 * x + 2 * scale + shift) * itemsize)
 
 
+def mix(sizes: tuple[int, int], itemsize: int) -> Count:
+    """y of a mixture, from the numbers of elements of y, to which a and b broadcast, and of the gate."""
+    y, gate = sizes
+    return Count(3 * y, (3 * y + gate) * itemsize)
+
+
+def mix_grads(sizes: tuple[int, int], itemsize: int) -> Count:
+    """da, db and dgate from g, a, b and the gate."""
+    y, gate = sizes
+    return Count(5 * y, (5 * y + 2 * gate) * itemsize)
+
+
 def gate(
     rows: int,
     contexts: int,
