@@ -68,10 +68,10 @@ def mix(
         >>> mi.mix(new, old, gate).shape
         torch.Size([2, 7, 5])
     """
-    if backends.is_open() and small.takes(a, gate, b, activation, 0.0):
+    if backends.is_open() and b is not None and small.takes(a, gate, b, activation, 0.0):
         return small.mix(a, b, gate, activation)
     backend = backends.eager_cpu(a, "modulate")
-    if backend is not None and small.fits(a, gate, b, activation, 0.0):
+    if backend is not None and b is not None and small.fits(a, gate, b, activation, 0.0):
         return _mixed(backend, a, b, gate, activation)
     dtype = promoted_dtype("mix", _NAMES, (a, b, gate), 3)
     if dtype is not None:
@@ -114,7 +114,11 @@ def _plan(a: Any, b: Any, gate: Any, activation: str) -> Plan:
     dtype = promoted_dtype("mix", _NAMES, given, 3)
     if dtype is not None:
         a, b, gate, activation = _cast(dtype, *given, activation)
-    own = small.ALGORITHM if backends.is_open() and small.takes(a, gate, b, activation, 0.0) else None
+    own = (
+        small.ALGORITHM
+        if backends.is_open() and b is not None and small.takes(a, gate, b, activation, 0.0)
+        else None
+    )
     shape = _check(a, b, gate, activation)
     plan = modulate_plan.mix(backends.choose(a, "modulate"), shape, a, b, gate, own)
     return plan if dtype is None else modulate_plan.with_casts(plan, _NAMES, given, dtype)

@@ -153,8 +153,9 @@ def test_equal_tensors_and_open_and_closed_gates(dtype, place):
         assert torch.equal(mi.mix(a, a, gate, activation=name), a)
     closed, opened = torch.zeros_like(gate), torch.ones_like(gate)
     assert torch.equal(mi.mix(a, b, closed, activation="identity"), b)
-    y = mi.mix(a, b, opened, activation="identity")
-    torch.testing.assert_close(y, torch.lerp(b, a, opened.expand(a.shape)))
+    # b + (a - b), two roundings; torch.lerp has a.
+    error = (mi.mix(a, b, opened, activation="identity") - torch.lerp(b, a, opened)).abs()
+    assert (error <= torch.finfo(dtype).eps * (a.abs() + b.abs())).all()
 
 
 @pytest.mark.parametrize("one", range(3), ids=["a", "b", "gate"])
@@ -332,10 +333,13 @@ def test_few_elements_are_mixed_by_pytorch():
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_it_is_plain_pytorch(place):
     tensors = TOKENS.arguments(torch.float32, place.device, requires_grad=True)
-    compiled = torch.compile(mi.mix, backend="aot_eager", fullgraph=True, dynamic=True)
-    with Spy() as spy:
-        y = compiled(*tensors)
-        found = torch.autograd.grad(y.sum(), tensors)
-    assert spy.names == []
-    expected = torch.autograd.grad(reference.mix(*tensors).sum(), tensors)
-    torch.testing.assert_close(found, expected)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return graph.forward
+
+    y = torch.compile(mi.mix, backend=backend, fullgraph=True, dynamic=True)(*tensors)
+    assert len(graphs) == 1 and "mi_kernels" not in graphs[0]
+    found = torch.autograd.grad(y.sum(), tensors)
+    torch.testing.assert_close(found, torch.autograd.grad(reference.mix(*tensors).sum(), tensors))
