@@ -11,6 +11,7 @@ from mi_kernels.functional.heads import HeadPart, split_head
 from mi_kernels.functional.hyper import apply_generated, apply_low_rank, generate
 from mi_kernels.functional.interaction import bilinear, interaction, pack
 from mi_kernels.functional.low_rank import low_rank
+from mi_kernels.functional.mix import mix
 from mi_kernels.nn.convert import conversion_report, convert
 from mi_kernels.nn.report import ConversionReport
 from mi_kernels.ops import flops as _flops
@@ -44,6 +45,7 @@ __all__ = [
     "glu",
     "interaction",
     "low_rank",
+    "mix",
     "modulate",
     "nn",
     "pack",

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mi_kernels import backends, records
-from mi_kernels.functional import biaffine, gates, glu, hyper, interaction, low_rank
+from mi_kernels import backends
+from mi_kernels.functional import biaffine, gates, glu, hyper, interaction, low_rank, mix
 from mi_kernels.functional._arguments import autocast
 from mi_kernels.functional._call import instead_of_calls
+from mi_kernels.ops.library import DEFINED, FAMILIES
 from mi_kernels.ops.plan import Plan
 
 # By name, the function and its planner, which takes the bound arguments as keywords.
@@ -25,6 +26,7 @@ EXPLAINED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
     **biaffine.PLANNED,
     **glu.PLANNED,
     **low_rank.PLANNED,
+    **mix.PLANNED,
 }
 
 
@@ -70,8 +72,14 @@ def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> P
     found = planner(**bound.arguments)
     tensor = next(t for t in bound.arguments.values() if isinstance(t, Tensor))
     (tensor,) = autocast((tensor,))
-    remark = backends.remark(tensor, name if name in records.FAMILIES else "interaction")
+    remark = backends.remark(tensor, _family(name))
     return found if remark is None else replace(found, why=f"{found.why}; {remark}")
+
+
+def _family(name: str) -> str:
+    """The family whose kernels a function calls."""
+    module = DEFINED[name].module if name in DEFINED else "interaction"
+    return name if name in FAMILIES else module
 
 
 def _describe(op: object, name: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 import mi_kernels as mi
 from mi_kernels.testing.biaffine_samples import LABEL
 from mi_kernels.testing.low_rank_weight_samples import GROUPS, SAMPLES
+from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.samples import (
     GATE_ODD,
     GATE_TERMS,
@@ -93,6 +94,7 @@ CALLS = {
     "third-order": Call(ROWS.call, ROWS),
     "third-order-shared": Call(TOKENS.call, TOKENS),
     "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),
+    "mix": Call(mi.mix, Mixing("tokens", (3, 4, 6), (3, 4, 6), (3, 1, 6))),
     "diagonal": Call(_diagonal, GateSample("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
     "diagonal-softmax": Call(
         partial(_diagonal, activation="softmax"), GateSample("diagonal", GATE_ODD, "AaC")

@@ -167,11 +167,14 @@ def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width
             if name != "softmax":
                 modulation.modulate(x, scale, scale, name, 1.0)
                 modulation.modulate_grads(x, x, scale, list(sizes), name, 1.0, True, True, True)
+                modulation.mix(x, x, scale, name)
+                modulation.mix_grads(x, x, x, scale, name, True, True, True)
         if short:
             continue
         modulation.modulate(x, scale, None, "identity", 0.0)
         for want in ((True, False, False), (False, True, False), (False, False, True)):
             modulation.modulate_grads(x, x, scale, list(sizes), "identity", 0.0, *want)
+            modulation.mix_grads(x, x, x, scale, "identity", *want)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Gates and modulation against eager PyTorch, torch.compile of it, and torch.addcmul forms.
+"""Gates, modulation and mixtures against eager PyTorch, torch.compile of it, and torch.addcmul forms.
 
     python benchmarks/suites/gates.py --threads 2 --output benchmarks/results/NAME.json
 
@@ -36,6 +36,34 @@ def modulations() -> Iterator[Case]:
         ("full", (16384, 1024), (16384, 1024)),
     ):
         yield Case("modulate", name, (x, scale, scale), functions, copies=True)
+
+
+def mixtures() -> Iterator[Case]:
+    """A gate for each sample, for each row, for each feature map, and a gate of the size of the tensors."""
+
+    def eager(a, b, gate):
+        return b + torch.sigmoid(gate) * (a - b)
+
+    def lerp(a, b, gate):
+        return torch.lerp(b, a, torch.sigmoid(gate))
+
+    for name, a, gate in (
+        ("tokens-cached", (8, 256, 512), (8, 1, 512)),
+        ("tokens", (16, 1024, 1024), (16, 1, 1024)),
+        ("rows", (65536, 256), (65536, 1)),
+        ("maps-7x7", (64, 512, 7, 7), (64, 512, 1, 1)),
+        ("maps", (16, 256, 64, 64), (16, 256, 1, 1)),
+        ("full", (16384, 1024), (16384, 1024)),
+    ):
+        torch._dynamo.reset()  # its limit of recompilations counts all sizes together
+        functions = {
+            OURS: mi.mix,
+            "eager": eager,
+            "lerp": lerp,
+            "compiled eager": torch.compile(eager, dynamic=False, fullgraph=True),
+            "compiled lerp": torch.compile(lerp, dynamic=False, fullgraph=True),
+        }
+        yield Case("mix", name, (a, a, gate), functions, copies=True)
 
 
 def mixed() -> Iterator[Case]:
@@ -106,7 +134,13 @@ def blocks() -> Iterator[Case]:
         yield Case("compiled block", name, (x, scale, scale), functions)
 
 
-FAMILIES = {"modulate": modulations, "mixed": mixed, "diagonal": diagonals, "block": blocks}
+FAMILIES = {
+    "modulate": modulations,
+    "mix": mixtures,
+    "mixed": mixed,
+    "diagonal": diagonals,
+    "block": blocks,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

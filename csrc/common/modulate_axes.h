@@ -25,6 +25,12 @@ inline Sizes strides_of(const Tensor& t) {
   return strides;
 }
 
+inline Sizes sizes_of(const Tensor& t) {
+  Sizes sizes;
+  for (int64_t d = 0; d < t.dim(); ++d) sizes.push_back(t.size(d));
+  return sizes;
+}
+
 inline Sizes contiguous_strides(const Sizes& sizes) {
   Sizes strides(sizes.size());
   int64_t next = 1;
@@ -67,17 +73,22 @@ inline std::vector<ReductionAxis> merged_axes(const Tensor& x, const Sizes& layo
   return axes;
 }
 
-inline void check_input(const char* op, const Tensor& x) {
-  check_defined(op, "x", x);
-  dtype_of(x.scalar_type(), op, "x");
-  STD_TORCH_CHECK(in_range({x.numel()}), op, ": x: expected at most 2^53 elements, got ", x.numel());
+inline void check_input(const char* op, const Tensor& x, const char* name = "x") {
+  check_defined(op, name, x);
+  dtype_of(x.scalar_type(), op, name);
+  STD_TORCH_CHECK(in_range({x.numel()}), op, ": ", name, ": expected at most 2^53 elements, got ", x.numel());
 }
 
-inline void check_operand(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+inline void check_same_size(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  for (int64_t d = 0; d < x.dim(); ++d)
+    STD_TORCH_CHECK(t.size(d) == x.size(d), op, ": ", name, ": expected size ", x.size(d), " in dimension ", d);
+}
+
+inline void check_operand(const char* op, const char* name, const Tensor& t, const Tensor& x, const char* first = "x") {
   check_defined(op, name, t);
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && t.is_cpu() == x.is_cpu() && t.is_cuda() == x.is_cuda() &&
                       t.get_device_index() == x.get_device_index(),
-                  op, ": ", name, ": expected dtype and device of x");
+                  op, ": ", name, ": expected dtype and device of ", first);
   STD_TORCH_CHECK(t.dim() == x.dim(), op, ": ", name, ": expected ", x.dim(), " dimensions, got ", t.dim());
   for (int64_t d = 0; d < x.dim(); ++d)
     STD_TORCH_CHECK(t.size(d) == x.size(d) || t.size(d) == 1, op, ": ", name, ": expected size ", x.size(d),
@@ -91,9 +102,9 @@ inline Sizes check_grads(const char* op, const Tensor& grad, const Tensor& x, co
   check_operand(op, "scale", scale, x);
   check_operand(op, "grad", grad, x);
   Sizes scale_size;
+  check_same_size(op, "grad", grad, x);
   for (int64_t d = 0; d < x.dim(); ++d) {
     scale_size.push_back(scale.size(d));
-    STD_TORCH_CHECK(grad.size(d) == x.size(d), op, ": grad: expected size ", x.size(d), " in dimension ", d);
     STD_TORCH_CHECK(!want_shift || (int64_t(shift_size.size()) == x.dim() &&
                                     (shift_size[size_t(d)] == x.size(d) || shift_size[size_t(d)] == 1)),
                     op, ": shift_size: expected sizes of x or 1");
@@ -101,11 +112,20 @@ inline Sizes check_grads(const char* op, const Tensor& grad, const Tensor& x, co
   return scale_size;
 }
 
+// Checks the arguments of a mixture of a and b.
+inline void check_mixture(const char* op, const Tensor& a, const Tensor& b, const Tensor& gate) {
+  check_input(op, a, "a");
+  check_operand(op, "b", b, a, "a");
+  check_same_size(op, "b", b, a);
+  check_operand(op, "gate", gate, a, "a");
+}
+
 inline ModulateOperands modulate_operands(const Tensor& y, const Tensor& x, const Tensor& scale,
-                                          const std::optional<Tensor>& shift, Activation activation, double offset) {
+                                          const std::optional<Tensor>& shift, const ScaleFunction& function,
+                                          bool mixes) {
   const Sizes layout = strides_of(y);
   const std::vector<Sizes> strides = {
-      strides_of(x), strides_of(scale), shift.has_value() ? strides_of(*shift) : Sizes{}, layout, {}};
+      strides_of(x), strides_of(scale), shift.has_value() ? strides_of(*shift) : Sizes{}, layout, {}, {}};
   const auto axes = merged_axes(x, layout, strides, std::vector<bool>(size_t(x.dim()), true));
   ModulateOperands m{};
   m.axes = int64_t(axes.size()) - 1;
@@ -119,20 +139,27 @@ inline ModulateOperands modulate_operands(const Tensor& y, const Tensor& x, cons
   m.scale = scale.const_data_ptr();
   m.shift = shift.has_value() ? shift->const_data_ptr() : nullptr;
   m.y = y.mutable_data_ptr();
-  m.activation = activation;
-  m.offset = offset;
+  m.function = function;
+  m.mixes = mixes;
   return m;
 }
 
-// The gradients whose sums have the size `sum_size`; null for those that are not wanted.
+// The gradients whose sums have the size `sum_size`; null for those that are not wanted. With `other`, of a mixture.
 inline ModulateGradsOperands modulate_grads_operands(const Tensor* dx, const Tensor* dscale, const Tensor* dshift,
                                                      const Sizes& sum_size, const Tensor& grad, const Tensor& x,
-                                                     const Tensor& scale, Activation activation, double offset) {
+                                                     const Tensor* other, const Tensor& scale,
+                                                     const ScaleFunction& function) {
+  const Tensor* like_x = dx ? dx : other ? dshift : nullptr;  // a result of the size of x
   std::vector<bool> kept;
   for (int64_t d = 0; d < x.dim(); ++d) kept.push_back(sum_size[size_t(d)] == x.size(d));
-  const Sizes layout = dx ? strides_of(*dx) : strides_of(grad);
-  const std::vector<Sizes> strides = {strides_of(x), dx || dscale ? strides_of(scale) : Sizes{},
-                                      contiguous_strides(sum_size), dx ? layout : Sizes{}, strides_of(grad)};
+  const Sizes layout = strides_of(like_x ? *like_x : grad);
+  const bool reads_scale = like_x || dscale;
+  const std::vector<Sizes> strides = {strides_of(x),
+                                      reads_scale ? strides_of(scale) : Sizes{},
+                                      contiguous_strides(sum_size),
+                                      like_x ? layout : Sizes{},
+                                      strides_of(grad),
+                                      other ? strides_of(*other) : Sizes{}};
   const auto axes = merged_axes(x, layout, strides, kept);
   ModulateGradsOperands m{};
   for (size_t a = 0; a + 1 < axes.size(); ++a)
@@ -141,17 +168,17 @@ inline ModulateGradsOperands modulate_grads_operands(const Tensor* dx, const Ten
   m.inner_kept = axes.back().kept;
   m.grad = grad.const_data_ptr();
   m.x = x.const_data_ptr();
-  m.scale = dx || dscale ? scale.const_data_ptr() : nullptr;
+  m.scale = reads_scale ? scale.const_data_ptr() : nullptr;
+  m.other = other ? other->const_data_ptr() : nullptr;
   m.dx = dx ? dx->mutable_data_ptr() : nullptr;
   m.dscale = dscale ? dscale->mutable_data_ptr() : nullptr;
   m.dshift = dshift ? dshift->mutable_data_ptr() : nullptr;
-  m.activation = activation;
-  m.offset = offset;
+  m.function = function;
   return m;
 }
 
 // The gradients, in one pass for each size of a sum: pass(dx, dscale, dshift, sum_size), with null for those that are
-// not wanted, or pass_x(dx) for dx = (act(scale) + offset) g alone. prepare(tensor) is applied to each new result.
+// not wanted, or pass_x(dx) for dx = F(scale) g alone. prepare(tensor) is applied to each new result.
 template <class Prepare, class Pass, class PassX>
 std::tuple<Tensor, Tensor, Tensor> modulate_grads_in_passes(const Tensor& x, const Sizes& scale_size,
                                                             const Sizes& shift_size, bool want_x, bool want_scale,
@@ -172,6 +199,21 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads_in_passes(const Tensor& x, con
     pass_x(dx);
   if (want_shift && !(fused && (want_scale || want_x))) pass(nullptr, nullptr, &dshift, shift_size);
   return {dx, dscale, dshift};
+}
+
+// The gradients of a mixture, in one pass(da, db, dgate), with null for those that are not wanted.
+template <class Prepare, class Pass>
+std::tuple<Tensor, Tensor, Tensor> mix_grads_in_a_pass(const Tensor& a, const Sizes& gate_size, bool want_a,
+                                                       bool want_b, bool want_gate, Prepare&& prepare, Pass&& pass) {
+  Tensor da = prepare(want_a ? allocate_like(a) : allocate(a, {0}));
+  Tensor db = prepare(want_b ? allocate_like(a) : allocate(a, {0}));
+  Tensor dgate = prepare(allocate(a, want_gate ? gate_size : Sizes{0}));
+  if (a.numel() == 0) {  // empty sums
+    if (dgate.numel() > 0) torch::stable::zero_(dgate);
+  } else if (want_a || want_b || want_gate) {
+    pass(want_a ? &da : nullptr, want_b ? &db : nullptr, want_gate ? &dgate : nullptr);
+  }
+  return {da, db, dgate};
 }
 
 }  // namespace mi_kernels

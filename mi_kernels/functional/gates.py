@@ -44,10 +44,11 @@ def modulate(
     *,
     activation: ActivationName = "identity",
     scale_offset: float = 0.0,
+    scale_factor: float = 1.0,
 ) -> Tensor:
     r"""Elementwise modulation (FiLM, adaLN, gates) in one pass over x.
 
-    .. math:: y = (\mathrm{act}(scale) + s) \cdot x + shift
+    .. math:: y = (c \cdot \mathrm{act}(scale) + s) \cdot x + shift
 
     Args:
         x: input of any shape.
@@ -57,6 +58,7 @@ def modulate(
         activation: identity, sigmoid, tanh, relu, gelu, gelu_tanh, quick_gelu, silu, mish, softplus,
             hardsigmoid, hardswish, or softmax over the last dimension of ``scale``.
         scale_offset: s.
+        scale_factor: c; 2 with the sigmoid for gates around 1, as in PPNet.
 
     Returns:
         y of the broadcast shape, in the memory format of ``x`` and the dtype of the arguments.
@@ -74,39 +76,38 @@ def modulate(
     a kernel costs more, and without derivatives for an ``x`` of another dtype.
 
     Raises:
-        TypeError: an argument is no dense tensor, its dtype is unsupported, or ``scale_offset`` is no number.
+        TypeError: an argument is no dense tensor, its dtype is unsupported, or ``scale_offset`` or
+            ``scale_factor`` is no number.
         ValueError: shapes do not broadcast, devices differ, the activation is unknown, or the backend asked
             for by name cannot take these tensors.
 
     Source: Perez et al., "FiLM", AAAI 2018; Peebles and Xie, "Scalable Diffusion Models with Transformers",
-    ICCV 2023 (adaLN).
+    ICCV 2023 (adaLN); Chang et al., "PEPNet", KDD 2023 (PPNet).
 
     Example:
         >>> tokens, scale, shift = torch.randn(2, 7, 5), torch.randn(2, 1, 5), torch.randn(2, 1, 5)
         >>> mi.modulate(tokens, scale, shift, scale_offset=1.0).shape
         torch.Size([2, 7, 5])
     """
-    if backends.is_open() and small.takes(x, scale, shift, activation, scale_offset):
-        return small.modulate(x, scale, shift, activation, scale_offset)
+    gate = (activation, scale_offset, scale_factor)
+    if backends.is_open() and small.takes(x, scale, shift, *gate):
+        return small.modulate(x, scale, shift, *gate)
     backend = backends.eager_cpu(x, "modulate")
-    if backend is not None and small.fits(x, scale, shift, activation, scale_offset):
-        scale, shift = same_rank(scale, x.dim()), None if shift is None else same_rank(shift, x.dim())
-        return elementwise.modulate(backend, x, scale, shift, activation, float(scale_offset))
+    if backend is not None and small.fits(x, scale, shift, *gate):
+        return _modulated(backend, x, scale, shift, *gate)
     dtype = promoted_dtype("modulate", _MODULATE_NAMES, (x, scale, shift), 2)
     if dtype is not None:
-        if backends.is_open() and mixed.takes((x, scale, shift), activation, scale_offset, dtype):
-            return mixed.modulate(x, scale, shift, activation, scale_offset, dtype)
-        *tensors, activation, scale_offset = _cast(dtype, x, scale, shift, activation, scale_offset)
-        return modulate(*tensors, activation=activation, scale_offset=scale_offset)
-    shape = _check_modulate(x, scale, shift, activation, scale_offset)
+        if backends.is_open() and mixed.takes((x, scale, shift), *gate, dtype):
+            return mixed.modulate(x, scale, shift, *gate, dtype)
+        *tensors, activation, scale_offset, scale_factor = _cast(dtype, x, scale, shift, *gate)
+        options: dict[str, Any] = {"scale_offset": scale_offset, "scale_factor": scale_factor}
+        return modulate(*tensors, activation=activation, **options)
+    shape = _check_modulate(x, scale, shift, *gate)
     chosen = backends.choose(x, "modulate")
     if get(chosen).is_reference or torch.compiler.is_compiling():
-        options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
-        return modulate_reference.modulate(x, scale, shift, **options)
-    if x.shape != shape:
-        x = x.expand(shape)
-    scale, shift = same_rank(scale, x.dim()), None if shift is None else same_rank(shift, x.dim())
-    return elementwise.modulate(chosen, x, scale, shift, activation, float(scale_offset))
+        options = {"scale_offset": scale_offset, "scale_factor": scale_factor}
+        return modulate_reference.modulate(x, scale, shift, activation=activation, **options)
+    return _modulated(chosen, x if x.shape == shape else x.expand(shape), scale, shift, *gate)
 
 
 def diagonal(
@@ -247,23 +248,47 @@ _GATED_NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
 _GATED_AXES = ("XZX", "XZ", "XX", "X")
 
 
-def _cast(dtype: torch.dtype, x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) -> Any:
+def _modulated(
+    backend: str,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    activation: str,
+    scale_offset: float,
+    scale_factor: float,
+) -> Tensor:
+    """y of checked arguments, in the shape of x."""
+    scale, shift = same_rank(scale, x.dim()), None if shift is None else same_rank(shift, x.dim())
+    numbers = float(scale_offset), float(scale_factor)
+    return elementwise.modulate(backend, x, scale, shift, activation, *numbers)
+
+
+def _cast(
+    dtype: torch.dtype, x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any, scale_factor: Any
+) -> Any:
     """The arguments with tensors of one dtype. A number that loses digits is activated before the cast."""
     if torch.promote_types(scale.dtype, dtype) != dtype:
         check_activation("modulate", activation, activations.NAMES)
         check_number("modulate", "scale_offset", scale_offset)
-        scale = modulate_reference.gate(scale, activation, scale_offset)
-        activation, scale_offset = "identity", 0.0
+        check_number("modulate", "scale_factor", scale_factor)
+        scale = modulate_reference.gate(scale, activation, scale_offset, scale_factor)
+        activation, scale_offset, scale_factor = "identity", 0.0, 1.0
     shift = None if shift is None else shift.to(dtype)
-    return x.to(dtype), scale.to(dtype), shift, activation, scale_offset
+    return x.to(dtype), scale.to(dtype), shift, activation, scale_offset, scale_factor
 
 
 def _check_modulate(
-    x: Tensor, scale: Tensor, shift: Tensor | None, activation: str, scale_offset: float
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    activation: str,
+    scale_offset: float,
+    scale_factor: float,
 ) -> torch.Size:
     op = "modulate"
     check_activation(op, activation, activations.NAMES)
     check_number(op, "scale_offset", scale_offset)
+    check_number(op, "scale_factor", scale_factor)
     check_tensors(op, _MODULATE_NAMES, (x, scale, shift), 2, FLOATING)
     check_rank(op, "x", x, 1)
     shape = broadcast_like(op, ("x", "scale"), x.shape, scale)
@@ -313,16 +338,20 @@ def _per_context(
     return y.view(*(1,) * (rank - len(lead)), *lead, y.shape[-1])
 
 
-def _plan_modulate(x: Any, scale: Any, shift: Any, activation: str, scale_offset: float) -> Plan:
+def _plan_modulate(
+    x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any, scale_factor: Any
+) -> Plan:
     given, algorithm = (x, scale, shift), None
+    gate = (activation, scale_offset, scale_factor)
     dtype = promoted_dtype("modulate", _MODULATE_NAMES, given, 2)
     if dtype is not None:
-        if backends.is_open() and mixed.takes(given, activation, scale_offset, dtype):
+        if backends.is_open() and mixed.takes(given, *gate, dtype):
             algorithm = mixed.ALGORITHM
-        x, scale, shift, activation, scale_offset = _cast(dtype, *given, activation, scale_offset)
-    if backends.is_open() and small.takes(x, scale, shift, activation, scale_offset):
+        x, scale, shift, activation, scale_offset, scale_factor = _cast(dtype, *given, *gate)
+        gate = (activation, scale_offset, scale_factor)
+    if backends.is_open() and small.takes(x, scale, shift, *gate):
         algorithm = small.ALGORITHM
-    shape = _check_modulate(x, scale, shift, activation, scale_offset)
+    shape = _check_modulate(x, scale, shift, *gate)
     plan = modulate_plan.modulate(backends.choose(x, "modulate"), shape, x, scale, shift, algorithm)
     return plan if dtype is None else modulate_plan.with_casts(plan, _MODULATE_NAMES, given, dtype)
 

@@ -120,6 +120,18 @@ def dual_linear(
     return Count(products + 2 * rows * out * ranks, (elements + rows * results) * itemsize)
 
 
+def mix(sizes: tuple[int, int], itemsize: int) -> Count:
+    """y of a mixture, from the numbers of elements of y, to which a and b broadcast, and of the gate."""
+    y, gate = sizes
+    return Count(3 * y, (3 * y + gate) * itemsize)
+
+
+def mix_grads(sizes: tuple[int, int], itemsize: int) -> Count:
+    """da, db and dgate from g, a, b and the gate."""
+    y, gate = sizes
+    return Count(5 * y, (5 * y + 2 * gate) * itemsize)
+
+
 def gate(
     rows: int,
     contexts: int,

@@ -21,10 +21,11 @@ from mi_kernels.testing import squares
 from mi_kernels.testing.biaffine_samples import Pairs
 from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
 from mi_kernels.testing.low_rank_weight_samples import Factors
+from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 from mi_kernels.testing.third_order_samples import Triple
 
-AnySample = Sample | GateSample | Modulation | Pairs | Factors | Triple
+AnySample = Sample | GateSample | Modulation | Mixing | Pairs | Factors | Triple
 Maybe = Tensor | None
 
 
@@ -82,12 +83,22 @@ def _form_of_gate(sample: GateSample) -> Form:
 
 
 def _form_of_modulation(sample: Modulation) -> Form:
-    f, s = sample.activation, sample.scale_offset
+    f, s, c = sample.activation, sample.scale_offset, sample.scale_factor
     return Form(
         lambda *a: mi.modulate(*a, **sample.options),
         lambda *a: modulate_reference.modulate(*a, **sample.options),
-        lambda *a: squares.modulate(f, s, *a),
-        lambda *a: squares.modulate_grads(f, s, *a),
+        lambda x, scale, shift: squares.modulate(f, s, x, scale, shift, c),
+        lambda g, x, scale, shift: squares.modulate_grads(f, s, g, x, scale, shift, c),
+        500,
+    )
+
+
+def _form_of_mixing(sample: Mixing) -> Form:
+    return Form(
+        lambda *a: mi.mix(*a, **sample.options),
+        lambda *a: modulate_reference.mix(*a, **sample.options),
+        lambda *a: squares.mix(sample.activation, *a),
+        lambda *a: squares.mix_grads(sample.activation, *a),
         500,
     )
 
@@ -97,6 +108,8 @@ def form_of(sample: AnySample) -> Form:
         return _form_of_gate(sample)
     if isinstance(sample, Modulation):
         return _form_of_modulation(sample)
+    if isinstance(sample, Mixing):
+        return _form_of_mixing(sample)
     if isinstance(sample, Pairs):
         ones, first = sample.ones, sample.channels_first
         return Form(

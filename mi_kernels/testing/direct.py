@@ -15,6 +15,7 @@ from torch import Tensor
 import mi_kernels as mi
 from mi_kernels.ops.interaction import segments
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
+from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 from mi_kernels.testing.third_order_samples import Triple
@@ -115,15 +116,24 @@ def _gated() -> Iterator[Arguments]:
 
 
 _MODULATION = Modulation("direct", (3, 4, 5), (3, 1, 5), (3, 1, 1))
+_MIXING = Mixing("direct", (3, 4, 5), (3, 4, 5), (3, 1, 5))
 
 
 def _modulate() -> Iterator[Arguments]:
-    yield *_MODULATION.arguments(DTYPE), "sigmoid", 0.5
+    yield *_MODULATION.arguments(DTYPE), "sigmoid", 0.5, 2.0
 
 
 def _modulate_grads() -> Iterator[Arguments]:
     x, scale, _ = _MODULATION.arguments(DTYPE)
-    yield _MODULATION.cotangent(DTYPE), x, scale, [3, 1, 1], "tanh", 0.5, True, True, True
+    yield _MODULATION.cotangent(DTYPE), x, scale, [3, 1, 1], "tanh", 0.5, True, True, True, 2.0
+
+
+def _mix() -> Iterator[Arguments]:
+    yield *_MIXING.arguments(DTYPE), "sigmoid"
+
+
+def _mix_grads() -> Iterator[Arguments]:
+    yield _MIXING.cotangent(DTYPE), *_MIXING.arguments(DTYPE), "tanh", True, True, True
 
 
 def _plans(*more: Any) -> Callable[[], Iterator[Arguments]]:
@@ -208,7 +218,11 @@ def _differentiable_gate() -> Iterator[Arguments]:
 
 
 def _differentiable_modulate() -> Iterator[Arguments]:
-    yield "portable", *_MODULATION.arguments(DTYPE), "sigmoid", 0.5
+    yield "portable", *_MODULATION.arguments(DTYPE), "sigmoid", 0.5, 2.0
+
+
+def _differentiable_mix() -> Iterator[Arguments]:
+    yield "portable", *_MIXING.arguments(DTYPE), "sigmoid"
 
 
 def _nothing() -> Iterator[Arguments]:
@@ -232,6 +246,8 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "gated_interaction": _gated,
     "modulate": _modulate,
     "modulate_grads": _modulate_grads,
+    "mix": _mix,
+    "mix_grads": _mix_grads,
     "differentiable_interaction": _planned,
     "differentiable_interaction_rows": _rows,
     "differentiable_interaction_by_segment": _by_segment(_forward, slice(2, 6), ("portable",)),
@@ -239,6 +255,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "differentiable_third_order": _differentiable_third_order,
     "differentiable_gate": _differentiable_gate,
     "differentiable_modulate": _differentiable_modulate,
+    "differentiable_mix": _differentiable_mix,
     "cpu_interaction_plan": _plans(),
     "cuda_interaction_plan": _plans(90, 132),
     "cpu_gate_plan": _gate_plans(),

@@ -244,15 +244,18 @@ class Modulation:
     layout: str = "contiguous"
     activation: str = "sigmoid"
     scale_offset: float = 0.5
+    scale_factor: float = 1.0
 
     def __str__(self) -> str:
         parts = [self.name, "" if self.layout == "contiguous" else self.layout]
         parts += ["" if self.activation == "sigmoid" else self.activation]
+        parts += ["" if self.scale_factor == 1 else f"times{self.scale_factor}"]
         return "-".join(part for part in parts if part)
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"activation": self.activation, "scale_offset": self.scale_offset}
+        numbers = {"scale_offset": self.scale_offset, "scale_factor": self.scale_factor}
+        return {"activation": self.activation, **numbers}
 
     @property
     def shape(self) -> torch.Size:
@@ -320,6 +323,8 @@ def modulations() -> Iterator[Modulation]:
         yield from (replace(sample, layout=layout) for sample in (TOKENS, MAPS, plain[3], plain[8]))
     for sample in (MAPS, plain[11], plain[19]):
         yield replace(sample, layout="channels_last")
+    for sample in (TOKENS, plain[3], plain[7]):  # PPNet's gates around 1
+        yield replace(sample, scale_offset=0.0, scale_factor=2.0)
 
 
 @dataclass(frozen=True)

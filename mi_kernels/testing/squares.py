@@ -82,20 +82,38 @@ def gate_slope(name: str, p: Tensor, p2: Tensor | float, h: Tensor, h2: Tensor) 
     return own + relative * slope**2 + f**2 * (f**2 * relative * h**2).sum(-1, keepdim=True)
 
 
-def modulate(name: str, offset: float, x: Tensor, scale: Tensor, shift: Maybe) -> list[Tensor]:
+def modulate(
+    name: str, offset: float, x: Tensor, scale: Tensor, shift: Maybe, factor: float = 1.0
+) -> list[Tensor]:
     """S^2 of y."""
-    y = gate_value(name, offset, x, scale, 0.0)
+    y = gate_value(name, offset / factor, factor * x, scale, 0.0)
     return [y if shift is None else y + shift**2]
 
 
 def modulate_grads(
-    name: str, offset: float, grad: Tensor, x: Tensor, scale: Tensor, shift: Maybe
+    name: str, offset: float, grad: Tensor, x: Tensor, scale: Tensor, shift: Maybe, factor: float = 1.0
 ) -> list[Tensor]:
     """S^2 of dx, dscale and, where there is a shift, dshift."""
-    dx = gate_value(name, offset, grad, scale, 0.0).sum_to_size(x.shape)
-    h, h2 = (grad * x).sum_to_size(scale.shape), (grad * x).square().sum_to_size(scale.shape)
-    result = [dx, gate_slope(name, scale, 0.0, h, h2)]
+    dx = gate_value(name, offset / factor, factor * grad, scale, 0.0).sum_to_size(x.shape)
+    result = [dx, _by_scale(name, factor * grad * x, scale)]
     return result if shift is None else [*result, grad.square().sum_to_size(shift.shape)]
+
+
+def _by_scale(name: str, terms: Tensor, scale: Tensor) -> Tensor:
+    size = scale.shape
+    return gate_slope(name, scale, 0.0, terms.sum_to_size(size), terms.square().sum_to_size(size))
+
+
+def mix(name: str, a: Tensor, b: Tensor, gate: Tensor) -> list[Tensor]:
+    """S^2 of y, whose terms are f(gate) (a - b) and b."""
+    return [gate_value(name, 0.0, a - b, gate, 0.0) + b**2]
+
+
+def mix_grads(name: str, grad: Tensor, a: Tensor, b: Tensor, gate: Tensor) -> list[Tensor]:
+    """S^2 of da, db and dgate."""
+    part = gate_value(name, 0.0, grad, gate, 0.0)
+    db = (grad**2 + part).sum_to_size(b.shape)
+    return [part.sum_to_size(a.shape), db, _by_scale(name, grad * (a - b), gate)]
 
 
 def gate(

@@ -31,7 +31,7 @@ from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops import activations
 from mi_kernels.ops.backend import suffixes
 from mi_kernels.ops.interaction import batched, cost_model, reference
-from mi_kernels.testing import checks, devices, samples
+from mi_kernels.testing import checks, devices, mix_samples, samples
 from mi_kernels.testing.batched_samples import BY_INDEX, PER_SAMPLE, Batched
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
 from mi_kernels.testing.errors import require
@@ -52,7 +52,7 @@ def suite(family: str, backend: str, capability: tuple[int, int] = (0, 0)) -> di
     if family == "interaction":
         found = dict(itertools.chain(kernels(backend, capability), _interactions()))
     elif family == "modulate":
-        found = dict(_modulations())
+        found = dict(itertools.chain(_modulations(), _mixings()))
     else:
         found = dict(_gates(family))
     return found
@@ -163,6 +163,15 @@ def _modulations() -> Iterator[tuple[str, Check]]:
     sample = Modulation("maps", samples.MAPS.x, samples.MAPS.scale)  # no gradient depends on a shift
     yield "second order", partial(checks.check_second_order, sample)
     yield "the same bits twice", partial(_repeatable, named["threaded"])
+
+
+def _mixings() -> Iterator[tuple[str, Check]]:
+    for sample in dict.fromkeys(mix_samples.mixings()):
+        whole = sample.a == sample.b == sample.shape  # else the gradients of the expansions are PyTorch's
+        for name, check in itertools.islice(_both(sample), 2 if whole else 1):
+            yield f"mix {name}", check
+    yield "mix second order", partial(checks.check_second_order, mix_samples.MAPS)
+    yield "mix: the same bits twice", partial(_repeatable, mix_samples.TOKENS)
 
 
 def _in_tf32(check: Check, dtype: torch.dtype, device: str) -> float:

@@ -39,6 +39,7 @@ SUITE = {
     ),
     "test_overflow": ("range_of_float16", 10),
     "test_modulate": ("test_error_rule and not threaded and not long and (float64 or bfloat16)", 100),
+    "test_mix": ("test_error_rule and not threaded and not long and (float64 or bfloat16)", 60),
     "test_gates": ("test_error_rule and odd-AaCcG and (float32 or bfloat16)", 2),
     "test_activations": ("(test_kernels_agree or test_small_values) and not float16", 20),
     "test_functional_transforms": ("hessian or jacfwd-jacrev-jacrev or vmap_over_any and W or nested", 20),
@@ -71,7 +72,11 @@ def tf32(emulated):
 
 
 # In three processes, as most of the time of a short one goes into imports.
-PARTS = (("test_interaction", "test_gradients", "test_overflow"), ("test_modulate",), tuple(SUITE)[4:])
+PARTS = (
+    ("test_interaction", "test_gradients", "test_overflow"),
+    ("test_modulate", "test_mix"),
+    tuple(SUITE)[5:],
+)
 
 
 @pytest.mark.subprocess

@@ -18,10 +18,10 @@ import mi_kernels as mi
 from mi_kernels import backends
 from mi_kernels.ops import activations
 from mi_kernels.ops.modulate import reference
-from mi_kernels.testing import squares
-from mi_kernels.testing.checks import gradients_of, values_of
+from mi_kernels.testing.checks import form_of, gradients_of, values_of
 from mi_kernels.testing.errors import check_errors
 from mi_kernels.testing.memory import peak_memory
+from mi_kernels.testing.mix_samples import Mixing, mixings
 from mi_kernels.testing.samples import MAPS, TOKENS, Modulation, modulations
 
 pytest.importorskip("triton")
@@ -97,26 +97,21 @@ def triton():
 
 def check(sample, dtype):
     # Few results need more draws, or the comparison of two errors is luck.
-    most = 8 if torch.Size(sample.scale).numel() < 20 else 2
+    gate = sample.gate if isinstance(sample, Mixing) else sample.scale
+    most = 8 if torch.Size(gate).numel() < 20 else 2
 
     def draw(seed):
         return sample.arguments(dtype, seed=seed)
 
-    f, o = sample.activation, sample.scale_offset
-    check_errors(
-        values_of(partial(mi.modulate, **sample.options)),
-        values_of(partial(reference.modulate, **sample.options)),
-        draw,
-        most=most,
-        squares=lambda *a: squares.modulate(f, o, *a),
-    )
-    if sample.x == sample.shape:
+    form, whole = form_of(sample), sample.arguments(dtype)[0].shape == sample.shape
+    check_errors(values_of(form.function), values_of(form.reference), draw, most=most, squares=form.squares)
+    if whole:
         check_errors(
-            gradients_of(partial(mi.modulate, **sample.options)),
-            gradients_of(partial(reference.modulate, **sample.options)),
+            gradients_of(form.function),
+            gradients_of(form.reference),
             lambda seed: (sample.cotangent(dtype, seed=seed + 1000), *draw(seed)),
             most=most,
-            squares=lambda *a: squares.modulate_grads(f, o, *a),
+            squares=form.square_gradients,
         )
 
 
@@ -133,6 +128,16 @@ LARGE = ("threaded", "many-rows", "long-features", "alternating", "tokens-transp
     ids=str,
 )
 def test_error_rule(sample, triton):
+    check(sample, torch.float32)
+
+
+@INTERPRETED
+@pytest.mark.parametrize(
+    "sample",
+    [s for s in mixings() if not str(s).startswith((*LARGE, "batch-norm", "long-rows", "b-broad"))],
+    ids=str,
+)
+def test_error_rule_of_mixtures(sample, triton):
     check(sample, torch.float32)
 
 
@@ -223,6 +228,31 @@ def test_only_what_is_asked_for(want, sizes):
     found = kernels.modulate_grads(grad, x, scale, list(shift.shape), "sigmoid", 0.5, *want)
     for result, truth, wanted in zip(found, expected, want, strict=True):
         assert result.numel() == 0 if not wanted else torch.allclose(result, truth, rtol=1e-12, atol=1e-12)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("name", ["tanh", "hardswish"])
+@pytest.mark.parametrize("gate", [(3, 1, 20), (3, 6, 20), (1, 6, 1)])
+@pytest.mark.parametrize("want", range(1, 8))
+def test_gradients_of_mixtures_that_are_asked_for(want, gate, name):
+    want = [bool(want >> bit & 1) for bit in range(3)]
+    sample = Mixing("", (3, 6, 20), (3, 6, 20), gate, activation=name)
+    tensors, grad = sample.arguments(torch.float64), sample.cotangent(torch.float64)
+    expected = gradients_of(partial(reference.mix, activation=name))(grad, *tensors)
+    found = kernels.mix_grads(grad, *tensors, name, *want)
+    for result, truth, wanted in zip(found, expected, want, strict=True):
+        assert result.numel() == 0 if not wanted else torch.allclose(result, truth, rtol=1e-12, atol=1e-12)
+
+
+@INTERPRETED
+def test_derivatives_of_mixtures_and_of_a_factor(triton):
+    inputs = Mixing("", (2, 2, 3), (2, 2, 3), (2, 1, 3)).arguments(torch.float64, requires_grad=True)
+    for function in (
+        mi.mix,
+        lambda a, b, gate: mi.modulate(a, gate, b, activation="sigmoid", scale_factor=2.0),
+    ):
+        assert gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
+        assert gradgradcheck(function, inputs, fast_mode=True)
 
 
 @INTERPRETED

@@ -33,6 +33,8 @@ HOLDERS = {
     "gated_interaction": gates._GATED,
     "modulate": modulate._MODULATE,
     "modulate_grads": modulate._MODULATE_GRADS,
+    "mix": modulate._MIX,
+    "mix_grads": modulate._MIX_GRADS,
 }
 # Those that call the plain primitives for each group.
 BY_SEGMENT = (

@@ -312,6 +312,44 @@ def test_messages():
     broken(ValueError, "^modulate: activation: .*, got None$", x, scale, activation=None)
     message = "^modulate: scale_offset: expected a float, got str$"
     broken(TypeError, message, x, scale, scale_offset="1")
+    broken(TypeError, "^modulate: scale_factor: expected a float, got NoneType$", x, scale, scale_factor=None)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "relu", "softmax"])
+@pytest.mark.parametrize("sample", TINY, ids=str)
+def test_gradcheck_with_a_factor(sample, name, place):
+    inputs = [t for t in sample.arguments(torch.float64, place.device, requires_grad=True) if t is not None]
+
+    def function(*arguments):
+        return mi.modulate(*arguments, activation=name, scale_offset=0.5, scale_factor=-1.5)
+
+    batched = {"check_batched_grad": True, "check_batched_forward_grad": True}
+    assert gradcheck(function, inputs, check_forward_ad=True, **batched)
+    assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+def test_a_gate_around_one(place):
+    """PPNet's: 2 * sigmoid, as one pass."""
+    x, gate, _ = TOKENS.arguments(torch.float32, place.device)
+    with Spy() as spy:
+        y = mi.modulate(x, gate, activation="sigmoid", scale_factor=2.0)
+    assert spy.names == ["modulate"]
+    torch.testing.assert_close(y, 2 * torch.sigmoid(gate) * x)
+    assert torch.equal(mi.modulate(x, torch.zeros_like(gate), activation="sigmoid", scale_factor=2.0), x)
+
+
+def test_calls_of_operations_without_a_factor(place):
+    """As programs have them that were exported before there was one."""
+    x, scale, shift = TOKENS.arguments(torch.float32, place.device)
+    y = torch.ops.mi_kernels.modulate(x, scale, shift, "sigmoid", 0.5)
+    torch.testing.assert_close(y, reference.modulate(x, scale, shift, activation="sigmoid", scale_offset=0.5))
+    grads = torch.ops.mi_kernels.modulate_grads(x, x, scale, [3, 1, 40], "tanh", 0.0, True, True, True)
+    assert torch.equal(grads[0], torch.ops.mi_kernels.modulate(x, scale, None, "tanh", 0.0))
+    operation = torch.ops.mi_kernels.differentiable_modulate
+    assert torch.equal(
+        operation(place.backend, x, scale, shift, "sigmoid", 0.5),
+        mi.modulate(x, scale, shift, activation="sigmoid", scale_offset=0.5),
+    )
 
 
 def test_autocast_takes_the_widest_dtype(place):

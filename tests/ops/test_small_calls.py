@@ -6,7 +6,7 @@ from helpers import Spy, with_gradients
 
 import mi_kernels as mi
 from mi_kernels import backends
-from mi_kernels.functional import gates, hyper, interaction
+from mi_kernels.functional import gates, hyper, interaction, mix
 from mi_kernels.ops.activations import NAMES
 from mi_kernels.ops.modulate import small
 from mi_kernels.testing import checks
@@ -171,6 +171,8 @@ CALLS = {
     "gated-linear": (mi.gated_interaction, (B, X), (B, Z), None, None, (X, X), None),
     "modulate": (mi.modulate, (B, X), (B, X), (B, X)),
     "modulate-rows": (mi.modulate, (B, X), (X,), (B, 1)),
+    "mix": (mi.mix, (B, X), (B, X), (B, X)),
+    "mix-rows": (mi.mix, (B, X), (X,), (B, 1)),
 }
 # Those that the checks with messages are spared.
 SHORT = set(CALLS) - {"generate-bias", "apply-expanded-bias", "apply-pairs", "apply-sample"}
@@ -228,6 +230,7 @@ def test_which_calls_go_the_short_way(name, monkeypatch):
         (hyper, "autocast"),
         (gates, "autocast"),
         (gates, "promoted_dtype"),
+        (mix, "promoted_dtype"),
     ):
         monkeypatch.setattr(module, check, refuse)
     function, tensors = made(name, torch.float32)

@@ -16,12 +16,12 @@
 namespace mi_kernels {
 namespace {
 
-// y = (act(scale) + offset) * x + shift; y has the shape of x.
-void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Optional& shift, Activation activation,
-                   double offset) {
+// y = F(scale) * x + shift, or a mixture of x and shift; y has the shape of x.
+void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Optional& shift,
+                   const ScaleFunction& function, bool mixes = false) {
   if (y.numel() == 0) return;
   const DType dtype = dtype_of(x.scalar_type(), "modulate", "x");
-  ModulateCall call{modulate_operands(y, x, scale, shift, activation, offset), 0, 0, 0};
+  ModulateCall call{modulate_operands(y, x, scale, shift, function, mixes), 0, 0, 0};
   call.chunks = ceil_div(call.inner.size, kModulateChunk);
   call.row_step = max(min(kModulateTask / min(call.inner.size, kModulateChunk), call.rows), 1);
   call.tasks = ceil_div(call.rows, call.row_step) * call.chunks;
@@ -29,13 +29,21 @@ void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Option
   selected_kernels().modulate(dtype, call, {min(threads, call.tasks), nullptr, nullptr, run_on_threads});
 }
 
-Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, std::string activation, double offset) {
+Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, std::string activation, double offset,
+                double factor) {
   constexpr const char* op = "modulate";
   check_input(op, x);
   check_operand(op, "scale", scale, x);
   if (shift.has_value()) check_operand(op, "shift", *shift, x);
   Tensor y = on_huge_pages(allocate_like(x));
-  modulate_into(y, x, scale, shift, activation_of(activation, op, false), offset);
+  modulate_into(y, x, scale, shift, {activation_of(activation, op, false), offset, factor});
+  return y;
+}
+
+Tensor mix(const Tensor& a, const Tensor& b, const Tensor& gate, std::string activation) {
+  check_mixture("mix", a, b, gate);
+  Tensor y = on_huge_pages(allocate_like(a));
+  modulate_into(y, a, gate, b, {activation_of(activation, "mix", false)}, true);
   return y;
 }
 
@@ -58,17 +66,16 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
   p.splits = max(ceil_div(p.rows, p.row_step), 1);
   p.unit_step = p.splits > 1 ? 1 : max(min(kModulateTask / 4 / max(unit_elements, 1), p.units), 1);
   p.tasks = p.splits > 1 ? p.units * p.splits : ceil_div(p.units, p.unit_step);
-  p.worker_bytes = kModulateChunk * (3 * accumulator_bytes(dtype) + 2 * 8 + 2 * storage_bytes(dtype));
+  p.worker_bytes = kModulateChunk * (3 * accumulator_bytes(dtype) + 2 * 8 + 3 * storage_bytes(dtype));
   if (p.splits > 1) p.partial_bytes = p.units * p.splits * 2 * (call.inner_kept ? chunk_size : 1) * 8;
   return p;
 }
 
-// The gradients whose sums have the size `sum_size`; null for those that are not wanted.
+// The gradients whose sums have the size `sum_size`; null for those that are not wanted. With `other`, of a mixture.
 void grads_into(Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& sum_size, const Tensor& grad, const Tensor& x,
-                const Tensor& scale, Activation activation, double offset) {
+                const Tensor* other, const Tensor& scale, const ScaleFunction& function) {
   const DType dtype = dtype_of(x.scalar_type(), "modulate_grads", "x");
-  const ModulateGradsCall call =
-      modulate_grads_operands(dx, dscale, dshift, sum_size, grad, x, scale, activation, offset);
+  const ModulateGradsCall call = modulate_grads_operands(dx, dscale, dshift, sum_size, grad, x, other, scale, function);
   const ModulateGradsPlan p = plan_grads(call, dtype);
   WorkspaceSize size(p.tasks, p.operations, p.worker_bytes, p.partial_bytes);
   if (p.operations > kModulateTask) size.workers = max(min(torch::stable::get_num_threads(), p.tasks), 1);
@@ -78,16 +85,30 @@ void grads_into(Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& sum_siz
 
 std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tensor& x, const Tensor& scale,
                                                   std::vector<int64_t> shift_size, std::string name, double offset,
-                                                  bool want_x, bool want_scale, bool want_shift) {
+                                                  bool want_x, bool want_scale, bool want_shift, double factor) {
   constexpr const char* op = "modulate_grads";
-  const Activation activation = activation_of(name, op, false);
+  const ScaleFunction function{activation_of(name, op, false), offset, factor};
   const Sizes scale_size = check_grads(op, grad, x, scale, want_shift, shift_size);
   return modulate_grads_in_passes(
       x, scale_size, shift_size, want_x, want_scale, want_shift, on_huge_pages,
       [&](Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& sum_size) {
-        grads_into(dx, dscale, dshift, sum_size, grad, x, scale, activation, offset);
+        grads_into(dx, dscale, dshift, sum_size, grad, x, nullptr, scale, function);
       },
-      [&](Tensor& dx) { modulate_into(dx, grad, scale, {}, activation, offset); });
+      [&](Tensor& dx) { modulate_into(dx, grad, scale, {}, function); });
+}
+
+std::tuple<Tensor, Tensor, Tensor> mix_grads(const Tensor& grad, const Tensor& a, const Tensor& b, const Tensor& gate,
+                                             std::string activation, bool want_a, bool want_b, bool want_gate) {
+  constexpr const char* op = "mix_grads";
+  const ScaleFunction function{activation_of(activation, op, false)};
+  check_mixture(op, a, b, gate);
+  check_operand(op, "grad", grad, a, "a");
+  check_same_size(op, "grad", grad, a);
+  const Sizes gate_size = sizes_of(gate);
+  return mix_grads_in_a_pass(a, gate_size, want_a, want_b, want_gate, on_huge_pages,
+                             [&](Tensor* da, Tensor* db, Tensor* dgate) {
+                               grads_into(da, dgate, db, gate_size, grad, a, &b, gate, function);
+                             });
 }
 
 }  // namespace
@@ -96,4 +117,6 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tens
 STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
   m.impl("modulate", TORCH_BOX(&mi_kernels::modulate));
   m.impl("modulate_grads", TORCH_BOX(&mi_kernels::modulate_grads));
+  m.impl("mix", TORCH_BOX(&mi_kernels::mix));
+  m.impl("mix_grads", TORCH_BOX(&mi_kernels::mix_grads));
 }

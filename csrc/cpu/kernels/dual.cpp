@@ -39,8 +39,8 @@ class Dual {
   void forward(int64_t row, int64_t first, int64_t n) const {
     alignas(64) Run sum, f, h;
     for (int64_t r = 0; r < dual.ranks; ++r) {
-      activate_run(dual.activation_p, Acc(0), operand(dual.p, row, r, first), 1, n, f);
-      activate_run(dual.activation_q, Acc(0), operand(dual.q, row, r, first), 1, n, h);
+      activate_run({dual.activation_p}, operand(dual.p, row, r, first), 1, n, f);
+      activate_run({dual.activation_q}, operand(dual.q, row, r, first), 1, n, h);
       for (int64_t i = 0; i < n; i += L) {
         const V product = load<V>(f + i) * load<V>(h + i);
         store(sum + i, r == 0 ? product : load<V>(sum + i) + product);

@@ -10,7 +10,7 @@ namespace mi_kernels::MI_ISA {
 // In place; one copy of the code for all epilogues.
 template <class Acc>
 __attribute__((noinline)) void activate(Activation activation, Acc* values, int64_t count) {
-  if (activation != Activation::identity) activate_run(activation, Acc(0), values, 1, count, values);
+  if (activation != Activation::identity) activate_run<Acc>({activation}, values, 1, count, values);
 }
 
 template <class Mul, class S>

@@ -1,5 +1,5 @@
-// y = (act(scale) + offset) * x + shift. The activation is computed once for all rows that share a run of scale, or for
-// whole vectors of rows if each row has a single scale; x is read once and y is written once.
+// y = F(scale) * x + shift, or F(scale) * (x - shift) + shift. The activation is computed once for all rows that share
+// a run of scale, or for whole vectors of rows if each row has a single scale; x is read once and y is written once.
 #include "cpu/kernels/modulate_runs.h"
 
 namespace mi_kernels::MI_ISA {
@@ -45,11 +45,11 @@ class Modulate {
         };
         if (scale_by_row) {
           if (k % kModulateChunk == 0)
-            activate_run(call.activation, Acc(call.offset), src(call.scale, kScale), last.stride[kScale],
-                         min(count - k, kModulateChunk), factors);
+            activate_run(call.function, src(call.scale, kScale), last.stride[kScale], min(count - k, kModulateChunk),
+                         factors);
           store(factor, Vec<Acc>{} + factors[k % kModulateChunk]);
         } else if (const S* scale = src(call.scale, kScale); scale != last_scale) {
-          activate_run(call.activation, Acc(call.offset), scale, scale_stride, n, factor);
+          activate_run(call.function, scale, scale_stride, n, factor);
           last_scale = scale;
         }
         if (const S* next = call.shift ? src(call.shift, kShift) : nullptr; next != last_shift) {
@@ -60,16 +60,16 @@ class Modulate {
         }
         operands.x = contiguous_run(src(call.x, kX), call.inner.stride[kX], n, gathered);
         operands.y = static_cast<S*>(call.y) + it.offset(kY) + k * last.stride[kY] + first;
-        call.shift ? write<true>(operands) : write<false>(operands);
+        call.mixes ? write<true, true>(operands) : call.shift ? write<true>(operands) : write<false>(operands);
       }
     }
   }
 
-  // Short rows with one scale and one shift each, and a constant stride from row to row, as of a small feature map.
+  // Short rows with one scale each, and a constant stride from row to row, as of a small feature map.
   // There, computing a row's addresses for arbitrary axes would cost as much as the row.
   bool has_short_runs(int64_t n) const {
     return call.axes == 1 && n == call.inner.size && n >= L && n <= 16 * L && call.inner.stride[kX] == 1 &&
-           call.inner.stride[kScale] == 0 && (!call.shift || call.inner.stride[kShift] == 0);
+           call.inner.stride[kScale] == 0 && (!call.shift || call.inner.stride[kShift] <= 1);
   }
 
   void short_runs(int64_t begin, int64_t end, int64_t n) const {
@@ -79,15 +79,20 @@ class Modulate {
     };
     for (int64_t first = begin; first < end; first += kModulateChunk) {
       const int64_t count = min(end - first, kModulateChunk);
-      activate_run(call.activation, Acc(call.offset), at(call.scale, kScale, first), call.outer[0].stride[kScale],
-                   count, factors);
+      activate_run(call.function, at(call.scale, kScale, first), call.outer[0].stride[kScale], count, factors);
       for (int64_t row = first; row < first + count; ++row) {
         const S* x = at(call.x, kX, row);
         S* y = static_cast<S*>(call.y) + row * call.outer[0].stride[kY];
-        const Acc factor = factors[row - first], shift = call.shift ? to_acc(*at(call.shift, kShift, row)) : Acc(0);
+        const S* shift = call.shift ? at(call.shift, kShift, row) : nullptr;
+        const Acc factor = factors[row - first];
+        const bool one_shift = call.inner.stride[kShift] == 0;
+        Vec<Acc> shifts{};
+        if (shift && one_shift) shifts += to_acc(*shift);
         const auto write = [&](int64_t i) {
-          const auto v = factor * load_acc<L>(x + i);
-          store_acc<L>(y + i, call.shift ? v + shift : v);
+          auto v = load_acc<L>(x + i);
+          if (shift && !one_shift) shifts = load_acc<L>(shift + i);
+          v = factor * (call.mixes ? Vec<Acc>(v - shifts) : v);
+          store_acc<L>(y + i, shift ? v + shifts : v);
         };
         for (int64_t i = 0; i + L <= n; i += L) write(i);
         if (n % L) write(n - L);  // overlaps the vector before, with the same values
@@ -105,14 +110,20 @@ class Modulate {
     int64_t factor_mask, shift_mask;
   };
 
-  template <bool Shift>
+  template <bool Shift, bool Mixes = false>
   static void write(const RunOperands& r) {
     const int64_t n = r.n;
     S* y = r.y;
     const auto value = [&](int64_t i, auto lanes) {
-      auto v = load_run<lanes>(r.factor + (i & r.factor_mask)) * load_run<lanes>(r.x + i);
-      if constexpr (Shift) v += load_run<lanes>(r.shift + (i & r.shift_mask));
-      return v;
+      const auto factor = load_run<lanes>(r.factor + (i & r.factor_mask));
+      auto x = load_run<lanes>(r.x + i);
+      if constexpr (!Shift) {
+        return factor * x;
+      } else {
+        const auto shift = load_run<lanes>(r.shift + (i & r.shift_mask));
+        if constexpr (Mixes) x -= shift;
+        return factor * x + shift;
+      }
     };
     int64_t i = 0;
     for (; i + L <= n; i += L) store_run<L>(y + i, value(i, Index<L>{}));

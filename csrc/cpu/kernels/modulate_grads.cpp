@@ -1,4 +1,5 @@
-// dx = (act(scale) + offset) g, and the sums over the reduced axes of x g and of g, in one pass over g and x.
+// dx = F(scale) g, and the sums over the reduced axes of x g and of g, in one pass over g and x. Of a mixture of x and
+// another, (x - other) g is summed, and dshift = g - F(scale) g stored.
 //
 // Short summation blocks in accumulation type are added up in double: PyTorch sums pairwise, and a sum in float would
 // be less exact over a long axis. The blocks depend on the sizes alone.
@@ -22,9 +23,9 @@ class ModulateGrads {
 
   // Of one unit.
   struct Buffers {
-    Acc *factor, *scale_acc, *shift_acc;  // act(scale) + offset, and summation blocks of x g and of g
+    Acc *factor, *scale_acc, *shift_acc;  // F(scale), and summation blocks of x g and of g
     double *scale_sums, *shift_sums;      // sums over blocks
-    S *grad, *x;                          // gathered runs
+    S *grad, *x, *other;                  // gathered runs
   };
 
  public:
@@ -42,12 +43,14 @@ class ModulateGrads {
   }
 
  private:
-  bool has_sums() const { return call.dscale || call.dshift; }
+  bool sums_shift() const { return call.dshift && !call.other; }
+  bool has_sums() const { return call.dscale || sums_shift(); }
 
   // The scale has the size of x, as in a gate: nothing is summed.
   bool is_elementwise() const {
-    return plan.rows == 1 && call.inner_kept && call.dscale && !call.dshift && call.inner.stride[kGrad] == 1 &&
-           call.inner.stride[kX] == 1 && call.inner.stride[kScale] == 1 && call.inner.stride[kShift] == 1;
+    return plan.rows == 1 && call.inner_kept && call.dscale && !sums_shift() && call.inner.stride[kGrad] == 1 &&
+           call.inner.stride[kX] == 1 && call.inner.stride[kScale] == 1 && call.inner.stride[kShift] == 1 &&
+           (!call.other || call.inner.stride[kOther] == 1);
   }
 
   void elementwise_unit(int64_t unit) const {
@@ -57,29 +60,42 @@ class ModulateGrads {
       return static_cast<const S*>(data) + kept.offset(operand) + first;
     };
     const S *grad = src(call.grad, kGrad), *x = src(call.x, kX), *scale = src(call.scale, kScale);
-    S* dx = call.dx ? static_cast<S*>(call.dx) + kept.offset(kY) + first : nullptr;
+    const S* other = call.other ? src(call.other, kOther) : nullptr;
+    S *dx = result_run(call.dx, kept, first), *dshift = result_run(call.dshift, kept, first);
     S* dscale = static_cast<S*>(call.dscale) + kept.offset(kShift) + first;
-    const Acc offset = Acc(call.offset);
-    const bool selected = backward_selects(call.activation);
-    for_activation<VectorMath>(call.activation, [&](auto act) {
-      const auto step = [&](const S* g, const S* x, const S* scale, S* dx, S* dscale) {
+    const Acc factor = Acc(call.function.factor), offset = Acc(call.function.offset);
+    const bool selected = backward_selects(call.function.activation);
+    for_activation<VectorMath>(call.function.activation, [&](auto act) {
+      const auto step = [&](const S* g, const S* x, const S* other, const S* scale, S* dx, S* dscale, S* dshift) {
         const Vec<Acc> grads = load_acc<L>(g), s = load_acc<L>(scale);
-        const Vec<Acc> slope = act.derivative(s), product = slope * (grads * load_acc<L>(x));
+        Vec<Acc> from = load_acc<L>(x);
+        if (other) from -= load_acc<L>(other);
+        const Vec<Acc> slope = act.derivative(s), product = slope * (factor * (grads * from));
         store_acc<L>(dscale, selected ? Vec<Acc>(slope == Acc(0) ? Vec<Acc>{} : product) : product);
-        if (dx) store_acc<L>(dx, (act.value(s) + offset) * grads);
+        const Vec<Acc> part = (act.value(s) * factor + offset) * grads;
+        if (dx) store_acc<L>(dx, part);
+        if (dshift) store_acc<L>(dshift, Vec<Acc>(grads - part));
       };
+      const auto at = [](auto* p, int64_t i) { return p ? p + i : nullptr; };
       int64_t i = 0;
-      for (; i + L <= n; i += L) step(grad + i, x + i, scale + i, dx ? dx + i : nullptr, dscale + i);
+      for (; i + L <= n; i += L) step(grad + i, x + i, at(other, i), scale + i, at(dx, i), dscale + i, at(dshift, i));
       if (i == n) return;
-      S rest[5][L] = {};  // a whole vector, so that the result for an element does not depend on its position
+      S rest[7][L] = {};  // a whole vector, so that the result for an element does not depend on its position
       const size_t bytes = size_t(n - i) * sizeof(S);
       __builtin_memcpy(rest[0], grad + i, bytes);
       __builtin_memcpy(rest[1], x + i, bytes);
-      __builtin_memcpy(rest[2], scale + i, bytes);
-      step(rest[0], rest[1], rest[2], rest[3], rest[4]);
-      if (dx) __builtin_memcpy(dx + i, rest[3], bytes);
-      __builtin_memcpy(dscale + i, rest[4], bytes);
+      if (other) __builtin_memcpy(rest[2], other + i, bytes);
+      __builtin_memcpy(rest[3], scale + i, bytes);
+      step(rest[0], rest[1], other ? rest[2] : nullptr, rest[3], rest[4], rest[5], rest[6]);
+      if (dx) __builtin_memcpy(dx + i, rest[4], bytes);
+      __builtin_memcpy(dscale + i, rest[5], bytes);
+      if (dshift) __builtin_memcpy(dshift + i, rest[6], bytes);
     });
+  }
+
+  // A run of a result of the size of x, or null.
+  static S* result_run(void* data, const AxisIterator& kept, int64_t start) {
+    return data ? static_cast<S*>(data) + kept.offset(kY) + start : nullptr;
   }
 
   Buffers buffers(int64_t worker) const {
@@ -92,6 +108,7 @@ class ModulateGrads {
     b.shift_sums = scratch.allocate<double>(kModulateChunk);
     b.grad = scratch.allocate<S>(kModulateChunk);
     b.x = scratch.allocate<S>(kModulateChunk);
+    b.other = scratch.allocate<S>(kModulateChunk);
     clear(b.scale_sums, kModulateChunk);
     clear(b.shift_sums, kModulateChunk);
     return b;
@@ -129,7 +146,8 @@ class ModulateGrads {
   // axes, and one activation at a time, would cost as much as the runs.
   bool has_short_runs() const {
     return !call.inner_kept && plan.rows == 1 && call.kept_axes == 1 && call.inner.size <= 16 * L &&
-           call.inner.stride[kGrad] == 1 && (!call.dscale || call.inner.stride[kX] == 1);
+           call.inner.stride[kGrad] == 1 && (!call.dscale || call.inner.stride[kX] == 1) &&
+           (!call.other || call.inner.stride[kOther] == 1);
   }
 
   void short_runs(int64_t begin, int64_t end, const Buffers& b) const {
@@ -141,30 +159,29 @@ class ModulateGrads {
     Acc *factors = b.scale_acc, *slopes = b.shift_acc;
     for (int64_t first = begin; first < end; first += kModulateChunk) {
       const int64_t count = min(end - first, kModulateChunk), stride = axis.stride[kScale];
-      if (call.dx)
-        activate_run(call.activation, Acc(call.offset), at(call.scale, kScale, first), stride, count, factors);
+      if (has_factor()) activate_run(call.function, at(call.scale, kScale, first), stride, count, factors);
       if (call.dscale) slopes_run(at(call.scale, kScale, first), stride, count, slopes);
       for (int64_t row = first; row < first + count; ++row) {
-        if (call.dx) b.factor[0] = factors[row - first];
+        if (has_factor()) b.factor[0] = factors[row - first];
         b.scale_sums[0] = b.shift_sums[0] = 0;
-        S* dx = call.dx ? static_cast<S*>(call.dx) + row * axis.stride[kY] : nullptr;
-        dispatch([&](auto flags) {
-          sum_run<flags.dx, flags.dscale, flags.dshift>(at(call.grad, kGrad, row), at(call.x, kX, row), dx,
-                                                        call.inner.size, b);
-        });
+        const auto dest = [&](void* data) { return data ? static_cast<S*>(data) + row * axis.stride[kY] : nullptr; };
+        const Run run{at(call.grad, kGrad, row), at(call.x, kX, row), at(call.other, kOther, row), dest(call.dx),
+                      dest(call.dshift),         call.inner.size};
+        dispatch([&](auto flags) { sum_run<decltype(flags)>(run, b); });
         if (call.dscale) from_acc(times_slope(slopes[row - first], b.scale_sums[0]), result(call.dscale, row));
-        if (call.dshift) from_acc(Acc(b.shift_sums[0]), result(call.dshift, row));
+        if (sums_shift()) from_acc(Acc(b.shift_sums[0]), result(call.dshift, row));
       }
     }
   }
 
   Acc times_slope(Acc slope, double sum) const {
-    return backward_selects(call.activation) && slope == 0 ? Acc(0) : Acc(double(slope) * sum);
+    const bool selected = backward_selects(call.function.activation);
+    return selected && slope == 0 ? Acc(0) : Acc(double(slope) * (call.function.factor * sum));
   }
 
   // act'(scale) of a run.
   void slopes_run(const S* scale, int64_t stride, int64_t n, Acc* out) const {
-    for_activation<VectorMath>(call.activation, [&](auto act) {
+    for_activation<VectorMath>(call.function.activation, [&](auto act) {
       map_run(scale, stride, n, out, [&](const Vec<Acc>& v) { return act.derivative(v); });
     });
   }
@@ -192,8 +209,7 @@ class ModulateGrads {
     const int64_t first = call.inner_kept ? unit % plan.chunks * kModulateChunk : 0;
     const AxisIterator kept(call.kept, call.kept_axes, unit / plan.chunks);
     const S* scale = static_cast<const S*>(call.scale) + kept.offset(kScale) + first * call.inner.stride[kScale];
-    if (call.dx)
-      activate_run(call.activation, Acc(call.offset), scale, call.inner.stride[kScale], sum_count(unit), b.factor);
+    if (has_factor()) activate_run(call.function, scale, call.inner.stride[kScale], sum_count(unit), b.factor);
     const int64_t chunks = call.inner_kept ? 1 : ceil_div(call.inner.size, kModulateChunk);
     AxisIterator reduced(call.reduced, call.reduced_axes, begin / chunks);
     const int64_t longest = plan.rows <= kFewRows ? kShortSumBlock : kSumBlock;
@@ -206,26 +222,31 @@ class ModulateGrads {
                      start * call.inner.stride[operand];
         return contiguous_run(p, call.inner.stride[operand], n, buffer);
       };
-      const S* grad = load(call.grad, kGrad, b.grad);
-      const S* x = call.dscale ? load(call.x, kX, b.x) : nullptr;
-      S* dx = call.dx ? static_cast<S*>(call.dx) + kept.offset(kY) + reduced.offset(kY) + start : nullptr;
+      Run run{load(call.grad, kGrad, b.grad), nullptr, nullptr, nullptr, nullptr, n};
+      if (call.dscale) run.x = load(call.x, kX, b.x);
+      if (call.dscale && call.other) run.other = load(call.other, kOther, b.other);
+      run.dx = result_run(call.dx, kept, reduced.offset(kY) + start);
+      run.dshift = result_run(call.dshift, kept, reduced.offset(kY) + start);
       if (call.inner_kept) {
-        dispatch(
-            [&](auto flags) { sum_elements<flags.dx, flags.dscale, flags.dshift>(grad, x, dx, n, summed == 0, b); });
+        dispatch([&](auto flags) { sum_elements<decltype(flags)>(run, summed == 0, b); });
         if (has_sums() && (++summed == longest || row + 1 == end)) flush(n, b), summed = 0;
       } else {
-        dispatch([&](auto flags) { sum_run<flags.dx, flags.dscale, flags.dshift>(grad, x, dx, n, b); });
+        dispatch([&](auto flags) { sum_run<decltype(flags)>(run, b); });
       }
       if (chunk + 1 == chunks) reduced.next();
     }
   }
 
-  template <bool DX, bool DScale, bool DShift>
+  bool has_factor() const { return call.dx || (call.other && call.dshift); }
+
+  // Whether dx is stored, and x g and g are summed. A mixture looks which of dx and dshift there are.
+  template <bool DX, bool DScale, bool DShift, bool Mixes = false>
   struct Flags {
-    static constexpr bool dx = DX, dscale = DScale, dshift = DShift;
+    static constexpr bool dx = DX, dscale = DScale, dshift = DShift, mixes = Mixes;
   };
   template <class F>
   MI_INLINE void dispatch(F&& f) const {
+    if (call.other) return call.dscale ? f(Flags<false, true, false, true>{}) : f(Flags<false, false, false, true>{});
     switch ((call.dx ? 4 : 0) + (call.dscale ? 2 : 0) + (call.dshift ? 1 : 0)) {
       case 1: return f(Flags<false, false, true>{});
       case 2: return f(Flags<false, true, false>{});
@@ -237,42 +258,71 @@ class ModulateGrads {
     }
   }
 
+  // One run of each operand and of each result of the size of x.
+  struct Run {
+    const S *grad, *x, *other;
+    S *dx, *dshift;
+    int64_t n;
+  };
+
+  // Stores dx, and dshift of a mixture; `factor(lanes)` loads F(scale).
+  template <class Flags, class Lanes, class V, class Factor>
+  static MI_INLINE void store_products(const Run& run, int64_t i, Lanes lanes, const V& g, Factor&& factor) {
+    if constexpr (Flags::mixes) {
+      if (!run.dx && !run.dshift) return;
+      const V part = g * factor(lanes);
+      if (run.dx) store_run<lanes>(run.dx + i, part);
+      if (run.dshift) store_run<lanes>(run.dshift + i, V(g - part));
+    } else if constexpr (Flags::dx) {
+      store_run<lanes>(run.dx + i, g * factor(lanes));
+    }
+  }
+
+  template <class Flags, int lanes>
+  static MI_INLINE auto load_x(const Run& run, int64_t i) {
+    auto x = load_run<lanes>(run.x + i);
+    if constexpr (Flags::mixes) x -= load_run<lanes>(run.other + i);
+    return x;
+  }
+
   // One sum for each element of the run.
-  template <bool DX, bool DScale, bool DShift>
-  void sum_elements(const S* grad, const S* x, S* dx, int64_t n, bool overwrite, const Buffers& b) const {
+  template <class Flags>
+  void sum_elements(const Run& run, bool overwrite, const Buffers& b) const {
     const auto step = [&](int64_t i, auto lanes) {
-      const auto g = load_run<lanes>(grad + i);
-      if constexpr (DX) store_run<lanes>(dx + i, g * load_run<lanes>(b.factor + i));
-      if constexpr (DScale) {
-        auto product = g * load_run<lanes>(x + i);
+      const auto g = load_run<lanes>(run.grad + i);
+      store_products<Flags>(run, i, lanes, g, [&](auto lanes) { return load_run<lanes>(b.factor + i); });
+      if constexpr (Flags::dscale) {
+        auto product = g * load_x<Flags, lanes>(run, i);
         if (!overwrite) product += load_run<lanes>(b.scale_acc + i);
         store_run<lanes>(b.scale_acc + i, product);
       }
-      if constexpr (DShift) store_run<lanes>(b.shift_acc + i, overwrite ? g : g + load_run<lanes>(b.shift_acc + i));
+      if constexpr (Flags::dshift)
+        store_run<lanes>(b.shift_acc + i, overwrite ? g : g + load_run<lanes>(b.shift_acc + i));
     };
-    for_each_step(n, step);
+    for_each_step(run.n, step);
   }
 
   // One sum for the whole run, in four interleaved vectors.
-  template <bool DX, bool DScale, bool DShift>
-  void sum_run(const S* grad, const S* x, S* dx, int64_t n, const Buffers& b) const {
+  template <class Flags>
+  void sum_run(const Run& run, const Buffers& b) const {
+    constexpr bool DScale = Flags::dscale, DShift = Flags::dshift;
     using V = Vec<Acc>;
-    const Acc factor = DX ? b.factor[0] : Acc(0);
+    const Acc factor = has_factor() ? b.factor[0] : Acc(0);
     V scale_acc[4] = {}, shift_acc[4] = {};
     double scale_rest = 0, shift_rest = 0;
     const auto step = [&](int64_t i, auto lanes) {
-      const auto g = load_run<lanes>(grad + i);
-      if constexpr (DX) store_run<lanes>(dx + i, g * factor);
+      const auto g = load_run<lanes>(run.grad + i);
+      store_products<Flags>(run, i, lanes, g, [&](auto) { return factor; });
       if constexpr (lanes == 1) {
-        if constexpr (DScale) scale_rest += double(g * to_acc(x[i]));
+        if constexpr (DScale) scale_rest += double(g * load_x<Flags, 1>(run, i));
         if constexpr (DShift) shift_rest += double(g);
       } else {
         const int64_t v = i / L % 4;
-        if constexpr (DScale) scale_acc[v] += g * load_run<lanes>(x + i);
+        if constexpr (DScale) scale_acc[v] += g * load_x<Flags, lanes>(run, i);
         if constexpr (DShift) shift_acc[v] += g;
       }
     };
-    for_each_step(n, step);
+    for_each_step(run.n, step);
     if constexpr (DScale)
       b.scale_sums[0] +=
           double(sum_lanes(V((scale_acc[0] + scale_acc[1]) + (scale_acc[2] + scale_acc[3])))) + scale_rest;
@@ -290,7 +340,7 @@ class ModulateGrads {
 
   void flush(int64_t n, const Buffers& b) const {
     for (int64_t i = 0; call.dscale && i < n; ++i) b.scale_sums[i] += double(b.scale_acc[i]);
-    for (int64_t i = 0; call.dshift && i < n; ++i) b.shift_sums[i] += double(b.shift_acc[i]);
+    for (int64_t i = 0; sums_shift() && i < n; ++i) b.shift_sums[i] += double(b.shift_acc[i]);
   }
 
   // dscale = act'(scale) * sum, and dshift, of a unit.
@@ -304,7 +354,7 @@ class ModulateGrads {
       S* dest = static_cast<S*>(call.dscale) + offset;
       for (int64_t i = 0; i < n; ++i) from_acc(times_slope(b.factor[i], b.scale_sums[i]), dest[i * stride]);
     }
-    if (call.dshift) {
+    if (sums_shift()) {
       S* dest = static_cast<S*>(call.dshift) + offset;
       for (int64_t i = 0; i < n; ++i) from_acc(Acc(b.shift_sums[i]), dest[i * stride]);
     }

@@ -82,11 +82,12 @@ void map_run(const S* p, int64_t stride, int64_t n, Acc* out, F&& f) {
   }
 }
 
-// act(scale) + offset of a run.
+// F(scale) of a run.
 template <class S, class Acc>
-void activate_run(Activation activation, Acc offset, const S* scale, int64_t stride, int64_t n, Acc* out) {
-  for_activation<VectorMath>(activation, [&](auto act) {
-    map_run(scale, stride, n, out, [&](const Vec<Acc>& v) { return act.value(v) + offset; });
+void activate_run(const ScaleFunction& function, const S* scale, int64_t stride, int64_t n, Acc* out) {
+  const Acc factor = Acc(function.factor), offset = Acc(function.offset);
+  for_activation<VectorMath>(function.activation, [&](auto act) {
+    map_run(scale, stride, n, out, [&](const Vec<Acc>& v) { return act.value(v) * factor + offset; });
   });
 }
 

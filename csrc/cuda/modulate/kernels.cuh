@@ -1,4 +1,5 @@
-// Modulation, y = (act(scale) + offset) * x + shift, and its gradients, 16 bytes at a time.
+// Modulation, y = F(scale) * x + shift, mixtures, F(scale) * (x - shift) + shift, and their gradients, 16 bytes at a
+// time.
 //
 // Compiled and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
@@ -57,11 +58,12 @@ MI_DEVICE void store_chunk_at(T* p, const Chunk<T>& c, int64_t stride, int n, bo
 }
 
 template <class T>
-MI_DEVICE void activate(Activation activation, double offset, const Chunk<T>& scale, AccOf<T> (&gate)[kChunk<T>]) {
+MI_DEVICE void activate(const ScaleFunction& function, const Chunk<T>& scale, AccOf<T> (&gate)[kChunk<T>]) {
   using Acc = AccOf<T>;
-  for_activation<ScalarMath>(activation, [&](auto act) {
+  const Acc factor = Acc(function.factor), offset = Acc(function.offset);
+  for_activation<ScalarMath>(function.activation, [&](auto act) {
     MI_UNROLL
-    for (int e = 0; e < kChunk<T>; ++e) gate[e] = act.value(Acc(scale.element[e])) + Acc(offset);
+    for (int e = 0; e < kChunk<T>; ++e) gate[e] = act.value(Acc(scale.element[e])) * factor + offset;
   });
 }
 
@@ -89,10 +91,11 @@ MI_DEVICE void modulate_block(const ModulateParams& params) {
     shift =
         load_chunk_at(static_cast<const T*>(params.shift) + o.at[kShift], stride[kShift], n, params.vectorized[kShift]);
   Acc gate[kE];
-  activate(params.activation, params.offset, scale, gate);
+  activate(params.function, scale, gate);
   MI_UNROLL
   for (int e = 0; e < kE; ++e) {
-    const Acc product = gate[e] * Acc(x.element[e]);
+    const Acc from = params.mixes ? Acc(x.element[e]) - Acc(shift.element[e]) : Acc(x.element[e]);
+    const Acc product = gate[e] * from;
     y.element[e] = T(params.shift ? product + Acc(shift.element[e]) : product);
   }
   store_chunk_at(static_cast<T*>(params.y) + o.at[kY], y, stride[kY], n, params.vectorized[kY]);
@@ -105,10 +108,10 @@ struct GradSums {
   static constexpr int kE = kChunk<T>, kBlock = 32;
   AccOf<T> sum[2][kE] = {}, part[2][kE] = {};
   int count = 0;
-  MI_DEVICE void add(const Chunk<T>& x, const Chunk<T>& g) {
+  MI_DEVICE void add(const AccOf<T> (&x)[kE], const Chunk<T>& g) {
     MI_UNROLL
     for (int e = 0; e < kE; ++e) {
-      part[0][e] += AccOf<T>(x.element[e]) * AccOf<T>(g.element[e]);
+      part[0][e] += x[e] * AccOf<T>(g.element[e]);
       part[1][e] += AccOf<T>(g.element[e]);
     }
     if (++count == kBlock) fold();
@@ -125,6 +128,9 @@ struct GradSums {
     count = 0;
   }
 };
+
+// Whether a unit has sums: dshift of a mixture is none.
+MI_DEVICE bool sums_shift(const ModulateGradsParams& params) { return params.dshift && !params.other; }
 
 // The offset of a unit, and its first element along the inner axis.
 template <class T>
@@ -151,13 +157,14 @@ MI_DEVICE void store_grads(const ModulateGradsParams& params, const ModulateGrad
     const int64_t dest_index = o.at[kShift] + e * params.inner.stride[kShift];
     if (params.dscale) {
       const Acc scale = Acc(static_cast<const T*>(params.scale)[o.at[kScale] + e * params.inner.stride[kScale]]);
-      static_cast<T*>(params.dscale)[dest_index] = T(tangent(params.activation, scale, sum[0][e]));
+      static_cast<T*>(params.dscale)[dest_index] =
+          T(tangent(params.function.activation, scale, Acc(params.function.factor) * sum[0][e]));
     }
-    if (params.dshift) static_cast<T*>(params.dshift)[dest_index] = T(sum[1][e]);
+    if (sums_shift(params)) static_cast<T*>(params.dshift)[dest_index] = T(sum[1][e]);
   }
 }
 
-// One term of a unit: stores dx and adds to the sums.
+// One term of a unit: stores dx, and dshift of a mixture, and adds to the sums.
 template <class T>
 MI_DEVICE void add_term(const ModulateGradsParams& params, const ModulateGradsPlan& plan, Offsets o, int64_t first,
                         int64_t term, const AccOf<T> (&gate)[kChunk<T>], GradSums<T>& sums) {
@@ -172,16 +179,29 @@ MI_DEVICE void add_term(const ModulateGradsParams& params, const ModulateGradsPl
   const auto& stride = params.inner.stride;
   const auto g =
       load_chunk_at(static_cast<const T*>(params.grad) + o.at[kGrad], stride[kGrad], n, params.vectorized[kGrad]);
-  if (params.dx) {
-    Chunk<T> dx;
+  const auto store = [&](void* result, bool complement) {
+    Chunk<T> chunk;
     MI_UNROLL
-    for (int e = 0; e < kChunk<T>; ++e) dx.element[e] = T(gate[e] * AccOf<T>(g.element[e]));
-    store_chunk_at(static_cast<T*>(params.dx) + o.at[kY], dx, stride[kY], n, params.vectorized[kY]);
+    for (int e = 0; e < kChunk<T>; ++e) {
+      const AccOf<T> grad = AccOf<T>(g.element[e]), part = gate[e] * grad;
+      chunk.element[e] = T(complement ? grad - part : part);
+    }
+    store_chunk_at(static_cast<T*>(result) + o.at[kY], chunk, stride[kY], n, params.vectorized[kY]);
+  };
+  if (params.dx) store(params.dx, false);
+  if (params.dshift && params.other) store(params.dshift, true);
+  AccOf<T> from[kChunk<T>] = {};
+  if (params.dscale) {
+    const auto add = [&](const void* data, int operand, AccOf<T> sign) {
+      const auto c =
+          load_chunk_at(static_cast<const T*>(data) + o.at[operand], stride[operand], n, params.vectorized[operand]);
+      MI_UNROLL
+      for (int e = 0; e < kChunk<T>; ++e) from[e] += sign * AccOf<T>(c.element[e]);
+    };
+    add(params.x, kX, 1);
+    if (params.other) add(params.other, kOther, -1);
   }
-  Chunk<T> x;
-  if (params.dscale)
-    x = load_chunk_at(static_cast<const T*>(params.x) + o.at[kX], stride[kX], n, params.vectorized[kX]);
-  sums.add(x, g);
+  sums.add(from, g);
 }
 
 template <class T>
@@ -206,11 +226,11 @@ MI_DEVICE void modulate_grads_block(const ModulateGradsParams& params, const Mod
     int64_t first = 0;
     locate_unit<T>(params, plan, unit, o, first);
     Acc gate[kE] = {};
-    if (params.dx) {
+    if (params.dx || params.other) {
       const int n = params.inner_kept ? elements_in_chunk(first, params.inner.size, kE) : kE;
       const int64_t stride = params.inner.stride[kScale];
       const bool vectorized = params.inner_kept && params.vectorized[kScale];
-      activate(params.activation, params.offset,
+      activate(params.function,
                load_chunk_at(static_cast<const T*>(params.scale) + o.at[kScale], stride, n, vectorized), gate);
     }
     const int64_t begin = split * plan.split_size;
@@ -219,7 +239,7 @@ MI_DEVICE void modulate_grads_block(const ModulateGradsParams& params, const Mod
     for (int64_t term = begin + thread_rank; term < end; term += group_threads)
       add_term<T>(params, plan, o, first, term, gate, sums);
   }
-  if (!params.dscale && !params.dshift) return;
+  if (!params.dscale && !sums_shift(params)) return;
   sums.fold();
   if (!params.inner_kept) {  // the elements of a chunk are terms of one sum
     MI_UNROLL

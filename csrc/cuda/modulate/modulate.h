@@ -1,4 +1,4 @@
-// Modulation, y = (act(scale) + offset) * x + shift, and its gradients: parameters of the kernels and their launches.
+// Modulation, y = F(scale) * x + shift, mixtures, and their gradients: parameters of the kernels and their launches.
 #pragma once
 
 #include <cstdint>

@@ -1,1 +1,1 @@
-"""Elementwise modulation y = (act(scale) + s) * x + shift and its adjoint."""
+"""Elementwise modulation y = (c act(scale) + s) * x + shift, mixtures of two tensors, and their adjoints."""

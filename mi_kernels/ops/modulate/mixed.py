@@ -20,19 +20,29 @@ MIN_ELEMENTS = 1 << 19
 
 
 def modulate(
-    x: Tensor, scale: Tensor, shift: Tensor | None, activation: str, scale_offset: float, dtype: torch.dtype
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    activation: str,
+    scale_offset: float,
+    scale_factor: float,
+    dtype: torch.dtype,
 ) -> Tensor:
     """y of a call that `takes` accepts."""
     y = x.to(dtype) if x.is_cpu else torch.empty_like(x, dtype=dtype)
     x = y if x.is_cpu else x
-    gate = reference.gate(scale.to(dtype), activation, scale_offset)
+    gate = reference.gate(scale.to(dtype), activation, scale_offset, scale_factor)
     if shift is None:
         return torch.mul(gate, x, out=y)
     return torch.addcmul(shift.to(dtype), gate, x, out=y)
 
 
 def takes(
-    tensors: Sequence[Tensor | None], activation: object, scale_offset: object, dtype: torch.dtype
+    tensors: Sequence[Tensor | None],
+    activation: object,
+    scale_offset: object,
+    scale_factor: object,
+    dtype: torch.dtype,
 ) -> bool:
     """Whether x is not of ``dtype``, to which all are cast, y has its shape, and addcmul is the fastest."""
     x, scale, _ = tensors
@@ -48,4 +58,4 @@ def takes(
             or broadcast(x.shape, tensor.shape) != x.shape
         ):
             return False
-    return activation in small.NAMES and is_coefficient(scale_offset)
+    return activation in small.NAMES and is_coefficient(scale_offset) and is_coefficient(scale_factor)

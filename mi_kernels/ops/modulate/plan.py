@@ -1,4 +1,4 @@
-"""Plans of modulation for :func:`mi_kernels.explain`."""
+"""Plans of modulation and of mixtures for :func:`mi_kernels.explain`."""
 
 import math
 from collections.abc import Sequence
@@ -16,6 +16,9 @@ from mi_kernels.ops.rules import gradients_wanted
 _WHY = {
     "one pass": "x is read once and y written once; the activation is computed once for all"
     " rows that share a scale",
+    "one pass, mixed": "a and b are read once and y written once; the activation is computed once for all"
+    " rows that share a gate",
+    "one pass, mixed sums": "a, b and g are read once; da, db and dgate are computed in the same pass",
     "one pass, sums": "x and g are read once; dx, dscale and dshift are computed in the same pass",
     "elementwise": "PyTorch's own operations, one after the other",
     mixed.ALGORITHM: "PyTorch's own operations, which cast as they read",
@@ -29,6 +32,25 @@ def modulate(
     """The plan of checked arguments on ``backend``, or by the algorithm ``own``, of PyTorch's operations."""
     elements, item = math.prod(shape), x.element_size()
     sizes = (elements, scale.numel(), 0 if shift is None else shift.numel())
+    counted = counts.modulate(sizes, item), counts.modulate_grads(sizes, item)
+    return _plan(backend, "modulate", "one pass", counted, (x, scale, shift), own)
+
+
+def mix(backend: str, shape: torch.Size, a: Tensor, b: Tensor, gate: Tensor, own: str | None = None) -> Plan:
+    """The same of a mixture."""
+    sizes, item = (math.prod(shape), gate.numel()), a.element_size()
+    counted = counts.mix(sizes, item), counts.mix_grads(sizes, item)
+    return _plan(backend, "mix", "one pass, mixed", counted, (a, b, gate), own)
+
+
+def _plan(
+    backend: str,
+    op: str,
+    algorithm: str,
+    counted: tuple[counts.Count, counts.Count],
+    tensors: Sequence[Tensor | None],
+    own: str | None,
+) -> Plan:
     fused = backends.get(backend).fused and own is None
 
     def step(op: str, algorithm: str, count: counts.Count, scratch: int | None) -> Plan:
@@ -36,10 +58,10 @@ def modulate(
         return Plan(op, backend, algorithm, count.operations, count.bytes, scratch, _WHY[algorithm])
 
     backward: tuple[Plan, ...] = ()
-    if any(gradients_wanted((x, scale, shift))):
-        backward = (step("modulate_grads", "one pass, sums", counts.modulate_grads(sizes, item), None),)
-    forward = step("modulate", "one pass", counts.modulate(sizes, item), 0 if fused else None)
-    return replace(forward, backward=backward)
+    if any(gradients_wanted(tensors)):
+        sums = f"{algorithm} sums" if op == "mix" else f"{algorithm}, sums"
+        backward = (step(f"{op}_grads", sums, counted[1], None),)
+    return replace(step(op, algorithm, counted[0], 0 if fused else None), backward=backward)
 
 
 def with_casts(

@@ -1,4 +1,4 @@
-"""Modulation of a few elements by PyTorch's own operations, whose derivatives are in C++.
+"""Modulation and mixtures of a few elements by PyTorch's own operations, whose derivatives are in C++.
 
 A call of a kernel, and a rule in Python, cost more than two passes over a few thousand elements. Where
 `takes` says so, `auto` runs the formula of reference.py instead. Its bits do not depend on the number of
@@ -24,14 +24,26 @@ NAMES = tuple(name for name in activations.NAMES if not name.startswith(("hard",
 PLAIN = (Tensor, torch.nn.Parameter)  # DTensor has rules for the operations of this package
 
 
-def modulate(x: Tensor, scale: Tensor, shift: Tensor | None, activation: str, scale_offset: float) -> Tensor:
+def modulate(
+    x: Tensor, scale: Tensor, shift: Tensor | None, activation: str, scale_offset: float, scale_factor: float
+) -> Tensor:
     """y of a call that `takes` accepts."""
-    if shift is None or any(gradients_wanted((x, scale, shift))):  # the derivative of addcmul is slower
-        return reference.modulate(x, scale, shift, activation=activation, scale_offset=scale_offset)
-    return torch.addcmul(shift, reference.gate(scale, activation, scale_offset), x)
+    factor = reference.gate(scale, activation, scale_offset, scale_factor)
+    if shift is None:
+        return factor * x
+    if any(gradients_wanted((x, scale, shift))):  # the derivative of addcmul is slower
+        return factor * x + shift
+    return torch.addcmul(shift, factor, x)
 
 
-def fits(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) -> bool:
+def mix(a: Tensor, b: Tensor, gate: Tensor, activation: str) -> Tensor:
+    """y of a call that `takes` accepts, with a, gate and b in the places of x, scale and shift."""
+    if any(gradients_wanted((a, b, gate))):
+        return reference.mix(a, b, gate, activation=activation)
+    return torch.addcmul(b, activations.value(activation, gate), a - b)  # lerp makes NaN of Inf
+
+
+def fits(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any, scale_factor: Any = 1.0) -> bool:
     """Whether the arguments are right, and y has the shape of x."""
     try:
         shape, of_scale = x.shape, scale.shape
@@ -44,11 +56,14 @@ def fits(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) -> 
         and (of_shift == shape or broadcast(shape, of_shift) == shape)
         and activation in activations.NAMES
         and is_coefficient(scale_offset)
+        and is_coefficient(scale_factor)
         and all_fit(x.dtype, (x, scale, shift), (shape, of_scale, of_shift))
     )
 
 
-def takes(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) -> bool:
+def takes(
+    x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any, scale_factor: Any = 1.0
+) -> bool:
     """Whether the arguments are right and PyTorch's operations their plan. Each query is 5 % of a call."""
     try:
         shape, dtype = x.shape, x.dtype
@@ -65,6 +80,7 @@ def takes(x: Any, scale: Any, shift: Any, activation: Any, scale_offset: Any) ->
     return (
         activation in NAMES
         and is_coefficient(scale_offset)
+        and is_coefficient(scale_factor)
         and len(shape) > 0
         and not torch._C._are_functorch_transforms_active()
     )

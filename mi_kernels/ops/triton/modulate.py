@@ -1,247 +1,28 @@
-"""Modulation and its gradients in Triton: one read of each operand, one write of each result.
+"""Modulation, mixtures and their gradients in Triton: one read of each operand, one write of each result.
 
-Compiled ahead of time and run in Triton's interpreter, not on a GPU. Axes and tiles: modulate_tiling.py.
+Compiled ahead of time and run in Triton's interpreter, not on a GPU. Axes and tiles: modulate_tiling.py;
+kernels: modulate_kernels.py.
 
 The gradients are computed in one pass. dscale and dshift are summed over the axes in which scale does not
 vary, so a program loads its scale once, loops over the tiles of its part of a sum, and keeps elementwise
 partial sums in registers. Where several programs share a sum, their partial sums go to scratch (at most
 ``axes.FEW_PROGRAMS`` tiles) and a second kernel adds them in a fixed order: no atomics.
-
-A kernel is one function, whatever its length: its parts share nearly all of its arguments.
 """
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from mi_kernels.ops.dtypes import accumulation_dtype
 from mi_kernels.ops.modulate import portable
-from mi_kernels.ops.triton import activations
+from mi_kernels.ops.triton import modulate_kernels as kernels
 from mi_kernels.ops.triton import modulate_tiling as axes
 from mi_kernels.ops.triton.launch import cdiv, launch
 
 Maybe = Tensor | None
 # The second kernel's tile: its rows are splits. Few columns, so that few results still use several programs.
 FINISH, FINISH_COLUMNS = 1024, 64
-
-
-@triton.jit
-def _widened(t):
-    if t.dtype == tl.float64:
-        return t
-    else:
-        return t.to(tl.float32)
-
-
-@triton.jit
-def _number(number, like):
-    """A [1, 1] tensor in the dtype of ``like``."""
-    return tl.full([1, 1], number, tl.float64).to(like.dtype)
-
-
-@triton.jit
-def _offset(index, sizes, strides):
-    """The memory offset of a linear index over three axes, the last of which is the fastest."""
-    offset = (index * 0).to(tl.int64)
-    for a in tl.static_range(3):
-        offset += (index % sizes[2 - a]).to(tl.int64) * strides[2 - a]
-        index = index // sizes[2 - a]
-    return offset
-
-
-@triton.jit
-def _pointers(p, strides, offset, i_m, i_n, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr):
-    """Pointers [BM or 1, BN or 1]: size 1 along an axis in which the operand does not vary."""
-    p += offset
-    if BY_ROW:
-        p += i_m[:, None] * strides[0]
-    else:
-        p += tl.zeros([1, 1], tl.int64)
-    if BY_COLUMN:
-        p += i_n[None, :] * strides[1]
-    return p
-
-
-@triton.jit
-def _mask(m_m, m_n, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr):
-    everywhere = tl.full([1, 1], 1, tl.int1)
-    if BY_ROW:
-        everywhere = everywhere & m_m[:, None]
-    if BY_COLUMN:
-        everywhere = everywhere & m_n[None, :]
-    return everywhere
-
-
-@triton.jit
-def _loaded(p, strides, offset, i_m, i_n, m_m, m_n, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr):
-    m = _mask(m_m, m_n, BY_ROW, BY_COLUMN)
-    return _widened(tl.load(_pointers(p, strides, offset, i_m, i_n, BY_ROW, BY_COLUMN), m, other=0.0))
-
-
-# Sizes that change from call to call are specialised on 1 only. They are separate arguments because Triton
-# always specialises the elements of a tuple.
-_OUTER, _DEPTH = ("outer_0", "outer_1", "outer_2"), ("depth_0", "depth_1", "depth_2")
-_SIZES_THAT_CHANGE = ("M", *_OUTER, *_DEPTH, "splits")
-
-
-@triton.jit(do_not_specialize_on_alignment=_SIZES_THAT_CHANGE)
-def _modulate_kernel(
-    p_x,
-    p_y,
-    p_scale,
-    p_shift,  # or None
-    scale_offset: tl.float64,  # else Triton passes a float as float32
-    M,
-    N,
-    outer_0,  # sizes of the outer axes
-    outer_1,
-    outer_2,
-    x_strides,  # row, column, (outer axes), (depth axes); likewise below
-    y_strides,
-    scale_strides,
-    shift_strides,
-    SCALE_BY_ROW: tl.constexpr,
-    SCALE_BY_COLUMN: tl.constexpr,
-    SHIFT_BY_ROW: tl.constexpr,
-    SHIFT_BY_COLUMN: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    outer_sizes = outer_0, outer_1, outer_2
-    tile = tl.program_id(0)
-    n_tiles, m_tiles = tl.cdiv(N, BN), tl.cdiv(M, BM)
-    i_n = (tile % n_tiles).to(tl.int64) * BN + tl.arange(0, BN)
-    tile = tile // n_tiles
-    i_m = (tile % m_tiles).to(tl.int64) * BM + tl.arange(0, BM)
-    i_outer = tile // m_tiles
-    m_m, m_n = i_m < M, i_n < N
-
-    o_x, o_y = _offset(i_outer, outer_sizes, x_strides[2]), _offset(i_outer, outer_sizes, y_strides[2])
-    b_x = _loaded(p_x, x_strides, o_x, i_m, i_n, m_m, m_n, True, True)
-    o_scale = _offset(i_outer, outer_sizes, scale_strides[2])
-    b_scale = _loaded(p_scale, scale_strides, o_scale, i_m, i_n, m_m, m_n, SCALE_BY_ROW, SCALE_BY_COLUMN)
-    b_y = (activations.value(ACTIVATION, b_scale) + _number(scale_offset, b_x)) * b_x
-    if p_shift is not None:
-        o_shift = _offset(i_outer, outer_sizes, shift_strides[2])
-        b_y += _loaded(p_shift, shift_strides, o_shift, i_m, i_n, m_m, m_n, SHIFT_BY_ROW, SHIFT_BY_COLUMN)
-    p_y = _pointers(p_y, y_strides, o_y, i_m, i_n, True, True)
-    tl.store(p_y, b_y.to(p_y.dtype.element_ty), m_m[:, None] & m_n[None, :])
-
-
-@triton.jit
-def _summed(b_sum, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    if ROWS:
-        b_sum = tl.sum(b_sum, 0, keep_dims=True)
-    if COLUMNS:
-        b_sum = tl.sum(b_sum, 1, keep_dims=True)
-    return b_sum
-
-
-@triton.jit(do_not_specialize_on_alignment=_SIZES_THAT_CHANGE)
-def _modulate_grads_kernel(
-    p_grad,
-    p_x,  # operands and results that are not used are None
-    p_scale,
-    p_dx,
-    p_dscale,  # the result, or partial sums [splits, ...]
-    p_dshift,
-    scale_offset: tl.float64,
-    M,
-    N,
-    outer_0,
-    outer_1,
-    outer_2,
-    depth_0,  # sizes of the depth axes
-    depth_1,
-    depth_2,
-    grad_strides,
-    x_strides,
-    scale_strides,
-    dx_strides,
-    sum_strides,  # of dscale and of dshift
-    sum_size,  # elements of one of them
-    splits,  # programs that share a sum
-    SCALE_BY_ROW: tl.constexpr,
-    SCALE_BY_COLUMN: tl.constexpr,
-    REDUCE_ROWS: tl.constexpr,
-    REDUCE_COLUMNS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    outer_sizes, depth_sizes = (outer_0, outer_1, outer_2), (depth_0, depth_1, depth_2)
-    n_tiles, m_tiles = tl.cdiv(N, BN), tl.cdiv(M, BM)
-    program = tl.program_id(0)
-    i_outer, i_split = program // splits, program % splits
-    m_first, n_first = i_outer * 0, i_outer * 0
-    steps, m_steps, n_steps = depth_sizes[0] * depth_sizes[1] * depth_sizes[2], 1, 1
-    if REDUCE_COLUMNS:
-        n_steps = n_tiles
-    else:
-        n_first = i_outer % n_tiles
-        i_outer = i_outer // n_tiles
-    if REDUCE_ROWS:
-        m_steps = m_tiles
-    else:
-        m_first = i_outer % m_tiles
-        i_outer = i_outer // m_tiles
-    steps = steps * m_steps * n_steps
-    steps_per_split = tl.cdiv(steps, splits)
-
-    i_m = m_first.to(tl.int64) * BM + tl.arange(0, BM)
-    i_n = n_first.to(tl.int64) * BN + tl.arange(0, BN)
-    if p_scale is not None:
-        # Outside the loop, whose axes are those in which scale does not vary.
-        o = _offset(i_outer, outer_sizes, scale_strides[2])
-        m_m, m_n = i_m < M, i_n < N
-        b_scale = _loaded(p_scale, scale_strides, o, i_m, i_n, m_m, m_n, SCALE_BY_ROW, SCALE_BY_COLUMN)
-        b_gate = activations.value(ACTIVATION, b_scale) + _number(scale_offset, b_scale)
-    wide = tl.float64 if p_grad.dtype.element_ty == tl.float64 else tl.float32
-    sum_scale, sum_shift = tl.zeros([BM, BN], wide), tl.zeros([BM, BN], wide)
-    o_grad = _offset(i_outer, outer_sizes, grad_strides[2])
-    o_sum = _offset(i_outer, outer_sizes, sum_strides[2]) + i_split.to(tl.int64) * sum_size
-    first = i_split * steps_per_split
-    for i_step in tl.range(0, tl.minimum(steps_per_split, steps - first)):
-        step = first + i_step
-        j_m = (m_first + step // n_steps % m_steps).to(tl.int64) * BM + tl.arange(0, BM)
-        j_n = (n_first + step % n_steps).to(tl.int64) * BN + tl.arange(0, BN)
-        m_m, m_n, i_depth = j_m < M, j_n < N, step // (n_steps * m_steps)
-        o = o_grad + _offset(i_depth, depth_sizes, grad_strides[3])
-        b_grad = _loaded(p_grad, grad_strides, o, j_m, j_n, m_m, m_n, True, True)
-        if p_dshift is not None:
-            sum_shift += b_grad
-        if p_x is not None:
-            o = _offset(i_outer, outer_sizes, x_strides[2]) + _offset(i_depth, depth_sizes, x_strides[3])
-            sum_scale += _loaded(p_x, x_strides, o, j_m, j_n, m_m, m_n, True, True) * b_grad
-        if p_dx is not None:
-            o = _offset(i_outer, outer_sizes, dx_strides[2]) + _offset(i_depth, depth_sizes, dx_strides[3])
-            p = _pointers(p_dx, dx_strides, o, j_m, j_n, True, True)
-            tl.store(p, (b_gate * b_grad).to(p.dtype.element_ty), m_m[:, None] & m_n[None, :])
-
-    m = _mask(i_m < M, i_n < N, not REDUCE_ROWS, not REDUCE_COLUMNS)
-    if p_dscale is not None:
-        b_dscale = activations.tangent(ACTIVATION, b_scale, _summed(sum_scale, REDUCE_ROWS, REDUCE_COLUMNS))
-        p = _pointers(p_dscale, sum_strides, o_sum, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
-        tl.store(p, b_dscale.to(p.dtype.element_ty), m)
-    if p_dshift is not None:
-        b_dshift = _summed(sum_shift, REDUCE_ROWS, REDUCE_COLUMNS)
-        p = _pointers(p_dshift, sum_strides, o_sum, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
-        tl.store(p, b_dshift.to(p.dtype.element_ty), m)
-
-
-@triton.jit
-def _add_splits_kernel(p_parts, p_out, size, splits, BS: tl.constexpr, BN: tl.constexpr):
-    """out[n] = sum_s parts[s, n], in the order of s."""
-    i_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    b_sum = tl.zeros([BS, BN], p_parts.dtype.element_ty)
-    for first in range(0, splits, BS):
-        i_s = first + tl.arange(0, BS)
-        p = p_parts + i_s.to(tl.int64)[:, None] * size + i_n[None, :]
-        b_sum += tl.load(p, (i_s[:, None] < splits) & (i_n[None, :] < size), other=0.0)
-    b_out = tl.sum(b_sum, 0)
-    tl.store(p_out + i_n, b_out.to(p_out.dtype.element_ty), i_n < size)
+_OUTER, _DEPTH = kernels.OUTER, kernels.DEPTH
 
 
 def _strides(tensor: Tensor, shape: torch.Size) -> tuple[int, ...]:
@@ -259,8 +40,30 @@ def _sizes(plan: axes.Tiling, *names: tuple[str, ...]) -> dict[str, int]:
     return sizes
 
 
-def modulate(x: Tensor, scale: Tensor, shift: Maybe, activation: str, scale_offset: float) -> Tensor:
+def modulate(
+    x: Tensor, scale: Tensor, shift: Maybe, activation: str, scale_offset: float, scale_factor: float = 1.0
+) -> Tensor:
     """y of ``mi_kernels::modulate``; shapes as in schema.py."""
+    y = _forward(x, scale, shift, activation, scale_offset, scale_factor, False)
+    return portable.modulate(x, scale, shift, activation, scale_offset, scale_factor) if y is None else y
+
+
+def mix(a: Tensor, b: Tensor, gate: Tensor, activation: str) -> Tensor:
+    """y of ``mi_kernels::mix``."""
+    y = _forward(a, gate, b, activation, 0.0, 1.0, True)
+    return portable.mix(a, b, gate, activation) if y is None else y
+
+
+def _forward(
+    x: Tensor,
+    scale: Tensor,
+    shift: Maybe,
+    activation: str,
+    scale_offset: float,
+    scale_factor: float,
+    mixes: bool,
+) -> Maybe:
+    """y, or None if there are too many axes."""
     y = torch.empty_like(x)
     if y.numel() == 0:
         return y
@@ -268,9 +71,10 @@ def modulate(x: Tensor, scale: Tensor, shift: Maybe, activation: str, scale_offs
     strides = tuple(_strides(t, x.shape) for t in operands)
     plan = axes.tiling(tuple(x.shape), strides, (False,) * x.dim(), x.element_size())
     if plan is None:
-        return portable.modulate(x, scale, shift, activation, scale_offset)
+        return None
     arguments = {
-        **{"p_x": x, "p_y": y, "p_scale": scale, "p_shift": shift, "scale_offset": scale_offset},
+        **{"p_x": x, "p_y": y, "p_scale": scale, "p_shift": shift},
+        **{"scale_offset": scale_offset, "scale_factor": scale_factor, "MIXES": mixes},
         **_sizes(plan, _OUTER),
         **{"x_strides": plan.strides(1), "y_strides": plan.strides(0)},
         "scale_strides": plan.strides(2),
@@ -279,7 +83,7 @@ def modulate(x: Tensor, scale: Tensor, shift: Maybe, activation: str, scale_offs
         **dict(zip(("SHIFT_BY_ROW", "SHIFT_BY_COLUMN"), plan.varies(-1), strict=True)),
         **{"ACTIVATION": activation, "BM": plan.BM, "BN": plan.BN},
     }
-    launch(x.device, _modulate_kernel, plan.programs, arguments, axes.WARPS, 1)
+    launch(x.device, kernels._modulate_kernel, plan.programs, arguments, axes.WARPS, 1)
     return y
 
 
@@ -293,6 +97,7 @@ def modulate_grads(
     want_x: bool,
     want_scale: bool,
     want_shift: bool,
+    scale_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dscale and dshift of ``mi_kernels::modulate_grads``."""
     make = x.new_zeros if x.numel() == 0 else x.new_empty
@@ -305,31 +110,58 @@ def modulate_grads(
     same = tuple(shift_size) == tuple(scale.shape)
     for wants in ((want_x, want_scale, want_shift and same), (False, False, want_shift and not same)):
         results = [t if wanted else None for t, wanted in zip((dx, dscale, dshift), wants, strict=True)]
-        if any(wants) and not _pass(grad, x, scale, activation, scale_offset, *results):
-            rule = (grad, x, scale, shift_size, activation, scale_offset)
-            return portable.modulate_grads(*rule, want_x, want_scale, want_shift)
+        rule = (activation, scale_offset, scale_factor)
+        if any(wants) and not _pass(grad, x, None, scale, *rule, *results):
+            given = (grad, x, scale, shift_size, activation, scale_offset)
+            return portable.modulate_grads(*given, want_x, want_scale, want_shift, scale_factor)
     return dx, dscale, dshift
+
+
+def mix_grads(
+    grad: Tensor,
+    a: Tensor,
+    b: Tensor,
+    gate: Tensor,
+    activation: str,
+    want_a: bool,
+    want_b: bool,
+    want_gate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """da, db and dgate of ``mi_kernels::mix_grads``."""
+    da, db = (torch.empty_like(a) if wanted else a.new_empty(0) for wanted in (want_a, want_b))
+    dgate = (a.new_zeros if a.numel() == 0 else a.new_empty)(gate.shape if want_gate else 0)
+    wants = (want_a, want_gate, want_b)
+    if a.numel() == 0 or not any(wants):
+        return da, db, dgate
+    results = [t if wanted else None for t, wanted in zip((da, dgate, db), wants, strict=True)]
+    if not _pass(grad, a, b, gate, activation, 0.0, 1.0, *results):
+        return portable.mix_grads(grad, a, b, gate, activation, want_a, want_b, want_gate)
+    return da, db, dgate
 
 
 def _pass(
     grad: Tensor,
     x: Tensor,
+    other: Maybe,  # of a mixture
     scale: Tensor,
     activation: str,
     scale_offset: float,
+    scale_factor: float,
     dx: Maybe,
     dscale: Maybe,
     dshift: Maybe,
 ) -> bool:
     """Write the results that are not None; False if there are too many axes."""
-    sums = [t for t in (dscale, dshift) if t is not None]
+    sums = [t for t in (dscale, dshift if other is None else None) if t is not None]
     reduced = tuple(own != size for own, size in zip((*sums, x)[0].shape, x.shape, strict=True))
+    like_x = dshift if dx is None and other is not None else dx
     operands = (
-        grad if dx is None else dx,
+        grad if like_x is None else like_x,
         grad,
         None if dscale is None else x,
-        None if dscale is dx is None else scale,
+        None if dscale is like_x is None else scale,
         sums[0] if sums else None,
+        None if dscale is None else other,
     )
     strides = tuple((0,) * x.dim() if t is None else _strides(t, x.shape) for t in operands)
     plan = axes.tiling(tuple(x.shape), strides, reduced, x.element_size())
@@ -340,12 +172,14 @@ def _pass(
     if plan.splits > 1:
         scratch = x.new_empty((len(sums), plan.splits, size), dtype=accumulation_dtype(x.dtype))
         parts = iter(scratch)
-        into = [None if t is None else next(parts) for t in into]
+        into = [next(parts) if any(t is one for one in sums) else t for t in into]
     arguments = {
         **{"p_grad": grad, "p_x": operands[2], "p_scale": operands[3], "p_dx": dx},
-        **{"p_dscale": into[0], "p_dshift": into[1], "scale_offset": scale_offset},
+        **{"p_dscale": into[0], "p_dshift": into[1], "p_other": other},
+        **{"scale_offset": scale_offset, "scale_factor": scale_factor},
         **_sizes(plan, _OUTER, _DEPTH),
         **{"grad_strides": plan.strides(1), "x_strides": plan.strides(2), "scale_strides": plan.strides(3)},
+        "other_strides": plan.strides(5),
         **{"dx_strides": plan.strides(0), "sum_strides": plan.strides(4), "sum_size": size},
         "splits": plan.splits,
         **dict(zip(("SCALE_BY_ROW", "SCALE_BY_COLUMN"), plan.varies(3), strict=True)),
@@ -353,7 +187,7 @@ def _pass(
         **{"ACTIVATION": activation, "BM": plan.BM, "BN": plan.BN},
     }
     programs = plan.programs * plan.splits
-    launch(x.device, _modulate_grads_kernel, programs, arguments, axes.WARPS, 1)
+    launch(x.device, kernels._modulate_grads_kernel, programs, arguments, axes.WARPS, 1)
     if plan.splits > 1:
         for part, total in zip(scratch, sums, strict=True):
             _add_splits(part, total)
@@ -365,4 +199,4 @@ def _add_splits(parts: Tensor, total: Tensor) -> None:
     BN = min(FINISH_COLUMNS, triton.next_power_of_2(size))
     BS = min(FINISH // BN, triton.next_power_of_2(splits))
     arguments = {"p_parts": parts, "p_out": total, "size": size, "splits": splits, "BS": BS, "BN": BN}
-    launch(parts.device, _add_splits_kernel, cdiv(size, BN), arguments, axes.WARPS, 1)
+    launch(parts.device, kernels._add_splits_kernel, cdiv(size, BN), arguments, axes.WARPS, 1)
