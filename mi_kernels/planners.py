@@ -35,7 +35,7 @@ _WHY = {
     "mma-widened": "as mma, on products in tf32, which is as precise as float16 and has a larger range",
     "fma": "as mma, with multiply-adds in the dtype itself instead of matrix instructions",
     "one_pass": "both products are summed tile by tile, and multiplied while the tiles are in cache",
-    "blocks": "both products are computed for a block of rows at a time, and multiplied while these are in cache",
+    "blocks": "both products are computed for a block of rows at a time, and multiplied from the cache",
     "chunked": "the generated operand z x (or T) is computed in chunks, one matmul each",
     "einsum": "the formula term by term: the oracle, not meant to be fast",
 }

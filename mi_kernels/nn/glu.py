@@ -131,8 +131,8 @@ class GatedMLP(nn.Module):
         down: the ``nn.Linear`` with D and d.
 
     The MLPs of LLaMA, Mixtral, T5, timm and x-transformers are this formula; ready rules of
-    :func:`mi_kernels.convert` (``mi.nn.rules.transformers()``, ``timm()``, ``x_transformers()``) compute these
-    layers with their own parameters.
+    :func:`mi_kernels.convert` (``mi.nn.rules.transformers()``, ``timm()``, ``x_transformers()``) compute
+    these layers with their own parameters.
 
     Raises:
         TypeError, ValueError: as :class:`GLU`; ``dropout`` is no probability.

@@ -85,7 +85,7 @@ class Planner:
 
     def dual_linear(self, call: DualCall) -> Answer:
         """One pass with both sums on chip, unless the backend does otherwise."""
-        why = "both products are summed tile by tile; activation and product are applied while the tiles are on chip"
+        why = "both products are summed tile by tile, and multiplied while the tiles are on chip"
         return Answer("one_pass", None, why)
 
     def linear_scratch(

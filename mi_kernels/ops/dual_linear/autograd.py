@@ -4,8 +4,8 @@
 
 The compiled kernels compute y in one pass. Where something is differentiated they also return p and q.
 Backward makes (dp | dq) of them in one pass; all else is products of the dense interaction, one for both maps
-where their weights are one packed tensor. Derivatives of the gradients compute p and q again by differentiable
-calls, and are modulation: no rule is written twice.
+where their weights are one packed tensor. Derivatives of the gradients compute p and q again by
+differentiable calls, and are modulation: no rule is written twice.
 """
 
 import torch

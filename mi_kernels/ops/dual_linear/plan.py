@@ -16,7 +16,7 @@ from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
 
 _WHOLE_ROWS = "softmax needs whole rows: both products are computed and stored, then multiplied"
-_SHARED = "x or z is shared by several rows: each product is computed once for each of its own rows, then multiplied"
+_SHARED = "x or z is shared by several rows: each product is computed once for each of its own rows"
 _KEPT = "both products were saved; their gradients are products of their own"
 
 

@@ -2,8 +2,8 @@
 
 Each view outside of a Function is a node of the backward pass, and each operation a call of the dispatcher;
 on the CPU these take longer than the products of a few rows. So the compiled kernels have operations that
-take tensors as they are (`cpu_linear`, `cpu_linear_add`, `cpu_linear_grads`), and the rules here have their views inside. No
-derivative is new: what is differentiated again is calls of the primitives of autograd.py.
+take tensors as they are (`cpu_linear`, `cpu_linear_add`, `cpu_linear_grads`), and the rules here have their
+views inside. No derivative is new: what is differentiated again is calls of the primitives of autograd.py.
 """
 
 from collections.abc import Callable
