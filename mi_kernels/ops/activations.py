@@ -21,8 +21,18 @@ from torch import Tensor
 from mi_kernels.ops.dtypes import accumulation_dtype
 
 ElementwiseName = Literal[
-    *("identity", "sigmoid", "tanh", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish", "softplus"),
-    *("hardsigmoid", "hardswish"),
+    "identity",
+    "sigmoid",
+    "tanh",
+    "relu",
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+    "silu",
+    "mish",
+    "softplus",
+    "hardsigmoid",
+    "hardswish",
 ]
 ActivationName = ElementwiseName | Literal["softmax"]
 
