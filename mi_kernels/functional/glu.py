@@ -76,7 +76,8 @@ def glu(
     x, weight, bias, weight_value, bias_value = _prepared(autocast(tensors), activation, gate_first)
     chosen = backends.choose(x, "glu")
     if get(chosen).is_reference:
-        values = {"weight_value": weight_value, "bias_value": bias_value, "gate_first": gate_first}
+        values: dict[str, Any] = {"weight_value": weight_value, "bias_value": bias_value}
+        values["gate_first"] = gate_first
         return reference.glu(x, weight, bias, activation=activation, **values)
     lead = x.shape[:-1]
     y = rules.glu(

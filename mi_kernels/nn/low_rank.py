@@ -263,7 +263,7 @@ def _checked(op: str, rank: int | Sequence[int], core: str, blocks: int) -> tupl
     if blocks < 1 or (blocks > 1 and core != "blocks"):
         expected = "at least 1" if core == "blocks" else f"1 with core={core!r}"
         raise ValueError(f"{op}: blocks: expected {expected}, got {blocks}")
-    if isinstance(rank, Sequence) and not isinstance(rank, str):
+    if isinstance(rank, list | tuple):
         if core == "cp" or len(rank) != 3:
             expected = "a number" if core == "cp" else "a number or three"
             raise ValueError(f"{op}: rank: expected {expected} with core={core!r}, got {list(rank)}")

@@ -30,8 +30,7 @@ def glu(
     bias_value: Maybe,
 ) -> Plan:
     """The plan of checked arguments on ``backend``."""
-    packed = weight_value is None
-    features = weight.shape[0] // 2 if packed else weight.shape[0]
+    features = weight.shape[0] // 2 if weight_value is None else weight.shape[0]
     rows, width = math.prod(x.shape[:-1]), x.shape[-1]
     tensors = x, weight, bias, weight_value, bias_value
     wanted = gradients_wanted(tensors)
@@ -49,7 +48,7 @@ def glu(
         return forward
     steps = [_grads(backend, rows * features, rows * features, x.element_size())]
     flat = x.reshape(rows, width)
-    if packed:
+    if weight_value is None:
         return replace(forward, backward=(*steps, *_linear(backend, flat, weight, bias)))
     both = *_linear(backend, flat, weight, bias), *_linear(backend, flat.detach(), weight_value, bias_value)
     return replace(forward, backward=(*steps, *both))
