@@ -23,13 +23,14 @@ enum class Activation : int {
   softmax
 };
 
-inline Activation activation_of(const std::string& name, const char* op, bool softmax) {
+inline Activation activation_of(const std::string& name, const char* op, bool softmax,
+                                const char* argument = "activation") {
   static constexpr const char* kNames[] = {"identity",    "sigmoid",    "tanh",   "relu", "gelu",
                                            "gelu_tanh",   "quick_gelu", "silu",   "mish", "softplus",
                                            "hardsigmoid", "hardswish",  "softmax"};
   for (int i = 0; i < int(Activation::softmax) + softmax; ++i)
     if (name == kNames[i]) return Activation(i);
-  STD_TORCH_CHECK(false, op, ": activation: unknown or not elementwise: '", name, "'");
+  STD_TORCH_CHECK(false, op, ": ", argument, ": unknown or not elementwise: '", name, "'");
 }
 
 }  // namespace mi_kernels

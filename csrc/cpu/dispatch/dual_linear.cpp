@@ -109,7 +109,8 @@ std::tuple<Tensor, Tensor, Tensor> dual_linear(const Tensor& x, const Optional& 
   const Arguments a{x, given_z.has_value() ? *given_z : x, weight_x, weight_z, bias_x, bias_z};
   const Sizes s = checked(a, ranks);
   const DType dtype = dtype_of(x.scalar_type(), op, "x");
-  DualEpilogue dual{ranks, activation_of(activation_x, op, false), activation_of(activation_z, op, false)};
+  DualEpilogue dual{ranks, activation_of(activation_x, op, false, "activation_x"),
+                    activation_of(activation_z, op, false, "activation_z")};
   Tensor y = on_huge_pages(allocate(x, {s.rows, s.out}));
   const auto kept = [&] { return on_huge_pages(allocate(x, {keep ? s.rows : 0, s.features()})); };
   Tensor p = kept(), q = kept();
@@ -157,7 +158,8 @@ Tensor dual_linear_grads(const Tensor& grad, const Tensor& p, const Tensor& q, s
   check_sizes(op, "p", p, grad, 1, false, {rows, features});
   check_sizes(op, "q", q, grad, 1, false, {rows, features});
   const DType dtype = dtype_of(grad.scalar_type(), op, "grad");
-  DualEpilogue dual{ranks, activation_of(activation_x, op, false), activation_of(activation_z, op, false)};
+  DualEpilogue dual{ranks, activation_of(activation_x, op, false, "activation_x"),
+                    activation_of(activation_z, op, false, "activation_z")};
   Tensor result = on_huge_pages(allocate(grad, {rows, 2 * features}));
   if (result.numel() == 0) return result;
   const Tensor in_rows[] = {torch::stable::contiguous(p), torch::stable::contiguous(q)};
@@ -172,6 +174,8 @@ std::string cpu_dual_linear_plan(std::vector<int64_t> sizes, torch::headeronly::
                                  bool keep) {
   constexpr const char* op = "cpu_dual_linear_plan";
   STD_TORCH_CHECK(sizes.size() == 5, op, ": sizes: expected [B, X, Z, O, ranks], got ", sizes.size(), " numbers");
+  for (const int64_t size : sizes) STD_TORCH_CHECK(size >= 0, op, ": sizes: expected no negative number, got ", size);
+  STD_TORCH_CHECK(sizes[4] > 0, op, ": sizes: expected at least 1 rank, got ", sizes[4]);
   const Sizes s{sizes[0], sizes[3], sizes[4], sizes[1], sizes[2]};
   const DType dtype = dtype_of(type, op, "dtype");
   const MulTraits traits = selected_kernels().mul_traits(dtype);
