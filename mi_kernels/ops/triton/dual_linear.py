@@ -10,7 +10,6 @@ do. The gradients are a kernel like those of modulation, with the ranks as an ax
 Compiled ahead of time and interpreted, not yet run on a GPU.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -72,6 +72,7 @@ def _shaped(problem: GemmProblem, max_rows: int, max_columns: int) -> TileConfig
 
 def _heuristic(problem: GemmProblem) -> TileConfig:
     two = problem.second or problem.primitive == "dual_linear"  # products in a tile
+    summed = problem.primitive == "dual_linear" and problem.context > 1  # over ranks: a third accumulator
     if not on_tensor_cores(problem) or problem.dtype == torch.float64:
         # Before 9.0 the accumulators of 64x64 and their partial sums spill.
         narrow = problem.dtype == torch.float32 and problem.capability < (9, 0)
@@ -80,7 +81,7 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
     if problem.primitive == "sum":
         return replace(_shaped(problem, 32, 128), stages=1)
     if not problem.aligned:  # scalar loads: every element has its own address
-        tile = _shaped(problem, 64, 32 if two else 64)
+        tile = _shaped(problem, 32 if summed else 64, 32 if two else 64)
         depth = min(tile.BK, 64 // problem.dtype.itemsize)
         style = styles(problem)[0]
         # A generated operand of twice this depth, and sums of sums with four warps, use 254 registers or
@@ -92,8 +93,8 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
         eight = many_registers and tile.BM * tile.BN == 64 * 64
         return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
     if two:
-        tile = _shaped(problem, 128, 64)
-        return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
+        tile = _shaped(problem, 64 if summed else 128, 64)
+        return _fitted(problem, replace(tile, warps=8) if tile.BM * tile.BN >= 64 * 64 else tile)
     if problem.primitive == "input_grads":
         mma = problem.capability not in ((9, 0), (10, 0))
         if mma or problem.dtype == torch.float32:
