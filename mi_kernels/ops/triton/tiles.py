@@ -71,8 +71,8 @@ def _shaped(problem: GemmProblem, max_rows: int, max_columns: int) -> TileConfig
 
 
 def _heuristic(problem: GemmProblem) -> TileConfig:
+    summed = problem.primitive == "dual_linear" and problem.context > 1
     two = problem.second or problem.primitive == "dual_linear"  # products in a tile
-    summed = problem.primitive == "dual_linear" and problem.context > 1  # over ranks: a third accumulator
     if not on_tensor_cores(problem) or problem.dtype == torch.float64:
         # Before 9.0 the accumulators of 64x64 and their partial sums spill.
         narrow = problem.dtype == torch.float32 and problem.capability < (9, 0)
@@ -93,8 +93,10 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
         eight = many_registers and tile.BM * tile.BN == 64 * 64
         return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
     if two:
-        tile = _shaped(problem, 64 if summed else 128, 64)
-        return _fitted(problem, replace(tile, warps=8) if tile.BM * tile.BN >= 64 * 64 else tile)
+        if summed:
+            return _fitted(problem, _summed(problem))
+        tile = _shaped(problem, 128, 64)
+        return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
     if problem.primitive == "input_grads":
         mma = problem.capability not in ((9, 0), (10, 0))
         if mma or problem.dtype == torch.float32:
@@ -113,6 +115,16 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
     tile = _shaped(problem, 128, 256 if wide else 128)
     eight = problem.primitive == "linear" and problem.capability[0] == 12 and tile.BM * tile.BN >= 128 * 64
     return _fitted(problem, replace(tile, warps=8) if eight else tile)
+
+
+def _summed(problem: GemmProblem) -> TileConfig:
+    """A tile of dual_linear of several ranks: a third accumulator, and the offsets of p and q for each."""
+    if problem.capability in ((9, 0), (10, 0)):
+        tile = _shaped(problem, 64, 64)
+        return replace(tile, warps=8) if tile.BM * tile.BN == 64 * 64 else tile
+    # Larger or deeper ones spill with mma: 8 to 48 bytes.
+    tile = _shaped(problem, 32, 64)
+    return replace(tile, BK=min(tile.BK, 64 // problem.dtype.itemsize), stages=2)
 
 
 def _fitted(problem: GemmProblem, tile: TileConfig) -> TileConfig:
