@@ -93,6 +93,9 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
         eight = many_registers and tile.BM * tile.BN == 64 * 64
         return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
     if two:
+        if problem.primitive == "dual_linear" and problem.rows <= 16:
+            # As for linear below; on 12.0 twice as many columns spill 8 bytes.
+            return _fitted(problem, _shaped(problem, 16, 32))
         if summed:
             return _fitted(problem, _summed(problem))
         tile = _shaped(problem, 128, 64)
