@@ -133,14 +133,18 @@ def test_a_slope_of_zero_selects(kernels):
         assert d[0, 0] == 0 and d[0, 1] == inf[0, 0]
 
 
-def test_tf32(kernels, monkeypatch):
+def test_tf32(kernels):
     """Products alone are rounded to tf32, which the interpreter does not do."""
     if INTERPRETED:
         pytest.skip("the interpreter computes in float32")
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
-    for context in (None, 20):
-        x, z = torch.randn(70, 40), None if context is None else torch.randn(70, context)
-        weights = torch.randn(150, 40), torch.randn(150, context or 40)
-        arguments = x, z, *weights, None, None, "silu", "identity", 2
-        for found, exact in zip(kernels.dual_linear(*arguments, True), truth(*arguments), strict=True):
-            assert 1e-5 < relative_error(found, exact) < 1e-3
+    settings = torch.backends.cuda.matmul
+    before, settings.fp32_precision = settings.fp32_precision, "tf32"
+    try:
+        for context in (None, 20):
+            x, z = torch.randn(70, 40), None if context is None else torch.randn(70, context)
+            weights = torch.randn(150, 40), torch.randn(150, context or 40)
+            arguments = x, z, *weights, None, None, "silu", "identity", 2
+            for found, exact in zip(kernels.dual_linear(*arguments, True), truth(*arguments), strict=True):
+                assert 1e-5 < relative_error(found, exact) < 1e-3
+    finally:
+        settings.fp32_precision = before

@@ -32,7 +32,16 @@ from mi_kernels.ops.triton.launch import target
 INTERPRETED = pytest.mark.skipif(not backends.interpreting(), reason="part of test_in_the_interpreter")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CAPABILITIES = (tile_limits.AMD, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
-PRIMITIVES = ("forward", "linear", "sum", "input_grads", "context_grad", "weight_grad", "matrix_grad")
+PRIMITIVES = (
+    "forward",
+    "linear",
+    "dual_linear",
+    "sum",
+    "input_grads",
+    "context_grad",
+    "weight_grad",
+    "matrix_grad",
+)
 # Products side by side, rows, columns, and the lengths of both sums.
 SIZES = (
     (1, 4096, 256, 32, 256),

@@ -4,8 +4,8 @@
     dp = g f'(p) h(q),  dq = g f(p) h'(q)
 
 A program computes both sums of a tile of outputs with the engine's main loop, rank after rank, and keeps the
-sum over ranks in registers. Where z is x, both products share each tile of x, as gate and shift of `diagonal`
-do. The gradients are a kernel like those of modulation, with the ranks as an axis in which g does not vary.
+sum over ranks in registers. Where z is x, both products share each tile of x, as gate and shift do.
+The gradients are a kernel like those of modulation, with the ranks as an axis in which g does not vary.
 
 Compiled ahead of time and interpreted, not yet run on a GPU.
 """

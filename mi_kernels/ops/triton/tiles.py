@@ -71,8 +71,6 @@ def _shaped(problem: GemmProblem, max_rows: int, max_columns: int) -> TileConfig
 
 
 def _heuristic(problem: GemmProblem) -> TileConfig:
-    summed = problem.primitive == "dual_linear" and problem.context > 1
-    two = problem.second or problem.primitive == "dual_linear"  # products in a tile
     if not on_tensor_cores(problem) or problem.dtype == torch.float64:
         # Before 9.0 the accumulators of 64x64 and their partial sums spill.
         narrow = problem.dtype == torch.float32 and problem.capability < (9, 0)
@@ -80,8 +78,10 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
         return _fitted(problem, replace(tile, stages=2, warps=8 if tile.BM * tile.BN == 64 * 64 else 4))
     if problem.primitive == "sum":
         return replace(_shaped(problem, 32, 128), stages=1)
+    if problem.primitive == "dual_linear":
+        return _fitted(problem, _dual_linear(problem))
     if not problem.aligned:  # scalar loads: every element has its own address
-        tile = _shaped(problem, 32 if summed else 64, 32 if two else 64)
+        tile = _shaped(problem, 64, 32 if problem.second else 64)
         depth = min(tile.BK, 64 // problem.dtype.itemsize)
         style = styles(problem)[0]
         # A generated operand of twice this depth, and sums of sums with four warps, use 254 registers or
@@ -92,12 +92,7 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
         many_registers = widened or style == "promoted" and problem.primitive != "context_grad"
         eight = many_registers and tile.BM * tile.BN == 64 * 64
         return _fitted(problem, replace(tile, BK=max(depth, 16), warps=8 if eight else 4))
-    if two:
-        if problem.primitive == "dual_linear" and problem.rows <= 16:
-            # As for linear below; on 12.0 twice as many columns spill 8 bytes.
-            return _fitted(problem, _shaped(problem, 16, 32))
-        if summed:
-            return _fitted(problem, _summed(problem))
+    if problem.second:
         tile = _shaped(problem, 128, 64)
         return _fitted(problem, replace(tile, warps=8) if tile.BM == 128 else tile)
     if problem.primitive == "input_grads":
@@ -120,14 +115,21 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
     return _fitted(problem, replace(tile, warps=8) if eight else tile)
 
 
-def _summed(problem: GemmProblem) -> TileConfig:
-    """A tile of dual_linear of several ranks: a third accumulator, and the offsets of p and q for each."""
-    if problem.capability in ((9, 0), (10, 0)):
-        tile = _shaped(problem, 64, 64)
-        return replace(tile, warps=8) if tile.BM * tile.BN == 64 * 64 else tile
-    # Larger or deeper ones spill with mma: 8 to 48 bytes.
-    tile = _shaped(problem, 32, 64)
-    return replace(tile, BK=min(tile.BK, 64 // problem.dtype.itemsize), stages=2)
+def _dual_linear(problem: GemmProblem) -> TileConfig:
+    """Two accumulators and, with ranks, their sum; small and shallow where others spill 8 to 48 bytes."""
+    mma, summed = problem.capability not in ((9, 0), (10, 0)), problem.context > 1
+    if not problem.aligned:
+        tile = _shaped(problem, 32 if summed else 64, 32)
+    elif problem.rows <= 16:  # more programs read the weights
+        tile = _shaped(problem, 16, 32)
+    elif summed:
+        tile = _shaped(problem, 32 if mma else 64, 64)
+    else:
+        tile = _shaped(problem, 128, 64)
+    item, eight = problem.dtype.itemsize, tile.BM == 128 or summed and tile.BM * tile.BN == 64 * 64
+    if not problem.aligned or summed and mma:
+        tile = replace(tile, BK=max(min(tile.BK, 64 // item), 16))
+    return replace(tile, warps=8 if eight else 4, stages=2 if mma and (summed or item == 4) else tile.stages)
 
 
 def _fitted(problem: GemmProblem, tile: TileConfig) -> TileConfig:
