@@ -6,9 +6,11 @@ from mi_kernels.backends import BackendName, backend
 from mi_kernels.explain import explain
 from mi_kernels.functional.biaffine import biaffine
 from mi_kernels.functional.gates import diagonal, gated_interaction, modulate
+from mi_kernels.functional.glu import glu
 from mi_kernels.functional.heads import HeadPart, split_head
 from mi_kernels.functional.hyper import apply_generated, generate
 from mi_kernels.functional.interaction import bilinear, interaction, pack
+from mi_kernels.functional.low_rank import low_rank
 from mi_kernels.nn.convert import conversion_report, convert
 from mi_kernels.nn.report import ConversionReport
 from mi_kernels.ops import flops as _flops
@@ -38,7 +40,9 @@ __all__ = [
     "explain",
     "gated_interaction",
     "generate",
+    "glu",
     "interaction",
+    "low_rank",
     "modulate",
     "nn",
     "pack",

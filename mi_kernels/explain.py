@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mi_kernels import backends, records
-from mi_kernels.functional import biaffine, gates, hyper, interaction
+from mi_kernels.functional import biaffine, gates, glu, hyper, interaction, low_rank
 from mi_kernels.functional._arguments import autocast
 from mi_kernels.functional._call import instead_of_calls
 from mi_kernels.ops.plan import Plan
@@ -23,6 +23,8 @@ EXPLAINED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
     **gates.PLANNED,
     **hyper.PLANNED,
     **biaffine.PLANNED,
+    **glu.PLANNED,
+    **low_rank.PLANNED,
 }
 
 

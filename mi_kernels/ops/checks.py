@@ -138,10 +138,10 @@ def broadcast_like(op: str, names: tuple[str, str], shape: torch.Size, tensor: T
     return common
 
 
-def check_activation(op: str, name: object, known: Collection[str]) -> None:
+def check_activation(op: str, name: object, known: Collection[str], argument: str = "activation") -> None:
     """The name of an activation is known."""
     if not isinstance(name, str) or name not in known:
-        raise ValueError(f"{op}: activation: expected one of {', '.join(known)}, got {name!r}")
+        raise ValueError(f"{op}: {argument}: expected one of {', '.join(known)}, got {name!r}")
 
 
 def is_coefficient(value: object) -> bool:
