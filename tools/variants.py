@@ -14,6 +14,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from mi_kernels.ops import activations
+from mi_kernels.ops.dual_linear import autograd as dual_rule
 from mi_kernels.ops.gate import autograd as gate_rule
 from mi_kernels.ops.interaction import autograd as interaction_rule
 from mi_kernels.ops.modulate import autograd as modulation_rule
@@ -97,6 +98,10 @@ def first_calls(
         "gated_interaction": (
             partial(gate_rule.gate, "triton", "sigmoid", 0.0),
             (*rows, *dense(X), None, None),
+        ),
+        "dual_linear": (
+            partial(dual_rule.dual_linear, "triton", "silu", "identity", 1),
+            (rows[0], None, empty(2 * O, X), None, empty(2 * O), None),
         ),
         "modulate": (_modulate, modulated),
     }
