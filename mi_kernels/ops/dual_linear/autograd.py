@@ -3,10 +3,12 @@
     p = A x + a,  q = C z + c,  by ranks [R, O]
 
 The compiled kernels compute y in one pass. Where something is differentiated they also return p and q.
-Backward makes (dp | dq) of them in one pass; all else is products of the dense interaction, one for both maps
-where their weights are one packed tensor. Derivatives of the gradients compute p and q again by differentiable
-calls, and are modulation: no rule is written twice.
+Backward makes (dp | dq) of them in one pass; all else is products of the dense interaction, one for both
+maps where their weights are one packed tensor. Derivatives of the gradients compute p and q again by
+differentiable calls, and are modulation: no rule is written twice.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +93,9 @@ def multiply(backend: str, activation_x: str, activation_z: str, ranks: int, p: 
     return y if ranks == 1 else _by_ranks(y, ranks).sum(-2)
 
 
-def composed(backend: str, activation_x: str, activation_z: str, ranks: int, *tensors: Maybe):
+def composed(
+    backend: str, activation_x: str, activation_z: str, ranks: int, *tensors: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """y, p and q as separate operations."""
     p, q = products(backend, *tensors)
     return multiply(backend, activation_x, activation_z, ranks, p, q), p, q
@@ -114,15 +118,17 @@ def _activated(backend: str, activation: str, t: Tensor) -> Tensor:
 
 def _grads(
     backend: str, activation_x: str, activation_z: str, ranks: int, grad: Tensor, p: Tensor, q: Tensor
-):
+) -> Tensor:
     """(dp | dq), differentiable."""
     if ranks > 1:
         grad = grad.unsqueeze(-2).expand(*grad.shape[:-1], ranks, grad.shape[-1]).reshape(p.shape)
     value = _activated(backend, activation_z, q)
     dq, dp = elementwise.gate_grads(backend, (True, True), activation_x, 0.0, grad, value, p)
+    assert dp is not None and dq is not None
     if activation_z != "identity":
         rule = backend, (False, True, False), activation_z, 0.0
         _, dq, _ = elementwise.modulate_grads(*rule, dq, _ones(q), q, ())
+        assert dq is not None
     return torch.cat((dp, dq), -1)
 
 
@@ -146,7 +152,8 @@ class DualLinearRule(Rule):
         backend, activation_x, activation_z, ranks = ctx.rule
         need = wanted(ctx, 2 * p.numel() * x.shape[-1])[4:]
         if differentiating((grad, *tensors)):  # the kept p and q are constants to them
-            d = _grads(*ctx.rule, grad, *products(backend, *tensors))
+            p, q = products(backend, *tensors)
+            d = _grads(backend, activation_x, activation_z, ranks, grad, p, q)
         else:
             d = _GRADS[backend](grad, p, q, activation_x, activation_z, ranks)
         if weight_z is None:
@@ -196,7 +203,7 @@ def _product(backend: str, x: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
     return dense.forward(backend, x, without_features(x), None, None, weight, bias)
 
 
-def _tangents(backend: str, tensors, tangents) -> tuple[Maybe, Maybe]:
+def _tangents(backend: str, tensors: Any, tangents: Any) -> tuple[Maybe, Maybe]:
     """The tangents of p and q: of each product, with each factor replaced by its tangent."""
     x, z, weight_x, weight_z, *_ = tensors
     x_t, z_t, weight_x_t, weight_z_t, bias_x_t, bias_z_t = tangents
