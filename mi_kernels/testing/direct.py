@@ -111,18 +111,18 @@ def _dual_linear() -> Iterator[Arguments]:
     x, z, a, c, *_ = LOW_RANK.arguments(DTYPE)
     assert a is not None and c is not None
     yield x, z, a, c, a[:, 0], c[:, 0], "tanh", "sigmoid", 2, True
-    yield x, None, a, a.flip(0), None, None, "silu", "identity", 1, False
+    yield x, None, a, a.flip(0), None, None, "tanh", "identity", 1, False
 
 
 def _dual_linear_grads() -> Iterator[Arguments]:
     p, q = torch.randn(2, 5, 6, dtype=DTYPE)
     yield torch.randn(5, 3, dtype=DTYPE), p, q, "tanh", "sigmoid", 2
-    yield q, p, q, "silu", "identity", 1
+    yield q, p, q, "tanh", "identity", 1
 
 
 def _differentiable_dual_linear() -> Iterator[Arguments]:
     x, weight, bias, *_ = GLU.arguments(DTYPE)
-    yield "portable", "silu", "identity", 1, x, None, weight, None, bias, None
+    yield "portable", "tanh", "identity", 1, x, None, weight, None, bias, None
     x, z, a, c, *_ = LOW_RANK.arguments(DTYPE)
     yield "portable", "tanh", "sigmoid", 2, x, z, a, c, None, None
 
@@ -154,6 +154,11 @@ def _gate_plans(*more: Any) -> Callable[[], Iterator[Arguments]]:
             yield [37, 40, 70], torch.float32, terms, bool(terms == 1), *more
 
     return calls
+
+
+def _dual_linear_plans() -> Iterator[Arguments]:
+    for keep in (False, True):
+        yield [37, 40, 130, 70, 1], torch.float32, True, keep
 
 
 def _planned() -> Iterator[Arguments]:
@@ -249,6 +254,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "differentiable_modulate": _differentiable_modulate,
     "cpu_interaction_plan": _plans(),
     "cuda_interaction_plan": _plans(90, 132),
+    "cpu_dual_linear_plan": _dual_linear_plans,
     "cpu_gate_plan": _gate_plans(),
     "cuda_gate_plan": _gate_plans(80, 40),
     "cuda_aligned": lambda: iter([(torch.zeros(5, 24, dtype=DTYPE),)]),

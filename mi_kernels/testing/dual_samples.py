@@ -32,7 +32,7 @@ class DualSample:
     shape: Shape
     terms: str
     layout: str = "contiguous"
-    activation: str = "silu"  # of low_rank, f
+    activation: str = "sigmoid"  # of low_rank, f
     other: str = "identity"  # h
     gate_first: bool = True
     rank: int = 6  # rows of the factors
@@ -40,7 +40,7 @@ class DualSample:
 
     def __str__(self) -> str:
         parts = [self.op, self.shape.name, self.terms, self.layout.replace("contiguous", "")]
-        parts += ["" if self.activation == "silu" else self.activation, self.other.replace("identity", "")]
+        parts += ["" if self.activation == "sigmoid" else self.activation, self.other.replace("identity", "")]
         parts += [
             "" if self.gate_first else "value-first",
             "" if self.ranks is None else f"{self.ranks}-ranks",
@@ -134,5 +134,5 @@ def dual_samples(op: str) -> Iterator[DualSample]:
         if op == "low_rank":
             yield replace(MUTAN, layout=layout)
     for name in names:
-        if name != "silu":
+        if name != "sigmoid":
             yield DualSample(op, MIDDLE, every, activation=name)

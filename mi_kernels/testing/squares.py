@@ -146,8 +146,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Maybe) -> tuple[Tensor, Tensor]:
 class DualLinear(NamedTuple):
     """y = P sum_r f(A_r x + a_r) * h(C_r z + c_r) + U z + V x + d, A and C one dimension of [R, O]."""
 
-    f: str
-    h: str
+    activation_x: str
+    activation_z: str
     ranks: int
     x: Tensor
     z: Tensor
@@ -177,7 +177,7 @@ def _product(call: DualLinear) -> tuple[Tensor, ...]:
     """p and q, f and h of these, each with its S^2; the sum of products over ranks and its S^2."""
     a, c, a_bias, c_bias = call.weights
     p, q = _linear(call.x, a, a_bias), _linear(call.z, c, c_bias)
-    f, h = _values(call.f, *p), _values(call.h, *q)
+    f, h = _values(call.activation_x, *p), _values(call.activation_z, *q)
     own = f[1] * h[0] ** 2 + f[0] ** 2 * h[1]
     return *p, *q, *f, *h, _summed(f[0] * h[0], call.ranks), _summed(own, call.ranks)
 
@@ -206,8 +206,8 @@ def dual_linear_grads(
     out = call.terms[0]
     g, g2 = (grad, torch.zeros_like(grad)) if out is None else _linear(grad, out.mT, None)
     g, g2 = (t if call.ranks == 1 else t.repeat(*(1,) * (t.dim() - 1), call.ranks) for t in (g, g2))
-    dp2 = _slope(call.f, p, p2, g * h, g2 * h**2 + g**2 * h2)
-    dq2 = _slope(call.h, q, q2, g * f, g2 * f**2 + g**2 * f2)
+    dp2 = _slope(call.activation_x, p, p2, g * h, g2 * h**2 + g**2 * h2)
+    dq2 = _slope(call.activation_z, q, q2, g * f, g2 * f**2 + g**2 * f2)
     # Of each contraction the sum of the squared terms is that contraction of squares.
     dp2, dq2, left = dp2.detach(), dq2.detach(), (product**2 + own).detach()
     present = [t.square() for t in tensors if t is not None]

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
+from mi_kernels.ops.checks import check_shape, check_tensors
+from mi_kernels.ops.dtypes import FLOATING
 from mi_kernels.ops.dual_linear import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction.linear import linear, linear_grads
@@ -36,10 +38,25 @@ _DUAL_LINEAR = overloads("dual_linear")
 _GRADS = overloads("dual_linear_grads")
 
 
+def _check(backend, activation_x, activation_z, ranks, x, z, weight_x, weight_z, bias_x, bias_z):
+    names = "x", "weight_x", "z", "weight_z", "bias_x", "bias_z"
+    check_tensors("dual_linear", names, (x, weight_x, z, weight_z, bias_x, bias_z), 2, FLOATING)
+    if weight_z is not None:
+        return
+    check_shape("dual_linear", "weight_x", weight_x, {"2N": None, "X": x.shape[-1]})
+    check_shape("dual_linear", "bias_x", bias_x, {"2N": weight_x.shape[0]})
+    if weight_x.shape[0] % 2 != 0:
+        raise ValueError(f"dual_linear: weight_x: expected [2N, X], got {list(weight_x.shape)}")
+    for name, tensor in (("z", z), ("bias_z", bias_z)):
+        if tensor is not None:
+            raise ValueError(f"dual_linear: {name}: expected None beside a packed weight_x, got a tensor")
+
+
 @traceable(
     "differentiable_dual_linear",
     "(str backend, str activation_x, str activation_z, int ranks, Tensor x, Tensor? z, Tensor weight_x,"
     " Tensor? weight_z, Tensor? bias_x, Tensor? bias_z) -> Tensor",
+    _check,
 )
 def dual_linear(
     backend: str,
