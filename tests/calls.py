@@ -10,6 +10,8 @@ from torch import Tensor
 
 import mi_kernels as mi
 from mi_kernels.testing.biaffine_samples import LABEL
+from mi_kernels.testing.checks import call_dual
+from mi_kernels.testing.dual_samples import GLU, LOW_RANK, MUTAN
 from mi_kernels.testing.samples import (
     GATE_ODD,
     GATE_TERMS,
@@ -79,6 +81,11 @@ CALLS = {
     "biaffine-channels-first": Call(
         partial(mi.biaffine, channels_first=True), replace(LABEL, ones=(False, False), bias=(5,))
     ),
+    "glu": Call(call_dual("glu"), GLU),
+    "glu-separate": Call(partial(call_dual("glu"), activation="gelu"), replace(GLU, terms="GaVc")),
+    "glu-softmax": Call(partial(call_dual("glu"), activation="softmax"), GLU),
+    "low-rank": Call(partial(mi.low_rank, activation_x="tanh"), LOW_RANK),
+    "low-rank-ranks": Call(partial(mi.low_rank, **MUTAN.options), MUTAN),
     "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),
     "diagonal": Call(_diagonal, GateSample("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
     "diagonal-softmax": Call(

@@ -21,7 +21,6 @@ from mi_kernels.ops.interaction import dispatch
 from mi_kernels.ops.interaction.linear import linear
 from mi_kernels.ops.interaction.shared import flatten_rows
 from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import add
 
 __all__ = ["low_rank"]
 
@@ -72,8 +71,8 @@ def low_rank(
     Modality-Specific Factors", ACL 2018 (LMF).
 
     Example:
-        >>> x, z, down_x, down_z = (torch.randn(8, 5), torch.randn(8, 3), torch.randn(4, 5), torch.randn(4, 3))
-        >>> mi.low_rank(x, z, down_x, down_z, torch.randn(6, 4)).shape
+        >>> x, z, factor_x, factor_z = (torch.randn(size) for size in ((8, 5), (8, 3), (4, 5), (4, 3)))
+        >>> mi.low_rank(x, z, factor_x, factor_z, torch.randn(6, 4)).shape
         torch.Size([8, 6])
     """
     if factor_out is None and weight_z is None and weight_x is None and bias is None:
@@ -89,7 +88,7 @@ def low_rank(
         return reference.low_rank(*tensors, **names)
     x, z, factor_x, factor_z, *others = tensors
     ranks = 1 if factor_x.dim() == 2 else factor_x.shape[0]
-    rule = chosen, activation_x, activation_z, max(ranks, 1)
+    rule = chosen, activation_x, activation_z, ranks
     if factor_x.dim() == 3:  # a view, unless the strides of R and O do not make one dimension
         factor_x, factor_z = factor_x.flatten(0, 1), factor_z.flatten(0, 1)
     if x.shape[:-1] != z.shape[:-1]:
@@ -176,6 +175,8 @@ def _arguments(
     if factor_x.dim() == 3:
         check_shape(op, "factor_x", factor_x, {"R": None, "O": None, "X": width})
         ranks, features = factor_x.shape[:2]
+        if ranks == 0:
+            raise ValueError(f"{op}: factor_x: expected at least one rank R, got {list(factor_x.shape)}")
         check_shape(op, "factor_z", factor_z, {"R": ranks, "O": features, "Z": context})
     else:
         check_shape(op, "factor_x", factor_x, {"R": None, "X": width})

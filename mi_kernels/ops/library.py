@@ -198,6 +198,7 @@ def traceable(name: str, schema: str, check: Callable[..., None] | None = None) 
 # of a primitive for sizes [G, B, Z, X, O], or of a gate for sizes [B, Z, X], as "name=value;...".
 LIBRARY.define("cpu_isa() -> str")
 LIBRARY.define("cpu_gate_plan(int[] sizes, ScalarType dtype, int terms, bool softmax) -> str")
+LIBRARY.define("cpu_dual_linear_plan(int[] sizes, ScalarType dtype, bool k_major, bool keep) -> str")
 LIBRARY.define("cpu_interaction_plan(str primitive, int[] sizes, ScalarType dtype, int terms) -> str")
 # The same of the CUDA library, for a GPU of an architecture (80, 90, ...) with a number of multiprocessors.
 LIBRARY.define(

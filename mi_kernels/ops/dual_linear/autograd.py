@@ -3,15 +3,19 @@
     p = A x + a,  q = C z + c,  by ranks [R, O]
 
 The compiled kernels compute y in one pass. Where something is differentiated they also return p and q.
-Backward makes (dp | dq) of them in one pass; all else is products of the dense interaction, one for both maps
-where their weights are one packed tensor. Derivatives of the gradients compute p and q again by differentiable
-calls, and are modulation: no rule is written twice.
+Backward makes (dp | dq) of them in one pass; all else is products of the dense interaction, one for both
+maps where their weights are one packed tensor. Derivatives of the gradients compute p and q again by
+differentiable calls, and are modulation: no rule is written twice.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
+from mi_kernels.ops.checks import check_shape, check_tensors
+from mi_kernels.ops.dtypes import FLOATING
 from mi_kernels.ops.dual_linear import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction.linear import linear, linear_grads
@@ -34,10 +38,25 @@ _DUAL_LINEAR = overloads("dual_linear")
 _GRADS = overloads("dual_linear_grads")
 
 
+def _check(backend, activation_x, activation_z, ranks, x, z, weight_x, weight_z, bias_x, bias_z):
+    names = "x", "weight_x", "z", "weight_z", "bias_x", "bias_z"
+    check_tensors("dual_linear", names, (x, weight_x, z, weight_z, bias_x, bias_z), 2, FLOATING)
+    if weight_z is not None:
+        return
+    check_shape("dual_linear", "weight_x", weight_x, {"2N": None, "X": x.shape[-1]})
+    check_shape("dual_linear", "bias_x", bias_x, {"2N": weight_x.shape[0]})
+    if weight_x.shape[0] % 2 != 0:
+        raise ValueError(f"dual_linear: weight_x: expected [2N, X], got {list(weight_x.shape)}")
+    for name, tensor in (("z", z), ("bias_z", bias_z)):
+        if tensor is not None:
+            raise ValueError(f"dual_linear: {name}: expected None beside a packed weight_x, got a tensor")
+
+
 @traceable(
     "differentiable_dual_linear",
     "(str backend, str activation_x, str activation_z, int ranks, Tensor x, Tensor? z, Tensor weight_x,"
     " Tensor? weight_z, Tensor? bias_x, Tensor? bias_z) -> Tensor",
+    _check,
 )
 def dual_linear(
     backend: str,
@@ -91,7 +110,9 @@ def multiply(backend: str, activation_x: str, activation_z: str, ranks: int, p: 
     return y if ranks == 1 else _by_ranks(y, ranks).sum(-2)
 
 
-def composed(backend: str, activation_x: str, activation_z: str, ranks: int, *tensors: Maybe):
+def composed(
+    backend: str, activation_x: str, activation_z: str, ranks: int, *tensors: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """y, p and q as separate operations."""
     p, q = products(backend, *tensors)
     return multiply(backend, activation_x, activation_z, ranks, p, q), p, q
@@ -114,15 +135,17 @@ def _activated(backend: str, activation: str, t: Tensor) -> Tensor:
 
 def _grads(
     backend: str, activation_x: str, activation_z: str, ranks: int, grad: Tensor, p: Tensor, q: Tensor
-):
+) -> Tensor:
     """(dp | dq), differentiable."""
     if ranks > 1:
         grad = grad.unsqueeze(-2).expand(*grad.shape[:-1], ranks, grad.shape[-1]).reshape(p.shape)
     value = _activated(backend, activation_z, q)
     dq, dp = elementwise.gate_grads(backend, (True, True), activation_x, 0.0, grad, value, p)
+    assert dp is not None and dq is not None
     if activation_z != "identity":
         rule = backend, (False, True, False), activation_z, 0.0
         _, dq, _ = elementwise.modulate_grads(*rule, dq, _ones(q), q, ())
+        assert dq is not None
     return torch.cat((dp, dq), -1)
 
 
@@ -146,7 +169,8 @@ class DualLinearRule(Rule):
         backend, activation_x, activation_z, ranks = ctx.rule
         need = wanted(ctx, 2 * p.numel() * x.shape[-1])[4:]
         if differentiating((grad, *tensors)):  # the kept p and q are constants to them
-            d = _grads(*ctx.rule, grad, *products(backend, *tensors))
+            p, q = products(backend, *tensors)
+            d = _grads(backend, activation_x, activation_z, ranks, grad, p, q)
         else:
             d = _GRADS[backend](grad, p, q, activation_x, activation_z, ranks)
         if weight_z is None:
@@ -196,7 +220,7 @@ def _product(backend: str, x: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
     return dense.forward(backend, x, without_features(x), None, None, weight, bias)
 
 
-def _tangents(backend: str, tensors, tangents) -> tuple[Maybe, Maybe]:
+def _tangents(backend: str, tensors: Any, tangents: Any) -> tuple[Maybe, Maybe]:
     """The tangents of p and q: of each product, with each factor replaced by its tangent."""
     x, z, weight_x, weight_z, *_ = tensors
     x_t, z_t, weight_x_t, weight_z_t, bias_x_t, bias_z_t = tangents

@@ -3,7 +3,6 @@
 As PyTorch's own products, p and q are rounded to the dtype of x.
 """
 
-import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations

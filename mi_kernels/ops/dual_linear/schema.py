@@ -4,8 +4,8 @@
     dual_linear        y[b,o] = sum_{r<ranks} f(p[b, r O + o]) h(q[b, r O + o])                [B, O]
     dual_linear_grads  d = (dp | dq),  dp[b, r O + o] = g[b,o] f'(p) h(q),  dq = g f(p) h'(q)  [B, 2N]
 
-N = ranks * O; f and h are ``activation_x`` and ``activation_z``, elementwise. Without z it is x. With ``keep``
-p and q come in the dtype of x, which saves the backward pass two products, else as empty [0, N].
+N = ranks * O; f and h are ``activation_x`` and ``activation_z``, elementwise. Without z it is x. With
+``keep`` p and q come in the dtype of x, which saves the backward pass two products, else as empty [0, N].
 """
 
 from mi_kernels.ops import activations
