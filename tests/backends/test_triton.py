@@ -92,6 +92,9 @@ SELECTION = {
     "test_gates.py::test_third_order[triton-{}]": "diagonal-sigmoid gated_interaction-softmax",
     "test_gates.py::test_nan_and_inf[triton-{}]": "diagonal-nan",
     "test_gates.py::test_explain[triton-{}]": "diagonal gated_interaction",
+    "test_glu.py::test_error_rule[triton-glu-odd-{}-torch.float32]": "Ga GV",
+    "test_glu.py::test_second_order_is_as_exact_as_pytorch[triton-torch.{}]": "float32 float16",
+    "test_low_rank.py::test_second_order_is_as_exact_as_pytorch[triton-torch.{}]": "float32 float16",
     "test_modulate.py::test_second_order_is_as_exact_as_pytorch[triton-maps-{}]": (
         "sigmoid-torch.float32 sigmoid-torch.float16 softmax-torch.float32"
     ),

@@ -127,9 +127,11 @@ def _dual_linear(problem: GemmProblem) -> TileConfig:
     else:
         tile = _shaped(problem, 128, 64)
     item, eight = problem.dtype.itemsize, tile.BM == 128 or summed and tile.BM * tile.BN == 64 * 64
-    if not problem.aligned or summed and mma:
+    few = problem.aligned and problem.rows <= 16
+    if not problem.aligned or summed and mma and not few:
         tile = replace(tile, BK=max(min(tile.BK, 64 // item), 16))
-    return replace(tile, warps=8 if eight else 4, stages=2 if mma and (summed or item == 4) else tile.stages)
+    shallow = mma and not few and (summed or item == 4)
+    return replace(tile, warps=8 if eight else 4, stages=2 if shallow else tile.stages)
 
 
 def _fitted(problem: GemmProblem, tile: TileConfig) -> TileConfig:
