@@ -10,6 +10,8 @@ from torch import Tensor
 
 import mi_kernels as mi
 from mi_kernels.testing.biaffine_samples import LABEL
+from mi_kernels.testing.checks import call_dual
+from mi_kernels.testing.dual_samples import GLU, LOW_RANK, MUTAN
 from mi_kernels.testing.low_rank_weight_samples import GROUPS, SAMPLES
 from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.samples import (
@@ -93,6 +95,11 @@ CALLS = {
     "low-rank-weights-segments": Call(_low_rank_by_segments, GROUPS),
     "third-order": Call(ROWS.call, ROWS),
     "third-order-shared": Call(TOKENS.call, TOKENS),
+    "glu": Call(call_dual("glu"), GLU),
+    "glu-separate": Call(partial(call_dual("glu"), activation="gelu"), replace(GLU, terms="GaVc")),
+    "glu-softmax": Call(partial(call_dual("glu"), activation="softmax"), GLU),
+    "low-rank": Call(partial(mi.low_rank, activation_x="tanh"), LOW_RANK),
+    "low-rank-ranks": Call(partial(mi.low_rank, **MUTAN.options), MUTAN),
     "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),
     "mix": Call(mi.mix, Mixing("tokens", (3, 4, 6), (3, 4, 6), (3, 1, 6))),
     "diagonal": Call(_diagonal, GateSample("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from mi_kernels.testing.biaffine_samples import Pairs
+from mi_kernels.testing.dual_samples import DualSample
 from mi_kernels.testing.low_rank_weight_samples import Factors
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 from mi_kernels.testing.third_order_samples import Triple
@@ -39,7 +40,7 @@ def features_of(parameters: Mapping[str, object]) -> dict[str, Hashable]:
     """Values by name: words are text and dtypes; all else is put as what it is printed as, in a tuple."""
     found: dict[str, Hashable] = {}
     for name, value in parameters.items():
-        if isinstance(value, Sample | Modulation | GateSample | Pairs | Factors | Triple):
+        if isinstance(value, Sample | Modulation | GateSample | Pairs | Factors | Triple | DualSample):
             own = {field.name: getattr(value, field.name) for field in fields(value)}
             found |= {f"{name}.{key}": v if key in PAIRED else (str(v),) for key, v in own.items()}
         else:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mi_kernels import verify
 from mi_kernels.testing import isolated, samples, suite
+from mi_kernels.testing.dual_samples import GLU
 from mi_kernels.testing.isolated import Job
 from mi_kernels.testing.samples import GateSample
 
@@ -48,6 +49,8 @@ def _gate(op: str) -> tuple[str, ...]:
 OTHERS = {
     "diagonal": _gate("diagonal"),
     "gated_interaction": _gate("gated_interaction"),
+    "glu": (f"values {GLU}", f"gradients {GLU}"),
+    "low_rank": ("values low_rank-odd-ACPUVc", "gradients low_rank-odd-ACPUVc"),
     "modulate": ("values tokens", "gradients tokens", "values maps", "gradients maps", "gradients features"),
 }
 

@@ -14,9 +14,11 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from mi_kernels.ops import activations
+from mi_kernels.ops.dual_linear import autograd as dual_rule
 from mi_kernels.ops.gate import autograd as gate_rule
 from mi_kernels.ops.interaction import autograd as interaction_rule
 from mi_kernels.ops.modulate import autograd as modulation_rule
+from mi_kernels.ops.triton import dual_linear as dual
 from mi_kernels.ops.triton import gate, interaction
 from mi_kernels.ops.triton import modulate as modulation
 from mi_kernels.ops.triton.launch import Launch, recording
@@ -50,6 +52,7 @@ def launches(
         names = activations.NAMES if sizes == SIZES[0] and not short else ("sigmoid",)
         with recording(capability, *(() if old is None else (old,))) as recorded:
             _run(dtype, names, *sizes)
+            _run_dual_linear(dtype, names, *sizes)
             if sizes in SIZES[:2]:
                 _run_modulation(dtype, names, sizes[0], sizes[2], short)
         found |= distinct(recorded, capability)
@@ -96,6 +99,10 @@ def first_calls(
             partial(gate_rule.gate, "triton", "sigmoid", 0.0),
             (*rows, *dense(X), None, None),
         ),
+        "dual_linear": (
+            partial(dual_rule.dual_linear, "triton", "silu", "identity", 1),
+            (rows[0], None, empty(2 * O, X), None, empty(2 * O), None),
+        ),
         "modulate": (_modulate, modulated),
     }
     found = {}
@@ -132,6 +139,25 @@ def _run(dtype: torch.dtype, names: tuple[str, ...], B: int, Z: int, X: int, O: 
     for activation in names:
         gate.gated_interaction(x, z, w, None, None, c, activation, False)
         gate.diagonal(x, z, u, None, None, None, v, activation, 1.0, True)
+
+
+def _run_dual_linear(dtype: torch.dtype, names: tuple[str, ...], B: int, Z: int, X: int, O: int) -> None:  # noqa: E741
+    """Gated linear units, then factorised forms of one rank and of several."""
+    empty = partial(_empty, dtype)
+    x, z = empty(B, X), empty(B, Z)
+    for name in names:
+        if name != "softmax":
+            v, c, p = empty(O, X), empty(O), empty(B, O)
+            dual.dual_linear(x, None, v, v, c, c, name, "identity", 1, True)
+            dual.dual_linear(x, None, v, v, None, None, name, "identity", 1, False)
+            dual.dual_linear_grads(p, p, p, name, "identity", 1)
+    for ranks in (1, 3):
+        v, u, c, p = empty(ranks * O, X), empty(ranks * O, Z), empty(ranks * O), empty(B, ranks * O)
+        for keep in (True, False):
+            dual.dual_linear(x, z, v, u, c, c, "tanh", "tanh", ranks, keep)
+        dual.dual_linear(x, z, v, u, None, None, "identity", "identity", ranks, True)
+        dual.dual_linear(x, None, v, v, None, None, "identity", "identity", ranks, True)
+        dual.dual_linear_grads(empty(B, O), p, p, "tanh", "identity", ranks)
 
 
 def _run_dense(dtype: torch.dtype, first: int, terms: bool, *sizes: int) -> None:

@@ -13,19 +13,21 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mi
+from mi_kernels.ops.dual_linear import reference as dual_reference
 from mi_kernels.ops.gate import reference as diagonal_reference
 from mi_kernels.ops.gate import reference as gated_reference
 from mi_kernels.ops.interaction import reference as interaction_reference
 from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.testing import squares
 from mi_kernels.testing.biaffine_samples import Pairs
+from mi_kernels.testing.dual_samples import DualSample
 from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
 from mi_kernels.testing.low_rank_weight_samples import Factors
 from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 from mi_kernels.testing.third_order_samples import Triple
 
-AnySample = Sample | GateSample | Modulation | Mixing | Pairs | Factors | Triple
+AnySample = Sample | GateSample | Modulation | Mixing | Pairs | Factors | Triple | DualSample
 Maybe = Tensor | None
 
 
@@ -103,7 +105,50 @@ def _form_of_mixing(sample: Mixing) -> Form:
     )
 
 
+def call_dual(op: str, function: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
+    """``glu`` or ``low_rank`` as a function of its tensors by position."""
+    function = function or getattr(mi, op)
+    if op == "low_rank":
+        return function
+
+    def called(
+        x: Tensor, weight: Tensor, bias: Maybe, value: Maybe, bias_value: Maybe, **options: Any
+    ) -> Tensor:
+        return function(x, weight, bias, weight_value=value, bias_value=bias_value, **options)
+
+    return called
+
+
+def as_dual(sample: DualSample, *tensors: Any) -> squares.DualLinear:
+    """The tensors of a sample, for squares.dual_linear."""
+    if sample.op == "low_rank":
+        x, z, a, c, *terms = tensors
+        weights = (
+            (a, c, None, None) if sample.ranks is None else (a.flatten(0, 1), c.flatten(0, 1), None, None)
+        )
+        rule = sample.activation, sample.other, sample.ranks or 1
+        return squares.DualLinear(*rule, x, z, weights, tuple(terms))
+    x, g, a, v, c = tensors
+    if v is None:
+        halves = [(None, None) if t is None else t.chunk(2) for t in (g, a)]
+        (g, v), (a, c) = halves if sample.gate_first else [pair[::-1] for pair in halves]
+    return squares.DualLinear(sample.activation, "identity", 1, x, x, (g, v, a, c), (None,) * 4)
+
+
+def _form_of_dual(sample: DualSample) -> Form:
+    ours, theirs = call_dual(sample.op), call_dual(sample.op, getattr(dual_reference, sample.op))
+    make = partial(as_dual, sample)
+    return Form(
+        lambda *a: ours(*a, **sample.options),
+        lambda *a: theirs(*a, **sample.options),
+        lambda *a: squares.dual_linear(make(*a)),
+        lambda grad, *a: squares.dual_linear_grads(make, grad, a),
+    )
+
+
 def form_of(sample: AnySample) -> Form:
+    if isinstance(sample, DualSample):
+        return _form_of_dual(sample)
     if isinstance(sample, GateSample):
         return _form_of_gate(sample)
     if isinstance(sample, Modulation):

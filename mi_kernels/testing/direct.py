@@ -15,6 +15,7 @@ from torch import Tensor
 import mi_kernels as mi
 from mi_kernels.ops.interaction import segments
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
+from mi_kernels.testing.dual_samples import GLU, LOW_RANK
 from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
@@ -115,6 +116,26 @@ def _gated() -> Iterator[Arguments]:
         yield *GateSample("gated_interaction", GATE_ODD, terms).arguments(DTYPE), "softmax", True
 
 
+def _dual_linear() -> Iterator[Arguments]:
+    x, z, a, c, *_ = LOW_RANK.arguments(DTYPE)
+    assert a is not None and c is not None
+    yield x, z, a, c, a[:, 0], c[:, 0], "tanh", "sigmoid", 2, True
+    yield x, None, a, a.flip(0), None, None, "tanh", "identity", 1, False
+
+
+def _dual_linear_grads() -> Iterator[Arguments]:
+    p, q = torch.randn(2, 5, 6, dtype=DTYPE)
+    yield torch.randn(5, 3, dtype=DTYPE), p, q, "tanh", "sigmoid", 2
+    yield q, p, q, "tanh", "identity", 1
+
+
+def _differentiable_dual_linear() -> Iterator[Arguments]:
+    x, weight, bias, *_ = GLU.arguments(DTYPE)
+    yield "portable", "tanh", "identity", 1, x, None, weight, None, bias, None
+    x, z, a, c, *_ = LOW_RANK.arguments(DTYPE)
+    yield "portable", "tanh", "sigmoid", 2, x, z, a, c, None, None
+
+
 _MODULATION = Modulation("direct", (3, 4, 5), (3, 1, 5), (3, 1, 1))
 _MIXING = Mixing("direct", (3, 4, 5), (3, 4, 5), (3, 1, 5))
 
@@ -151,6 +172,11 @@ def _gate_plans(*more: Any) -> Callable[[], Iterator[Arguments]]:
             yield [37, 40, 70], torch.float32, terms, bool(terms == 1), *more
 
     return calls
+
+
+def _dual_linear_plans() -> Iterator[Arguments]:
+    for keep in (False, True):
+        yield [37, 40, 130, 70, 1], torch.float32, True, keep
 
 
 def _planned() -> Iterator[Arguments]:
@@ -244,6 +270,8 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "interaction_by_segment_weight_grads": _by_segment(_weight_grads, slice(3, 3)),
     "diagonal": _diagonal,
     "gated_interaction": _gated,
+    "dual_linear": _dual_linear,
+    "dual_linear_grads": _dual_linear_grads,
     "modulate": _modulate,
     "modulate_grads": _modulate_grads,
     "mix": _mix,
@@ -253,11 +281,13 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "differentiable_interaction_by_segment": _by_segment(_forward, slice(2, 6), ("portable",)),
     "differentiable_biaffine": _differentiable_biaffine,
     "differentiable_third_order": _differentiable_third_order,
+    "differentiable_dual_linear": _differentiable_dual_linear,
     "differentiable_gate": _differentiable_gate,
     "differentiable_modulate": _differentiable_modulate,
     "differentiable_mix": _differentiable_mix,
     "cpu_interaction_plan": _plans(),
     "cuda_interaction_plan": _plans(90, 132),
+    "cpu_dual_linear_plan": _dual_linear_plans,
     "cpu_gate_plan": _gate_plans(),
     "cuda_gate_plan": _gate_plans(80, 40),
     "cuda_aligned": lambda: iter([(torch.zeros(5, 24, dtype=DTYPE),)]),

@@ -5,9 +5,11 @@ products t has S^2 = sum t^2. The activation f of a sum p with S_p^2 rounds the 
 passes on what p brings: f'(p)^2 S_p^2; its derivative likewise with f''. The functions here take float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mi_kernels.ops.activations import ELEMENTWISE
@@ -159,3 +161,93 @@ def gate_grads(
 
 def _squared(x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
     return interaction(x.square(), z.square(), *(None if t is None else t.square() for t in weights))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Maybe) -> tuple[Tensor, Tensor]:
+    """x A^T + a and its S^2."""
+    squared = F.linear(x.square(), weight.square(), None if bias is None else bias.square())
+    return F.linear(x, weight, bias), squared
+
+
+class DualLinear(NamedTuple):
+    """y = P sum_r f(A_r x + a_r) * h(C_r z + c_r) + U z + V x + d, A and C one dimension of [R, O]."""
+
+    activation_x: str
+    activation_z: str
+    ranks: int
+    x: Tensor
+    z: Tensor
+    weights: tuple[Tensor, Tensor, Maybe, Maybe]  # A, C, a, c
+    terms: tuple[Maybe, Maybe, Maybe, Maybe]  # P, U, V, d
+
+
+def _values(name: str, p: Tensor, p2: Tensor) -> tuple[Tensor, Tensor]:
+    """f(p) and its S^2."""
+    if name == "softmax":
+        return torch.softmax(p, -1), _softmax(p, p2)[0]
+    return ELEMENTWISE[name].value(p), _activated(name, p, p2)[0]
+
+
+def _slope(name: str, p: Tensor, p2: Tensor, h: Tensor, h2: Tensor) -> Tensor:
+    """`gate_slope` with S^2 of the slope times h^2, and the slope's square times S^2 of h."""
+    if name == "softmax":
+        return gate_slope(name, p, p2, h, h2)
+    return _activated(name, p, p2)[1] * h**2 + ELEMENTWISE[name].first(p) ** 2 * h2
+
+
+def _summed(t: Tensor, ranks: int) -> Tensor:
+    return t if ranks == 1 else t.unflatten(-1, (ranks, -1)).sum(-2)
+
+
+def _product(call: DualLinear) -> tuple[Tensor, ...]:
+    """p and q, f and h of these, each with its S^2; the sum of products over ranks and its S^2."""
+    a, c, a_bias, c_bias = call.weights
+    p, q = _linear(call.x, a, a_bias), _linear(call.z, c, c_bias)
+    f, h = _values(call.activation_x, *p), _values(call.activation_z, *q)
+    own = f[1] * h[0] ** 2 + f[0] ** 2 * h[1]
+    return *p, *q, *f, *h, _summed(f[0] * h[0], call.ranks), _summed(own, call.ranks)
+
+
+def dual_linear(call: DualLinear) -> list[Tensor]:
+    """S^2 of y."""
+    *_, product, own = _product(call)
+    out, *linear = call.terms
+    if out is not None:
+        own = F.linear(product**2 + own, out.square())
+    if any(term is not None for term in linear):
+        own = own + _through(out, product) ** 2 + _squared(call.x, call.z, None, *linear)
+    return [own]
+
+
+def _through(out: Maybe, product: Tensor) -> Tensor:
+    return product if out is None else F.linear(product, out)
+
+
+def dual_linear_grads(
+    make: Callable[..., DualLinear], grad: Tensor, tensors: Sequence[Maybe]
+) -> list[Tensor]:
+    """S^2 of the gradients by the ``tensors`` that there are; ``make`` turns them into the call."""
+    call = make(*tensors)
+    p, p2, q, q2, f, f2, h, h2, product, own = _product(call)
+    out = call.terms[0]
+    g, g2 = (grad, torch.zeros_like(grad)) if out is None else _linear(grad, out.mT, None)
+    g, g2 = (t if call.ranks == 1 else t.repeat(*(1,) * (t.dim() - 1), call.ranks) for t in (g, g2))
+    dp2 = _slope(call.activation_x, p, p2, g * h, g2 * h**2 + g**2 * h2)
+    dq2 = _slope(call.activation_z, q, q2, g * f, g2 * f**2 + g**2 * f2)
+    # Of each contraction the sum of the squared terms is that contraction of squares.
+    dp2, dq2, left = dp2.detach(), dq2.detach(), (product**2 + own).detach()
+    present = [t.square() for t in tensors if t is not None]
+
+    def value(*present: Tensor) -> Tensor:
+        given = iter(present)
+        squared = make(*(None if t is None else next(given) for t in tensors))
+        a, c, a_bias, c_bias = squared.weights
+        found = (F.linear(squared.x, a, a_bias) * dp2).sum() + (F.linear(squared.z, c, c_bias) * dq2).sum()
+        out, *linear = squared.terms
+        if out is not None:
+            found = found + (F.linear(left, out) * grad**2).sum()
+        if any(term is not None for term in linear):
+            found = found + (interaction(squared.x, squared.z, None, *linear) * grad**2).sum()
+        return found
+
+    return list(torch.func.grad(value, tuple(range(len(present))))(*present))

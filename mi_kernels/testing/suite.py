@@ -34,6 +34,7 @@ from mi_kernels.ops.interaction import batched, cost_model, reference
 from mi_kernels.testing import checks, devices, mix_samples, samples
 from mi_kernels.testing.batched_samples import BY_INDEX, PER_SAMPLE, Batched
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
+from mi_kernels.testing.dual_samples import GLU, LOW_RANK, dual_samples
 from mi_kernels.testing.errors import require
 from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
 from mi_kernels.testing.kernel_values import check_interaction
@@ -51,6 +52,8 @@ def suite(family: str, backend: str, capability: tuple[int, int] = (0, 0)) -> di
     """The checks of a family by name, kernels first. Sizes of the sm_90a engine are included only for 9.0."""
     if family == "interaction":
         found = dict(itertools.chain(kernels(backend, capability), _interactions()))
+    elif family in ("glu", "low_rank"):
+        found = dict(_duals(family))
     elif family == "modulate":
         found = dict(itertools.chain(_modulations(), _mixings()))
     else:
@@ -135,6 +138,20 @@ def _gates(op: str) -> Iterator[tuple[str, Check]]:
     for name, check in _both(GateSample(op, samples.GATE_THREADED, terms)):
         yield f"tf32 {name}", partial(_in_tf32, check)
     yield "the same bits twice", partial(_repeatable, GateSample(op, samples.GATE_THREADED, terms))
+
+
+def _duals(op: str) -> Iterator[tuple[str, Check]]:
+    """Some sizes, each choice of terms, layout and activation once."""
+    names = ("odd", "threaded", "few-rows", "outer", "no-rows", "no-input")
+    found = [s for s in dual_samples(op) if s.shape.name in names or s.layout != "contiguous"]
+    for sample in found:
+        yield from _both(sample)
+    odd = GLU if op == "glu" else LOW_RANK
+    yield "second order", partial(checks.check_second_order, odd)
+    threaded = replace(odd, shape=samples.THREADED)
+    for name, check in _both(threaded):
+        yield f"tf32 {name}", partial(_in_tf32, check)
+    yield "the same bits twice", partial(_repeatable, threaded)
 
 
 _MODULATIONS = (

@@ -47,6 +47,8 @@ SUITE = {
     "test_autocast": ("cuda", 10),
     "test_opinfo": ("order and cuda", 2),
     "test_biaffine": ("test_error_rule and (label-11 or arc-10) and float32 and not bias", 6),
+    "test_glu": ("test_error_rule and odd-G and (float32 or bfloat16)", 6),
+    "test_low_rank": ("test_error_rule and odd and (float32 or bfloat16)", 4),
     "test_weight_layouts": (
         "leaf or kernels_see or transforms"
         " or test_error_rule and middle and (ZXO and float32 or XOZ and bfloat16)",

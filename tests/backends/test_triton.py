@@ -32,7 +32,16 @@ from mi_kernels.ops.triton.launch import target
 INTERPRETED = pytest.mark.skipif(not backends.interpreting(), reason="part of test_in_the_interpreter")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CAPABILITIES = (tile_limits.AMD, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
-PRIMITIVES = ("forward", "linear", "sum", "input_grads", "context_grad", "weight_grad", "matrix_grad")
+PRIMITIVES = (
+    "forward",
+    "linear",
+    "dual_linear",
+    "sum",
+    "input_grads",
+    "context_grad",
+    "weight_grad",
+    "matrix_grad",
+)
 # Products side by side, rows, columns, and the lengths of both sums.
 SIZES = (
     (1, 4096, 256, 32, 256),
@@ -83,6 +92,9 @@ SELECTION = {
     "test_gates.py::test_third_order[triton-{}]": "diagonal-sigmoid gated_interaction-softmax",
     "test_gates.py::test_nan_and_inf[triton-{}]": "diagonal-nan",
     "test_gates.py::test_explain[triton-{}]": "diagonal gated_interaction",
+    "test_glu.py::test_error_rule[triton-glu-odd-{}-torch.float32]": "Ga GV",
+    "test_glu.py::test_second_order_is_as_exact_as_pytorch[triton-torch.{}]": "float32 float16",
+    "test_low_rank.py::test_second_order_is_as_exact_as_pytorch[triton-torch.{}]": "float32 float16",
     "test_modulate.py::test_second_order_is_as_exact_as_pytorch[triton-maps-{}]": (
         "sigmoid-torch.float32 sigmoid-torch.float16 softmax-torch.float32"
     ),

@@ -59,7 +59,7 @@ def test_which_batch_sizes_are_compiled_for():
     """With the same tiles: multiples of 16, and others; of modulation all are one."""
     pytest.importorskip("triton")
     even, odd = kernels_of(5008), kernels_of(5001)
-    counts = {"interaction": 8, "diagonal": 5, "gated_interaction": 9, "modulate": 2}
+    counts = {"interaction": 8, "diagonal": 5, "gated_interaction": 9, "dual_linear": 5, "modulate": 2}
     assert {name: len(kernels) for name, kernels in even.items()} == counts
     assert odd["modulate"].keys() == even["modulate"].keys()
     for known, batches in ((even, (5024, 8000)), (odd, (5003, 7777, 7999))):

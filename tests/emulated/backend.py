@@ -16,6 +16,7 @@ import torch
 
 from mi_kernels import planners
 from mi_kernels.ops.backend import get, register
+from mi_kernels.ops.dual_linear import autograd as dual
 from mi_kernels.ops.gate import autograd as gates
 from mi_kernels.ops.interaction import autograd as interaction
 from mi_kernels.ops.interaction import by_segment
@@ -31,6 +32,8 @@ HOLDERS = {
     "interaction_weight_grads": interaction._WEIGHT_GRADS.plain,
     "diagonal": gates._DIAGONAL,
     "gated_interaction": gates._GATED,
+    "dual_linear": dual._DUAL_LINEAR,
+    "dual_linear_grads": dual._GRADS,
     "modulate": modulate._MODULATE,
     "modulate_grads": modulate._MODULATE_GRADS,
     "mix": modulate._MIX,

@@ -7,8 +7,10 @@
 #include "cuda/common/launchers.h"
 #include "cuda/common/reduce.cuh"
 #include "cuda/host/operands.h"
+#include "cuda/modulate/dual_linear_grads.cuh"
 #include "cuda/modulate/kernels.cuh"
 #include "cuda/sm80/diagonal.cuh"
+#include "cuda/sm80/dual_linear.cuh"
 #include "cuda/sm80/forward.cuh"
 #include "cuda/sm80/input_grads.cuh"
 #include "cuda/sm80/linear.cuh"
@@ -64,6 +66,12 @@ void launch_modulate_grads(const DeviceStream&, DType dtype, const ModulateGrads
   });
 }
 
+void launch_dual_linear_grads(const DeviceStream&, DType dtype, const DualLinearGradsParams& params) {
+  for_dtype(dtype, [&](auto t) {
+    run(params.blocks, 1, kModulateThreads, 0, [&] { dual_linear_grads_block<EmulatedSm80, decltype(t)>(params); });
+  });
+}
+
 template <class T>
 void launch_forward(const DeviceStream&, const ForwardParams<T>& params) {
   if constexpr (OuterProducts<T>::kWidens) {
@@ -102,6 +110,12 @@ void launch_diagonal(const DeviceStream&, const DiagonalParams<T>& params) {
   using Mma = MatrixMma<EmulatedSm80, T, true>;
   run(params.grid.blocks(), 1, kEngineThreads, engine_shared_bytes<Mma>(),
       [&] { diagonal_block<EmulatedSm80, Mma>(params); });
+}
+template <class T>
+void launch_dual_linear(const DeviceStream&, const DualLinearParams<T>& params) {
+  using Mma = MatrixMma<EmulatedSm80, T, true>;
+  run(params.grid.blocks(), 1, kEngineThreads, dual_linear_shared_bytes<Mma>(params.epilogue.ranks),
+      [&] { dual_linear_block<EmulatedSm80, Mma>(params); });
 }
 template <class T>
 void launch_weight_grads(const DeviceStream&, const WeightGradsParams<T>& params) {
@@ -165,6 +179,7 @@ Tensor emulated_repack(const Tensor& weight, bool grouped) {
 #define MI_INSTANCES(T)                                                                   \
   template void launch_forward<T>(const DeviceStream&, const ForwardParams<T>&);          \
   template void launch_diagonal<T>(const DeviceStream&, const DiagonalParams<T>&);        \
+  template void launch_dual_linear<T>(const DeviceStream&, const DualLinearParams<T>&);   \
   template void launch_weight_grads<T>(const DeviceStream&, const WeightGradsParams<T>&); \
   template void launch_linear<T>(const DeviceStream&, const LinearParams<T>&);            \
   template void launch_input_grads<T>(const DeviceStream&, const InputGradsParams<T>&);   \

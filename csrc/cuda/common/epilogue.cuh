@@ -56,4 +56,30 @@ struct Epilogue {
   }
 };
 
+// y = sum over the ranks of f(p) h(q), with p and q the biased sums of a rank. Results are contiguous.
+template <class T>
+struct DualLinearEpilogue {
+  T* y = nullptr;                // [rows][cols]
+  T *p = nullptr, *q = nullptr;  // [rows][ranks][cols], for the backward pass; null if they are not wanted
+  const T* bias[2] = {};         // [ranks][cols], of p and of q
+  int64_t bias_stride[2] = {};
+  int64_t rows = 0, cols = 0, ranks = 1;
+  Activation activation[2] = {};
+
+  // f(p) h(q) of one rank.
+  MI_DEVICE AccOf<T> product(int64_t rank, int64_t row, int64_t col, AccOf<T> sum, AccOf<T> second) const {
+    using Acc = AccOf<T>;
+    const int64_t feature = rank * cols + col;
+    Acc value[2] = {sum, second};
+    T* const kept[2] = {p, q};
+    MI_UNROLL
+    for (int s = 0; s < 2; ++s) {
+      if (bias[s]) value[s] += Acc(bias[s][feature * bias_stride[s]]);
+      if (kept[s]) kept[s][row * (ranks * cols) + feature] = T(value[s]);
+      for_activation<ScalarMath>(activation[s], [&](auto act) { value[s] = act.value(value[s]); });
+    }
+    return value[0] * value[1];
+  }
+};
+
 }  // namespace mi_kernels::cuda

@@ -16,6 +16,8 @@ void launch_small_batch_forward(const DeviceStream&, const ForwardParams<T>&);
 template <class T>
 void launch_diagonal(const DeviceStream&, const DiagonalParams<T>&);
 template <class T>
+void launch_dual_linear(const DeviceStream&, const DualLinearParams<T>&);
+template <class T>
 void launch_input_grads(const DeviceStream&, const InputGradsParams<T>&);
 template <class T>
 void launch_small_batch_input_grads(const DeviceStream&, const InputGradsParams<T>&);

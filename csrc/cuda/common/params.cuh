@@ -32,6 +32,18 @@ struct DiagonalParams {
   Epilogue<T> epilogue;
 };
 
+// p = x A^T and q = z C^T in one tile, of one rank after another: the groups of the weights are ranks. If `shared`, z
+// is x, and b[0] has both weights.
+template <class T>
+struct DualLinearParams {
+  Grid grid;
+  bool shared;
+  MatrixOperand<T> a[2];
+  MatrixPair<T> b[2];
+  int64_t k[2];
+  DualLinearEpilogue<T> epilogue;
+};
+
 // g^T (z x), or g^T times z or x alone.
 template <class T>
 struct WeightGradsParams {

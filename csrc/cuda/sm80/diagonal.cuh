@@ -15,7 +15,8 @@ MI_DEVICE void diagonal_block(const DiagonalParams<typename Mma::T>& params) {
   const auto stages = [&](int q) { return ceil_div(params.k[q], Mma::kStageK); };
   mainloop<Arch, Mma, Major::k, Major::k>(params.a[0], params.b[0], row0, col0, 0, stages(0), 1, acc, NoOp{});
   // Only the gate: a product of x with the zeros in place of a shift would be NaN for an infinite x.
-  mainloop<Arch, Mma, Major::k, Major::k, true>(params.a[1], params.b[1], row0, col0, 0, stages(1), 1, acc, NoOp{});
+  mainloop<Arch, Mma, Major::k, Major::k, Sums::first>(params.a[1], params.b[1], row0, col0, 0, stages(1), 1, acc,
+                                                       NoOp{});
   store_tile<Arch, Mma>(params.epilogue, acc, t);
 }
 

@@ -105,7 +105,7 @@ struct NoOp {
 
 // The main loop: `contexts` products of `stages` stages each, in one pipeline. context_done(context) sees the
 // accumulators after each of them and clears them if it needs to.
-template <class Arch, class Mma, Major kMajorA, Major kMajorB, bool kFirstOnly = false, class A, class B,
+template <class Arch, class Mma, Major kMajorA, Major kMajorB, Sums kSums = Sums::both, class A, class B,
           class ContextDone>
 MI_DEVICE void mainloop(const A& a, const B& b, int64_t row0, int64_t col0, int64_t k0, int64_t stages,
                         int64_t contexts, typename Mma::Accumulators& acc, ContextDone&& context_done) {
@@ -138,7 +138,7 @@ MI_DEVICE void mainloop(const A& a, const B& b, int64_t row0, int64_t col0, int6
       load_b.issue(b_tile(next));
     }
     Arch::commit();
-    Mma::template multiply<A, B, kMajorA, kMajorB, kFirstOnly>(a_tile(step), b_tile(step), acc);
+    Mma::template multiply<A, B, kMajorA, kMajorB, kSums>(a_tile(step), b_tile(step), acc);
     if (next < steps) {
       load_a.store(a_tile(next));
       load_b.store(b_tile(next));

@@ -7,6 +7,18 @@
 
 namespace mi_kernels::cuda {
 
+// A tile [rows][epilogue_pitch]; of a dual tile the second accumulators are the second half of the columns.
+template <class Arch, class Mma>
+MI_DEVICE void store_accumulators(const typename Mma::Accumulators& acc, typename Mma::Acc* shared) {
+  using Tile = typename Mma::Tile;
+  const int thread = Arch::thread();
+  Arch::sync_block();
+  MI_UNROLL
+  for (int s = 0; s < Tile::kAccumulators; ++s)
+    shared[Tile::row(thread, s) * epilogue_pitch<Mma>() + Tile::col(thread, s, Mma::kDual)] = acc.at(s);
+  Arch::sync_block();
+}
+
 // Shared memory gives neighbouring threads neighbouring results, and the code of the activation is inlined once instead
 // of once per accumulator.
 template <class Arch, class Mma>
@@ -17,11 +29,7 @@ MI_DEVICE void store_tile(const Epilogue<typename Mma::T>& epilogue, const typen
   constexpr int kPitch = epilogue_pitch<Mma>(), kCols = Mma::kDual ? Tile::kCols / 2 : Tile::kCols;
   auto* shared = reinterpret_cast<Acc*>(Arch::shared());
   const int thread = Arch::thread();
-  Arch::sync_block();
-  MI_UNROLL
-  for (int s = 0; s < Tile::kAccumulators; ++s)
-    shared[Tile::row(thread, s) * kPitch + Tile::col(thread, s, Mma::kDual)] = acc.at(s);
-  Arch::sync_block();
+  store_accumulators<Arch, Mma>(acc, shared);
   MI_NO_UNROLL
   for (int at = thread; at < Tile::kRows * kCols; at += kEngineThreads) {
     const int r = at / kCols, c = at % kCols;

@@ -16,8 +16,19 @@ struct TileAccumulators {
   MI_DEVICE Acc at(int s) const { return value[s]; }
 };
 
-// Matrix instructions on 16-bit elements, accumulators in float. kDual: two accumulators for each output; kFirstOnly:
-// multiplies for the first of them alone.
+// The accumulators of a dual tile that a product is added to: the fragments of columns of each half of the tile.
+enum class Sums : int { both, first, second };
+template <class Tile>
+MI_HOST_DEVICE constexpr int first_fragment(Sums sums) {
+  return sums == Sums::second ? Tile::kN / 2 : 0;
+}
+template <class Tile>
+MI_HOST_DEVICE constexpr int end_fragment(Sums sums) {
+  return sums == Sums::first ? Tile::kN / 2 : Tile::kN;
+}
+
+// Matrix instructions on 16-bit elements, accumulators in float. kDual: two accumulators for each output; kSums: which
+// of them a product is added to.
 template <class Arch, class T_, class Tile_, bool kDual_ = false>
 struct HalfMma {
   using T = T_;
@@ -28,17 +39,17 @@ struct HalfMma {
   static constexpr int kStageK = kStageBytes / 2;
   static MI_DEVICE const MatrixOperand<T>& operand(const MatrixOperand<T>& m) { return m; }
 
-  template <class A, class B, Major kMajorA, Major kMajorB, bool kFirstOnly>
+  template <class A, class B, Major kMajorA, Major kMajorB, Sums kSums>
   static MI_DEVICE void multiply(const char* a_tile, const char* b_tile, Accumulators& acc) {
     using LayoutA = TileLayout<2, Tile::kRows, kMajorA>;
     using LayoutB = TileLayout<2, Tile::kCols, kMajorB>;
-    constexpr int kN = kFirstOnly ? Tile::kN / 2 : Tile::kN;
+    constexpr int kBegin = first_fragment<Tile>(kSums), kEnd = end_fragment<Tile>(kSums);
     const int warp = Arch::thread() / 32, lane = Arch::thread() % 32;
     // ldmatrix loads four matrices; this thread passes the address of a line of number `matrix`.
     const int matrix = lane / 8, line = lane % 8, low = matrix % 2 * 8, high = matrix / 2 * 8;
     MI_UNROLL
     for (int k = 0; k < kStageK; k += 16) {
-      uint32_t a[Tile::kM][4], b[kN][2];
+      uint32_t a[Tile::kM][4], b[Tile::kN][2];
       MI_UNROLL
       for (int m = 0; m < Tile::kM; ++m) {
         const int row = Tile::fragment_row(warp, m);
@@ -48,7 +59,7 @@ struct HalfMma {
           Arch::template load_matrices<true>(a[m], a_tile + LayoutA::byte(row + low, k + high + line));
       }
       MI_UNROLL
-      for (int n = 0; n < kN; n += 2) {
+      for (int n = kBegin; n < kEnd; n += 2) {
         const int col = Tile::fragment_col(warp, n, kDual);
         uint32_t r[4];
         if constexpr (kMajorB == Major::k)
@@ -63,7 +74,7 @@ struct HalfMma {
       MI_UNROLL
       for (int m = 0; m < Tile::kM; ++m) {
         MI_UNROLL
-        for (int n = 0; n < kN; ++n) Arch::template mma<T>(acc.value + (m * Tile::kN + n) * 4, a[m], b[n]);
+        for (int n = kBegin; n < kEnd; ++n) Arch::template mma<T>(acc.value + (m * Tile::kN + n) * 4, a[m], b[n]);
       }
     }
   }
@@ -86,18 +97,18 @@ struct Tf32Mma {
       return WidenedMatrix<T>(m);
   }
 
-  template <class A, class B, Major kMajorA, Major kMajorB, bool kFirstOnly>
+  template <class A, class B, Major kMajorA, Major kMajorB, Sums kSums>
   static MI_DEVICE void multiply(const char* a_tile, const char* b_tile, Accumulators& acc) {
-    constexpr int kN = kFirstOnly ? Tile::kN / 2 : Tile::kN;
+    constexpr int kBegin = first_fragment<Tile>(kSums), kEnd = end_fragment<Tile>(kSums);
     const int warp = Arch::thread() / 32;
     MI_UNROLL
     for (int k = 0; k < kStageK; k += 8) {
-      uint32_t a[Tile::kM][4], b[kN][2];
+      uint32_t a[Tile::kM][4], b[Tile::kN][2];
       MI_UNROLL
       for (int m = 0; m < Tile::kM; ++m)
         load<A, kMajorA, Tile::kRows, 1, 2>(a[m], a_tile, Tile::fragment_row(warp, m), k);
       MI_UNROLL
-      for (int n = 0; n < kN; n += 2) {
+      for (int n = kBegin; n < kEnd; n += 2) {
         uint32_t r[4];
         load<B, kMajorB, Tile::kCols, 2, 1>(r, b_tile, Tile::fragment_col(warp, n, kDual), k);
         b[n][0] = r[0];
@@ -108,7 +119,7 @@ struct Tf32Mma {
       MI_UNROLL
       for (int m = 0; m < Tile::kM; ++m) {
         MI_UNROLL
-        for (int n = 0; n < kN; ++n) Arch::template mma<tf32>(acc.value + (m * Tile::kN + n) * 4, a[m], b[n]);
+        for (int n = kBegin; n < kEnd; ++n) Arch::template mma<tf32>(acc.value + (m * Tile::kN + n) * 4, a[m], b[n]);
       }
     }
   }
@@ -171,32 +182,32 @@ struct SimtMma {
   static constexpr int kStageK = kStageBytes / int(sizeof(T));
   static MI_DEVICE const MatrixOperand<T>& operand(const MatrixOperand<T>& m) { return m; }
 
-  template <class A, class B, Major kMajorA, Major kMajorB, bool kFirstOnly>
+  template <class A, class B, Major kMajorA, Major kMajorB, Sums kSums>
   static MI_DEVICE void multiply(const char* a_tile, const char* b_tile, Accumulators& acc) {
     using LayoutA = TileLayout<int(sizeof(T)), Tile::kRows, kMajorA>;
     using LayoutB = TileLayout<int(sizeof(T)), Tile::kCols, kMajorB>;
-    constexpr int kN = kFirstOnly ? Tile::kN / 2 : Tile::kN;
+    constexpr int kBegin = first_fragment<Tile>(kSums), kEnd = end_fragment<Tile>(kSums);
     const int thread = Arch::thread();
-    T stage_sum[Tile::kM * kN] = {};
+    T stage_sum[Tile::kM * Tile::kN] = {};
     MI_UNROLL
     for (int k = 0; k < kStageK; ++k) {
-      T a[Tile::kM], b[kN];
+      T a[Tile::kM], b[Tile::kN];
       MI_UNROLL
       for (int m = 0; m < Tile::kM; ++m)
         a[m] = *reinterpret_cast<const T*>(a_tile + LayoutA::byte(Tile::row(thread, m * Tile::kN), k));
       MI_UNROLL
-      for (int n = 0; n < kN; ++n)
+      for (int n = kBegin; n < kEnd; ++n)
         b[n] = *reinterpret_cast<const T*>(b_tile + LayoutB::byte(Tile::col(thread, n, kDual), k));
       MI_UNROLL
       for (int m = 0; m < Tile::kM; ++m) {
         MI_UNROLL
-        for (int n = 0; n < kN; ++n) stage_sum[m * kN + n] += a[m] * b[n];
+        for (int n = kBegin; n < kEnd; ++n) stage_sum[m * Tile::kN + n] += a[m] * b[n];
       }
     }
     MI_UNROLL
     for (int m = 0; m < Tile::kM; ++m) {
       MI_UNROLL
-      for (int n = 0; n < kN; ++n) acc.value[m * Tile::kN + n] += stage_sum[m * kN + n];
+      for (int n = kBegin; n < kEnd; ++n) acc.value[m * Tile::kN + n] += stage_sum[m * Tile::kN + n];
     }
     if constexpr (kBlocked) acc.stage_done();
   }

@@ -27,10 +27,10 @@ PARTIAL_BYTES = 128 << 20
 # 256 steps along each of two axes with smaller strides stay within int32.
 WIDE_STRIDE = 1 << 22
 # By operand, the indices (in its tuple) of the strides used within a tile; the others locate the tile.
-_WITHIN = {"w": (2, 4), "bias": (2,), "shift_bias": (2,), "dw": (3, 5), "dz": (3,)}
-_WITHIN |= dict.fromkeys(("x", "z", "u", "v", "shift_weight", "gate", "g"), (2, 3)) | dict.fromkeys(
-    ("y", "sums"), (3, 4)
-)
+_WITHIN = {"w": (2, 4), "dw": (3, 5), "dz": (3,)}
+_WITHIN |= dict.fromkeys(("bias", "bias_x", "bias_z", "shift_bias"), (2,))
+_WITHIN |= dict.fromkeys(("x", "z", "u", "v", "shift_weight", "gate", "g", "p", "q"), (2, 3))
+_WITHIN |= dict.fromkeys(("y", "sums"), (-2, -1))
 
 
 class GateEpilogue(NamedTuple):
@@ -68,7 +68,7 @@ def vectorizable(operand: Tensor, row: int = -2) -> bool:
     return known and any(size % 16 == 0 for size in sizes) and operand.data_ptr() % 16 == 0
 
 
-def _problem(
+def gemm_problem(
     primitive: str,
     like: Tensor,
     sizes: Sizes,
@@ -85,7 +85,7 @@ def _problem(
     return GemmProblem(*kind, *sizes, second, gated)
 
 
-def _constants(tile: TileConfig, dtype: torch.dtype, operands: dict[str, Any]) -> dict[str, Any]:
+def constants(tile: TileConfig, dtype: torch.dtype, operands: dict[str, Any]) -> dict[str, Any]:
     # Operands of dW in float16 are widened (engine.k_scaled), exactly in the 11 bits of tf32.
     widened = tile.style == "k_scaled" and dtype == torch.float16
     strides = [operand[k] for name, operand in operands.items() if operand for k in _WITHIN[name]]
@@ -123,7 +123,7 @@ def contraction(
     read = (*terms, None if weight_z is None else z, None if weight_x is None else x)
     tile = None
     if weight is not None:
-        problem = _problem("forward", x, sizes, x, *read, weight=weight, gated=gate is not None)
+        problem = gemm_problem("forward", x, sizes, x, *read, weight=weight, gated=gate is not None)
         tile = choose(problem)
         parts = splits(problem, tile)
         if y.shape[-1] <= SHORT < z.shape[-1]:
@@ -134,7 +134,7 @@ def contraction(
             weight = None
     if weight is None:
         primitive = "sum" if all(term is None for term in terms) else "linear"
-        tile = choose(_problem(primitive, x, sizes, *read, second=shift_weight is not None))
+        tile = choose(gemm_problem(primitive, x, sizes, *read, second=shift_weight is not None))
     assert tile is not None
     _interaction(tile, sizes, y, x, z, weight, weight_z, weight_x, bias, p=p, gate=gate, sums=sums)
     return p
@@ -174,7 +174,7 @@ def fused_reduction(
 def _fused_problem(both: bool, x: Tensor, partner: Tensor, weight: Tensor) -> GemmProblem:
     M, N = partner.shape[-2:]
     sizes = groups_of(x), M, N, weight.shape[-2], x.shape[-1]
-    return _problem("input_grads" if both else "context_grad", x, sizes, x, partner, weight=weight)
+    return gemm_problem("input_grads" if both else "context_grad", x, sizes, x, partner, weight=weight)
 
 
 def fused_reduction_parts(x: Tensor, partner: Tensor, weight: Tensor) -> int:
@@ -233,7 +233,7 @@ def _interaction(
         "parts": 0 if sums is None else sums.shape[0],
         "ACTIVATION": "identity" if gate is None else gate.activation,
         "scale_offset": 0.0 if gate is None else gate.scale_offset,
-        **_constants(tile, x.dtype, operands),
+        **constants(tile, x.dtype, operands),
     }
     programs = count * splits * cdiv(M, tile.BM) * cdiv(N, tile.BN)
     launch(x.device, kernels.interaction, programs, arguments, tile.warps, tile.stages)
@@ -249,7 +249,7 @@ def weight_grad(
     rows, M, N, I = *grad.shape[-2:], x.shape[-1], 1 if z is None else z.shape[-1]  # noqa: E741
     count = groups_of(grad)
     primitive = "matrix_grad" if z is None else "weight_grad"
-    problem = _problem(primitive, x, (count * I, M, N, 1, rows), grad, x)
+    problem = gemm_problem(primitive, x, (count * I, M, N, 1, rows), grad, x)
     tile = choose(problem)
     parts = splits(problem, tile)
     each = cdiv(cdiv(rows, parts), tile.BK) * tile.BK
@@ -278,7 +278,7 @@ def _weight_grads(
         "B": grad.shape[-2],
         "splits": parts,
         "each": each,
-        **_constants(tile, x.dtype, operands),
+        **constants(tile, x.dtype, operands),
     }
     programs = count * parts * I * cdiv(M, tile.BM) * cdiv(N, tile.BN)
     launch(x.device, kernels.weight_grads, programs, arguments, tile.warps, tile.stages)

@@ -7,66 +7,14 @@ import triton
 import triton.language as tl
 
 from mi_kernels.ops.triton import activations
-
-
-@triton.jit
-def _widened(t):
-    if t.dtype == tl.float64:
-        return t
-    else:
-        return t.to(tl.float32)
-
-
-@triton.jit
-def _number(number, like):
-    """A [1, 1] tensor in the dtype of ``like``."""
-    return tl.full([1, 1], number, tl.float64).to(like.dtype)
+from mi_kernels.ops.triton.elementwise import loaded, number, origin, pointers, tile_mask
 
 
 @triton.jit
 def _factor(ACTIVATION: tl.constexpr, b_scale, factor, offset):
     """F(scale), what x is multiplied by."""
     b_value = activations.value(ACTIVATION, b_scale)
-    return b_value * _number(factor, b_scale) + _number(offset, b_scale)
-
-
-@triton.jit
-def _offset(index, sizes, strides):
-    """The memory offset of a linear index over three axes, the last of which is the fastest."""
-    offset = (index * 0).to(tl.int64)
-    for a in tl.static_range(3):
-        offset += (index % sizes[2 - a]).to(tl.int64) * strides[2 - a]
-        index = index // sizes[2 - a]
-    return offset
-
-
-@triton.jit
-def _pointers(p, strides, offset, i_m, i_n, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr):
-    """Pointers [BM or 1, BN or 1]: size 1 along an axis in which the operand does not vary."""
-    p += offset
-    if BY_ROW:
-        p += i_m[:, None] * strides[0]
-    else:
-        p += tl.zeros([1, 1], tl.int64)
-    if BY_COLUMN:
-        p += i_n[None, :] * strides[1]
-    return p
-
-
-@triton.jit
-def _mask(m_m, m_n, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr):
-    everywhere = tl.full([1, 1], 1, tl.int1)
-    if BY_ROW:
-        everywhere = everywhere & m_m[:, None]
-    if BY_COLUMN:
-        everywhere = everywhere & m_n[None, :]
-    return everywhere
-
-
-@triton.jit
-def _loaded(p, strides, offset, i_m, i_n, m_m, m_n, BY_ROW: tl.constexpr, BY_COLUMN: tl.constexpr):
-    m = _mask(m_m, m_n, BY_ROW, BY_COLUMN)
-    return _widened(tl.load(_pointers(p, strides, offset, i_m, i_n, BY_ROW, BY_COLUMN), m, other=0.0))
+    return b_value * number(factor, b_scale) + number(offset, b_scale)
 
 
 # Sizes that change from call to call are specialised on 1 only. They are separate arguments because Triton
@@ -110,20 +58,20 @@ def _modulate_kernel(
     i_outer = tile // m_tiles
     m_m, m_n = i_m < M, i_n < N
 
-    o_x, o_y = _offset(i_outer, outer_sizes, x_strides[2]), _offset(i_outer, outer_sizes, y_strides[2])
-    b_x = _loaded(p_x, x_strides, o_x, i_m, i_n, m_m, m_n, True, True)
-    o_scale = _offset(i_outer, outer_sizes, scale_strides[2])
-    b_scale = _loaded(p_scale, scale_strides, o_scale, i_m, i_n, m_m, m_n, SCALE_BY_ROW, SCALE_BY_COLUMN)
+    o_x, o_y = origin(i_outer, outer_sizes, x_strides[2]), origin(i_outer, outer_sizes, y_strides[2])
+    b_x = loaded(p_x, x_strides, o_x, i_m, i_n, m_m, m_n, True, True)
+    o_scale = origin(i_outer, outer_sizes, scale_strides[2])
+    b_scale = loaded(p_scale, scale_strides, o_scale, i_m, i_n, m_m, m_n, SCALE_BY_ROW, SCALE_BY_COLUMN)
     b_factor = _factor(ACTIVATION, b_scale, scale_factor, scale_offset)
     if p_shift is None:
         b_y = b_factor * b_x
     else:
-        o_shift = _offset(i_outer, outer_sizes, shift_strides[2])
-        b_shift = _loaded(p_shift, shift_strides, o_shift, i_m, i_n, m_m, m_n, SHIFT_BY_ROW, SHIFT_BY_COLUMN)
+        o_shift = origin(i_outer, outer_sizes, shift_strides[2])
+        b_shift = loaded(p_shift, shift_strides, o_shift, i_m, i_n, m_m, m_n, SHIFT_BY_ROW, SHIFT_BY_COLUMN)
         if MIXES:
             b_x -= b_shift
         b_y = b_factor * b_x + b_shift
-    p_y = _pointers(p_y, y_strides, o_y, i_m, i_n, True, True)
+    p_y = pointers(p_y, y_strides, o_y, i_m, i_n, True, True)
     tl.store(p_y, b_y.to(p_y.dtype.element_ty), m_m[:, None] & m_n[None, :])
 
 
@@ -194,50 +142,50 @@ def _modulate_grads_kernel(
     i_n = n_first.to(tl.int64) * BN + tl.arange(0, BN)
     if p_scale is not None:
         # Outside the loop, whose axes are those in which scale does not vary.
-        o = _offset(i_outer, outer_sizes, scale_strides[2])
+        o = origin(i_outer, outer_sizes, scale_strides[2])
         m_m, m_n = i_m < M, i_n < N
-        b_scale = _loaded(p_scale, scale_strides, o, i_m, i_n, m_m, m_n, SCALE_BY_ROW, SCALE_BY_COLUMN)
+        b_scale = loaded(p_scale, scale_strides, o, i_m, i_n, m_m, m_n, SCALE_BY_ROW, SCALE_BY_COLUMN)
         b_factor = _factor(ACTIVATION, b_scale, scale_factor, scale_offset)
     wide = tl.float64 if p_grad.dtype.element_ty == tl.float64 else tl.float32
     sum_scale, sum_shift = tl.zeros([BM, BN], wide), tl.zeros([BM, BN], wide)
-    o_grad = _offset(i_outer, outer_sizes, grad_strides[2])
-    o_sum = _offset(i_outer, outer_sizes, sum_strides[2]) + i_split.to(tl.int64) * sum_size
+    o_grad = origin(i_outer, outer_sizes, grad_strides[2])
+    o_sum = origin(i_outer, outer_sizes, sum_strides[2]) + i_split.to(tl.int64) * sum_size
     first = i_split * steps_per_split
     for i_step in tl.range(0, tl.minimum(steps_per_split, steps - first)):
         step = first + i_step
         j_m = (m_first + step // n_steps % m_steps).to(tl.int64) * BM + tl.arange(0, BM)
         j_n = (n_first + step % n_steps).to(tl.int64) * BN + tl.arange(0, BN)
         m_m, m_n, i_depth = j_m < M, j_n < N, step // (n_steps * m_steps)
-        o = o_grad + _offset(i_depth, depth_sizes, grad_strides[3])
-        b_grad = _loaded(p_grad, grad_strides, o, j_m, j_n, m_m, m_n, True, True)
+        o = o_grad + origin(i_depth, depth_sizes, grad_strides[3])
+        b_grad = loaded(p_grad, grad_strides, o, j_m, j_n, m_m, m_n, True, True)
         if p_dshift is not None and p_other is None:
             sum_shift += b_grad
         if p_x is not None:
-            o = _offset(i_outer, outer_sizes, x_strides[2]) + _offset(i_depth, depth_sizes, x_strides[3])
-            b_x = _loaded(p_x, x_strides, o, j_m, j_n, m_m, m_n, True, True)
+            o = origin(i_outer, outer_sizes, x_strides[2]) + origin(i_depth, depth_sizes, x_strides[3])
+            b_x = loaded(p_x, x_strides, o, j_m, j_n, m_m, m_n, True, True)
             if p_other is not None:
-                o = _offset(i_outer, outer_sizes, other_strides[2])
-                o += _offset(i_depth, depth_sizes, other_strides[3])
-                b_x -= _loaded(p_other, other_strides, o, j_m, j_n, m_m, m_n, True, True)
+                o = origin(i_outer, outer_sizes, other_strides[2])
+                o += origin(i_depth, depth_sizes, other_strides[3])
+                b_x -= loaded(p_other, other_strides, o, j_m, j_n, m_m, m_n, True, True)
             sum_scale += b_x * b_grad
-        o = _offset(i_outer, outer_sizes, dx_strides[2]) + _offset(i_depth, depth_sizes, dx_strides[3])
+        o = origin(i_outer, outer_sizes, dx_strides[2]) + origin(i_depth, depth_sizes, dx_strides[3])
         if p_dx is not None:
-            p = _pointers(p_dx, dx_strides, o, j_m, j_n, True, True)
+            p = pointers(p_dx, dx_strides, o, j_m, j_n, True, True)
             tl.store(p, (b_factor * b_grad).to(p.dtype.element_ty), m_m[:, None] & m_n[None, :])
         if p_dshift is not None and p_other is not None:
-            p = _pointers(p_dshift, dx_strides, o, j_m, j_n, True, True)
+            p = pointers(p_dshift, dx_strides, o, j_m, j_n, True, True)
             b_dshift = b_grad - b_factor * b_grad
             tl.store(p, b_dshift.to(p.dtype.element_ty), m_m[:, None] & m_n[None, :])
 
-    m = _mask(i_m < M, i_n < N, not REDUCE_ROWS, not REDUCE_COLUMNS)
+    m = tile_mask(i_m < M, i_n < N, not REDUCE_ROWS, not REDUCE_COLUMNS)
     if p_dscale is not None:
         b_sum = _summed(sum_scale, REDUCE_ROWS, REDUCE_COLUMNS)
-        b_dscale = activations.tangent(ACTIVATION, b_scale, b_sum * _number(scale_factor, b_scale))
-        p = _pointers(p_dscale, sum_strides, o_sum, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
+        b_dscale = activations.tangent(ACTIVATION, b_scale, b_sum * number(scale_factor, b_scale))
+        p = pointers(p_dscale, sum_strides, o_sum, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
         tl.store(p, b_dscale.to(p.dtype.element_ty), m)
     if p_dshift is not None and p_other is None:
         b_dshift = _summed(sum_shift, REDUCE_ROWS, REDUCE_COLUMNS)
-        p = _pointers(p_dshift, sum_strides, o_sum, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
+        p = pointers(p_dshift, sum_strides, o_sum, i_m, i_n, not REDUCE_ROWS, not REDUCE_COLUMNS)
         tl.store(p, b_dshift.to(p.dtype.element_ty), m)
 
 

@@ -21,8 +21,8 @@ class GemmProblem:
 
     Attributes:
         primitive: ``"forward"`` (with W), ``"linear"`` (without), ``"sum"`` (of partial sums alone),
-            ``"input_grads"`` (dx and dz), ``"context_grad"`` (dz alone), ``"weight_grad"`` (dW) or
-            ``"matrix_grad"`` (dU, dV).
+            ``"input_grads"`` (dx and dz), ``"context_grad"`` (dz alone), ``"weight_grad"`` (dW),
+            ``"matrix_grad"`` (dU, dV) or ``"dual_linear"`` (two products, whose epilogue multiplies them).
         dtype: of the operands.
         precision: ``"ieee"`` or ``"tf32"``, of float32 operands.
         capability: of the device; (8, 0) for the interpreter.
@@ -30,8 +30,8 @@ class GemmProblem:
         aligned: whether tiles of all operands are loaded 16 bytes at a time (host.vectorizable).
         batch: number of independent products (groups, and i of dW).
         rows, columns: of the result.
-        context, depth: lengths I and K of the sums.
-        second: whether a second product, the shift, is computed along with the first.
+        context, depth: lengths I and K of the sums; of dual_linear its ranks, and the longer of both sums.
+        second: whether a second product, of the same A operand, is computed along with the first.
         gated: whether the epilogue has an activation and its factor.
     """
 
@@ -85,6 +85,7 @@ def next_power(size: int) -> int:
 _STYLES = {
     "linear": ("plain",),
     "sum": ("plain",),
+    "dual_linear": ("plain",),
     "matrix_grad": ("plain",),
     "weight_grad": ("k_scaled",),
     "input_grads": ("promoted",),
@@ -178,14 +179,18 @@ def _hazard(tile: TileConfig, problem: GemmProblem) -> bool:
     return scaled and problem.old and problem.capability == (9, 0) and tile.stages > 1
 
 
-# Accumulator tiles of a program; for other primitives one, and one more if promoted.
-_ACCUMULATORS = {"input_grads": 3, "context_grad": 2}
+def _accumulators(tile: TileConfig, problem: GemmProblem) -> int:
+    """Accumulator tiles of a program."""
+    if problem.primitive == "dual_linear":
+        return 2 + (problem.context > 1)  # the sum over ranks
+    known = {"input_grads": 3, "context_grad": 2}
+    return known.get(problem.primitive, 1 + problem.second + (tile.style == "promoted"))
 
 
 def registers(tile: TileConfig, problem: GemmProblem) -> int:
     """An upper estimate of registers per thread: accumulators, generated operand, addresses."""
     registers_each = 2 if problem.dtype == torch.float64 else 1
-    accumulators = _ACCUMULATORS.get(problem.primitive, 1 + problem.second + (tile.style == "promoted"))
+    accumulators = _accumulators(tile, problem)
     operand = tile.BM * tile.BK * problem.dtype.itemsize // 4
     if tile.style == "held":
         operand *= 2

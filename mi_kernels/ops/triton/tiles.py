@@ -78,6 +78,8 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
         return _fitted(problem, replace(tile, stages=2, warps=8 if tile.BM * tile.BN == 64 * 64 else 4))
     if problem.primitive == "sum":
         return replace(_shaped(problem, 32, 128), stages=1)
+    if problem.primitive == "dual_linear":
+        return _fitted(problem, _dual_linear(problem))
     if not problem.aligned:  # scalar loads: every element has its own address
         tile = _shaped(problem, 64, 32 if problem.second else 64)
         depth = min(tile.BK, 64 // problem.dtype.itemsize)
@@ -111,6 +113,25 @@ def _heuristic(problem: GemmProblem) -> TileConfig:
     tile = _shaped(problem, 128, 256 if wide else 128)
     eight = problem.primitive == "linear" and problem.capability[0] == 12 and tile.BM * tile.BN >= 128 * 64
     return _fitted(problem, replace(tile, warps=8) if eight else tile)
+
+
+def _dual_linear(problem: GemmProblem) -> TileConfig:
+    """Two accumulators and, with ranks, their sum; small and shallow where others spill 8 to 48 bytes."""
+    mma, summed = problem.capability not in ((9, 0), (10, 0)), problem.context > 1
+    if not problem.aligned:
+        tile = _shaped(problem, 32 if summed else 64, 32)
+    elif problem.rows <= 16:  # more programs read the weights
+        tile = _shaped(problem, 16, 32)
+    elif summed:
+        tile = _shaped(problem, 32 if mma else 64, 64)
+    else:
+        tile = _shaped(problem, 128, 64)
+    item, eight = problem.dtype.itemsize, tile.BM == 128 or summed and tile.BM * tile.BN == 64 * 64
+    few = problem.aligned and problem.rows <= 16
+    if not problem.aligned or summed and mma and not few:
+        tile = replace(tile, BK=max(min(tile.BK, 64 // item), 16))
+    shallow = mma and not few and (summed or item == 4)
+    return replace(tile, warps=8 if eight else 4, stages=2 if shallow else tile.stages)
 
 
 def _fitted(problem: GemmProblem, tile: TileConfig) -> TileConfig:
