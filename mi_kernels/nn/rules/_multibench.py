@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from fusions.common_fusions import MultiplicativeInteractions2Modal
+from fusions.common_fusions import LowRankTensorFusion, MultiplicativeInteractions2Modal
 from torch import Tensor
 
-from mi_kernels.functional import interaction
+from mi_kernels.functional import interaction, low_rank
 from mi_kernels.functional._call import call
 
 
@@ -35,4 +35,31 @@ def _interactions(layer: MultiplicativeInteractions2Modal) -> MultiplicativeInte
     return layer
 
 
-RULES = {MultiplicativeInteractions2Modal: _interactions}
+class FusedLowRankTensorFusion(LowRankTensorFusion):
+    """The products of both modalities for each rank are not stored: [rank, B, out] each there."""
+
+    def forward(self, modalities: Sequence[Tensor], training: bool = False) -> Tensor:  # unused, as there
+        if self.flatten:
+            modalities = [each.flatten(1) for each in modalities]
+        if len(modalities) != 2 or len(self.factors) != 2 or any(each.dim() != 2 for each in modalities):
+            return super().forward(modalities)
+        z, x = (torch.cat((each.new_ones(len(each), 1), each), 1) for each in modalities)
+        factor_z, factor_x = (factor.mT for factor in self.factors)  # [rank, out, features + 1]
+        weights = self.fusion_weights.view(-1, 1, 1)  # of the ranks: into the smaller one of the factors
+        if factor_z.numel() < factor_x.numel():
+            factor_z = weights * factor_z
+        else:
+            factor_x = weights * factor_x
+        return call(low_rank.low_rank, x, z, factor_x, factor_z, bias=self.fusion_bias)
+
+
+def _low_rank(layer: LowRankTensorFusion) -> LowRankTensorFusion | str:
+    if len(layer.factors) != 2:
+        return f"it has {len(layer.factors)} modalities, not two"
+    if not layer.fusion_weights.is_floating_point():
+        return "its parameters are complex"
+    layer.__class__ = FusedLowRankTensorFusion
+    return layer
+
+
+RULES = {MultiplicativeInteractions2Modal: _interactions, LowRankTensorFusion: _low_rank}
