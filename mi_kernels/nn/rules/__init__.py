@@ -107,7 +107,8 @@ def multibench() -> dict[type[nn.Module], Rule]:
 
     ``MultiplicativeInteractions2Modal``: the outputs ``"matrix3D"`` and ``"matrix"``, without the weight of
     each sample; ``flatten``, ``clip``, ``grad_clip`` and ``flip`` as before.
-    ``MultiplicativeInteractions3Modal`` consists of two such layers. Layers with the outputs ``"vector"`` and ``"scalar"`` have no such weight, and are left alone.
+    ``MultiplicativeInteractions3Modal`` consists of two such layers. Layers with the outputs ``"vector"`` and
+    ``"scalar"`` have no such weight, and are left alone.
 
     ``LowRankTensorFusion`` of two modalities: :func:`mi_kernels.low_rank` with a sum over the ranks, without
     the products of each modality for each rank. The weights of the ranks go into the smaller factor, a copy

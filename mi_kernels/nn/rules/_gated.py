@@ -59,7 +59,8 @@ def why_not_read(linear: Any) -> str | None:
         return f"a {type(linear).__name__} is where an nn.Linear was expected"
     if not _is_called_only(linear):
         return "a linear layer of it has hooks or another forward"
-    for tensor in (linear.weight, linear.bias):
+    parameters: tuple[Any, ...] = linear.weight, linear.bias
+    for tensor in parameters:
         if tensor is None:
             continue
         if type(tensor) not in (nn.Parameter, Tensor) and not _is_fake(tensor):
@@ -69,7 +70,7 @@ def why_not_read(linear: Any) -> str | None:
     return None
 
 
-def _is_fake(tensor: Tensor) -> bool:
+def _is_fake(tensor: Any) -> bool:
     return type(tensor).__name__ == "FakeTensor"
 
 
@@ -80,7 +81,7 @@ def why_not(act: Any, *linears: Any) -> str | None:
     return next((reason for reason in map(why_not_read, linears) if reason is not None), None)
 
 
-def gated(x: Any, act: Any, gate: Any, value: Any = None, gate_first: bool = True) -> Tensor | None:
+def gated(x: Any, act: Any, gate: Any, value: Any = None, *, gate_first: bool = True) -> Tensor | None:
     """act(gate(x)) * value(x) in one call; without ``value`` the layer ``gate`` has both halves.
 
     None where its parts have changed since the conversion, or dtypes differ: then they have to be called.
@@ -89,7 +90,7 @@ def gated(x: Any, act: Any, gate: Any, value: Any = None, gate_first: bool = Tru
     if activation is None or why_not_read(gate) is not None or not isinstance(x, Tensor):
         return None
     weight, bias = gate.weight, gate.bias
-    tensors = x, weight, bias
+    tensors: tuple[Any, ...] = x, weight, bias
     weight_value = bias_value = None
     if value is not None:
         if why_not_read(value) is not None:

@@ -30,7 +30,7 @@ class FusedGluMlp(GluMlp):
     def forward(self, x: Tensor) -> Tensor:
         y = None
         if self.chunk_dim == -1:
-            y = gated(x, self.act, self.fc1, None, not self.gate_last)
+            y = gated(x, self.act, self.fc1, gate_first=not self.gate_last)
         return super().forward(x) if y is None else _behind(self, y)
 
 

@@ -92,7 +92,6 @@ class _Value:
         return _Value("cast", self.done)
 
 
-@cache
 def form_of(cls: type[nn.Module]) -> Form | None:
     code = getattr(cls.forward, "__code__", None)
     if code is None or code.co_argcount != 2 or code.co_kwonlyargcount or len(code.co_code) > 1000:
@@ -142,27 +141,28 @@ class FusedGLU(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickled by the class of the package, as there is one of ours for each of them."""
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (self.of,), *state
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _new, (self.of,), *reduced[2:]
 
 
-def _new(cls: type[nn.Module]) -> nn.Module:
+def _new(cls: Any) -> nn.Module:
     fused = _fused(cls)
     return fused.__new__(fused)
 
 
 @cache
-def _fused(cls: type[nn.Module]) -> type[nn.Module]:
+def _fused(cls: Any) -> type[nn.Module]:
     own = {"form": form_of(cls), "of": cls, "__module__": __name__, "__doc__": cls.__doc__}
     return type(f"Fused{cls.__name__}", (FusedGLU, cls), own)
 
 
 def _mlp(layer: nn.Module) -> nn.Module | str:
-    form = form_of(type(layer))
+    cls: Any = type(layer)
+    form = form_of(cls)
     assert form is not None
     reason = why_not(*(layer._modules.get(name) for name in form.parts))
     if reason is None:
-        layer.__class__ = _fused(type(layer))
+        layer.__class__ = _fused(cls)
     return reason or layer
 
 
