@@ -231,7 +231,7 @@ def test_dcn_mix(form, draw):
 
 
 def test_distmult(draw):
-    """Yang et al. 2015: sum_r (A h)_r (D r)_r t_r for all tails t, the factor_out of a low-rank interaction."""
+    """Yang et al. 2015: sum_r (A h)_r (D r)_r t_r for all tails t, as the factor_out."""
 
     def theirs(h, r, a, d, tails):
         return torch.einsum("br,br,tr->bt", h @ a.T, r @ d.T, tails)
