@@ -44,12 +44,12 @@ def activation_of(act: Any) -> ActivationName | None:
 
 def _is_called_only(part: nn.Module) -> bool:
     """Whether a call of it is its class's forward, without hooks."""
-    return not (
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or part._backward_hooks
-        or part._backward_pre_hooks
-        or "forward" in vars(part)
+    own = vars(part)
+    return "forward" not in own and not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
     )
 
 
@@ -98,11 +98,14 @@ def gated(x: Any, act: Any, gate: Any, value: Any = None, *, gate_first: bool = 
         weight_value, bias_value = value.weight, value.bias
         tensors = *tensors, weight_value, bias_value
     dtype = weight.dtype
-    if any(t is not None and t.dtype != dtype for t in tensors) and dtype_in_force(x.device.type) is None:
+    mixed = any(t is not None and t.dtype != dtype for t in tensors)
+    if mixed and dtype_in_force(x.device.type) is None:
         return None
-    return call(
+    # Rows [B, X] take the shortest way to the kernel.
+    lead = x.shape[:-1] if x.dim() > 2 and x.is_contiguous() else None
+    y = call(
         glu.glu,
-        x,
+        x if lead is None else x.flatten(0, -2),
         weight,
         bias,
         weight_value=weight_value,
@@ -110,3 +113,4 @@ def gated(x: Any, act: Any, gate: Any, value: Any = None, *, gate_first: bool = 
         activation=activation,
         gate_first=gate_first,
     )
+    return y if lead is None else y.view(*lead, y.shape[-1])
