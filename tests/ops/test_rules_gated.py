@@ -337,19 +337,34 @@ def fusion(module, *arguments, **options):
 def test_low_rank_fusion(multibench, sizes):
     layer = fusion(multibench, sizes, 5, 2)
     before = copy.deepcopy(layer)
-    inputs = [draw(6, size) for size in sizes]
+    inputs = [draw(1024, size) for size in sizes]
     layer = check(layer, mi.nn.rules.multibench(), *inputs, call=lambda m, *pair: m(list(pair)))
     with torch.no_grad(), Spy() as spy:
         y = layer(inputs)
-    assert spy.names == ["dual_linear"] and y.shape == (6, 5)
+    assert spy.names == ["dual_linear"] and y.shape == (1024, 5)
     grads = [torch.autograd.grad(m(inputs).square().sum(), m.factors) for m in (layer, before)]
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-11)
 
 
 def test_low_rank_fusion_of_flattened_modalities(multibench):
     layer = fusion(multibench, (6, 8), 5, 2)
-    inputs = draw(6, 3, 2), draw(6, 2, 4)
+    inputs = draw(1024, 3, 2), draw(1024, 2, 4)
     check(layer, mi.nn.rules.multibench(), *inputs, call=lambda m, *pair: m(list(pair)))
+
+
+@pytest.mark.parametrize(("sizes", "rows"), [((3, 4), 1023), ((100, 99), 1193)])
+def test_low_rank_fusion_of_few_rows_is_as_before(multibench, sizes, rows):
+    """No copies of factors that are nearly as large as what they save."""
+    layer = fusion(multibench, sizes, 5, 2)
+    before = copy.deepcopy(layer)
+    mi.convert(layer, rules=mi.nn.rules.multibench())
+    inputs = [draw(rows, size) for size in sizes]
+    with torch.no_grad():
+        assert torch.equal(layer(inputs), before(inputs))
+        inputs = [torch.cat((each, each[:1])) for each in inputs]
+        with Spy() as spy:
+            layer(inputs)
+    assert spy.names == ["dual_linear"]
 
 
 def test_what_is_left_of_low_rank_fusion(multibench):
@@ -358,5 +373,5 @@ def test_what_is_left_of_low_rank_fusion(multibench):
     check_left(fusion(multibench, (3, 4), 5, 2).to(torch.complex64), rules, "complex")
     layer = mi.convert(fusion(multibench, (3, 4), 5, 2), rules=rules)
     with Spy() as spy:
-        assert layer([draw(6, 3)]).shape == (6, 5)
+        assert layer([draw(1024, 3)]).shape == (1024, 5)
     assert spy.names == []
