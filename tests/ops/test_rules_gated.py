@@ -335,27 +335,30 @@ def fusion(module, *arguments, **options):
 
 @pytest.mark.parametrize("sizes", [(3, 4), (4, 3)])
 def test_low_rank_fusion(multibench, sizes):
-    layer = fusion(multibench, sizes, 5, 2)
+    layer = fusion(multibench, sizes, 64, 16)
     before = copy.deepcopy(layer)
-    inputs = [draw(1024, size) for size in sizes]
+    inputs = [draw(2048, size) for size in sizes]
     layer = check(layer, mi.nn.rules.multibench(), *inputs, call=lambda m, *pair: m(list(pair)))
     with torch.no_grad(), Spy() as spy:
         y = layer(inputs)
-    assert spy.names == ["dual_linear"] and y.shape == (1024, 5)
+    assert spy.names == ["dual_linear"] and y.shape == (2048, 64)
     grads = [torch.autograd.grad(m(inputs).square().sum(), m.factors) for m in (layer, before)]
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-11)
 
 
 def test_low_rank_fusion_of_flattened_modalities(multibench):
-    layer = fusion(multibench, (6, 8), 5, 2)
-    inputs = draw(1024, 3, 2), draw(1024, 2, 4)
+    layer = fusion(multibench, (6, 8), 64, 16)
+    inputs = draw(2048, 3, 2), draw(2048, 2, 4)
+    with torch.no_grad(), Spy() as spy:
+        mi.convert(copy.deepcopy(layer), rules=mi.nn.rules.multibench())(inputs)
+    assert spy.names == ["dual_linear"]
     check(layer, mi.nn.rules.multibench(), *inputs, call=lambda m, *pair: m(list(pair)))
 
 
-@pytest.mark.parametrize(("sizes", "rows"), [((3, 4), 1023), ((100, 99), 1193)])
+@pytest.mark.parametrize(("sizes", "rows"), [((3, 4), 2047), ((200, 150), 2099)])
 def test_low_rank_fusion_of_few_rows_is_as_before(multibench, sizes, rows):
     """No copies of factors that are nearly as large as what they save."""
-    layer = fusion(multibench, sizes, 5, 2)
+    layer = fusion(multibench, sizes, 64, 16)
     before = copy.deepcopy(layer)
     mi.convert(layer, rules=mi.nn.rules.multibench())
     inputs = [draw(rows, size) for size in sizes]
@@ -371,7 +374,7 @@ def test_what_is_left_of_low_rank_fusion(multibench):
     rules = mi.nn.rules.multibench()
     check_left(fusion(multibench, (3, 4, 2), 5, 2), rules, "it has 3 modalities, not two")
     check_left(fusion(multibench, (3, 4), 5, 2).to(torch.complex64), rules, "complex")
-    layer = mi.convert(fusion(multibench, (3, 4), 5, 2), rules=rules)
+    layer = mi.convert(fusion(multibench, (3, 4), 64, 16), rules=rules)
     with Spy() as spy:
-        assert layer([draw(1024, 3)]).shape == (1024, 5)
+        assert layer([draw(2048, 3)]).shape == (2048, 64)
     assert spy.names == []

@@ -110,10 +110,11 @@ def multibench() -> dict[type[nn.Module], Rule]:
     ``MultiplicativeInteractions3Modal`` consists of two such layers. Layers with the outputs ``"vector"`` and
     ``"scalar"`` have no such weight, and are left alone.
 
-    ``LowRankTensorFusion`` of two modalities, for batches of 1024 and at least six times as many as there are
-    features: :func:`mi_kernels.low_rank` with a sum over the ranks, without the products of each modality for
-    each rank. Factors are copied for that, in another layout and one of them with the weights of the ranks,
-    so that smaller batches are computed as before. More than two modalities are left alone.
+    ``LowRankTensorFusion`` of two modalities: :func:`mi_kernels.low_rank` with a sum over the ranks, without
+    the products of each modality for each rank. Factors are copied for that, in another layout and one of
+    them with the weights of the ranks. So it is for large batches, where these products have 2^21 elements
+    and rows are six times as many as features; others are computed as before. More than two modalities are
+    left alone.
 
     Returns:
         A dictionary for ``mi.convert(model, rules=...)``.

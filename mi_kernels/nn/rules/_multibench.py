@@ -40,7 +40,7 @@ class FusedLowRankTensorFusion(LowRankTensorFusion):
 
     def forward(self, modalities: Sequence[Tensor], training: bool = False) -> Tensor:  # unused, as there
         rows = [each.flatten(1) for each in modalities] if self.flatten else modalities
-        if len(rows) != 2 or len(self.factors) != 2 or not _has_many(*rows):
+        if len(rows) != 2 or len(self.factors) != 2 or not _pays(self, *rows):
             return super().forward(modalities)
         z, x = (torch.cat((each.new_ones(len(each), 1), each), 1) for each in rows)
         factor_z, factor_x = (factor.mT for factor in self.factors)  # [rank, out, features + 1]
@@ -52,13 +52,16 @@ class FusedLowRankTensorFusion(LowRankTensorFusion):
         return call(low_rank.low_rank, x, z, factor_x, factor_z, bias=self.fusion_bias)
 
 
-def _has_many(z: Tensor, x: Tensor) -> bool:
-    """Rows [B, ...] enough to pay for copies of the factors, whose layout no product can read.
+def _pays(layer: LowRankTensorFusion, z: Tensor, x: Tensor) -> bool:
+    """Whether rows [B, ...] pay for copies of the factors, whose layout no product can read.
 
-    One thread, 35 to 300 features, 8 to 32 ranks, 64 and 128 outputs: from here on 0.2 to 0.8 times as long
-    in inference and 0.4 to 1.0 times in training; a quarter of the rows took 0.7 to 1.0 and 0.9 to 1.1 times.
+    One thread, 35 to 300 features: where both hold, 0.2 to 0.7 times as long in inference and 0.4 to 1.0 in
+    training. With products of half that size, or fewer rows, 0.7 to 1.0 and 0.9 to 1.3.
     """
-    return z.dim() == x.dim() == 2 and len(x) >= max(1024, 6 * (z.shape[1] + x.shape[1]))
+    if not z.dim() == x.dim() == 2:
+        return False
+    products = len(x) * layer.fusion_weights.numel() * layer.fusion_bias.numel()
+    return products >= 2**21 and len(x) >= 6 * (z.shape[1] + x.shape[1])
 
 
 def _low_rank(layer: LowRankTensorFusion) -> LowRankTensorFusion | str:
