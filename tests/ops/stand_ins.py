@@ -87,10 +87,189 @@ def normalised(x, batch_norm):
     return x if batch_norm is None else batch_norm(x.flatten(0, -2)).view_as(x)
 
 
+class LowRankTensorFusion(nn.Module):
+    """MultiBench: LMF, whose factors are a list that the module does not register."""
+
+    def __init__(self, input_dims, output_dim, rank, flatten=True):
+        super().__init__()
+        self.input_dims, self.output_dim, self.rank, self.flatten = input_dims, output_dim, rank, flatten
+        self.factors = [nn.Parameter(torch.randn(rank, size + 1, output_dim)) for size in input_dims]
+        self.fusion_weights = nn.Parameter(torch.randn(1, rank))
+        self.fusion_bias = nn.Parameter(torch.zeros(1, output_dim))
+
+    def forward(self, modalities, training=False):
+        fused = 1
+        for modality, factor in zip(modalities, self.factors, strict=False):
+            modality = modality.flatten(1) if self.flatten else modality
+            fused = fused * (F.pad(modality, (1, 0), value=1.0) @ factor)
+        return torch.einsum("r,rbo->bo", self.fusion_weights[0], fused) + self.fusion_bias
+
+
+class LlamaMLP(nn.Module):
+    """transformers: two linear layers, and one behind their product."""
+
+    def __init__(self, size, hidden, act, bias=False):
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(size, hidden, bias=bias) for _ in range(2))
+        self.down_proj = nn.Linear(hidden, size, bias=bias)
+        self.act_fn = act
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class InheritedMLP(LlamaMLP):
+    """The forward of another model's class."""
+
+
+class ClampedMLP(LlamaMLP):
+    def forward(self, x):
+        gate = self.act_fn(self.gate_proj(x)).clamp(max=self.limit)
+        return self.down_proj(gate * self.up_proj(x))
+
+
+class ScaledMLP(LlamaMLP):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * self.scale
+
+
+class OtherInputMLP(LlamaMLP):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(self.norm(x)))
+
+
+class Phi3MLP(nn.Module):
+    """transformers: both layers in one, the gate first."""
+
+    def __init__(self, size, hidden, act):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(size, 2 * hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, size, bias=False)
+        self.activation_fn = act
+
+    def forward(self, hidden_states):
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(up * self.activation_fn(gate))
+
+
+class MoonshineDecoderMLP(nn.Module):
+    """transformers: both layers in one, the gate last."""
+
+    def __init__(self, size, hidden, act):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(size, 2 * hidden), nn.Linear(hidden, size)
+        self.activation_fn = act
+
+    def forward(self, hidden_states):
+        hidden_states, gate = self.fc1(hidden_states).chunk(2, dim=-1)
+        return self.fc2(self.activation_fn(gate) * hidden_states)
+
+
+class T5DenseGatedActDense(nn.Module):
+    """transformers: with dropout, and a last layer that may have another dtype."""
+
+    def __init__(self, size, hidden, act, dropout=0.0):
+        super().__init__()
+        self.wi_0, self.wi_1 = (nn.Linear(size, hidden, bias=False) for _ in range(2))
+        self.wo = nn.Linear(hidden, size, bias=False)
+        self.dropout, self.act = nn.Dropout(dropout), act
+
+    def forward(self, x):
+        x = self.dropout(self.act(self.wi_0(x)) * self.wi_1(x))
+        weight = self.wo.weight
+        if isinstance(weight, torch.Tensor) and x.dtype != weight.dtype and weight.dtype != torch.int8:
+            x = x.to(weight.dtype)
+        return self.wo(x)
+
+
+class NewGELUActivation(nn.Module):
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+class FastGELUActivation(nn.Module):
+    def forward(self, x):
+        return 0.5 * x * (1 + torch.tanh(x * 0.7978845608 * (1 + 0.044715 * x * x)))
+
+
+class GluMlp(nn.Module):
+    """timm: both layers in one, the gate last or first."""
+
+    def __init__(
+        self, size, hidden, act_layer=nn.Sigmoid, norm_layer=None, drop=0.0, use_conv=False, gate_last=True
+    ):
+        super().__init__()
+        layer = (lambda *sizes: nn.Conv2d(*sizes, 1)) if use_conv else nn.Linear
+        self.chunk_dim, self.gate_last = 1 if use_conv else -1, gate_last
+        self.fc1, self.fc2 = layer(size, hidden), layer(hidden // 2, size)
+        self.act, self.drop1, self.drop2 = act_layer(), nn.Dropout(drop), nn.Dropout(drop)
+        self.norm = nn.Identity() if norm_layer is None else norm_layer(hidden // 2)
+
+    def forward(self, x):
+        one, two = self.fc1(x).chunk(2, dim=self.chunk_dim)
+        x = one * self.act(two) if self.gate_last else self.act(one) * two
+        return self.drop2(self.fc2(self.norm(self.drop1(x))))
+
+
+class SwiGLU(nn.Module):
+    """timm: two layers, and one behind their product."""
+
+    def __init__(self, size, hidden, act_layer=nn.SiLU, norm_layer=None, drop=0.0):
+        super().__init__()
+        self.fc1_g, self.fc1_x, self.fc2 = (
+            nn.Linear(*each) for each in ((size, hidden), (size, hidden), (hidden, size))
+        )
+        self.act, self.drop1, self.drop2 = act_layer(), nn.Dropout(drop), nn.Dropout(drop)
+        self.norm = nn.Identity() if norm_layer is None else norm_layer(hidden)
+
+    def forward(self, x):
+        x = self.act(self.fc1_g(x)) * self.fc1_x(x)
+        return self.drop2(self.fc2(self.norm(self.drop1(x))))
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class GLU(nn.Module):
+    """x_transformers: both layers in one, the gate last; times learned numbers, or clamped."""
+
+    def __init__(self, dim_in, dim_out, activation, mult_bias=False, softclamp=False):
+        super().__init__()
+        self.act, self.proj = activation, nn.Linear(dim_in, 2 * dim_out)
+        self.up_softclamp_value = 25.0 if softclamp else None
+        self.mult_bias = nn.Parameter(torch.ones(dim_out)) if mult_bias else 1.0
+
+    def forward(self, x):
+        up, gate = self.proj(x).chunk(2, dim=-1)
+        if self.up_softclamp_value is not None:
+            up = (up / self.up_softclamp_value).tanh() * self.up_softclamp_value
+        return up * self.act(gate) * self.mult_bias
+
+
+MODELS = (LlamaMLP, InheritedMLP, ClampedMLP, ScaledMLP, OtherInputMLP)
+MODELS += (Phi3MLP, MoonshineDecoderMLP, T5DenseGatedActDense)
+
 PACKAGES = {
+    "transformers": {
+        "transformers.activations": {
+            "NewGELUActivation": NewGELUActivation,
+            "FastGELUActivation": FastGELUActivation,
+        },
+        "transformers.models.some.modeling_some": {cls.__name__: cls for cls in MODELS},
+    },
+    "timm": {
+        "timm.layers.activations": {"QuickGELU": QuickGELU},
+        "timm.layers.mlp": {"GluMlp": GluMlp, "SwiGLU": SwiGLU},
+    },
+    "x_transformers": {"x_transformers.x_transformers": {"GLU": GLU}},
     "supar": {"supar.modules.affine": {"Biaffine": Biaffine}},
     "multibench": {
-        "fusions.common_fusions": {"MultiplicativeInteractions2Modal": MultiplicativeInteractions2Modal}
+        "fusions.common_fusions": {
+            "MultiplicativeInteractions2Modal": MultiplicativeInteractions2Modal,
+            "LowRankTensorFusion": LowRankTensorFusion,
+        }
     },
     "pykeen": {
         "pykeen.nn.modules": {"TuckERInteraction": TuckERInteraction, "apply_optional_bn": normalised},

@@ -157,6 +157,9 @@ def test_complex_multiplicative_interactions_are_left(multibench):
         ("torch_geometric", "torch_geometric", "pip install torch_geometric"),
         ("pykeen", "pykeen", "pip install pykeen"),
         ("supar", "supar", "pip install supar"),
+        ("transformers", "transformers", "pip install transformers"),
+        ("timm", "timm", "pip install timm"),
+        ("x_transformers", "x_transformers", "pip install x-transformers"),
         ("multibench", "fusions.common_fusions", "put a clone of https://github.com/pliang279/MultiBench on"),
     ],
 )
@@ -178,7 +181,7 @@ def test_a_missing_package_is_named(monkeypatch, name, module, advice):
 
 @pytest.mark.subprocess
 def test_nothing_is_imported_before_a_rule_is_asked_for():
-    names = ("torch_geometric", "pykeen", "supar", "fusions")
+    names = ("torch_geometric", "pykeen", "supar", "fusions", "transformers", "timm", "x_transformers")
     program = f"import sys, mi_kernels; print([name for name in {names} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

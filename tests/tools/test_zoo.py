@@ -16,7 +16,9 @@ STEPS = {
     "biaffine_parser": (40, 0.6),
     "fuxictr_apg": (250, 0.95),
     "layoutlm_relation": (80, 0.9),
+    "llama_mlp": (150, 0.95),
     "multibench_mi": (60, 0.7),
+    "mutan_fusion": (150, 0.3),
     "pyg_nnconv_rgcn": (40, 0.1),
     "pykeen_tucker": (100, 0.9),
 }

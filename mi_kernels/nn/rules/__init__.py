@@ -11,7 +11,7 @@ from torch import nn
 
 from mi_kernels.nn._substitute import Rule
 
-__all__ = ["multibench", "pykeen", "supar", "torch_geometric"]
+__all__ = ["multibench", "pykeen", "supar", "timm", "torch_geometric", "transformers", "x_transformers"]
 
 
 def torch_geometric() -> dict[type[nn.Module], Rule]:
@@ -103,11 +103,18 @@ def supar() -> dict[type[nn.Module], Rule]:
 
 
 def multibench() -> dict[type[nn.Module], Rule]:
-    r"""Rules for MultiBench's ``fusions.common_fusions``: MultiplicativeInteractions2Modal.
+    r"""Rules for MultiBench's ``fusions.common_fusions``.
 
-    The outputs ``"matrix3D"`` and ``"matrix"``, without the weight of each sample; ``flatten``, ``clip``,
-    ``grad_clip`` and ``flip`` as before. MultiplicativeInteractions3Modal consists of two such layers. Layers
-    with the outputs ``"vector"`` and ``"scalar"`` have no such weight, and are left alone.
+    ``MultiplicativeInteractions2Modal``: the outputs ``"matrix3D"`` and ``"matrix"``, without the weight of
+    each sample; ``flatten``, ``clip``, ``grad_clip`` and ``flip`` as before.
+    ``MultiplicativeInteractions3Modal`` consists of two such layers. Layers with the outputs ``"vector"`` and
+    ``"scalar"`` have no such weight, and are left alone.
+
+    ``LowRankTensorFusion`` of two modalities: :func:`mi_kernels.low_rank` with a sum over the ranks, without
+    the products of each modality for each rank. Factors are copied for that, in another layout and one of
+    them with the weights of the ranks. So it is for large batches, where these products have 2^21 elements
+    and rows are six times as many as features; others are computed as before. More than two modalities are
+    left alone.
 
     Returns:
         A dictionary for ``mi.convert(model, rules=...)``.
@@ -115,7 +122,8 @@ def multibench() -> dict[type[nn.Module], Rule]:
     Raises:
         ImportError: ``fusions.common_fusions`` cannot be imported: MultiBench is a repository, no package.
 
-    Source: Liang et al., "MultiBench", NeurIPS 2021; Jayakumar et al., ICLR 2020.
+    Source: Liang et al., "MultiBench", NeurIPS 2021; Jayakumar et al., ICLR 2020; Liu et al.,
+    "Efficient Low-rank Multimodal Fusion", ACL 2018.
 
     Example:
         >>> mi.convert(model, rules=mi.nn.rules.multibench())  # doctest: +SKIP
@@ -125,6 +133,91 @@ def multibench() -> dict[type[nn.Module], Rule]:
     except ImportError as error:
         advice = "put a clone of https://github.com/pliang279/MultiBench on sys.path"
         raise _cannot("multibench", advice, error, "fusions.common_fusions") from error
+    return dict(found.RULES)
+
+
+def transformers() -> dict[type[nn.Module], Rule]:
+    r"""Rules for the gated MLPs of ``transformers``, of all models that are imported by now.
+
+    :math:`D (\mathrm{act}(G x) \cdot (V x))` with one call for G, V, the activation and product: LlamaMLP
+    and whichever other class has a forward of this formula, under any names of its layers, with G and V apart
+    (Mistral, Qwen, Gemma, T5DenseGatedActDense, ...) or packed (Phi3, GLM, ModernBERT, ...), and with layers
+    such as dropout or a norm before D. That is found out from the forward of each class, so that a version
+    of the package that computes something else is left alone. What comes behind the product is called as
+    before. Build or load the model first: the classes are those of imported modules.
+
+    A layer is left alone whose activation is not exactly one of :func:`mi_kernels.glu`, or whose G or V is no
+    plain ``nn.Linear`` (quantised, with an adapter, with hooks). Where that is so only later, or dtypes of
+    x and weights differ, the package's own forward runs. Experts (MixtralExperts and others) are not
+    concerned: there, products of rows in groups are the package's own.
+
+    Returns:
+        A dictionary for ``mi.convert(model, rules=...)``.
+
+    Raises:
+        ImportError: transformers cannot be imported.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020; Touvron et al., "LLaMA", 2023; Raffel et al.,
+    "T5", JMLR 2020.
+
+    Example:
+        >>> mi.convert(model, rules=mi.nn.rules.transformers())  # doctest: +SKIP
+    """
+    try:
+        from mi_kernels.nn.rules import _transformers as found
+    except ImportError as error:
+        raise _cannot("transformers", "pip install transformers", error) from error
+    return found.rules()
+
+
+def timm() -> dict[type[nn.Module], Rule]:
+    r"""Rules for ``timm.layers``: GluMlp, of which SwiGLUPacked is one, and SwiGLU.
+
+    One call for both linear layers, the activation and their product; dropout, norm and the last layer are
+    called as before. Layers of convolutions (``use_conv``), with other activations than those of
+    :func:`mi_kernels.glu`, or with hooks on the first layers are left alone; where that is so only later, or
+    dtypes of x and weights differ, timm's own forward runs.
+
+    Returns:
+        A dictionary for ``mi.convert(model, rules=...)``.
+
+    Raises:
+        ImportError: timm cannot be imported.
+
+    Source: Wightman, "PyTorch Image Models", 2019; Shazeer, "GLU Variants Improve Transformer", 2020.
+
+    Example:
+        >>> mi.convert(model, rules=mi.nn.rules.timm())  # doctest: +SKIP
+    """
+    try:
+        from mi_kernels.nn.rules import _timm as found
+    except ImportError as error:
+        raise _cannot("timm", "pip install timm", error) from error
+    return dict(found.RULES)
+
+
+def x_transformers() -> dict[type[nn.Module], Rule]:
+    r"""Rules for ``x_transformers``: GLU, the first half of its FeedForward with ``glu=True``.
+
+    One call for its linear layer, the activation and the product; ``mult_bias`` is multiplied as before.
+    Layers with ``softclamp``, with other activations than those of :func:`mi_kernels.glu`, or with hooks on
+    the linear layer are left alone, and computed as before where that is so only later.
+
+    Returns:
+        A dictionary for ``mi.convert(model, rules=...)``.
+
+    Raises:
+        ImportError: x_transformers cannot be imported.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020.
+
+    Example:
+        >>> mi.convert(model, rules=mi.nn.rules.x_transformers())  # doctest: +SKIP
+    """
+    try:
+        from mi_kernels.nn.rules import _x_transformers as found
+    except ImportError as error:
+        raise _cannot("x_transformers", "pip install x-transformers", error) from error
     return dict(found.RULES)
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from fusions.common_fusions import MultiplicativeInteractions2Modal
+from fusions.common_fusions import LowRankTensorFusion, MultiplicativeInteractions2Modal
 from torch import Tensor
 
-from mi_kernels.functional import interaction
+from mi_kernels.functional import interaction, low_rank
 from mi_kernels.functional._call import call
 
 
@@ -35,4 +35,42 @@ def _interactions(layer: MultiplicativeInteractions2Modal) -> MultiplicativeInte
     return layer
 
 
-RULES = {MultiplicativeInteractions2Modal: _interactions}
+class FusedLowRankTensorFusion(LowRankTensorFusion):
+    """The products of both modalities for each rank are not stored: [rank, B, out] each there."""
+
+    def forward(self, modalities: Sequence[Tensor], training: bool = False) -> Tensor:  # unused, as there
+        rows = [each.flatten(1) for each in modalities] if self.flatten else modalities
+        if len(rows) != 2 or len(self.factors) != 2 or not _pays(self, *rows):
+            return super().forward(modalities)
+        z, x = (torch.cat((each.new_ones(len(each), 1), each), 1) for each in rows)
+        factor_z, factor_x = (factor.mT for factor in self.factors)  # [rank, out, features + 1]
+        weights = self.fusion_weights.view(-1, 1, 1)  # of the ranks: into the smaller one of the factors
+        if factor_z.numel() < factor_x.numel():
+            factor_z = weights * factor_z
+        else:
+            factor_x = weights * factor_x
+        return call(low_rank.low_rank, x, z, factor_x, factor_z, bias=self.fusion_bias)
+
+
+def _pays(layer: LowRankTensorFusion, z: Tensor, x: Tensor) -> bool:
+    """Whether rows [B, ...] pay for copies of the factors, whose layout no product can read.
+
+    One thread, 35 to 300 features: where both hold, 0.2 to 0.7 times as long in inference and 0.4 to 1.0 in
+    training. With products of half that size, or fewer rows, 0.7 to 1.0 and 0.9 to 1.3.
+    """
+    if not z.dim() == x.dim() == 2:
+        return False
+    products = len(x) * layer.fusion_weights.numel() * layer.fusion_bias.numel()
+    return products >= 2**21 and len(x) >= 6 * (z.shape[1] + x.shape[1])
+
+
+def _low_rank(layer: LowRankTensorFusion) -> LowRankTensorFusion | str:
+    if len(layer.factors) != 2:
+        return f"it has {len(layer.factors)} modalities, not two"
+    if not layer.fusion_weights.is_floating_point():
+        return "its parameters are complex"
+    layer.__class__ = FusedLowRankTensorFusion
+    return layer
+
+
+RULES = {MultiplicativeInteractions2Modal: _interactions, LowRankTensorFusion: _low_rank}
