@@ -10,8 +10,6 @@ from torch import Tensor
 
 import mi_kernels as mi
 from mi_kernels.testing.biaffine_samples import LABEL
-from mi_kernels.testing.checks import call_glu
-from mi_kernels.testing.dual_linear_samples import GLU_ODD, LOW_RANK_ODD, LOW_RANK_SHARED
 from mi_kernels.testing.samples import (
     GATE_ODD,
     GATE_TERMS,
@@ -87,15 +85,6 @@ CALLS = {
         partial(_diagonal, activation="softmax"), GateSample("diagonal", GATE_ODD, "AaC")
     ),
     "diagonal-shared": Call(_diagonal, GateSample("diagonal", _TOKENS, "AaCc")),
-    "glu": Call(call_glu(), GLU_ODD),
-    "glu-separate": Call(partial(call_glu(), activation="gelu"), replace(GLU_ODD, packed=False)),
-    "low-rank": Call(
-        partial(mi.low_rank, activation_x="tanh", activation_z="sigmoid"), replace(LOW_RANK_ODD, linear="UVc")
-    ),
-    "low-rank-terms": Call(mi.low_rank, replace(LOW_RANK_ODD, terms=3)),
-    "low-rank-shared": Call(
-        partial(mi.low_rank, activation_x="silu"), replace(LOW_RANK_SHARED, linear="UVc")
-    ),
     "gated": Call(
         mi.gated_interaction, GateSample("gated_interaction", GATE_ODD, GATE_TERMS["gated_interaction"])
     ),

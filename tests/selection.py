@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from mi_kernels.testing.biaffine_samples import Pairs
-from mi_kernels.testing.dual_linear_samples import GLUSample, LowRankSample
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 
 # By words in their names, tests of what all backends share, or of what there is on the CPU alone: the rules
@@ -38,7 +37,7 @@ def features_of(parameters: Mapping[str, object]) -> dict[str, Hashable]:
     """Values by name: words are text and dtypes; all else is put as what it is printed as, in a tuple."""
     found: dict[str, Hashable] = {}
     for name, value in parameters.items():
-        if isinstance(value, Sample | Modulation | GateSample | Pairs | GLUSample | LowRankSample):
+        if isinstance(value, Sample | Modulation | GateSample | Pairs):
             own = {field.name: getattr(value, field.name) for field in fields(value)}
             found |= {f"{name}.{key}": v if key in PAIRED else (str(v),) for key, v in own.items()}
         else:

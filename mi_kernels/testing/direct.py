@@ -15,7 +15,6 @@ from torch import Tensor
 import mi_kernels as mi
 from mi_kernels.ops.interaction import segments
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
-from mi_kernels.testing.dual_linear_samples import LOW_RANK_ODD
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 
@@ -187,34 +186,6 @@ def _differentiable_biaffine() -> Iterator[Arguments]:
         yield "portable", *sample.arguments(DTYPE), *sample.ones, sample.channels_first
 
 
-def _dual_linear() -> Iterator[Arguments]:
-    x, z, weight_x, weight_z, *_ = replace(LOW_RANK_ODD, rank=6).arguments(DTYPE)
-    assert x is not None and weight_x is not None
-    bias = weight_x[:, 0]
-    yield x, z, weight_x, weight_z, bias, -bias, "tanh", "sigmoid", 2, True
-    yield x, None, weight_x, weight_x.flip(0), None, None, "gelu", "identity", 1, False
-
-
-def _dual_linear_grads() -> Iterator[Arguments]:
-    p, q = (replace(LOW_RANK_ODD, rank=6, out=None).cotangent(DTYPE, seed=seed) for seed in (2, 3))
-    yield p[:, :3] + 1, p, q, "tanh", "sigmoid", 2
-    yield p - q, p, q, "silu", "identity", 1
-
-
-def _differentiable_dual_linear() -> Iterator[Arguments]:
-    x, z, weight_x, weight_z, *_ = replace(LOW_RANK_ODD, rank=6).arguments(DTYPE)
-    assert weight_x is not None
-    bias = weight_x[:, 0]
-    yield "portable", "tanh", "sigmoid", 2, x, z, weight_x, weight_z, bias, -bias
-    yield "portable", "silu", "identity", 1, x, None, weight_x, None, bias, None
-
-
-def _dual_linear_plans() -> Iterator[Arguments]:
-    for keep in (False, True):
-        yield [37, 130, 40, 70, 2], torch.float32, True, keep
-        yield [310, 70, 70, 101, 1], DTYPE, False, keep
-
-
 def _differentiable_gate() -> Iterator[Arguments]:
     x, z, weight, *others = GateSample("gated_interaction", GATE_ODD, "WUVc").arguments(DTYPE)
     yield "portable", "tanh", 0.0, x, z, weight, *others, None, None
@@ -250,10 +221,6 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "differentiable_interaction_rows": _rows,
     "differentiable_interaction_by_segment": _by_segment(_forward, slice(2, 6), ("portable",)),
     "differentiable_biaffine": _differentiable_biaffine,
-    "dual_linear": _dual_linear,
-    "dual_linear_grads": _dual_linear_grads,
-    "differentiable_dual_linear": _differentiable_dual_linear,
-    "cpu_dual_linear_plan": _dual_linear_plans,
     "differentiable_gate": _differentiable_gate,
     "differentiable_modulate": _differentiable_modulate,
     "cpu_interaction_plan": _plans(),

@@ -202,8 +202,7 @@ def glus() -> Iterator[GLUSample]:
         yield replace(sample, bias=False)
         yield replace(sample, packed=False)
     for layout in (*LAYOUTS[1:], *WEIGHT_LAYOUTS):
-        # Expanded operands are drawn very often, so they are small.
-        for sample in (GLU_MIDDLE, GLU_THREADED, GLU_TALL)[: 1 if layout == "expanded" else 3]:
+        for sample in (GLU_MIDDLE, GLU_THREADED, GLU_TALL):
             yield replace(sample, packed=False, layout=layout)
         if layout != "halves":
             yield replace(GLU_MIDDLE, gate_first=False, layout=layout)
@@ -258,11 +257,9 @@ def low_ranks() -> Iterator[LowRankSample]:
         yield replace(sample, layout="transposed weights")
         yield replace(sample, layout="transposed weights", terms=2)
     for layout in (*LAYOUTS[1:], *WEIGHT_LAYOUTS):
-        yield replace(LOW_RANK_MIDDLE, layout=layout, linear="UVc")
-        yield replace(LOW_RANK_SHARED, layout=layout, linear="UVc")
-        if layout != "expanded":  # drawn very often
-            yield replace(LOW_RANK_THREADED, layout=layout)
-            yield replace(LOW_RANK_TALL, layout=layout, terms=2)
+        for sample in (LOW_RANK_MIDDLE, LOW_RANK_THREADED, LOW_RANK_TALL, LOW_RANK_SHARED):
+            yield replace(sample, layout=layout, linear="UVc")
+        yield replace(LOW_RANK_TALL, layout=layout, terms=2)
     names = list(activations.ELEMENTWISE)
     for activation, other in zip(names, names[1:] + names[:1], strict=True):
         for sample in (LOW_RANK_THREADED, LOW_RANK_SHARED, replace(LOW_RANK_TALL, terms=2)):

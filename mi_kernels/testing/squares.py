@@ -218,7 +218,7 @@ def glu_grads(name: str, gate_first: bool, grad: Tensor, *tensors: Maybe) -> lis
 
 def _factor_maps(x: Tensor, z: Tensor, factor_x: Tensor, factor_z: Tensor) -> tuple[Tensor, Tensor]:
     """A x and C z [..., S, R]."""
-    p, q = (linear(t, f.flatten(0, -2)) for t, f in ((x, factor_x), (z, factor_z)))
+    p, q = (linear(t, f.reshape(-1, f.shape[-1])) for t, f in ((x, factor_x), (z, factor_z)))
     terms = factor_x.shape[:-1] if factor_x.dim() == 3 else (1, factor_x.shape[0])
     return p.reshape(*p.shape[:-1], *terms), q.reshape(*q.shape[:-1], *terms)
 

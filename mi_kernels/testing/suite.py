@@ -34,18 +34,6 @@ from mi_kernels.ops.interaction import batched, cost_model, reference
 from mi_kernels.testing import checks, devices, samples
 from mi_kernels.testing.batched_samples import BY_INDEX, PER_SAMPLE, Batched
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
-from mi_kernels.testing.dual_linear_samples import (
-    GLU_MIDDLE,
-    GLU_ODD,
-    GLU_TALL,
-    GLU_THREADED,
-    LOW_RANK_MIDDLE,
-    LOW_RANK_ODD,
-    LOW_RANK_SHARED,
-    LOW_RANK_TALL,
-    LOW_RANK_THREADED,
-    WEIGHT_LAYOUTS,
-)
 from mi_kernels.testing.errors import require
 from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
 from mi_kernels.testing.kernel_values import check_interaction
@@ -65,10 +53,6 @@ def suite(family: str, backend: str, capability: tuple[int, int] = (0, 0)) -> di
         found = dict(itertools.chain(kernels(backend, capability), _interactions()))
     elif family == "modulate":
         found = dict(_modulations())
-    elif family == "glu":
-        found = dict(_glus())
-    elif family == "low_rank":
-        found = dict(_low_ranks())
     else:
         found = dict(_gates(family))
     return found
@@ -151,36 +135,6 @@ def _gates(op: str) -> Iterator[tuple[str, Check]]:
     for name, check in _both(GateSample(op, samples.GATE_THREADED, terms)):
         yield f"tf32 {name}", partial(_in_tf32, check)
     yield "the same bits twice", partial(_repeatable, GateSample(op, samples.GATE_THREADED, terms))
-
-
-def _glus() -> Iterator[tuple[str, Check]]:
-    for sample in (GLU_ODD, GLU_THREADED, GLU_TALL):
-        yield from _both(sample)
-        yield from _both(replace(sample, packed=False, bias=False))
-    yield from _both(replace(GLU_ODD, gate_first=False))
-    for layout in (*LAYOUTS[1:], *WEIGHT_LAYOUTS):
-        yield from _both(replace(GLU_MIDDLE, packed=False, layout=layout))
-    for activation in activations.NAMES:
-        if activation != "silu":
-            yield from _both(replace(GLU_MIDDLE, activation=activation))
-    yield "second order", partial(checks.check_second_order, replace(GLU_MIDDLE, bias=False))
-    for name, check in _both(GLU_TALL):
-        yield f"tf32 {name}", partial(_in_tf32, check)
-    yield "the same bits twice", partial(_repeatable, GLU_TALL)
-
-
-def _low_ranks() -> Iterator[tuple[str, Check]]:
-    for sample in (LOW_RANK_ODD, LOW_RANK_THREADED, LOW_RANK_TALL, LOW_RANK_SHARED):
-        yield from _both(replace(sample, linear="UVc"))
-        yield from _both(replace(sample, terms=3, out=None))
-    for layout in (*LAYOUTS[1:], *WEIGHT_LAYOUTS):
-        yield from _both(replace(LOW_RANK_MIDDLE, layout=layout))
-    for activation in activations.ELEMENTWISE:
-        yield from _both(replace(LOW_RANK_MIDDLE, activation_x=activation, activation_z="tanh"))
-    yield "second order", partial(checks.check_second_order, replace(LOW_RANK_MIDDLE, activation_x="tanh"))
-    for name, check in _both(LOW_RANK_TALL):
-        yield f"tf32 {name}", partial(_in_tf32, check)
-    yield "the same bits twice", partial(_repeatable, replace(LOW_RANK_TALL, terms=3))
 
 
 _MODULATIONS = (

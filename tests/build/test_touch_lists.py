@@ -32,6 +32,5 @@ def test_a_family_stands_in_its_own_files_and_few_others():
 
 
 def test_an_activation_stands_in_few_files():
-    """One that is no default of a function and no choice of a model, which are no lists."""
-    found = named_in("hardswish", "mi_kernels", "csrc", "tools", "benchmarks/suites", "benchmarks/harness")
+    found = named_in("silu", "mi_kernels", "csrc", "tools", "benchmarks/suites", "benchmarks/harness")
     assert 0 < len(found) <= MOST["activation"], found

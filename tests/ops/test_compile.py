@@ -406,9 +406,6 @@ SAMPLES |= {
         "cpu_linear_grads",
         "cpu_biaffine",
         "differentiable_biaffine",
-        "dual_linear",
-        "dual_linear_grads",
-        "differentiable_dual_linear",
     )
 }
 

@@ -19,9 +19,6 @@ MODULES = {
     mi.nn.HyperLinear: {"in_features": 2, "out_features": 3, "context_features": 4},
     mi.nn.HyperMLP: {"sizes": [2, 3], "context_features": 4},
     mi.nn.BoundLinear: {"weight": torch.ones(2, 3)},
-    mi.nn.GLU: {"in_features": 2, "out_features": 3},
-    mi.nn.GatedMLP: {"features": 2, "hidden_features": 3},
-    mi.nn.LowRankInteraction: {"in_features": 2, "context_features": 3, "out_features": 4, "rank": 5},
 }
 
 
@@ -45,11 +42,6 @@ WRONG = {
     "context_network": [nn.Embedding, function, lambda z: z, [nn.Identity()], "network", nn.Identity.forward],
     "weight": [[[1.0]], None, torch.ones(3), torch.ones(2, 3).to_sparse()],
     "bias": [[1.0], 3.0],
-    "GatedMLP out_features": [2.5, "3", True, nn.Linear],
-    "dropout": ["no", None, [0.1], 1.5, -0.1],
-    "rank": [2.5, "3", None, True, (2, 3, 4), nn.Linear],
-    "core": ["CP", None, 3, ["tucker"]],
-    "blocks": [2.5, "3", None, True, 0, 2],
 }
 
 
@@ -58,9 +50,7 @@ def kind(module, name):
         return name
     if f"{module.__name__} {name}" in WRONG:
         return f"{module.__name__} {name}"
-    flags = ("bias", "shift", "weight_z", "weight_x", "channels_first", "gate_first")
-    if name.startswith("activation"):
-        return "activation"
+    flags = ("bias", "shift", "weight_z", "weight_x", "channels_first")
     return "flags" if name in flags else "features" if name.endswith("features") else name
 
 

@@ -210,8 +210,6 @@ EXPLAINED_AXES = {
     "diagonal": "x:BX z:BZ weight:XZ | bias:X shift_weight:XZ shift_bias:X weight_x:XX",
     "gated_interaction": "x:BX z:BZ | weight:XZX weight_z:XZ weight_x:XX bias:X",
     "biaffine": "input1:BX input2:BZ weight:OXZ | bias:O",
-    "glu": "x:BX weight:OX weight_value:OX | bias:O bias_value:O",
-    "low_rank": "x:BX z:BZ factor_x:OX factor_z:OZ | factor_out:OO weight_z:OZ weight_x:OX bias:O",
 }
 
 

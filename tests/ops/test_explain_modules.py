@@ -35,12 +35,6 @@ MODULES = {
         mi.nn.HyperLinear(X, out_features=5, context_features=Z),
         (ones(ROWS, 7, X), ones(ROWS, 1, Z)),
     ),
-    "GLU": (mi.nn.GLU(X, out_features=5, activation="gelu"), (ones(2, ROWS, X),)),
-    "GatedMLP": (mi.nn.GatedMLP(X, hidden_features=5), (ones(2, ROWS, X),)),
-    "LowRankInteraction": (
-        mi.nn.LowRankInteraction(X, context_features=Z, out_features=5, rank=7, activation_z="tanh"),
-        (ones(ROWS, X), ones(ROWS, Z)),
-    ),
     "BoundLinear": (mi.nn.BoundLinear(ones(ROWS, 5, X), ones(ROWS, 5)), (ones(ROWS, X),)),
 }
 
@@ -73,13 +67,6 @@ def expected(layer, *given):
             both = nn.functional.linear(given[1], layer.weight)  # under autocast of its dtype
             scale, shift = both.new_zeros(2, ROWS, X, 1, 1).requires_grad_()
             return mi.explain(mi.modulate, given[0], scale, shift, scale_offset=1.0)
-        case mi.nn.GLU():
-            return mi.explain(mi.glu, *given, layer.weight, layer.bias, activation="gelu")
-        case mi.nn.GatedMLP():
-            return mi.explain(mi.glu, *given, layer.glu.weight)
-        case mi.nn.LowRankInteraction():
-            names = ("factor_x", "factor_z", "factor_out", "weight_z", "weight_x", "bias")
-            return mi.explain(mi.low_rank, *given, *parameters(layer, *names), activation_z="tanh")
         case mi.nn.BoundLinear():
             return mi.explain(mi.apply_generated, *given, layer.weight, layer.bias)
 

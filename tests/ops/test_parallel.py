@@ -41,7 +41,7 @@ def check_calls(mesh):
         tensors = call.arguments(torch.float64)
         where, _ = agrees(call, tensors, [Replicate()] * len(tensors), mesh)
         assert where == (Replicate(),), name
-        if name in ("pairs", "diagonal-shared", "shared", "low-rank-shared"):
+        if name in ("pairs", "diagonal-shared", "shared"):
             continue
         # Rows of x and of the contexts; of modulation what has them.
         rows = len(tensors[0])
