@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 import mi_kernels as mi
-from mi_kernels.ops.dual_linear import reference as dual_reference
 from mi_kernels.ops.gate import reference as diagonal_reference
 from mi_kernels.ops.gate import reference as gated_reference
 from mi_kernels.ops.interaction import reference as interaction_reference
 from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.testing import squares
 from mi_kernels.testing.biaffine_samples import Pairs
-from mi_kernels.testing.dual_linear_samples import GLUSample, LowRankSample
 from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 
-AnySample = Sample | GateSample | Modulation | Pairs | GLUSample | LowRankSample
+AnySample = Sample | GateSample | Modulation | Pairs
 Maybe = Tensor | None
 
 
@@ -92,42 +90,7 @@ def _form_of_modulation(sample: Modulation) -> Form:
     )
 
 
-def call_glu(function: Callable[..., Tensor] = mi.glu) -> Callable[..., Tensor]:
-    """A gated linear unit as a function of its tensors in the order of ``GLUSample.arguments``."""
-
-    def called(x: Tensor, weight: Tensor, bias: Maybe, *values: Maybe, **options: Any) -> Tensor:
-        named = dict(zip(("weight_value", "bias_value"), values, strict=True))
-        return function(x, weight, bias, **named, **options)
-
-    return called
-
-
-def _form_of_glu(sample: GLUSample) -> Form:
-    ours, theirs = call_glu(), call_glu(dual_reference.glu)
-    how = sample.activation, sample.gate_first
-    return Form(
-        lambda *a: ours(*a, **sample.options),
-        lambda *a: theirs(*a, **sample.options),
-        lambda *a: squares.glu(*how, *a),
-        lambda *a: squares.glu_grads(*how, *a),
-    )
-
-
-def _form_of_low_rank(sample: LowRankSample) -> Form:
-    names = sample.activation_x, sample.activation_z
-    return Form(
-        lambda *a: mi.low_rank(*a, **sample.options),
-        lambda *a: dual_reference.low_rank(*a, **sample.options),
-        lambda *a: squares.low_rank(names, *a),
-        lambda *a: squares.low_rank_grads(names, *a),
-    )
-
-
 def form_of(sample: AnySample) -> Form:
-    if isinstance(sample, GLUSample):
-        return _form_of_glu(sample)
-    if isinstance(sample, LowRankSample):
-        return _form_of_low_rank(sample)
     if isinstance(sample, GateSample):
         return _form_of_gate(sample)
     if isinstance(sample, Modulation):

@@ -5,12 +5,10 @@ products t has S^2 = sum t^2. The activation f of a sum p with S_p^2 rounds the 
 passes on what p brings: f'(p)^2 S_p^2; its derivative likewise with f''. The functions here take float64.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from mi_kernels.ops.activations import ELEMENTWISE
 from mi_kernels.ops.interaction.reference import interaction
@@ -143,120 +141,3 @@ def gate_grads(
 
 def _squared(x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
     return interaction(x.square(), z.square(), *(None if t is None else t.square() for t in weights))
-
-
-def _value(name: str, p: Tensor, p2: Tensor) -> tuple[Tensor, Tensor]:
-    """f(p) and its S^2."""
-    if name == "softmax":
-        return torch.softmax(p, -1), _softmax(p, p2)[0]
-    return ELEMENTWISE[name][0](p), _activated(name, p, p2)[0]
-
-
-class Product:
-    """S^2 of f(p) h(q), and of its derivatives, with the S^2 of p and q."""
-
-    def __init__(self, names: tuple[str, str], p: Tensor, p2: Tensor, q: Tensor, q2: Tensor) -> None:
-        self.names, self.sums = names, (p, p2, q, q2)
-        self.f, self.f2 = _value(names[0], p, p2)
-        self.h, self.h2 = _value(names[1], q, q2)
-        self.value2 = self.f2 * self.h**2 + self.f**2 * self.h2
-
-    def slopes(self, grad: Tensor, grad2: Tensor) -> tuple[Tensor, Tensor]:
-        """S^2 of the gradients by p and q."""
-        p, p2, q, q2 = self.sums
-        by_f = grad * self.h, grad2 * self.h**2 + grad**2 * self.h2
-        by_h = grad * self.f, grad2 * self.f**2 + grad**2 * self.f2
-        return gate_slope(self.names[0], p, p2, *by_f), gate_slope(self.names[1], q, q2, *by_h)
-
-
-def _squares_of(tensors: Sequence[Maybe]) -> list[Maybe]:
-    return [None if t is None else t.square() for t in tensors]
-
-
-def _gradients(value: Callable[..., Tensor], tensors: Sequence[Maybe]) -> list[Tensor]:
-    """Of a function of the tensors, by those that there are."""
-    present = [t for t in tensors if t is not None]
-
-    def of_present(*present: Tensor) -> Tensor:
-        left = iter(present)
-        return value(*(None if t is None else next(left) for t in tensors))
-
-    # Of torch.func, so that torch.vmap can map it over draws.
-    return list(torch.func.grad(of_present, tuple(range(len(present))))(*present))
-
-
-def _glu_maps(gate_first: bool, x: Tensor, weight: Tensor, *others: Maybe) -> tuple[Tensor, Tensor]:
-    """The gate before its activation, and the value."""
-    bias, weight_value, bias_value = others
-    p = linear(x, weight, bias)
-    if weight_value is not None:
-        return p, linear(x, weight_value, bias_value)
-    gate, value = p.chunk(2, -1)
-    return (gate, value) if gate_first else (value, gate)
-
-
-def _glu(name: str, gate_first: bool, tensors: Sequence[Any]) -> Product:
-    (p, q), (p2, q2) = (_glu_maps(gate_first, *each) for each in (tensors, _squares_of(tensors)))
-    return Product((name, "identity"), p, p2, q, q2)
-
-
-def glu(name: str, gate_first: bool, *tensors: Maybe) -> list[Tensor]:
-    """S^2 of f(G x + a) (V x + c)."""
-    return [_glu(name, gate_first, tensors).value2]
-
-
-def glu_grads(name: str, gate_first: bool, grad: Tensor, *tensors: Maybe) -> list[Tensor]:
-    """S^2 of its gradients by the tensors that there are."""
-    dp2, dq2 = _glu(name, gate_first, tensors).slopes(grad, grad.square())
-
-    def value(*squared: Any) -> Tensor:
-        p2, q2 = _glu_maps(gate_first, *squared)
-        return (p2 * dp2 + q2 * dq2).sum()
-
-    return _gradients(value, _squares_of(tensors))
-
-
-def _factor_maps(x: Tensor, z: Tensor, factor_x: Tensor, factor_z: Tensor) -> tuple[Tensor, Tensor]:
-    """A x and C z [..., S, R]."""
-    p, q = (linear(t, f.reshape(-1, f.shape[-1])) for t, f in ((x, factor_x), (z, factor_z)))
-    terms = factor_x.shape[:-1] if factor_x.dim() == 3 else (1, factor_x.shape[0])
-    return p.reshape(*p.shape[:-1], *terms), q.reshape(*q.shape[:-1], *terms)
-
-
-def _low_rank(names: tuple[str, str], tensors: Sequence[Any]) -> Product:
-    (p, q), (p2, q2) = (_factor_maps(*each[:4]) for each in (tensors, _squares_of(tensors)))
-    return Product(names, p, p2, q, q2)
-
-
-def _terms_of_low_rank(h: Tensor, x: Tensor, z: Tensor, *weights: Maybe) -> Tensor:
-    """P h + U z + V x + c."""
-    p, u, v, c = weights
-    y = h if p is None else linear(h, p)
-    y = y if u is None else y + linear(z, u)
-    y = y if v is None else y + linear(x, v)
-    return y if c is None else y + c
-
-
-def low_rank(names: tuple[str, str], *tensors: Any) -> list[Tensor]:
-    """S^2 of P sum_s f(A_s x) g(C_s z) + U z + V x + c."""
-    squared = _squares_of(tensors)
-    h2: Any = _low_rank(names, tensors).value2.sum(-2)
-    return [_terms_of_low_rank(h2, *squared[:2], *squared[4:])]  # type: ignore[arg-type]
-
-
-def low_rank_grads(names: tuple[str, str], grad: Tensor, *tensors: Any) -> list[Tensor]:
-    """S^2 of its gradients by the tensors that there are."""
-    product, factor_out = _low_rank(names, tensors), tensors[4]
-    h2, grad2 = product.value2.sum(-2), grad.square()
-    if factor_out is None:
-        by_h, by_h2 = grad, grad2
-    else:
-        by_h, by_h2 = grad @ factor_out, grad2 @ factor_out.square()
-    dp2, dq2 = product.slopes(by_h.unsqueeze(-2), by_h2.unsqueeze(-2))
-
-    def value(*squared: Any) -> Tensor:
-        p2, q2 = _factor_maps(*squared[:4])
-        y2 = _terms_of_low_rank(h2, *squared[:2], *squared[4:])
-        return (p2 * dp2).sum() + (q2 * dq2).sum() + (y2 * grad2).sum()
-
-    return _gradients(value, _squares_of(tensors))
