@@ -10,7 +10,7 @@ from mi_kernels.functional._call import call
 from mi_kernels.nn._init import check_construction, draw_uniform, keywords_after_first, parameters
 from mi_kernels.ops import activations
 from mi_kernels.ops.activations import ActivationName
-from mi_kernels.ops.checks import check_activation
+from mi_kernels.ops.checks import check_activation, check_number
 
 
 class GLU(nn.Module):
@@ -164,6 +164,9 @@ class GatedMLP(nn.Module):
         sizes = {"features": features, "hidden_features": hidden_features, "out_features": out}
         check_construction("GatedMLP", sizes, {"bias": bias, "gate_first": gate_first}, device, dtype)
         check_activation("GatedMLP", activation, activations.NAMES)
+        check_number("GatedMLP", "dropout", dropout)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"GatedMLP: dropout: expected a probability, got {dropout}")
         self.glu = GLU(
             features,
             out_features=hidden_features,

@@ -115,8 +115,8 @@ class LowRankInteraction(nn.Module):
         sizes = {name: getattr(self, name) for name in self.__constants__}
         flags = {"bias": bias, "weight_z": weight_z, "weight_x": weight_x}
         check_construction(op, sizes, flags, device, dtype)
-        for activation in (activation_x, activation_z):
-            check_activation(op, activation, activations.NAMES[:-1])
+        check_activation(op, activation_x, activations.ELEMENTWISE, "activation_x")
+        check_activation(op, activation_z, activations.ELEMENTWISE, "activation_z")
         self.rank, self.blocks = _checked(op, rank, core, blocks), blocks
         out, context, width = (blocks * each for each in self.rank)
         shapes: dict[str, tuple[int, ...] | None] = {

@@ -10,6 +10,9 @@ from torch import nn
 import mi_kernels as mi
 
 MODULES = {
+    mi.nn.GLU: {"in_features": 2, "out_features": 3},
+    mi.nn.GatedMLP: {"features": 2, "hidden_features": 3},
+    mi.nn.LowRankInteraction: {"in_features": 2, "context_features": 3, "out_features": 4, "rank": 5},
     mi.nn.Biaffine: {"in1_features": 2, "in2_features": 3, "out_features": 4},
     mi.nn.Bilinear: {"in1_features": 2, "in2_features": 3, "out_features": 4},
     mi.nn.MultiplicativeInteraction: {"in_features": 2, "context_features": 3, "out_features": 4},
@@ -30,6 +33,11 @@ def function(t):
 WRONG = {
     "sizes": [2.5, "3", "23", None, torch.tensor([2, 3]), [2, 3.5], [2, "3"]],
     "features": [2.5, "3", None, True, nn.Linear],
+    "GatedMLP out_features": [2.5, "3", True, nn.Linear],
+    "GatedMLP dropout": ["no", None, [0.1], 1.5, -0.1],
+    "LowRankInteraction rank": [2.5, "3", None, True, (2, 3, 4), nn.Linear],
+    "core": ["CP", None, 3, ["tucker"]],
+    "blocks": [2.5, "3", None, True, 0, 2],
     "flags": ["no", None, 1.5, [True], torch.ones(3), nn.Embedding(2, 3)],
     "device": [1.5, [0], True, torch.float32, "gpu nought"],
     "dtype": ["float32", "torch.float32", float, torch.int64, torch.complex64, 7],
@@ -61,7 +69,9 @@ def kind(module, name):
         return name
     if f"{module.__name__} {name}" in WRONG:
         return f"{module.__name__} {name}"
-    flags = ("bias", "shift", "weight_z", "weight_x", "channels_first")
+    flags = ("bias", "shift", "weight_z", "weight_x", "channels_first", "gate_first")
+    if name in ("activation_x", "activation_z"):
+        return "activation"
     return "flags" if name in flags else "features" if name.endswith("features") else name
 
 

@@ -19,6 +19,12 @@ def ones(*sizes, **options):
 
 # Module, what it is called with, and the function with the arguments that it stands for.
 MODULES = {
+    "GLU": (mi.nn.GLU(X, out_features=5, activation="gelu"), (ones(2, ROWS, X),)),
+    "GatedMLP": (mi.nn.GatedMLP(X, hidden_features=5), (ones(2, ROWS, X),)),
+    "LowRankInteraction": (
+        mi.nn.LowRankInteraction(X, context_features=Z, out_features=5, rank=7, activation_z="tanh"),
+        (ones(ROWS, X), ones(ROWS, Z)),
+    ),
     "Biaffine": (mi.nn.Biaffine(Z, X, 5), (ones(2, ROWS, Z), ones(2, 7, X))),
     "Bilinear": (mi.nn.Bilinear(Z, X, 5), (ones(ROWS, Z), ones(ROWS, X))),
     "MultiplicativeInteraction": (
@@ -52,6 +58,13 @@ def parameters(layer, *names):
 def expected(layer, *given):
     dense = ("weight", "weight_z", "weight_x", "bias")
     match layer:
+        case mi.nn.GLU():
+            return mi.explain(mi.glu, *given, layer.weight, layer.bias, activation="gelu")
+        case mi.nn.GatedMLP():
+            return mi.explain(mi.glu, *given, layer.glu.weight)
+        case mi.nn.LowRankInteraction():
+            names = ("factor_x", "factor_z", "factor_out", "weight_z", "weight_x", "bias")
+            return mi.explain(mi.low_rank, *given, *parameters(layer, *names), activation_z="tanh")
         case mi.nn.Biaffine():
             return mi.explain(mi.biaffine, *given, layer.weight, ones=(True, True))
         case mi.nn.Bilinear():
