@@ -214,6 +214,16 @@ def test_converted_layers_under_function_transforms(models):
     torch.testing.assert_close(norms(layer), norms(before), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("lead", [(), (0,), (4,), (2, 0), (2, 3), (2, 1, 3)], ids=str)
+def test_shapes_of_converted_layers(models, lead):
+    layer = models.Phi3MLP(5, 7, nn.SiLU()).double()
+    before = copy.deepcopy(layer)
+    mi.convert(layer, rules=mi.nn.rules.transformers())
+    x = draw(*lead, 5)
+    for each in (x, x.transpose(0, -2) if len(lead) > 1 else x, x.expand(3, *lead, 5)):
+        torch.testing.assert_close(layer(each), before(each), rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.compile
 def test_converted_layers_compile_whole(models):
     layer = mi.convert(models.T5DenseGatedActDense(5, 7, nn.GELU()), rules=mi.nn.rules.transformers())

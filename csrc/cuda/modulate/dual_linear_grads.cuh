@@ -57,8 +57,8 @@ MI_DEVICE void dual_linear_grads_block(const DualLinearGradsParams& params) {
   };
   const Chunk<T> g = load_grad<T>(params, row, first, n), p = load(params.p), q = load(params.q);
   Acc f[kChunk<T>], h[kChunk<T>];
-  activate<T>(params.activation[0], 0, p, f);
-  activate<T>(params.activation[1], 0, q, h);
+  activate<T>({params.activation[0]}, p, f);
+  activate<T>({params.activation[1]}, q, h);
   T* const dest = static_cast<T*>(params.d) + row * (2 * params.features) + first;
   store_chunk_at(dest, tangents(params.activation[0], p, g, h), 1, n, params.stores_chunks);
   store_chunk_at(dest + params.features, tangents(params.activation[1], q, g, f), 1, n, params.stores_chunks);
