@@ -387,6 +387,8 @@ def test_explain_counts_what_the_formula_says(place):
     plan = mi.explain(mi.low_rank, x, z, a, c, p)
     assert plan.bytes == 4 * (6 * 4 + 6 * 3 + 14 * 4 + 14 * 3 + 14 + 6 * 2)
     assert plan.operations == 2 * 6 * (14 * (4 + 3) + 2 * 7) + 2 * 6 * 14
+    plan = mi.explain(mi.low_rank, x, z[..., :0], a, c[..., :0], p)
+    assert plan.operations == 2 * 6 * (14 * 4 + 2 * 7) + 2 * 6 * 14
 
 
 def test_modules(place):
