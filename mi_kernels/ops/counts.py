@@ -110,12 +110,12 @@ def dual_linear(
     itemsize: int,
     matrices: Sequence[torch.Tensor | None] = (),
 ) -> Count:
-    """y of the product of two linear maps of ``widths`` features; of x alone if the second is 0.
+    """y of the product of two linear maps of ``widths`` features.
 
     ``elements``: of all arguments; ``matrices``: of products with each row besides, [O, ...].
     """
-    width = widths[0] + (widths[1] or widths[0])
-    products = 2 * rows * (round(ranks * out * width) + sum(m.numel() for m in matrices if m is not None))
+    factors = round(ranks * out * sum(widths))
+    products = 2 * rows * (factors + sum(m.numel() for m in matrices if m is not None))
     results = next((m.shape[0] for m in matrices if m is not None), out)
     return Count(products + 2 * rows * out * ranks, (elements + rows * results) * itemsize)
 

@@ -34,7 +34,7 @@ def glu(
     rows, width = math.prod(x.shape[:-1]), x.shape[-1]
     tensors = x, weight, bias, weight_value, bias_value
     wanted = gradients_wanted(tensors)
-    count = counts.dual_linear(rows, (width, 0), features, 1, _elements(tensors), x.element_size())
+    count = counts.dual_linear(rows, (width, width), features, 1, _elements(tensors), x.element_size())
     if activation == "softmax":
         scratch = 2 * rows * features * x.element_size()
         forward = Plan("glu", backend, "rows after both products", *_of(count), scratch, _WHOLE_ROWS)
