@@ -206,6 +206,11 @@ def apply_low_rank(
         if segment_ids is not None:
             down, up = (segments.gather_rows(factor, segment_ids) for factor in (down, up))
         return reference.apply_low_rank(x, down, up, base, scale)
+    # Once more: autocast has cast what the first look refused.
+    if segment_ids is None and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        y = low_rank_weights.eager_apply(chosen if chosen == "cpu" else None, x, down, up, base, scale)
+        if y is not None:
+            return y
     return low_rank_weights.apply(chosen, x, down, up, base, scale, segment_ids)
 
 

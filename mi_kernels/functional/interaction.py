@@ -107,7 +107,7 @@ def interaction(
         >>> mi.interaction(x, (z, torch.randn(8, 2)), torch.randn(4, 3, 2, 5)).shape
         torch.Size([8, 4])
     """
-    if isinstance(z, tuple | list):
+    if isinstance(z, tuple):
         return _third_order(x, z, weight, weight_z, weight_x, bias, segment_ids, weight_ids)
     weights: tuple[Any, ...] = weight, weight_z, weight_x, bias
     return _interaction(INTERACTION, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)
@@ -315,7 +315,7 @@ def _unpacked(weight: Any) -> Any:
 
 def _planner(spelling: Spelling) -> Callable[..., Plan]:
     def planner(**bound: Any) -> Plan:
-        if isinstance(bound.get("z"), tuple | list):
+        if isinstance(bound.get("z"), tuple):
             tensors = _of_pairs(**bound)
             lead = third_order.check_arguments(*tensors)
             return plan_third_order.plan(backends.choose(tensors[0]), lead, *tensors)

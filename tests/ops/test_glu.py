@@ -121,7 +121,7 @@ def separate(**changed):
         (good(x=torch.ones(5, 7).long()), TypeError, "glu: x: expected a dtype of float64, float32"),
         (good(weight=None), TypeError, "glu: weight: expected a torch.Tensor, got NoneType"),
         (good(weight=torch.ones(6, 8)), ValueError, "glu: weight: expected shape [2H, X=7], got [6, 8]"),
-        (good(weight=torch.ones(5, 7)), ValueError, "glu: weight: expected an even number of rows"),
+        (good(weight=torch.ones(5, 7)), ValueError, "glu: weight: expected an even number 2H of rows"),
         (good(weight=torch.ones(6, 7).half()), TypeError, "glu: weight: expected torch.float32"),
         (good(bias=torch.ones(5)), ValueError, "glu: bias: expected shape [2H=6], got [5]"),
         (good(bias=torch.ones(6).to_sparse()), TypeError, "glu: bias: expected a dense (strided) tensor"),
@@ -141,7 +141,7 @@ def test_messages(arguments, error, message):
 
 def test_explain_says_how_softmax_is_computed():
     x, weight = torch.ones(5, 7), torch.ones(6, 7)
-    assert mi.explain(mi.glu, x, weight, activation="softmax").algorithm == "softmax after the products"
+    assert mi.explain(mi.glu, x, weight, activation="softmax").algorithm == "rows after both products"
 
 
 @pytest.mark.compile

@@ -42,6 +42,7 @@ _GRADS = overloads("dual_linear_grads")
 def _check(backend, activation_x, activation_z, ranks, x, z, weight_x, weight_z, bias_x, bias_z):
     op, names = "dual_linear", ("x", "weight_x", "z", "weight_z", "bias_x", "bias_z")
     check_tensors(op, names, (x, weight_x, z, weight_z, bias_x, bias_z), 2, FLOATING)
+    check_shape(op, "x", x, {"B": None, "X": None})
     if weight_z is not None:
         return
     check_shape(op, "weight_x", weight_x, {"2N": None, "X": x.shape[-1]})
