@@ -234,7 +234,7 @@ GOOD = {"x": torch.ones(4, 5), "z": (A, B), "weight": W}
 WRONG = [
     ({"z": (A,)}, ValueError, "z: expected a tensor or a pair of tensors, got 1 of them"),
     ({"z": (A, B, B)}, ValueError, "z: expected a tensor or a pair of tensors, got 3 of them"),
-    ({"z": [A, None]}, TypeError, r"z\[1\]: expected a torch.Tensor, got NoneType"),
+    ({"z": (A, None)}, TypeError, r"z\[1\]: expected a torch.Tensor, got NoneType"),
     ({"z": (A.double(), B)}, TypeError, r"z\[0\]: expected torch.float32 .*, got torch.float64"),
     ({"z": (torch.ones(3, 2), B)}, ValueError, r"z\[0\]: expected leading dimensions .* \[4\] .*, got \[3\]"),
     ({"z": (A, torch.ones(2, 3))}, ValueError, r"z\[1\]: expected leading dimensions .*, got \[2\]"),

@@ -81,8 +81,8 @@ std::tuple<Tensor, Tensor, Tensor> dual_linear(const Tensor& x, const Optional& 
                             tensor_ref(weight_z, false),
                             tensor_ref(bias_x, false),
                             tensor_ref(bias_z, false),
-                            activation_of(activation_x, op, false),
-                            activation_of(activation_z, op, false)};
+                            activation_of(activation_x, op, false, "activation_x"),
+                            activation_of(activation_z, op, false, "activation_z")};
   const DType dtype = product_dtype(x, op);
   p.out = features / ranks;
   Tensor y = torch::stable::new_empty(x, {p.rows, p.out});
@@ -119,8 +119,8 @@ Tensor dual_linear_grads(const Tensor& grad, const Tensor& p, const Tensor& q, s
   check_sizes(op, "grad", grad, p, 1, false, {rows, features / ranks});
   check_sizes(op, "q", q, p, 1, false, {rows, features});
   DualLinearGradsParams params{};
-  params.activation[0] = activation_of(activation_x, op, false);
-  params.activation[1] = activation_of(activation_z, op, false);
+  params.activation[0] = activation_of(activation_x, op, false, "activation_x");
+  params.activation[1] = activation_of(activation_z, op, false, "activation_z");
   const DType dtype = dtype_of(p.scalar_type(), op, "p");
   Tensor d = torch::stable::new_empty(p, {rows, 2 * features});
   if (d.numel() == 0) return d;
