@@ -193,8 +193,8 @@ struct QuickGelu {
   }
   template <class V>
   static MI_HOST_DEVICE V derivative(const V& t) {
-    const V scaled = Lane<V>(1.702) * t, s = Sigmoid<Math>::value(scaled);
-    return s * (Lane<V>(1) + scaled * (Lane<V>(1) - s));
+    const V s = Sigmoid<Math>::value(V(Lane<V>(1.702) * t));
+    return s + Lane<V>(1.702) * s * (t * (Lane<V>(1) - s));  // 1.702 t may leave the range
   }
 };
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mi_kernels import backends
@@ -49,9 +48,10 @@ def glu(
     Returns:
         y of shape ``[..., H]`` in the dtype of the inputs (the autocast dtype under autocast).
 
-    G x and V x are not stored, unless something is differentiated: then both are saved for backward, which
-    makes their gradients in one pass and, with a packed weight, has one product for dx and one for the
-    gradient of the weight. softmax needs whole rows: there G x and V x are computed and stored first.
+    G x and V x are not stored but for a block of rows (where there are fewer than 240, or narrow outputs),
+    unless something is differentiated: then both are saved for backward, which makes their gradients in one
+    pass and, with a packed weight, has one product for dx and one for the gradient of the weight. softmax
+    needs whole rows: there G x and V x are computed and stored first.
 
     Dtypes, devices and derivatives (of any order) as :func:`mi_kernels.modulate`.
 
@@ -98,7 +98,7 @@ def _prepared(tensors: Sequence[Any], activation: Any, gate_first: Any) -> tuple
         if bias_value is not None:
             raise ValueError(f"{op}: bias_value: expected None without weight_value; bias has both halves")
         check_shape(op, "weight", weight, {"2H": None, "X": x.shape[-1]})
-        if not torch.compiler.is_compiling() and weight.shape[0] % 2:
+        if weight.shape[0] % 2:
             shape = list(weight.shape)
             raise ValueError(
                 f"{op}: weight: expected an even number 2H of rows without weight_value, got {shape}"

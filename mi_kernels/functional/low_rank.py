@@ -105,7 +105,7 @@ def _prepared(tensors: Sequence[Any], activation_x: Any, activation_z: Any) -> t
     lead = broadcast_leading(op, ("x", "z"), x, z)
     names = ("S", "R") if factor_x.dim() == 3 else ("R",)
     check_shape(op, "factor_x", factor_x, {**dict.fromkeys(names), "X": x.shape[-1]})
-    if names == ("S", "R") and not torch.compiler.is_compiling() and factor_x.shape[0] == 0:
+    if names == ("S", "R") and factor_x.shape[0] == 0:
         raise ValueError(f"{op}: factor_x: expected a sum of at least one term, got {list(factor_x.shape)}")
     terms = dict(zip(names, factor_x.shape, strict=False))
     check_shape(op, "factor_z", factor_z, {**terms, "Z": z.shape[-1]})

@@ -257,3 +257,17 @@ def test_integers_take_an_integer_scale():
     tensors = [t.long() for t in GOOD.values()]
     with pytest.raises(TypeError, match=r"^apply_low_rank: scale: expected an int for torch.int64, got 0.5"):
         mi.apply_low_rank(*tensors, scale=0.5)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_a_scale_does_not_leave_the_range_of_16_bits(segments, place):
+    """Features of 256 times 512 would be infinite in float16, y is 262."""
+    x, down = torch.full((4, 64), 2.0), torch.full((2, 64), 2.0)
+    up = torch.full((8, 2), 1e-3)
+    x, down, up = (t.half().to(place.device) for t in (x, down, up))
+    expected = 512.0 * ((x @ down.mT) @ up.mT)
+    ids = torch.zeros(4, dtype=torch.int64, device=place.device) if segments else None
+    factors = (down[None], up[None]) if segments else (down, up)
+    for base in (None, torch.ones(4, 8, dtype=torch.float16, device=place.device)):
+        y = mi.apply_low_rank(x, *factors, base, scale=512.0, segment_ids=ids)
+        torch.testing.assert_close(y, expected if base is None else expected + base, rtol=2e-3, atol=0)

@@ -15,6 +15,7 @@ from mi_kernels.ops import activations
 from mi_kernels.ops.dual_linear import reference
 from mi_kernels.testing.checks import check_form_gradients, check_form_values, form_of
 from mi_kernels.testing.dual_samples import GLU, LOW_RANK, DualSample
+from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.memory import peak_memory
 from mi_kernels.testing.samples import THREADED, Shape
 
@@ -473,3 +474,41 @@ def test_no_dense_weight_with_activations():
     layer = mi.nn.LowRankInteraction(5, context_features=4, out_features=6, rank=2, activation_z="tanh")
     with pytest.raises(ValueError, match="^to_dense: activation_z: expected identity, got 'tanh'$"):
         layer.to_dense()
+
+
+@pytest.mark.parametrize("out", [1, 3, 63, 64, 200])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_narrow_outputs_are_rows_at_once(out, dtype):
+    """Rows shorter than a run, at sizes that leave a part of the last one; gradients have any strides."""
+    generator = torch.Generator().manual_seed(out)
+    p, q = torch.randn(2, 1500, out, generator=generator, dtype=torch.float64).to(dtype)
+    grad = torch.randn(out, 1500, generator=generator, dtype=torch.float64).to(dtype).mT
+    for names in (("silu", "identity"), ("identity", "tanh"), ("sigmoid", "tanh")):
+        portable = torch.ops.mi_kernels.dual_linear_grads_portable
+        exact = portable(*(t.double() for t in (grad, p, q)), *names, 1)
+        found = torch.ops.mi_kernels.dual_linear_grads(grad, p, q, *names, 1)
+        limit = max(2 * relative_error(portable(grad, p, q, *names, 1), exact), 1e-12)
+        assert relative_error(found, exact) <= limit
+
+
+def test_an_odd_packed_weight_is_refused_while_compiling():
+    compiled = torch.compile(lambda x, w: mi.glu(x, w), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="even number 2H"):
+        compiled(torch.randn(4, 5), torch.randn(7, 5))
+
+
+def test_a_large_rank_is_not_larger_than_all_there_is():
+    """h [B, R] would be twice x: a part of the rows at a time."""
+    x, z, a, c = torch.randn(4096, 64), torch.randn(4096, 64), torch.randn(512, 64), torch.randn(512, 64)
+    out = torch.randn(16, 512)
+    y = mi.low_rank(x, z, a, c, out)
+    torch.testing.assert_close(y, ((x @ a.mT) * (z @ c.mT)) @ out.mT, rtol=1e-3, atol=1e-1)
+    peak = peak_memory(lambda: mi.low_rank(x, z, a, c, out), "cpu") - y.nbytes
+    assert peak < 2 * x.nbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_quick_gelu_of_the_largest_numbers(dtype, place):
+    t = torch.tensor([3e38, -3e38, 2e38, -2e38] * 5000, device=place.device).to(dtype).requires_grad_()
+    (slope,) = torch.autograd.grad(mi.modulate(torch.ones_like(t), t, activation="quick_gelu").sum(), t)
+    assert torch.equal(slope, (t > 0).to(dtype))

@@ -190,9 +190,8 @@ struct StoreOutputs {
           });
         });
       else
-        unroll<kTileM>([&](auto r) {
-          unroll<N>([&](auto n) { store_acc<L>(to + r * stride + n * L, tile.acc[r][n]); });
-        });
+        unroll<kTileM>(
+            [&](auto r) { unroll<N>([&](auto n) { store_acc<L>(to + r * stride + n * L, tile.acc[r][n]); }); });
       return;
     }
     Acc sums[kTileM * N * L];

@@ -20,6 +20,18 @@ class Dual {
   explicit Dual(const DualCall& c) : call(c) {}
 
   void run(const Executor& executor) {
+    // Short rows of one rank are whole runs of several; gradients, whose rows are apart, are copied for it.
+    if (dual.ranks == 1 && call.out < (call.grad.data ? 64 : kModulateChunk / 2)) {
+      const int64_t rows = max(kModulateChunk / max(call.out, 1), 1),
+                    step = max(kModulateTask / kModulateChunk, 1) * rows;
+      return run_tasks(executor, ceil_div(call.rows, step), [&](int64_t t, int64_t) {
+        const int64_t end = min((t + 1) * step, call.rows);
+        for (int64_t row = t * step; row < end; row += rows) {
+          const int64_t count = min(rows, end - row);
+          call.grad.data ? grads_of_rows(row, count) : forward(row, 0, count * call.out);
+        }
+      });
+    }
     const int64_t step = max(kModulateTask / max(call.out * dual.ranks, 1), 1);
     run_tasks(executor, ceil_div(call.rows, step), [&](int64_t t, int64_t) {
       const int64_t end = min((t + 1) * step, call.rows);
@@ -57,13 +69,31 @@ class Dual {
     S* dp = static_cast<S*>(call.result.data) + row * 2 * features + first;
     for (int64_t r = 0; r < dual.ranks; ++r, dp += call.out) {
       const S *p = operand(dual.p, row, r, first), *q = operand(dual.q, row, r, first);
-      S* dq = dp + features;
-      if (dual.activation_q == Activation::identity)
-        grads_of_gate(dual.activation_p, grad, p, q, n, dp, dq);
-      else if (dual.activation_p == Activation::identity)
-        grads_of_gate(dual.activation_q, grad, q, p, n, dq, dp);
-      else
-        grads_of_both(grad, p, q, n, dp, dq);
+      grads_of_run(grad, p, q, n, dp, dp + features);
+    }
+  }
+
+  void grads_of_run(const S* grad, const S* p, const S* q, int64_t n, S* dp, S* dq) const {
+    if (dual.activation_q == Activation::identity)
+      grads_of_gate(dual.activation_p, grad, p, q, n, dp, dq);
+    else if (dual.activation_p == Activation::identity)
+      grads_of_gate(dual.activation_q, grad, q, p, n, dq, dp);
+    else
+      grads_of_both(grad, p, q, n, dp, dq);
+  }
+
+  void grads_of_rows(int64_t row, int64_t rows) const {
+    alignas(64) S grad[kModulateChunk], dp[kModulateChunk], dq[kModulateChunk];
+    const int64_t out = call.out;
+    for (int64_t r = 0; r < rows; ++r) {
+      const S* from = static_cast<const S*>(call.grad.data) + (row + r) * call.grad.row;
+      for (int64_t o = 0; o < out; ++o) grad[r * out + o] = from[o * call.grad.col];
+    }
+    grads_of_run(grad, operand(dual.p, row, 0, 0), operand(dual.q, row, 0, 0), rows * out, dp, dq);
+    S* to = static_cast<S*>(call.result.data) + row * 2 * out;
+    for (int64_t r = 0; r < rows; ++r, to += 2 * out) {
+      __builtin_memcpy(to, dp + r * out, size_t(out) * sizeof(S));
+      __builtin_memcpy(to + out, dq + r * out, size_t(out) * sizeof(S));
     }
   }
 

@@ -196,14 +196,15 @@ class DualLinearRule(Rule):
             dx, da, d_bias = linear_grads(backend, (need[0], need[2], need[4]), d, x, weight_x)
             return None, None, None, None, dx, None, da, None, d_bias, None
         dp, dq = _halves(d, -1)
-        dx = dz = None
-        if z is None and need[0]:  # both terms in one product
-            dx = dense.forward(backend, dp, dq, None, weight_z.mT, weight_x.mT, None)
         want_x, want_z = z is not None and need[0], z is not None and need[1]
         by_x, da, d_bias_x = linear_grads(backend, (want_x, need[2], need[4]), dp, x, weight_x)
         of_z = x if z is None else z
         dz, dc, d_bias_z = linear_grads(backend, (want_z, need[3], need[5]), dq, of_z, weight_z)
-        return None, None, None, None, add(dx, by_x), dz, da, dc, d_bias_x, d_bias_z
+        if z is None and need[0]:
+            # Both terms in one product. Last: before the gradients of the weights, glibc's heap grew by these
+            # in each step of a loop, though nothing was kept.
+            by_x = dense.forward(backend, dp, dq, None, weight_z.mT, weight_x.mT, None)
+        return None, None, None, None, by_x, dz, da, dc, d_bias_x, d_bias_z
 
     @staticmethod
     @nestable

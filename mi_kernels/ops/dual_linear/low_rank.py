@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mi_kernels.ops.dual_linear import autograd as rules
 from mi_kernels.ops.interaction import autograd as dense
+from mi_kernels.ops.interaction import linear as linear_call
 from mi_kernels.ops.interaction.linear import linear
 from mi_kernels.ops.interaction.shared import flatten_rows
 from mi_kernels.ops.rules import Maybe, add
@@ -63,6 +64,34 @@ def rows(
     bias: Maybe,
 ) -> Tensor:
     """y [B, O] with a context for each row."""
+    tensors = x, z, factor_x, factor_z, factor_out, weight_z, weight_x, bias
+    if factor_out is not None and linear_call.is_direct(backend, *tensors):
+        # h may be larger than all that there is: then a part of the rows at a time.
+        largest = max(x.shape[0] * factor_out.shape[0], *(t.numel() for t in tensors if t is not None))
+        step = max(largest // max(factor_out.shape[1], 1), 256)
+        if step < x.shape[0]:
+            y = x.new_empty(x.shape[0], factor_out.shape[0])
+            for start in range(0, x.shape[0], step):
+                b = slice(start, start + step)
+                y[b] = _rows(backend, activation_x, activation_z, ranks, x[b], z[b], *tensors[2:])  # type: ignore[arg-type]
+            return y
+    return _rows(backend, activation_x, activation_z, ranks, *tensors)
+
+
+def _rows(
+    backend: str,
+    activation_x: str,
+    activation_z: str,
+    ranks: int,
+    x: Tensor,
+    z: Tensor,
+    factor_x: Tensor,
+    factor_z: Tensor,
+    factor_out: Maybe,
+    weight_z: Maybe,
+    weight_x: Maybe,
+    bias: Maybe,
+) -> Tensor:
     h = rules.dual_linear(backend, activation_x, activation_z, ranks, x, z, factor_x, factor_z, None, None)
     if factor_out is None:
         if weight_z is None and weight_x is None:

@@ -1,7 +1,7 @@
 """Generated weights of low rank, y = base + scale * B (A x): A is ``down``, to R features, B is ``up``.
 
 Two products without W, each with its factor read where it lies, whatever rows share it: nothing is larger
-than x, y and the R features of each row. The scale multiplies these.
+than x, y and the R features of each row. The scale multiplies these, in 16 bits y.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,21 @@ def apply(
     backend: str, x: Tensor, down: Tensor, up: Tensor, base: Maybe, scale: float, segment_ids: Maybe
 ) -> Tensor:
     """y [..., O] of x [..., X], A [..., R, X] and B [..., O, R]; with segment_ids, of rows and groups."""
+    early, late = _scales(scale, x.dtype)
     if segment_ids is None:
-        y = _product(backend, _scaled(_product(backend, x, down), scale), up)
+        y = _product(backend, _scaled(_product(backend, x, down), early), up)
     elif segments.is_mapped(segment_ids):  # each row gets its own copy of its factors
         features = segments.apply_by_segment(backend, segment_ids, x, down, None)
-        y = segments.apply_by_segment(backend, segment_ids, _scaled(features, scale), up, None)
+        y = segments.apply_by_segment(backend, segment_ids, _scaled(features, early), up, None)
     else:
         order = segments.grouping(segment_ids, down.shape[0])
-        y = _by_segment(backend, order, _scaled(_by_segment(backend, order, x, down), scale), up)
-    return add_base(y, base)
+        y = _by_segment(backend, order, _scaled(_by_segment(backend, order, x, down), early), up)
+    return add_base(_scaled(y, late), base)
+
+
+def _scales(scale: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The factors of the R features and of y: in 16 bits features times the scale may leave the range."""
+    return (1, scale) if dtype in (torch.float16, torch.bfloat16) else (scale, 1)
 
 
 def _product(backend: str, x: Tensor, weight: Tensor) -> Tensor:
@@ -110,9 +116,12 @@ class LowRankRule(Rule):
     def forward(x, down, up, base, scale):
         rows, down, up = _as_groups(x, down, up)
         features = linear.linear(linear.BACKEND, rows, down, None)
-        if scale != 1:
-            features.mul_(scale)
-        y = _expanded(features, up, base)
+        early, late = _scales(scale, x.dtype)
+        if early != 1:
+            features.mul_(early)
+        y = _expanded(features, up, base if late == 1 else None)
+        if late != 1:
+            y = y.mul_(late) if base is None else torch.add(base.reshape(y.shape), y, alpha=late, out=y)
         if y.dim() != x.dim():
             y.resize_(*x.shape[:-1], y.shape[-1])  # not a view, which could not be changed in place
         return y, features
@@ -130,13 +139,15 @@ class LowRankRule(Rule):
         if grad is None:
             return None, None, None, None, None
         x, down, up, features = ctx.saved_tensors
+        early, late = _scales(ctx.scale, x.dtype)
         of_x, of_down, of_up, of_base, _ = wanted(ctx, grad.numel() * features.shape[-1])
         rows, first, second = _as_groups(x, down, up)
         if of_up and torch.is_grad_enabled():  # the features are to be differentiated again
-            features = _scaled(linear.linear(linear.BACKEND, rows, first, None), ctx.scale)
+            features = _scaled(linear.linear(linear.BACKEND, rows, first, None), early)
         of_rows = grad if rows.dim() == grad.dim() else grad.flatten(0, -2)
         want = of_x or of_down, of_up, False
         d_features, dup, _ = linear.linear_grads(linear.BACKEND, want, of_rows, features, second)
+        dup = None if dup is None else _scaled(dup, late)
         dx = ddown = None
         if d_features is not None:
             want = of_x, of_down, False

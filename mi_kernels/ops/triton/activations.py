@@ -207,9 +207,8 @@ def slope(name: tl.constexpr, t):
         s = sigmoid(t)
         return s * (1.0 + t * (1.0 - s))
     elif name == "quick_gelu":
-        scaled = t * _QUICK
-        s = sigmoid(scaled)
-        return s * (1.0 + scaled * (1.0 - s))
+        s = sigmoid(t * _QUICK)
+        return s + s * _QUICK * (t * (1.0 - s))  # 1.702 t may leave the range
     elif name == "mish":
         h, by = _mish_parts(t)
         return h + t * by
