@@ -407,6 +407,13 @@ SAMPLES |= {
         "cpu_linear_grads",
         "cpu_biaffine",
         "differentiable_biaffine",
+        "dual_linear",
+        "dual_linear_grads",
+        "differentiable_dual_linear",
+        "mix",
+        "mix_grads",
+        "differentiable_mix",
+        "differentiable_third_order",
     )
 }
 
