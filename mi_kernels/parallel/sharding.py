@@ -13,7 +13,7 @@ from mi_kernels.ops.library import DEFINED, Definition, Results, twins
 
 Placements = list[Any]
 Rule = Callable[..., list[tuple[Placements, Placements]]]
-ROWS = ("grad", "x", "z")
+ROWS = ("grad", "x", "z", "p", "q")
 
 
 def _rule(definition: Definition) -> Rule:
@@ -33,7 +33,8 @@ def _by_rows(results: Results, local: bool) -> Rule:
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     def rule(arguments: dict[str, Any]) -> list[tuple[Placements, Placements]]:
-        x, kinds = arguments["x"], results(arguments)
+        x = next(value for name, value in arguments.items() if name in ROWS)
+        kinds = results(arguments)
         every: Placements = [Replicate()] * len(kinds)
         found = [(every, _inputs(arguments, lambda *_: Replicate()))]
         if not local:
@@ -54,7 +55,8 @@ def _elementwise(results: Results) -> Rule:
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     def rule(arguments: dict[str, Any]) -> list[tuple[Placements, Placements]]:
-        x, sizes = arguments["x"], results(arguments)
+        x, sizes = arguments.get("x", arguments.get("a")), results(arguments)  # of the size of y
+        assert x is not None
         every: Placements = [Replicate()] * len(sizes)
         found = [(every, _inputs(arguments, lambda *_: Replicate()))]
         for dim in range(x.ndim):
@@ -78,7 +80,8 @@ def _elementwise(results: Results) -> Rule:
 
 
 def _named(rule: Rule, names: list[str]) -> Callable[..., Any]:
-    return lambda *values: rule(dict(zip(names, values, strict=True)))
+    # PyTorch leaves out the last arguments where they have their default.
+    return lambda *values: rule(dict(zip(names, values, strict=False)))
 
 
 def _register() -> None:
