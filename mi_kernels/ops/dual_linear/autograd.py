@@ -19,7 +19,8 @@ from mi_kernels.ops.checks import check_shape, check_tensors
 from mi_kernels.ops.dtypes import FLOATING
 from mi_kernels.ops.dual_linear import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction.linear import linear, linear_grads
+from mi_kernels.ops.interaction.linear import linear_grads
+from mi_kernels.ops.interaction.shared import linear
 from mi_kernels.ops.library import overloads, traceable
 from mi_kernels.ops.modulate import autograd as elementwise
 from mi_kernels.ops.rules import (

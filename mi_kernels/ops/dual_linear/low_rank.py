@@ -11,9 +11,8 @@ from torch import Tensor
 
 from mi_kernels.ops.dual_linear import autograd as rules
 from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction import linear as linear_call
-from mi_kernels.ops.interaction.linear import linear
-from mi_kernels.ops.interaction.shared import flatten_rows
+from mi_kernels.ops.interaction.linear import is_direct
+from mi_kernels.ops.interaction.shared import flatten_rows, linear
 from mi_kernels.ops.rules import Maybe, add
 
 
@@ -65,7 +64,7 @@ def rows(
 ) -> Tensor:
     """y [B, O] with a context for each row."""
     tensors = x, z, factor_x, factor_z, factor_out, weight_z, weight_x, bias
-    if factor_out is not None and linear_call.is_direct(backend, *tensors):
+    if factor_out is not None and is_direct(backend, *tensors) and not torch.jit.is_tracing():
         # h may be larger than all that there is: then a part of the rows at a time.
         largest = max(x.shape[0] * factor_out.shape[0], *(t.numel() for t in tensors if t is not None))
         step = max(largest // max(factor_out.shape[1], 1), 256)
