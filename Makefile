@@ -50,7 +50,7 @@ demo: build  ## train a model with nn.Bilinear, convert it, and compare both
 test: build  ## run the whole test suite
 	$(BIN)/python -m pytest tests -n logical --dist worksteal
 
-test-fast: build  ## the inner loop, three minutes on two cores: kernels' values and gradients, on fewer samples
+test-fast: build  ## the inner loop, six minutes on two cores: kernels' values and gradients, on fewer samples
 	MI_KERNELS_TEST_SELECTION=fast $(BIN)/python -m pytest tests -n logical --dist worksteal -m '$(FAST)'
 
 mutants: build  ## put 46 small faults into copies of the checkout, one at a time: the tests have to notice each

@@ -1,4 +1,7 @@
-"""The kernels of glu and low_rank: both ways of the CPU, layouts of weights, memory, bits, transforms."""
+"""The kernels of glu and low_rank: both ways of the CPU, layouts of weights, memory, bits, transforms.
+
+Over 400 lines: all of it is about one primitive, and shares the samples that lead to each of its ways.
+"""
 
 import math
 from dataclasses import replace
@@ -502,7 +505,9 @@ def test_a_large_rank_is_not_larger_than_all_there_is():
     x, z, a, c = torch.randn(4096, 64), torch.randn(4096, 64), torch.randn(512, 64), torch.randn(512, 64)
     out = torch.randn(16, 512)
     y = mi.low_rank(x, z, a, c, out)
-    torch.testing.assert_close(y, ((x @ a.mT) * (z @ c.mT)) @ out.mT, rtol=1e-3, atol=1e-1)
+    exact = ((x.double() @ a.double().mT) * (z.double() @ c.double().mT)) @ out.double().mT
+    plain = ((x @ a.mT) * (z @ c.mT)) @ out.mT
+    assert relative_error(y, exact) <= 2 * relative_error(plain, exact)
     peak = peak_memory(lambda: mi.low_rank(x, z, a, c, out), "cpu") - y.nbytes
     assert peak < 2 * x.nbytes
 
