@@ -12,6 +12,7 @@ from mi_kernels.functional.hyper import apply_generated, apply_low_rank, generat
 from mi_kernels.functional.interaction import bilinear, interaction, pack
 from mi_kernels.functional.low_rank import low_rank
 from mi_kernels.functional.mix import mix
+from mi_kernels.functional.norms import gated_residual, gated_residual_norm_modulate, norm_modulate
 from mi_kernels.nn.convert import conversion_report, convert
 from mi_kernels.nn.report import ConversionReport
 from mi_kernels.ops import flops as _flops
@@ -45,6 +46,8 @@ __all__ = [
     "glu",
     "interaction",
     "low_rank",
+    "gated_residual",
+    "gated_residual_norm_modulate",
     "mix",
     "modulate",
     "nn",

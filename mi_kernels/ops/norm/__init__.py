@@ -1,0 +1,1 @@
+"""Normalisation, modulation and gated residual in one pass: the adaptive-norm block of diffusion transformers."""
