@@ -5,6 +5,7 @@
 #include "common/problem_size.h"
 #include "common/tensor_ref.h"
 #include "cpu/kernels/modulate_call.h"
+#include "cpu/kernels/norm_call.h"
 #include "cpu/kernels/plans.h"
 
 namespace mi_kernels {
@@ -108,6 +109,8 @@ struct Kernels {
   void (*softmax_rows)(DType, const TensorRef& x, OutputRef y, int64_t rows, int64_t width, const Executor&);
   void (*modulate)(DType, const ModulateCall&, const Executor&);
   void (*modulate_grads)(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Executor&);
+  void (*norm)(DType, const NormCall&, const Executor&);
+  void (*norm_grads)(DType, const NormGradsCall&, const Executor&);
 };
 
 #define MI_DECLARE_KERNELS(isa)                                                                    \
@@ -129,6 +132,8 @@ struct Kernels {
   void softmax_rows(DType, const TensorRef&, OutputRef, int64_t, int64_t, const Executor&);        \
   void modulate(DType, const ModulateCall&, const Executor&);                                      \
   void modulate_grads(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Executor&); \
+  void norm(DType, const NormCall&, const Executor&);                                              \
+  void norm_grads(DType, const NormGradsCall&, const Executor&);                                   \
   extern const Kernels kernels;                                                                    \
   }
 MI_DECLARE_KERNELS(generic)

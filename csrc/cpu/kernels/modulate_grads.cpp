@@ -94,7 +94,7 @@ class ModulateGrads {
   }
 
   // A run of a result of the size of x, or null.
-  static S* result_run(void* data, const AxisIterator& kept, int64_t start) {
+  static S* result_run(void* data, const AxisIterator<Axis>& kept, int64_t start) {
     return data ? static_cast<S*>(data) + kept.offset(kY) + start : nullptr;
   }
 

@@ -1,4 +1,5 @@
-// What the two modulation kernels have in common: iteration over strided axes, contiguous runs, activated scales.
+// What the elementwise and the normalisation kernels have in common: iteration over strided axes, contiguous runs,
+// activated scales.
 #pragma once
 
 #include "cpu/engine/vector_activations.h"
@@ -7,13 +8,16 @@
 namespace mi_kernels::MI_ISA {
 
 // Iterates over the positions on some axes, the last one fastest, and has the offset of each operand.
+template <class A>
 class AxisIterator {
+  static constexpr int kCount = int(sizeof(A::stride) / sizeof(int64_t));
+
  public:
-  AxisIterator(const Axis* axes, int64_t count, int64_t position) : axes_(axes), count_(count) {
+  AxisIterator(const A* axes, int64_t count, int64_t position) : axes_(axes), count_(count) {
     for (int64_t a = count - 1; a >= 0; --a) {
       index_[a] = position % axes[a].size;
       position /= axes[a].size;
-      for (int o = 0; o < kOperands; ++o) offset_[o] += index_[a] * axes[a].stride[o];
+      for (int o = 0; o < kCount; ++o) offset_[o] += index_[a] * axes[a].stride[o];
     }
   }
   int64_t offset(int operand) const { return offset_[operand]; }
@@ -21,16 +25,16 @@ class AxisIterator {
     for (int64_t a = count_ - 1; a >= 0; --a) {
       const bool carry = ++index_[a] == axes_[a].size;
       const int64_t steps = carry ? 1 - axes_[a].size : 1;
-      for (int o = 0; o < kOperands; ++o) offset_[o] += steps * axes_[a].stride[o];
+      for (int o = 0; o < kCount; ++o) offset_[o] += steps * axes_[a].stride[o];
       if (!carry) return;
       index_[a] = 0;
     }
   }
 
  private:
-  const Axis* axes_;
+  const A* axes_;
   int64_t count_;
-  int64_t index_[kMaxAxes] = {}, offset_[kOperands] = {};
+  int64_t index_[kMaxAxes] = {}, offset_[kCount] = {};
 };
 
 // n contiguous elements: in place, or gathered into the buffer.

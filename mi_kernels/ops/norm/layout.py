@@ -4,9 +4,24 @@ import torch
 from torch import Tensor
 
 
+def has_channels_last(x: Tensor, dim: int) -> bool:
+    """Whether the dimensions from ``dim`` on follow each other in memory, the channels last and not first."""
+    spatial = tuple(range(dim + 1, x.dim()))
+    return not _follow_each_other(x, (dim, *spatial)) and _follow_each_other(x, (*spatial, dim))
+
+
+def _follow_each_other(x: Tensor, dims: tuple[int, ...]) -> bool:
+    expected = 1
+    for d in reversed(dims):
+        if x.shape[d] != 1 and x.stride(d) != expected:
+            return False
+        expected = expected * x.shape[d]
+    return True
+
+
 def result_like(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised result of the size of x: contiguous, or with the channels last where those of x are."""
-    if not x.is_contiguous() and x.movedim(dim, -1).is_contiguous():
+    if has_channels_last(x, dim):
         return x.new_empty((*x.shape[:dim], *x.shape[dim + 1 :], x.shape[dim]), dtype=dtype).movedim(-1, dim)
     return x.new_empty(x.shape, dtype=dtype)
 
