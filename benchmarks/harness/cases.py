@@ -20,8 +20,8 @@ from mi_kernels.testing.errors import relative_error
 from mi_kernels.testing.memory import peak_memory
 
 OURS = "mi_kernels"
-# Not rivals: copies of the first argument, and our own other plan.
-YARDSTICKS = ("clone", "copy_", "fused")
+# Not rivals: copies of the first argument, our own other plan, and our call under torch.compile.
+YARDSTICKS = ("clone", "copy_", "fused", "compile(ours)")
 PASSES = ("forward", "forward+backward")
 
 
@@ -32,18 +32,22 @@ class Case:
     family: str
     name: str
     sizes: tuple[tuple[int, ...], ...]
-    functions: dict[str, Callable[..., Tensor]]
+    functions: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]]
     oracle: str = "eager"  # the function whose float64 result is the oracle
     scaled: int | None = None  # the first argument that is a weight: divided by the root of its last sizes
     copies: bool = False  # whether a copy of the first argument is timed, too
     mixed: bool = False  # whether all but the first argument are float32, whatever the dtype
+    channels_last: bool = False  # whether feature maps have their channels last
 
     def arguments(self, dtype: torch.dtype, seed: int, device: str = "cpu") -> list[Tensor]:
         generator = torch.Generator(device).manual_seed(seed)
         drawn = (torch.randn(size, generator=generator, device=device) for size in self.sizes)
         dtypes = (torch.float32 if self.mixed and number else dtype for number in range(len(self.sizes)))
         pairs = enumerate(zip(drawn, dtypes, strict=True))
-        return [(t * self._scale(number)).to(own) for number, (t, own) in pairs]
+        made = [(t * self._scale(number)).to(own) for number, (t, own) in pairs]
+        if not self.channels_last:
+            return made
+        return [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made]
 
     def _scale(self, number: int) -> float:
         if self.scaled is None or number < self.scaled:
@@ -52,16 +56,21 @@ class Case:
         return math.prod(size[1:] if len(size) > 1 else size) ** -0.5
 
 
-def start(function: Callable[..., Tensor], arguments: list[Tensor], work: str) -> timing.Start:
-    """What is timed, for timing.py: y alone, or y and the gradients of all arguments."""
+def start(function: Callable[..., Any], arguments: list[Tensor], work: str) -> timing.Start:
+    """What is timed, for timing.py: the results alone, or they and the gradients of all arguments."""
+
+    def results(given: list[Tensor]) -> tuple[Tensor, ...]:
+        found = function(*given)
+        return found if isinstance(found, tuple) else (found,)
+
     if work == "forward":
-        return lambda: torch.no_grad()(lambda: (function(*arguments),))
+        return lambda: torch.no_grad()(lambda: results(arguments))
     leaves = [t.detach().requires_grad_() for t in arguments]
-    cotangent = torch.ones_like(function(*arguments))
+    cotangents = [torch.ones_like(y) for y in results(arguments)]
 
     def run() -> tuple[Tensor, ...]:
-        y = function(*leaves)
-        return y, *torch.autograd.grad(y, leaves, cotangent)
+        found = results(leaves)
+        return *found, *torch.autograd.grad(found, leaves, cotangents)
 
     return lambda: run
 

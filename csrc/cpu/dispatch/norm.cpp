@@ -153,8 +153,7 @@ void plan_grads(NormGradsCall& call, DType dtype) {
   call.tasks = parts * call.blocks;
   const int64_t channels = max(call.block_channels(), kNormSumChannels);
   call.worker_bytes = scratch_of(15, channels, accumulator_bytes(dtype)) + scratch_of(7, channels, 8);
-  const int64_t sums = call.splits > 1 ? (call.sums_grad() || call.dgate ? 3 : 0) : call.sums_weight() ? 2 : 0;
-  call.partial_bytes = parts * sums * call.channels * 8;
+  call.partial_bytes = parts * call.partial_sums() * call.channels * 8;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_modulate_grads(

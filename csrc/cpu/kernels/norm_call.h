@@ -66,7 +66,12 @@ struct NormGradsCall : NormOperands {
 
   bool sums_grad() const { return dscale || dshift || dweight || dbias; }
   bool has_dnew() const { return dx || dh || dgate; }
-  bool sums_weight() const { return dweight || dbias; }
+  static constexpr int kSums = 3;  // by channel, of g n, of g and of h dx
+  // Of each part, for the second phase: the sums of a unit, or those of the gradients of weight and bias.
+  int partial_sums() const {
+    if (splits > 1) return sums_grad() || dgate ? kSums : 0;
+    return dweight || dbias ? 2 : 0;
+  }
 };
 
 // Channels that one task adds up over splits and units.

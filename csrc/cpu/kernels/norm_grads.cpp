@@ -9,7 +9,7 @@ namespace mi_kernels::MI_ISA {
 namespace {
 
 constexpr int64_t kSumBlock = 16, kShortSumBlock = 4, kFewRows = 128;
-constexpr int kSums = 3;  // g n, g, h dx
+constexpr int kSums = NormGradsCall::kSums;
 
 template <class S>
 class NormGrads : NormChannels<S> {
@@ -40,7 +40,7 @@ class NormGrads : NormChannels<S> {
 
   void run() {
     run_tasks(executor, call.tasks, [this](int64_t t, int64_t worker) { task(t, worker); });
-    if (!(call.splits > 1 ? call.sums_grad() || call.dgate : call.sums_weight())) return;
+    if (call.partial_sums() == 0) return;
     run_tasks(executor, ceil_div(call.channels, kNormSumChannels), [this](int64_t chunk, int64_t worker) {
       const int64_t first = chunk * kNormSumChannels, n = min(kNormSumChannels, call.channels - first);
       call.splits > 1 ? sum_units(first, n, worker) : sum_tasks(first, n, worker);
@@ -71,7 +71,7 @@ class NormGrads : NormChannels<S> {
     if (call.splits > 1) {
       const int64_t unit = part / call.splits, begin = part % call.splits * call.row_step;
       add_rows(unit, begin, min(begin + call.row_step, call.rows), block, b);
-      for (int s = 0; s < kSums; ++s)
+      for (int s = 0; call.partial_sums() > 0 && s < kSums; ++s)
         __builtin_memcpy(partial(unit, part % call.splits, s) + first_channel(block), b.totals[s],
                          size_t(n) * sizeof(double));
       return;
@@ -81,14 +81,13 @@ class NormGrads : NormChannels<S> {
       finish(unit, first_channel(block), n, b);
       for (double* total : b.totals) clear(total, n);
     }
-    for (int s = 0; call.sums_weight() && s < 2; ++s)
+    for (int s = 0; call.partial_sums() > 0 && s < 2; ++s)
       __builtin_memcpy(partial(0, part, s) + first_channel(block), b.weights[s], size_t(n) * sizeof(double));
   }
 
   // The sums of a part of a unit, or, with two sums of weights, of a task.
   double* partial(int64_t unit, int64_t part, int sum) const {
-    const int sums = call.splits > 1 ? kSums : 2;
-    const int64_t index = (unit * call.splits + part) * sums + sum;
+    const int64_t index = (unit * call.splits + part) * call.partial_sums() + sum;
     return reinterpret_cast<double*>(executor.partials) + index * call.channels;
   }
 
