@@ -15,6 +15,7 @@
 #include "cpu/dispatch/isa.h"
 #include "cpu/dispatch/plan.h"
 #include "cpu/dispatch/workspace.h"
+#include "cpu/kernels/norm_call.h"
 
 namespace mi_kernels {
 namespace {

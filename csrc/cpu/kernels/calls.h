@@ -5,10 +5,12 @@
 #include "common/problem_size.h"
 #include "common/tensor_ref.h"
 #include "cpu/kernels/modulate_call.h"
-#include "cpu/kernels/norm_call.h"
 #include "cpu/kernels/plans.h"
 
 namespace mi_kernels {
+
+struct NormCall;  // norm_call.h
+struct NormGradsCall;
 
 struct OutputRef {
   void* data = nullptr;  // contiguous; null where it is not wanted
