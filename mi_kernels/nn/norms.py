@@ -49,7 +49,7 @@ class _AdaptiveNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the linear layer to zero, or draw it anew from torch's random stream; the norm's weight is one."""
+        """Set the linear layer to zero, or draw it anew from torch's random stream; reset the norm."""
         _reset(self.linear, self.zero_init)
         self.norm.reset_parameters()
 
