@@ -133,7 +133,7 @@ class AdaLayerNorm(_AdaptiveNorm):
 
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
-        ValueError: a size is negative, or the shapes of x and z do not fit.
+        ValueError: a size or eps is negative, or the shapes of x and z do not fit.
         TypeError, ValueError: see :func:`mi_kernels.norm_modulate`.
 
     Source: Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023; Xu et al.,
@@ -166,7 +166,7 @@ class AdaLayerNorm(_AdaptiveNorm):
         flags = {"affine": affine, "bias": bias, "silu": silu, "zero_init": zero_init}
         flags |= {"shift": shift, "gate": gate, "scale_first": scale_first}
         check_construction("AdaLayerNorm", sizes, flags, device, dtype)
-        check_number("AdaLayerNorm", "eps", eps)
+        _check_eps("AdaLayerNorm", eps)
         self.norm = nn.LayerNorm(features, eps, bool(affine), bool(bias), device, dtype)
         parts = _parts(shift, gate, scale_first)
         options: dict[str, Any] = {"bias": bias, "silu": silu, "zero_init": zero_init}
@@ -238,7 +238,7 @@ class AdaRMSNorm(_AdaptiveNorm):
         flags = {"affine": affine, "bias": bias, "silu": silu, "zero_init": zero_init}
         flags |= {"shift": shift, "gate": gate, "scale_first": scale_first}
         check_construction("AdaRMSNorm", sizes, flags, device, dtype)
-        check_number("AdaRMSNorm", "eps", eps)
+        _check_eps("AdaRMSNorm", eps)
         self.norm = nn.RMSNorm(features, eps, bool(affine), device, dtype)
         parts = _parts(shift, gate, scale_first)
         options: dict[str, Any] = {"bias": bias, "silu": silu, "zero_init": zero_init}
@@ -313,7 +313,7 @@ class AdaGroupNorm(_AdaptiveNorm):
         check_construction("AdaGroupNorm", sizes, flags, device, dtype)
         if groups == 0 or features % groups != 0:
             raise ValueError(f"AdaGroupNorm: groups: expected a divisor of C={features}, got {groups}")
-        check_number("AdaGroupNorm", "eps", eps)
+        _check_eps("AdaGroupNorm", eps)
         self.norm = nn.GroupNorm(groups, features, eps, bool(affine), device, dtype)
         parts = _parts(shift, False, scale_first)
         options: dict[str, Any] = {"bias": bias, "silu": silu, "zero_init": zero_init}
@@ -380,7 +380,7 @@ class AdaLNZeroBlock(nn.Module):
 
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
-        ValueError: a size is negative, the norm is unknown, or the shapes of x and z do not fit.
+        ValueError: a size or eps is negative, the norm is unknown, or the shapes of x and z do not fit.
         TypeError, ValueError: see :func:`mi_kernels.gated_residual_norm_modulate`.
 
     Source: Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023.
@@ -416,7 +416,7 @@ class AdaLNZeroBlock(nn.Module):
         check_construction("AdaLNZeroBlock", sizes, {"bias": bias, "zero_init": zero_init}, device, dtype)
         if not isinstance(norm, str) or norm not in ("layer", "rms"):
             raise ValueError(f"AdaLNZeroBlock: norm: expected one of layer, rms, got {norm!r}")
-        check_number("AdaLNZeroBlock", "eps", eps)
+        _check_eps("AdaLNZeroBlock", eps)
         self.features = features
         self.context_features = context_features
         self.norm = norm
@@ -490,3 +490,9 @@ def _check_context(op: str, z: Tensor, size: int) -> None:
     check_tensors(op, ("z",), (z,), 1, FLOATING)
     if z.dim() == 0 or z.shape[-1] != size:
         raise ValueError(f"{op}: z: expected shape [..., Z={size}], got {list(z.shape)}")
+
+
+def _check_eps(op: str, eps: float) -> None:
+    check_number(op, "eps", eps)
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps: expected a number >= 0, got {eps}")

@@ -1,4 +1,4 @@
-"""Adaptive norms as diffusers and DiT publish them: attributes, formulas, arguments and results of their classes.
+"""Adaptive norms as diffusers and DiT publish them: attributes, formulas, arguments and results.
 
 What rules are tested with where the packages are not installed, and what ours is compared with.
 """
@@ -123,9 +123,7 @@ class SD35AdaLayerNormZeroX(_Norm):
     def forward(self, hidden_states, emb=None):
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, shift2, scale2, gate2 = self.chunks(emb, 9)
         n = self.norm(hidden_states)
-        first, second = (
-            n * (1 + b[:, None]) + a[:, None] for a, b in ((shift, scale), (shift2, scale2))
-        )
+        first, second = (n * (1 + b[:, None]) + a[:, None] for a, b in ((shift, scale), (shift2, scale2)))
         return first, gate, shift_mlp, scale_mlp, gate_mlp, second, gate2
 
 

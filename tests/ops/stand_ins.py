@@ -298,6 +298,8 @@ def installed(name: str) -> Iterator[None]:
         yield
     finally:
         vars(mi.nn.rules).pop(f"_{name}", None)
+        roots = {path.split(".")[0] for path in PACKAGES[name]}
         for added in sys.modules.keys() - before.keys():
-            del sys.modules[added]
+            if added == ours or added.split(".")[0] in roots:  # not what torch imports meanwhile
+                del sys.modules[added]
         sys.modules.update(before)

@@ -1,16 +1,18 @@
 """Adaptive norms of diffusers: each forward has the arguments and results of the class of its name."""
 
+import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from diffusers.models import normalization
 from torch import nn
 
 from mi_kernels.nn._substitute import Rule
 from mi_kernels.nn.rules._adaptive import NORMS, modulated, why_not_norm
+
+normalization = importlib.import_module("diffusers.models.normalization")
 
 # Both have statistics in float32. As far as the version has them.
 _OWN = {"FP32LayerNorm": "layer", "RMSNorm": "rms"}

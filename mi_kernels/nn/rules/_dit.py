@@ -1,5 +1,6 @@
 """Blocks of DiT, in whichever class their forward is that of DiTBlock or of FinalLayer."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -108,11 +109,12 @@ FORMS = {
 
 
 def form_of(cls: type[nn.Module]) -> Form | None:
-    code = getattr(cls.forward, "__code__", None)
+    forward = inspect.getattr_static(cls, "forward")  # ScriptModule's is a descriptor for instances
+    code = getattr(forward, "__code__", None)
     if code is None or code.co_argcount != 3 or "adaLN_modulation" not in code.co_names:
         return None
     try:
-        return FORMS.get(_written(cls.forward))
+        return FORMS.get(_written(forward))
     except Exception:  # it does something else
         return None
 
