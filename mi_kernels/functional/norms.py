@@ -1,6 +1,7 @@
 """The public functions of the adaptive-norm block: checks, views as the kernels take them, backend, call."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from mi_kernels import backends
 from mi_kernels.functional._arguments import promoted_dtype, same_rank
+from mi_kernels.functional.gates import PLANNED as MODULATION
 from mi_kernels.functional.gates import modulate
 from mi_kernels.ops import activations
 from mi_kernels.ops.activations import ActivationName
@@ -28,6 +30,7 @@ from mi_kernels.ops.modulate import autograd as elementwise
 from mi_kernels.ops.modulate import plan as modulate_plan
 from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.ops.norm import autograd as rules
+from mi_kernels.ops.norm import plan as plans
 from mi_kernels.ops.norm import reference
 from mi_kernels.ops.plan import Plan
 
@@ -410,3 +413,44 @@ def _check_residual(op: str, x: Any, h: Any, gate: Any) -> torch.dtype | None:
     check_rank(op, "x", x, 1)
     _check_like(op, x, h, {"gate": gate})
     return dtype
+
+
+def _plan(op: str, tensors: tuple[Any, ...], rule: _Rule) -> Plan:
+    given = tensors
+    tensors, rule = _prepared(op, tensors, rule)
+    x = tensors[0]
+    dim = 1 if rule.norm == "group" else x.dim() - 1
+    gate, *modulation = (_varies(None if t is None else same_rank(t, x.dim()), dim) for t in tensors[2:5])
+    chosen = backends.choose(x, "norm")
+    plan = plans.norm_modulate(chosen, op, rule.norm != "rms", gate + any(modulation), *tensors)
+    differ = any(t is not None and t.dtype != x.dtype for t in given)
+    return modulate_plan.with_casts(plan, _NAMES, given, x.dtype) if differ else plan
+
+
+def _plan_norm(
+    x: Any, scale: Any, shift: Any, weight: Any, bias: Any, **rule: Any
+) -> Plan:
+    return _plan("norm_modulate", (x, None, None, scale, shift, weight, bias), _Rule(**rule))
+
+
+def _plan_block(
+    x: Any, h: Any, gate: Any, scale: Any, shift: Any, weight: Any, bias: Any, **rule: Any
+) -> Plan:
+    return _plan("gated_residual_norm_modulate", (x, h, gate, scale, shift, weight, bias), _Rule(**rule))
+
+
+def _plan_residual(x: Any, h: Any, gate: Any) -> Plan:
+    dtype = _check_residual("gated_residual", x, h, gate)
+    if gate is None:
+        return plans.residual(backends.choose(x, "modulate"), x if dtype is None else x.to(dtype))
+    plan = MODULATION["modulate"][1]
+    found = plan(x=h, scale=gate, shift=x, activation="identity", scale_offset=0.0, scale_factor=1.0)
+    return replace(found, op="gated_residual")
+
+
+# For `explain`: by name, the function and its planner, which takes the bound arguments as keywords.
+PLANNED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
+    "gated_residual": (gated_residual, _plan_residual),
+    "gated_residual_norm_modulate": (gated_residual_norm_modulate, _plan_block),
+    "norm_modulate": (norm_modulate, _plan_norm),
+}
