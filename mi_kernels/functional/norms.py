@@ -442,7 +442,7 @@ def _plan_block(
 def _plan_residual(x: Any, h: Any, gate: Any) -> Plan:
     dtype = _check_residual("gated_residual", x, h, gate)
     if gate is None:
-        return plans.residual(backends.choose(x, "modulate"), x if dtype is None else x.to(dtype))
+        return plans.residual(backends.choose(x, "modulate"), x if dtype is None else x.to(dtype), h)
     plan = MODULATION["modulate"][1]
     found = plan(x=h, scale=gate, shift=x, activation="identity", scale_offset=0.0, scale_factor=1.0)
     return replace(found, op="gated_residual")

@@ -108,9 +108,14 @@ def _form_of_mixing(sample: Mixing) -> Form:
 
 
 def _form_of_normalization(sample: Normalization) -> Form:
+    def theirs(x: Tensor, h: Maybe, *others: Maybe) -> Tensor:
+        if sample.layout == "channels_last":  # torch.vmap cannot map group_norm over these
+            x, h = x.contiguous(), None if h is None else h.contiguous()
+        return sample.call(norm_reference, x, h, *others)
+
     return Form(
         partial(sample.call, mi),
-        partial(sample.call, norm_reference),
+        theirs,
         partial(norm_squares.values, sample),
         partial(norm_squares.gradients, sample),
         500,

@@ -185,7 +185,7 @@ def _maps() -> Iterator[Normalization]:
     yield replace(of("pixels-shift", (2, 6, 5, 7), (2, 6, 1, 1), 2), scale=None, shift=(5, 7))
     yield replace(MAPS, mean=1000.0)
     yield replace(MAPS, layout="chunks")
-    for sizes in ((0, 6, 2, 2), (2, 6, 0, 2), (2, 0, 2, 2)):
+    for sizes in ((0, 6, 2, 2), (2, 0, 2, 2)):  # without pixels PyTorch has NaN for the gradient of a weight
         yield of("empty", sizes, (1, sizes[1], 1, 1), 2)
     for layout in (*LAYOUTS[1:], "channels_last"):
         yield replace(MAPS, layout=layout)

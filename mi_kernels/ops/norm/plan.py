@@ -51,7 +51,12 @@ def _scratch(beside: int, x: Tensor) -> int:
     return min(beside, 1) * x.numel() * x.element_size()
 
 
-def residual(backend: str, x: Tensor) -> Plan:
+def residual(backend: str, x: Tensor, h: Tensor) -> Plan:
     """x + h, which is PyTorch's."""
     moved = 3 * x.numel() * x.element_size()
-    return Plan("gated_residual", backend, "torch", x.numel(), moved, 0, "without a gate it is PyTorch's sum")
+    backward: tuple[Plan, ...] = ()
+    if any(gradients_wanted((x, h))):
+        why = "both gradients are that of y"
+        backward = (Plan("gated_residual_grads", backend, "torch", 0, 0, 0, why),)
+    why = "without a gate it is PyTorch's sum"
+    return Plan("gated_residual", backend, "torch", x.numel(), moved, 0, why, backward)
