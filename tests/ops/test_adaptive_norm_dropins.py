@@ -431,6 +431,7 @@ def curve(kind, dtype, device="cpu"):
     """The losses [STEPS, BATCH] of each image from one start, in float32, on the same batches and noise."""
     from sklearn.datasets import load_digits
 
+    torch.set_num_threads(1)  # until the end of the test
     digits = load_digits()
     images, labels = torch.from_numpy(digits.images) / 8 - 1, torch.from_numpy(digits.target)
     torch.manual_seed(1)

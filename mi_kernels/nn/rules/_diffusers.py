@@ -1,18 +1,19 @@
 """Adaptive norms of diffusers: each forward has the arguments and results of the class of its name."""
 
-import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import diffusers.models.normalization  # noqa: F401
 import torch.nn.functional as F
 from torch import nn
 
 from mi_kernels.nn._substitute import Rule
 from mi_kernels.nn.rules._adaptive import NORMS, modulated, why_not_norm
 
-normalization = importlib.import_module("diffusers.models.normalization")
+normalization: Any = sys.modules["diffusers.models.normalization"]
 
 # Both have statistics in float32. As far as the version has them.
 _OWN = {"FP32LayerNorm": "layer", "RMSNorm": "rms"}
