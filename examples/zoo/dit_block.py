@@ -4,9 +4,9 @@
 
 Of x [B, T, C] and a context c [B, C] a diffusion transformer (Peebles and Xie 2023: adaLN-Zero; Stable
 Diffusion 3, Flux, PixArt and others have it, too) computes x + g1 attn(norm(x) (1 + s1) + t1), then the same
-with an MLP. Written from the formula, with the names of facebookresearch/DiT, so that its state dict is that of
-`mi.nn.AdaLNZeroBlock`; `mi.convert` with `mi.nn.rules.dit()` does it in place. In the network the last residual
-of a block is added by the first norm of the next one. It learns to take noise off scikit-learn's digits.
+with an MLP. Written from the formula, with the names of facebookresearch/DiT for the parts of the block;
+there `mi.convert` with `mi.nn.rules.dit()` does it in place. In our network the last residual of a block is
+added by the first norm of the next one. It learns to take noise off scikit-learn's digits.
 """
 
 import sys
