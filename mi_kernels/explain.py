@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mi_kernels import backends
-from mi_kernels.functional import biaffine, gates, glu, hyper, interaction, low_rank, mix
+from mi_kernels.functional import biaffine, gates, glu, hyper, interaction, low_rank, mix, norms
 from mi_kernels.functional._arguments import autocast
 from mi_kernels.functional._call import instead_of_calls
 from mi_kernels.ops.library import DEFINED, FAMILIES
@@ -27,6 +27,7 @@ EXPLAINED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
     **glu.PLANNED,
     **low_rank.PLANNED,
     **mix.PLANNED,
+    **norms.PLANNED,
 }
 
 
@@ -78,6 +79,8 @@ def explain(op: Callable[..., Any] | str, *arguments: Any, **keywords: Any) -> P
 
 def _family(name: str) -> str:
     """The family whose kernels a function calls."""
+    if name.startswith("gated_residual"):  # the sum alone is modulation
+        return "modulate" if name == "gated_residual" else "norm"
     module = DEFINED[name].module if name in DEFINED else "interaction"
     return name if name in FAMILIES else module
 

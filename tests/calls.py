@@ -14,6 +14,7 @@ from mi_kernels.testing.checks import call_dual
 from mi_kernels.testing.dual_samples import GLU, LOW_RANK, MUTAN
 from mi_kernels.testing.low_rank_weight_samples import GROUPS, SAMPLES
 from mi_kernels.testing.mix_samples import Mixing
+from mi_kernels.testing.norm_samples import Normalization
 from mi_kernels.testing.samples import (
     GATE_ODD,
     GATE_TERMS,
@@ -75,8 +76,17 @@ def _diagonal(*tensors: Tensor | None, activation: str = "sigmoid") -> Tensor:
     return mi.diagonal(*others, weight_x=weight_x, activation=activation, scale_offset=0.5)
 
 
+def _residual_block(*tensors: Tensor | None) -> Tensor:
+    *tensors, weight, bias = tensors
+    x_new, y = mi.gated_residual_norm_modulate(*tensors, weight=weight, bias=bias)
+    return y + x_new
+
+
 _TOKENS = Shape("tokens", (3, 4), 5, 6, 6, context_batch=(3, 1))
 _MODULATION = Modulation("tokens", (3, 4, 6), (3, 1, 6), (6,))
+_CONTEXT = (3, 1, 6)
+_BLOCK = Normalization("tokens", (3, 4, 6), _CONTEXT, _CONTEXT, _CONTEXT, True, "wb")
+_NORM = Normalization("maps", (3, 4, 6), None, (3, 4, 1), (3, 4, 1), norm="group", groups=2)
 _PAIRS = Shape("pairs", (4, 1), 3, 5, 2, context_batch=(1, 3))
 CALLS = {
     "interaction": Call(mi.interaction, Sample(ODD)),
@@ -102,6 +112,8 @@ CALLS = {
     "low-rank-ranks": Call(partial(mi.low_rank, **MUTAN.options), MUTAN),
     "modulate": Call(partial(mi.modulate, activation="sigmoid"), _MODULATION),
     "mix": Call(mi.mix, Mixing("tokens", (3, 4, 6), (3, 4, 6), (3, 1, 6))),
+    "norm": Call(partial(_NORM.call, mi), _NORM),
+    "norm-residual": Call(_residual_block, _BLOCK),
     "diagonal": Call(_diagonal, GateSample("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
     "diagonal-softmax": Call(
         partial(_diagonal, activation="softmax"), GateSample("diagonal", GATE_ODD, "AaC")

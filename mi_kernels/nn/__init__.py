@@ -23,9 +23,14 @@ from mi_kernels.nn.hyper import BoundLinear, HyperLinear, HyperMLP
 from mi_kernels.nn.interaction import Bilinear, MultiplicativeInteraction
 from mi_kernels.nn.lora import HyperLoRA
 from mi_kernels.nn.low_rank import LowRankInteraction
+from mi_kernels.nn.norms import AdaGroupNorm, AdaLayerNorm, AdaLNZeroBlock, AdaRMSNorm
 
 __all__ = [
     "GLU",
+    "AdaGroupNorm",
+    "AdaLNZeroBlock",
+    "AdaLayerNorm",
+    "AdaRMSNorm",
     "Biaffine",
     "Bilinear",
     "BoundLinear",

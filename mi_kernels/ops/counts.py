@@ -132,6 +132,27 @@ def mix_grads(sizes: tuple[int, int], itemsize: int) -> Count:
     return Count(5 * y, (5 * y + 2 * gate) * itemsize)
 
 
+def norm_modulate(
+    center: bool, x: int, residual: bool, parameters: Sequence[int], itemsize: int
+) -> Count:
+    """y of normalisation with modulation, and x_new of a residual.
+
+    ``x``: its number of elements; ``parameters``: those of gate, scale, shift, weight and bias, 0 where there
+    is none. Each of these is one operation an element, statistics and normalisation are 5, and 3 of rms.
+    """
+    each = (5 if center else 3) + residual + sum(1 for size in parameters if size)
+    return Count(each * x, ((4 if residual else 2) * x + sum(parameters)) * itemsize)
+
+
+def norm_modulate_grads(
+    center: bool, x: int, residual: bool, parameters: Sequence[int], itemsize: int
+) -> Count:
+    """All gradients from g, x_new, and with a gate h; of a residual the gradient of x_new comes too."""
+    gate, scale, shift, weight, bias = (bool(size) for size in parameters)
+    each = (9 if center else 7) + residual + 3 * (gate + scale + weight) + shift + bias
+    return Count(each * x, ((3 + residual + 2 * gate) * x + 2 * sum(parameters)) * itemsize)
+
+
 def gate(
     rows: int,
     contexts: int,

@@ -1,8 +1,8 @@
 """DTensor sharding rules of the operations: placements of results for placements of arguments.
 
 Supported: everything replicated; rows sharded and weights replicated, so that gradients of weights are
-partial sums; groups of rows sharded with their weights. Modulation is sharded along any dimension. For all
-other placements DTensor redistributes first.
+partial sums; groups of rows sharded with their weights. Modulation is sharded along any dimension,
+normalisation along those before the channels. For all other placements DTensor redistributes first.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +59,8 @@ def _elementwise(results: Results) -> Rule:
         assert x is not None
         every: Placements = [Replicate()] * len(sizes)
         found = [(every, _inputs(arguments, lambda *_: Replicate()))]
-        for dim in range(x.ndim):
+        # What is normalised together, from ``dim`` on, is not cut.
+        for dim in range(arguments.get("dim", x.ndim)):
             size = x.shape[dim]
             shift = arguments.get("shift_size", ())
             if size == 1 or (shift and arguments["want_shift"] and shift[dim] != 1):

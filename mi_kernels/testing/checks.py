@@ -18,16 +18,18 @@ from mi_kernels.ops.gate import reference as diagonal_reference
 from mi_kernels.ops.gate import reference as gated_reference
 from mi_kernels.ops.interaction import reference as interaction_reference
 from mi_kernels.ops.modulate import reference as modulate_reference
-from mi_kernels.testing import squares
+from mi_kernels.ops.norm import reference as norm_reference
+from mi_kernels.testing import norm_squares, squares
 from mi_kernels.testing.biaffine_samples import Pairs
 from mi_kernels.testing.dual_samples import DualSample
 from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
 from mi_kernels.testing.low_rank_weight_samples import Factors
 from mi_kernels.testing.mix_samples import Mixing
+from mi_kernels.testing.norm_samples import Normalization
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 from mi_kernels.testing.third_order_samples import Triple
 
-AnySample = Sample | GateSample | Modulation | Mixing | Pairs | Factors | Triple | DualSample
+AnySample = Sample | GateSample | Modulation | Mixing | Normalization | Pairs | Factors | Triple | DualSample
 Maybe = Tensor | None
 
 
@@ -105,6 +107,21 @@ def _form_of_mixing(sample: Mixing) -> Form:
     )
 
 
+def _form_of_normalization(sample: Normalization) -> Form:
+    def theirs(x: Tensor, h: Maybe, *others: Maybe) -> Tensor:
+        if sample.layout == "channels_last":  # torch.vmap cannot map group_norm over these
+            x, h = x.contiguous(), None if h is None else h.contiguous()
+        return sample.call(norm_reference, x, h, *others)
+
+    return Form(
+        partial(sample.call, mi),
+        theirs,
+        partial(norm_squares.values, sample),
+        partial(norm_squares.gradients, sample),
+        500,
+    )
+
+
 def call_dual(op: str, function: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
     """``glu`` or ``low_rank`` as a function of its tensors by position."""
     function = function or getattr(mi, op)
@@ -155,6 +172,8 @@ def form_of(sample: AnySample) -> Form:
         return _form_of_modulation(sample)
     if isinstance(sample, Mixing):
         return _form_of_mixing(sample)
+    if isinstance(sample, Normalization):
+        return _form_of_normalization(sample)
     if isinstance(sample, Pairs):
         ones, first = sample.ones, sample.channels_first
         return Form(

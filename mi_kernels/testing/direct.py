@@ -17,6 +17,7 @@ from mi_kernels.ops.interaction import segments
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
 from mi_kernels.testing.dual_samples import GLU, LOW_RANK
 from mi_kernels.testing.mix_samples import Mixing
+from mi_kernels.testing.norm_samples import Normalization
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 from mi_kernels.testing.third_order_samples import Triple
@@ -157,6 +158,41 @@ def _mix_grads() -> Iterator[Arguments]:
     yield _MIXING.cotangent(DTYPE), *_MIXING.arguments(DTYPE), "tanh", True, True, True
 
 
+def _normalizations() -> Iterator[tuple[Normalization, Arguments, Arguments]]:
+    """A sample, its tensors as the operations take them, and dim, groups and center."""
+    context = (3, 1, 5)
+    rows = Normalization("direct", (3, 4, 5), context, context, context, True, "wb")
+    x, h, gate, scale, shift, *affine = rows.arguments(DTYPE)
+    weight, bias = (t if t is None else t[None, None] for t in affine)
+    yield rows, (x, h, gate, scale, shift, weight, bias), (2, 1, True)
+    maps = Normalization("direct", (3, 4, 5), None, (3, 4, 1), None, norm="group", groups=2)
+    yield maps, tuple(maps.arguments(DTYPE)), (1, 2, True)
+    rms = Normalization("direct", (3, 4, 5), None, None, context, norm="rms")
+    yield rms, tuple(rms.arguments(DTYPE)), (2, 1, False)
+
+
+def _norm_modulate() -> Iterator[Arguments]:
+    for _, tensors, form in _normalizations():
+        yield *tensors, *form, 1e-5, "tanh", 0.5
+
+
+def _norm_modulate_grads() -> Iterator[Arguments]:
+    for sample, tensors, (dim, groups, center) in _normalizations():
+        x, h, *others = tensors
+        call = torch.ops.mi_kernels.norm_modulate_portable
+        *_, mean, rstd = call(x, None, None, *(None,) * 4, dim, groups, center, 1e-5, "identity", 0.0)
+        grad = sample.cotangent(DTYPE)
+        grad, grad_x = (grad[1], grad[0]) if sample.residual else (grad, None)
+        there = [t is not None for t in (x, others[0], *others)]  # without a gate dh is dx
+        statistics = mean if center else None, rstd
+        yield grad, x, grad_x, h, *others, *statistics, dim, groups, center, "tanh", 0.5, *there
+
+
+def _differentiable_norm_modulate() -> Iterator[Arguments]:
+    for arguments in _norm_modulate():
+        yield "portable", *arguments
+
+
 def _plans(*more: Any) -> Callable[[], Iterator[Arguments]]:
     def calls() -> Iterator[Arguments]:
         for primitive in ("forward", "input_grads", "weight_grads"):
@@ -276,6 +312,8 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "modulate_grads": _modulate_grads,
     "mix": _mix,
     "mix_grads": _mix_grads,
+    "norm_modulate": _norm_modulate,
+    "norm_modulate_grads": _norm_modulate_grads,
     "differentiable_interaction": _planned,
     "differentiable_interaction_rows": _rows,
     "differentiable_interaction_by_segment": _by_segment(_forward, slice(2, 6), ("portable",)),
@@ -285,6 +323,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "differentiable_gate": _differentiable_gate,
     "differentiable_modulate": _differentiable_modulate,
     "differentiable_mix": _differentiable_mix,
+    "differentiable_norm_modulate": _differentiable_norm_modulate,
     "cpu_interaction_plan": _plans(),
     "cuda_interaction_plan": _plans(90, 132),
     "cpu_dual_linear_plan": _dual_linear_plans,

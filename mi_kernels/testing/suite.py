@@ -31,7 +31,7 @@ from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops import activations
 from mi_kernels.ops.backend import suffixes
 from mi_kernels.ops.interaction import batched, cost_model, reference
-from mi_kernels.testing import checks, devices, mix_samples, samples
+from mi_kernels.testing import checks, devices, mix_samples, norm_samples, samples
 from mi_kernels.testing.batched_samples import BY_INDEX, PER_SAMPLE, Batched
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
 from mi_kernels.testing.dual_samples import GLU, LOW_RANK, dual_samples
@@ -56,6 +56,8 @@ def suite(family: str, backend: str, capability: tuple[int, int] = (0, 0)) -> di
         found = dict(_duals(family))
     elif family == "modulate":
         found = dict(itertools.chain(_modulations(), _mixings()))
+    elif family == "norm":
+        found = dict(_normalizations())
     else:
         found = dict(_gates(family))
     return found
@@ -189,6 +191,14 @@ def _mixings() -> Iterator[tuple[str, Check]]:
             yield f"mix {name}", check
     yield "mix second order", partial(checks.check_second_order, mix_samples.MAPS)
     yield "mix: the same bits twice", partial(_repeatable, mix_samples.TOKENS)
+
+
+def _normalizations() -> Iterator[tuple[str, Check]]:
+    for sample in norm_samples.normalizations():
+        yield from _both(sample)
+    for sample in (norm_samples.TOKENS, norm_samples.RMS, norm_samples.MAPS):
+        yield f"second order {sample}", partial(checks.check_second_order, sample)
+        yield f"{sample}: the same bits twice", partial(_repeatable, sample)
 
 
 def _in_tf32(check: Check, dtype: torch.dtype, device: str) -> float:

@@ -75,9 +75,9 @@ def test_operations_know_nothing_above_them():
 
 
 def test_families_know_few_of_each_other():
-    """The dense interaction and modulation stand alone; gates are made of both."""
+    """The dense interaction and modulation stand alone; gates are made of both, norms of modulation."""
     known = {name for name, _ in modules()}
-    families = {"interaction": (), "modulate": (), "gate": ("interaction", "modulate")}
+    families = {"interaction": (), "modulate": (), "norm": ("modulate",), "gate": ("interaction", "modulate")}
     for family, allowed in families.items():
         for module, path in modules():
             if not module.startswith(f"mi_kernels.ops.{family}"):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+import adaptive_norms
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -263,6 +264,7 @@ PACKAGES = {
         "timm.layers.activations": {"QuickGELU": QuickGELU},
         "timm.layers.mlp": {"GluMlp": GluMlp, "SwiGLU": SwiGLU},
     },
+    "diffusers": {"diffusers.models.normalization": adaptive_norms.DIFFUSERS},
     "x_transformers": {"x_transformers.x_transformers": {"GLU": GLU}},
     "supar": {"supar.modules.affine": {"Biaffine": Biaffine}},
     "multibench": {
@@ -296,6 +298,8 @@ def installed(name: str) -> Iterator[None]:
         yield
     finally:
         vars(mi.nn.rules).pop(f"_{name}", None)
+        roots = {path.split(".")[0] for path in PACKAGES[name]}
         for added in sys.modules.keys() - before.keys():
-            del sys.modules[added]
+            if added == ours or added.split(".")[0] in roots:  # not what torch imports meanwhile
+                del sys.modules[added]
         sys.modules.update(before)

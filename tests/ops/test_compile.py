@@ -413,6 +413,9 @@ SAMPLES |= {
         "mix",
         "mix_grads",
         "differentiable_mix",
+        "norm_modulate",
+        "norm_modulate_grads",
+        "differentiable_norm_modulate",
         "differentiable_third_order",
     )
 }

@@ -23,6 +23,10 @@ MODULES = {
     mi.nn.HyperMLP: {"sizes": [2, 3], "context_features": 4},
     mi.nn.HyperLoRA: {"linear": nn.Linear(2, 3), "context_features": 4, "rank": 2},
     mi.nn.BoundLinear: {"weight": torch.ones(2, 3)},
+    mi.nn.AdaLayerNorm: {"features": 4, "context_features": 3},
+    mi.nn.AdaRMSNorm: {"features": 4, "context_features": 3},
+    mi.nn.AdaGroupNorm: {"features": 4, "context_features": 3, "groups": 2},
+    mi.nn.AdaLNZeroBlock: {"attn": nn.Identity(), "mlp": None, "features": 4, "context_features": 3},
 }
 
 
@@ -61,6 +65,11 @@ WRONG = {
     "context_network": [nn.Embedding, function, lambda z: z, [nn.Identity()], "network", nn.Identity.forward],
     "weight": [[[1.0]], None, torch.ones(3), torch.ones(2, 3).to_sparse()],
     "bias": [[1.0], 3.0],
+    "attn": [nn.Identity, function, None, "attn", [nn.Identity()]],
+    "mlp": [nn.Identity, function, "mlp", [nn.Identity()]],
+    "norm": ["group", "LayerNorm", None, nn.LayerNorm, ["layer"]],
+    "groups": [2.5, "2", None, True, 0, 3, nn.GroupNorm],
+    "eps": ["1e-5", None, torch.tensor(1.0), [1.0], True, -1.0],
 }
 
 
@@ -70,6 +79,7 @@ def kind(module, name):
     if f"{module.__name__} {name}" in WRONG:
         return f"{module.__name__} {name}"
     flags = ("bias", "shift", "weight_z", "weight_x", "channels_first", "gate_first")
+    flags += ("affine", "gate", "scale_first", "silu", "zero_init")
     if name in ("activation_x", "activation_z"):
         return "activation"
     return "flags" if name in flags else "features" if name.endswith("features") else name

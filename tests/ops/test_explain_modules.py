@@ -41,6 +41,15 @@ MODULES = {
         mi.nn.HyperLinear(X, out_features=5, context_features=Z),
         (ones(ROWS, 7, X), ones(ROWS, 1, Z)),
     ),
+    "AdaLayerNorm": (
+        mi.nn.AdaLayerNorm(X, context_features=Z, affine=True),
+        (ones(2, ROWS, X), ones(2, Z)),
+    ),
+    "AdaRMSNorm": (mi.nn.AdaRMSNorm(X, context_features=Z), (ones(ROWS, X), ones(ROWS, Z))),
+    "AdaGroupNorm": (
+        mi.nn.AdaGroupNorm(X, context_features=Z, groups=2),
+        (ones(ROWS, X, 2, 2), ones(ROWS, Z)),
+    ),
     "BoundLinear": (mi.nn.BoundLinear(ones(ROWS, 5, X), ones(ROWS, 5)), (ones(ROWS, X),)),
 }
 
@@ -80,12 +89,25 @@ def expected(layer, *given):
             both = nn.functional.linear(given[1], layer.weight)  # under autocast of its dtype
             scale, shift = both.new_zeros(2, ROWS, X, 1, 1).requires_grad_()
             return mi.explain(mi.modulate, given[0], scale, shift, scale_offset=1.0)
+        case mi.nn.AdaLayerNorm() | mi.nn.AdaRMSNorm():
+            x, z = given
+            chunks = nn.functional.linear(z, layer.linear.weight).unflatten(-1, (-1, X)).unbind(-2)
+            parts = {
+                name: t.view(-1, *[1] * (x.dim() - 2), X) for name, t in zip(layer.parts, chunks, strict=True)
+            }
+            norm, bias = ("layer", layer.norm.bias) if "shift" in parts else ("rms", None)
+            options = {"norm": norm, "weight": layer.norm.weight, "bias": bias, "eps": layer.norm.eps}
+            return mi.explain(mi.norm_modulate, x, parts["scale"], parts.get("shift"), **options)
+        case mi.nn.AdaGroupNorm():
+            x, z = given
+            scale, shift = nn.functional.linear(z, layer.linear.weight)[..., None, None].chunk(2, 1)
+            return mi.explain(mi.norm_modulate, x, scale, shift, norm="group", groups=2)
         case mi.nn.BoundLinear():
             return mi.explain(mi.apply_generated, *given, layer.weight, layer.bias)
 
 
 def test_every_module_is_here():
-    assert set(MODULES) | {"HyperMLP", "HyperLoRA"} == set(mi.nn.__all__)
+    assert set(MODULES) | {"HyperMLP", "HyperLoRA", "AdaLNZeroBlock"} == set(mi.nn.__all__)
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["", "autocast"])
@@ -136,6 +158,23 @@ def test_of_an_adapter_factors_and_product_have_their_plans():
         mi.explain(mi.generate, z, layer.down_weight, None, layer.down_weight_x),
         mi.explain(mi.generate, z, layer.up_weight, None, layer.up_weight_x),
         mi.explain(mi.apply_low_rank, x, down, up, base),
+    )
+
+
+def test_of_a_block_every_norm_and_residual_has_its_plan():
+    attn, mlp = nn.Identity(), nn.Linear(X, X)
+    layer = mi.nn.AdaLNZeroBlock(attn, mlp, features=X, context_features=Z)
+    x, z = ones(2, ROWS, X), ones(2, Z)
+    with Spy() as spy:
+        plan = mi.explain(layer, x, z)
+    assert computed(spy) == []
+    parts = layer.adaLN_modulation(z)[:, None].chunk(6, -1)
+    shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = parts
+    h, eps = ones(2, ROWS, X, requires_grad=True), {"eps": 1e-6}
+    assert plan.op == "AdaLNZeroBlock" and plan.calls == (
+        mi.explain(mi.norm_modulate, x, scale, shift, **eps),
+        mi.explain(mi.gated_residual_norm_modulate, x, h, gate, scale_mlp, shift_mlp, **eps),
+        mi.explain(mi.gated_residual, h, h, gate_mlp),
     )
 
 

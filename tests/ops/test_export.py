@@ -18,7 +18,7 @@ from mi_kernels.testing.samples import ODD, Sample
 every_call = pytest.mark.parametrize("name", CALLS)
 pytestmark = [pytest.mark.compile, pytest.mark.usefixtures("fresh_compiler")]
 # Those that round at other places while something compiles: plain PyTorch code, and rows with a layer each.
-OTHERWISE = ("modulate", "mix", "diagonal-shared", "segments-generated")
+OTHERWISE = ("modulate", "mix", "norm", "norm-residual", "diagonal-shared", "segments-generated")
 
 
 class Model(nn.Module):

@@ -13,7 +13,7 @@ from mi_kernels.ops import rules
 from mi_kernels.ops.library import DEFINED, twins
 from mi_kernels.testing.samples import GATE_ODD, ODD, Sample, Shape
 
-ELEMENTWISE = ("modulate", "mix")  # counted as nothing, as by PyTorch
+ELEMENTWISE = ("modulate", "mix", "norm", "norm-residual")  # counted as nothing, as by PyTorch
 
 
 @pytest.fixture(autouse=True)

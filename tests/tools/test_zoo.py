@@ -14,6 +14,7 @@ ZOO = Path(__file__).resolve().parents[2] / "examples" / "zoo"
 # Steps of training, and which part of the first loss is left after them.
 STEPS = {
     "biaffine_parser": (40, 0.6),
+    "dit_block": (60, 0.9),
     "fuxictr_apg": (250, 0.95),
     "layoutlm_relation": (80, 0.9),
     "llama_mlp": (150, 0.95),
@@ -23,6 +24,7 @@ STEPS = {
     "pykeen_tucker": (100, 0.9),
 }
 OPTIONAL = {  # the module it needs, and what pip calls that
+    "dit_block": ("sklearn", "scikit-learn"),
     "multibench_mi": ("sklearn", "scikit-learn"),
     "pyg_nnconv_rgcn": ("torch_geometric", "torch_geometric"),
     "pykeen_tucker": ("pykeen", "pykeen"),

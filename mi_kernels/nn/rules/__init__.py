@@ -11,7 +11,17 @@ from torch import nn
 
 from mi_kernels.nn._substitute import Rule
 
-__all__ = ["multibench", "pykeen", "supar", "timm", "torch_geometric", "transformers", "x_transformers"]
+__all__ = [
+    "diffusers",
+    "dit",
+    "multibench",
+    "pykeen",
+    "supar",
+    "timm",
+    "torch_geometric",
+    "transformers",
+    "x_transformers",
+]
 
 
 def torch_geometric() -> dict[type[nn.Module], Rule]:
@@ -219,6 +229,73 @@ def x_transformers() -> dict[type[nn.Module], Rule]:
     except ImportError as error:
         raise _cannot("x_transformers", "pip install x-transformers", error) from error
     return dict(found.RULES)
+
+
+def diffusers() -> dict[type[nn.Module], Rule]:
+    r"""Rules for the adaptive norms of ``diffusers.models.normalization``.
+
+    :math:`\mathrm{norm}(x) (1 + \gamma) + \beta` with one call for the norm and the modulation:
+    ``AdaLayerNorm``, ``AdaLayerNormZero``, ``AdaLayerNormZeroSingle``, ``AdaLayerNormContinuous``,
+    ``SD35AdaLayerNormZeroX``, ``LuminaRMSNormZero``, ``LuminaLayerNormContinuous``,
+    ``CogView3PlusAdaLayerNormZeroTextImage``, ``CogVideoXLayerNormZero`` and ``AdaGroupNorm``, as far as the
+    version has them. Embeddings, activations and linear layers are called as before, and the results are the
+    same ones: gates, and what belongs to the MLP behind. ``AdaLayerNormSingle`` makes modulation but applies
+    none.
+
+    A layer is left alone whose norm is another one than ``nn.LayerNorm`` or diffusers' ``FP32LayerNorm`` and
+    ``RMSNorm``, or has hooks, or whose forward takes other arguments. Where that is so only later, dtypes of
+    x and modulation differ, or under autocast, the steps are those of diffusers. In float64 statistics have
+    float64, where those two have float32.
+
+    Returns:
+        A dictionary for ``mi.convert(model, rules=...)``.
+
+    Raises:
+        ImportError: diffusers cannot be imported.
+
+    Source: von Platen et al., "Diffusers", 2022; Peebles and Xie, "Scalable Diffusion Models with
+    Transformers", ICCV 2023.
+
+    Example:
+        >>> mi.convert(model, rules=mi.nn.rules.diffusers())  # doctest: +SKIP
+    """
+    try:
+        from mi_kernels.nn.rules import _diffusers as found
+    except ImportError as error:
+        raise _cannot("diffusers", "pip install diffusers", error) from error
+    return dict(found.RULES)
+
+
+def dit() -> dict[type[nn.Module], Rule]:
+    r"""Rules for DiTBlock and FinalLayer of DiT, in whichever repository they were copied to.
+
+    The blocks of facebookresearch/DiT are no package: every class that is imported by now is taken whose
+    forward computes
+
+    .. math::
+        x' = x + g_1 \, \mathrm{attn}(\mathrm{norm1}(x) (1 + \gamma_1) + \beta_1), \quad
+        y = x' + g_2 \, \mathrm{mlp}(\mathrm{norm2}(x') (1 + \gamma_2) + \beta_2)
+
+    of six chunks (beta, gamma, g, twice) of ``adaLN_modulation(c)``, or
+    ``linear(norm_final(x) (1 + gamma) + beta)`` of two, under these names. That is found out from the
+    forward of each class, so that one that computes something else is left alone. Each norm is one call with
+    its modulation, the second one with the residual before it; attn, mlp, adaLN_modulation and linear are
+    called as before. Import the model's file first.
+
+    A layer is left alone whose norms are not ``nn.LayerNorm`` or ``nn.RMSNorm``, or have hooks. Where that is
+    so only later, dtypes differ, c is not ``[B, C]`` or under autocast, its own forward runs.
+
+    Returns:
+        A dictionary for ``mi.convert(model, rules=...)``.
+
+    Source: Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023.
+
+    Example:
+        >>> mi.convert(model, rules=mi.nn.rules.dit())  # doctest: +SKIP
+    """
+    from mi_kernels.nn.rules import _dit as found
+
+    return found.rules()
 
 
 def _cannot(name: str, advice: str, error: ImportError, module: str | None = None) -> ImportError:

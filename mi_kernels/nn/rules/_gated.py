@@ -39,10 +39,10 @@ def activation_of(act: Any) -> ActivationName | None:
             name = "softplus"
         else:
             return None
-    return name if _is_called_only(act) else None
+    return name if is_called_only(act) else None
 
 
-def _is_called_only(part: nn.Module) -> bool:
+def is_called_only(part: nn.Module) -> bool:
     """Whether a call of it is its class's forward, without hooks."""
     own = vars(part)
     return "forward" not in own and not (
@@ -57,9 +57,13 @@ def why_not_read(linear: Any) -> str | None:
     """Why a linear layer's parameters may not be read instead of calling it; None if they may."""
     if type(linear) is not nn.Linear:  # quantised, with an adapter, parametrized
         return f"a {type(linear).__name__} is where an nn.Linear was expected"
-    if not _is_called_only(linear):
+    if not is_called_only(linear):
         return "a linear layer of it has hooks or another forward"
-    parameters: tuple[Any, ...] = linear.weight, linear.bias
+    return why_not_tensors(linear.weight, linear.bias)
+
+
+def why_not_tensors(*parameters: Any) -> str | None:
+    """Why parameters of a layer may not be read; None if they may, or are None."""
     for tensor in parameters:
         if tensor is None:
             continue

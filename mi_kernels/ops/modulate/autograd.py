@@ -137,9 +137,34 @@ def modulate_grads(
     x: Tensor,
     scale: Tensor,
     shift_size: Sequence[int],
+    scale_factor: float = 1.0,
 ) -> tuple[Maybe, ...]:
-    """(dx, dscale, dshift) of (act(scale) + s) * x + shift, as `_grads`."""
-    return _grads(backend, want, Form(activation, scale_offset), grad, x, scale, shift_size)
+    """(dx, dscale, dshift) of (c act(scale) + s) * x + shift, as `_grads`."""
+    form = Form(activation, scale_offset, scale_factor)
+    return _grads(backend, want, form, grad, x, scale, shift_size)
+
+
+def tangent(
+    backend: str,
+    form: Form,
+    x: Tensor,
+    scale: Tensor,
+    other: Maybe,  # the shift of a mixture
+    x_t: Maybe,
+    scale_t: Maybe,
+    shift_t: Maybe,
+) -> Maybe:
+    """The tangent of y along those of its arguments; it broadcasts to y, None without any. Differentiable."""
+    by_scale = None
+    if scale_t is not None:
+        direction = activations.tangent(form.activation, scale, scale_t)
+        if form.mixes:
+            by_scale = _times(backend, x - other, direction, form.factor)
+        else:
+            by_scale = modulate(backend, x, direction, shift_t, "identity", 0.0, form.factor)
+            shift_t = None
+    found = add(_along(backend, form, x_t, scale, shift_t), by_scale)
+    return shift_t if found is None else found
 
 
 def _grads(
@@ -235,25 +260,16 @@ class ModulateRule(Rule):
     @nestable
     def jvp(ctx, _, __, x_t, scale_t, shift_t):
         x, scale, other = primals(ctx)
-        backend, form, by_scale = ctx.backend, ctx.form, None
-        if scale_t is not None:
-            direction = activations.tangent(form.activation, scale, scale_t)
-            if form.mixes:
-                by_scale = _times(backend, x - other, direction, form.factor)
-            else:
-                by_scale = modulate(backend, x, direction, shift_t, "identity", 0.0, form.factor)
-                shift_t = None
-        by_others = _along(backend, form, x_t, scale, shift_t)
-        tangent = add(by_others, by_scale)
-        if tangent is None:
-            tangent = torch.zeros_like(x) if shift_t is None else torch.zeros_like(x) + shift_t
-        return tangent
+        found = tangent(ctx.backend, ctx.form, x, scale, other, x_t, scale_t, shift_t)
+        if found is None:
+            return torch.zeros_like(x)
+        return torch.zeros_like(x) + found if found is shift_t else found
 
     @staticmethod
     def vmap(info, in_dims, backend, form, x, scale, shift):
-        x = _dim_first(x, in_dims[2], info.batch_size)
-        scale = _dim_first(scale, in_dims[3], 1)
-        shift = _dim_first(shift, in_dims[4], info.batch_size if form.mixes else 1)
+        x = dim_first(x, in_dims[2], info.batch_size)
+        scale = dim_first(scale, in_dims[3], 1)
+        shift = dim_first(shift, in_dims[4], info.batch_size if form.mixes else 1)
         return _applied(backend, form, x, scale, shift), 0
 
 
@@ -319,14 +335,14 @@ class ModulateGradsRule(Rule):
     @staticmethod
     def vmap(info, in_dims, backend, want, form, shift_size, *tensors):
         size = info.batch_size
-        grad, x, scale, other = (_dim_first(t, d, size) for t, d in zip(tensors, in_dims[4:], strict=True))
+        grad, x, scale, other = (dim_first(t, d, size) for t, d in zip(tensors, in_dims[4:], strict=True))
         shift_size = (size, *shift_size) if want[2] else shift_size
         results = _grads(backend, want, form, grad, x, scale, shift_size, other)
         results = select(results, want)
         return results, (0,) * len(results)
 
 
-def _dim_first(tensor: Maybe, dim: int | None, size: int) -> Any:
+def dim_first(tensor: Maybe, dim: int | None, size: int) -> Any:
     """The dimension that vmap maps over first; a tensor that is not mapped is expanded to ``size``."""
     if tensor is None:
         return None

@@ -15,7 +15,7 @@ def normalize(x: Tensor, norm: str, weight: Maybe, bias: Maybe, groups: int | No
     """norm(x) * weight + bias by PyTorch's own functions, which have statistics of 16 bits in float32."""
     if norm == "group":
         assert groups is not None
-        return F.group_norm(x, groups, weight, bias, eps)
+        return torch.group_norm(x, groups, weight, bias, eps)  # F.group_norm refuses sets of one element
     if norm == "layer":
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     y = F.rms_norm(x, x.shape[-1:], weight, eps)

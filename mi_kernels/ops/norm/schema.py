@@ -17,6 +17,7 @@ over the dimensions in which a context has size 1, and ``grad_x`` the cotangent 
 Its x is x_new. Of shift only the size is read. A result that is not wanted has no elements.
 """
 
+import torch
 from torch import Tensor
 
 from mi_kernels.ops import activations
@@ -93,9 +94,12 @@ def _check_grads(
     expected = {str(d): x.shape[d] for d in range(dim)} | {"groups": groups}
     for name, tensor in (("mean", mean), ("rstd", rstd)):
         if tensor is None:
-            if center:
-                raise ValueError(f"{op}: mean: expected a tensor where the mean is subtracted, got None")
+            if center or name == "rstd":
+                beside = " where the mean is subtracted" if name == "mean" else ""
+                raise ValueError(f"{op}: {name}: expected a tensor{beside}, got None")
             continue
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"{op}: {name}: expected a dense (strided) tensor, got {tensor.layout}")
         if tensor.dtype != accumulation_dtype(x.dtype):
             raise TypeError(f"{op}: {name}: expected {accumulation_dtype(x.dtype)}, got {tensor.dtype}")
         if tensor.device != x.device:

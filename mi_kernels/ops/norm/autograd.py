@@ -1,0 +1,465 @@
+"""Derivative rules of normalisation with modulation and a gated residual.
+
+    x_new = x + gate h,   n = (x_new - mean) rstd,   y = (n w + b) F + shift,   F = act(scale) + s
+
+The backward pass is one operation. Where it is differentiated itself, or mapped, it is composed of the rules of
+modulation for each product, and of
+
+    J(u) = rstd (u - m(u) - n m(u n))                                    (rms: without m(u))
+
+for n, with m the mean over a set. J is symmetric: its own derivative by u is J, and that of <c, J(u)> by x is
+
+    -rstd (n m(J(u) c) + J(u) m(c n) + J(c) m(u n)),
+
+three modulations with factors of the size of rstd, whose derivative along t is -rstd^2 m(n t). So derivatives
+of all orders are composed of what is here and of modulation.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mi_kernels.ops.checks import check_tensors
+from mi_kernels.ops.dtypes import FLOATING
+from mi_kernels.ops.library import overloads, traceable
+from mi_kernels.ops.modulate import autograd as elementwise
+from mi_kernels.ops.modulate.autograd import dim_first
+from mi_kernels.ops.norm import schema  # noqa: F401  (defines the operations)
+from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, nestable, primals, transformed, wanted
+
+_WORK = 64  # multiplications in the time to load one element of x and of its gradient from memory
+_NORM_MODULATE = overloads("norm_modulate")
+_GRADS = overloads("norm_modulate_grads")
+_NAMES = ("x", "h", "gate", "scale", "shift", "weight", "bias")
+_IDENTITY = elementwise.Form("identity")
+
+
+class Form(NamedTuple):
+    """What is normalised (schema.py), and F = activation + offset."""
+
+    dim: int
+    groups: int
+    center: bool
+    eps: float
+    activation: str = "identity"
+    offset: float = 0.0
+
+    @property
+    def factor(self) -> elementwise.Form:
+        return elementwise.Form(self.activation, self.offset)
+
+    def count(self, x: Tensor) -> int:
+        """Elements of a set, at least 1."""
+        return max(math.prod(x.shape[self.dim :]) // self.groups, 1)
+
+    def sets(self, tensor: Tensor) -> Tensor:
+        """[*lead, groups, C / groups, *spatial]; the vmap of ``torch.autograd`` has no unflatten."""
+        shape = tensor.shape
+        each = shape[self.dim] // self.groups
+        return tensor.reshape(*shape[: self.dim], self.groups, each, *shape[self.dim + 1 :])
+
+    def per_set(self, statistic: Tensor, rank: int) -> Tensor:
+        """[*lead, groups] as a tensor that broadcasts with `sets` of ``rank`` dimensions of x."""
+        return statistic.reshape(*statistic.shape, *(1,) * (rank - self.dim))
+
+
+def _check(backend, x, h, gate, scale, shift, weight, bias, *_):
+    check_tensors("norm_modulate", _NAMES, (x, h, gate, scale, shift, weight, bias), 1, FLOATING)
+
+
+@traceable(
+    "differentiable_norm_modulate",
+    "(str backend, Tensor x, Tensor? h, Tensor? gate, Tensor? scale, Tensor? shift, Tensor? weight,"
+    " Tensor? bias, int dim, int groups, bool center, float eps, str activation, float scale_offset)"
+    " -> (Tensor, Tensor)",
+    _check,
+)
+def norm_modulate(
+    backend: str,
+    x: Tensor,
+    h: Maybe,  # as x
+    gate: Maybe,  # the contexts have one size, with 1 behind dim
+    scale: Maybe,
+    shift: Maybe,
+    weight: Maybe,  # C, and 1 elsewhere
+    bias: Maybe,
+    dim: int,
+    groups: int,
+    center: bool,
+    eps: float,
+    activation: str,  # elementwise
+    scale_offset: float,
+) -> tuple[Tensor, Tensor]:
+    """y and x_new, which without h has no elements; differentiable. The caller has checked the arguments."""
+    form = Form(dim, groups, center, eps, activation, scale_offset)
+    return _applied(backend, form, x, h, gate, scale, shift, weight, bias)[:2]
+
+
+def _applied(backend: str, form: Form, *tensors: Maybe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, x_new, mean and rstd."""
+    if differentiating(tensors):
+        return NormModulateRule.call(backend, form, *tensors)
+    return _kernel(backend, form, *tensors)
+
+
+def _kernel(backend: str, form: Form, *tensors: Maybe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dim, groups, center, eps, activation, offset = form
+    return _NORM_MODULATE[backend](*tensors, dim, groups, center, eps, activation, offset)
+
+
+def _plain(form: Form) -> Form:
+    """Without modulation."""
+    return form._replace(activation="identity", offset=0.0)
+
+
+def _normalized(backend: str, form: Form, x: Tensor) -> Tensor:
+    """n of x, differentiable."""
+    return _applied(backend, _plain(form), x, None, None, None, None, None, None)[0]
+
+
+def _modulated(backend: str, factor: elementwise.Form, x: Tensor, scale: Maybe, shift: Maybe) -> Tensor:
+    """x F(scale) + shift; F is 1 without a scale."""
+    if scale is None:
+        return x if shift is None else x + shift
+    return elementwise.modulate(backend, x, scale, shift, factor.activation, factor.offset, factor.factor)
+
+
+def _modulated_grads(
+    backend: str,
+    want: Sequence[bool],
+    factor: elementwise.Form,
+    grad: Tensor,
+    x: Tensor,
+    scale: Maybe,
+    shift_size: Sequence[int],
+) -> tuple[Maybe, ...]:
+    """The gradients by x, scale and shift of `_modulated`."""
+    if scale is None:
+        return grad, None, _summed(grad, shift_size) if want[2] else None
+    rule = factor.activation, factor.offset
+    return elementwise.modulate_grads(backend, want, *rule, grad, x, scale, shift_size, factor.factor)
+
+
+def _modulated_tangent(
+    backend: str,
+    factor: elementwise.Form,
+    x: Tensor,
+    scale: Maybe,
+    x_t: Maybe,
+    scale_t: Maybe,
+    shift_t: Maybe,
+) -> Maybe:
+    if scale is None:
+        return add(x_t, shift_t)
+    return elementwise.tangent(backend, factor, x, scale, None, x_t, scale_t, shift_t)
+
+
+def _summed(grad: Tensor, size: Sequence[int]) -> Tensor:
+    """The sum over the dimensions in which ``size`` is 1."""
+    pairs = enumerate(zip(grad.shape, size, strict=True))
+    dims = [dim for dim, (own, wanted) in pairs if wanted == 1 and own != 1]
+    return grad.sum(dims, keepdim=True) if dims else grad
+
+
+class NormModulateRule(Rule):
+    @staticmethod
+    def forward(backend, form, *tensors):
+        return _kernel(backend, form, *tensors)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.backend, ctx.form, x, h, gate, scale, shift, weight, bias = inputs
+        _, x_new, mean, rstd = output
+        ctx.has_h, ctx.shift_size = h is not None, None if shift is None else shift.shape
+        constants = (mean, rstd) if ctx.has_h else (x_new, mean, rstd)
+        ctx.mark_non_differentiable(*constants)
+        # What made h may have kept no reference to it, and only the gradient and tangent of the gate read it.
+        if gate is None or not (gate.requires_grad or transformed()):
+            h = None
+        x = x_new if ctx.has_h else x
+        Rule.save(ctx, x, h, gate, scale, weight, bias, mean if ctx.form.center else None, rstd)
+
+    @staticmethod
+    def backward(ctx, grad, grad_x, *_):
+        x, h, gate, scale, weight, bias, mean, rstd = ctx.saved_tensors
+        want_x, *want = wanted(ctx, _WORK * x.numel())[2:]
+        if not ctx.has_h or grad_x is None or grad_x.numel() != x.numel():
+            grad_x = None
+        if grad is None and grad_x is None:
+            return (None,) * 9
+        want_h = want[0]
+        through = want_x or (want_h and gate is None)  # dh is dx without a gate
+        want = (through, want_h and gate is not None, *want[1:])
+        tensors = (x, h, gate, scale, weight, bias, mean, rstd)
+        if grad is None:
+            found = (*_residual_grads(ctx.backend, want[:3], grad_x, h, gate), *(None,) * 4)
+        elif differentiating((grad, grad_x, x, h, gate, scale, weight, bias)):
+            found = _composed_grads(ctx.backend, ctx.form, want, grad, grad_x, ctx.shift_size, *tensors)
+        else:
+            found = _gradients(ctx.backend, ctx.form, want, grad, grad_x, ctx.shift_size, *tensors)
+        dx, dh, *others = found
+        dh = dx if want_h and gate is None else dh
+        return None, None, dx if want_x else None, dh, *others
+
+    @staticmethod
+    @nestable
+    def jvp(ctx, _, __, x_t, h_t, gate_t, scale_t, shift_t, weight_t, bias_t):
+        x, h, gate, scale, weight, bias, mean, rstd = primals(ctx)
+        backend, form = ctx.backend, ctx.form
+        if gate is None:
+            x_t = add(x_t, h_t)
+        elif h is None:  # nothing depends on the gate
+            along = None if h_t is None else elementwise.modulate(backend, h_t, gate, None, "identity", 0.0)
+            x_t = add(x_t, along)
+        else:
+            x_t = elementwise.tangent(backend, _IDENTITY, h, gate, None, h_t, gate_t, x_t)
+        x_t = None if x_t is None else x_t.expand(x.shape)
+        n = _normalized(backend, form, x)
+        v = _modulated(backend, _IDENTITY, n, weight, bias)
+        n_t = None if x_t is None else _project(backend, form, x_t, x, mean, rstd)
+        v_t = _modulated_tangent(backend, _IDENTITY, n, weight, n_t, weight_t, bias_t)
+        v_t = None if v_t is None else v_t.expand(x.shape)
+        y_t = _modulated_tangent(backend, form.factor, v, scale, v_t, scale_t, shift_t)
+        y_t = torch.zeros_like(x) if y_t is None else y_t.expand(x.shape).contiguous()
+        if not ctx.has_h:
+            return y_t, None, None, None
+        return y_t, torch.zeros_like(x) if x_t is None else x_t.contiguous(), None, None
+
+    @staticmethod
+    def vmap(info, in_dims, backend, form, *tensors):
+        size, dims = info.batch_size, in_dims[2:]
+        form = form._replace(dim=form.dim + 1)
+        x, h = (dim_first(t, d, size) for t, d in zip(tensors[:2], dims[:2], strict=True))
+        # The contexts have one size, so if one of them is mapped all are.
+        shared = size if any(d is not None for d in dims[2:5]) else 1
+        contexts = [dim_first(t, d, shared) for t, d in zip(tensors[2:5], dims[2:5], strict=True)]
+        affine = [dim_first(t, d, 1) for t, d in zip(tensors[5:], dims[5:], strict=True)]
+        mapped = any(d is not None for d in dims[5:])
+        apply = _composed if mapped else _applied
+        results = apply(backend, form, x, h, *contexts, *affine)
+        # One without elements has the mapped dimension, too.
+        results = tuple(t if t.numel() or t.dim() > 1 else t.new_empty(size, 0) for t in results)
+        return results, (0,) * len(results)
+
+
+def _composed(
+    backend: str,
+    form: Form,
+    x: Tensor,
+    h: Maybe,
+    gate: Maybe,
+    scale: Maybe,
+    shift: Maybe,
+    weight: Maybe,  # [..., C, ...], of several sizes besides
+    bias: Maybe,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_applied` as separate operations, for weights that vary."""
+    nothing: tuple[None, ...] = (None,) * 4
+    n, x_new, mean, rstd = _applied(backend, _plain(form), x, h, gate, *nothing)
+    v = _modulated(backend, _IDENTITY, n, weight, bias)
+    return _modulated(backend, form.factor, v, scale, shift), x_new, mean, rstd
+
+
+def _gradients(
+    backend: str,
+    form: Form,
+    want: Sequence[bool],
+    grad: Tensor,
+    grad_x: Maybe,
+    shift_size: Sequence[int] | None,
+    x: Tensor,
+    h: Maybe,
+    gate: Maybe,
+    scale: Maybe,
+    weight: Maybe,
+    bias: Maybe,
+    mean: Maybe,
+    rstd: Tensor,
+) -> list[Maybe]:
+    """The gradients by x, h, the contexts and the weights that are wanted, in one pass."""
+    # Only the size of a shift is read.
+    shift = x.new_empty(()).expand(shift_size) if shift_size is not None and want[4] else None
+    h = h if want[2] else None
+    if h is None and gate is not None and not want[1]:
+        gate = None
+    h_beside = x if gate is not None and h is None else h  # a gate is beside some h
+    results = _GRADS[backend](
+        *(grad, x, grad_x, h_beside, gate, scale, shift, weight, bias, mean, rstd),
+        *(form.dim, form.groups, form.center, form.activation, form.offset, *want),
+    )
+    return [result if wanted else None for result, wanted in zip(results, want, strict=True)]
+
+
+def _residual_grads(
+    backend: str, want: Sequence[bool], grad: Tensor, h: Maybe, gate: Maybe
+) -> tuple[Maybe, Maybe, Maybe]:
+    """The gradients by x, h and gate of x + gate h. Differentiable; h may be None without that of the gate."""
+    dh = dgate = None
+    if gate is not None and h is not None:
+        rule = backend, (want[1], want[2], False), "identity", 0.0
+        dh, dgate, _ = elementwise.modulate_grads(*rule, grad, h, gate, ())
+    elif gate is not None and want[1]:
+        dh = elementwise.modulate(backend, grad, gate, None, "identity", 0.0)
+    return grad, dh, dgate
+
+
+def _composed_grads(
+    backend: str,
+    form: Form,
+    want: Sequence[bool],
+    grad: Tensor,
+    grad_x: Maybe,
+    shift_size: Sequence[int] | None,
+    x: Tensor,
+    h: Maybe,
+    gate: Maybe,
+    scale: Maybe,
+    weight: Maybe,
+    bias: Maybe,
+    mean: Maybe,
+    rstd: Tensor,
+) -> list[Maybe]:
+    """`_gradients` by differentiable operations."""
+    want_x, want_h, want_gate, want_scale, want_shift, want_weight, want_bias = want
+    want_new = want_x or want_h or want_gate
+    n = v = grad  # where neither is read
+    if want_scale or want_weight:
+        n = _normalized(backend, form, x)
+        v = _modulated(backend, _IDENTITY, n, weight, bias) if want_scale else n
+    wants = want_new or want_weight or want_bias, want_scale, want_shift
+    dv, dscale, dshift = _modulated_grads(backend, wants, form.factor, grad, v, scale, shift_size or ())
+    dn = dweight = dbias = None
+    if dv is not None:
+        wants, size = (want_new, want_weight, want_bias), () if bias is None else bias.shape
+        dn, dweight, dbias = _modulated_grads(backend, wants, _IDENTITY, dv, n, weight, size)
+    dx = dh = dgate = None
+    if want_new:
+        assert dn is not None
+        new: Any = add(_project(backend, form, dn, x, mean, rstd), grad_x)
+        dx, dh, dgate = _residual_grads(backend, want[:3], new, h, gate)
+    return [dx, dh, dgate, dscale, dshift, dweight, dbias]
+
+
+def _project(backend: str, form: Form, u: Tensor, x: Tensor, mean: Maybe, rstd: Tensor) -> Tensor:
+    """J(u) at x, whose statistics are given. Differentiable in u and x."""
+    if differentiating((u, x)):
+        return ProjectRule.call(backend, _plain(form), u, x, mean, rstd)
+    return _projected(backend, form, u, x, mean, rstd)
+
+
+def _projected(backend: str, form: Form, u: Tensor, x: Tensor, mean: Maybe, rstd: Tensor) -> Tensor:
+    want = (True, *(False,) * 6)
+    nothing: tuple[None, ...] = (None,) * 4
+    found = _gradients(backend, _plain(form), want, u, None, None, x, *nothing, None, mean, rstd)[0]
+    assert found is not None
+    return found
+
+
+def _mean_of_products(backend: str, form: Form, a: Tensor, b: Tensor, like: Tensor, factor: float) -> Any:
+    """factor * m(a b) of the size of ``like``, differentiable."""
+    rule = backend, (False, True, False), "identity", 0.0
+    number = factor / form.count(a)
+    a, b = form.sets(a), form.sets(b)
+    return elementwise.modulate_grads(*rule, a, b, like, (), number)[1]
+
+
+def _by_x(
+    backend: str, form: Form, u: Tensor, x: Tensor, ju: Tensor, c: Tensor, jc: Tensor, mean: Maybe, rstd: Tensor
+) -> Tensor:
+    """The derivative of <c, J(u)> by x, or that of J(u) along c: they are the same. Differentiable."""
+    n = _normalized(backend, form, x)
+    r = _rstd(backend, form, x, rstd)
+    result = None
+    for tensor, a, b in ((n, ju, c), (ju, c, n), (jc, u, n)):
+        factor = r * _mean_of_products(backend, form, a, b, r, -1.0)
+        result = elementwise.modulate(backend, form.sets(tensor), factor, result, "identity", 0.0)
+    assert result is not None
+    return result.reshape(x.shape)
+
+
+class ProjectRule(Rule):
+    """J(u) at x; mean and rstd are constants here, as the formulas are those of n as a function of x."""
+
+    @staticmethod
+    def forward(backend, form, u, x, mean, rstd):
+        return _projected(backend, form, u, x, mean, rstd)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.backend, ctx.form, *tensors = inputs
+        Rule.save(ctx, *tensors, output)
+
+    @staticmethod
+    def backward(ctx, c):
+        if c is None:
+            return (None,) * 6
+        u, x, mean, rstd, ju = ctx.saved_tensors
+        backend, form = ctx.backend, ctx.form
+        want_u, want_x = wanted(ctx, _WORK * x.numel())[2:4]
+        jc = _project(backend, form, c, x, mean, rstd)
+        dx = _by_x(backend, form, u, x, ju, c, jc, mean, rstd) if want_x else None
+        return None, None, jc if want_u else None, dx, None, None
+
+    @staticmethod
+    @nestable
+    def jvp(ctx, _, __, u_t, x_t, *___):
+        u, x, mean, rstd, _ = primals(ctx)
+        backend, form, terms = ctx.backend, ctx.form, []
+        if u_t is not None:
+            terms.append(_project(backend, form, u_t, x, mean, rstd))
+        if x_t is not None:
+            ju, jx = (_project(backend, form, t, x, mean, rstd) for t in (u, x_t))
+            terms.append(_by_x(backend, form, u, x, ju, x_t, jx, mean, rstd))
+        tangent = add(*terms)
+        return torch.zeros_like(x) if tangent is None else tangent
+
+    @staticmethod
+    def vmap(info, in_dims, backend, form, *tensors):
+        pairs = zip(tensors, in_dims[2:], strict=True)
+        tensors = tuple(dim_first(t, d, info.batch_size) for t, d in pairs)
+        return _project(backend, form._replace(dim=form.dim + 1), *tensors), 0
+
+
+def _rstd(backend: str, form: Form, x: Tensor, rstd: Tensor) -> Tensor:
+    """rstd as a function of x, in its dtype, as wide as `Form.sets`. Differentiable."""
+    if differentiating((x,)):
+        return RstdRule.call(backend, _plain(form), x, rstd)
+    return form.per_set(rstd, x.dim()).to(x.dtype)
+
+
+class RstdRule(Rule):
+    @staticmethod
+    def forward(backend, form, x, rstd):
+        return form.per_set(rstd, x.dim()).to(x.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.backend, ctx.form, *tensors = inputs
+        Rule.save(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx, c):
+        if c is None:
+            return (None,) * 4
+        x, rstd = ctx.saved_tensors
+        n, r = _normalized(ctx.backend, ctx.form, x), _rstd(ctx.backend, ctx.form, x, rstd)
+        slope, number = c * r * r, -1.0 / ctx.form.count(x)
+        sets = ctx.form.sets(n)
+        dx = elementwise.modulate(ctx.backend, sets, slope, None, "identity", 0.0, number)
+        return None, None, dx.reshape(x.shape), None
+
+    @staticmethod
+    @nestable
+    def jvp(ctx, _, __, x_t, ___):
+        x, rstd = primals(ctx)
+        n, r = _normalized(ctx.backend, ctx.form, x), _rstd(ctx.backend, ctx.form, x, rstd)
+        return r * r * _mean_of_products(ctx.backend, ctx.form, n, x_t, r, -1.0)
+
+    @staticmethod
+    def vmap(info, in_dims, backend, form, *tensors):
+        pairs = zip(tensors, in_dims[2:], strict=True)
+        x, rstd = (dim_first(t, d, info.batch_size) for t, d in pairs)
+        return _rstd(backend, form._replace(dim=form.dim + 1), x, rstd), 0

@@ -1,0 +1,62 @@
+"""Plans of normalisation with modulation for :func:`mi_kernels.explain`."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from mi_kernels.ops import backend as backends
+from mi_kernels.ops import counts
+from mi_kernels.ops.plan import Plan
+from mi_kernels.ops.rules import gradients_wanted
+
+_WHY = {
+    "one pass": "x is read once and y written once; statistics, modulation and residual are computed while a set"
+    " is on chip or in the cache",
+    "one pass, sums": "x and g are read once; all gradients, and their sums, are computed in the same pass",
+    "elementwise": "PyTorch's own operations, one after the other",
+}
+_BESIDE = "; what differs from pixel to pixel is modulation of its own"
+
+
+def norm_modulate(
+    backend: str,
+    op: str,
+    center: bool,
+    beside: int,
+    x: Tensor,
+    h: Tensor | None,
+    *parameters: Tensor | None,  # gate, scale, shift, weight, bias
+) -> Plan:
+    """The plan of checked arguments; ``beside``: passes of modulation before or after it."""
+    fused = backends.get(backend).fused
+    sizes = [0 if t is None else t.numel() for t in parameters]
+    call = center, x.numel(), h is not None, sizes, x.element_size()
+
+    def step(op: str, algorithm: str, count: counts.Count, scratch: int | None, moved: int) -> Plan:
+        algorithm = algorithm if fused else "elementwise"
+        why = _WHY[algorithm] + (_BESIDE if beside else "")
+        traffic = count.bytes + beside * moved * x.numel() * x.element_size()
+        return Plan(op, backend, algorithm, count.operations, traffic, scratch, why)
+
+    backward: tuple[Plan, ...] = ()
+    if any(gradients_wanted((x, h, *parameters))):
+        grads = counts.norm_modulate_grads(*call)
+        backward = (step("norm_modulate_grads", "one pass, sums", grads, None, 3),)
+    scratch = _scratch(beside, x) if fused else None
+    return replace(step(op, "one pass", counts.norm_modulate(*call), scratch, 2), backward=backward)
+
+
+def _scratch(beside: int, x: Tensor) -> int:
+    """What a pass beside it reads."""
+    return min(beside, 1) * x.numel() * x.element_size()
+
+
+def residual(backend: str, x: Tensor, h: Tensor) -> Plan:
+    """x + h, which is PyTorch's."""
+    moved = 3 * x.numel() * x.element_size()
+    backward: tuple[Plan, ...] = ()
+    if any(gradients_wanted((x, h))):
+        why = "both gradients are that of y"
+        backward = (Plan("gated_residual_grads", backend, "torch", 0, 0, 0, why),)
+    why = "without a gate it is PyTorch's sum"
+    return Plan("gated_residual", backend, "torch", x.numel(), moved, 0, why, backward)

@@ -1,0 +1,680 @@
+"""Normalisation with modulation and a gated residual: values, gradients of every order, layouts, transforms."""
+
+import re
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import COMPILE, Spy
+from torch.autograd import gradcheck, gradgradcheck
+
+import mi_kernels as mi
+from mi_kernels import backends
+from mi_kernels.ops import activations
+from mi_kernels.ops.norm import reference
+from mi_kernels.testing.checks import check_gradients, check_second_order, check_values, gradients_of
+from mi_kernels.testing.memory import peak_memory
+from mi_kernels.testing.norm_samples import (
+    LARGE_MEAN,
+    MAPS,
+    MODULATED,
+    RMS,
+    TOKENS,
+    Normalization,
+    normalizations,
+)
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ALL = {"residual": True, "affine": "wb", "activation": "tanh"}
+CONTEXT = ((2, 1, 4),) * 3
+TINY = (
+    Normalization("tokens", (2, 3, 4), *CONTEXT, **ALL),
+    Normalization("tokens", (2, 3, 4), *CONTEXT, **ALL, norm="rms"),
+    Normalization("maps", (2, 4, 3), *((2, 4, 1),) * 3, **ALL, norm="group", groups=2),
+    Normalization("modulated", (3, 4), None, (3, 4), (4,), activation="softmax"),
+    Normalization("residual", (2, 3), residual=True, affine="w", norm="rms"),
+    Normalization("pixels", (2, 4, 3), *((2, 4, 3),) * 3, **ALL, norm="group", groups=2),
+)
+# Enough elements for several tasks and threads, whose sums are added up.
+SPLIT = (
+    TOKENS.__class__("tokens", (4, 700, 130), *((4, 1, 130),) * 3, True, "wb"),
+    Normalization("features", (3000, 96), *((96,),) * 3, True, "wb", "rms"),
+    Normalization("maps", (4, 16, 90, 50), *((4, 16, 1, 1),) * 3, True, "wb", "group", 4),
+)
+
+
+def ours(sample):
+    return partial(sample.call, mi)
+
+
+def theirs(sample):
+    return partial(sample.call, reference)
+
+
+def plainly(sample):
+    """The formula in operations all of whose derivatives PyTorch has right, in float64."""
+
+    def function(x, h, gate, scale, shift, weight, bias):
+        channel = sample.channel - len(sample.x)
+        over = (-1, *(1,) * (-1 - channel))
+        if h is not None:
+            x = x + (h if gate is None else gate * h)
+        groups = sample.groups or 1
+        sets = x.unflatten(channel, (groups, x.shape[channel] // groups))
+        axes = tuple(range(channel, 0))
+        if sample.norm != "rms":
+            sets = sets - sets.mean(axes, keepdim=True)
+        y = (sets * (sets.square().mean(axes, keepdim=True) + 1e-5).rsqrt()).reshape(x.shape)
+        y = y if weight is None else y * weight.view(over)
+        y = y if bias is None else y + bias.view(over)
+        if scale is not None:
+            y = y * (activations.value(sample.activation, scale) + sample.scale_offset)
+        y = y if shift is None else y + shift
+        return y if h is None else torch.stack([x, y])
+
+    return function
+
+
+def present(sample, function, tensors):
+    """The function of the tensors that there are, and these."""
+    there = [t is not None for t in tensors]
+
+    def called(*given):
+        left = iter(given)
+        return function(*(next(left) if t else None for t in there))
+
+    return called, [t for t in tensors if t is not None]
+
+
+# The scope puts the backends of a sample side by side: they are judged by one oracle.
+@pytest.mark.parametrize("dtype", FLOATS, ids=str, scope="module")
+@pytest.mark.parametrize("sample", list(normalizations()), ids=str, scope="module")
+def test_error_rule(sample, dtype, place):
+    y = ours(sample)(*sample.arguments(dtype, place.device))
+    assert y.dtype == dtype and y.shape == sample.shape
+    check_values(sample, dtype, place.device)
+    check_gradients(sample, dtype, place.device)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
+@pytest.mark.parametrize("sample", SPLIT[:2], ids=str)
+def test_error_rule_of_split_sums(sample, dtype, place):
+    check_gradients(sample, dtype, place.device)
+
+
+@pytest.mark.parametrize("name", activations.NAMES)
+def test_error_rule_of_activations(name, place):
+    for dtype in (torch.float32, torch.bfloat16):
+        sample = Normalization("tokens", (3, 19, 40), None, (3, 1, 40), (3, 1, 40), activation=name)
+        check_values(sample, dtype, place.device)
+        check_gradients(sample, dtype, place.device)
+
+
+@pytest.mark.parametrize("sample", [*TINY, LARGE_MEAN], ids=str)
+def test_float64_is_the_formula(sample, place):
+    tensors = sample.arguments(torch.float64, place.device)
+    expected = plainly(sample)(*tensors)
+    error = (ours(sample)(*tensors) - expected).norm()
+    # Of x itself: a mean of 1000 takes its digits from any order of sums.
+    assert error <= 1e-12 * torch.cat([expected.flatten(), tensors[0].flatten()]).norm()
+
+
+@pytest.mark.parametrize("sample", TINY, ids=str)
+def test_gradcheck(sample, place):
+    tensors = sample.arguments(torch.float64, place.device, requires_grad=True)
+    function, inputs = present(sample, ours(sample), tensors)
+    batched = {"check_batched_grad": True, "check_batched_forward_grad": True}
+    assert gradcheck(function, inputs, check_forward_ad=True, check_undefined_grad=True, **batched)
+    assert gradgradcheck(
+        function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+@pytest.mark.parametrize("sample", [TOKENS, RMS, MAPS, MODULATED], ids=str)
+def test_second_order_is_as_exact_as_pytorch(sample, dtype, place):
+    check_second_order(sample, dtype, place.device)
+
+
+@pytest.mark.parametrize("sample", TINY[:3], ids=str)
+def test_third_order(sample, place):
+    def third(function):
+        tensors = sample.arguments(torch.float64, place.device, requires_grad=True)
+        value = function(*tensors).pow(3).sum()
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(3):
+            grads = torch.autograd.grad(value, tensors, create_graph=True)
+            value = sum(
+                (g * torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g.device)).sum()
+                for g in grads
+            )
+        return value
+
+    torch.testing.assert_close(third(ours(sample)), third(plainly(sample)), rtol=1e-10, atol=0)
+
+
+IN_DIMS = (
+    (0, None, None, None, None, None, None),
+    (None, 1, None, None, None, None, None),
+    (None, None, 2, None, 0, None, None),
+    (None, None, None, 1, None, None, None),
+    (None, None, None, None, None, 0, None),
+    (1, 0, None, None, None, None, 1),
+    (0, 1, 2, 0, 1, 0, 1),
+)
+
+
+@pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
+@pytest.mark.parametrize("sample", TINY[:3], ids=str)
+def test_vmap_and_derivatives_in_it(in_dims, sample, place):
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for tensor, dim in zip(sample.arguments(torch.float64), in_dims, strict=True):
+        size = list(tensor.shape)
+        if dim is not None:
+            size.insert(dim, 3)
+        tensors.append(torch.randn(size, generator=generator, dtype=torch.float64).to(place.device))
+
+    def loss(function):
+        return lambda *t: function(*t).pow(2).sum()
+
+    every = tuple(range(7))
+    for transform in (
+        lambda f: f,
+        lambda f: torch.func.grad(loss(f), every),
+        lambda f: torch.func.jacrev(torch.func.grad(loss(f), (0, 1, 3)), 1),
+    ):
+        found = torch.func.vmap(transform(ours(sample)), in_dims)(*tensors)
+        expected = torch.func.vmap(transform(plainly(sample)), in_dims)(*tensors)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("sample", TINY[:3], ids=str)
+def test_nested_transforms(sample, place):
+    tensors = sample.arguments(torch.float64, place.device)
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+
+    def all_of(function):
+        def loss(*t):
+            return function(*t).sin().sum()
+
+        yield torch.func.jvp(function, tuple(tensors), tangents)
+        yield torch.func.jacfwd(torch.func.jacrev(loss, (0, 3, 5)), (0, 2))(*tensors)
+        yield torch.func.jacfwd(torch.func.jacfwd(loss, (0, 5)), (0, 3))(*tensors)
+        yield torch.func.jacrev(torch.func.jacrev(loss, 1), (0, 6))(*tensors)
+        yield torch.func.jacfwd(torch.func.jacrev(torch.func.jacrev(loss, 0), 0), 0)(*tensors)
+
+    for found, expected in zip(all_of(ours(sample)), all_of(plainly(sample)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_a_batch_of_cotangents(place):
+    """is_grads_batched, the older vmap."""
+    sample = TINY[0]
+    tensors = sample.arguments(torch.float64, place.device, requires_grad=True)
+    grads = torch.randn(5, *sample.shape, dtype=torch.float64, device=place.device)
+    found = torch.autograd.grad(ours(sample)(*tensors), tensors, grads, is_grads_batched=True)
+    for index, grad in enumerate(grads):
+        expected = torch.autograd.grad(ours(sample)(*tensors), tensors, grad)
+        torch.testing.assert_close([t[index] for t in found], list(expected), rtol=1e-12, atol=1e-12)
+
+
+NEEDS = ["x", "h", "g", "s", "t", "w", "b", "xs", "hg", "tw", "xhgstwb"]
+
+
+@pytest.mark.parametrize("needs", NEEDS)
+@pytest.mark.parametrize("sample", [TOKENS, RMS, MAPS], ids=str)
+def test_one_pass_for_what_is_asked_for(sample, needs, place):
+    tensors = sample.arguments(torch.float64, place.device)
+    for letter, tensor in zip("xhgstwb", tensors, strict=True):
+        tensor.requires_grad_(letter in needs)
+    with Spy() as spy:
+        y = ours(sample)(*tensors)
+    assert spy.names == ["norm_modulate"]
+    grad = sample.cotangent(torch.float64, place.device)
+    with Spy() as spy:
+        y.backward(grad)
+    assert spy.names == ["norm_modulate_grads"]
+    assert spy.calls[0][1][-7:] == tuple(letter in needs for letter in "xhgstwb")
+    expected = gradients_of(plainly(sample))(grad, *tensors)
+    for letter, tensor, truth in zip("xhgstwb", tensors, expected, strict=True):
+        assert (tensor.grad is not None) == (letter in needs)
+        if tensor.grad is not None:
+            torch.testing.assert_close(tensor.grad, truth, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("which", [0, 1], ids=["x_new", "y"])
+def test_gradients_of_one_result_alone(which, gate, place):
+    tensors = TOKENS.arguments(torch.float64, place.device, requires_grad=True)
+    x, h, g, scale, shift, weight, bias = tensors
+    arguments = (x, h, g if gate else None, scale, shift)
+    results = mi.gated_residual_norm_modulate(*arguments, weight=weight, bias=bias)
+    expected = reference.gated_residual_norm_modulate(*arguments, weight=weight, bias=bias)
+    with Spy() as spy:
+        found = torch.autograd.grad(results[which].sin().sum(), tensors, allow_unused=True)
+    assert ("norm_modulate_grads" in spy.names) == (which == 1)
+    truth = torch.autograd.grad(expected[which].sin().sum(), tensors, allow_unused=True)
+    for one, other in zip(found, truth, strict=True):
+        if other is None:
+            assert one is None or not one.any()
+        else:
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_they_are_the_functions_of_torch(norm, place):
+    x, weight, bias = (torch.randn(s, dtype=torch.float64, device=place.device) for s in ((3, 7, 24), 24, 24))
+    if norm == "layer":
+        expected = F.layer_norm(x, (24,), weight, bias, 1e-3)
+    else:
+        expected = F.rms_norm(x, (24,), weight, 1e-3) + bias
+    found = mi.norm_modulate(x, None, norm=norm, weight=weight, bias=bias, eps=1e-3)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    maps = x.mT.contiguous()
+    found = mi.norm_modulate(maps, None, norm="group", groups=6, weight=weight, bias=bias, eps=1e-3)
+    torch.testing.assert_close(found, F.group_norm(maps, 6, weight, bias, 1e-3), rtol=1e-12, atol=1e-12)
+
+
+def test_pixels_without_a_group_of_their_own(place):
+    """No pixels, no sums: PyTorch's group_norm has NaN for the gradients of its weights."""
+    x, weight = torch.zeros(2, 6, 0, 3, device=place.device), torch.ones(6, device=place.device).requires_grad_()
+    y = mi.norm_modulate(x.requires_grad_(), None, norm="group", groups=2, weight=weight)
+    dx, dweight = torch.autograd.grad(y.sum(), (x, weight))
+    assert dx.shape == x.shape and torch.equal(dweight, torch.zeros_like(weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_a_large_mean_costs_no_digits(norm, dtype, place):
+    """A mean of 1000 in 16 bits: E[x^2] - E[x]^2 in float32 would have none of the variance right."""
+    generator = torch.Generator().manual_seed(0)
+    x = (1000 + torch.randn(6, 96, 8, generator=generator)).to(dtype).to(place.device)
+    x = x if norm == "group" else x.mT.contiguous()
+    groups = 4 if norm == "group" else None
+    y = mi.norm_modulate(x, None, norm=norm, groups=groups)
+    expected = reference.norm_modulate(x.double(), None, norm=norm, groups=groups)
+    # One rounding of y; float32 statistics of numbers of few digits add no more.
+    assert ((y.double() - expected).abs() <= torch.finfo(dtype).eps * expected.abs()).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("sample", [TOKENS, RMS, MAPS], ids=str)
+def test_nan_and_inf_stay_in_their_set(sample, value, place):
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = sample.arguments(dtype, place.device)
+        clean = ours(sample)(*tensors)[1]
+        tensors[0].view(-1)[5] = value
+        y = ours(sample)(*tensors)[1]
+        groups = sample.groups or 1
+        sets = slice(0, sample.x[sample.channel] // groups)
+        hit = torch.zeros_like(y, dtype=torch.bool)
+        hit[(0, 0, sets) if sample.norm != "group" else (0, sets)] = True
+        assert torch.equal(y[~hit], clean[~hit])
+        if sample.norm == "rms" and value == value:  # the others are divided by infinity
+            assert y[hit].isnan().sum() == 1
+        else:
+            assert y[hit].isnan().all()
+
+
+@pytest.mark.parametrize("which", range(2, 5), ids=["gate", "scale", "shift"])
+def test_nan_in_a_context_reaches_its_elements(which, place):
+    tensors = TOKENS.arguments(torch.float32, place.device)
+    tensors[which].view(-1)[3] = float("nan")
+    x_new, y = ours(TOKENS)(*tensors)
+    assert x_new.isnan().sum() == (19 if which == 2 else 0)
+    assert y.isnan().sum() == (19 * 40 if which == 2 else 19)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("sample", SPLIT, ids=str)
+def test_threads_change_no_bit(sample, dtype, place):
+    results = []
+    for threads in (1, 1, 2, 3):
+        torch.set_num_threads(threads if place.backend == "cpu" else 1)
+        leaves = sample.arguments(dtype, place.device, requires_grad=True)
+        y = ours(sample)(*leaves)
+        results.append([y, *torch.autograd.grad(y, leaves, sample.cotangent(dtype, place.device))])
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+def saved(function, tensors):
+    """The storages that a call keeps for its backward pass, and its results."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        results = function(*tensors)
+    return kept, results
+
+
+@pytest.mark.parametrize("gates", [False, True])
+@pytest.mark.parametrize("sample", [TOKENS, RMS, MAPS], ids=str)
+def test_what_is_saved(sample, gates, place):
+    """x_new, h only where the gate wants a gradient, the contexts and the statistics."""
+    tensors = sample.arguments(torch.float32, place.device, requires_grad=True)
+    x, h, gate, scale, shift, weight, bias = tensors
+    gate.requires_grad_(gates)
+    options = sample.options | {"weight": weight, "bias": bias}
+    kept, (x_new, y) = saved(
+        lambda *t: mi.gated_residual_norm_modulate(*t, **options), (x, h, gate, scale, shift)
+    )
+    large = {address for address, tensor in kept.items() if tensor.numel() >= x.numel()}
+    expected = {x_new, h} if gates else {x_new}
+    assert large == {tensor.untyped_storage().data_ptr() for tensor in expected}
+    small = [tensor for address, tensor in kept.items() if address not in large]
+    sets = x.numel() // (x.shape[-1] if sample.norm != "group" else x[0].numel() // sample.groups)
+    statistics = sets * (1 if sample.norm == "rms" else 2)
+    arguments = sum(t.numel() for t in (gate, scale, weight, bias))
+    assert sum(tensor.numel() for tensor in small) == statistics + arguments
+    assert y.untyped_storage().data_ptr() not in kept
+
+
+def test_x_is_saved_without_a_residual(place):
+    x, _, _, scale, shift, *_ = MODULATED.arguments(torch.float32, place.device, requires_grad=True)
+    kept, _ = saved(lambda *t: mi.norm_modulate(*t), (x, scale, shift))
+    large = [address for address, tensor in kept.items() if tensor.numel() >= x.numel()]
+    assert large == [x.untyped_storage().data_ptr()]
+
+
+def has_kernel() -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("mi_kernels::norm_modulate", "CPU")
+
+
+def test_results_are_the_only_memory():
+    if backends.why_not("cpu") is not None or not has_kernel():
+        pytest.skip("the compiled library is missing, or has no kernel of this operation")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    for sample in (
+        Normalization("large", (4, 500, 256), *((4, 1, 256),) * 3, True, "wb"),
+        Normalization("large", (4, 500, 256), *((4, 1, 256),) * 3, True, "wb", "rms", layout="transposed"),
+        Normalization("large", (4, 64, 40, 40), *((4, 64, 1, 1),) * 3, True, "wb", "group", 8),
+    ):
+        x, h, gate, scale, shift, weight, bias = sample.arguments(torch.float32)
+        options = sample.options | {"weight": weight, "bias": bias}
+
+        def call(*t, options=options):
+            return mi.gated_residual_norm_modulate(*t, **options)
+
+        call(x, h, gate, scale, shift)
+        sets = x.numel() // 256
+        allowed = 2 * x.numel() * 4 + 2 * sets * 4 + (128 << 10)
+        assert peak_memory(lambda t=(x, h, gate, scale, shift), f=call: f(*t)) <= allowed
+
+
+@pytest.mark.parametrize("sample", [MAPS, TINY[5]], ids=str)
+def test_memory_format_is_kept(sample, place):
+    x, h, *others = sample.arguments(torch.float32, place.device)
+    x, h = (t.movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_() for t in (x, h))
+    results = mi.gated_residual_norm_modulate(x, h, *others[:3], **sample.options)
+    gradients = torch.autograd.grad(sum(t.sum() for t in results), (x, h))
+    for tensor in (*results, *(gradients if sample is MAPS else ())):
+        assert tensor.movedim(1, -1).is_contiguous()
+
+
+@pytest.mark.parametrize("sample", [TOKENS, MAPS], ids=str)
+def test_expanded_inputs_and_cotangents(sample, place):
+    tensors = sample.arguments(torch.float64, place.device)
+    base = tensors[0][:1].clone().requires_grad_()
+    grad = sample.cotangent(torch.float64, place.device)[..., :1].expand(sample.shape)
+    found, expected = (
+        torch.autograd.grad(function(base.expand(sample.x), *tensors[1:]), base, grad)
+        for function in (ours(sample), plainly(sample))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_contexts_broadcast_as_in_pytorch(norm, place):
+    """[B, C] beside tokens [B, T, C] is [T, C] if B = T, and an error otherwise."""
+    x = torch.randn(4, 4, 6, device=place.device)
+    context = torch.randn(4, 6, device=place.device)
+    options = {"norm": norm, "groups": 2 if norm == "group" else None}
+    expected = reference.norm_modulate(x, context, context, **options)
+    torch.testing.assert_close(mi.norm_modulate(x, context, context, **options), expected)
+    with pytest.raises(ValueError, match=r"scale: expected a shape that broadcasts to that of x \[3, 4, 6\]"):
+        mi.norm_modulate(x[:3], context[:3], **options)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("sample", [TOKENS, RMS], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_opcheck(sample, dtype, portable):
+    suffix = "_portable" if portable else ""
+    x, h, *contexts, weight, bias = sample.arguments(dtype)
+    others = (*contexts, weight[None, None], bias[None, None])
+    form = (2, 1, sample.norm != "rms")
+    op = getattr(torch.ops.mi_kernels, f"norm_modulate{suffix}").default
+    torch.library.opcheck(op, (x, h, *others, *form, 1e-5, "sigmoid", 1.0))
+    torch.library.opcheck(op, (x.mT.contiguous().mT, None, None, *others[1:], *form, 1e-5, "tanh", 0.0))
+    _, x_new, mean, rstd = op(x, h, *others, *form, 1e-5, "sigmoid", 1.0)
+    op = getattr(torch.ops.mi_kernels, f"norm_modulate_grads{suffix}").default
+    grad_x, grad = sample.cotangent(dtype)
+    statistics = (mean if form[2] else None, rstd)
+    for want in ((True,) * 7, (True, *(False,) * 6), (False, False, True, False, True, True, False)):
+        torch.library.opcheck(
+            op, (grad, x_new, grad_x, h, *others, *statistics, *form, "sigmoid", 1.0, *want)
+        )
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float16, torch.float16, torch.float32),
+        (torch.float32, torch.float64, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_dtypes_are_promoted_as_in_pytorch(dtypes, place):
+    x, _, _, scale, shift, *_ = MODULATED.arguments(torch.float64, place.device)
+    given = [t.to(dtype).requires_grad_() for t, dtype in zip((x, scale, shift), dtypes, strict=True)]
+    wide = (given[0] * given[1] + given[2]).dtype
+    y, expected = mi.norm_modulate(*given), reference.norm_modulate(*(t.to(wide) for t in given))
+    assert y.dtype == wide
+    torch.testing.assert_close(y, expected)
+    grads = torch.autograd.grad(y.sum(), given)
+    assert tuple(grad.dtype for grad in grads) == dtypes
+    assert "cast to" in mi.explain(mi.norm_modulate, *given).why
+    number = torch.tensor(0.3, device=place.device)  # a number without dimensions does not widen
+    x = x.bfloat16()
+    found = mi.norm_modulate(x, number)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, mi.norm_modulate(x, (1 + number).bfloat16(), scale_offset=0.0))
+
+
+@pytest.mark.parametrize("name", ["auto", "reference", "portable"])
+def test_autocast_casts_nothing(name):
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = TOKENS.arguments(dtype)
+        with torch.autocast("cpu", torch.bfloat16), mi.backend(name):
+            found = ours(TOKENS)(*tensors)
+        assert found.dtype == dtype
+        check = dict(rtol=1e-5, atol=1e-5) if dtype == torch.float32 else dict(rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(found, theirs(TOKENS)(*tensors), **check)
+
+
+def broken(error, message, function, *arguments, **options):
+    with Spy() as spy, pytest.raises(error, match=message):
+        function(*arguments, **options)
+    assert spy.names == []
+
+
+X, C = torch.ones(4, 5, 6), torch.ones(6)
+
+
+@pytest.mark.parametrize("function", [mi.norm_modulate, mi.gated_residual_norm_modulate])
+def test_messages(function):
+    op, residual = function.__name__, function is not mi.norm_modulate
+
+    def call(error, message, x=X, scale=C, shift=None, h=X, gate=C, **options):
+        arguments = (x, h, gate, scale, shift) if residual else (x, scale, shift)
+        broken(error, f"^{op}: {message}", function, *arguments, **options)
+
+    call(TypeError, "x: expected a torch.Tensor, got list$", x=[1.0])
+    call(TypeError, "scale: expected a torch.Tensor, got float$", scale=1.0)
+    call(TypeError, r"shift: expected a dense \(strided\)", shift=C.to_sparse())
+    call(TypeError, "weight: expected a torch.Tensor, got int$", weight=1)
+    call(TypeError, "bias: expected a dtype of .*, got torch.bool$", bias=C.bool())
+    call(TypeError, "x: expected a dtype of float64", **dict.fromkeys(("x", "h"), X.long()), scale=C.long())
+    call(ValueError, r"scale: expected device cpu \(that of x\), got meta$", scale=C.to("meta"))
+    call(ValueError, r"x: expected at least 1 dimension\(s\)", **dict.fromkeys(("x", "h"), C.sum()))
+    for name in ("scale", "shift", *(("gate",) if residual else ())):
+        of_x = re.escape("[4, 5, 6]")
+        call(ValueError, rf"{name}: expected a shape that broadcasts to that of x {of_x}, got \[5\]$", **{name: C[:5]})
+        call(ValueError, rf"{name}: .*, got \[2, 1, 1, 6\]$", **{name: torch.ones(2, 1, 1, 6)})
+    call(ValueError, r"weight: expected shape \[C=6\], got \[5\]$", weight=C[:5])
+    call(ValueError, r"bias: expected shape \[C=6\], got \[1, 6\]$", bias=C[None])
+    call(ValueError, "norm: expected one of layer, rms, group, got 'batch'$", norm="batch")
+    call(ValueError, "norm: expected one of layer, rms, group, got None$", norm=None)
+    call(ValueError, "groups: expected None, as norm is 'rms', got 2$", norm="rms", groups=2)
+    call(ValueError, "groups: expected the number of groups, as norm is 'group', got None$", norm="group")
+    call(ValueError, "groups: expected a positive divisor of C=5, got 2$", norm="group", groups=2)
+    call(ValueError, "groups: expected a positive divisor of C=5, got 0$", norm="group", groups=0)
+    call(TypeError, "groups: expected an int, got float$", norm="group", groups=5.0)
+    call(TypeError, "groups: expected an int, got bool$", norm="group", groups=True)
+    message = r"x: expected at least 2 dimension\(s\), got shape \[6\]$"
+    call(ValueError, message, x=C, h=C, norm="group", groups=2)
+    call(TypeError, "eps: expected a float, got str$", eps="1e-5")
+    call(TypeError, "eps: expected a float, got NoneType$", eps=None)
+    call(ValueError, "eps: expected a number that is not negative, got -1e-05$", eps=-1e-5)
+    call(ValueError, "eps: expected a number that is not negative, got nan$", eps=float("nan"))
+    call(TypeError, "scale_offset: expected a float, got Tensor$", scale_offset=C)
+    names = ", ".join(activations.NAMES)
+    call(ValueError, f"activation: expected one of {names}, got 'swish'$", activation="swish")
+    if residual:
+        call(TypeError, "h: expected a torch.Tensor, got NoneType$", h=None)
+        call(ValueError, r"h: expected shape \[4, 5, 6\] \(that of x\), got \[1, 5, 6\]$", h=X[:1])
+
+
+def test_messages_of_a_residual():
+    call = partial(broken, function=mi.gated_residual)
+
+    def check(error, message, *arguments):
+        broken(error, f"^gated_residual: {message}", mi.gated_residual, *arguments)
+
+    assert call is not None
+    check(TypeError, "x: expected a torch.Tensor, got int$", 1, X)
+    check(TypeError, "h: expected a torch.Tensor, got NoneType$", X, None)
+    check(TypeError, "gate: expected a torch.Tensor, got float$", X, X, 1.0)
+    check(TypeError, "gate: expected a dtype of .*, got torch.bool$", X, X, C.bool())
+    check(TypeError, "x: expected a dtype of .*, got torch.int64$", X.long(), X.long())
+    check(ValueError, r"h: expected device cpu \(that of x\), got meta$", X, X.to("meta"))
+    check(ValueError, r"gate: expected device cpu \(that of x\), got meta$", X, X, C.bfloat16().to("meta"))
+    check(ValueError, r"h: expected shape \[4, 5, 6\] \(that of x\), got \[5, 6\]$", X, X[0])
+    check(ValueError, r"gate: expected a shape that broadcasts to that of x .*, got \[5\]$", X, X, C[:5])
+    check(ValueError, r"gate: expected a shape that broadcasts .*, got \[5\]$", X, X, C[:5].bfloat16())
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_gated_residual(gated, place):
+    x, h, gate, *_ = TOKENS.arguments(torch.float64, place.device, requires_grad=True)
+    tensors = (x, h, gate) if gated else (x, h)
+    y, expected = mi.gated_residual(*tensors), reference.gated_residual(*tensors)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad(y.sin().sum(), tensors)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.sin().sum(), tensors))
+    assert mi.gated_residual(x.bfloat16(), h.float()).dtype == torch.float32
+    assert mi.gated_residual(x.bfloat16(), h.bfloat16(), gate.float()).dtype == torch.float32
+    plan = mi.explain(mi.gated_residual, *tensors)
+    assert plan.op == "gated_residual" and plan.bytes == 8 * (3 * x.numel() + gate.numel() * gated)
+    assert gradcheck(mi.gated_residual, [t[:1, :2, :3].detach().requires_grad_() for t in tensors])
+
+
+def test_explain(place):
+    x, h, gate, scale, shift, weight, bias = TOKENS.arguments(torch.float32, place.device, requires_grad=True)
+    plan = mi.explain(mi.gated_residual_norm_modulate, x, h, gate, scale, shift, weight=weight, bias=bias)
+    assert (plan.op, plan.backend) == ("gated_residual_norm_modulate", place.backend)
+    small = 3 * gate.numel() + 2 * weight.numel()
+    assert plan.bytes == 4 * (4 * x.numel() + small) and plan.operations == 11 * x.numel()
+    assert [step.op for step in plan.backward] == ["norm_modulate_grads"]
+    assert plan.backward[0].bytes == 4 * (6 * x.numel() + 2 * small)
+    plan = mi.explain("norm_modulate", x.detach(), None, norm="rms")
+    assert plan.bytes == 8 * x.numel() and plan.operations == 3 * x.numel() and not plan.backward
+    maps = torch.ones(2, 4, 3, 3, device=place.device)
+    whole = mi.explain(mi.norm_modulate, maps, maps[:, :1], norm="group", groups=2)
+    alone = mi.explain(mi.norm_modulate, maps, None, norm="group", groups=2)
+    assert "modulation of its own" in whole.why and whole.bytes > alone.bytes
+
+
+def graphs_of(function, tensors):
+    """y of the compiled function, and the operations of this package in its graphs, forward and backward."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    seen = []
+
+    def keep(graph, inputs):
+        targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+        kept = [str(t) for t in targets if isinstance(t, torch._ops.OpOverload)]
+        seen.append([name.split(".")[1] if name.startswith("mi_kernels") else "" for name in kept])
+        return graph.forward
+
+    compiler = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    return torch.compile(function, backend=compiler, **COMPILE)(*tensors), seen
+
+
+@pytest.mark.compile
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("sample", [TOKENS, RMS, MAPS], ids=str)
+def test_compiled_it_is_one_operation_where_there_are_kernels(sample, place):
+    from helpers import plain
+
+    tensors = sample.arguments(torch.float64, place.device, requires_grad=True)
+    y, seen = graphs_of(ours(sample), tensors)
+    expected = ours(sample)(*tensors)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    grad = sample.cotangent(torch.float64, place.device)
+    found = torch.autograd.grad(y, tensors, grad)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, tensors, grad), rtol=1e-11, atol=1e-11)
+    operations = [[plain(name) for name in names if name] for names in seen]
+    fused = backends.get(place.backend).fused
+    assert operations == ([["norm_modulate"], ["norm_modulate_grads"]] if fused else [[], []])
+
+
+@pytest.mark.compile
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_sizes_are_dynamic(place):
+    compiled = torch.compile(mi.gated_residual_norm_modulate, backend="aot_eager", **COMPILE)
+    for rows, tokens in ((2, 5), (3, 7), (9, 4)):
+        x, h = torch.randn(2, rows, tokens, 24, dtype=torch.float64, device=place.device)
+        context = torch.randn(rows, 1, 3 * 24, dtype=torch.float64, device=place.device).chunk(3, -1)
+        torch.testing.assert_close(
+            compiled(x, h, *context), mi.gated_residual_norm_modulate(x, h, *context), rtol=1e-12, atol=1e-12
+        )
+
+
+@pytest.mark.compile
+@pytest.mark.usefixtures("fresh_compiler")
+def test_kernels_of_a_compiled_block():
+    """Inductor makes no kernel around the operation: of chunks it takes views, and neighbours fuse."""
+    from torch._inductor import metrics
+
+    def block(x, h, gate, scale, shift):
+        x_new, y = mi.gated_residual_norm_modulate(x, h, gate, scale, shift)
+        return x_new, y
+
+    if backends.choose(X, "norm") != "cpu":
+        pytest.skip("without compiled kernels it is the formula")
+    x, h = torch.randn(2, 4, 16, 24)
+    contexts = torch.randn(4, 1, 72).chunk(3, -1)
+    metrics.reset()
+    torch.compile(block, fullgraph=True)(x, h, *contexts)
+    assert metrics.generated_kernel_count == 0
+    metrics.reset()
+    torch.compile(lambda *t: block(torch.relu(t[0]), *t[1:]), fullgraph=True)(x, h, *contexts)
+    assert metrics.generated_kernel_count == 1
+
+
+@pytest.mark.compile
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_residual_is_plain_pytorch(place):
+    x, h, gate, *_ = TOKENS.arguments(torch.float32, place.device, requires_grad=True)
+    y, seen = graphs_of(mi.gated_residual, (x, h, gate))
+    y.sum().backward()
+    assert seen and not any(any(names) for names in seen)
+    torch.testing.assert_close(y, reference.gated_residual(x, h, gate))
