@@ -1,4 +1,4 @@
-"""Normalisation with modulation and a gated residual: values, gradients of every order, layouts, transforms."""
+"""Normalisation with modulation and a gated residual: values, gradients of every order, transforms."""
 
 import re
 from dataclasses import replace
@@ -290,7 +290,10 @@ def test_they_are_the_functions_of_torch(norm, place):
 
 def test_pixels_without_a_group_of_their_own(place):
     """No pixels, no sums: PyTorch's group_norm has NaN for the gradients of its weights."""
-    x, weight = torch.zeros(2, 6, 0, 3, device=place.device), torch.ones(6, device=place.device).requires_grad_()
+    x, weight = (
+        torch.zeros(2, 6, 0, 3, device=place.device),
+        torch.ones(6, device=place.device).requires_grad_(),
+    )
     y = mi.norm_modulate(x.requires_grad_(), None, norm="group", groups=2, weight=weight)
     dx, dweight = torch.autograd.grad(y.sum(), (x, weight))
     assert dx.shape == x.shape and torch.equal(dweight, torch.zeros_like(weight))
@@ -541,7 +544,11 @@ def test_messages(function):
     call(ValueError, r"x: expected at least 1 dimension\(s\)", **dict.fromkeys(("x", "h"), C.sum()))
     for name in ("scale", "shift", *(("gate",) if residual else ())):
         of_x = re.escape("[4, 5, 6]")
-        call(ValueError, rf"{name}: expected a shape that broadcasts to that of x {of_x}, got \[5\]$", **{name: C[:5]})
+        call(
+            ValueError,
+            rf"{name}: expected a shape that broadcasts to that of x {of_x}, got \[5\]$",
+            **{name: C[:5]},
+        )
         call(ValueError, rf"{name}: .*, got \[2, 1, 1, 6\]$", **{name: torch.ones(2, 1, 1, 6)})
     call(ValueError, r"weight: expected shape \[C=6\], got \[5\]$", weight=C[:5])
     call(ValueError, r"bias: expected shape \[C=6\], got \[1, 6\]$", bias=C[None])
