@@ -20,7 +20,7 @@ def _follow_each_other(x: Tensor, dims: tuple[int, ...]) -> bool:
 
 
 def result_like(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised result of the size of x: contiguous, or with the channels last where those of x are."""
+    """An uninitialised result of the size of x: contiguous, or channels last where x is."""
     if has_channels_last(x, dim):
         return x.new_empty((*x.shape[:dim], *x.shape[dim + 1 :], x.shape[dim]), dtype=dtype).movedim(-1, dim)
     return x.new_empty(x.shape, dtype=dtype)
