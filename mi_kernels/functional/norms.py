@@ -236,12 +236,12 @@ def _is_one_operation(backend: str) -> bool:
 def _formula(tensors: Sequence[Any], rule: _Rule) -> tuple[Tensor, Tensor]:
     x, h, gate, scale, shift, weight, bias = tensors
     device = x.device.type
-    if dtype_in_force(device) is None:
-        x_new = x if h is None else reference.gated_residual(x, h, gate)
-        return reference.norm_modulate(x_new, scale, shift, weight=weight, bias=bias, **rule._asdict()), x_new
-    with torch.autocast(device, enabled=False):  # the arguments have been cast; autocast would widen y
-        x_new = x if h is None else reference.gated_residual(x, h, gate)
-        return reference.norm_modulate(x_new, scale, shift, weight=weight, bias=bias, **rule._asdict()), x_new
+    if dtype_in_force(device) is not None:  # the arguments have their dtypes; autocast would widen y
+        with torch.autocast(device, enabled=False):
+            return _formula(tensors, rule)
+    x_new = x if h is None else reference.gated_residual(x, h, gate)
+    options = {"weight": weight, "bias": bias} | rule._asdict()
+    return reference.norm_modulate(x_new, scale, shift, **options), x_new
 
 
 def _called(backend: str, tensors: Sequence[Any], rule: _Rule) -> tuple[Tensor, Tensor]:
@@ -255,26 +255,24 @@ def _called(backend: str, tensors: Sequence[Any], rule: _Rule) -> tuple[Tensor, 
     contexts = [None if t is None else same_rank(t, rank) for t in (gate, scale, shift)]
     if weight is not None or bias is not None:
         behind = (None,) * (rank - 1 - dim)
-        weight, bias = (None if t is None else t[(None,) * dim + (slice(None),) + behind] for t in (weight, bias))
+        weight, bias = (
+            None if t is None else t[(None,) * dim + (slice(None),) + behind] for t in (weight, bias)
+        )
     numbers = dim, groups or 1, norm != "rms", float(eps), activation, float(scale_offset)
     if dim == rank - 1 or not any(_varies(t, dim) for t in contexts):
-        return rules.norm_modulate(
-            backend, x, h, *_of_one_size(shape, dim, contexts), weight, bias, *numbers
-        )
+        gate, scale, shift = _of_one_size(shape, dim, contexts)
+        return rules.norm_modulate(backend, x, h, gate, scale, shift, weight, bias, *numbers)
     gate, scale, shift = contexts
-    x_new = x
-    if _varies(gate, dim):
+    x_new, outside = x, _varies(scale, dim) or _varies(shift, dim)
+    if gate is not None and _varies(gate, dim):
         x_new, h, gate = elementwise.modulate(backend, h, gate, x, "identity", 0.0), None, None
-    inside = [gate, None, None] if _varies(scale, dim) or _varies(shift, dim) else [gate, scale, shift]
-    inside = _of_one_size(shape, dim, inside)
-    y, added = rules.norm_modulate(backend, x_new, h, *inside, weight, bias, *numbers)
-    x_new = x_new if h is None else added
-    if inside[1] is None and inside[2] is None:
-        if scale is not None:
-            y = elementwise.modulate(backend, y, scale, shift, activation, float(scale_offset))
-        elif shift is not None:
-            y = y + shift
-    return y, x_new
+    inside = _of_one_size(shape, dim, (gate, None, None) if outside else (gate, scale, shift))
+    y, added = rules.norm_modulate(backend, x_new, h, inside[0], inside[1], inside[2], weight, bias, *numbers)
+    if outside and scale is not None:
+        y = elementwise.modulate(backend, y, scale, shift, activation, float(scale_offset))
+    elif outside and shift is not None:
+        y = y + shift
+    return y, x_new if h is None else added
 
 
 def _varies(context: Maybe, dim: int) -> bool:
@@ -345,9 +343,7 @@ def _prepared(op: str, tensors: tuple[Any, ...], rule: _Rule) -> tuple[tuple[Any
     return tensors, rule
 
 
-def _cast(
-    op: str, dtype: torch.dtype, tensors: Sequence[Any], rule: _Rule
-) -> tuple[tuple[Any, ...], _Rule]:
+def _cast(op: str, dtype: torch.dtype, tensors: Sequence[Any], rule: _Rule) -> tuple[tuple[Any, ...], _Rule]:
     """Tensors of one dtype. A scale that is a number and loses digits is activated before the cast."""
     scale, tensors = tensors[3], list(tensors)
     if scale is not None and torch.promote_types(scale.dtype, dtype) != dtype:
@@ -404,12 +400,13 @@ def _check_residual(op: str, x: Any, h: Any, gate: Any) -> torch.dtype | None:
     """The dtype that differing ones are promoted to."""
     names, tensors = _NAMES[:3], (x, h, gate)
     dtype = promoted_dtype(op, names, tensors, 2)
-    if dtype is not None:
-        tensors = tuple(None if t is None else t.detach().to("meta", dtype) for t in tensors)
-        for name, tensor in zip(names, (x, h, gate), strict=True):
+    if dtype is None:
+        check_tensors(op, names, tensors, 2, FLOATING)
+    else:  # each by itself: whether one is cast as it is read, modulation decides
+        for name, tensor in zip(names, tensors, strict=True):
+            check_tensors(op, (name,), (tensor,), 0 if name == "gate" else 1, FLOATING)
             if tensor is not None and tensor.device != x.device:
                 raise ValueError(f"{op}: {name}: expected device {x.device} (that of x), got {tensor.device}")
-    check_tensors(op, names, tensors, 2, FLOATING)
     check_rank(op, "x", x, 1)
     _check_like(op, x, h, {"gate": gate})
     return dtype
@@ -427,9 +424,7 @@ def _plan(op: str, tensors: tuple[Any, ...], rule: _Rule) -> Plan:
     return modulate_plan.with_casts(plan, _NAMES, given, x.dtype) if differ else plan
 
 
-def _plan_norm(
-    x: Any, scale: Any, shift: Any, weight: Any, bias: Any, **rule: Any
-) -> Plan:
+def _plan_norm(x: Any, scale: Any, shift: Any, weight: Any, bias: Any, **rule: Any) -> Plan:
     return _plan("norm_modulate", (x, None, None, scale, shift, weight, bias), _Rule(**rule))
 
 

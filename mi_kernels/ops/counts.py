@@ -132,9 +132,7 @@ def mix_grads(sizes: tuple[int, int], itemsize: int) -> Count:
     return Count(5 * y, (5 * y + 2 * gate) * itemsize)
 
 
-def norm_modulate(
-    center: bool, x: int, residual: bool, parameters: Sequence[int], itemsize: int
-) -> Count:
+def norm_modulate(center: bool, x: int, residual: bool, parameters: Sequence[int], itemsize: int) -> Count:
     """y of normalisation with modulation, and x_new of a residual.
 
     ``x``: its number of elements; ``parameters``: those of gate, scale, shift, weight and bias, 0 where there

@@ -75,14 +75,16 @@ class Normalization:
         seed: int = 0,
         requires_grad: bool = False,
     ) -> list[Tensor | None]:
-        """x, h, gate, scale, shift, weight and bias, None for those absent. The same numbers in every dtype."""
+        """x, h, gate, scale, shift, weight, bias or None. The same numbers in every dtype, rounded."""
         channels = (self.x[self.channel],)
         sizes = [
             *(self.x, self.x if self.residual else None, self.gate, self.scale, self.shift),
             *(channels if letter in self.affine else None for letter in "wb"),
         ]
         left = iter(normal([size for size in sizes if size is not None], seed))
-        tensors: list[Tensor | None] = [None if size is None else made(next(left), dtype, device) for size in sizes]
+        tensors: list[Tensor | None] = [
+            None if size is None else made(next(left), dtype, device) for size in sizes
+        ]
         if self.mean:
             assert tensors[0] is not None
             tensors[0] = (tensors[0].double() + self.mean).to(dtype)
@@ -105,7 +107,13 @@ class Normalization:
 
 def _block(name: str, x: Sizes, context: Sizes, **fields: Any) -> Normalization:
     """With all terms, and contexts of one size."""
-    values: dict[str, Any] = {"residual": True, "affine": "wb", "gate": context, "scale": context, "shift": context}
+    values: dict[str, Any] = {
+        "residual": True,
+        "affine": "wb",
+        "gate": context,
+        "scale": context,
+        "shift": context,
+    }
     return Normalization(name, x, **(values | fields))
 
 

@@ -1,12 +1,12 @@
 """S^2 of the error rule (errors.py) for normalisation with modulation, by the rules of squares.py.
 
-Statistics round as sums do: the mean m by one unit of itself, and with it all elements of a set, and rstd r by
-one unit of itself. So with S_x^2 of x_new, which without a residual is an argument and exact,
+Statistics round as sums do: the mean m of a set by one unit of itself, and with it all elements of the set,
+and rstd r by one unit of itself. So with S_x^2 of x_new, which without a residual is an argument and exact,
 
     S_n^2 = r^2 (S_x^2 + m^2) + n^2
 
-whose last term is the rounding of the difference and of r, and whose mean is 0 of rms. A mean over a set of
-terms t, each with its own S_t^2, has mean(S_t^2) / count, and its rounding.
+whose last term is the rounding of the difference and of r; there is no m of rms. A mean over a set of terms
+t, each with its own S_t^2, has mean(S_t^2) / count, and its rounding.
 """
 
 from typing import Any, NamedTuple

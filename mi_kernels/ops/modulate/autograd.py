@@ -158,7 +158,7 @@ def tangent(
     by_scale = None
     if scale_t is not None:
         direction = activations.tangent(form.activation, scale, scale_t)
-        if form.mixes:
+        if other is not None:
             by_scale = _times(backend, x - other, direction, form.factor)
         else:
             by_scale = modulate(backend, x, direction, shift_t, "identity", 0.0, form.factor)

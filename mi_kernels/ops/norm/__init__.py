@@ -1,1 +1,1 @@
-"""Normalisation, modulation and gated residual in one pass: the adaptive-norm block of diffusion transformers."""
+"""Normalisation, modulation and gated residual in one pass: the adaptive-norm block of transformers."""

@@ -2,8 +2,8 @@
 
     x_new = x + gate h,   n = (x_new - mean) rstd,   y = (n w + b) F + shift,   F = act(scale) + s
 
-The backward pass is one operation. Where it is differentiated itself, or mapped, it is composed of the rules of
-modulation for each product, and of
+The backward pass is one operation. Where it is differentiated itself, or mapped, it is composed of the rules
+of modulation for each product, and of
 
     J(u) = rstd (u - m(u) - n m(u n))                                    (rms: without m(u))
 
@@ -193,13 +193,14 @@ class NormModulateRule(Rule):
         want_h = want[0]
         through = want_x or (want_h and gate is None)  # dh is dx without a gate
         want = (through, want_h and gate is not None, *want[1:])
-        tensors = (x, h, gate, scale, weight, bias, mean, rstd)
+        kept = Kept(x, h, gate, scale, ctx.shift_size, weight, bias, mean, rstd)
+        found: Sequence[Maybe]
         if grad is None:
             found = (*_residual_grads(ctx.backend, want[:3], grad_x, h, gate), *(None,) * 4)
         elif differentiating((grad, grad_x, x, h, gate, scale, weight, bias)):
-            found = _composed_grads(ctx.backend, ctx.form, want, grad, grad_x, ctx.shift_size, *tensors)
+            found = _composed_grads(ctx.backend, ctx.form, want, grad, grad_x, kept)
         else:
-            found = _gradients(ctx.backend, ctx.form, want, grad, grad_x, ctx.shift_size, *tensors)
+            found = _gradients(ctx.backend, ctx.form, want, grad, grad_x, kept)
         dx, dh, *others = found
         dh = dx if want_h and gate is None else dh
         return None, None, dx if want_x else None, dh, *others
@@ -239,7 +240,7 @@ class NormModulateRule(Rule):
         affine = [dim_first(t, d, 1) for t, d in zip(tensors[5:], dims[5:], strict=True)]
         mapped = any(d is not None for d in dims[5:])
         apply = _composed if mapped else _applied
-        results = apply(backend, form, x, h, *contexts, *affine)
+        results: Any = apply(backend, form, x, h, *contexts, *affine)
         # One without elements has the mapped dimension, too.
         results = tuple(t if t.numel() or t.dim() > 1 else t.new_empty(size, 0) for t in results)
         return results, (0,) * len(results)
@@ -263,23 +264,25 @@ def _composed(
     return _modulated(backend, form.factor, v, scale, shift), x_new, mean, rstd
 
 
+class Kept(NamedTuple):
+    """What the backward pass is computed from."""
+
+    x: Tensor  # x_new
+    h: Maybe
+    gate: Maybe
+    scale: Maybe
+    shift_size: Sequence[int] | None
+    weight: Maybe
+    bias: Maybe
+    mean: Maybe
+    rstd: Tensor
+
+
 def _gradients(
-    backend: str,
-    form: Form,
-    want: Sequence[bool],
-    grad: Tensor,
-    grad_x: Maybe,
-    shift_size: Sequence[int] | None,
-    x: Tensor,
-    h: Maybe,
-    gate: Maybe,
-    scale: Maybe,
-    weight: Maybe,
-    bias: Maybe,
-    mean: Maybe,
-    rstd: Tensor,
+    backend: str, form: Form, want: Sequence[bool], grad: Tensor, grad_x: Maybe, kept: Kept
 ) -> list[Maybe]:
     """The gradients by x, h, the contexts and the weights that are wanted, in one pass."""
+    x, h, gate, scale, shift_size, weight, bias, mean, rstd = kept
     # Only the size of a shift is read.
     shift = x.new_empty(()).expand(shift_size) if shift_size is not None and want[4] else None
     h = h if want[2] else None
@@ -296,7 +299,7 @@ def _gradients(
 def _residual_grads(
     backend: str, want: Sequence[bool], grad: Tensor, h: Maybe, gate: Maybe
 ) -> tuple[Maybe, Maybe, Maybe]:
-    """The gradients by x, h and gate of x + gate h. Differentiable; h may be None without that of the gate."""
+    """The gradients by x, h and gate of x + gate h, differentiable. That of the gate needs h."""
     dh = dgate = None
     if gate is not None and h is not None:
         rule = backend, (want[1], want[2], False), "identity", 0.0
@@ -307,22 +310,10 @@ def _residual_grads(
 
 
 def _composed_grads(
-    backend: str,
-    form: Form,
-    want: Sequence[bool],
-    grad: Tensor,
-    grad_x: Maybe,
-    shift_size: Sequence[int] | None,
-    x: Tensor,
-    h: Maybe,
-    gate: Maybe,
-    scale: Maybe,
-    weight: Maybe,
-    bias: Maybe,
-    mean: Maybe,
-    rstd: Tensor,
+    backend: str, form: Form, want: Sequence[bool], grad: Tensor, grad_x: Maybe, kept: Kept
 ) -> list[Maybe]:
     """`_gradients` by differentiable operations."""
+    x, h, gate, scale, shift_size, weight, bias, mean, rstd = kept
     want_x, want_h, want_gate, want_scale, want_shift, want_weight, want_bias = want
     want_new = want_x or want_h or want_gate
     n = v = grad  # where neither is read
@@ -352,8 +343,8 @@ def _project(backend: str, form: Form, u: Tensor, x: Tensor, mean: Maybe, rstd: 
 
 def _projected(backend: str, form: Form, u: Tensor, x: Tensor, mean: Maybe, rstd: Tensor) -> Tensor:
     want = (True, *(False,) * 6)
-    nothing: tuple[None, ...] = (None,) * 4
-    found = _gradients(backend, _plain(form), want, u, None, None, x, *nothing, None, mean, rstd)[0]
+    kept = Kept(x, None, None, None, None, None, None, mean, rstd)
+    found = _gradients(backend, _plain(form), want, u, None, kept)[0]
     assert found is not None
     return found
 
@@ -367,7 +358,7 @@ def _mean_of_products(backend: str, form: Form, a: Tensor, b: Tensor, like: Tens
 
 
 def _by_x(
-    backend: str, form: Form, u: Tensor, x: Tensor, ju: Tensor, c: Tensor, jc: Tensor, mean: Maybe, rstd: Tensor
+    backend: str, form: Form, u: Tensor, x: Tensor, ju: Tensor, c: Tensor, jc: Tensor, rstd: Tensor
 ) -> Tensor:
     """The derivative of <c, J(u)> by x, or that of J(u) along c: they are the same. Differentiable."""
     n = _normalized(backend, form, x)
@@ -400,7 +391,7 @@ class ProjectRule(Rule):
         backend, form = ctx.backend, ctx.form
         want_u, want_x = wanted(ctx, _WORK * x.numel())[2:4]
         jc = _project(backend, form, c, x, mean, rstd)
-        dx = _by_x(backend, form, u, x, ju, c, jc, mean, rstd) if want_x else None
+        dx = _by_x(backend, form, u, x, ju, c, jc, rstd) if want_x else None
         return None, None, jc if want_u else None, dx, None, None
 
     @staticmethod
@@ -412,7 +403,7 @@ class ProjectRule(Rule):
             terms.append(_project(backend, form, u_t, x, mean, rstd))
         if x_t is not None:
             ju, jx = (_project(backend, form, t, x, mean, rstd) for t in (u, x_t))
-            terms.append(_by_x(backend, form, u, x, ju, x_t, jx, mean, rstd))
+            terms.append(_by_x(backend, form, u, x, ju, x_t, jx, rstd))
         tangent = add(*terms)
         return torch.zeros_like(x) if tangent is None else tangent
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def result_like(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised result of the size of x: contiguous, or with the channels last where those of x are."""
+    """An uninitialised result of the size of x: contiguous, or channels last where x is."""
     if not x.is_contiguous() and x.movedim(dim, -1).is_contiguous():
         return x.new_empty((*x.shape[:dim], *x.shape[dim + 1 :], x.shape[dim]), dtype=dtype).movedim(-1, dim)
     return x.new_empty(x.shape, dtype=dtype)

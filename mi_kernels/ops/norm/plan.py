@@ -10,8 +10,8 @@ from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import gradients_wanted
 
 _WHY = {
-    "one pass": "x is read once and y written once; statistics, modulation and residual are computed while a set"
-    " is on chip or in the cache",
+    "one pass": "x is read once and y written once; statistics, modulation and residual are computed while"
+    " a set is on chip or in the cache",
     "one pass, sums": "x and g are read once; all gradients, and their sums, are computed in the same pass",
     "elementwise": "PyTorch's own operations, one after the other",
 }

@@ -1,6 +1,7 @@
 """Normalisation with modulation and its gradients in pure PyTorch, on any device, in chunks of positions."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +86,7 @@ def norm_modulate_grads(
     dgate, dscale, dshift, dweight, dbias = sums
     for at in _chunks(x, dim):
 
-        def collect(total: Maybe, value: Tensor, at=at) -> None:
+        def collect(total: Maybe, value: Tensor, at: Any = at) -> None:
             if total is not None:
                 part = at(total)
                 part += value.sum_to_size(part.shape)

@@ -2,17 +2,18 @@
 
     x_new = x + gate h,   n = (x_new - mean) rstd,   v = n w + b,   y = v F + shift,   F = act(scale) + s
 
-A *set* that is normalised has the channels of one group, which are dimension ``dim`` of x in ``groups`` equal
-parts, and all positions behind ``dim``. Layer norm is one group of the last dimension; rms leaves the mean out
-(``center``). Without h, x_new is x and no result; without a gate it is x + h; without scale F is 1.
+A *set* that is normalised has the channels of one group, which are dimension ``dim`` of x in ``groups``
+equal parts, and all positions behind ``dim``. Layer norm is one group of the last dimension; rms leaves the
+mean out (``center``). Without h, x_new is x and no result; without a gate it is x + h; without scale F is 1.
 
 The contexts gate, scale and shift have one size: before ``dim`` that of x or 1, then the channels, then 1.
 weight w and bias b have size 1 but for the channels. mean and rstd are [*x.shape[:dim], groups] in the
-accumulation dtype; of rms mean is None, and has no elements as a result. With m the mean over a set, R the sum
-over the dimensions in which a context has size 1, and ``grad_x`` the cotangent of x_new:
+accumulation dtype; of rms mean is None, and has no elements as a result. With m the mean over a set, R the
+sum over the dimensions in which a context has size 1, and ``grad_x`` the cotangent of x_new,
+norm_modulate_grads is
 
-    norm_modulate_grads   a = g F w,  dx = rstd (a - m(a) - n m(a n)) + grad_x,  dh = gate dx,  dgate = R[h dx],
-                          dscale = act'(scale) R[g v],  dshift = R[g],  dweight = sum g F n,  dbias = sum g F
+    a = g F w,  dx = rstd (a - m(a) - n m(a n)) + grad_x,  dh = gate dx,  dgate = R[h dx],
+    dscale = act'(scale) R[g v],  dshift = R[g],  dweight = sum g F n,  dbias = sum g F
 
 Its x is x_new. Of shift only the size is read. A result that is not wanted has no elements.
 """
@@ -155,7 +156,8 @@ define_family("norm", "modulate")
 define(
     "norm_modulate",
     "(Tensor x, Tensor? h, Tensor? gate, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias, int dim,"
-    " int groups, bool center, float eps, str activation, float scale_offset) -> (Tensor, Tensor, Tensor, Tensor)",
+    " int groups, bool center, float eps, str activation, float scale_offset)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     portable.norm_modulate,
     _fake,
     {"x": LIKE, "h": LIKE} | dict.fromkeys((*CONTEXTS, "weight", "bias"), BROADCAST),
@@ -167,9 +169,10 @@ define(
 define(
     "norm_modulate_grads",
     "(Tensor grad, Tensor x, Tensor? grad_x, Tensor? h, Tensor? gate, Tensor? scale, Tensor? shift,"
-    " Tensor? weight, Tensor? bias, Tensor? mean, Tensor rstd, int dim, int groups, bool center, str activation,"
-    " float scale_offset, bool want_x, bool want_h, bool want_gate, bool want_scale, bool want_shift,"
-    " bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? weight, Tensor? bias, Tensor? mean, Tensor rstd, int dim, int groups, bool center,"
+    " str activation, float scale_offset, bool want_x, bool want_h, bool want_gate, bool want_scale,"
+    " bool want_shift, bool want_weight, bool want_bias)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     portable.norm_modulate_grads,
     _grads_fake,
     dict.fromkeys(("grad", "x", "grad_x", "h"), LIKE)
