@@ -2,11 +2,11 @@
 
     python benchmarks/suites/norms.py --threads 2 --rounds 15 --output benchmarks/results/NAME.json
 
-How a case is measured stands in cases.py; the candidates run in one process, in turn. `eager` is the published
-formula, `addcmul` the normalisation of PyTorch and one more pass, `hand` an autograd.Function that saves only
-x, mean and rstd and calls PyTorch's own kernels, as hand-written fused norms do. `copy_` reads x and writes as
-much: its time by ours is the share of the copy's bandwidth. Compiled rivals are candidates of each case, and so
-is our call under torch.compile, which is no rival. The cases of `dit` are whole blocks with their products.
+How a case is measured stands in cases.py; the candidates run in one process, in turn. `eager` is the
+published formula, `addcmul` the normalisation of PyTorch and one more pass, `hand` an autograd.Function that
+saves only x, mean and rstd and calls PyTorch's own kernels, as hand-written fused norms do. `copy_` reads x
+and writes as much: its time by ours is the share of the copy's bandwidth. Compiled rivals are candidates of
+each case, and so is our call under torch.compile, which is no rival. The cases of `dit` are whole blocks.
 """
 
 import sys

@@ -206,12 +206,14 @@ def test_a_chain_of_blocks_has_one_pass_at_each_norm(norm):
     assert names == ["norm_modulate"] * 5
 
 
-def test_a_block_with_one_layer():
+@pytest.mark.parametrize(("norm", "function"), [("layer", F.layer_norm), ("rms", F.rms_norm)])
+def test_a_block_with_one_layer(norm, function):
     """Three chunks, as in diffusers' AdaLayerNormZeroSingle."""
-    layer = drawn(MAKERS["block"]())
+    options = {"features": C, "context_features": Z, "norm": norm, "eps": 1e-3}
+    layer = drawn(mi.nn.AdaLNZeroBlock(nn.Linear(C, C), **options))
     x, z = draw(B, T, C), draw(B, Z)
     shift, scale, gate = layer.adaLN_modulation(z)[:, None].chunk(3, -1)
-    n = F.layer_norm(x, (C,), eps=1e-6)
+    n = function(x, (C,), eps=1e-3)
     equal(layer(x, z), x + gate * layer.attn(n * (1 + scale) + shift))
 
 

@@ -213,13 +213,15 @@ def test_other_arguments_of_a_forward_are_left():
         check_left(AdaGroupNorm(Z, C, 2), mi.nn.rules.diffusers(), "other arguments")
 
 
-@pytest.mark.parametrize("low", [False, True], ids=["mixed", "autocast"])
-def test_other_dtypes_are_as_before(diffusers, low):
+@pytest.mark.parametrize(
+    ("dtype", "low"), [(torch.bfloat16, False), (torch.float32, True), (torch.bfloat16, True)], ids=str
+)
+def test_mixed_dtypes_and_autocast_are_as_before(diffusers, dtype, low):
     layer = unlike_zero(diffusers.AdaLayerNormZeroSingle(C))
     before = copy.deepcopy(layer)
     mi.convert(layer, rules=mi.nn.rules.diffusers())
     x, emb = torch.randn(B, T, C), torch.randn(B, C)
-    x = x if low else x.bfloat16()
+    x = x.to(dtype)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
         found, expected = layer(x, emb), before(x, emb)
     assert all(map(torch.equal, found, expected))
@@ -261,7 +263,31 @@ def test_final_layer_of_dit():
 
 
 def test_other_forwards_under_the_names_of_dit_have_no_rule():
+    class Product(adaptive_norms.FinalLayer):
+        def forward(self, x, c):
+            shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+            return self.linear(self.norm_final(x) * (1 * scale.unsqueeze(1)) + shift.unsqueeze(1))
+
+    class ScaleFirst(adaptive_norms.FinalLayer):
+        def forward(self, x, c):
+            scale, shift = self.adaLN_modulation(c).chunk(2, dim=1)
+            return self.linear(adaptive_norms.modulate(self.norm_final(x), shift, scale))
+
+    class Optional(adaptive_norms.FinalLayer):
+        def forward(self, x, c, mask=None):
+            shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+            return self.linear(adaptive_norms.modulate(self.norm_final(x), shift, scale))
+
+    class Keyword(adaptive_norms.FinalLayer):
+        def forward(self, x, c, *, mask=None):
+            shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+            return self.linear(adaptive_norms.modulate(self.norm_final(x), shift, scale))
+
+    class Inherited(adaptive_norms.FinalLayer):
+        """That of DiT."""
+
     rules = mi.nn.rules.dit()
+    assert not {Product, ScaleFirst, Optional, Keyword} & set(rules) and Inherited in rules
     assert {adaptive_norms.DiTBlock, adaptive_norms.FinalLayer} <= set(rules)
     assert adaptive_norms.ParallelBlock not in rules
     mi.convert(adaptive_norms.DiTBlock(C, 2), rules=rules)
@@ -279,6 +305,11 @@ def test_what_is_left_of_dit():
         getattr(later, name).register_forward_hook(lambda _, __, y: y * 2)
         torch.testing.assert_close(later(*inputs), changed(*inputs), rtol=1e-12, atol=1e-12)
     later = mi.convert(copy.deepcopy(layer), rules=mi.nn.rules.dit())
+    assert torch.equal(later(c=inputs[1], x=inputs[0]), layer(*inputs)), "its own forward has names"
+    one = draw(C)
+    for function in (later, layer):  # chunks of dimension 1
+        with pytest.raises(IndexError):
+            function(inputs[0], one)
     later.attn.register_forward_hook(lambda _, __, h: h[:1])  # of another shape
     layer.attn.register_forward_hook(lambda _, __, h: h[:1])
     torch.testing.assert_close(later(*inputs), layer(*inputs), rtol=1e-12, atol=1e-12)

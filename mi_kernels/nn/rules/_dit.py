@@ -111,7 +111,11 @@ FORMS = {
 def form_of(cls: type[nn.Module]) -> Form | None:
     forward = inspect.getattr_static(cls, "forward")  # ScriptModule's is a descriptor for instances
     code = getattr(forward, "__code__", None)
-    if code is None or code.co_argcount != 3 or "adaLN_modulation" not in code.co_names:
+    if (
+        code is None
+        or (code.co_argcount, code.co_kwonlyargcount) != (3, 0)
+        or "adaLN_modulation" not in code.co_names
+    ):
         return None
     try:
         return FORMS.get(_written(forward))
@@ -125,9 +129,10 @@ class FusedDiT(nn.Module):
     form: Form
     of: type[nn.Module]
 
-    def forward(self, x: Any, c: Any) -> Any:
-        if not isinstance(c, Tensor) or c.dim() != 2:
-            return super().forward(x, c)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        if len(inputs) != 2 or named or not isinstance(inputs[1], Tensor) or inputs[1].dim() != 2:
+            return super().forward(*inputs, **named)
+        x, c = inputs
         modulation: Any = self._modules["adaLN_modulation"]
         parts = modulation(c).chunk(self.form.chunks, dim=1)
         return self.form.fused(self, x, [part.unsqueeze(1) for part in parts])
