@@ -1,4 +1,4 @@
-"""Axes and tiles of the family norm: positions and groups (what is normalised by itself) and what is in a set.
+"""Axes and tiles of the family norm: the sets, which are normalised by themselves, and what is in a set.
 
 A tile of the *rows* kernels has several sets as its rows, the channels of a set as its columns. Sets that
 have positions too (maps) are tiles, or are cut into tiles, of channels by positions.
@@ -15,8 +15,11 @@ from mi_kernels.ops.triton.launch import cdiv
 from mi_kernels.ops.triton.modulate_tiling import FEW_PROGRAMS, MAX_AXES, Axis, Strides, collapse
 
 ELEMENTS_OF_A_THREAD = 16
-# Elements of a tile. A set beyond ``MOST`` is read twice; of a backward pass, which has more in registers, half.
+# Elements of a tile. A set beyond ``MOST`` is read twice; beyond half of that in a backward pass or of a
+# map, as registers would spill (compiled for 9.0).
 FEW, MOST = 2048, 8192
+# Columns of a tile of longer rows, in whose pass contexts and sums are by element too.
+LONG = 1024
 # Tiles whose column sums a program adds one after the other in float; what follows is added in trees.
 STEPS = 16
 _UNIT = 4  # bytes of a number in float32
@@ -37,9 +40,7 @@ def layout(tensor: Tensor | None, shape: Sequence[int], dim: int, groups: int) -
     """Strides beside an x of this shape, 0 where the tensor broadcasts; see ``is_flat`` for positions."""
     if tensor is None:
         return ABSENT
-    strides = [
-        0 if own == 1 else stride for own, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    ]
+    strides = [0 if own == 1 else stride for own, stride in zip(tensor.shape, tensor.stride(), strict=True)]
     behind = [stride for stride, size in zip(strides[dim + 1 :], shape[dim + 1 :], strict=True) if size != 1]
     lead = (*strides[:dim], strides[dim] * (shape[dim] // groups))
     return Layout(lead, strides[dim], behind[-1] if behind else 0)
@@ -47,7 +48,9 @@ def layout(tensor: Tensor | None, shape: Sequence[int], dim: int, groups: int) -
 
 def is_flat(tensor: Tensor, dim: int) -> bool:
     """Whether the positions behind ``dim`` are one axis."""
-    behind = [(tensor.shape[d], tensor.stride(d)) for d in range(dim + 1, tensor.dim()) if tensor.shape[d] != 1]
+    behind = [
+        (tensor.shape[d], tensor.stride(d)) for d in range(dim + 1, tensor.dim()) if tensor.shape[d] != 1
+    ]
     pairs = zip(behind, behind[1:], strict=False)
     return all(outer == inner * size for (_, outer), (size, inner) in pairs)
 
@@ -77,8 +80,8 @@ def sets(
 ) -> Sets | None:
     """The axes of ``shape``, merged, the first operand dense. A program loops over the ``looped`` ones.
 
-    With ``rows``, one of those (or of all, if ``looped`` is None) has the rows of a tile. None: there are more
-    axes than the kernels take.
+    With ``rows``, one of those (or of all, if ``looped`` is None) has the rows of a tile. None: there are
+    more axes than the kernels take.
     """
     absent = (0,) * len(shape)
     axes = collapse(shape, tuple(strides or absent for strides in operands), looped or (False,) * len(shape))
@@ -98,9 +101,9 @@ def power(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
-def most_elements(wide: int, backward: bool) -> int:
+def most_elements(wide: int, half: bool) -> int:
     """Elements of a set that is read once; ``wide`` is the size of a number in which it is computed."""
-    return MOST * _UNIT // wide // (2 if backward else 1)
+    return MOST * _UNIT // wide // (2 if half else 1)
 
 
 def row_tile(rows: int, others: int, columns: int) -> tuple[int, int]:
