@@ -100,7 +100,7 @@ def _launch_maps(
     tile, whole, m_tiles, n_tiles = map_tiles(problem, layouts["y"])
     arguments |= tile | {"CENTER": center} | problem.strides(axes, layouts, tile["CHANNELS_ARE_ROWS"])
     tiles, device = m_tiles * n_tiles, problem.x.device
-    options = tiles * problem.sets, tiling.warps(tile["BM"] * tile["BN"])
+    options = tiles * problem.sets, problem.warps(tile["BM"], tile["BN"], False)
 
     def run(part: int, parts: Maybe, **others: Any) -> None:
         given = arguments | others | {"PASS": part, "p_parts": parts}

@@ -110,7 +110,7 @@ class Gradients:
         rows, others = axes.rows.size, torch.Size([axis.size for axis in axes.outer]).numel()
         deep = torch.Size([axis.size for axis in axes.depth]).numel()
         columns = problem.channels if whole else tiling.LONG
-        BM, BN = tiling.row_tile(rows, others * deep, columns)
+        BM, BN = tiling.row_tile(rows, others * deep, columns, problem.most(True) // 4)
         programs = others * cdiv(problem.channels, BN)
         steps = deep * cdiv(rows, BM)
         splits = tiling.splits(steps, programs)
@@ -127,7 +127,7 @@ class Gradients:
         if not by_row:
             arguments["p_dgate"] = sums[2]
         kernel = kernels._norm_rows_grads_kernel
-        launch(x.device, kernel, programs * splits, arguments, tiling.warps(BM * BN), 1)
+        launch(x.device, kernel, programs * splits, arguments, problem.warps(BM, BN, True), 1)
         gn, g, hd = (None if t is None else t.sum(0) for t in sums)
         if not by_row:
             return self._finished(gn, g, hd)
@@ -146,7 +146,7 @@ class Gradients:
         taken = ("p_grad", "p_x", "p_scale", "p_weight", "p_mean", "p_rstd", "scale_offset", "sets")
         arguments = {name: self.arguments[name] for name in (*taken, "ACTIVATION")}
         arguments |= {"p_means": means, **axes.sizes(shared.OUTER)}
-        launch_rows(problem, axes, kernels._norm_row_means_kernel, arguments, layouts, tiling.FEW)
+        launch_rows(problem, axes, kernels._norm_row_means_kernel, arguments, layouts, tiling.LONG)
         return means
 
     def _of_maps(self) -> tuple[Tensor, ...] | None:
@@ -163,7 +163,7 @@ class Gradients:
             **problem.strides(axes, self.layouts, by_rows),
         }
         cuts = n_tiles if by_rows else m_tiles
-        programs, warps = m_tiles * n_tiles * problem.sets, tiling.warps(tile["BM"] * tile["BN"])
+        programs, warps = m_tiles * n_tiles * problem.sets, problem.warps(tile["BM"], tile["BN"], True)
         two_passes = self.inputs and not whole
 
         def made(wanted: bool) -> Maybe:

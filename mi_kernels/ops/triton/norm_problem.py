@@ -43,6 +43,9 @@ class Problem:
     def most(self, half: bool) -> int:
         return tiling.most_elements(self.wide.itemsize, half)
 
+    def warps(self, BM: int, BN: int, backward: bool) -> int:
+        return tiling.warps(BM * BN, self.wide.itemsize, backward)
+
     def axes(
         self, layouts: dict[str, tiling.Layout], looped: tuple[bool, ...] | None, rows: bool
     ) -> tiling.Sets | None:
@@ -77,7 +80,7 @@ def launch_rows(
     """A kernel whose programs have a few rows each; of ``most`` columns at a time."""
     rows, columns = axes.rows.size, problem.channels
     others = problem.sets // rows
-    BM, BN = tiling.row_tile(rows, others, min(columns, most or columns))
+    BM, BN = tiling.row_tile(rows, others, min(columns, most or columns), problem.most(False) // 4)
     arguments = {
         **arguments,
         **problem.strides(axes, layouts, None),
@@ -85,7 +88,14 @@ def launch_rows(
         "CONTEXT_BY_ROW": _by_row(axes, layouts, ("gate", "scale", "shift")),
         "WEIGHT_BY_ROW": _by_row(axes, layouts, ("weight", "bias")),
     }
-    launch(problem.x.device, kernel, cdiv(rows, BM) * others, arguments, tiling.warps(BM * BN), 1)
+    launch(
+        problem.x.device,
+        kernel,
+        cdiv(rows, BM) * others,
+        arguments,
+        problem.warps(BM, BN, most is not None),
+        1,
+    )
 
 
 def map_tiles(problem: Problem, y: tiling.Layout) -> tuple[dict[str, Any], bool, int, int]:

@@ -14,10 +14,11 @@ from mi_kernels.ops.triton import interpreting
 from mi_kernels.ops.triton.launch import cdiv
 from mi_kernels.ops.triton.modulate_tiling import FEW_PROGRAMS, MAX_AXES, Axis, Strides, collapse
 
-ELEMENTS_OF_A_THREAD = 16
-# Elements of a tile. A set beyond ``MOST`` is read twice; beyond half of that in a backward pass or of a
-# map, as registers would spill (compiled for 9.0).
+# Elements of a tile in float32; of float64 half. A set beyond ``MOST`` is read twice; beyond half of that in
+# a backward pass or of a map, as registers would spill (compiled for 8.0, 9.0 and 10.0). So would they in a
+# backward pass with more elements of a thread.
 FEW, MOST = 2048, 8192
+OF_A_THREAD, OF_A_THREAD_BACKWARD = 16, 8
 # Columns of a tile of longer rows, in whose pass contexts and sums are by element too.
 LONG = 1024
 # Tiles whose column sums a program adds one after the other in float; what follows is added in trees.
@@ -106,10 +107,10 @@ def most_elements(wide: int, half: bool) -> int:
     return MOST * _UNIT // wide // (2 if half else 1)
 
 
-def row_tile(rows: int, others: int, columns: int) -> tuple[int, int]:
-    """BM and BN of a tile with all columns, or FEW of many; ``others`` multiplies the number of programs."""
+def row_tile(rows: int, others: int, columns: int, few: int = FEW) -> tuple[int, int]:
+    """BM and BN of a tile with all columns, of about ``few`` elements; ``others`` multiplies the programs."""
     BN = power(columns)
-    BM = min(max(FEW // BN, 1), power(rows))
+    BM = min(max(few // BN, 1), power(rows))
     while BM > 1 and cdiv(rows, BM) * others < FEW_PROGRAMS:
         BM //= 2
     return BM, BN
@@ -120,12 +121,14 @@ def set_tile(rows: int, columns: int, most: int) -> tuple[int, int, bool]:
     BM, BN = power(rows), power(columns)
     if BM * BN <= most:
         return BM, BN, True
-    BN = min(BN, FEW)
-    return min(BM, FEW // BN), BN, False
+    few = most // 2
+    BN = min(BN, few)
+    return min(BM, few // BN), BN, False
 
 
-def warps(elements: int) -> int:
-    return min(max(elements // (32 * ELEMENTS_OF_A_THREAD), 4), 16)
+def warps(elements: int, wide: int, backward: bool) -> int:
+    of_a_thread = OF_A_THREAD_BACKWARD if backward else OF_A_THREAD
+    return min(max(elements * wide // (32 * of_a_thread * _UNIT), 4), 16)
 
 
 def splits(steps: int, programs: int) -> int:

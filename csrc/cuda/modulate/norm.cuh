@@ -1,0 +1,438 @@
+// Normalisation with modulation and its gradients. A warp or a block has a set, whose first chunks stay in registers
+// between the sums and what follows from them; longer sets are read again.
+//
+// Compiled and run on the emulator of tests/emulated; not yet run on a GPU.
+#pragma once
+
+#include "cuda/modulate/kernels.cuh"
+#include "cuda/modulate/norm.h"
+
+namespace mi_kernels::cuda {
+
+inline constexpr int kNormKept = 4;  // chunks of a thread in registers
+inline constexpr int kNormSharedBytes = kNormThreads / kWarpThreads * int(sizeof(double));
+
+// The offset of a position from the start of each operand.
+struct NormOffsets {
+  int64_t at[kNormOperands] = {};
+  MI_DEVICE void add(const NormAxis& axis, int64_t index) {
+    MI_UNROLL
+    for (int o = 0; o < kNormOperands; ++o) at[o] += index * axis.stride[o];
+  }
+  // Adds a linear index over several axes.
+  MI_DEVICE void add(const NormAxis* axes, int64_t count, int64_t linear) {
+    MI_NO_UNROLL
+    for (int64_t a = count - 1; a >= 0; --a) {
+      const int64_t next = a > 0 ? divide(linear, axes[a].size) : 0;
+      add(axes[a], linear - next * axes[a].size);
+      linear = next;
+    }
+  }
+};
+
+// A chunk of the operands of a call: n elements that begin at `offsets`.
+template <class T>
+struct NormChunk {
+  using Acc = AccOf<T>;
+  static constexpr int kE = kChunk<T>;
+  const NormOperands& params;
+  NormOffsets offsets;
+  int n;
+
+  MI_DEVICE Chunk<T> load_from(const void* data, Norm operand) const {
+    const int o = int(operand);
+    return load_chunk_at(static_cast<const T*>(data) + offsets.at[o], params.inner.stride[o], n, params.vectorized[o]);
+  }
+  MI_DEVICE Chunk<T> load(Norm operand) const { return load_from(params.data[int(operand)], operand); }
+  MI_DEVICE bool has(Norm operand) const { return params.data[int(operand)] != nullptr; }
+  MI_DEVICE void store(void* data, const Chunk<T>& chunk) const {
+    const int o = int(Norm::y);
+    store_chunk_at(static_cast<T*>(data) + offsets.at[o], chunk, params.inner.stride[o], n, params.vectorized[o]);
+  }
+  // values *= F(scale)
+  MI_DEVICE void multiply_by_factor(Acc (&values)[kE]) const {
+    if (!has(Norm::scale)) return;
+    Acc factor[kE];
+    activate(params.function, load(Norm::scale), factor);
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) values[e] *= factor[e];
+  }
+  MI_DEVICE void multiply_by(Norm operand, Acc (&values)[kE]) const {
+    if (!has(operand)) return;
+    const Chunk<T> c = load(operand);
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) values[e] *= Acc(c.element[e]);
+  }
+  MI_DEVICE void add(Norm operand, Acc (&values)[kE]) const {
+    if (!has(operand)) return;
+    const Chunk<T> c = load(operand);
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) values[e] += Acc(c.element[e]);
+  }
+};
+
+// The set of a thread, and its chunks: `rank`, `rank + kSetThreads` and so on.
+template <class Arch, class T, int kSetThreads>
+struct NormSet {
+  static constexpr int kE = kChunk<T>;
+  const NormSetOperands& params;
+  int64_t set;
+  int rank;
+  int64_t line_chunks, chunks;
+  NormOffsets offsets;
+
+  MI_DEVICE explicit NormSet(const NormSetOperands& p) : params(p) {
+    set = Arch::block_x() * (kNormThreads / kSetThreads) + Arch::thread() / kSetThreads;
+    rank = Arch::thread() % kSetThreads;
+    line_chunks = (p.inner.size + kE - 1) / kE;
+    chunks = line_chunks * p.line.size;
+    if (set < p.sets) offsets.add(p.outer, p.outer_axes, set);
+  }
+  MI_DEVICE NormChunk<T> chunk(int64_t index) const {
+    NormChunk<T> c{params, offsets, 0};
+    const int64_t line = divide(index, line_chunks), first = (index - line * line_chunks) * kE;
+    c.offsets.add(params.line, line);
+    c.offsets.add(params.inner, first);
+    c.n = elements_in_chunk(first, params.inner.size, kE);
+    return c;
+  }
+  // visit(k, chunk) for all chunks of the thread, k < kNormKept for those in registers.
+  template <class F>
+  MI_DEVICE void each(F&& visit) const {
+    MI_UNROLL
+    for (int k = 0; k < kNormKept; ++k)
+      if (rank + k * kSetThreads < chunks) visit(k, chunk(rank + k * kSetThreads));
+    MI_NO_UNROLL
+    for (int64_t index = rank + kNormKept * kSetThreads; index < chunks; index += kSetThreads)
+      visit(kNormKept, chunk(index));
+  }
+};
+
+// The sum over the threads of a set, the same in each of them.
+template <class Arch, int kSetThreads>
+MI_DEVICE double sum_over_set(double mine) {
+  MI_UNROLL
+  for (int by = kWarpThreads / 2; by > 0; by /= 2) mine += Arch::shuffle_xor(mine, by);
+  if (kSetThreads == kWarpThreads) return mine;
+  auto* shared = reinterpret_cast<double*>(Arch::shared());
+  Arch::sync_block();
+  if (Arch::thread() % kWarpThreads == 0) shared[Arch::thread() / kWarpThreads] = mine;
+  Arch::sync_block();
+  double total = 0;
+  MI_UNROLL
+  for (int w = 0; w < kNormThreads / kWarpThreads; ++w) total += shared[w];
+  return total;
+}
+
+template <class Arch, class T, int kSetThreads>
+MI_DEVICE void norm_block(const NormParams& params) {
+  using Acc = AccOf<T>;
+  constexpr int kE = kChunk<T>;
+  const NormSet<Arch, T, kSetThreads> set(params);
+  if (set.set >= params.sets) return;  // a whole warp, or a whole block
+  const double size = double(params.inner.size) * double(params.line.size);
+  Chunk<T> kept[kNormKept];
+  // x_new of a chunk; it is stored when it is first made.
+  const auto made = [&](const NormChunk<T>& c) {
+    Chunk<T> x = c.load(Norm::x);
+    if (!c.has(Norm::h)) return x;
+    const Chunk<T> h = c.load(Norm::h);
+    Acc gated[kE];
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) gated[e] = Acc(h.element[e]);
+    c.multiply_by(Norm::gate, gated);
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) x.element[e] = T(Acc(x.element[e]) + gated[e]);
+    return x;
+  };
+  double sum = 0;
+  set.each([&](int k, const NormChunk<T>& c) {
+    const Chunk<T> x = made(c);
+    if (k < kNormKept) kept[k] = x;
+    if (params.x_new) c.store(params.x_new, x);
+    Acc part = 0;
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) part += e < c.n ? Acc(x.element[e]) : Acc(0);
+    sum += double(part);
+  });
+  const Acc mean = params.mean_out ? Acc(sum_over_set<Arch, kSetThreads>(sum) / size) : Acc(0);
+  double squares = 0;
+  set.each([&](int k, const NormChunk<T>& c) {
+    const Chunk<T> x = k < kNormKept ? kept[k] : made(c);
+    Acc part = 0;
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) {
+      const Acc centered = e < c.n ? Acc(x.element[e]) - mean : Acc(0);
+      part += centered * centered;
+    }
+    squares += double(part);
+  });
+  const Acc rstd = Acc(1 / std::sqrt(sum_over_set<Arch, kSetThreads>(squares) / size + params.eps));
+  if (set.rank == 0) {
+    if (params.mean_out) static_cast<Acc*>(params.mean_out)[set.set] = mean;
+    static_cast<Acc*>(params.rstd_out)[set.set] = rstd;
+  }
+  set.each([&](int k, const NormChunk<T>& c) {
+    const Chunk<T> x = k < kNormKept ? kept[k] : made(c);
+    Acc values[kE];
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) values[e] = (Acc(x.element[e]) - mean) * rstd;
+    c.multiply_by(Norm::weight, values);
+    c.add(Norm::bias, values);
+    c.multiply_by_factor(values);
+    c.add(Norm::shift, values);
+    Chunk<T> y;
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) y.element[e] = T(values[e]);
+    c.store(params.y, y);
+  });
+}
+
+template <class Arch, class T, int kSetThreads>
+MI_DEVICE void norm_input_grads_block(const NormInputGradsParams& params) {
+  using Acc = AccOf<T>;
+  constexpr int kE = kChunk<T>;
+  const NormSet<Arch, T, kSetThreads> set(params);
+  if (set.set >= params.sets) return;
+  const double size = double(params.inner.size) * double(params.line.size);
+  const Acc mean = params.mean ? static_cast<const Acc*>(params.mean)[set.set] : Acc(0);
+  const Acc rstd = static_cast<const Acc*>(params.rstd)[set.set];
+  Chunk<T> kept_x[kNormKept], kept_g[kNormKept];
+  // a and n of a chunk.
+  const auto both = [&](const NormChunk<T>& c, const Chunk<T>& x, const Chunk<T>& g, Acc(&a)[kE], Acc(&normed)[kE]) {
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) {
+      a[e] = Acc(g.element[e]);
+      normed[e] = e < c.n ? (Acc(x.element[e]) - mean) * rstd : Acc(0);
+    }
+    c.multiply_by_factor(a);
+    c.multiply_by(Norm::weight, a);
+  };
+  double sums[2] = {};
+  set.each([&](int k, const NormChunk<T>& c) {
+    const Chunk<T> x = c.load(Norm::x), g = c.load(Norm::grad);
+    if (k < kNormKept) kept_x[k] = x, kept_g[k] = g;
+    Acc a[kE], normed[kE], part[2] = {};
+    both(c, x, g, a, normed);
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) {
+      if (e >= c.n) continue;
+      part[0] += a[e];
+      part[1] += a[e] * normed[e];
+    }
+    sums[0] += double(part[0]);
+    sums[1] += double(part[1]);
+  });
+  const Acc mean_a = params.mean ? Acc(sum_over_set<Arch, kSetThreads>(sums[0]) / size) : Acc(0);
+  const Acc mean_an = Acc(sum_over_set<Arch, kSetThreads>(sums[1]) / size);
+  if (set.rank == 0) {
+    static_cast<Acc*>(params.means)[set.set] = mean_a;
+    static_cast<Acc*>(params.means)[params.sets + set.set] = mean_an;
+  }
+  if (!params.dx && !params.dh) return;
+  set.each([&](int k, const NormChunk<T>& c) {
+    const Chunk<T> x = k < kNormKept ? kept_x[k] : c.load(Norm::x);
+    const Chunk<T> g = k < kNormKept ? kept_g[k] : c.load(Norm::grad);
+    Acc values[kE], normed[kE];
+    both(c, x, g, values, normed);
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) values[e] = (values[e] - normed[e] * mean_an - mean_a) * rstd;
+    c.add(Norm::grad_x, values);
+    Chunk<T> result;
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) result.element[e] = T(values[e]);
+    if (params.dx) c.store(params.dx, result);
+    if (!params.dh) return;
+    c.multiply_by(Norm::gate, values);
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) result.element[e] = T(values[e]);
+    c.store(params.dh, result);
+  });
+}
+
+// A thread's sums of g n, g and h dx, in float over blocks of 16 terms and in double beyond.
+template <class T>
+struct NormSums {
+  static constexpr int kE = kChunk<T>, kBlock = 16;
+  double sum[3][kE] = {};
+  AccOf<T> part[3][kE] = {};
+  int count = 0;
+  MI_DEVICE void fold() {
+    MI_UNROLL
+    for (int q = 0; q < 3; ++q) {
+      MI_UNROLL
+      for (int e = 0; e < kE; ++e) {
+        sum[q][e] += double(part[q][e]);
+        part[q][e] = 0;
+      }
+    }
+    count = 0;
+  }
+};
+
+// The offset of a unit, and its first element along the inner axis.
+template <class T>
+MI_DEVICE int64_t locate_norm_unit(const NormSumsParams& params, int64_t unit, NormOffsets& o) {
+  const int64_t outer = params.channels_inner ? divide(unit, params.chunks) : unit;
+  const int64_t first = params.channels_inner ? (unit - outer * params.chunks) * kChunk<T> : 0;
+  o.add(params.kept, params.kept_axes, outer);
+  o.add(params.inner, first);
+  return first;
+}
+
+template <class T>
+MI_DEVICE void store_norm_sums(const NormSumsParams& params, int64_t unit, const double (&sum)[3][kChunk<T>]) {
+  using Acc = AccOf<T>;
+  NormOffsets o;
+  const int64_t first = locate_norm_unit<T>(params, unit, o);
+  const int n = params.channels_inner ? elements_in_chunk(first, params.inner.size, kChunk<T>) : 1;
+  const auto value = [&](Norm operand, int e, Acc otherwise) {
+    const void* data = params.data[int(operand)];
+    const int64_t at = o.at[int(operand)] + e * params.inner.stride[int(operand)];
+    return data ? Acc(static_cast<const T*>(data)[at]) : otherwise;
+  };
+  MI_UNROLL
+  for (int e = 0; e < kChunk<T>; ++e) {
+    if (e >= n) continue;
+    const int64_t at = o.at[int(Norm::sum)] + e * params.inner.stride[int(Norm::sum)];
+    double of_scale = sum[0][e];
+    if (params.dscale && !params.weighted) {
+      of_scale = of_scale * double(value(Norm::weight, e, 1)) + sum[1][e] * double(value(Norm::bias, e, 0));
+      of_scale = double(tangent(params.function.activation, value(Norm::scale, e, 0), Acc(of_scale)));
+    }
+    if (params.dscale) static_cast<T*>(params.dscale)[at] = T(Acc(of_scale));
+    if (params.dshift) static_cast<T*>(params.dshift)[at] = T(Acc(sum[1][e]));
+    if (params.dgate) static_cast<T*>(params.dgate)[at] = T(Acc(sum[2][e]));
+  }
+}
+
+template <class T>
+MI_DEVICE void add_norm_term(const NormSumsParams& params, NormOffsets o, int64_t first, int64_t term,
+                             NormSums<T>& sums) {
+  using Acc = AccOf<T>;
+  constexpr int kE = kChunk<T>;
+  int64_t row = term;
+  if (!params.channels_inner) {
+    row = divide(term, params.chunks);
+    first = (term - row * params.chunks) * kE;
+    o.add(params.inner, first);
+  }
+  o.add(params.reduced, params.reduced_axes, row);
+  const NormChunk<T> c{params, o, elements_in_chunk(first, params.inner.size, kE)};
+  const int64_t set = o.at[int(Norm::stat)];
+  const Acc mean = params.mean ? static_cast<const Acc*>(params.mean)[set] : Acc(0);
+  const Acc rstd = static_cast<const Acc*>(params.rstd)[set];
+  const Chunk<T> x = c.load(Norm::x), g = c.load(Norm::grad);
+  Acc a[kE], normed[kE];
+  MI_UNROLL
+  for (int e = 0; e < kE; ++e) {
+    a[e] = Acc(g.element[e]);
+    normed[e] = e < c.n ? (Acc(x.element[e]) - mean) * rstd : Acc(0);
+  }
+  if (params.weighted) c.multiply_by_factor(a);
+  MI_UNROLL
+  for (int e = 0; e < kE; ++e) {
+    if (e >= c.n) continue;
+    sums.part[0][e] += a[e] * normed[e];
+    sums.part[1][e] += a[e];
+  }
+  if (params.dgate) {
+    c.multiply_by_factor(a);
+    c.multiply_by(Norm::weight, a);
+    const Acc* means = static_cast<const Acc*>(params.means);
+    const Acc mean_a = means[set], mean_an = means[params.sets + set];
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) a[e] = (a[e] - normed[e] * mean_an - mean_a) * rstd;
+    c.add(Norm::grad_x, a);
+    const Chunk<T> h = c.load(Norm::h);
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e)
+      if (e < c.n) sums.part[2][e] += a[e] * Acc(h.element[e]);
+  }
+  if (++sums.count == NormSums<T>::kBlock) sums.fold();
+}
+
+template <class T>
+constexpr int norm_sums_shared_bytes() {
+  return kNormThreads * kChunk<T> * int(sizeof(double));
+}
+
+template <class Arch, class T>
+MI_DEVICE void norm_sums_block(const NormSumsParams& params, double* partials) {
+  constexpr int kE = kChunk<T>;
+  const int units_per_block = int(params.units_per_block), group_threads = kNormThreads / units_per_block;
+  const int slot = Arch::thread() % units_per_block, rank = Arch::thread() / units_per_block;
+  const int64_t unit = Arch::block_x() * units_per_block + slot, split = Arch::block_y();
+  NormSums<T> sums;
+  if (unit < params.units) {
+    NormOffsets o;
+    const int64_t first = locate_norm_unit<T>(params, unit, o);
+    const int64_t begin = split * params.split_size;
+    const int64_t end = begin + params.split_size < params.terms ? begin + params.split_size : params.terms;
+    MI_NO_UNROLL
+    for (int64_t term = begin + rank; term < end; term += group_threads) add_norm_term<T>(params, o, first, term, sums);
+  }
+  sums.fold();
+  auto* shared = reinterpret_cast<double (*)[kE]>(Arch::shared());  // [rank][slot]
+  MI_UNROLL
+  for (int q = 0; q < 3; ++q) {
+    if (!params.channels_inner) {  // the elements of a chunk are terms of one sum
+      MI_UNROLL
+      for (int e = 1; e < kE; ++e) sums.sum[q][0] += sums.sum[q][e];
+    }
+    Arch::sync_block();
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) shared[Arch::thread()][e] = sums.sum[q][e];
+    MI_NO_UNROLL
+    for (int half = group_threads / 2; half > 0; half /= 2) {
+      Arch::sync_block();
+      if (rank >= half) continue;
+      MI_UNROLL
+      for (int e = 0; e < kE; ++e) shared[Arch::thread()][e] += shared[Arch::thread() + half * units_per_block][e];
+    }
+    Arch::sync_block();
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) sums.sum[q][e] = shared[slot][e];
+  }
+  if (rank > 0 || unit >= params.units) return;
+  if (params.splits == 1) return store_norm_sums<T>(params, unit, sums.sum);
+  auto* out = reinterpret_cast<double (*)[3][kE]>(partials) + split * params.units + unit;
+  MI_UNROLL
+  for (int q = 0; q < 3; ++q) {
+    MI_UNROLL
+    for (int e = 0; e < kE; ++e) (*out)[q][e] = sums.sum[q][e];
+  }
+}
+
+// Adds the partial sums in the order of the splits.
+template <class Arch, class T>
+MI_DEVICE void norm_sums_reduce_splits(const NormSumsParams& params, const double* partials) {
+  constexpr int kE = kChunk<T>;
+  const int64_t unit = Arch::block_x() * kNormThreads + Arch::thread();
+  if (unit >= params.units) return;
+  double sum[3][kE] = {};
+  MI_NO_UNROLL
+  for (int64_t split = 0; split < params.splits; ++split) {
+    const auto& part = reinterpret_cast<const double (*)[3][kE]>(partials)[split * params.units + unit];
+    MI_UNROLL
+    for (int q = 0; q < 3; ++q) {
+      MI_UNROLL
+      for (int e = 0; e < kE; ++e) sum[q][e] += part[q][e];
+    }
+  }
+  store_norm_sums<T>(params, unit, sum);
+}
+
+// A warp for each set that fits its registers, else a block.
+template <class T>
+MI_HOST_DEVICE bool norm_by_warp(const NormOperands& params) {
+  constexpr int64_t kE = kChunk<T>;
+  return (params.inner.size + kE - 1) / kE * params.line.size <= kNormKept * kWarpThreads;
+}
+template <class T>
+MI_HOST_DEVICE int64_t norm_blocks(const NormOperands& params) {
+  constexpr int64_t sets = kNormThreads / kWarpThreads;
+  return norm_by_warp<T>(params) ? (params.sets + sets - 1) / sets : params.sets;
+}
+
+}  // namespace mi_kernels::cuda
