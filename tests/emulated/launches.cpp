@@ -70,7 +70,7 @@ void launch_modulate_grads(const DeviceStream&, DType dtype, const ModulateGrads
 void launch_norm(const DeviceStream&, DType dtype, const NormParams& params) {
   for_dtype(dtype, [&](auto t) {
     using T = decltype(t);
-    run(norm_blocks<T>(params), 1, kNormThreads, kNormSharedBytes, [&] {
+    run(norm_blocks<T>(params), 1, kNormThreads, norm_shared_bytes(1), [&] {
       norm_by_warp<T>(params) ? norm_block<EmulatedSm80, T, kWarpThreads>(params)
                               : norm_block<EmulatedSm80, T, kNormThreads>(params);
     });
@@ -80,7 +80,7 @@ void launch_norm(const DeviceStream&, DType dtype, const NormParams& params) {
 void launch_norm_input_grads(const DeviceStream&, DType dtype, const NormInputGradsParams& params) {
   for_dtype(dtype, [&](auto t) {
     using T = decltype(t);
-    run(norm_blocks<T>(params), 1, kNormThreads, kNormSharedBytes, [&] {
+    run(norm_blocks<T>(params), 1, kNormThreads, norm_shared_bytes(2), [&] {
       norm_by_warp<T>(params) ? norm_input_grads_block<EmulatedSm80, T, kWarpThreads>(params)
                               : norm_input_grads_block<EmulatedSm80, T, kNormThreads>(params);
     });

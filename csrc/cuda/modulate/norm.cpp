@@ -386,8 +386,9 @@ void plan_norm_sums(NormSumsParams& p, DType dtype, const DeviceProperties& devi
   p.units_per_block = kNormThreads / group_threads;
   // As those of modulate_grads: four blocks on each multiprocessor, and 8 terms for each thread at least.
   const int64_t wanted = ceil_div(4 * device.sm_count, ceil_div(p.units, p.units_per_block));
-  const int64_t most = p.terms / (8 * group_threads);
-  p.split_size = ceil_div(p.terms, std::max<int64_t>(std::min({wanted, most, int64_t(65535)}), 1));
+  // A thread adds 16 blocks of 16 terms at most, but for what a grid has no room for.
+  const int64_t most = p.terms / (8 * group_threads), least = ceil_div(p.terms, 256 * group_threads);
+  p.split_size = ceil_div(p.terms, std::clamp<int64_t>(std::max(std::min(wanted, most), least), 1, 65535));
   p.splits = ceil_div(p.terms, p.split_size);
 }
 

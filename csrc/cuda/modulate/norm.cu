@@ -30,7 +30,8 @@ void launch_norm(const DeviceStream& stream, DType dtype, const NormParams& para
   for_dtype(dtype, [&](auto t) {
     using T = decltype(t);
     const auto kernel = norm_by_warp<T>(params) ? norm_kernel<T, kWarpThreads> : norm_kernel<T, kNormThreads>;
-    launch("norm_modulate", stream, kernel, grid_of(norm_blocks<T>(params)), kNormThreads, kNormSharedBytes, params);
+    launch("norm_modulate", stream, kernel, grid_of(norm_blocks<T>(params)), kNormThreads, norm_shared_bytes(1),
+           params);
   });
 }
 
@@ -39,7 +40,7 @@ void launch_norm_input_grads(const DeviceStream& stream, DType dtype, const Norm
     using T = decltype(t);
     const auto kernel =
         norm_by_warp<T>(params) ? norm_input_grads_kernel<T, kWarpThreads> : norm_input_grads_kernel<T, kNormThreads>;
-    launch("norm_modulate_grads", stream, kernel, grid_of(norm_blocks<T>(params)), kNormThreads, kNormSharedBytes,
+    launch("norm_modulate_grads", stream, kernel, grid_of(norm_blocks<T>(params)), kNormThreads, norm_shared_bytes(2),
            params);
   });
 }

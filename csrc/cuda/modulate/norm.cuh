@@ -1,5 +1,5 @@
-// Normalisation with modulation and its gradients. A warp or a block has a set, whose first chunks stay in registers
-// between the sums and what follows from them; longer sets are read again.
+// Normalisation with modulation and its gradients. A warp or a block has a set, whose first chunks stay in shared
+// memory between the sums and what follows from them; longer sets are read again.
 //
 // Compiled and run on the emulator of tests/emulated; not yet run on a GPU.
 #pragma once
@@ -9,8 +9,11 @@
 
 namespace mi_kernels::cuda {
 
-inline constexpr int kNormKept = 4;  // chunks of a thread in registers
-inline constexpr int kNormSharedBytes = kNormThreads / kWarpThreads * int(sizeof(double));
+// Chunks of each operand that a thread keeps in shared memory. In registers they would need unrolled loops, and so
+// copies of all activations.
+inline constexpr int kNormKept = 4;
+inline constexpr int kNormSumBytes = 128;  // of shared memory, for the sums of a block's warps
+constexpr int norm_shared_bytes(int operands) { return kNormSumBytes + operands * kNormKept * kNormThreads * 16; }
 
 // The offset of a position from the start of each operand.
 struct NormOffsets {
@@ -96,15 +99,16 @@ struct NormSet {
     c.n = elements_in_chunk(first, params.inner.size, kE);
     return c;
   }
-  // visit(k, chunk) for all chunks of the thread, k < kNormKept for those in registers.
+  // visit(k, chunk) for all chunks of the thread; the first kNormKept of an operand can be kept.
   template <class F>
   MI_DEVICE void each(F&& visit) const {
-    MI_UNROLL
-    for (int k = 0; k < kNormKept; ++k)
-      if (rank + k * kSetThreads < chunks) visit(k, chunk(rank + k * kSetThreads));
+    int64_t k = 0;
     MI_NO_UNROLL
-    for (int64_t index = rank + kNormKept * kSetThreads; index < chunks; index += kSetThreads)
-      visit(kNormKept, chunk(index));
+    for (int64_t index = rank; index < chunks; index += kSetThreads) visit(k++, chunk(index));
+  }
+  MI_DEVICE static Chunk<T>& kept(int operand, int64_t k) {
+    auto* chunks = reinterpret_cast<Chunk<T>*>(Arch::shared() + kNormSumBytes);
+    return chunks[(operand * kNormKept + k) * kNormThreads + Arch::thread()];
   }
 };
 
@@ -131,7 +135,6 @@ MI_DEVICE void norm_block(const NormParams& params) {
   const NormSet<Arch, T, kSetThreads> set(params);
   if (set.set >= params.sets) return;  // a whole warp, or a whole block
   const double size = double(params.inner.size) * double(params.line.size);
-  Chunk<T> kept[kNormKept];
   // x_new of a chunk; it is stored when it is first made.
   const auto made = [&](const NormChunk<T>& c) {
     Chunk<T> x = c.load(Norm::x);
@@ -146,9 +149,9 @@ MI_DEVICE void norm_block(const NormParams& params) {
     return x;
   };
   double sum = 0;
-  set.each([&](int k, const NormChunk<T>& c) {
+  set.each([&](int64_t k, const NormChunk<T>& c) {
     const Chunk<T> x = made(c);
-    if (k < kNormKept) kept[k] = x;
+    if (k < kNormKept) set.kept(0, k) = x;
     if (params.x_new) c.store(params.x_new, x);
     Acc part = 0;
     MI_UNROLL
@@ -157,8 +160,8 @@ MI_DEVICE void norm_block(const NormParams& params) {
   });
   const Acc mean = params.mean_out ? Acc(sum_over_set<Arch, kSetThreads>(sum) / size) : Acc(0);
   double squares = 0;
-  set.each([&](int k, const NormChunk<T>& c) {
-    const Chunk<T> x = k < kNormKept ? kept[k] : made(c);
+  set.each([&](int64_t k, const NormChunk<T>& c) {
+    const Chunk<T> x = k < kNormKept ? set.kept(0, k) : made(c);
     Acc part = 0;
     MI_UNROLL
     for (int e = 0; e < kE; ++e) {
@@ -172,8 +175,8 @@ MI_DEVICE void norm_block(const NormParams& params) {
     if (params.mean_out) static_cast<Acc*>(params.mean_out)[set.set] = mean;
     static_cast<Acc*>(params.rstd_out)[set.set] = rstd;
   }
-  set.each([&](int k, const NormChunk<T>& c) {
-    const Chunk<T> x = k < kNormKept ? kept[k] : made(c);
+  set.each([&](int64_t k, const NormChunk<T>& c) {
+    const Chunk<T> x = k < kNormKept ? set.kept(0, k) : made(c);
     Acc values[kE];
     MI_UNROLL
     for (int e = 0; e < kE; ++e) values[e] = (Acc(x.element[e]) - mean) * rstd;
@@ -197,7 +200,6 @@ MI_DEVICE void norm_input_grads_block(const NormInputGradsParams& params) {
   const double size = double(params.inner.size) * double(params.line.size);
   const Acc mean = params.mean ? static_cast<const Acc*>(params.mean)[set.set] : Acc(0);
   const Acc rstd = static_cast<const Acc*>(params.rstd)[set.set];
-  Chunk<T> kept_x[kNormKept], kept_g[kNormKept];
   // a and n of a chunk.
   const auto both = [&](const NormChunk<T>& c, const Chunk<T>& x, const Chunk<T>& g, Acc(&a)[kE], Acc(&normed)[kE]) {
     MI_UNROLL
@@ -209,9 +211,9 @@ MI_DEVICE void norm_input_grads_block(const NormInputGradsParams& params) {
     c.multiply_by(Norm::weight, a);
   };
   double sums[2] = {};
-  set.each([&](int k, const NormChunk<T>& c) {
+  set.each([&](int64_t k, const NormChunk<T>& c) {
     const Chunk<T> x = c.load(Norm::x), g = c.load(Norm::grad);
-    if (k < kNormKept) kept_x[k] = x, kept_g[k] = g;
+    if (k < kNormKept) set.kept(0, k) = x, set.kept(1, k) = g;
     Acc a[kE], normed[kE], part[2] = {};
     both(c, x, g, a, normed);
     MI_UNROLL
@@ -230,9 +232,9 @@ MI_DEVICE void norm_input_grads_block(const NormInputGradsParams& params) {
     static_cast<Acc*>(params.means)[params.sets + set.set] = mean_an;
   }
   if (!params.dx && !params.dh) return;
-  set.each([&](int k, const NormChunk<T>& c) {
-    const Chunk<T> x = k < kNormKept ? kept_x[k] : c.load(Norm::x);
-    const Chunk<T> g = k < kNormKept ? kept_g[k] : c.load(Norm::grad);
+  set.each([&](int64_t k, const NormChunk<T>& c) {
+    const Chunk<T> x = k < kNormKept ? set.kept(0, k) : c.load(Norm::x);
+    const Chunk<T> g = k < kNormKept ? set.kept(1, k) : c.load(Norm::grad);
     Acc values[kE], normed[kE];
     both(c, x, g, values, normed);
     MI_UNROLL
@@ -250,19 +252,18 @@ MI_DEVICE void norm_input_grads_block(const NormInputGradsParams& params) {
   });
 }
 
-// A thread's sums of g n, g and h dx, in float over blocks of 16 terms and in double beyond.
+// A thread's sums of g n, g and h dx, in blocks of 16 terms; those of threads are added in double.
 template <class T>
 struct NormSums {
   static constexpr int kE = kChunk<T>, kBlock = 16;
-  double sum[3][kE] = {};
-  AccOf<T> part[3][kE] = {};
+  AccOf<T> sum[3][kE] = {}, part[3][kE] = {};
   int count = 0;
   MI_DEVICE void fold() {
     MI_UNROLL
     for (int q = 0; q < 3; ++q) {
       MI_UNROLL
       for (int e = 0; e < kE; ++e) {
-        sum[q][e] += double(part[q][e]);
+        sum[q][e] += part[q][e];
         part[q][e] = 0;
       }
     }
@@ -291,9 +292,8 @@ MI_DEVICE void store_norm_sums(const NormSumsParams& params, int64_t unit, const
     const int64_t at = o.at[int(operand)] + e * params.inner.stride[int(operand)];
     return data ? Acc(static_cast<const T*>(data)[at]) : otherwise;
   };
-  MI_UNROLL
-  for (int e = 0; e < kChunk<T>; ++e) {
-    if (e >= n) continue;
+  MI_NO_UNROLL  // of the activations
+      for (int e = 0; e < n; ++e) {
     const int64_t at = o.at[int(Norm::sum)] + e * params.inner.stride[int(Norm::sum)];
     double of_scale = sum[0][e];
     if (params.dscale && !params.weighted) {
@@ -374,15 +374,16 @@ MI_DEVICE void norm_sums_block(const NormSumsParams& params, double* partials) {
   }
   sums.fold();
   auto* shared = reinterpret_cast<double (*)[kE]>(Arch::shared());  // [rank][slot]
+  double total[3][kE];
   MI_UNROLL
   for (int q = 0; q < 3; ++q) {
-    if (!params.channels_inner) {  // the elements of a chunk are terms of one sum
-      MI_UNROLL
-      for (int e = 1; e < kE; ++e) sums.sum[q][0] += sums.sum[q][e];
-    }
     Arch::sync_block();
     MI_UNROLL
-    for (int e = 0; e < kE; ++e) shared[Arch::thread()][e] = sums.sum[q][e];
+    for (int e = 0; e < kE; ++e) shared[Arch::thread()][e] = double(sums.sum[q][e]);
+    if (!params.channels_inner) {  // the elements of a chunk are terms of one sum
+      MI_UNROLL
+      for (int e = 1; e < kE; ++e) shared[Arch::thread()][0] += double(sums.sum[q][e]);
+    }
     MI_NO_UNROLL
     for (int half = group_threads / 2; half > 0; half /= 2) {
       Arch::sync_block();
@@ -392,15 +393,15 @@ MI_DEVICE void norm_sums_block(const NormSumsParams& params, double* partials) {
     }
     Arch::sync_block();
     MI_UNROLL
-    for (int e = 0; e < kE; ++e) sums.sum[q][e] = shared[slot][e];
+    for (int e = 0; e < kE; ++e) total[q][e] = shared[slot][e];
   }
   if (rank > 0 || unit >= params.units) return;
-  if (params.splits == 1) return store_norm_sums<T>(params, unit, sums.sum);
+  if (params.splits == 1) return store_norm_sums<T>(params, unit, total);
   auto* out = reinterpret_cast<double (*)[3][kE]>(partials) + split * params.units + unit;
   MI_UNROLL
   for (int q = 0; q < 3; ++q) {
     MI_UNROLL
-    for (int e = 0; e < kE; ++e) (*out)[q][e] = sums.sum[q][e];
+    for (int e = 0; e < kE; ++e) (*out)[q][e] = total[q][e];
   }
 }
 
@@ -423,7 +424,7 @@ MI_DEVICE void norm_sums_reduce_splits(const NormSumsParams& params, const doubl
   store_norm_sums<T>(params, unit, sum);
 }
 
-// A warp for each set that fits its registers, else a block.
+// A warp for each set that it can keep, else a block.
 template <class T>
 MI_HOST_DEVICE bool norm_by_warp(const NormOperands& params) {
   constexpr int64_t kE = kChunk<T>;
