@@ -115,6 +115,16 @@ def test_only_what_is_asked_for(case, emulated):
 
 
 @pytest.mark.parametrize("case", [TOKENS, MAPS, LONG], ids=str)
+def test_y_is_that_of_the_stored_x_new(case, emulated):
+    """To the bit: the gradients are taken at what is stored."""
+    operands = case.operands(torch.float16)
+    y, x_new, *statistics = forward(emulated, case, operands)
+    again, _, *others = forward(emulated, case, operands | {"x": x_new, "h": None, "gate": None})
+    for one, other in zip((y, *statistics), (again, *others), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("case", [TOKENS, MAPS, LONG], ids=str)
 def test_views_and_expanded_operands(case, emulated):
     operands = case.operands(torch.float64)
     channels = case.context[case.dim]

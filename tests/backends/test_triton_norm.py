@@ -131,6 +131,17 @@ def test_contexts_that_are_views(case):
 
 
 @INTERPRETED
+@pytest.mark.parametrize("case", [TOKENS, MAPS, LARGE], ids=str)
+def test_y_is_that_of_the_stored_x_new(case):
+    """To the bit: the gradients are taken at what is stored."""
+    operands = case.operands(torch.float16)
+    y, x_new, *statistics = forward(norm, case, operands)
+    again, _, *others = forward(norm, case, operands | {"x": x_new, "h": None, "gate": None})
+    for one, other in zip((y, *statistics), (again, *others), strict=True):
+        assert torch.equal(one, other)
+
+
+@INTERPRETED
 def test_a_gradient_that_is_expanded():
     for case in (TOKENS, MAPS, LARGE):
         operands = case.operands(torch.float64)
