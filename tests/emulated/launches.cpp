@@ -9,7 +9,7 @@
 #include "cuda/host/operands.h"
 #include "cuda/modulate/dual_linear_grads.cuh"
 #include "cuda/modulate/kernels.cuh"
-#include "cuda/modulate/norm.cuh"
+#include "cuda/modulate/norm_sums.cuh"
 #include "cuda/sm80/diagonal.cuh"
 #include "cuda/sm80/dual_linear.cuh"
 #include "cuda/sm80/forward.cuh"

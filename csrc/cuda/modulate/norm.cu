@@ -1,7 +1,7 @@
 #include "common/integers.h"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/simt.cuh"
-#include "cuda/modulate/norm.cuh"
+#include "cuda/modulate/norm_sums.cuh"
 
 namespace mi_kernels::cuda {
 namespace {
