@@ -19,7 +19,7 @@ from mi_kernels.ops.gate import autograd as gate_rule
 from mi_kernels.ops.interaction import autograd as interaction_rule
 from mi_kernels.ops.modulate import autograd as modulation_rule
 from mi_kernels.ops.triton import dual_linear as dual
-from mi_kernels.ops.triton import gate, interaction
+from mi_kernels.ops.triton import gate, interaction, norm
 from mi_kernels.ops.triton import modulate as modulation
 from mi_kernels.ops.triton.launch import Launch, recording
 from mi_kernels.testing.without_data import WithoutData
@@ -44,8 +44,8 @@ def launches(
 ) -> list[Launch]:
     """The distinct kernels of all operations at ``SIZES`` with their heuristic or tabled tiles.
 
-    ``short``: at the first of them, with one activation, and modulation with all of its results; the first
-    of ``DENSE``.
+    ``short``: at the first of them, with one activation, and modulation and norm with all of their
+    results; the first of ``DENSE``.
     """
     found: dict[str, Launch] = {}
     for sizes in SIZES[:1] if short else SIZES:
@@ -55,6 +55,7 @@ def launches(
             _run_dual_linear(dtype, names, *sizes)
             if sizes in SIZES[:2]:
                 _run_modulation(dtype, names, sizes[0], sizes[2], short)
+                _run_norm(dtype, names, sizes[0], sizes[2], short)
         found |= distinct(recorded, capability)
     for *rows_and_features, first in DENSE[:1] if short else DENSE:
         with recording(capability, *(() if old is None else (old,))) as recorded:
@@ -201,6 +202,46 @@ def _run_modulation(dtype: torch.dtype, names: tuple[str, ...], rows: int, width
         for want in ((True, False, False), (False, True, False), (False, False, True)):
             modulation.modulate_grads(x, x, scale, list(sizes), "identity", 0.0, *want)
             modulation.mix_grads(x, x, x, scale, "identity", *want)
+
+
+def _run_norm(dtype: torch.dtype, names: tuple[str, ...], rows: int, width: int, short: bool) -> None:
+    """Tokens with contexts of a sample and of a token, longer rows, maps that are a tile and larger ones in
+    both memory formats; ``short``: half of them."""
+    samples, tokens, groups = 16, -(-rows // 16), 4
+    small, large = _empty(dtype, samples, width, 5, 7), _empty(dtype, samples, width, tokens, 4)
+    cases = (
+        (_empty(dtype, samples, tokens, width), (samples, 1, width), 2, 1),
+        (_empty(dtype, samples, tokens, width), (samples, tokens, width), 2, 1),
+        (_empty(dtype, rows, 4 * width), (1, 4 * width), 1, 1),
+        (_empty(dtype, rows, 16 * width), (1, 16 * width), 1, 1),
+        (_empty(dtype, rows, 48 * width), (rows, 48 * width), 1, 1),
+        *(
+            (x.contiguous(memory_format=memory_format), (samples, width, 1, 1), 1, groups)
+            for x in (small, large)
+            for memory_format in (torch.contiguous_format, torch.channels_last)
+        ),
+    )
+    for x, size, dim, parts in cases[::2] if short else cases:
+        for name in names if x.shape[0] == samples and size[1] == 1 else ("identity",):
+            if name != "softmax":
+                for center in (True,) if short else (True, False):
+                    _norm(x, size, dim, parts, center, name, True)
+        if not short:
+            _norm(x, size, dim, parts, True, "identity", False)
+
+
+def _norm(
+    x: torch.Tensor, size: tuple[int, ...], dim: int, groups: int, center: bool, name: str, full: bool
+) -> None:
+    """Forward and backward, with all operands and results or with scale and shift alone."""
+    context = _empty(x.dtype, *size)
+    affine = _empty(x.dtype, *(x.shape[dim] if d == dim else 1 for d in range(x.dim())))
+    weights = (affine, affine) if full else (None, None)
+    rule = dim, groups, center
+    residual = (x, context) if full else (None, None)
+    _, _, mean, rstd = norm.norm_modulate(x, *residual, context, context, *weights, *rule, 1e-5, name, 1.0)
+    given = (x, x, x if full else None, *residual, context, context, *weights, mean if center else None, rstd)
+    norm.norm_modulate_grads(*given, *rule, name, 1.0, True, full, full, True, True, full, full)
 
 
 @cache

@@ -111,6 +111,7 @@ for arch, terms, rows, strides in (
 OPERATIONS = (
     *("interaction", "interaction_input_grads", "interaction_weight_grads", "diagonal", "gated_interaction"),
     *("modulate", "modulate_grads", "mix", "mix_grads", "dual_linear", "dual_linear_grads"),
+    *("norm_modulate", "norm_modulate_grads"),
 )
 
 

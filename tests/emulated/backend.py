@@ -39,6 +39,8 @@ HOLDERS = {
     "mix": modulate._MIX,
     "mix_grads": modulate._MIX_GRADS,
 }
+# Those that are called directly.
+DIRECT = ("norm_modulate", "norm_modulate_grads")
 # Those that call the plain primitives for each group.
 BY_SEGMENT = (
     (interaction._FORWARD, by_segment.forward),
@@ -103,7 +105,7 @@ def load():
     """The emulated operations, a namespace of torch.ops."""
     if not _library:
         _library.append(torch.library.Library(NAMESPACE, "DEF"))
-        for name in (*HOLDERS, *PLANS):
+        for name in (*HOLDERS, *DIRECT, *PLANS):
             schema = str(getattr(torch.ops.mi_kernels, name).default._schema)
             _library[0].define(schema.removeprefix("mi_kernels::"))
             known = torch._library.simple_registry.singleton.find(f"mi_kernels::{name}").fake_impl.kernel

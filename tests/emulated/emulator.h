@@ -143,6 +143,13 @@ struct EmulatedSm80 {
   static int64_t block_y() { return Block::now->index_y; }
   static void sync_block() { Block::now->sync_block(); }
   static char* shared() { return Block::now->shared_memory(); }
+  static double shuffle_xor(double value, int bits) {
+    Block::Lane mine{};
+    std::memcpy(mine.a, &value, sizeof value);
+    const auto* lanes = Block::now->exchange(mine);
+    std::memcpy(&value, lanes[Block::now->thread() % 32 ^ bits].a, sizeof value);
+    return value;
+  }
 
   static void copy_async(void* to, const void* from, bool present) {
     if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) std::abort();

@@ -9,6 +9,7 @@
 #include "cuda/host/operands.h"
 #include "cuda/modulate/dual_linear_grads.cuh"
 #include "cuda/modulate/kernels.cuh"
+#include "cuda/modulate/norm_sums.cuh"
 #include "cuda/sm80/diagonal.cuh"
 #include "cuda/sm80/dual_linear.cuh"
 #include "cuda/sm80/forward.cuh"
@@ -63,6 +64,37 @@ void launch_modulate_grads(const DeviceStream&, DType dtype, const ModulateGrads
     if (sums)
       run(ceil_div(plan.units, kModulateThreads), 1, kModulateThreads, 0,
           [&] { modulate_grads_reduce_splits<EmulatedSm80, T>(params, plan, sums); });
+  });
+}
+
+void launch_norm(const DeviceStream&, DType dtype, const NormParams& params) {
+  for_dtype(dtype, [&](auto t) {
+    using T = decltype(t);
+    run(norm_blocks<T>(params), 1, kNormThreads, norm_shared_bytes(1), [&] {
+      norm_by_warp<T>(params) ? norm_block<EmulatedSm80, T, kWarpThreads>(params)
+                              : norm_block<EmulatedSm80, T, kNormThreads>(params);
+    });
+  });
+}
+
+void launch_norm_input_grads(const DeviceStream&, DType dtype, const NormInputGradsParams& params) {
+  for_dtype(dtype, [&](auto t) {
+    using T = decltype(t);
+    run(norm_blocks<T>(params), 1, kNormThreads, norm_shared_bytes(2), [&] {
+      norm_by_warp<T>(params) ? norm_input_grads_block<EmulatedSm80, T, kWarpThreads>(params)
+                              : norm_input_grads_block<EmulatedSm80, T, kNormThreads>(params);
+    });
+  });
+}
+
+void launch_norm_sums(const DeviceStream&, DType dtype, const NormSumsParams& params, double* partials) {
+  for_dtype(dtype, [&](auto t) {
+    using T = decltype(t);
+    run(ceil_div(params.units, params.units_per_block), params.splits, kNormThreads, norm_sums_shared_bytes<T>(),
+        [&] { norm_sums_block<EmulatedSm80, T>(params, partials); });
+    if (params.splits > 1)
+      run(ceil_div(params.units, kNormThreads), 1, kNormThreads, 0,
+          [&] { norm_sums_reduce_splits<EmulatedSm80, T>(params, partials); });
   });
 }
 
