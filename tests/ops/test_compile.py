@@ -319,8 +319,8 @@ def test_export_with_a_dynamic_batch(strict, place):
 
 
 # What torch.library.opcheck runs each operation on. A new operation without an entry fails below; those of
-# the gates have theirs in test_gates.py and test_modulate.py.
-ELSEWHERE = {"diagonal", "gated_interaction", "modulate", "modulate_grads"}
+# the gates and norms have theirs in test_gates.py, test_modulate.py and test_norms.py.
+ELSEWHERE = {"diagonal", "gated_interaction", "modulate", "modulate_grads", "norm_modulate_grads"}
 
 
 def _forward_samples(dtype):
@@ -414,7 +414,6 @@ SAMPLES |= {
         "mix_grads",
         "differentiable_mix",
         "norm_modulate",
-        "norm_modulate_grads",
         "differentiable_norm_modulate",
         "differentiable_third_order",
     )
