@@ -67,7 +67,7 @@ class Norm : NormChannels<S> {
     const int64_t block = t % call.blocks, begin = t / call.blocks * call.row_step;
     const int64_t end = min(begin + call.row_step, call.units * call.rows);
     const int64_t channel = this->first_channel(block), n = this->channel_count(block);
-    this->load_affine(channel, n, b);
+    this->load_weights(channel, n, b);
     for (int64_t row = begin, count; row < end; row += count) {
       const int64_t unit = row / call.rows, first = row % call.rows;
       count = min(end - row, call.rows - first);
@@ -229,11 +229,7 @@ class Norm : NormChannels<S> {
         const S* p = x + first * call.channels + c;
         auto sum = term(p, c, lanes);
         for (int64_t k = 1; k < count; ++k) sum += term(p += call.channels, c, lanes);
-        if constexpr (lanes == 1) {
-          b.sums[c] += double(sum);
-        } else {
-          for (int l = 0; l < lanes; ++l) b.sums[c + l] += double(sum[l]);
-        }
+        this->add_in_double(b.sums + c, sum);
       });
     };
     const auto sum_of_group = [&](int64_t g) {

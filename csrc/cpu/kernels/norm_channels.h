@@ -8,7 +8,7 @@
 namespace mi_kernels::MI_ISA {
 
 // Elements that are added up in accumulation type before their sum goes on in double, and pixels that are.
-inline constexpr int64_t kNormChunk = 2048, kPixelBlock = 16;
+inline constexpr int64_t kNormChunk = 2048, kPixelBlock = 32;
 
 template <class S>
 class NormChannels {
@@ -38,25 +38,34 @@ class NormChannels {
   }
   bool affine() const { return shape.weight.data || shape.bias.data; }
 
-  // The channels [first, first + n).
-  void load_affine(int64_t first, int64_t n, const Channels& c) const {
-    load(shape.weight, 0, first, n, Acc(1), c.weight);
-    load(shape.bias, 0, first, n, Acc(0), c.bias);
+  // The channels [first, first + n): weights, and ones and zeros for what there is not, once for all units.
+  void load_weights(int64_t first, int64_t n, const Channels& c) const {
+    load(shape.weight, 0, first, n, c.weight, Acc(1));
+    load(shape.bias, 0, first, n, c.bias, Acc(0));
+    if (!shape.gate.data) fill(c.gate, n, Acc(1));
+    if (!shape.scale.data) fill(c.factor, n, Acc(1));
+    if (!shape.shift.data) fill(c.shift, n, Acc(0));
   }
   template <class Position>
   void load_factor(const Position& unit, int64_t first, int64_t n, const Channels& c) const {
-    if (!shape.scale.data) return fill(c.factor, n, Acc(1));
-    activate_run(shape.function, channel(shape.scale, unit.offset(kNormScale), first), shape.scale.step, n, c.factor);
+    if (!shape.scale.data) return;
+    const S* scale = channel(shape.scale, unit.offset(kNormScale), first);
+    activate_run(shape.function, scale, shape.scale.step, n, c.factor);
   }
   template <class Position>
   void load_contexts(const Position& unit, int64_t first, int64_t n, const Channels& c) const {
     load_factor(unit, first, n, c);
-    load(shape.gate, unit.offset(kNormGate), first, n, Acc(1), c.gate);
-    load(shape.shift, unit.offset(kNormShift), first, n, Acc(0), c.shift);
+    if (shape.gate.data) load(shape.gate, unit.offset(kNormGate), first, n, c.gate);
+    if (shape.shift.data) load(shape.shift, unit.offset(kNormShift), first, n, c.shift);
   }
 
   const S* channel(const ChannelRef& ref, int64_t offset, int64_t first) const {
     return static_cast<const S*>(ref.data) + offset + first * ref.step;
+  }
+
+  template <class T>
+  static MI_INLINE T zero_like(const T&) {
+    return T{};
   }
 
   // f(i, lanes) for vectors, then for single elements.
@@ -65,6 +74,17 @@ class NormChannels {
     int64_t i = 0;
     for (; i + L <= n; i += L) f(i, Index<L>{});
     for (; i < n; ++i) f(i, Index<1>{});
+  }
+
+  // Adds lanes, or a single element, to sums in double.
+  template <class T>
+  static MI_INLINE void add_in_double(double* sums, const T& v) {
+    if constexpr (sizeof(T) == sizeof(Acc)) {
+      sums[0] += double(v);
+    } else {
+      using Wide = Vec<double, L>;
+      store(sums, Wide(mi_kernels::MI_ISA::load<Wide>(sums) + __builtin_convertvector(v, Wide)));
+    }
   }
 
   // The sum of f(i, lanes) over n elements; in accumulation type over at most kNormChunk of them.
@@ -85,7 +105,7 @@ class NormChannels {
   static void fill(Acc* out, int64_t n, Acc value) {
     for (int64_t i = 0; i < n; ++i) out[i] = value;
   }
-  void load(const ChannelRef& ref, int64_t offset, int64_t first, int64_t n, Acc missing, Acc* out) const {
+  void load(const ChannelRef& ref, int64_t offset, int64_t first, int64_t n, Acc* out, Acc missing = 0) const {
     if (!ref.data) return fill(out, n, missing);
     map_run(channel(ref, offset, first), ref.step, n, out, [](const V& v) { return v; });
   }

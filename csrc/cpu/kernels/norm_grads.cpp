@@ -65,7 +65,7 @@ class NormGrads : NormChannels<S> {
   void task(int64_t t, int64_t worker) const {
     const Buffers b = buffers(worker);
     const int64_t block = t % call.blocks, part = t / call.blocks, n = channel_count(block);
-    this->load_affine(first_channel(block), n, b);
+    this->load_weights(first_channel(block), n, b);
     for (double* total : b.totals) clear(total, n);
     for (double* sum : b.weights) clear(sum, n);
     if (call.splits > 1) {
@@ -79,7 +79,7 @@ class NormGrads : NormChannels<S> {
     for (int64_t unit = part * call.unit_step; unit < min((part + 1) * call.unit_step, call.units); ++unit) {
       add_rows(unit, 0, call.rows, block, b);
       finish(unit, first_channel(block), n, b);
-      for (double* total : b.totals) clear(total, n);
+      for (double* total : b.totals) clear(total, call.rows == 1 ? 0 : n);
     }
     for (int s = 0; call.partial_sums() > 0 && s < 2; ++s)
       __builtin_memcpy(partial(0, part, s) + first_channel(block), b.weights[s], size_t(n) * sizeof(double));
@@ -102,11 +102,15 @@ class NormGrads : NormChannels<S> {
       const int64_t stop = min(row + longest, end);
       for (Acc* sum : b.sums) clear(sum, n);
       while (row < stop) row += add_some_rows(kept, reduced, stop - row, block, b);
+      if (call.rows == 1) return;  // finish() takes these
       for (int s = 0; s < kSums; ++s)
-        if (s == 2 ? call.dgate != nullptr : call.sums_grad())
-          for (int64_t c = 0; c < n; ++c) b.totals[s][c] += double(b.sums[s][c]);
+        for (int64_t c = 0; has_sum(s) && c < n; ++c) b.totals[s][c] += double(b.sums[s][c]);
     }
+    for (int s = 0; s < kSums; ++s)
+      for (int64_t c = 0; has_sum(s) && c < n; ++c) b.sums[s][c] = Acc(b.totals[s][c]);
   }
+
+  bool has_sum(int s) const { return s == 2 ? call.dgate != nullptr : call.sums_grad(); }
 
   // As many rows at once as the first-level cache has room for share loads and stores of the sums.
   template <class Position>
@@ -186,7 +190,7 @@ class NormGrads : NormChannels<S> {
       for_each_step(min(kNormChunk, end - first), [&](int64_t i, auto lanes) {
         const int64_t c = first + i;
         const auto product = load_run<lanes>(b.product + c);
-        auto n_sum = product - product, g_sum = n_sum;
+        auto n_sum = this->zero_like(product), g_sum = n_sum;
         unroll<R>([&](auto r) {
           const auto grad = load_run<lanes>(rows[r].grad + c);
           const auto n = (load_run<lanes>(rows[r].x + c) - mean[r]) * rstd[r];
@@ -290,15 +294,6 @@ class NormGrads : NormChannels<S> {
         f(c, first * call.channels + c, min(kPixelBlock, call.spatial - first), lanes);
       });
   }
-  template <int lanes, class T>
-  static MI_INLINE void add_lanes(double* sums, const T& v) {
-    if constexpr (lanes == 1) {
-      sums[0] += double(v);
-    } else {
-      for (int l = 0; l < lanes; ++l) sums[l] += double(v[l]);
-    }
-  }
-
   // Sets whose pixels have the channels of other sets between them.
   void add_pixels(const Row& row, int64_t channels, const Buffers& b) const {
     const int64_t width = call.group_channels(), step = call.channels;
@@ -314,8 +309,8 @@ class NormGrads : NormChannels<S> {
         g_sum += grad;
         n_sum += grad * (load_run<lanes>(row.x + i) - mean);
       }
-      add_lanes<lanes>(b.pixels[0] + c, n_sum);
-      add_lanes<lanes>(b.pixels[1] + c, g_sum);
+      this->add_in_double(b.pixels[0] + c, n_sum);
+      this->add_in_double(b.pixels[1] + c, g_sum);
     });
     for (int64_t g = 0; g * width < channels; ++g) {
       double a_sum = 0, an_sum = 0;
@@ -338,7 +333,7 @@ class NormGrads : NormChannels<S> {
       const auto mean = load_run<lanes>(b.mean + c), gate = load_run<lanes>(b.gate + c);
       const auto by_grad = load_run<lanes>(b.by_grad + c), by_x = load_run<lanes>(b.by_x + c);
       const auto constant = load_run<lanes>(b.constant + c);
-      auto sum = gate - gate;
+      auto sum = this->zero_like(gate);
       for (int64_t k = 0; k < count; ++k, i += step) {
         auto d = load_run<lanes>(row.grad + i) * by_grad + ((load_run<lanes>(row.x + i) - mean) * by_x + constant);
         if (row.grad_x) d += load_run<lanes>(row.grad_x + i);
@@ -346,13 +341,14 @@ class NormGrads : NormChannels<S> {
         if (row.dh) store_run<lanes>(row.dh + i, d * gate);
         if (call.dgate) sum += d * load_run<lanes>(row.h + i);
       }
-      if (call.dgate) add_lanes<lanes>(b.pixels[0] + c, sum);
+      if (call.dgate) this->add_in_double(b.pixels[0] + c, sum);
     });
     for (int64_t c = 0; call.dgate && c < channels; ++c) b.sums[2][c] += Acc(b.pixels[0][c]);
   }
 
   // The gradients of a unit's contexts from its sums, and what it adds to those of the weights.
   void finish(int64_t unit, int64_t first, int64_t n, const Buffers& b) const {
+    const Acc *by_n = b.sums[0], *by_one = b.sums[1];
     const auto dest = [&](void* data) { return static_cast<S*>(data) + unit * call.channels + first; };
     if (call.dscale) {
       const AxisIterator kept(call.kept, call.kept_axes, unit);
@@ -360,18 +356,27 @@ class NormGrads : NormChannels<S> {
       for_activation<VectorMath>(call.function.activation, [&](auto act) {
         map_run(scale, call.scale.step, n, b.slope, [&](const V& v) { return act.derivative(v); });
       });
-      const bool selected = backward_selects(call.function.activation);
-      for (int64_t c = 0; c < n; ++c) {
-        double sum = double(b.weight[c]) * b.totals[0][c];
-        if (b.bias[c] != 0) sum += double(b.bias[c]) * b.totals[1][c];  // 0 times an infinite sum is no number
-        from_acc(selected && b.slope[c] == 0 ? Acc(0) : Acc(double(b.slope[c]) * sum), dest(call.dscale)[c]);
-      }
+      // 0 times an infinite sum is no number.
+      const bool selected = backward_selects(call.function.activation), has_bias = call.bias.data != nullptr;
+      for_each_step(n, [&](int64_t c, auto lanes) {
+        const auto slope = load_run<lanes>(b.slope + c), bias = load_run<lanes>(b.bias + c);
+        auto sum = load_run<lanes>(b.weight + c) * load_run<lanes>(by_n + c);
+        const auto none = this->zero_like(sum);
+        if (has_bias) sum += bias == Acc(0) ? none : decltype(sum)(bias * load_run<lanes>(by_one + c));
+        decltype(sum) product = slope * sum;
+        if (selected) product = slope == Acc(0) ? none : product;
+        store_run<lanes>(dest(call.dscale) + c, product);
+      });
     }
-    for (int64_t c = 0; call.dshift && c < n; ++c) from_acc(Acc(b.totals[1][c]), dest(call.dshift)[c]);
-    for (int64_t c = 0; call.dgate && c < n; ++c) from_acc(Acc(b.totals[2][c]), dest(call.dgate)[c]);
+    const auto copy = [&](const Acc* sums, void* data) {
+      if (data)
+        for_each_step(n, [&](int64_t c, auto lanes) { store_run<lanes>(dest(data) + c, load_run<lanes>(sums + c)); });
+    };
+    copy(by_one, call.dshift);
+    copy(b.sums[2], call.dgate);
     for (int s = 0; s < 2; ++s)
       if (s == 0 ? call.dweight != nullptr : call.dbias != nullptr)
-        for (int64_t c = 0; c < n; ++c) b.weights[s][c] += double(b.factor[c]) * b.totals[s][c];
+        for (int64_t c = 0; c < n; ++c) b.weights[s][c] += double(b.factor[c]) * double(b.sums[s][c]);
   }
 
   void store_weights(int64_t first, int64_t n, const Buffers& b) const {
@@ -384,7 +389,7 @@ class NormGrads : NormChannels<S> {
   // Adds up the parts of each unit, and finishes it.
   void sum_units(int64_t first, int64_t n, int64_t worker) const {
     const Buffers b = buffers(worker);
-    this->load_affine(first, n, b);
+    this->load_weights(first, n, b);
     for (double* sum : b.weights) clear(sum, n);
     for (int64_t unit = 0; unit < call.units; ++unit) {
       for (int s = 0; s < kSums; ++s) {
@@ -393,6 +398,7 @@ class NormGrads : NormChannels<S> {
           const double* src = partial(unit, split, s) + first;
           for (int64_t c = 0; c < n; ++c) b.totals[s][c] += src[c];
         }
+        for (int64_t c = 0; c < n; ++c) b.sums[s][c] = Acc(b.totals[s][c]);
       }
       this->load_factor(AxisIterator(call.kept, call.kept_axes, unit), first, n, b);
       finish(unit, first, n, b);
