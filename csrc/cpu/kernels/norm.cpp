@@ -183,20 +183,23 @@ class Norm : NormChannels<S> {
   }
 
   // Sets whose pixels have the channels of other sets between them: all sets of the block at once, by blocks of pixels.
-  void pixels(const Row& row, int64_t block, const Buffers& b) const {
+  void pixels(const Row& of_row, int64_t block, const Buffers& of_task) const {
+    const Row row = of_row;  // a store could change what is read through a reference
+    const Buffers b = of_task;
+    const int64_t step = call.channels;
     const int64_t n = this->channel_count(block), width = call.group_channels(), groups = n / width;
     if (row.h)
       for_each_pixel(n, call.spatial, [&](int64_t c, int64_t first, int64_t count, auto lanes) {
         const auto gate = load_run<lanes>(b.gate + c);
-        for (int64_t i = first * call.channels + c, k = 0; k < count; ++k, i += call.channels)
+        for (int64_t i = first * step + c, k = 0; k < count; ++k, i += step)
           store_run<lanes>(row.x_new + i, load_run<lanes>(row.h + i) * gate + load_run<lanes>(row.x + i));
       });
     const S* x = row.h ? row.x_new : row.x;
     for (int64_t g = 0; g < groups; ++g) b.moments[g] = {};
     // A part of the pixels, so that the second pass over it finds it in the cache.
-    const int64_t step = max((int64_t(1) << 17) / max(n, 1) / kPixelBlock * kPixelBlock, kPixelBlock);
-    for (int64_t first = 0; first < call.spatial; first += step)
-      add_moments(x + first * call.channels, min(step, call.spatial - first), n, b);
+    const int64_t part = max((int64_t(1) << 17) / max(n, 1) / kPixelBlock * kPixelBlock, kPixelBlock);
+    for (int64_t first = 0; first < call.spatial; first += part)
+      add_moments(x + first * step, min(part, call.spatial - first), n, b);
     for (int64_t g = 0; g < groups; ++g) {
       Acc mean;
       const Acc rstd = store_statistics(row, g, b.moments[g], mean);
@@ -206,7 +209,7 @@ class Norm : NormChannels<S> {
       const auto mean = load_run<lanes>(b.mean + c), rstd = load_run<lanes>(b.rstd + c);
       const auto weight = load_run<lanes>(b.weight + c), bias = load_run<lanes>(b.bias + c);
       const auto factor = load_run<lanes>(b.factor + c), shift = load_run<lanes>(b.shift + c);
-      for (int64_t i = first * call.channels + c, k = 0; k < count; ++k, i += call.channels) {
+      for (int64_t i = first * step + c, k = 0; k < count; ++k, i += step) {
         const auto v = (load_run<lanes>(x + i) - mean) * rstd * weight + bias;
         store_run<lanes>(row.y + i, v * factor + shift);
       }
@@ -222,13 +225,14 @@ class Norm : NormChannels<S> {
 
   void add_moments(const S* x, int64_t pixels, int64_t n, const Buffers& b) const {
     const int64_t width = call.group_channels(), groups = n / width;
+    const int64_t step = call.channels;
     const double count = double(width * pixels);
     const auto sum_channels = [&](auto&& term) {
       clear(b.sums, n);
       for_each_pixel(n, pixels, [&](int64_t c, int64_t first, int64_t count, auto lanes) {
-        const S* p = x + first * call.channels + c;
+        const S* p = x + first * step + c;
         auto sum = term(p, c, lanes);
-        for (int64_t k = 1; k < count; ++k) sum += term(p += call.channels, c, lanes);
+        for (int64_t k = 1; k < count; ++k) sum += term(p += step, c, lanes);
         this->add_in_double(b.sums + c, sum);
       });
     };

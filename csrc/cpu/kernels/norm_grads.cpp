@@ -179,22 +179,27 @@ class NormGrads : NormChannels<S> {
     }
   }
 
+  // Pointers are copied first: a store could change what is read through a reference.
   template <int R, bool Sums>
   MI_INLINE void feature_sums(const Row (&rows)[4], int64_t g, int64_t width, const Buffers& b, Means (&m)[R]) const {
-    double a_sum[R] = {}, an_sum[R] = {};
+    const S *x[R], *grad[R];
     Acc mean[R], rstd[R];
-    for (int r = 0; r < R; ++r) mean[r] = at(rows[r].mean, g), rstd[r] = rows[r].rstd[g];
+    double a_sum[R] = {}, an_sum[R] = {};
+    for (int r = 0; r < R; ++r)
+      x[r] = rows[r].x, grad[r] = rows[r].grad, mean[r] = at(rows[r].mean, g), rstd[r] = rows[r].rstd[g];
+    const Acc* const products = b.product;
+    Acc *const n_sums = b.sums[0], *const g_sums = b.sums[1];
     for (int64_t first = g * width, end = first + width; first < end; first += kNormChunk) {
       V a_acc[R] = {}, an_acc[R] = {};
       Acc a_rest[R] = {}, an_rest[R] = {};
-      for_each_step(min(kNormChunk, end - first), [&](int64_t i, auto lanes) {
-        const int64_t c = first + i;
-        const auto product = load_run<lanes>(b.product + c);
+      const auto step = [&](int64_t c, auto lanes) {
+        const auto product = load_run<lanes>(products + c);
         auto n_sum = this->zero_like(product), g_sum = n_sum;
+        if constexpr (Sums) n_sum = load_run<lanes>(n_sums + c), g_sum = load_run<lanes>(g_sums + c);
         unroll<R>([&](auto r) {
-          const auto grad = load_run<lanes>(rows[r].grad + c);
-          const auto n = (load_run<lanes>(rows[r].x + c) - mean[r]) * rstd[r];
-          const auto a = grad * product;
+          const auto value = load_run<lanes>(grad[r] + c);
+          const auto n = (load_run<lanes>(x[r] + c) - mean[r]) * rstd[r];
+          const auto a = value * product;
           if constexpr (lanes == 1) {
             a_rest[r] += a;
             an_rest[r] += a * n;
@@ -202,16 +207,18 @@ class NormGrads : NormChannels<S> {
             a_acc[r] += a;
             an_acc[r] += a * n;
           }
-          if constexpr (Sums) {
-            n_sum = r == 0 ? grad * n : n_sum + grad * n;
-            g_sum = r == 0 ? grad : g_sum + grad;
-          }
+          n_sum += value * n;
+          g_sum += value;
         });
         if constexpr (Sums) {
-          store_run<lanes>(b.sums[0] + c, load_run<lanes>(b.sums[0] + c) + n_sum);
-          store_run<lanes>(b.sums[1] + c, load_run<lanes>(b.sums[1] + c) + g_sum);
+          store_run<lanes>(n_sums + c, n_sum);
+          store_run<lanes>(g_sums + c, g_sum);
         }
-      });
+      };
+      const int64_t stop = min(first + kNormChunk, end);
+      int64_t c = first;
+      for (; c + L <= stop; c += L) step(c, Index<L>{});
+      for (; c < stop; ++c) step(c, Index<1>{});
       for (int r = 0; r < R; ++r) {
         a_sum[r] += double(sum_lanes(a_acc[r])) + double(a_rest[r]);
         an_sum[r] += double(sum_lanes(an_acc[r])) + double(an_rest[r]);
@@ -221,18 +228,20 @@ class NormGrads : NormChannels<S> {
   }
 
   template <bool Residual>
-  MI_INLINE void features(const Row& row, const Means& m, int64_t g, int64_t width, const Buffers& b) const {
-    const Acc mean = at(row.mean, g), rstd = row.rstd[g];
+  MI_INLINE void features(const Row& of_row, const Means& m, int64_t g, int64_t width, const Buffers& b) const {
+    const Row row = of_row;
+    const Acc mean = at(row.mean, g), rstd = row.rstd[g], m_a = m.a, m_an = m.an;
+    const Acc *const products = b.product, *const gates = b.gate;
+    Acc* const sums = call.dgate ? b.sums[2] : nullptr;
     const int64_t first = g * width;
     for_each_step(width, [&](int64_t i, auto lanes) {
       const int64_t c = first + i;
       const auto n = (load_run<lanes>(row.x + c) - mean) * rstd;
-      auto d = (load_run<lanes>(row.grad + c) * load_run<lanes>(b.product + c) - m.a - n * m.an) * rstd;
+      auto d = (load_run<lanes>(row.grad + c) * load_run<lanes>(products + c) - m_a - n * m_an) * rstd;
       if constexpr (Residual) {
         if (row.grad_x) d += load_run<lanes>(row.grad_x + c);
-        if (row.dh) store_run<lanes>(row.dh + c, d * load_run<lanes>(b.gate + c));
-        if (call.dgate)
-          store_run<lanes>(b.sums[2] + c, load_run<lanes>(b.sums[2] + c) + d * load_run<lanes>(row.h + c));
+        if (row.dh) store_run<lanes>(row.dh + c, d * load_run<lanes>(gates + c));
+        if (sums) store_run<lanes>(sums + c, load_run<lanes>(sums + c) + d * load_run<lanes>(row.h + c));
       }
       if (row.dx) store_run<lanes>(row.dx + c, d);
     });
@@ -265,7 +274,8 @@ class NormGrads : NormChannels<S> {
     }
   }
 
-  void add_map(const Row& row, int64_t c, const Means& m, Acc mean, Acc rstd, const Buffers& b) const {
+  void add_map(const Row& of_row, int64_t c, const Means& m, Acc mean, Acc rstd, const Buffers& b) const {
+    const Row row = of_row;
     const int64_t spatial = call.spatial, start = c * spatial;
     const Acc by_grad = b.product[c] * rstd, by_x = -m.an * rstd * rstd, constant = -m.a * rstd, gate = b.gate[c];
     const auto value = [&](int64_t i, auto lanes) {
@@ -295,7 +305,10 @@ class NormGrads : NormChannels<S> {
       });
   }
   // Sets whose pixels have the channels of other sets between them.
-  void add_pixels(const Row& row, int64_t channels, const Buffers& b) const {
+  void add_pixels(const Row& of_row, int64_t channels, const Buffers& of_task) const {
+    const Row row = of_row;
+    const Buffers b = of_task;
+    const bool sums_h = call.dgate != nullptr;
     const int64_t width = call.group_channels(), step = call.channels;
     for (int64_t c = 0; c < channels; ++c) b.mean[c] = at(row.mean, c / width), b.rstd[c] = row.rstd[c / width];
     for (double* sums : b.pixels) clear(sums, channels);
@@ -339,9 +352,9 @@ class NormGrads : NormChannels<S> {
         if (row.grad_x) d += load_run<lanes>(row.grad_x + i);
         if (row.dx) store_run<lanes>(row.dx + i, d);
         if (row.dh) store_run<lanes>(row.dh + i, d * gate);
-        if (call.dgate) sum += d * load_run<lanes>(row.h + i);
+        if (sums_h) sum += d * load_run<lanes>(row.h + i);
       }
-      if (call.dgate) this->add_in_double(b.pixels[0] + c, sum);
+      if (sums_h) this->add_in_double(b.pixels[0] + c, sum);
     });
     for (int64_t c = 0; call.dgate && c < channels; ++c) b.sums[2][c] += Acc(b.pixels[0][c]);
   }
