@@ -122,6 +122,13 @@ MI_INLINE Vec<float, N> load_acc(const float* p) {
 }
 template <int N>
 MI_INLINE Vec<float, N> load_acc(const BFloat16* p) {
+  // The compiler would widen the halves of a register, and join them.
+#if defined(__AVX512F__)
+  if constexpr (N == 16) return bit_cast<Vec<float, N>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(p)), 16));
+#endif
+#if defined(__AVX2__)
+  if constexpr (N == 8) return bit_cast<Vec<float, N>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(p)), 16));
+#endif
   const auto wide = __builtin_convertvector(load<Vec<uint16_t, N>>(p), Vec<uint32_t, N>);
   return bit_cast<Vec<float, N>>(wide << 16);
 }
@@ -181,14 +188,17 @@ MI_INLINE void store_acc(Half* p, const Vec<float, N>& v) {
 // The sum of the lanes, by halves.
 template <class V>
 MI_INLINE auto sum_lanes(const V& v) {
-  constexpr int L = int(sizeof(V) / sizeof(v[0]));
-  auto half = v;
-  unroll<6>([&](auto round) {
-    constexpr int s = L >> (round + 1);
-    if constexpr (s > 0)
-      for (int l = 0; l < s; ++l) half[l] += half[l + s];
-  });
-  return half[0];
+  using T = __typeof__(V{}[0]);
+  constexpr int L = int(sizeof(V) / sizeof(T));
+  if constexpr (L == 1) {
+    return v[0];
+  } else {
+    struct Halves {
+      Vec<T, L / 2> low, high;
+    };
+    const auto halves = bit_cast<Halves>(v);
+    return sum_lanes(Vec<T, L / 2>(halves.low + halves.high));
+  }
 }
 
 // The first `count` lanes; the others become zero, even if they are NaN.

@@ -13,6 +13,10 @@ struct Moments {
   double count = 0, mean = 0, squares = 0;
 
   void add(double n, double other_mean, double other_squares) {
+    if (count == 0) {
+      *this = {n, other_mean, other_squares};
+      return;
+    }
     const double total = count + n, step = other_mean - mean;
     mean += step * (n / total);
     squares += other_squares + step * step * (count * n / total);
