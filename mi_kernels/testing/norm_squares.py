@@ -1,9 +1,10 @@
 """S^2 of the error rule (errors.py) for normalisation with modulation, by the rules of squares.py.
 
-Statistics round as sums do: the mean m of a set by one unit of itself, and with it all elements of the set,
-and rstd r by one unit of itself. So with S_x^2 of x_new, which without a residual is an argument and exact,
+Statistics round as sums do: the mean m of a set by one unit of itself and of its terms, S_m^2 = m^2 +
+mean(x_new^2) / count, and with it all elements of the set, and rstd r by one unit of itself. So with S_x^2 of
+x_new, which without a residual is an argument and exact,
 
-    S_n^2 = r^2 (S_x^2 + m^2) + n^2
+    S_n^2 = r^2 (S_x^2 + S_m^2) + n^2
 
 whose last term is the rounding of the difference and of r; there is no m of rms. A mean over a set of terms
 t, each with its own S_t^2, has mean(S_t^2) / count, and its rounding.
@@ -70,7 +71,8 @@ def _parts(sample: Normalization, x: Tensor, h: Maybe, gate: Maybe, scale: Maybe
     difference = x_new - mean
     rstd = (sets.mean(difference**2) + 1e-5).rsqrt()
     n = difference * rstd
-    n2 = rstd**2 * (x_new2 + mean**2) + n**2
+    mean2 = mean**2 + sets.mean(x_new**2) / sets.count if sample.norm != "rms" else mean
+    n2 = rstd**2 * (x_new2 + mean2) + n**2
     v, v2 = (n, n2) if weight is None else (n * weight, n2 * weight**2)
     if bias is not None:
         v, v2 = v + bias, v2 + bias**2
