@@ -139,20 +139,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_modulate(const Tensor& x, const 
                                                          const Optional& weight, const Optional& bias, int64_t dim,
                                                          int64_t groups, bool center, double eps,
                                                          std::string activation, double offset) {
-  const NormArguments a{x,
-                        h,
-                        gate,
-                        scale,
-                        shift,
-                        weight,
-                        bias,
-                        dim,
-                        groups,
-                        center,
-                        {activation_of(activation, kForward, false), offset}};
+  const ScaleFunction function{activation_of(activation, kForward, false), offset};
+  const NormArguments a{x, h, gate, scale, shift, weight, bias, dim, groups, center, function};
   NormProblem p = norm_problem(kForward, a);
   NormParams params{};
-  params.function = a.function;
+  params.function = function;
   params.eps = eps;
   Tensor y = p.result(true), x_new = p.result(h.has_value());
   Tensor mean = allocate_statistic(x, dim, groups, center), rstd = allocate_statistic(x, dim, groups, true);
@@ -206,8 +197,8 @@ Gradients norm_modulate_grads(const Tensor& grad, const Tensor& x, const Optiona
                               int64_t dim, int64_t groups, bool center, std::string activation, double offset,
                               bool want_x, bool want_h, bool want_gate, bool want_scale, bool want_shift,
                               bool want_weight, bool want_bias) {
-  const NormArguments a{
-      x, h, gate, scale, shift, weight, bias, dim, groups, center, {activation_of(activation, kGrads, false), offset}};
+  const ScaleFunction function{activation_of(activation, kGrads, false), offset};
+  const NormArguments a{x, h, gate, scale, shift, weight, bias, dim, groups, center, function};
   NormProblem p = norm_problem(kGrads, a);
   check_norm_grads(kGrads, a, grad, grad_x, mean, rstd, want_h, want_gate, want_scale, want_shift, want_weight,
                    want_bias);
@@ -227,7 +218,7 @@ Gradients norm_modulate_grads(const Tensor& grad, const Tensor& x, const Optiona
   const Tensor *flat_grad = p.flat(&grad), *flat_x = p.flat(&x), *flat_grad_x = p.flat(pointer(grad_x));
   const Tensor* flat_h = want_gate ? p.flat(pointer(h)) : nullptr;
   const auto operands = [&](NormOperands& params) {
-    params.function = a.function;
+    params.function = function;
     params.mean = center ? means.const_data_ptr() : nullptr;
     params.rstd = rstds.const_data_ptr();
     NormAxes axes(p, params);
