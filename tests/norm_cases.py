@@ -16,7 +16,8 @@ from mi_kernels.testing.errors import FLOAT64_LIMIT, relative_error
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes and terms of a call; ``order`` is that of x's dimensions in memory."""
+    """Sizes and terms of a call; ``order`` is that of x's dimensions in memory, ``every`` its step between
+    samples."""
 
     name: str
     x: tuple[int, ...]
@@ -28,14 +29,16 @@ class Case:
     activation: str = "identity"
     order: tuple[int, ...] | None = None
     mean: float = 0.0
+    every: int = 1
 
     def __str__(self):
         return self.name
 
     def like_x(self, generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
         order = self.order or range(len(self.x))
-        made = torch.randn([self.x[d] for d in order], generator=generator, dtype=torch.float64).to(dtype)
-        return made.permute([list(order).index(d) for d in range(len(self.x))])
+        sizes = (self.x[0] * self.every, *self.x[1:])
+        made = torch.randn([sizes[d] for d in order], generator=generator, dtype=torch.float64).to(dtype)
+        return made.permute([list(order).index(d) for d in range(len(self.x))])[:: self.every]
 
     def operands(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
         """grad, grad_x and the tensors of a forward call, rounded to the dtype."""
@@ -44,7 +47,7 @@ class Case:
         sizes = dict.fromkeys(("gate", "scale", "shift"), self.context) | dict.fromkeys(
             ("weight", "bias"), affine
         )
-        found: dict[str, Any] = {"x": self.like_x(generator, dtype) + self.mean}
+        found: dict[str, Any] = {"x": self.like_x(generator, dtype).add_(self.mean)}
         found["grad"] = self.like_x(generator, dtype)
         for name in ("h", "grad_x"):
             made = self.like_x(generator, dtype)
@@ -81,6 +84,8 @@ CASES = (
     Case("instances", (3, 5, 33), (3, 5, 1), 1, 5),
     Case("one-group-rms", (3, 10, 6, 7), (1, 10, 1, 1), 1, center=False, terms="h gate scale shift"),
     replace(MAPS, name="maps-last", order=(0, 2, 3, 1)),
+    replace(MAPS, name="some-maps-last", order=(0, 2, 3, 1), every=2),
+    replace(MAPS, name="some-maps", every=2),
     Case("maps-last-shared", (3, 10, 6, 7), (1, 10, 1, 1), 1, 5, order=(0, 2, 3, 1)),
     Case("maps-transposed", (3, 10, 6, 7), (3, 10, 1, 1), 1, 5, order=(0, 1, 3, 2)),
     replace(LARGE, name="large-maps-last", order=(0, 2, 3, 1), groups=1),

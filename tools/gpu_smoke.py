@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mi_kernels import verify
-from mi_kernels.testing import isolated, samples, suite
+from mi_kernels.testing import isolated, norm_samples, samples, suite
 from mi_kernels.testing.dual_samples import GLU
 from mi_kernels.testing.isolated import Job
 from mi_kernels.testing.samples import GateSample
@@ -52,6 +52,11 @@ OTHERS = {
     "glu": (f"values {GLU}", f"gradients {GLU}"),
     "low_rank": ("values low_rank-odd-ACPUVc", "gradients low_rank-odd-ACPUVc"),
     "modulate": ("values tokens", "gradients tokens", "values maps", "gradients maps", "gradients features"),
+    "norm": tuple(
+        f"{kind} {sample}"
+        for sample in (norm_samples.TOKENS, norm_samples.MAPS, norm_samples.RMS)
+        for kind in ("values", "gradients")
+    ),
 }
 
 
@@ -102,16 +107,17 @@ def _ended(jobs: list[Job], workers: int, end: float, say: Callable[[str], None]
 
 
 def sanitized(backends: Sequence[str], capability: tuple[int, int]) -> Iterator[tuple[str, Case]]:
-    """(tool, case): a tile, odd sizes, a few rows and modulation; on 9.0 of the engine for it too.
+    """(tool, case): a tile, odd sizes, a few rows, modulation and norms; on 9.0 of the engine for it too.
 
-    Races and barriers, which are looked for more slowly, in the first kernels and modulation alone.
+    Races and barriers, which are looked for more slowly, in the first kernels, modulation and norms alone.
     """
     names = ["kernel odd", "kernel few", "kernel tile"]
     names = (["kernel 64x2", "kernel 64 split 8"] if capability == (9, 0) else []) + names
     for tool in TOOLS if "cuda" in backends else ():
         for name in names if tool == TOOLS[0] else names[:2]:
             yield tool, Case("cuda", "interaction", "bfloat16", (name,))
-        yield tool, Case("cuda", "modulate", "bfloat16", OTHERS["modulate"][:2])
+        for family in ("modulate", "norm"):
+            yield tool, Case("cuda", family, "bfloat16", OTHERS[family][:2])
 
 
 def sanitize(

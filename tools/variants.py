@@ -18,6 +18,7 @@ from mi_kernels.ops.dual_linear import autograd as dual_rule
 from mi_kernels.ops.gate import autograd as gate_rule
 from mi_kernels.ops.interaction import autograd as interaction_rule
 from mi_kernels.ops.modulate import autograd as modulation_rule
+from mi_kernels.ops.norm import autograd as norm_rule
 from mi_kernels.ops.triton import dual_linear as dual
 from mi_kernels.ops.triton import gate, interaction, norm
 from mi_kernels.ops.triton import modulate as modulation
@@ -78,6 +79,12 @@ def _modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torc
     return modulation_rule.modulate("triton", x, scale, shift, "sigmoid", 1.0)
 
 
+def _norm_block(*tensors: torch.Tensor) -> torch.Tensor:
+    """Of tokens; both results, so that both have gradients."""
+    y, x_new = norm_rule.norm_modulate("triton", *tensors, 2, 1, True, 1e-5, "identity", 1.0)
+    return y + x_new
+
+
 def first_calls(
     capability: tuple[int, int], dtype: torch.dtype, sizes: tuple[int, int, int, int] = SIZES[0]
 ) -> dict[str, dict[str, Launch]]:
@@ -92,6 +99,8 @@ def first_calls(
 
     rows = empty(B, X), empty(B, Z)
     modulated = empty(B, 16, X), empty(B, 1, X), empty(B, 1, X)
+    context, affine = empty(B, 1, X), empty(1, 1, X)
+    block = modulated[0], empty(B, 16, X), context, context, context, affine, affine
     diagonal_weights = None, empty(X, Z), None, empty(X), empty(X, Z), empty(X)
     calls: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor | None, ...]]] = {
         "interaction": (partial(interaction_rule.forward, "triton"), (*rows, *dense(O))),
@@ -105,6 +114,7 @@ def first_calls(
             (rows[0], None, empty(2 * O, X), None, empty(2 * O), None),
         ),
         "modulate": (_modulate, modulated),
+        "norm": (_norm_block, block),
     }
     found = {}
     for name, (call, arguments) in calls.items():

@@ -45,13 +45,11 @@ inline void check_norm(const char* op, const NormArguments& a) {
     if (!t) return;
     check_operand(op, name, *t, x);
     for (int64_t d = 0; d < x.dim(); ++d) {
-      const bool any = context && d < a.dim && (!first || t->size(d) == first->size(d));
-      STD_TORCH_CHECK(any || t->size(d) == (d == a.dim             ? channels
-                                            : context && d < a.dim ? first->size(d)
-                                                                   : 1),
-                      op, ": ", name, ": expected the channels in dimension ", a.dim, ", 1 behind it and",
-                      context ? " the size of the other contexts before it" : " before it", ", got size ", t->size(d),
-                      " in dimension ", d);
+      const bool leading = context && d < a.dim;
+      const int64_t size = d == a.dim ? channels : !leading ? 1 : first ? first->size(d) : t->size(d);
+      const char* whose = d == a.dim ? " (the channels)" : leading ? " (that of the other contexts)" : "";
+      STD_TORCH_CHECK(t->size(d) == size, op, ": ", name, ": expected size ", size, whose, " in dimension ", d,
+                      ", got ", t->size(d));
     }
     if (context && !first) first = &*t;
   };
@@ -75,9 +73,10 @@ inline void check_norm_grads(const char* op, const NormArguments& a, const Tenso
     check_defined(op, name, t);
     const bool wide = dtype_of(a.x.scalar_type(), op, "x") == DType::f64;
     STD_TORCH_CHECK(dtype_of(t.scalar_type(), op, name) == (wide ? DType::f64 : DType::f32), op, ": ", name,
-                    ": expected the accumulation dtype of x");
-    STD_TORCH_CHECK(t.is_cpu() == a.x.is_cpu() && t.get_device_index() == a.x.get_device_index(), op, ": ", name,
-                    ": expected device of x");
+                    ": expected ", wide ? "float64" : "float32", ", the accumulation dtype of x");
+    STD_TORCH_CHECK(
+        t.is_cpu() == a.x.is_cpu() && t.is_cuda() == a.x.is_cuda() && t.get_device_index() == a.x.get_device_index(),
+        op, ": ", name, ": expected the device of x");
     STD_TORCH_CHECK(t.dim() == a.dim + 1, op, ": ", name, ": expected ", a.dim + 1, " dimensions, got ", t.dim());
     for (int64_t d = 0; d <= a.dim; ++d)
       STD_TORCH_CHECK(t.size(d) == (d < a.dim ? a.x.size(d) : a.groups), op, ": ", name, ": expected size ",
@@ -92,7 +91,8 @@ inline void check_norm_grads(const char* op, const NormArguments& a, const Tenso
                                                   {"weight", want_weight && !a.weight},
                                                   {"bias", want_bias && !a.bias}};
   for (const auto& [name, is_missing] : missing)
-    STD_TORCH_CHECK(!is_missing, op, ": ", name, ": expected a tensor, as its gradient is wanted, got None");
+    STD_TORCH_CHECK(!is_missing, op, ": ", name,
+                    ": expected a tensor, as a gradient that needs it is wanted, got None");
 }
 
 // Whether the dimensions from `dim` on follow each other in memory, the channels at `dim` first or last.

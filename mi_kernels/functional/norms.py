@@ -1,43 +1,37 @@
-"""The public functions of the adaptive-norm block: checks, views as the kernels take them, backend, call."""
+"""The public functions of the adaptive-norm block: views as the kernels take them, backend, call."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mi_kernels import backends
-from mi_kernels.functional._arguments import promoted_dtype, same_rank
+from mi_kernels.functional._arguments import same_rank
+from mi_kernels.functional._norm_arguments import (
+    NAMES,
+    Maybe,
+    NormName,
+    Rule,
+    check_residual,
+    fits,
+    prepared,
+    residual_fits,
+)
 from mi_kernels.functional.gates import PLANNED as MODULATION
 from mi_kernels.functional.gates import modulate
-from mi_kernels.ops import activations
 from mi_kernels.ops.activations import ActivationName
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.backend import get
-from mi_kernels.ops.checks import (
-    all_fit,
-    broadcast,
-    check_activation,
-    check_number,
-    check_rank,
-    check_shape,
-    check_tensors,
-    is_coefficient,
-)
-from mi_kernels.ops.dtypes import FLOATING
 from mi_kernels.ops.modulate import autograd as elementwise
 from mi_kernels.ops.modulate import plan as modulate_plan
-from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.ops.norm import autograd as rules
 from mi_kernels.ops.norm import plan as plans
 from mi_kernels.ops.norm import reference
 from mi_kernels.ops.plan import Plan
 
 __all__ = ["NormName", "gated_residual", "gated_residual_norm_modulate", "norm_modulate"]
-
-NormName = Literal["layer", "rms", "group"]
-NORMS: tuple[NormName, ...] = get_args(NormName)
 
 
 def norm_modulate(
@@ -109,7 +103,7 @@ def norm_modulate(
         >>> mi.norm_modulate(tokens, scale, shift).shape
         torch.Size([2, 7, 5])
     """
-    rule = _Rule(norm, groups, eps, activation, scale_offset)
+    rule = Rule(norm, groups, eps, activation, scale_offset)
     return _block("norm_modulate", (x, None, None, scale, shift, weight, bias), rule)[0]
 
 
@@ -144,8 +138,8 @@ def gated_residual(
         >>> mi.gated_residual(x, h, gate).shape
         torch.Size([2, 7, 5])
     """
-    if backends.eager_cpu(x, "modulate") is None or not _residual_fits(x, h, gate):
-        _check_residual("gated_residual", x, h, gate)
+    if backends.eager_cpu(x, "modulate") is None or not residual_fits(x, h, gate):
+        check_residual("gated_residual", x, h, gate)
     return x + h if gate is None else modulate(h, gate, x)
 
 
@@ -191,31 +185,17 @@ def gated_residual_norm_modulate(
         >>> x, h, context = torch.randn(2, 7, 5), torch.randn(2, 7, 5), torch.randn(2, 1, 15)
         >>> x_new, y = mi.gated_residual_norm_modulate(x, h, *context.chunk(3, -1))
     """
-    rule = _Rule(norm, groups, eps, activation, scale_offset)
+    rule = Rule(norm, groups, eps, activation, scale_offset)
     y, x_new = _block("gated_residual_norm_modulate", (x, h, gate, scale, shift, weight, bias), rule)
     return x_new, y
 
 
-Maybe = Tensor | None
-_NAMES = ("x", "h", "gate", "scale", "shift", "weight", "bias")
-
-
-class _Rule(NamedTuple):
-    """All arguments but the tensors."""
-
-    norm: str
-    groups: int | None
-    eps: float
-    activation: str
-    scale_offset: float
-
-
-def _block(op: str, tensors: tuple[Any, ...], rule: _Rule) -> tuple[Tensor, Tensor]:
+def _block(op: str, tensors: tuple[Any, ...], rule: Rule) -> tuple[Tensor, Tensor]:
     """y and x_new, which without h has no meaning."""
     backend = backends.eager_cpu(tensors[0], "norm")
-    if backend is not None and _fits(op, tensors, rule):
+    if backend is not None and fits(op, tensors, rule):
         return _called(backend, tensors, rule)
-    tensors, rule = _prepared(op, tensors, rule)
+    tensors, rule = prepared(op, tensors, rule)
     chosen = backends.choose(tensors[0], "norm")
     if _is_one_operation(chosen):
         return _called(chosen, tensors, rule)
@@ -233,7 +213,7 @@ def _is_one_operation(backend: str) -> bool:
     return not record.is_reference and (record.fused or not torch.compiler.is_compiling())
 
 
-def _formula(tensors: Sequence[Any], rule: _Rule) -> tuple[Tensor, Tensor]:
+def _formula(tensors: Sequence[Any], rule: Rule) -> tuple[Tensor, Tensor]:
     x, h, gate, scale, shift, weight, bias = tensors
     device = x.device.type
     if dtype_in_force(device) is not None:  # the arguments have their dtypes; autocast would widen y
@@ -244,7 +224,7 @@ def _formula(tensors: Sequence[Any], rule: _Rule) -> tuple[Tensor, Tensor]:
     return reference.norm_modulate(x_new, scale, shift, **options), x_new
 
 
-def _called(backend: str, tensors: Sequence[Any], rule: _Rule) -> tuple[Tensor, Tensor]:
+def _called(backend: str, tensors: Sequence[Any], rule: Rule) -> tuple[Tensor, Tensor]:
     """y and x_new of checked arguments, as the operations of a backend."""
     x, h, gate, scale, shift, weight, bias = tensors
     norm, groups, eps, activation, scale_offset = rule
@@ -292,150 +272,30 @@ def _of_one_size(shape: torch.Size, dim: int, contexts: Sequence[Maybe]) -> list
     return [t if t is None or t.shape == common else t.expand(common) for t in contexts]
 
 
-def _residual_fits(x: Any, h: Any, gate: Any) -> bool:
-    try:
-        shape = x.shape
-        of_gate = shape if gate is None else gate.shape
-        known = broadcast(shape, of_gate) == shape
-    except (AttributeError, RuntimeError):
-        return False
-    return h is not None and known and all_fit(x.dtype, (x, h, gate), (shape, shape, of_gate))
-
-
-def _fits(op: str, tensors: Sequence[Any], rule: _Rule) -> bool:
-    """Whether the arguments are right and none has to be cast."""
-    x, h, gate, scale, shift, weight, bias = tensors
-    norm, groups, eps, activation, scale_offset = rule
-    try:
-        shape = x.shape
-        contexts = [shape if t is None else t.shape for t in (gate, scale, shift)]
-    except (AttributeError, RuntimeError):  # no tensor, or a nested one
-        return False
-    rank = len(shape)
-    if norm == "group":
-        if type(groups) is not int or groups < 1 or rank < 2 or shape[1] % groups:
-            return False
-        channels = shape[1:2]
-    elif (norm != "layer" and norm != "rms") or groups is not None or rank < 1:
-        return False
-    else:
-        channels = shape[-1:]
-    for own in contexts:
-        if own != shape and broadcast(shape, own) != shape:
-            return False
-    return (
-        activation in activations.NAMES
-        and is_coefficient(scale_offset)
-        and is_coefficient(eps)
-        and eps >= 0
-        and (h is not None or op == "norm_modulate")
-        and all_fit(x.dtype, tensors, (shape, shape, *contexts, channels, channels))
-    )
-
-
-def _prepared(op: str, tensors: tuple[Any, ...], rule: _Rule) -> tuple[tuple[Any, ...], _Rule]:
-    """The checked arguments, of one dtype."""
-    required = 1 if op == "norm_modulate" else 2
-    dtype = promoted_dtype(op, _NAMES, tensors, required)
-    if dtype is not None:
-        tensors, rule = _cast(op, dtype, tensors, rule)
-    _check(op, tensors, rule, required)
-    return tensors, rule
-
-
-def _cast(op: str, dtype: torch.dtype, tensors: Sequence[Any], rule: _Rule) -> tuple[tuple[Any, ...], _Rule]:
-    """Tensors of one dtype. A scale that is a number and loses digits is activated before the cast."""
-    scale, tensors = tensors[3], list(tensors)
-    if scale is not None and torch.promote_types(scale.dtype, dtype) != dtype:
-        _check_rule(op, rule)
-        tensors[3] = modulate_reference.gate(scale, rule.activation, rule.scale_offset)
-        rule = rule._replace(activation="identity", scale_offset=0.0)
-    return tuple(None if t is None else t.to(dtype) for t in tensors), rule
-
-
-def _check_rule(op: str, rule: _Rule) -> None:
-    norm, groups, eps, activation, scale_offset = rule
-    if not isinstance(norm, str) or norm not in NORMS:
-        raise ValueError(f"{op}: norm: expected one of {', '.join(NORMS)}, got {norm!r}")
-    check_activation(op, activation, activations.NAMES)
-    check_number(op, "scale_offset", scale_offset)
-    check_number(op, "eps", eps)
-    if not eps >= 0:
-        raise ValueError(f"{op}: eps: expected a number that is not negative, got {eps}")
-    if norm != "group":
-        if groups is not None:
-            raise ValueError(f"{op}: groups: expected None, as norm is {norm!r}, got {groups!r}")
-    elif groups is None:
-        raise ValueError(f"{op}: groups: expected the number of groups, as norm is 'group', got None")
-    elif isinstance(groups, bool) or not isinstance(groups, int | torch.SymInt):
-        raise TypeError(f"{op}: groups: expected an int, got {type(groups).__name__}")
-
-
-def _check(op: str, tensors: Sequence[Any], rule: _Rule, required: int) -> None:
-    _check_rule(op, rule)
-    check_tensors(op, _NAMES, tensors, required, FLOATING)
-    x, h, gate, scale, shift, weight, bias = tensors
-    check_rank(op, "x", x, 2 if rule.norm == "group" else 1)
-    channels = x.shape[1] if rule.norm == "group" else x.shape[-1]
-    if rule.groups is not None and (rule.groups < 1 or channels % rule.groups):
-        raise ValueError(f"{op}: groups: expected a positive divisor of C={channels}, got {rule.groups}")
-    _check_like(op, x, h, {"gate": gate, "scale": scale, "shift": shift})
-    check_shape(op, "weight", weight, {"C": channels})
-    check_shape(op, "bias", bias, {"C": channels})
-
-
-def _check_like(op: str, x: Tensor, h: Maybe, contexts: dict[str, Maybe]) -> None:
-    """h has the shape of x, and the contexts broadcast to it."""
-    if h is not None and h.shape != x.shape:
-        raise ValueError(f"{op}: h: expected shape {list(x.shape)} (that of x), got {list(h.shape)}")
-    for name, tensor in contexts.items():
-        if tensor is not None and broadcast(x.shape, tensor.shape) != x.shape:
-            raise ValueError(
-                f"{op}: {name}: expected a shape that broadcasts to that of x {list(x.shape)},"
-                f" got {list(tensor.shape)}"
-            )
-
-
-def _check_residual(op: str, x: Any, h: Any, gate: Any) -> torch.dtype | None:
-    """The dtype that differing ones are promoted to."""
-    names, tensors = _NAMES[:3], (x, h, gate)
-    dtype = promoted_dtype(op, names, tensors, 2)
-    if dtype is None:
-        check_tensors(op, names, tensors, 2, FLOATING)
-    else:  # each by itself: whether one is cast as it is read, modulation decides
-        for name, tensor in zip(names, tensors, strict=True):
-            check_tensors(op, (name,), (tensor,), 0 if name == "gate" else 1, FLOATING)
-            if tensor is not None and tensor.device != x.device:
-                raise ValueError(f"{op}: {name}: expected device {x.device} (that of x), got {tensor.device}")
-    check_rank(op, "x", x, 1)
-    _check_like(op, x, h, {"gate": gate})
-    return dtype
-
-
-def _plan(op: str, tensors: tuple[Any, ...], rule: _Rule) -> Plan:
+def _plan(op: str, tensors: tuple[Any, ...], rule: Rule) -> Plan:
     given = tensors
-    tensors, rule = _prepared(op, tensors, rule)
+    tensors, rule = prepared(op, tensors, rule)
     x = tensors[0]
     dim = 1 if rule.norm == "group" else x.dim() - 1
     gate, *modulation = (_varies(None if t is None else same_rank(t, x.dim()), dim) for t in tensors[2:5])
     chosen = backends.choose(x, "norm")
     plan = plans.norm_modulate(chosen, op, rule.norm != "rms", gate + any(modulation), *tensors)
     differ = any(t is not None and t.dtype != x.dtype for t in given)
-    return modulate_plan.with_casts(plan, _NAMES, given, x.dtype) if differ else plan
+    return modulate_plan.with_casts(plan, NAMES, given, x.dtype) if differ else plan
 
 
 def _plan_norm(x: Any, scale: Any, shift: Any, weight: Any, bias: Any, **rule: Any) -> Plan:
-    return _plan("norm_modulate", (x, None, None, scale, shift, weight, bias), _Rule(**rule))
+    return _plan("norm_modulate", (x, None, None, scale, shift, weight, bias), Rule(**rule))
 
 
 def _plan_block(
     x: Any, h: Any, gate: Any, scale: Any, shift: Any, weight: Any, bias: Any, **rule: Any
 ) -> Plan:
-    return _plan("gated_residual_norm_modulate", (x, h, gate, scale, shift, weight, bias), _Rule(**rule))
+    return _plan("gated_residual_norm_modulate", (x, h, gate, scale, shift, weight, bias), Rule(**rule))
 
 
 def _plan_residual(x: Any, h: Any, gate: Any) -> Plan:
-    dtype = _check_residual("gated_residual", x, h, gate)
+    dtype = check_residual("gated_residual", x, h, gate)
     if gate is None:
         return plans.residual(backends.choose(x, "modulate"), x if dtype is None else x.to(dtype), h)
     plan = MODULATION["modulate"][1]

@@ -39,6 +39,11 @@ SUITE = {
     ),
     "test_overflow": ("range_of_float16", 10),
     "test_modulate": ("test_error_rule and not threaded and not long and (float64 or bfloat16)", 100),
+    "test_norms": (
+        "one_pass or memory_format or test_error_rule and (float64 or bfloat16 and layer-tokens)"
+        " and not split and not activations and not threaded and not many and not long and not mean1000",
+        100,
+    ),
     "test_mix": ("test_error_rule and not threaded and not long and (float64 or bfloat16)", 60),
     "test_gates": ("test_error_rule and odd-AaCcG and (float32 or bfloat16)", 2),
     "test_activations": ("(test_kernels_agree or test_small_values) and not float16", 20),
@@ -73,11 +78,12 @@ def tf32(emulated):
     settings.fp32_precision = before
 
 
-# In three processes, as most of the time of a short one goes into imports.
+# In four processes, as most of the time of a short one goes into imports.
 PARTS = (
     ("test_interaction", "test_gradients", "test_overflow"),
     ("test_modulate", "test_mix"),
-    tuple(SUITE)[5:],
+    ("test_norms",),
+    tuple(SUITE)[6:],
 )
 
 

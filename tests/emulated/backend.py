@@ -21,6 +21,7 @@ from mi_kernels.ops.gate import autograd as gates
 from mi_kernels.ops.interaction import autograd as interaction
 from mi_kernels.ops.interaction import by_segment
 from mi_kernels.ops.modulate import autograd as modulate
+from mi_kernels.ops.norm import terms as norm
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "mi_kernels_emulated"
@@ -38,9 +39,9 @@ HOLDERS = {
     "modulate_grads": modulate._MODULATE_GRADS,
     "mix": modulate._MIX,
     "mix_grads": modulate._MIX_GRADS,
+    "norm_modulate": norm._NORM_MODULATE,
+    "norm_modulate_grads": norm._GRADS,
 }
-# Those that are called directly.
-DIRECT = ("norm_modulate", "norm_modulate_grads")
 # Those that call the plain primitives for each group.
 BY_SEGMENT = (
     (interaction._FORWARD, by_segment.forward),
@@ -105,7 +106,7 @@ def load():
     """The emulated operations, a namespace of torch.ops."""
     if not _library:
         _library.append(torch.library.Library(NAMESPACE, "DEF"))
-        for name in (*HOLDERS, *DIRECT, *PLANS):
+        for name in (*HOLDERS, *PLANS):
             schema = str(getattr(torch.ops.mi_kernels, name).default._schema)
             _library[0].define(schema.removeprefix("mi_kernels::"))
             known = torch._library.simple_registry.singleton.find(f"mi_kernels::{name}").fake_impl.kernel

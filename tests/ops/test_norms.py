@@ -425,10 +425,13 @@ def test_results_are_the_only_memory():
         assert peak_memory(lambda t=(x, h, gate, scale, shift), f=call: f(*t)) <= allowed
 
 
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("sample", [MAPS, TINY[5]], ids=str)
-def test_memory_format_is_kept(sample, place):
+def test_memory_format_is_kept(sample, every, place):
+    """Also that of some samples of a batch."""
     x, h, *others = sample.arguments(torch.float32, place.device)
-    x, h = (t.movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_() for t in (x, h))
+    batches = (t.repeat_interleave(every, 0).movedim(1, -1).contiguous() for t in (x, h))
+    x, h = (t.movedim(-1, 1)[::every].requires_grad_() for t in batches)
     results = mi.gated_residual_norm_modulate(x, h, *others[:3], **sample.options)
     gradients = torch.autograd.grad(sum(t.sum() for t in results), (x, h))
     for tensor in (*results, *(gradients if sample is MAPS else ())):

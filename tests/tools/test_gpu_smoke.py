@@ -24,7 +24,7 @@ def test_smoke_has_every_kernel_of_every_backend_once():
             assert f"cuda {size.name} {dtype}" in names
             assert (f"triton {size.name} {dtype}" in names) == (size in kernel_sizes.MMA)
     for backend in ("cuda", "triton"):
-        for family in ("diagonal", "gated_interaction", "modulate"):
+        for family in ("diagonal", "gated_interaction", "modulate", "norm"):
             assert {f"{backend} {family} {dtype}" for dtype in suite.DTYPES} <= set(names)
     assert len(gpu_smoke.cases(["cuda"], (8, 0))) < len(gpu_smoke.cases(["cuda"], (9, 0)))
 
@@ -120,7 +120,7 @@ def test_sanitize_names_what_the_tool_found(sanitizer, tmp_path):
     faults = {name: one["fault"] for name, one in found["cases"].items() if one["fault"]}
     assert set(faults) == {f"{tool} cuda modulate bfloat16" for tool in gpu_smoke.TOOLS}
     assert all("Invalid __global__ read" in fault for fault in faults.values())
-    assert len(found["cases"]) == 12  # one round on 16 cores, within the limit of the stage
+    assert len(found["cases"]) == 15  # one round on 16 cores, within the limit of the stage
     calls = sanitizer.with_suffix(".log").read_text()
     assert "1 --tool=memcheck --error-exitcode=9 --report-api-errors=no" in calls and "kernel 64x2" in calls
     assert "1 --tool=racecheck --error-exitcode=9 /" in calls

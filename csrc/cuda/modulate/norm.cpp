@@ -8,40 +8,19 @@
 #include <tuple>
 #include <vector>
 
-#include "common/checks.h"
 #include "common/integers.h"
 #include "common/modulate_axes.h"
+#include "common/norm_arguments.h"
 #include "cuda/host/device_stream.h"
 #include "cuda/host/registration.h"
 
 namespace mi_kernels::cuda {
 namespace {
 
-using Optional = std::optional<Tensor>;
-
 constexpr const char* kForward = "norm_modulate";
 constexpr const char* kGrads = "norm_modulate_grads";
 
 const Tensor* pointer(const Optional& t) { return t.has_value() ? &*t : nullptr; }
-
-bool is_contiguous(const Tensor& t) {
-  int64_t expected = 1;
-  for (int64_t d = t.dim() - 1; d >= 0; expected *= t.size(d--))
-    if (t.size(d) != 1 && t.stride(d) != expected) return false;
-  return true;
-}
-
-// Whether x is contiguous with its channels, of dimension `dim`, moved to the end.
-bool channels_last(const Tensor& t, int64_t dim) {
-  int64_t expected = t.size(dim);
-  if (t.size(dim) != 1 && t.stride(dim) != 1) return false;
-  for (int64_t d = t.dim() - 1; d >= 0; --d) {
-    if (d == dim) continue;
-    if (t.size(d) != 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
 
 // Whether the positions behind `dim` are one axis.
 bool is_flat(const Tensor& t, int64_t dim) {
@@ -54,92 +33,33 @@ bool is_flat(const Tensor& t, int64_t dim) {
   return true;
 }
 
-Tensor result_like(const Tensor& x, int64_t dim) {
-  return !is_contiguous(x) && channels_last(x, dim) ? torch::stable::empty_like(x) : allocate(x, sizes_of(x));
-}
-
-Tensor allocate_statistic(const Tensor& x, DType dtype, const Sizes& sizes) {
-  int32_t type = dtype == DType::f64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-  return allocate(x, sizes.data(), int64_t(sizes.size()), &type);
-}
-
 // The sizes of a call.
 struct NormProblem {
   const Tensor& x;
   int64_t dim, groups, channels, space, sets;
   DType dtype;
-  bool channels_inner;
+  bool channels_last, channels_inner;
   std::vector<Tensor> copies;  // of operands whose positions are more than one axis
 
-  Sizes statistic_size() const {
-    Sizes sizes = sizes_of(x);
-    sizes.resize(size_t(dim));
-    sizes.push_back(groups);
-    return sizes;
-  }
-  Sizes weight_size() const {
-    Sizes sizes(size_t(x.dim()), 1);
-    sizes[size_t(dim)] = x.size(dim);
-    return sizes;
-  }
+  Tensor result(bool wanted) const { return wanted ? allocate_in_layout(x, dim, channels_last) : allocate(x, {0}); }
   const Tensor* flat(const Tensor* t) {
     if (!t || is_flat(*t, dim)) return t;
-    Tensor copy = result_like(x, dim);
-    torch::stable::copy_(copy, *t);
-    copies.push_back(copy);
+    copies.push_back(in_layout(*t, dim, channels_last));
     return &copies.back();
   }
 };
 
-NormProblem norm_problem(const char* op, const Tensor& x, int64_t dim, int64_t groups) {
-  check_input(op, x);
-  STD_TORCH_CHECK(0 <= dim && dim < x.dim(), op, ": dim: expected a dimension of x from 0 to ", x.dim() - 1, ", got ",
-                  dim);
-  STD_TORCH_CHECK(groups >= 1 && x.size(dim) % groups == 0, op,
-                  ": groups: expected a positive divisor of C=", x.size(dim), ", got ", groups);
-  NormProblem p{x, dim, groups, x.size(dim) / groups, 1, groups, dtype_of(x.scalar_type(), op, "x"), false, {}};
-  for (int64_t d = 0; d < x.dim(); ++d) (d < dim ? p.sets : d > dim ? p.space : p.channels) *= d == dim ? 1 : x.size(d);
-  p.channels_inner = p.space == 1 || (!is_contiguous(x) && channels_last(x, dim));
+NormProblem norm_problem(const char* op, const NormArguments& a) {
+  check_norm(op, a);
+  const Tensor& x = a.x;
+  const int64_t channels = x.size(a.dim) / a.groups;
+  const DType dtype = dtype_of(x.scalar_type(), op, "x");
+  NormProblem p{x, a.dim, a.groups, channels, 1, a.groups, dtype, has_channels_last(x, a.dim), false, {}};
+  for (int64_t d = 0; d < a.dim; ++d) p.sets *= x.size(d);
+  for (int64_t d = a.dim + 1; d < x.dim(); ++d) p.space *= x.size(d);
+  p.channels_inner = p.space == 1 || p.channels_last;
   p.copies.reserve(8);  // flat() returns their addresses
   return p;
-}
-
-void check_like(const char* op, const char* name, const Optional& t, const Tensor& x) {
-  if (!t.has_value()) return;
-  check_operand(op, name, *t, x);
-  check_same_size(op, name, *t, x);
-}
-
-// Checks contexts and weights; returns the size of the contexts, that of weights if there are none.
-Sizes check_contexts(const char* op, const NormProblem& p, const Optional& h, const Optional& gate,
-                     const Optional& scale, const Optional& shift, const Optional& weight, const Optional& bias) {
-  const Sizes channels = p.weight_size();
-  Sizes size;
-  const Optional* const contexts[] = {&gate, &scale, &shift};
-  constexpr const char* kNames[] = {"gate", "scale", "shift"};
-  for (int c = 0; c < 3; ++c) {
-    if (!contexts[c]->has_value()) continue;
-    const Tensor& t = **contexts[c];
-    check_operand(op, kNames[c], t, p.x);
-    for (int64_t d = p.dim; d < p.x.dim(); ++d)
-      STD_TORCH_CHECK(t.size(d) == channels[size_t(d)], op, ": ", kNames[c], ": expected size ", channels[size_t(d)],
-                      " in dimension ", d, ", got ", t.size(d));
-    if (size.empty()) size = sizes_of(t);
-    for (int64_t d = 0; d < p.dim; ++d)
-      STD_TORCH_CHECK(t.size(d) == size[size_t(d)], op, ": ", kNames[c], ": expected size ", size[size_t(d)],
-                      " in dimension ", d, ", that of the other contexts, got ", t.size(d));
-  }
-  const Optional* const affine[] = {&weight, &bias};
-  for (int w = 0; w < 2; ++w) {
-    if (!affine[w]->has_value()) continue;
-    const char* name = w ? "bias" : "weight";
-    check_operand(op, name, **affine[w], p.x);
-    for (int64_t d = 0; d < p.x.dim(); ++d)
-      STD_TORCH_CHECK((*affine[w])->size(d) == channels[size_t(d)], op, ": ", name, ": expected size ",
-                      channels[size_t(d)], " in dimension ", d, ", got ", (*affine[w])->size(d));
-  }
-  STD_TORCH_CHECK(h.has_value() || !gate.has_value(), op, ": h: expected a tensor beside gate, got None");
-  return size.empty() ? channels : size;
 }
 
 // The operands of a call on its axes.
@@ -151,7 +71,9 @@ class NormAxes {
     lead_.push_back({p_.groups, {}});
     (p_.channels_inner ? operands_.inner : operands_.line).size = p_.channels;
     (p_.channels_inner ? operands_.line : operands_.inner).size = p_.space;
-    set_strides(Norm::stat, contiguous_strides(p_.statistic_size()), 0, 0);
+    Sizes sizes;
+    for (const NormAxis& axis : lead_) sizes.push_back(axis.size);
+    set_strides(Norm::stat, contiguous_strides(sizes), 0, 0);
   }
   void add(Norm operand, const Tensor* t) {
     if (!t) return;
@@ -217,18 +139,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_modulate(const Tensor& x, const 
                                                          const Optional& weight, const Optional& bias, int64_t dim,
                                                          int64_t groups, bool center, double eps,
                                                          std::string activation, double offset) {
-  NormProblem p = norm_problem(kForward, x, dim, groups);
-  check_like(kForward, "h", h, x);
-  check_contexts(kForward, p, h, gate, scale, shift, weight, bias);
+  const ScaleFunction function{activation_of(activation, kForward, false), offset};
+  const NormArguments a{x, h, gate, scale, shift, weight, bias, dim, groups, center, function};
+  NormProblem p = norm_problem(kForward, a);
   NormParams params{};
-  params.function = {activation_of(activation, kForward, false), offset};
+  params.function = function;
   params.eps = eps;
-  Tensor y = result_like(x, dim), x_new = h.has_value() ? result_like(x, dim) : allocate(x, {0});
-  Tensor mean = allocate_statistic(x, p.dtype, center ? p.statistic_size() : Sizes{0});
-  Tensor rstd = allocate_statistic(x, p.dtype, p.statistic_size());
-  if (x.numel() == 0) {  // sets without elements have no statistics
-    if (rstd.numel() > 0) torch::stable::zero_(rstd);
-    if (mean.numel() > 0) torch::stable::zero_(mean);
+  Tensor y = p.result(true), x_new = p.result(h.has_value());
+  Tensor mean = allocate_statistic(x, dim, groups, center), rstd = allocate_statistic(x, dim, groups, true);
+  if (x.numel() == 0) {  // means of nothing
+    for (Tensor* t : {&mean, &rstd})
+      if (t->numel() > 0) torch::stable::fill_(*t, __builtin_nan(""));
     return {y, x_new, mean, rstd};
   }
   const DeviceStream stream(x);
@@ -249,21 +170,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_modulate(const Tensor& x, const 
   params.outer_axes = axes.copy_axes(params.outer, kForward, [](int64_t) { return true; });
   launch_norm(stream, p.dtype, params);
   return {y, x_new, mean, rstd};
-}
-
-void check_statistic(const char* name, const Tensor& t, const NormProblem& p) {
-  check_defined(kGrads, name, t);
-  const Sizes size = p.statistic_size();
-  using torch::headeronly::ScalarType;
-  const ScalarType wide = p.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(t.scalar_type() == wide && t.is_cpu() == p.x.is_cpu() && t.is_cuda() == p.x.is_cuda() &&
-                      t.get_device_index() == p.x.get_device_index(),
-                  kGrads, ": ", name, ": expected the accumulation dtype of x, on its device");
-  STD_TORCH_CHECK(t.dim() == int64_t(size.size()), kGrads, ": ", name, ": expected ", size.size(), " dimensions, got ",
-                  t.dim());
-  for (int64_t d = 0; d < t.dim(); ++d)
-    STD_TORCH_CHECK(t.size(d) == size[size_t(d)], kGrads, ": ", name, ": expected size ", size[size_t(d)],
-                    " in dimension ", d, ", got ", t.size(d));
 }
 
 void run_norm_sums(NormSumsParams& params, const NormAxes& axes, const NormProblem& p, const Sizes& size,
@@ -291,40 +197,24 @@ Gradients norm_modulate_grads(const Tensor& grad, const Tensor& x, const Optiona
                               int64_t dim, int64_t groups, bool center, std::string activation, double offset,
                               bool want_x, bool want_h, bool want_gate, bool want_scale, bool want_shift,
                               bool want_weight, bool want_bias) {
-  NormProblem p = norm_problem(kGrads, x, dim, groups);
-  check_defined(kGrads, "grad", grad);
-  check_like(kGrads, "grad", grad, x);
-  check_like(kGrads, "grad_x", grad_x, x);
-  check_like(kGrads, "h", h, x);
-  const Sizes context_size = check_contexts(kGrads, p, h, gate, scale, shift, weight, bias);
-  STD_TORCH_CHECK(mean.has_value() || !center, kGrads,
-                  ": mean: expected a tensor where the mean is subtracted, got None");
-  if (mean.has_value()) check_statistic("mean", *mean, p);
-  check_statistic("rstd", rstd, p);
-  const auto needs = [](bool wanted, const Optional& t, const char* name) {
-    STD_TORCH_CHECK(!wanted || t.has_value(), kGrads, ": ", name, ": expected a tensor, as its gradient is wanted");
-  };
-  needs(want_h || want_gate, gate, "gate");
-  needs(want_scale, scale, "scale");
-  needs(want_shift, shift, "shift");
-  needs(want_weight, weight, "weight");
-  needs(want_bias, bias, "bias");
   const ScaleFunction function{activation_of(activation, kGrads, false), offset};
-  const Sizes none{0};
-  Tensor dx = want_x ? result_like(x, dim) : allocate(x, none), dh = want_h ? result_like(x, dim) : allocate(x, none);
-  Tensor dgate = allocate(x, want_gate ? context_size : none), dscale = allocate(x, want_scale ? context_size : none);
-  Tensor dshift = allocate(x, want_shift ? context_size : none);
-  Tensor dweight = allocate(x, want_weight ? p.weight_size() : none);
-  Tensor dbias = allocate(x, want_bias ? p.weight_size() : none);
+  const NormArguments a{x, h, gate, scale, shift, weight, bias, dim, groups, center, function};
+  NormProblem p = norm_problem(kGrads, a);
+  check_norm_grads(kGrads, a, grad, grad_x, mean, rstd, want_h, want_gate, want_scale, want_shift, want_weight,
+                   want_bias);
+  const auto sum = [&](bool wanted, const Optional& t) { return allocate(x, wanted ? sizes_of(*t) : Sizes{0}); };
+  Tensor dx = p.result(want_x), dh = p.result(want_h);
+  Tensor dgate = sum(want_gate, gate), dscale = sum(want_scale, scale), dshift = sum(want_shift, shift);
+  Tensor dweight = sum(want_weight, weight), dbias = sum(want_bias, bias);
   Gradients results{dx, dh, dgate, dscale, dshift, dweight, dbias};
   if (x.numel() == 0) {  // empty sums
-    for (Tensor* sum : {&dgate, &dscale, &dshift, &dweight, &dbias})
-      if (sum->numel() > 0) torch::stable::zero_(*sum);
+    for (Tensor* t : {&dgate, &dscale, &dshift, &dweight, &dbias})
+      if (t->numel() > 0) torch::stable::zero_(*t);
     return results;
   }
   const DeviceStream stream(x);
-  const Tensor means = torch::stable::contiguous(center ? *mean : rstd), rstds = torch::stable::contiguous(rstd);
-  const Tensor of_a = allocate_statistic(x, p.dtype, {2, p.sets});
+  const Tensor rstds = in_layout(rstd, 0, false), means = center ? in_layout(*mean, 0, false) : rstds;
+  const Tensor of_a = allocate(rstd, {2, p.sets});
   const Tensor *flat_grad = p.flat(&grad), *flat_x = p.flat(&x), *flat_grad_x = p.flat(pointer(grad_x));
   const Tensor* flat_h = want_gate ? p.flat(pointer(h)) : nullptr;
   const auto operands = [&](NormOperands& params) {
@@ -353,8 +243,9 @@ Gradients norm_modulate_grads(const Tensor& grad, const Tensor& x, const Optiona
     params.outer_axes = axes.copy_axes(params.outer, kGrads, [](int64_t) { return true; });
     launch_norm_input_grads(stream, p.dtype, params);
   }
-  const auto sums = [&](bool weighted, const Sizes& size, void* gates, void* products, void* plain) {
+  const auto sums = [&](bool weighted, const Optional& like, void* gates, void* products, void* plain) {
     if (!gates && !products && !plain) return;
+    const Sizes size = sizes_of(*like);
     NormSumsParams params{};
     NormAxes axes = operands(params);
     axes.add(Norm::h, flat_h);
@@ -365,8 +256,9 @@ Gradients norm_modulate_grads(const Tensor& grad, const Tensor& x, const Optiona
     params.dgate = gates, params.dscale = products, params.dshift = plain;
     run_norm_sums(params, axes, p, size, stream);
   };
-  sums(false, context_size, result(want_gate, dgate), result(want_scale, dscale), result(want_shift, dshift));
-  sums(true, p.weight_size(), nullptr, result(want_weight, dweight), result(want_bias, dbias));
+  const Optional &context = gate ? gate : scale ? scale : shift, &affine = weight ? weight : bias;
+  sums(false, context, result(want_gate, dgate), result(want_scale, dscale), result(want_shift, dshift));
+  sums(true, affine, nullptr, result(want_weight, dweight), result(want_bias, dbias));
   return results;
 }
 

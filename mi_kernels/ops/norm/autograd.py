@@ -15,55 +15,23 @@ three modulations with factors of the size of rstd, whose derivative along t is 
 of all orders are composed of what is here and of modulation.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mi_kernels.ops.checks import check_tensors
 from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.library import overloads, traceable
+from mi_kernels.ops.library import traceable
 from mi_kernels.ops.modulate import autograd as elementwise
 from mi_kernels.ops.modulate.autograd import dim_first
-from mi_kernels.ops.norm import schema  # noqa: F401  (defines the operations)
+from mi_kernels.ops.norm import terms
+from mi_kernels.ops.norm.terms import IDENTITY, Form, Kept
 from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, nestable, primals, transformed, wanted
 
 _WORK = 64  # multiplications in the time to load one element of x and of its gradient from memory
-_NORM_MODULATE = overloads("norm_modulate")
-_GRADS = overloads("norm_modulate_grads")
 _NAMES = ("x", "h", "gate", "scale", "shift", "weight", "bias")
-_IDENTITY = elementwise.Form("identity")
-
-
-class Form(NamedTuple):
-    """What is normalised (schema.py), and F = activation + offset."""
-
-    dim: int
-    groups: int
-    center: bool
-    eps: float
-    activation: str = "identity"
-    offset: float = 0.0
-
-    @property
-    def factor(self) -> elementwise.Form:
-        return elementwise.Form(self.activation, self.offset)
-
-    def count(self, x: Tensor) -> int:
-        """Elements of a set, at least 1."""
-        return max(math.prod(x.shape[self.dim :]) // self.groups, 1)
-
-    def sets(self, tensor: Tensor) -> Tensor:
-        """[*lead, groups, C / groups, *spatial]; the vmap of ``torch.autograd`` has no unflatten."""
-        shape = tensor.shape
-        each = shape[self.dim] // self.groups
-        return tensor.reshape(*shape[: self.dim], self.groups, each, *shape[self.dim + 1 :])
-
-    def per_set(self, statistic: Tensor, rank: int) -> Tensor:
-        """[*lead, groups] as a tensor that broadcasts with `sets` of ``rank`` dimensions of x."""
-        return statistic.reshape(*statistic.shape, *(1,) * (rank - self.dim))
 
 
 def _check(backend, x, h, gate, scale, shift, weight, bias, *_):
@@ -102,72 +70,18 @@ def _applied(backend: str, form: Form, *tensors: Maybe) -> tuple[Tensor, Tensor,
     """y, x_new, mean and rstd."""
     if differentiating(tensors):
         return NormModulateRule.call(backend, form, *tensors)
-    return _kernel(backend, form, *tensors)
-
-
-def _kernel(backend: str, form: Form, *tensors: Maybe) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dim, groups, center, eps, activation, offset = form
-    return _NORM_MODULATE[backend](*tensors, dim, groups, center, eps, activation, offset)
-
-
-def _plain(form: Form) -> Form:
-    """Without modulation."""
-    return form._replace(activation="identity", offset=0.0)
+    return terms.kernel(backend, form, *tensors)
 
 
 def _normalized(backend: str, form: Form, x: Tensor) -> Tensor:
     """n of x, differentiable."""
-    return _applied(backend, _plain(form), x, None, None, None, None, None, None)[0]
-
-
-def _modulated(backend: str, factor: elementwise.Form, x: Tensor, scale: Maybe, shift: Maybe) -> Tensor:
-    """x F(scale) + shift; F is 1 without a scale."""
-    if scale is None:
-        return x if shift is None else x + shift
-    return elementwise.modulate(backend, x, scale, shift, factor.activation, factor.offset, factor.factor)
-
-
-def _modulated_grads(
-    backend: str,
-    want: Sequence[bool],
-    factor: elementwise.Form,
-    grad: Tensor,
-    x: Tensor,
-    scale: Maybe,
-    shift_size: Sequence[int],
-) -> tuple[Maybe, ...]:
-    """The gradients by x, scale and shift of `_modulated`."""
-    if scale is None:
-        return grad, None, _summed(grad, shift_size) if want[2] else None
-    rule = factor.activation, factor.offset
-    return elementwise.modulate_grads(backend, want, *rule, grad, x, scale, shift_size, factor.factor)
-
-
-def _modulated_tangent(
-    backend: str,
-    factor: elementwise.Form,
-    x: Tensor,
-    scale: Maybe,
-    x_t: Maybe,
-    scale_t: Maybe,
-    shift_t: Maybe,
-) -> Maybe:
-    if scale is None:
-        return add(x_t, shift_t)
-    return elementwise.tangent(backend, factor, x, scale, None, x_t, scale_t, shift_t)
-
-
-def _summed(grad: Tensor, size: Sequence[int]) -> Tensor:
-    """The sum over the dimensions in which ``size`` is 1."""
-    pairs = enumerate(zip(grad.shape, size, strict=True))
-    dims = [dim for dim, (own, wanted) in pairs if wanted == 1 and own != 1]
-    return grad.sum(dims, keepdim=True) if dims else grad
+    return _applied(backend, form.plain, x, None, None, None, None, None, None)[0]
 
 
 class NormModulateRule(Rule):
     @staticmethod
     def forward(backend, form, *tensors):
-        return _kernel(backend, form, *tensors)
+        return terms.kernel(backend, form, *tensors)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -196,11 +110,11 @@ class NormModulateRule(Rule):
         kept = Kept(x, h, gate, scale, ctx.shift_size, weight, bias, mean, rstd)
         found: Sequence[Maybe]
         if grad is None:
-            found = (*_residual_grads(ctx.backend, want[:3], grad_x, h, gate), *(None,) * 4)
+            found = (*terms.residual_grads(ctx.backend, want[:3], grad_x, h, gate), *(None,) * 4)
         elif differentiating((grad, grad_x, x, h, gate, scale, weight, bias)):
             found = _composed_grads(ctx.backend, ctx.form, want, grad, grad_x, kept)
         else:
-            found = _gradients(ctx.backend, ctx.form, want, grad, grad_x, kept)
+            found = terms.gradients(ctx.backend, ctx.form, want, grad, grad_x, kept)
         dx, dh, *others = found
         dh = dx if want_h and gate is None else dh
         return None, None, dx if want_x else None, dh, *others
@@ -216,14 +130,14 @@ class NormModulateRule(Rule):
             along = None if h_t is None else elementwise.modulate(backend, h_t, gate, None, "identity", 0.0)
             x_t = add(x_t, along)
         else:
-            x_t = elementwise.tangent(backend, _IDENTITY, h, gate, None, h_t, gate_t, x_t)
+            x_t = elementwise.tangent(backend, IDENTITY, h, gate, None, h_t, gate_t, x_t)
         x_t = None if x_t is None else x_t.expand(x.shape)
         n = _normalized(backend, form, x)
-        v = _modulated(backend, _IDENTITY, n, weight, bias)
+        v = terms.modulated(backend, IDENTITY, n, weight, bias)
         n_t = None if x_t is None else _project(backend, form, x_t, x, mean, rstd)
-        v_t = _modulated_tangent(backend, _IDENTITY, n, weight, n_t, weight_t, bias_t)
+        v_t = terms.modulated_tangent(backend, IDENTITY, n, weight, n_t, weight_t, bias_t)
         v_t = None if v_t is None else v_t.expand(x.shape)
-        y_t = _modulated_tangent(backend, form.factor, v, scale, v_t, scale_t, shift_t)
+        y_t = terms.modulated_tangent(backend, form.factor, v, scale, v_t, scale_t, shift_t)
         y_t = torch.zeros_like(x) if y_t is None else y_t.expand(x.shape).contiguous()
         if not ctx.has_h:
             return y_t, None, None, None
@@ -259,102 +173,49 @@ def _composed(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_applied` as separate operations, for weights that vary."""
     nothing: tuple[None, ...] = (None,) * 4
-    n, x_new, mean, rstd = _applied(backend, _plain(form), x, h, gate, *nothing)
-    v = _modulated(backend, _IDENTITY, n, weight, bias)
-    return _modulated(backend, form.factor, v, scale, shift), x_new, mean, rstd
-
-
-class Kept(NamedTuple):
-    """What the backward pass is computed from."""
-
-    x: Tensor  # x_new
-    h: Maybe
-    gate: Maybe
-    scale: Maybe
-    shift_size: Sequence[int] | None
-    weight: Maybe
-    bias: Maybe
-    mean: Maybe
-    rstd: Tensor
-
-
-def _gradients(
-    backend: str, form: Form, want: Sequence[bool], grad: Tensor, grad_x: Maybe, kept: Kept
-) -> list[Maybe]:
-    """The gradients by x, h, the contexts and the weights that are wanted, in one pass."""
-    x, h, gate, scale, shift_size, weight, bias, mean, rstd = kept
-    # Only the size of a shift is read.
-    shift = x.new_empty(()).expand(shift_size) if shift_size is not None and want[4] else None
-    h = h if want[2] else None
-    if h is None and gate is not None and not want[1]:
-        gate = None
-    h_beside = x if gate is not None and h is None else h  # a gate is beside some h
-    results = _GRADS[backend](
-        *(grad, x, grad_x, h_beside, gate, scale, shift, weight, bias, mean, rstd),
-        *(form.dim, form.groups, form.center, form.activation, form.offset, *want),
-    )
-    return [result if wanted else None for result, wanted in zip(results, want, strict=True)]
-
-
-def _residual_grads(
-    backend: str, want: Sequence[bool], grad: Tensor, h: Maybe, gate: Maybe
-) -> tuple[Maybe, Maybe, Maybe]:
-    """The gradients by x, h and gate of x + gate h, differentiable. That of the gate needs h."""
-    dh = dgate = None
-    if gate is not None and h is not None:
-        rule = backend, (want[1], want[2], False), "identity", 0.0
-        dh, dgate, _ = elementwise.modulate_grads(*rule, grad, h, gate, ())
-    elif gate is not None and want[1]:
-        dh = elementwise.modulate(backend, grad, gate, None, "identity", 0.0)
-    return grad, dh, dgate
+    n, x_new, mean, rstd = _applied(backend, form.plain, x, h, gate, *nothing)
+    v = terms.modulated(backend, IDENTITY, n, weight, bias)
+    return terms.modulated(backend, form.factor, v, scale, shift), x_new, mean, rstd
 
 
 def _composed_grads(
     backend: str, form: Form, want: Sequence[bool], grad: Tensor, grad_x: Maybe, kept: Kept
 ) -> list[Maybe]:
-    """`_gradients` by differentiable operations."""
+    """`gradients` of terms.py by differentiable operations."""
     x, h, gate, scale, shift_size, weight, bias, mean, rstd = kept
     want_x, want_h, want_gate, want_scale, want_shift, want_weight, want_bias = want
     want_new = want_x or want_h or want_gate
     n = v = grad  # where neither is read
     if want_scale or want_weight:
         n = _normalized(backend, form, x)
-        v = _modulated(backend, _IDENTITY, n, weight, bias) if want_scale else n
+        v = terms.modulated(backend, IDENTITY, n, weight, bias) if want_scale else n
     wants = want_new or want_weight or want_bias, want_scale, want_shift
-    dv, dscale, dshift = _modulated_grads(backend, wants, form.factor, grad, v, scale, shift_size or ())
+    dv, dscale, dshift = terms.modulated_grads(backend, wants, form.factor, grad, v, scale, shift_size or ())
     dn = dweight = dbias = None
     if dv is not None:
         wants, size = (want_new, want_weight, want_bias), () if bias is None else bias.shape
-        dn, dweight, dbias = _modulated_grads(backend, wants, _IDENTITY, dv, n, weight, size)
+        dn, dweight, dbias = terms.modulated_grads(backend, wants, IDENTITY, dv, n, weight, size)
     dx = dh = dgate = None
     if want_new:
         assert dn is not None
         new: Any = add(_project(backend, form, dn, x, mean, rstd), grad_x)
-        dx, dh, dgate = _residual_grads(backend, want[:3], new, h, gate)
+        dx, dh, dgate = terms.residual_grads(backend, want[:3], new, h, gate)
     return [dx, dh, dgate, dscale, dshift, dweight, dbias]
 
 
 def _project(backend: str, form: Form, u: Tensor, x: Tensor, mean: Maybe, rstd: Tensor) -> Tensor:
     """J(u) at x, whose statistics are given. Differentiable in u and x."""
     if differentiating((u, x)):
-        return ProjectRule.call(backend, _plain(form), u, x, mean, rstd)
+        return ProjectRule.call(backend, form.plain, u, x, mean, rstd)
     return _projected(backend, form, u, x, mean, rstd)
 
 
 def _projected(backend: str, form: Form, u: Tensor, x: Tensor, mean: Maybe, rstd: Tensor) -> Tensor:
     want = (True, *(False,) * 6)
     kept = Kept(x, None, None, None, None, None, None, mean, rstd)
-    found = _gradients(backend, _plain(form), want, u, None, kept)[0]
+    found = terms.gradients(backend, form.plain, want, u, None, kept)[0]
     assert found is not None
     return found
-
-
-def _mean_of_products(backend: str, form: Form, a: Tensor, b: Tensor, like: Tensor, factor: float) -> Any:
-    """factor * m(a b) of the size of ``like``, differentiable."""
-    rule = backend, (False, True, False), "identity", 0.0
-    number = factor / form.count(a)
-    a, b = form.sets(a), form.sets(b)
-    return elementwise.modulate_grads(*rule, a, b, like, (), number)[1]
 
 
 def _by_x(
@@ -365,7 +226,7 @@ def _by_x(
     r = _rstd(backend, form, x, rstd)
     result = None
     for tensor, a, b in ((n, ju, c), (ju, c, n), (jc, u, n)):
-        factor = r * _mean_of_products(backend, form, a, b, r, -1.0)
+        factor = r * terms.mean_of_products(backend, form, a, b, r, -1.0)
         result = elementwise.modulate(backend, form.sets(tensor), factor, result, "identity", 0.0)
     assert result is not None
     return result.reshape(x.shape)
@@ -398,13 +259,13 @@ class ProjectRule(Rule):
     @nestable
     def jvp(ctx, _, __, u_t, x_t, *___):
         u, x, mean, rstd, _ = primals(ctx)
-        backend, form, terms = ctx.backend, ctx.form, []
+        backend, form, parts = ctx.backend, ctx.form, []
         if u_t is not None:
-            terms.append(_project(backend, form, u_t, x, mean, rstd))
+            parts.append(_project(backend, form, u_t, x, mean, rstd))
         if x_t is not None:
             ju, jx = (_project(backend, form, t, x, mean, rstd) for t in (u, x_t))
-            terms.append(_by_x(backend, form, u, x, ju, x_t, jx, rstd))
-        tangent = add(*terms)
+            parts.append(_by_x(backend, form, u, x, ju, x_t, jx, rstd))
+        tangent = add(*parts)
         return torch.zeros_like(x) if tangent is None else tangent
 
     @staticmethod
@@ -417,7 +278,7 @@ class ProjectRule(Rule):
 def _rstd(backend: str, form: Form, x: Tensor, rstd: Tensor) -> Tensor:
     """rstd as a function of x, in its dtype, as wide as `Form.sets`. Differentiable."""
     if differentiating((x,)):
-        return RstdRule.call(backend, _plain(form), x, rstd)
+        return RstdRule.call(backend, form.plain, x, rstd)
     return form.per_set(rstd, x.dim()).to(x.dtype)
 
 
@@ -447,7 +308,7 @@ class RstdRule(Rule):
     def jvp(ctx, _, __, x_t, ___):
         x, rstd = primals(ctx)
         n, r = _normalized(ctx.backend, ctx.form, x), _rstd(ctx.backend, ctx.form, x, rstd)
-        return r * r * _mean_of_products(ctx.backend, ctx.form, n, x_t, r, -1.0)
+        return r * r * terms.mean_of_products(ctx.backend, ctx.form, n, x_t, r, -1.0)
 
     @staticmethod
     def vmap(info, in_dims, backend, form, *tensors):
