@@ -28,22 +28,20 @@ struct NormArguments {
 inline void check_norm(const char* op, const NormArguments& a) {
   const Tensor& x = a.x;
   check_input(op, x);
+  const std::pair<const char*, const Optional&> others[] = {
+      {"h", a.h}, {"gate", a.gate}, {"scale", a.scale}, {"shift", a.shift}, {"weight", a.weight}, {"bias", a.bias}};
+  for (const auto& [name, t] : others)
+    if (t) check_operand(op, name, *t, x);
   STD_TORCH_CHECK(0 <= a.dim && a.dim < x.dim(), op, ": dim: expected a dimension of x from 0 to ", x.dim() - 1,
                   ", got ", a.dim);
   const int64_t channels = x.size(a.dim);
   STD_TORCH_CHECK(a.groups >= 1 && channels % a.groups == 0, op,
                   ": groups: expected a positive divisor of C=", channels, ", got ", a.groups);
-  const auto check_like = [&](const char* name, const Optional& t) {
-    if (!t) return;
-    check_operand(op, name, *t, x);
-    check_same_size(op, name, *t, x);
-  };
-  check_like("h", a.h);
+  if (a.h) check_same_size(op, "h", *a.h, x);
   STD_TORCH_CHECK(a.h || !a.gate, op, ": h: expected a tensor beside gate, got None");
   const Tensor* first = nullptr;
   const auto check_channels = [&](const char* name, const Optional& t, bool context) {
     if (!t) return;
-    check_operand(op, name, *t, x);
     for (int64_t d = 0; d < x.dim(); ++d) {
       const bool leading = context && d < a.dim;
       const int64_t size = d == a.dim ? channels : !leading ? 1 : first ? first->size(d) : t->size(d);
