@@ -124,10 +124,14 @@ template <int N>
 MI_INLINE Vec<float, N> load_acc(const BFloat16* p) {
   // The compiler would widen the halves of a register, and join them.
 #if defined(__AVX512F__)
-  if constexpr (N == 16) return bit_cast<Vec<float, N>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(p)), 16));
+  if constexpr (N == 16) {
+    const auto words = bit_cast<Vec<uint32_t, N>>(_mm512_maskz_cvtepu16_epi32(0xffff, load<__m256i>(p)));
+    return bit_cast<Vec<float, N>>(words << 16);
+  }
 #endif
 #if defined(__AVX2__)
-  if constexpr (N == 8) return bit_cast<Vec<float, N>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(p)), 16));
+  if constexpr (N == 8)
+    return bit_cast<Vec<float, N>>(bit_cast<Vec<uint32_t, N>>(_mm256_cvtepu16_epi32(load<__m128i>(p))) << 16);
 #endif
   const auto wide = __builtin_convertvector(load<Vec<uint16_t, N>>(p), Vec<uint32_t, N>);
   return bit_cast<Vec<float, N>>(wide << 16);
