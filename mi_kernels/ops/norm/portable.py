@@ -40,7 +40,7 @@ def norm_modulate(
         if h is not None:
             part = torch.add(part, at(h)) if gate is None else torch.addcmul(part, at(gate), at(h))
             at(x_new).copy_(part)
-        sets = by_sets(part.to(wide), dim, groups)
+        sets = by_sets(_widened(part, wide), dim, groups)
         axes = tuple(range(dim + 1, sets.dim()))
         if center:
             at(mean).copy_(sets.mean(axes))
@@ -91,8 +91,8 @@ def norm_modulate_grads(
                 part = at(total)
                 part += value.sum_to_size(part.shape)
 
-        g = at(grad).to(wide)
-        sets = by_sets(at(x).to(wide), dim, groups)
+        g = _widened(at(grad), wide)
+        sets = by_sets(_widened(at(x), wide), dim, groups)
         axes, rank = tuple(range(dim + 1, sets.dim())), sets.dim()
         r = per_set(at(rstd), dim, rank)
         n = (sets if mean is None else sets - per_set(at(mean), dim, rank)) * r
@@ -122,6 +122,11 @@ def norm_modulate_grads(
         dscale = activations.tangent(activation, scale.to(wide), dscale)
     found = (dgate, dscale, dshift, dweight, dbias)
     return dx, dh, *(x.new_empty(0) if t is None else t.to(x.dtype).contiguous() for t in found)
+
+
+def _widened(tensor: Tensor, wide: torch.dtype) -> Tensor:
+    """Contiguous, too: with the channels last PyTorch's sums over a set have ten times the error."""
+    return tensor.to(wide).contiguous()
 
 
 def _factor(scale: Tensor, wide: torch.dtype, activation: str, offset: float) -> Tensor:
