@@ -95,7 +95,7 @@ def norm_modulate_grads(
         sets = by_sets(_widened(at(x), wide), dim, groups)
         axes, rank = tuple(range(dim + 1, sets.dim())), sets.dim()
         r = per_set(at(rstd), dim, rank)
-        n = (sets if mean is None else sets - per_set(at(mean), dim, rank)) * r
+        n = (sets - per_set(at(mean), dim, rank) if center and mean is not None else sets) * r
         normed = n.view(g.shape)
         collect(dshift, g)
         if dscale is not None:
