@@ -279,7 +279,7 @@ def _plan(op: str, tensors: tuple[Any, ...], rule: Rule) -> Plan:
     dim = 1 if rule.norm == "group" else x.dim() - 1
     gate, *modulation = (_varies(None if t is None else same_rank(t, x.dim()), dim) for t in tensors[2:5])
     chosen = backends.choose(x, "norm")
-    plan = plans.norm_modulate(chosen, op, rule.norm != "rms", gate + any(modulation), *tensors)
+    plan = plans.norm_modulate(chosen, op, rule.norm != "rms", gate + any(modulation), dim, *tensors)
     differ = any(t is not None and t.dtype != x.dtype for t in given)
     return modulate_plan.with_casts(plan, NAMES, given, x.dtype) if differ else plan
 

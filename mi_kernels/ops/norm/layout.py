@@ -4,6 +4,12 @@ import torch
 from torch import Tensor
 
 
+def is_copied(x: Tensor, dim: int) -> bool:
+    """Whether compiled kernels copy x first: its dimensions from ``dim`` on lie in neither order."""
+    spatial = tuple(range(dim + 1, x.dim()))
+    return not _follow_each_other(x, (dim, *spatial)) and not _follow_each_other(x, (*spatial, dim))
+
+
 def has_channels_last(x: Tensor, dim: int) -> bool:
     """Whether the dimensions from ``dim`` on follow each other in memory, the channels last and not first."""
     spatial = tuple(range(dim + 1, x.dim()))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mi_kernels.ops import backend as backends
 from mi_kernels.ops import counts
+from mi_kernels.ops.norm import layout
 from mi_kernels.ops.plan import Plan
 from mi_kernels.ops.rules import gradients_wanted
 
@@ -15,6 +16,7 @@ _WHY = {
     "one pass, sums": "x and g are read once; all gradients, and their sums, are computed in the same pass",
     "elementwise": "PyTorch's own operations, one after the other",
 }
+_COPIED = "; {} is copied first, as its {} do not follow each other in memory"
 _BESIDE = "; what differs from pixel to pixel is modulation of its own"
 
 
@@ -23,32 +25,37 @@ def norm_modulate(
     op: str,
     center: bool,
     beside: int,
+    dim: int,
     x: Tensor,
     h: Tensor | None,
     *parameters: Tensor | None,  # gate, scale, shift, weight, bias
 ) -> Plan:
-    """The plan of checked arguments; ``beside``: passes of modulation before or after it."""
+    """The plan of checked arguments; ``beside``: passes of modulation before or after it; ``dim``: schema.py."""
     fused = backends.get(backend).fused
+    copied = [name for name, t in (("x", x), ("h", h)) if t is not None and layout.is_copied(t, dim)]
     sizes = [0 if t is None else t.numel() for t in parameters]
     call = center, x.numel(), h is not None, sizes, x.element_size()
 
     def step(op: str, algorithm: str, count: counts.Count, scratch: int | None, moved: int) -> Plan:
         algorithm = algorithm if fused else "elementwise"
         why = _WHY[algorithm] + (_BESIDE if beside else "")
-        traffic = count.bytes + beside * moved * x.numel() * x.element_size()
+        if fused and copied:
+            elements = "channels" if dim == x.dim() - 1 else "elements of a group"
+            why += _COPIED.format(" and ".join(copied), elements)
+        traffic = count.bytes + (beside * moved + 2 * len(copied) * fused) * x.numel() * x.element_size()
         return Plan(op, backend, algorithm, count.operations, traffic, scratch, why)
 
     backward: tuple[Plan, ...] = ()
     if any(gradients_wanted((x, h, *parameters))):
         grads = counts.norm_modulate_grads(*call)
         backward = (step("norm_modulate_grads", "one pass, sums", grads, None, 3),)
-    scratch = _scratch(beside, x) if fused else None
+    scratch = _scratch(min(beside, 1) + len(copied), x) if fused else None
     return replace(step(op, "one pass", counts.norm_modulate(*call), scratch, 2), backward=backward)
 
 
-def _scratch(beside: int, x: Tensor) -> int:
-    """What a pass beside it reads."""
-    return min(beside, 1) * x.numel() * x.element_size()
+def _scratch(tensors: int, x: Tensor) -> int:
+    """What a pass beside it reads, and copies."""
+    return tensors * x.numel() * x.element_size()
 
 
 def residual(backend: str, x: Tensor, h: Tensor) -> Plan:

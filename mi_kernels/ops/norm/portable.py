@@ -40,7 +40,7 @@ def norm_modulate(
         if h is not None:
             part = torch.add(part, at(h)) if gate is None else torch.addcmul(part, at(gate), at(h))
             at(x_new).copy_(part)
-        sets = _contiguous(part.to(wide), dim, groups)
+        sets = by_sets(_widened(part, wide), dim, groups)
         axes = tuple(range(dim + 1, sets.dim()))
         if center:
             at(mean).copy_(sets.mean(axes))
@@ -91,20 +91,21 @@ def norm_modulate_grads(
                 part = at(total)
                 part += value.sum_to_size(part.shape)
 
-        g = at(grad).to(wide).contiguous()
-        sets = _contiguous(at(x).to(wide), dim, groups)
+        g = _widened(at(grad), wide)
+        sets = by_sets(_widened(at(x), wide), dim, groups)
         axes, rank = tuple(range(dim + 1, sets.dim())), sets.dim()
         r = per_set(at(rstd), dim, rank)
-        n = (sets if mean is None else sets - per_set(at(mean), dim, rank)) * r
+        n = (sets - per_set(at(mean), dim, rank) if center and mean is not None else sets) * r
         normed = n.view(g.shape)
         collect(dshift, g)
         if dscale is not None:
             collect(dscale, g * _affine(normed, weight, bias))
-        a = g if scale is None else g * _factor(at(scale), wide, activation, scale_offset)
-        collect(dbias, a)
-        collect(dweight, a * normed)
+        factor = None if scale is None else _factor(at(scale), wide, activation, scale_offset)
+        for total, value in ((dbias, g), (dweight, g * normed)):  # F is the same for all rows of a context
+            collect(total, value if factor is None else value.sum_to_size(factor.shape) * factor)
         if not (want_x or want_h or want_gate):
             continue
+        a = g if factor is None else g * factor
         a = by_sets(a if weight is None else a * weight, dim, groups)
         through = a - n * (a * n).mean(axes, keepdim=True)
         if center:
@@ -124,9 +125,9 @@ def norm_modulate_grads(
     return dx, dh, *(x.new_empty(0) if t is None else t.to(x.dtype).contiguous() for t in found)
 
 
-def _contiguous(x: Tensor, dim: int, groups: int) -> Tensor:
-    """x by sets. PyTorch sums contiguous elements pairwise, others in order, with 10 times the error."""
-    return by_sets(x.contiguous(), dim, groups)
+def _widened(tensor: Tensor, wide: torch.dtype) -> Tensor:
+    """Contiguous, too: with the channels last PyTorch's sums over a set have ten times the error."""
+    return tensor.to(wide).contiguous()
 
 
 def _factor(scale: Tensor, wide: torch.dtype, activation: str, offset: float) -> Tensor:
