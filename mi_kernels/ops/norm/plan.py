@@ -30,7 +30,7 @@ def norm_modulate(
     h: Tensor | None,
     *parameters: Tensor | None,  # gate, scale, shift, weight, bias
 ) -> Plan:
-    """The plan of checked arguments; ``beside``: passes of modulation before or after it; ``dim``: schema.py."""
+    """The plan of checked arguments; ``beside``: passes of modulation before or after it."""
     fused = backends.get(backend).fused
     copied = [name for name, t in (("x", x), ("h", h)) if t is not None and layout.is_copied(t, dim)]
     sizes = [0 if t is None else t.numel() for t in parameters]
