@@ -122,7 +122,7 @@ def gated_residual(
         gate: broadcasts to ``x``, optional: ``[B, 1, C]`` for tokens ``[B, T, C]``. None: y = x + h.
 
     Returns:
-        y of the shape of ``x`` and the dtype of the arguments.
+        y of the shape of ``x`` and the dtype of the arguments; with a gate in the memory format of ``h``.
 
     Dtypes and their promotion, devices and derivatives of any order as :func:`mi_kernels.modulate`, which it
     is, of h by the gate with x as the shift. Under ``torch.compile`` it is plain PyTorch code.

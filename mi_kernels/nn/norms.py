@@ -68,7 +68,7 @@ class _AdaptiveNorm(nn.Module):
         if residual is None:
             results = [call(norms.norm_modulate, x, *given, **self._options())]
         else:
-            h, gate = residual
+            h, gate = _pair(op, residual)
             results = [*call(norms.gated_residual_norm_modulate, x, h, gate, *given, **self._options())]
         if "gate" in found:
             results.append(found["gate"])
@@ -133,7 +133,7 @@ class AdaLayerNorm(_AdaptiveNorm):
 
     Raises:
         TypeError: an argument has a wrong type, or ``dtype`` is no floating-point dtype.
-        ValueError: a size or eps is negative, or the shapes of x and z do not fit.
+        ValueError: a size or eps is negative, the shapes of x and z do not fit, or ``residual`` is no pair.
         TypeError, ValueError: see :func:`mi_kernels.norm_modulate`.
 
     Source: Peebles and Xie, "Scalable Diffusion Models with Transformers", ICCV 2023; Xu et al.,
@@ -457,7 +457,8 @@ class AdaLNZeroBlock(nn.Module):
         if residual is None:
             y = call(norms.norm_modulate, x, scale, shift, **kind)
         else:
-            x, y = call(norms.gated_residual_norm_modulate, x, *residual, scale, shift, **kind)
+            h, before = _pair("AdaLNZeroBlock", residual)
+            x, y = call(norms.gated_residual_norm_modulate, x, h, before, scale, shift, **kind)
         h = self.attn(y, **options)
         if self.mlp is not None:
             shift, scale, gate_mlp = others
@@ -490,6 +491,14 @@ def _check_context(op: str, z: Tensor, size: int) -> None:
     check_tensors(op, ("z",), (z,), 1, FLOATING)
     if z.dim() == 0 or z.shape[-1] != size:
         raise ValueError(f"{op}: z: expected shape [..., Z={size}], got {list(z.shape)}")
+
+
+def _pair(op: str, residual: Any) -> Residual:
+    if not isinstance(residual, tuple | list):  # a tensor could be unpacked
+        raise TypeError(f"{op}: residual: expected a pair (h, gate), got {type(residual).__name__}")
+    if len(residual) != 2:
+        raise ValueError(f"{op}: residual: expected a pair (h, gate), got {len(residual)} elements")
+    return residual[0], residual[1]
 
 
 def _check_eps(op: str, eps: float) -> None:

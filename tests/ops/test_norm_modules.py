@@ -179,6 +179,19 @@ def test_a_residual_is_added_in_the_pass_of_the_norm(make, gated, place):
     assert calls(layer, x, z, (h, gate)) == ["norm_modulate"]
 
 
+@pytest.mark.parametrize(
+    ("residual", "kind", "got"),
+    [(torch.ones(2, B, T, C), TypeError, "Tensor"), (1, TypeError, "int"), ((1,), ValueError, "1 elements")],
+    ids=["tensor", "int", "one"],
+)
+def test_a_residual_is_a_pair(make, residual, kind, got):
+    """A tensor would be unpacked, too."""
+    layer = make()
+    message = rf"^{type(layer).__name__}: residual: expected a pair \(h, gate\), got {got}$"
+    with pytest.raises(kind, match=message):
+        layer(*(t.float() for t in inputs(layer)), residual)
+
+
 def blocks(number, norm="layer"):
     parts = [
         (nn.Linear(C, C), nn.Sequential(nn.Linear(C, 8), nn.GELU(), nn.Linear(8, C))) for _ in range(number)

@@ -255,6 +255,18 @@ def test_one_pass_for_what_is_asked_for(sample, needs, place):
             torch.testing.assert_close(tensor.grad, truth, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("needs", ["x", "h", "gate", "scale"])
+def test_the_sum_requires_grad_if_what_is_added_does(needs, place):
+    names = ("x", "h", "gate", "scale", "shift", "weight", "bias")
+    tensors = TOKENS.arguments(torch.float64, place.device)
+    for name, tensor in zip(names, tensors, strict=True):
+        tensor.requires_grad_(name == needs)
+    results = mi.gated_residual_norm_modulate(*tensors[:5], weight=tensors[5], bias=tensors[6])
+    assert [t.requires_grad for t in results] == [needs != "scale", True]
+    (found,) = torch.autograd.grad(results[1].sin().sum(), tensors[names.index(needs)])
+    assert found.any()
+
+
 @pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize("which", [0, 1], ids=["x_new", "y"])
 def test_gradients_of_one_result_alone(which, gate, place):

@@ -294,6 +294,55 @@ def test_other_forwards_under_the_names_of_dit_have_no_rule():
     assert set(mi.nn.rules.dit()) == set(rules)
 
 
+class Halved(adaptive_norms.FinalLayer):
+    """As published while it trains."""
+
+    def forward(self, x, c):
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        y = self.linear(adaptive_norms.modulate(self.norm_final(x), shift, scale))
+        return y if self.training else y / 2
+
+
+class Unlike(adaptive_norms.FinalLayer):
+    """As published but for one kind."""
+
+    kind = "halved"
+
+    def forward(self, x, c):
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        y = self.linear(adaptive_norms.modulate(self.norm_final(x), shift, scale))
+        if self.kind == "halved":
+            y = y / 2
+        return y
+
+
+def helper(x, halved):
+    return x / 2 if halved in (True, "halved") else x
+
+
+class Helped(adaptive_norms.FinalLayer):
+    halved = True
+
+    def forward(self, x, c):
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        y = self.linear(adaptive_norms.modulate(self.norm_final(x), shift, scale))
+        return helper(y, self.halved)
+
+
+class LowPrecision(adaptive_norms.FinalLayer):
+    def forward(self, x, c):
+        with torch.autocast("cpu", torch.bfloat16):
+            shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+            return self.linear(adaptive_norms.modulate(self.norm_final(x), shift, scale))
+
+
+@pytest.mark.parametrize("cls", [Halved, Unlike, Helped, LowPrecision])
+def test_forwards_that_decide_what_they_do_have_no_rule(cls):
+    """One run of them is that of DiT."""
+    rules = mi.nn.rules.dit()
+    assert cls not in rules and adaptive_norms.FinalLayer in rules
+
+
 def test_what_is_left_of_dit():
     layer = unlike_zero(adaptive_norms.DiTBlock(C, 2).double())
     inputs = draw(B, T, C), draw(B, C)

@@ -1,8 +1,10 @@
 """Blocks of DiT, in whichever class their forward is that of DiTBlock or of FinalLayer."""
 
+import dis
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from types import CodeType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -13,12 +15,32 @@ from mi_kernels.nn._substitute import Rule
 from mi_kernels.nn.rules._adaptive import fits, modulated, options_of, why_not_norm
 
 # A forward is read by calling it with a layer and inputs that write down what happens to them, and compared
-# with what the published one writes. Whatever else it does with them raises an error.
+# with what the published one writes. Whatever else it does with them raises an error. Branches that are not
+# taken and modes that are entered are not written down: the code of a forward has to go straight on.
+_OTHER_STEPS = ("JUMP", "FOR_ITER", "WITH", "SETUP", "STORE_ATTR", "STORE_GLOBAL", "DELETE")
+
+
+class _Part:
+    """An attribute of the layer, which is called and nothing else; a helper may get it, too."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, value: "_Value") -> "_Value":
+        return _Value("call", self._name, value.done)
+
+    def __bool__(self) -> bool:
+        raise TypeError(self._name)
+
+    def __eq__(self, other: Any) -> bool:
+        raise TypeError(self._name)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class _Layer:
-    def __getattr__(self, name: str) -> Callable[["_Value"], "_Value"]:
-        return lambda value: _Value("call", name, value.done)
+    def __getattr__(self, name: str) -> _Part:
+        return _Part(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(name)
@@ -115,12 +137,20 @@ def form_of(cls: type[nn.Module]) -> Form | None:
         code is None
         or (code.co_argcount, code.co_kwonlyargcount) != (3, 0)
         or "adaLN_modulation" not in code.co_names
+        or not _goes_straight_on(code)
     ):
         return None
     try:
         return FORMS.get(_written(forward))
     except Exception:  # it does something else
         return None
+
+
+def _goes_straight_on(code: CodeType) -> bool:
+    if getattr(code, "co_exceptiontable", b""):  # of with and try, from Python 3.11 on
+        return False
+    names = (instruction.opname for instruction in dis.get_instructions(code))
+    return not any(step in name for name in names for step in _OTHER_STEPS)
 
 
 class FusedDiT(nn.Module):

@@ -88,7 +88,8 @@ class NormModulateRule(Rule):
         ctx.backend, ctx.form, x, h, gate, scale, shift, weight, bias = inputs
         _, x_new, mean, rstd = output
         ctx.has_h, ctx.shift_size = h is not None, None if shift is None else shift.shape
-        constants = (mean, rstd) if ctx.has_h else (x_new, mean, rstd)
+        differs = transformed() or any(t is not None and t.requires_grad for t in (x, h, gate))
+        constants = (mean, rstd) if ctx.has_h and differs else (x_new, mean, rstd)
         ctx.mark_non_differentiable(*constants)
         # What made h may have kept no reference to it, and only the gradient and tangent of the gate read it.
         if gate is None or not (gate.requires_grad or transformed()):
