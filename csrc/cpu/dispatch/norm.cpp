@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_modulate(const Tensor& x, const 
   const int64_t elements = channels * call.spatial;
   call.row_step = max(min(kModulateTask / max(elements, 1), ceil_div(positions, kTasks)), 1);
   call.tasks = ceil_div(positions, call.row_step) * call.blocks;
-  call.worker_bytes = scratch_of(7, channels, accumulator_bytes(dtype)) + scratch_of(1, channels, 8) +
+  call.worker_bytes = scratch_of(7, channels, accumulator_bytes(dtype)) + scratch_of(2, channels, 8) +
                       scratch_of(3, call.block_groups, 8);
   WorkspaceSize size(call.tasks, x.numel(), call.worker_bytes, 0);
   if (x.numel() > kModulateTask) size.workers = max(min(torch::stable::get_num_threads(), call.tasks), 1);

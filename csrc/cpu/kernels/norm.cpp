@@ -30,9 +30,9 @@ class Norm : NormChannels<S> {
   using Base::L, Base::for_each_step, Base::sum_over;
   using typename Base::Acc, typename Base::V, typename Base::Channels;
 
-  // Of one task: the channels of its block, and of each channel sums, mean, rstd, by pixels; moments of groups.
+  // Of one task: the channels of its block, and of each channel sums, mean and rstd, by pixels; moments of groups.
   struct Buffers : Channels {
-    double* sums;
+    double *sums, *deviations;
     Acc *mean, *rstd;
     Moments* moments;
   };
@@ -60,6 +60,7 @@ class Norm : NormChannels<S> {
     Buffers b;
     static_cast<Channels&>(b) = this->allocate_channels(scratch, call.block_channels());
     b.sums = scratch.allocate<double>(call.block_channels());
+    b.deviations = scratch.allocate<double>(call.block_channels());
     b.mean = scratch.allocate<Acc>(call.block_channels());
     b.rstd = scratch.allocate<Acc>(call.block_channels());
     b.moments = scratch.allocate<Moments>(call.block_groups);
@@ -227,37 +228,49 @@ class Norm : NormChannels<S> {
       for_each_step(channels, [&](int64_t c, auto lanes) { f(c, first, min(kPixelBlock, pixels - first), lanes); });
   }
 
-  void add_moments(const S* x, int64_t pixels, int64_t n, const Buffers& b) const {
-    const int64_t width = call.group_channels(), groups = n / width;
-    const int64_t step = call.channels;
+  void add_moments(const S* x, int64_t pixels, int64_t n, const Buffers& of_task) const {
+    const Buffers b = of_task;
+    const int64_t width = call.group_channels(), groups = n / width, step = call.channels;
     const double count = double(width * pixels);
-    const auto sum_channels = [&](auto&& term) {
-      clear(b.sums, n);
-      for_each_pixel(n, pixels, [&](int64_t c, int64_t first, int64_t count, auto lanes) {
-        const S* p = x + first * step + c;
-        auto sum = term(p, c, lanes);
-        for (int64_t k = 1; k < count; ++k) sum += term(p += step, c, lanes);
-        this->add_in_double(b.sums + c, sum);
-      });
-    };
-    const auto sum_of_group = [&](int64_t g) {
+    const auto sum_of_group = [&](const double* sums, int64_t g) {
       double sum = 0;
-      for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += b.sums[c];
+      for (int64_t c = g * width; c < (g + 1) * width; ++c) sum += sums[c];
       return sum;
     };
     clear(b.mean, n);
+    clear(b.sums, n);
     if (call.center) {
-      sum_channels([&](const S* p, int64_t, auto lanes) { return load_run<lanes>(p); });
+      for_each_pixel(n, pixels, [&](int64_t c, int64_t first, int64_t count, auto lanes) {
+        const S* p = x + first * step + c;
+        auto sum = load_run<lanes>(p);
+        for (int64_t k = 1; k < count; ++k) sum += load_run<lanes>(p += step);
+        this->add_in_double(b.sums + c, sum);
+      });
       for (int64_t g = 0; g < groups; ++g) {
-        const Acc mean = Acc(sum_of_group(g) / count);
+        const Acc mean = Acc(sum_of_group(b.sums, g) / count);
         for (int64_t c = g * width; c < (g + 1) * width; ++c) b.mean[c] = mean;
       }
+      clear(b.sums, n);
     }
-    sum_channels([&](const S* p, int64_t c, auto lanes) {
-      const auto d = load_run<lanes>(p) - load_run<lanes>(b.mean + c);
-      return d * d;
+    clear(b.deviations, n);
+    for_each_pixel(n, pixels, [&](int64_t c, int64_t first, int64_t count, auto lanes) {
+      const S* p = x + first * step + c;
+      const auto mean = load_run<lanes>(b.mean + c);
+      auto sum = load_run<lanes>(p) - mean;
+      auto squares = sum * sum;
+      for (int64_t k = 1; k < count; ++k) {
+        const auto d = load_run<lanes>(p += step) - mean;
+        sum += d;
+        squares += d * d;
+      }
+      this->add_in_double(b.deviations + c, sum);
+      this->add_in_double(b.sums + c, squares);
     });
-    for (int64_t g = 0; g < groups; ++g) b.moments[g].add(count, double(b.mean[g * width]), sum_of_group(g));
+    // What the sums of large numbers lost, those of the deviations have.
+    for (int64_t g = 0; g < groups; ++g) {
+      const double sum = call.center ? sum_of_group(b.deviations, g) : 0;
+      b.moments[g].add(count, double(b.mean[g * width]) + sum / count, sum_of_group(b.sums, g) - sum * (sum / count));
+    }
   }
 };
 
