@@ -311,6 +311,20 @@ def test_pixels_without_a_group_of_their_own(place):
     assert dx.shape == x.shape and torch.equal(dweight, torch.zeros_like(weight))
 
 
+@pytest.mark.parametrize("size", [(4, 12, 5, 5), (4, 64, 32, 32)], ids=str)
+def test_a_large_mean_of_channels_last_is_rounded_once(size):
+    """Half a unit in the last place of the mean, 2^-13 at 3000, and as much as 0 would have."""
+    if backends.why_not("cpu") is not None or not has_kernel():
+        pytest.skip("the compiled library is missing, or has no kernel of this operation")
+    generator = torch.Generator().manual_seed(0)
+    x = (3000 + torch.randn(size, generator=generator)).to(memory_format=torch.channels_last)
+    with mi.backend("cpu"):
+        y = mi.norm_modulate(x, None, norm="group", groups=size[1])
+    exact = F.group_norm(x.double(), size[1])
+    rstd = (x.double().var((2, 3), correction=0, keepdim=True) + 1e-5).rsqrt()
+    assert ((y - exact).abs() <= rstd * 2**-13 + 8 * 2**-24 * exact.abs()).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_a_large_mean_costs_no_digits(norm, dtype, place):
