@@ -319,7 +319,7 @@ def test_export_with_a_dynamic_batch(strict, place):
 
 
 # What torch.library.opcheck runs each operation on. A new operation without an entry fails below; those of
-# the gates and norms have theirs in test_gates.py, test_modulate.py and test_norms.py.
+# the gates and norms have theirs in test_gates.py, test_modulate.py and test_norm_calls.py.
 ELSEWHERE = {"diagonal", "gated_interaction", "modulate", "modulate_grads", "norm_modulate_grads"}
 
 
