@@ -16,7 +16,7 @@
 
 namespace mi_kernels {
 
-struct NormArguments {
+struct __attribute__((visibility("hidden"))) NormArguments {
   Tensor x;
   Optional h, gate, scale, shift, weight, bias;
   int64_t dim, groups;

@@ -59,6 +59,7 @@ class NormGrads : NormChannels<S> {
     for (double** p :
          {&b.totals[0], &b.totals[1], &b.totals[2], &b.weights[0], &b.weights[1], &b.pixels[0], &b.pixels[1]})
       *p = scratch.allocate<double>(n);
+    if (!call.weight.data) b.product = b.factor;
     return b;
   }
 
@@ -95,12 +96,13 @@ class NormGrads : NormChannels<S> {
     const AxisIterator kept(call.kept, call.kept_axes, unit);
     const int64_t n = channel_count(block);
     this->load_contexts(kept, first_channel(block), n, b);
-    for (int64_t c = 0; c < n; ++c) b.product[c] = b.factor[c] * b.weight[c];
+    for (int64_t c = 0; b.product != b.factor && c < n; ++c) b.product[c] = b.factor[c] * b.weight[c];
     AxisIterator reduced(call.reduced, call.reduced_axes, begin);
     const int64_t longest = call.rows <= kFewRows ? kShortSumBlock : kSumBlock;
     for (int64_t row = begin; row < end;) {
       const int64_t stop = min(row + longest, end);
-      for (Acc* sum : b.sums) clear(sum, n);
+      for (int s = 0; s < kSums; ++s)
+        if (has_sum(s) && (s == 2 || call.rows > 1 || call.spatial > 1)) clear(b.sums[s], n);
       while (row < stop) row += add_some_rows(kept, reduced, stop - row, block, b);
       if (call.rows == 1) return;  // finish() takes these
       for (int s = 0; s < kSums; ++s)
@@ -166,10 +168,12 @@ class NormGrads : NormChannels<S> {
     const int64_t width = call.group_channels();
     for (int64_t g = 0; g < call.groups; ++g) {
       Means m[R];
-      if (call.sums_grad())
-        feature_sums<R, true>(rows, g, width, b, m);
+      if (!call.sums_grad())
+        feature_sums<R, Sums::kNone>(rows, g, width, b, m);
+      else if (R == 1 && call.rows == 1)
+        feature_sums<R, Sums::kOnly>(rows, g, width, b, m);
       else
-        feature_sums<R, false>(rows, g, width, b, m);
+        feature_sums<R, Sums::kAdded>(rows, g, width, b, m);
       if (!call.has_dnew()) continue;
       for (int r = 0; r < R; ++r)
         if (rows[r].grad_x || rows[r].dh || call.dgate)
@@ -180,7 +184,8 @@ class NormGrads : NormChannels<S> {
   }
 
   // Pointers are copied first: a store could change what is read through a reference.
-  template <int R, bool Sums>
+  enum class Sums { kNone, kAdded, kOnly };  // kOnly: a unit of one row needs no sums before
+  template <int R, Sums kind>
   MI_INLINE void feature_sums(const Row (&rows)[4], int64_t g, int64_t width, const Buffers& b, Means (&m)[R]) const {
     const S *x[R], *grad[R];
     Acc mean[R], rstd[R];
@@ -195,7 +200,7 @@ class NormGrads : NormChannels<S> {
       const auto step = [&](int64_t c, auto lanes) {
         const auto product = load_run<lanes>(products + c);
         auto n_sum = this->zero_like(product), g_sum = n_sum;
-        if constexpr (Sums) n_sum = load_run<lanes>(n_sums + c), g_sum = load_run<lanes>(g_sums + c);
+        if constexpr (kind == Sums::kAdded) n_sum = load_run<lanes>(n_sums + c), g_sum = load_run<lanes>(g_sums + c);
         unroll<R>([&](auto r) {
           const auto value = load_run<lanes>(grad[r] + c);
           const auto n = (load_run<lanes>(x[r] + c) - mean[r]) * rstd[r];
@@ -210,7 +215,7 @@ class NormGrads : NormChannels<S> {
           n_sum += value * n;
           g_sum += value;
         });
-        if constexpr (Sums) {
+        if constexpr (kind != Sums::kNone) {
           store_run<lanes>(n_sums + c, n_sum);
           store_run<lanes>(g_sums + c, g_sum);
         }
@@ -363,7 +368,14 @@ class NormGrads : NormChannels<S> {
   void finish(int64_t unit, int64_t first, int64_t n, const Buffers& b) const {
     const Acc *by_n = b.sums[0], *by_one = b.sums[1];
     const auto dest = [&](void* data) { return static_cast<S*>(data) + unit * call.channels + first; };
-    if (call.dscale) {
+    const auto copy = [&](const Acc* sums, void* data) {
+      if (data)
+        for_each_step(n, [&](int64_t c, auto lanes) { store_run<lanes>(dest(data) + c, load_run<lanes>(sums + c)); });
+    };
+    if (call.dscale && call.function.activation == Activation::identity && call.function.factor == 1 &&
+        !this->affine()) {
+      copy(by_n, call.dscale);
+    } else if (call.dscale) {
       const AxisIterator kept(call.kept, call.kept_axes, unit);
       const S* scale = this->channel(call.scale, kept.offset(kNormScale), first);
       for_activation<VectorMath>(call.function.activation, [&](auto act) {
@@ -381,10 +393,6 @@ class NormGrads : NormChannels<S> {
         store_run<lanes>(dest(call.dscale) + c, product);
       });
     }
-    const auto copy = [&](const Acc* sums, void* data) {
-      if (data)
-        for_each_step(n, [&](int64_t c, auto lanes) { store_run<lanes>(dest(data) + c, load_run<lanes>(sums + c)); });
-    };
     copy(by_one, call.dshift);
     copy(b.sums[2], call.dgate);
     for (int s = 0; s < 2; ++s)

@@ -115,7 +115,11 @@ class NormModulateRule(Rule):
         elif differentiating((grad, grad_x, x, h, gate, scale, weight, bias)):
             found = _composed_grads(ctx.backend, ctx.form, want, grad, grad_x, kept)
         else:
-            found = terms.gradients(ctx.backend, ctx.form, want, grad, grad_x, kept)
+            # A shift of the size of y has its gradient.
+            same = want[4] and tuple(ctx.shift_size) == tuple(grad.shape)
+            asked = (*want[:4], want[4] and not same, *want[5:])
+            found = terms.gradients(ctx.backend, ctx.form, asked, grad, grad_x, kept)
+            found = (*found[:4], grad, *found[5:]) if same else found
         dx, dh, *others = found
         dh = dx if want_h and gate is None else dh
         return None, None, dx if want_x else None, dh, *others
