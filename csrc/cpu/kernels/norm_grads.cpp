@@ -175,11 +175,10 @@ class NormGrads : NormChannels<S> {
       else
         feature_sums<R, Sums::kAdded>(rows, g, width, b, m);
       if (!call.has_dnew()) continue;
-      for (int r = 0; r < R; ++r)
-        if (rows[r].grad_x || rows[r].dh || call.dgate)
-          features<true>(rows[r], m[r], g, width, b);
-        else
-          features<false>(rows[r], m[r], g, width, b);
+      if (rows[0].grad_x || rows[0].dh || call.dgate)
+        features<R, true>(rows, m, g, width, b);
+      else
+        features<R, false>(rows, m, g, width, b);
     }
   }
 
@@ -232,23 +231,39 @@ class NormGrads : NormChannels<S> {
     for (int r = 0; r < R; ++r) m[r] = means(a_sum[r], an_sum[r], width);
   }
 
-  template <bool Residual>
-  MI_INLINE void features(const Row& of_row, const Means& m, int64_t g, int64_t width, const Buffers& b) const {
-    const Row row = of_row;
-    const Acc mean = at(row.mean, g), rstd = row.rstd[g], m_a = m.a, m_an = m.an;
+  template <int R, bool Residual>
+  MI_INLINE void features(const Row (&of_rows)[4], const Means (&m)[R], int64_t g, int64_t width,
+                          const Buffers& b) const {
+    Row rows[R];
+    Acc mean[R], rstd[R], m_a[R], m_an[R];
+    for (int r = 0; r < R; ++r) {
+      rows[r] = of_rows[r];
+      mean[r] = at(rows[r].mean, g), rstd[r] = rows[r].rstd[g], m_a[r] = m[r].a, m_an[r] = m[r].an;
+    }
     const Acc *const products = b.product, *const gates = b.gate;
     Acc* const sums = call.dgate ? b.sums[2] : nullptr;
     const int64_t first = g * width;
     for_each_step(width, [&](int64_t i, auto lanes) {
       const int64_t c = first + i;
-      const auto n = (load_run<lanes>(row.x + c) - mean) * rstd;
-      auto d = (load_run<lanes>(row.grad + c) * load_run<lanes>(products + c) - m_a - n * m_an) * rstd;
+      const auto product = load_run<lanes>(products + c);
+      auto gate = product, sum = product;
       if constexpr (Residual) {
-        if (row.grad_x) d += load_run<lanes>(row.grad_x + c);
-        if (row.dh) store_run<lanes>(row.dh + c, d * load_run<lanes>(gates + c));
-        if (sums) store_run<lanes>(sums + c, load_run<lanes>(sums + c) + d * load_run<lanes>(row.h + c));
+        gate = load_run<lanes>(gates + c);
+        if (sums) sum = load_run<lanes>(sums + c);
       }
-      if (row.dx) store_run<lanes>(row.dx + c, d);
+      unroll<R>([&](auto r) {
+        const Row& row = rows[r];
+        const auto n = (load_run<lanes>(row.x + c) - mean[r]) * rstd[r];
+        auto d = (load_run<lanes>(row.grad + c) * product - m_a[r] - n * m_an[r]) * rstd[r];
+        if constexpr (Residual) {
+          if (row.grad_x) d += load_run<lanes>(row.grad_x + c);
+          if (row.dh) store_run<lanes>(row.dh + c, d * gate);
+          if (sums) sum += d * load_run<lanes>(row.h + c);
+        }
+        if (row.dx) store_run<lanes>(row.dx + c, d);
+      });
+      if constexpr (Residual)
+        if (sums) store_run<lanes>(sums + c, sum);
     });
   }
 

@@ -30,7 +30,7 @@ from mi_kernels.ops.norm import terms
 from mi_kernels.ops.norm.terms import IDENTITY, Form, Kept
 from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, nestable, primals, transformed, wanted
 
-_WORK = 8  # all gradients come of one pass: one that is not wanted costs little more than its stores
+_WORK = 1  # all gradients come of one pass: one that is not wanted costs little more than its stores
 _NAMES = ("x", "h", "gate", "scale", "shift", "weight", "bias")
 
 
