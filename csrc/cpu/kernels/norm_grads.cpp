@@ -103,7 +103,7 @@ class NormGrads : NormChannels<S> {
       const int64_t stop = min(row + longest, end);
       for (int s = 0; s < kSums; ++s)
         if (has_sum(s) && (s == 2 || call.rows > 1 || call.spatial > 1)) clear(b.sums[s], n);
-      while (row < stop) row += add_some_rows(kept, reduced, stop - row, block, b);
+      for (; row < stop; ++row, reduced.next()) add_row(row_at(kept, reduced, block), channel_count(block), b);
       if (call.rows == 1) return;  // finish() takes these
       for (int s = 0; s < kSums; ++s)
         for (int64_t c = 0; has_sum(s) && c < n; ++c) b.totals[s][c] += double(b.sums[s][c]);
@@ -114,22 +114,13 @@ class NormGrads : NormChannels<S> {
 
   bool has_sum(int s) const { return s == 2 ? call.dgate != nullptr : call.sums_grad(); }
 
-  // As many rows at once as the first-level cache has room for share loads and stores of the sums.
-  template <class Position>
-  int64_t add_some_rows(const Position& kept, Position& reduced, int64_t count, int64_t block, const Buffers& b) const {
-    constexpr int kMost = 4;
-    Row rows[kMost];
-    const int64_t fitting = (int64_t(20) << 10) / max(call.channels * 2 * int64_t(sizeof(S)), 1);
-    const int64_t together = call.spatial > 1 || fitting < 2 ? 1 : fitting < kMost ? 2 : kMost;
-    const int64_t taken = count >= together ? together : 1;
-    for (int64_t r = 0; r < taken; ++r, reduced.next()) rows[r] = row_at(kept, reduced, block);
+  void add_row(const Row& row, int64_t channels, const Buffers& b) const {
     if (call.spatial == 1)
-      taken == 4 ? add_features<4>(rows, b) : taken == 2 ? add_features<2>(rows, b) : add_features<1>(rows, b);
+      add_features(row, b);
     else if (call.channels_last)
-      add_pixels(rows[0], channel_count(block), b);
+      add_pixels(row, channels, b);
     else
-      add_maps(rows[0], channel_count(block), b);
-    return taken;
+      add_maps(row, channels, b);
   }
 
   template <class Position>
@@ -162,108 +153,77 @@ class NormGrads : NormChannels<S> {
   }
   static Acc at(const Acc* statistic, int64_t group) { return statistic ? statistic[group] : Acc(0); }
 
-  // Rows of channels.
-  template <int R>
-  void add_features(const Row (&rows)[4], const Buffers& b) const {
+  // The sets of a row of channels.
+  void add_features(const Row& row, const Buffers& b) const {
     const int64_t width = call.group_channels();
-    for (int64_t g = 0; g < call.groups; ++g) {
-      Means m[R];
-      if (!call.sums_grad())
-        feature_sums<R, Sums::kNone>(rows, g, width, b, m);
-      else if (R == 1 && call.rows == 1)
-        feature_sums<R, Sums::kOnly>(rows, g, width, b, m);
-      else
-        feature_sums<R, Sums::kAdded>(rows, g, width, b, m);
+    for (int64_t first = 0, g = 0; g < call.groups; ++g, first += width) {
+      const Means m = !call.sums_grad() ? feature_sums<Sums::kNone>(row, g, first, width, b)
+                      : call.rows == 1  ? feature_sums<Sums::kOnly>(row, g, first, width, b)
+                                        : feature_sums<Sums::kAdded>(row, g, first, width, b);
       if (!call.has_dnew()) continue;
-      if (rows[0].grad_x || rows[0].dh || call.dgate)
-        features<R, true>(rows, m, g, width, b);
+      if (row.grad_x || row.dh || call.dgate)
+        features<true>(row, m, g, first, width, b);
       else
-        features<R, false>(rows, m, g, width, b);
+        features<false>(row, m, g, first, width, b);
     }
   }
 
-  // Pointers are copied first: a store could change what is read through a reference.
+  // What the row adds to the sums of its unit, and the means of the set. Pointers are copied first: a store could
+  // change what is read through a reference.
   enum class Sums { kNone, kAdded, kOnly };  // kOnly: a unit of one row needs no sums before
-  template <int R, Sums kind>
-  MI_INLINE void feature_sums(const Row (&rows)[4], int64_t g, int64_t width, const Buffers& b, Means (&m)[R]) const {
-    const S *x[R], *grad[R];
-    Acc mean[R], rstd[R];
-    double a_sum[R] = {}, an_sum[R] = {};
-    for (int r = 0; r < R; ++r)
-      x[r] = rows[r].x, grad[r] = rows[r].grad, mean[r] = at(rows[r].mean, g), rstd[r] = rows[r].rstd[g];
+  template <Sums kind>
+  MI_INLINE Means feature_sums(const Row& row, int64_t g, int64_t start, int64_t width, const Buffers& b) const {
+    const S *const x = row.x, *const grad = row.grad;
+    const Acc mean = at(row.mean, g), rstd = row.rstd[g];
     const Acc* const products = b.product;
     Acc *const n_sums = b.sums[0], *const g_sums = b.sums[1];
-    for (int64_t first = g * width, end = first + width; first < end; first += kNormChunk) {
-      V a_acc[R] = {}, an_acc[R] = {};
-      Acc a_rest[R] = {}, an_rest[R] = {};
-      const auto step = [&](int64_t c, auto lanes) {
-        const auto product = load_run<lanes>(products + c);
-        auto n_sum = this->zero_like(product), g_sum = n_sum;
-        if constexpr (kind == Sums::kAdded) n_sum = load_run<lanes>(n_sums + c), g_sum = load_run<lanes>(g_sums + c);
-        unroll<R>([&](auto r) {
-          const auto value = load_run<lanes>(grad[r] + c);
-          const auto n = (load_run<lanes>(x[r] + c) - mean[r]) * rstd[r];
-          const auto a = value * product;
-          if constexpr (lanes == 1) {
-            a_rest[r] += a;
-            an_rest[r] += a * n;
-          } else {
-            a_acc[r] += a;
-            an_acc[r] += a * n;
-          }
-          n_sum += value * n;
-          g_sum += value;
-        });
-        if constexpr (kind != Sums::kNone) {
-          store_run<lanes>(n_sums + c, n_sum);
-          store_run<lanes>(g_sums + c, g_sum);
+    double a_sum = 0, an_sum = 0;
+    for (int64_t first = start, end = start + width; first < end; first += kNormChunk) {
+      V a_acc{}, an_acc{};
+      Acc a_rest{}, an_rest{};
+      for_each_step(min(kNormChunk, end - first), [&](int64_t i, auto lanes) {
+        const int64_t c = first + i;
+        const auto value = load_run<lanes>(grad + c);
+        const auto n = (load_run<lanes>(x + c) - mean) * rstd;
+        const auto a = value * load_run<lanes>(products + c);
+        if constexpr (lanes == 1) {
+          a_rest += a;
+          an_rest += a * n;
+        } else {
+          a_acc += a;
+          an_acc += a * n;
         }
-      };
-      const int64_t stop = min(first + kNormChunk, end);
-      int64_t c = first;
-      for (; c + L <= stop; c += L) step(c, Index<L>{});
-      for (; c < stop; ++c) step(c, Index<1>{});
-      for (int r = 0; r < R; ++r) {
-        a_sum[r] += double(sum_lanes(a_acc[r])) + double(a_rest[r]);
-        an_sum[r] += double(sum_lanes(an_acc[r])) + double(an_rest[r]);
-      }
+        if constexpr (kind == Sums::kAdded) {
+          store_run<lanes>(n_sums + c, load_run<lanes>(n_sums + c) + value * n);
+          store_run<lanes>(g_sums + c, load_run<lanes>(g_sums + c) + value);
+        } else if constexpr (kind == Sums::kOnly) {
+          store_run<lanes>(n_sums + c, value * n);
+          store_run<lanes>(g_sums + c, value);
+        }
+      });
+      a_sum += double(sum_lanes(a_acc)) + double(a_rest);
+      an_sum += double(sum_lanes(an_acc)) + double(an_rest);
     }
-    for (int r = 0; r < R; ++r) m[r] = means(a_sum[r], an_sum[r], width);
+    return means(a_sum, an_sum, width);
   }
 
-  template <int R, bool Residual>
-  MI_INLINE void features(const Row (&of_rows)[4], const Means (&m)[R], int64_t g, int64_t width,
+  template <bool Residual>
+  MI_INLINE void features(const Row& of_row, const Means& m, int64_t g, int64_t first, int64_t width,
                           const Buffers& b) const {
-    Row rows[R];
-    Acc mean[R], rstd[R], m_a[R], m_an[R];
-    for (int r = 0; r < R; ++r) {
-      rows[r] = of_rows[r];
-      mean[r] = at(rows[r].mean, g), rstd[r] = rows[r].rstd[g], m_a[r] = m[r].a, m_an[r] = m[r].an;
-    }
+    const Row row = of_row;
+    const Acc mean = at(row.mean, g), rstd = row.rstd[g], m_a = m.a, m_an = m.an;
     const Acc *const products = b.product, *const gates = b.gate;
     Acc* const sums = call.dgate ? b.sums[2] : nullptr;
-    const int64_t first = g * width;
     for_each_step(width, [&](int64_t i, auto lanes) {
       const int64_t c = first + i;
-      const auto product = load_run<lanes>(products + c);
-      auto gate = product, sum = product;
+      const auto n = (load_run<lanes>(row.x + c) - mean) * rstd;
+      auto d = (load_run<lanes>(row.grad + c) * load_run<lanes>(products + c) - m_a - n * m_an) * rstd;
       if constexpr (Residual) {
-        gate = load_run<lanes>(gates + c);
-        if (sums) sum = load_run<lanes>(sums + c);
+        if (row.grad_x) d += load_run<lanes>(row.grad_x + c);
+        if (row.dh) store_run<lanes>(row.dh + c, d * load_run<lanes>(gates + c));
+        if (sums) store_run<lanes>(sums + c, load_run<lanes>(sums + c) + d * load_run<lanes>(row.h + c));
       }
-      unroll<R>([&](auto r) {
-        const Row& row = rows[r];
-        const auto n = (load_run<lanes>(row.x + c) - mean[r]) * rstd[r];
-        auto d = (load_run<lanes>(row.grad + c) * product - m_a[r] - n * m_an[r]) * rstd[r];
-        if constexpr (Residual) {
-          if (row.grad_x) d += load_run<lanes>(row.grad_x + c);
-          if (row.dh) store_run<lanes>(row.dh + c, d * gate);
-          if (sums) sum += d * load_run<lanes>(row.h + c);
-        }
-        if (row.dx) store_run<lanes>(row.dx + c, d);
-      });
-      if constexpr (Residual)
-        if (sums) store_run<lanes>(sums + c, sum);
+      if (row.dx) store_run<lanes>(row.dx + c, d);
     });
   }
 
