@@ -11,6 +11,9 @@ namespace mi_kernels {
 
 struct NormCall;  // norm_call.h
 struct NormGradsCall;
+struct RecurrentStepsCall;  // recurrent_call.h
+struct RecurrentGradsCall;
+struct RecurrentPlan;
 
 struct OutputRef {
   void* data = nullptr;  // contiguous; null where it is not wanted
@@ -113,6 +116,8 @@ struct Kernels {
   void (*modulate_grads)(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Executor&);
   void (*norm)(DType, const NormCall&, const Executor&);
   void (*norm_grads)(DType, const NormGradsCall&, const Executor&);
+  void (*recurrent)(DType, const RecurrentStepsCall&, const RecurrentPlan&, const Executor&);
+  void (*recurrent_grads)(DType, const RecurrentGradsCall&, const RecurrentPlan&, const Executor&);
 };
 
 #define MI_DECLARE_KERNELS(isa)                                                                    \
@@ -136,6 +141,8 @@ struct Kernels {
   void modulate_grads(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Executor&); \
   void norm(DType, const NormCall&, const Executor&);                                              \
   void norm_grads(DType, const NormGradsCall&, const Executor&);                                   \
+  void recurrent(DType, const RecurrentStepsCall&, const RecurrentPlan&, const Executor&);         \
+  void recurrent_grads(DType, const RecurrentGradsCall&, const RecurrentPlan&, const Executor&);   \
   extern const Kernels kernels;                                                                    \
   }
 MI_DECLARE_KERNELS(generic)

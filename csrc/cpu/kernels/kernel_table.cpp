@@ -26,6 +26,7 @@ DType element(DType dtype) {
 }
 
 const Kernels kernels = {mul_traits,  sum_traits,   element,      forward,  linear,         linear_stream, dual,
-                         input_grads, weight_grads, softmax_rows, modulate, modulate_grads, norm,          norm_grads};
+                         input_grads, weight_grads, softmax_rows, modulate, modulate_grads, norm,          norm_grads,
+                         recurrent,   recurrent_grads};
 
 }  // namespace mi_kernels::MI_ISA

@@ -1,0 +1,365 @@
+// What the passes over the steps of a multiplicative RNN have in common: packed matrices, products of a few rows with
+// them, and threads that meet after each product.
+#pragma once
+
+#include <sched.h>
+
+#include "cpu/engine/epilogues.h"
+#include "cpu/engine/vector_activations.h"
+#include "cpu/kernels/family.h"
+#include "cpu/kernels/recurrent_call.h"
+
+namespace mi_kernels::MI_ISA {
+
+// The threads of a chain. A thread runs the items of a phase that nobody has claimed, its own share first, and then
+// waits for those that others are running: so all goes on even if only one thread comes.
+struct Team {
+  int64_t *claimed, *done;  // [items] and one, zero at first
+  int64_t member, members, phase = 0, target = 0;
+
+  template <class F>
+  void run(int64_t items, F&& item) {
+    if (members == 1) {
+      for (int64_t i = 0; i < items; ++i) item(i);
+      return;
+    }
+    ++phase;
+    target += items;
+    const int64_t start = member * items / members;
+    for (int64_t k = 0; k < items; ++k) {
+      const int64_t i = start + k < items ? start + k : start + k - items;
+      int64_t last = __atomic_load_n(claimed + i, __ATOMIC_RELAXED);
+      if (last >= phase ||
+          !__atomic_compare_exchange_n(claimed + i, &last, phase, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+        continue;
+      item(i);
+      __atomic_fetch_add(done, 1, __ATOMIC_RELEASE);
+    }
+    for (int64_t spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < target; ++spins) {
+      constexpr int64_t kSpins = 1 << 12;  // a few microseconds: then the others may wait for this core
+      if (spins > kSpins) sched_yield();
+#if defined(__x86_64__)
+      else
+        __builtin_ia32_pause();
+#endif
+    }
+  }
+};
+
+template <class Mul, class S>
+struct RecurrentEngine {
+  using Word = typename Mul::Word;
+  using Elem = typename Mul::Elem;
+  using Acc = typename Mul::Acc;
+  using V = Vec<Acc>;
+  static constexpr int L = Simd<Acc>::lanes;
+  static constexpr int64_t kSumWords = 64;  // of one summation block
+
+  const RecurrentCall& call;
+  const RecurrentPlan& plan;
+  const Executor& executor;
+
+  char* chain_memory(int64_t chain) const {
+    return executor.partials + plan.shared_bytes + chain * plan.chain_bytes;
+  }
+  Word* words(const RecurrentMatrix& m) const { return reinterpret_cast<Word*>(executor.partials + m.offset); }
+
+  struct Panel {
+    int64_t first, vectors;
+  };
+  static Panel panel_of(const RecurrentMatrix& m, int64_t p) {
+    const PanelSplit split{m.vectors};
+    const int64_t n = split.count(), least = m.vectors / n, rest = m.vectors % n;
+    return {p * least + min(p, rest), split.vectors_in(p)};
+  }
+  static int64_t panels(const RecurrentMatrix& m) { return PanelSplit{m.vectors}.count(); }
+  const Word* panel_words(const RecurrentMatrix& m, const Panel& p, int64_t gate) const {
+    return words(m) + (p.first * m.gates + gate * p.vectors) * L * m.words * m.outer;
+  }
+
+  // Unit u of gate g multiplies elements view(g * units + u, k), and those of matrix j at j * outer_stride.
+  void pack_matrix(const RecurrentMatrix& m, View<S> view, int64_t outer_stride) const {
+    if (m.vectors == 0) return;
+    run_tasks(executor, panels(m), [&](int64_t task, int64_t) {
+      const Panel p = panel_of(m, task);
+      const int64_t lanes = p.vectors * L, count = max(min(m.units - p.first * L, lanes), 0);
+      for (int64_t g = 0; g < m.gates; ++g) {
+        Word* to = words(m) + (p.first * m.gates + g * p.vectors) * L * m.words * m.outer;
+        for (int64_t j = 0; j < m.outer; ++j, to += lanes * m.words) {
+          const View<S> from = view.at(g * m.units + p.first * L, 0);
+          if (m.depth == 0)
+            clear(to, lanes * m.words);
+          else
+            pack<Mul>(View<S>{from.data + j * outer_stride, from.mn_stride, from.k_stride}, count, lanes, m.depth, to);
+        }
+      }
+    });
+  }
+  // Rows of a weight are the units of all gates, or the elements along K if it is transposed.
+  void pack_matrix(const RecurrentMatrix& m, const TensorRef& weight, bool transposed, int64_t first_row = 0) const {
+    const S* data = static_cast<const S*>(weight.data) + first_row * weight.row;
+    if (transposed)
+      pack_matrix(m, View<S>{data, weight.col, weight.row}, 0);
+    else
+      pack_matrix(m, View<S>{data, weight.row, weight.col}, 0);
+  }
+
+  // The features of x by which the matrices of a dense form are multiplied; absent if x is null.
+  struct Scale {
+    const S* x = nullptr;  // of one step
+    const int64_t* row_of = nullptr;
+    int64_t first = 0, features = 0;
+    MI_INLINE Acc operator()(int64_t r, int64_t j) const {
+      const int64_t row = row_of ? row_of[first + r] : first + r;
+      return to_acc(x[row * features + j]);
+    }
+  };
+
+  // out[r][vectors], of R rows of the operand and a panel.
+  template <int R, int N>
+  static MI_INLINE void row_tile(const Elem* a, int64_t stride, const Word* b, int64_t words, int64_t block, int64_t outer,
+                                 const Scale& scale, int64_t r0, Acc* out, bool add) {
+    for (int64_t j = 0; j < outer; ++j, b += words * N * L) {
+      V factor[R];
+      if (scale.x)
+        for (int r = 0; r < R; ++r) factor[r] = V{} + scale(r0 + r, j);
+      for (int64_t k = 0; k < words; k += block) {
+        const int64_t end = min(k + block, words);
+        V acc[R][N];
+        unroll<R>([&](auto r) { unroll<N>([&](auto n) { acc[r][n] = V{}; }); });
+        for (int64_t w = k; w < end; ++w) {
+          Vec<Word> lanes[N];
+          unroll<N>([&](auto n) { lanes[n] = load<Vec<Word>>(b + w * N * L + n * L); });
+          unroll<R>([&](auto r) {
+            const auto word = load<Word>(a + r * stride + w * Mul::pair);
+            unroll<N>([&](auto n) { Mul::fma(acc[r][n], word, lanes[n]); });
+          });
+        }
+        unroll<R>([&](auto r) {
+          unroll<N>([&](auto n) {
+            Acc* p = out + (r * N + n) * L;
+            const V value = scale.x ? acc[r][n] * factor[r] : acc[r][n];
+            store(p, add ? load<V>(p) + value : value);
+          });
+        });
+        add = true;
+      }
+    }
+  }
+
+  template <int N>
+  static __attribute__((noinline)) void panel_product(const Elem* a, int64_t stride, int64_t rows, const Word* b,
+                                                      int64_t words, int64_t outer, const Scale& scale, Acc* out,
+                                                      bool add) {
+    const int64_t block = ceil_div(words, max((words + kSumWords / 2) / kSumWords, 1));
+    int64_t r = 0;
+    for (; r + kTileM <= rows; r += kTileM)
+      row_tile<kTileM, N>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
+    if constexpr (kTileM > 4)
+      for (; r + 4 <= rows; r += 4)
+        row_tile<4, N>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
+    for (; r + 2 <= rows; r += 2)
+      row_tile<2, N>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
+    for (; r < rows; ++r)
+      row_tile<1, N>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
+  }
+
+  // sums[gate][rows][vectors of the panel] = or += the product of rows of the operand.
+  void product(const RecurrentMatrix& m, const Panel& p, const Elem* a, int64_t stride, int64_t rows, const Scale& scale,
+               Acc* sums, int64_t gate_stride, bool add) const {
+    if (m.outer == 0) {
+      for (int64_t g = 0; g < m.gates && !add; ++g) clear(sums + g * gate_stride, rows * p.vectors * L);
+      return;
+    }
+    for (int64_t g = 0; g < m.gates; ++g) {
+      const Word* b = panel_words(m, p, g);
+      Acc* out = sums + g * gate_stride;
+      if (p.vectors == 3) panel_product<3>(a, stride, rows, b, m.words, m.outer, scale, out, add);
+      if (p.vectors == 2) panel_product<2>(a, stride, rows, b, m.words, m.outer, scale, out, add);
+      if (p.vectors == 1) panel_product<1>(a, stride, rows, b, m.words, m.outer, scale, out, add);
+    }
+  }
+
+  static MI_INLINE V load_units(const void* data, int64_t at, int64_t valid) {
+    return load_lanes<Acc>(static_cast<const S*>(data) + at, 1, valid);
+  }
+  static MI_INLINE void store_units(void* data, int64_t at, int64_t valid, const V& value) {
+    store_lanes<Acc>(static_cast<S*>(data) + at, 1, valid, value);
+  }
+  static MI_INLINE V load_wide(const void* data, int64_t at, int64_t valid) {
+    return load_lanes<Acc>(static_cast<const Acc*>(data) + at, 1, valid);
+  }
+  static MI_INLINE void store_wide(void* data, int64_t at, int64_t valid, const V& value) {
+    store_lanes<Acc>(static_cast<Acc*>(data) + at, 1, valid, value);
+  }
+  // As a tensor has it: operands are the same numbers as results.
+  static MI_INLINE V rounded(const V& value) {
+    if constexpr (__is_same(S, Acc)) {
+      return value;
+    } else {
+      S stored[L];
+      store_acc<L>(stored, value);
+      return load_acc<L>(stored);
+    }
+  }
+  // Lanes behind the last unit are zero, as the padding of an operand has to be.
+  static MI_INLINE void store_operand(Elem* to, const V& value, int64_t valid) {
+    if (valid < L)
+      store_acc<L>(to, first_lanes(value, valid));
+    else
+      store_acc<L>(to, value);
+  }
+
+  // The coefficients of an integrated gate.
+  struct Integration {
+    V alpha, beta_h, beta_x, bias;
+    MI_INLINE V operator()(const V& q, const V& x) const { return q * (alpha * x + beta_h) + (beta_x * x + bias); }
+    MI_INLINE V by_state(const V& x) const { return alpha * x + beta_h; }
+    MI_INLINE V by_input(const V& q) const { return alpha * q + beta_x; }
+  };
+  MI_INLINE Integration integration(int64_t at, int64_t valid) const {
+    const int64_t n = call.gates() * call.units;
+    return {load_units(call.integration, at, valid), load_units(call.integration, n + at, valid),
+            load_units(call.integration, 2 * n + at, valid), load_units(call.integration, 3 * n + at, valid)};
+  }
+
+  static MI_INLINE V sigmoid(const V& p) { return elementwise::Sigmoid<VectorMath>::value(p); }
+  // f' of y = f(p).
+  static MI_INLINE V slope(Activation activation, const V& y) {
+    switch (activation) {
+      case Activation::tanh: return Acc(1) - y * y;
+      case Activation::sigmoid: return y * (Acc(1) - y);
+      case Activation::relu: return y > Acc(0) ? V{} + Acc(1) : V{};
+      default: return V{} + Acc(1);
+    }
+  }
+
+  // The rows of a chain and its memory.
+  struct Chain {
+    int64_t row0, rows;
+    const RecurrentCall* call;
+    Elem* operand[kRecurrentOperands];
+    Acc *cell, *extra;
+    double* sums;
+    Team team;
+    int64_t row(int64_t r) const { return call->row_of ? call->row_of[row0 + r] : row0 + r; }
+    // How many of the rows make a step; none before the first one and after the last.
+    int64_t active(int64_t t) const {
+      if (t < 0 || t >= call->steps) return 0;
+      return call->active ? max(min(call->active[t] - row0, rows), 0) : rows;
+    }
+  };
+  Chain chain_of(int64_t chain, int64_t member) const {
+    char* memory = chain_memory(chain);
+    Chain c{chain * plan.chain_rows, 0, &call, {}, nullptr, nullptr, nullptr, {}};
+    c.rows = min(plan.chain_rows, call.rows - c.row0);
+    for (int o = 0; o < kRecurrentOperands; ++o) c.operand[o] = reinterpret_cast<Elem*>(memory + plan.operand_offset[o]);
+    c.cell = reinterpret_cast<Acc*>(memory + plan.cell_offset);
+    c.extra = reinterpret_cast<Acc*>(memory + plan.extra_offset);
+    c.sums = reinterpret_cast<double*>(memory + plan.sums_offset);
+    auto* team = reinterpret_cast<int64_t*>(memory + plan.team_offset);
+    c.team = {team + 8, team, member, plan.members};
+    return c;
+  }
+  Scale scale_of(const Chain& c, int64_t t, int64_t r0) const {
+    return {static_cast<const S*>(call.factors_x) + t * call.rows * call.factors, call.row_of, c.row0 + r0, call.factors};
+  }
+
+  // A product: its matrix and its left operand; that of a dense form has the features of x of a step as well.
+  struct Source {
+    const RecurrentMatrix* matrix;
+    const Elem* operand;
+    int64_t stride, step = -1;
+  };
+
+  // Products with the units of the first one's matrix, for the first `product_rows` rows, and then epilogue(panel,
+  // first row, end) for the first `rows`. `sums` has the sums of plan.chain_rows rows.
+  template <int N, class Epilogue>
+  void stage(Chain& c, int64_t product_rows, int64_t rows, Acc* sums, const Source (&sources)[N], const Epilogue& epilogue) const {
+    const RecurrentMatrix& units = *sources[0].matrix;
+    c.team.run(panels(units), [&](int64_t item) {
+      const Panel p = panel_of(units, item);
+      const int64_t gate_stride = plan.chain_rows * p.vectors * L;
+      for (int64_t r0 = 0; r0 < rows; r0 += plan.chain_rows) {
+        const int64_t end = min(r0 + plan.chain_rows, rows), count = min(end, product_rows) - r0;
+        bool add = false;
+        for (const Source& from : sources) {
+          if (from.matrix->vectors == 0 || count <= 0) continue;
+          const Scale scale = from.step < 0 ? Scale{} : scale_of(c, from.step, r0);
+          product(*from.matrix, p, from.operand + r0 * from.stride, from.stride, count, scale, sums, gate_stride, add);
+          add = true;
+        }
+        epilogue(p, r0, end);
+      }
+    });
+  }
+
+  // A vector of units of row r of a chain: `row` is that of the tensors of all steps, `at` its place in those with as
+  // many features as units.
+  struct Place {
+    int64_t r, row, at, lane, valid;
+  };
+
+  // f(place, first sum, gate stride) for each row of each vector of units, and finish(lane, valid) after all rows.
+  struct Nothing {
+    MI_INLINE void operator()(int64_t, int64_t) const {}
+  };
+  template <class F, class Finish = Nothing>
+  MI_INLINE void each(const Chain& c, int64_t t, const Panel& p, int64_t r0, int64_t r1, int64_t features,
+                      const Acc* sums, F&& f, Finish&& finish = {}) const {
+    const int64_t gate_stride = plan.chain_rows * p.vectors * L;
+    for (int64_t v = 0; v < p.vectors; ++v) {
+      const int64_t lane = (p.first + v) * L, valid = min(features - lane, L);
+      for (int64_t r = r0; r < r1; ++r) {
+        const int64_t row = t * call.rows + c.row(r);
+        f(Place{r, row, row * features + lane, lane, valid}, sums + ((r - r0) * p.vectors + v) * L, gate_stride);
+      }
+      finish(lane, valid);
+    }
+  }
+
+  // What the forward pass has kept of the step before t; of the first step of a row, the state that was given.
+  MI_INLINE bool is_first(const Chain& c, int64_t t, int64_t r) const {
+    return r >= c.active(call.reverse ? t + 1 : t - 1);
+  }
+  MI_INLINE int64_t before(const Place& at, int64_t features) const {
+    return at.at + (call.reverse ? call.rows : -call.rows) * features;
+  }
+  MI_INLINE V cell_before(const Chain& c, int64_t t, const Place& at, const void* cells) const {
+    if (is_first(c, t, at.r)) return load_units(call.c0, c.row(at.r) * call.units + at.lane, at.valid);
+    return load_wide(cells, before(at, call.units), at.valid);
+  }
+  MI_INLINE V state_before(const Chain& c, int64_t t, const Place& at, const void* out) const {
+    if (is_first(c, t, at.r)) return load_units(call.h0, c.row(at.r) * call.units + at.lane, at.valid);
+    return load_units(out, before(at, call.units), at.valid);
+  }
+
+  // Runs body(chain, sums) for all members of all chains, after prepare(chain), which one of them does.
+  template <class Prepare, class Body>
+  void run_chains(const Prepare& prepare, const Body& body) const {
+    run_tasks(executor, plan.chains, [&](int64_t chain, int64_t) {
+      clear(chain_memory(chain), plan.chain_bytes);
+      prepare(chain_of(chain, 0));
+    });
+    run_tasks(executor, plan.chains * plan.members, [&](int64_t task, int64_t worker) {
+      Chain c = chain_of(task / plan.members, task % plan.members);
+      body(c, reinterpret_cast<Acc*>(executor.scratch + worker * plan.worker_bytes));
+    });
+  }
+
+  // The rows of a state as an operand, or as accumulators.
+  void load_operand(const Chain& c, const void* state, int64_t features, Elem* operand, int64_t stride) const {
+    for (int64_t r = 0; r < c.rows; ++r)
+      for (int64_t u = 0; u < features; u += L) {
+        const int64_t valid = min(features - u, L);
+        store_operand(operand + r * stride + u, load_units(state, c.row(r) * features + u, valid), valid);
+      }
+  }
+  void load_cell(const Chain& c, const void* state, Acc* to) const {
+    for (int64_t r = 0; r < c.rows; ++r)
+      for (int64_t u = 0; u < call.units; u += L)
+        store(to + r * plan.unit_stride + u, load_units(state, c.row(r) * call.units + u, min(call.units - u, L)));
+  }
+};
+
+}  // namespace mi_kernels::MI_ISA
