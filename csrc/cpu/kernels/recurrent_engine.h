@@ -116,13 +116,12 @@ struct RecurrentEngine {
   };
 
   // out[r][vectors], of R rows of the operand and a panel.
-  template <int R, int N>
+  template <int R, int N, bool kScaled>
   static MI_INLINE void row_tile(const Elem* a, int64_t stride, const Word* b, int64_t words, int64_t block, int64_t outer,
                                  const Scale& scale, int64_t r0, Acc* out, bool add) {
     for (int64_t j = 0; j < outer; ++j, b += words * N * L) {
-      V factor[R];
-      if (scale.x)
-        for (int r = 0; r < R; ++r) factor[r] = V{} + scale(r0 + r, j);
+      V factor[R] = {};
+      if constexpr (kScaled) unroll<R>([&](auto r) { factor[r] += scale(r0 + r, j); });
       for (int64_t k = 0; k < words; k += block) {
         const int64_t end = min(k + block, words);
         V acc[R][N];
@@ -138,7 +137,7 @@ struct RecurrentEngine {
         unroll<R>([&](auto r) {
           unroll<N>([&](auto n) {
             Acc* p = out + (r * N + n) * L;
-            const V value = scale.x ? acc[r][n] * factor[r] : acc[r][n];
+            const V value = kScaled ? acc[r][n] * factor[r] : acc[r][n];
             store(p, add ? load<V>(p) + value : value);
           });
         });
@@ -147,21 +146,21 @@ struct RecurrentEngine {
     }
   }
 
-  template <int N>
+  template <int N, bool kScaled>
   static __attribute__((noinline)) void panel_product(const Elem* a, int64_t stride, int64_t rows, const Word* b,
                                                       int64_t words, int64_t outer, const Scale& scale, Acc* out,
                                                       bool add) {
     const int64_t block = ceil_div(words, max((words + kSumWords / 2) / kSumWords, 1));
     int64_t r = 0;
     for (; r + kTileM <= rows; r += kTileM)
-      row_tile<kTileM, N>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
+      row_tile<kTileM, N, kScaled>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
     if constexpr (kTileM > 4)
       for (; r + 4 <= rows; r += 4)
-        row_tile<4, N>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
+        row_tile<4, N, kScaled>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
     for (; r + 2 <= rows; r += 2)
-      row_tile<2, N>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
+      row_tile<2, N, kScaled>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
     for (; r < rows; ++r)
-      row_tile<1, N>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
+      row_tile<1, N, kScaled>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
   }
 
   // sums[gate][rows][vectors of the panel] = or += the product of rows of the operand.
@@ -174,9 +173,14 @@ struct RecurrentEngine {
     for (int64_t g = 0; g < m.gates; ++g) {
       const Word* b = panel_words(m, p, g);
       Acc* out = sums + g * gate_stride;
-      if (p.vectors == 3) panel_product<3>(a, stride, rows, b, m.words, m.outer, scale, out, add);
-      if (p.vectors == 2) panel_product<2>(a, stride, rows, b, m.words, m.outer, scale, out, add);
-      if (p.vectors == 1) panel_product<1>(a, stride, rows, b, m.words, m.outer, scale, out, add);
+      unroll<kMaxPanelVectors>([&](auto n) {
+        constexpr int N = n + 1;
+        if (p.vectors != N) return;
+        if (scale.x)
+          panel_product<N, true>(a, stride, rows, b, m.words, m.outer, scale, out, add);
+        else
+          panel_product<N, false>(a, stride, rows, b, m.words, m.outer, scale, out, add);
+      });
     }
   }
 
