@@ -221,10 +221,18 @@ struct RecurrentEngine {
     MI_INLINE V by_state(const V& x) const { return alpha * x + beta_h; }
     MI_INLINE V by_input(const V& q) const { return alpha * q + beta_x; }
   };
-  MI_INLINE Integration integration(int64_t at, int64_t valid) const {
-    const int64_t n = call.gates() * call.units;
-    return {load_units(call.integration, at, valid), load_units(call.integration, n + at, valid),
-            load_units(call.integration, 2 * n + at, valid), load_units(call.integration, 3 * n + at, valid)};
+  // Those of all gates, for one vector of units.
+  struct Coefficients {
+    Integration of[4];
+  };
+  Coefficients coefficients(int64_t lane, int64_t valid) const {
+    Coefficients found{};
+    const int64_t gates = call.gates(), n = gates * call.units;
+    for (int64_t g = 0; g < gates && call.integrated(); ++g) {
+      const auto row = [&](int64_t i) { return load_units(call.integration, i * n + g * call.units + lane, valid); };
+      found.of[g] = {row(0), row(1), row(2), row(3)};
+    }
+    return found;
   }
 
   static MI_INLINE V sigmoid(const V& p) { return elementwise::Sigmoid<VectorMath>::value(p); }
@@ -299,43 +307,58 @@ struct RecurrentEngine {
   }
 
   // A vector of units of row r of a chain: `row` is that of the tensors of all steps, `at` its place in those with as
-  // many features as units.
-  struct Place {
-    int64_t r, row, at, lane, valid;
+  // many features as units. Most are whole.
+  template <bool kWhole>
+  struct PlaceOf {
+    int64_t r, row, at, lane, rest;
+    MI_INLINE int64_t valid() const { return kWhole ? L : rest; }
   };
 
-  // f(place, first sum, gate stride) for each row of each vector of units, and finish(lane, valid) after all rows.
-  struct Nothing {
-    MI_INLINE void operator()(int64_t, int64_t) const {}
-  };
-  template <class F, class Finish = Nothing>
+  // f(place, first sum, gate stride, state) for each row of each vector of units, with a state of each vector, which
+  // is start(lane, valid), and finish(lane, valid, state) after all rows.
+  template <class Start, class F, class Finish>
   MI_INLINE void each(const Chain& c, int64_t t, const Panel& p, int64_t r0, int64_t r1, int64_t features,
-                      const Acc* sums, F&& f, Finish&& finish = {}) const {
+                      const Acc* sums, Start&& start, F&& f, Finish&& finish) const {
     const int64_t gate_stride = plan.chain_rows * p.vectors * L;
     for (int64_t v = 0; v < p.vectors; ++v) {
       const int64_t lane = (p.first + v) * L, valid = min(features - lane, L);
-      for (int64_t r = r0; r < r1; ++r) {
-        const int64_t row = t * call.rows + c.row(r);
-        f(Place{r, row, row * features + lane, lane, valid}, sums + ((r - r0) * p.vectors + v) * L, gate_stride);
-      }
-      finish(lane, valid);
+      auto state = start(lane, valid);
+      const auto all = [&](auto whole) {
+        for (int64_t r = r0; r < r1; ++r) {
+          const int64_t row = t * call.rows + c.row(r);
+          const PlaceOf<whole.value != 0> place{r, row, row * features + lane, lane, valid};
+          f(place, sums + ((r - r0) * p.vectors + v) * L, gate_stride, state);
+        }
+      };
+      if (valid == L)
+        all(Index<1>{});
+      else
+        all(Index<0>{});
+      finish(lane, valid, state);
     }
+  }
+  template <class F>
+  MI_INLINE void each(const Chain& c, int64_t t, const Panel& p, int64_t r0, int64_t r1, int64_t features,
+                      const Acc* sums, F&& f) const {
+    each(
+        c, t, p, r0, r1, features, sums, [](int64_t, int64_t) { return 0; },
+        [&](const auto& at, const Acc* sum, int64_t, int) { f(at, sum); }, [](int64_t, int64_t, int) {});
   }
 
   // What the forward pass has kept of the step before t; of the first step of a row, the state that was given.
   MI_INLINE bool is_first(const Chain& c, int64_t t, int64_t r) const {
     return r >= c.active(call.reverse ? t + 1 : t - 1);
   }
-  MI_INLINE int64_t before(const Place& at, int64_t features) const {
-    return at.at + (call.reverse ? call.rows : -call.rows) * features;
-  }
+  int64_t step_back() const { return (call.reverse ? call.rows : -call.rows) * call.units; }
+  template <class Place>
   MI_INLINE V cell_before(const Chain& c, int64_t t, const Place& at, const void* cells) const {
-    if (is_first(c, t, at.r)) return load_units(call.c0, c.row(at.r) * call.units + at.lane, at.valid);
-    return load_wide(cells, before(at, call.units), at.valid);
+    if (is_first(c, t, at.r)) return load_units(call.c0, c.row(at.r) * call.units + at.lane, at.valid());
+    return load_wide(cells, at.at + step_back(), at.valid());
   }
+  template <class Place>
   MI_INLINE V state_before(const Chain& c, int64_t t, const Place& at, const void* out) const {
-    if (is_first(c, t, at.r)) return load_units(call.h0, c.row(at.r) * call.units + at.lane, at.valid);
-    return load_units(out, before(at, call.units), at.valid);
+    if (is_first(c, t, at.r)) return load_units(call.h0, c.row(at.r) * call.units + at.lane, at.valid());
+    return load_units(out, at.at + step_back(), at.valid());
   }
 
   // Runs body(chain, sums) for all members of all chains, after prepare(chain), which one of them does.

@@ -11,9 +11,9 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
   using typename Base::Acc;
   using typename Base::Chain;
   using typename Base::Elem;
+  using typename Base::Coefficients;
   using typename Base::Integration;
   using typename Base::Panel;
-  using typename Base::Place;
   using typename Base::Source;
   using typename Base::V;
   using Base::L, Base::load_units, Base::load_wide, Base::rounded, Base::sigmoid, Base::store_operand,
@@ -45,9 +45,10 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
   struct Step {
     int64_t t, next, rows, next_rows, copy;
   };
-  // Gradients of the coefficients of one vector of units.
-  struct Sums {
-    V of[4][4];
+  // Of one vector of units: the coefficients, and sums of their gradients.
+  struct Lanes {
+    Coefficients k;
+    V sums[4][4];
   };
 
   // -1 before the first and after the last step.
@@ -98,150 +99,170 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
     if (grads.weight_hr.data && s.next_rows > 0)
       this->stage(c, s.next_rows, s.next_rows, sums, {source(c, kOfHidden, kHiddenOperand)},
                   [&](const Panel& p, int64_t r0, int64_t r1) {
-                    Sums found{};
-                    this->each(
-                        c, s.next, p, r0, r1, grads.units, sums,
-                        [&](const Place& at, const Acc* sum, int64_t) { cell(c, s, at, load<V>(sum), found); },
-                        [&](int64_t lane, int64_t valid) { add_sums(c, lane, valid, found); });
+                    each_gate(c, s.next, p, r0, r1, sums, [&](const auto& at, const Acc* sum, int64_t, Lanes& lanes) {
+                      cell(c, s, at, load<V>(sum), lanes);
+                    });
                   });
   }
 
   // factors_x a: gradients of both factors.
   void factors(const Chain& c, const Step& s, const Panel& p, int64_t r0, int64_t r1, const Acc* sums) const {
-    this->each(c, s.t, p, r0, r1, grads.factors, sums, [&](const Place& at, const Acc* sum, int64_t) {
+    this->each(c, s.t, p, r0, r1, grads.factors, sums, [&](const auto& at, const Acc* sum) {
       const V dm = load<V>(sum);
-      const V da = rounded(dm * load_units(grads.factors_x, at.at, at.valid));
-      store_units(grads.dfactors, at.at, at.valid, dm * load_units(grads.products, at.at, at.valid));
-      store_units(grads.dproducts, at.at, at.valid, da);
-      store_operand(c.operand[kFactorsOperand] + at.r * plan.stride[kFactorsOperand] + at.lane, da, at.valid);
+      const V da = rounded(dm * load_units(grads.factors_x, at.at, at.valid()));
+      store_units(grads.dfactors, at.at, at.valid(), dm * load_units(grads.products, at.at, at.valid()));
+      store_units(grads.dproducts, at.at, at.valid(), da);
+      store_operand(c.operand[kFactorsOperand] + at.r * plan.stride[kFactorsOperand] + at.lane, da, at.valid());
     });
   }
 
   // The gradient of the state: of the one that was given, for rows whose first step this was; of the others it goes on
   // through the cell of the next step.
   void state_epilogue(const Chain& c, const Step& s, const Panel& p, int64_t r0, int64_t r1, const Acc* sums) const {
-    Sums found{};
-    this->each(
-        c, max(s.next, 0), p, r0, r1, grads.state, sums,
-        [&](const Place& at, const Acc* sum, int64_t) {
-          const int64_t state = c.row(at.r) * grads.state + at.lane;
-          V dh{};
-          if (at.r < s.rows) {
-            dh = load<V>(sum);
-            if (grads.cell == RecurrentCell::gru) dh += load<V>(c.extra + at.r * plan.unit_stride + at.lane);
-          } else if (grads.grad_h) {
-            dh = load_units(grads.grad_h, state, at.valid);
-          }
-          if (at.r >= s.next_rows) return store_units(grads.dh0, state, at.valid, dh);
-          if (grads.grad) dh += load_units(grads.grad, at.at, at.valid);
-          if (!grads.weight_hr.data) return cell(c, s, at, dh, found);
-          dh = rounded(dh);
-          store_units(grads.dout, at.at, at.valid, dh);
-          store_operand(c.operand[kHiddenOperand] + at.r * plan.stride[kHiddenOperand] + at.lane, dh, at.valid);
-        },
-        [&](int64_t lane, int64_t valid) {
-          if (!grads.weight_hr.data) add_sums(c, lane, valid, found);
-        });
+    const auto state = [&](const auto& at, const Acc* sum, auto&& go_on) {
+      const int64_t element = c.row(at.r) * grads.state + at.lane;
+      V dh{};
+      if (at.r < s.rows) {
+        dh = load<V>(sum);
+        if (grads.cell == RecurrentCell::gru) dh += load<V>(c.extra + at.r * plan.unit_stride + at.lane);
+      } else if (grads.grad_h) {
+        dh = load_units(grads.grad_h, element, at.valid());
+      }
+      if (at.r >= s.next_rows) return store_units(grads.dh0, element, at.valid(), dh);
+      if (grads.grad) dh += load_units(grads.grad, at.at, at.valid());
+      go_on(dh);
+    };
+    const int64_t t = max(s.next, 0);
+    if (!grads.weight_hr.data)
+      return each_gate(c, t, p, r0, r1, sums, [&](const auto& at, const Acc* sum, int64_t, Lanes& lanes) {
+        state(at, sum, [&](const V& dh) { cell(c, s, at, dh, lanes); });
+      });
+    this->each(c, t, p, r0, r1, grads.state, sums, [&](const auto& at, const Acc* sum) {
+      state(at, sum, [&](const V& dh) {
+        const V value = rounded(dh);
+        store_units(grads.dout, at.at, at.valid(), value);
+        Elem* operand = c.operand[kHiddenOperand] + at.r * plan.stride[kHiddenOperand] + at.lane;
+        store_operand(operand, value, at.valid());
+      });
+    });
   }
 
-  void cell(const Chain& c, const Step& s, const Place& at, const V& dh, Sums& found) const {
+  // `each` for the units of the gates, whose gradients by the coefficients are added up.
+  template <class F>
+  MI_INLINE void each_gate(const Chain& c, int64_t t, const Panel& p, int64_t r0, int64_t r1, const Acc* sums,
+                           const F& f) const {
+    this->each(
+        c, t, p, r0, r1, grads.units, sums,
+        [&](int64_t lane, int64_t valid) { return Lanes{this->coefficients(lane, valid), {}}; }, f,
+        [&](int64_t lane, int64_t valid, const Lanes& lanes) { add_sums(c, lane, valid, lanes); });
+  }
+
+  MI_INLINE void cell(const Chain& c, const Step& s, const auto& at, const V& dh, Lanes& lanes) const {
     switch (grads.cell) {
-      case RecurrentCell::lstm: return lstm(c, s, at, dh, found);
-      case RecurrentCell::gru: return update_and_new(c, s, at, dh, found);
+      case RecurrentCell::lstm: return lstm(c, s, at, dh, lanes);
+      case RecurrentCell::gru: return update_and_new(c, s, at, dh, lanes);
       default: {
-        const V y = load_units(grads.out, at.at, at.valid);
-        const V dp = grads.activation == Activation::relu ? (y > Acc(0) ? dh : V{}) : dh * this->slope(grads.activation, y);
-        return gate(c, 1 - s.copy, at, 0, dp, found);
+        const V y = load_units(grads.out, at.at, at.valid());
+        const bool relu = grads.activation == Activation::relu;
+        const V dp = relu ? (y > Acc(0) ? dh : V{}) : dh * this->slope(grads.activation, y);
+        return gate(c, 1 - s.copy, at, 0, dp, input(at, 0), lanes);
       }
     }
   }
 
-  int64_t element(const Place& at, int64_t g) const {
+  int64_t element(const auto& at, int64_t g) const {
     return at.row * grads.gates() * grads.units + g * grads.units + at.lane;
   }
-  MI_INLINE Integration integration_of(int64_t g, const Place& at) const {
-    return this->integration(g * grads.units + at.lane, at.valid);
-  }
-  MI_INLINE V pre_activation(const Place& at, int64_t g) const {
+
+  // What the pre-activation of an integrated gate was made of.
+  struct Input {
+    V x, q;
+  };
+  MI_INLINE Input input(const auto& at, int64_t g) const {
+    if (!grads.integrated()) return Input{V{}, V{}};
     const int64_t e = element(at, g);
-    return integration_of(g, at)(load_units(grads.products, e, at.valid), load_units(grads.gates_x, e, at.valid));
+    return {load_units(grads.gates_x, e, at.valid()), load_units(grads.products, e, at.valid())};
   }
 
   // The gradient dp of a gate's pre-activation, as a result and as an operand of the next products.
-  MI_INLINE void gate(const Chain& c, int64_t copy, const Place& at, int64_t g, V dp, Sums& found) const {
+  MI_INLINE void gate(const Chain& c, int64_t copy, const auto& at, int64_t g, V dp, const Input& in,
+                      Lanes& lanes) const {
     const int64_t e = element(at, g);
     V operand = rounded(dp);
     if (grads.integrated()) {
-      const Integration integrate = integration_of(g, at);
-      const V x = load_units(grads.gates_x, e, at.valid), q = load_units(grads.products, e, at.valid);
-      const V terms[4] = {dp * x * q, dp * q, dp * x, dp};
-      unroll<4>([&](auto i) { found.of[i][g] += terms[i]; });
-      operand = rounded(dp * integrate.by_state(x));
-      store_units(grads.dproducts, e, at.valid, operand);
-      dp = dp * integrate.by_input(q);
+      const Integration& k = lanes.k.of[g];
+      const V by_x = dp * in.x;
+      lanes.sums[0][g] += by_x * in.q;
+      lanes.sums[1][g] += dp * in.q;
+      lanes.sums[2][g] += by_x;
+      lanes.sums[3][g] += dp;
+      operand = rounded(dp * k.by_state(in.x));
+      store_units(grads.dproducts, e, at.valid(), operand);
+      dp = dp * k.by_input(in.q);
     }
-    store_units(grads.dgates, e, at.valid, dp);
+    store_units(grads.dgates, e, at.valid(), dp);
     const bool is_new = grads.cell == RecurrentCell::gru && g == 2;
     const RecurrentOperand o = is_new ? kFactorsOperand : gates_operand(copy);
     // Gates follow each other without padding.
     Elem* to = c.operand[o] + at.r * plan.stride[o] + (is_new ? 0 : g * grads.units) + at.lane;
-    store_lanes<Acc>(to, 1, at.valid, operand);
+    store_lanes<Acc>(to, 1, at.valid(), operand);
   }
 
-  MI_INLINE void lstm(const Chain& c, const Step& s, const Place& at, const V& dh, Sums& found) const {
+  MI_INLINE void lstm(const Chain& c, const Step& s, const auto& at, const V& dh, Lanes& lanes) const {
     V gates[4];
+    Input in[4];
     unroll<4>([&](auto g) {
+      in[g] = input(at, g);
       if (!grads.integrated()) {
-        gates[g] = load_units(grads.gates_in, element(at, g), at.valid);
+        gates[g] = load_units(grads.gates_in, element(at, g), at.valid());
       } else {
-        const V p = pre_activation(at, g);
+        const V p = lanes.k.of[g](in[g].q, in[g].x);
         gates[g] = g == 2 ? tanh(p) : sigmoid(p);
       }
     });
     const auto [i, f, g, o] = gates;
     Acc* carried = c.cell + at.r * plan.unit_stride + at.lane;
-    const V y = tanh(load_wide(grads.cells, at.at, at.valid));
-    const V dc = load<V>(carried) + dh * o * (Acc(1) - y * y);
+    const V y = tanh(load_wide(grads.cells, at.at, at.valid()));
+    const V dc = load<V>(carried) + dh * o * (Acc(1) - y * y), dc_before = dc * f;
     const V dp[4] = {dc * g * i * (Acc(1) - i), dc * this->cell_before(c, s.next, at, grads.cells) * f * (Acc(1) - f),
                      dc * i * (Acc(1) - g * g), dh * y * o * (Acc(1) - o)};
-    unroll<4>([&](auto k) { gate(c, 1 - s.copy, at, k, dp[k], found); });
-    store(carried, dc * f);
-    if (this->is_first(c, s.next, at.r)) store_units(grads.dc0, c.row(at.r) * grads.units + at.lane, at.valid, dc * f);
+    unroll<4>([&](auto n) { gate(c, 1 - s.copy, at, n, dp[n], in[n], lanes); });
+    store(carried, dc_before);
+    if (this->is_first(c, s.next, at.r))
+      store_units(grads.dc0, c.row(at.r) * grads.units + at.lane, at.valid(), dc_before);
   }
 
   // z and n of a gru; what reaches the state beside the products is in c.extra.
-  MI_INLINE void update_and_new(const Chain& c, const Step& s, const Place& at, const V& dh, Sums& found) const {
-    const V z = sigmoid(pre_activation(at, 1)), n = tanh(pre_activation(at, 2));
+  MI_INLINE void update_and_new(const Chain& c, const Step& s, const auto& at, const V& dh, Lanes& lanes) const {
+    const Input update = input(at, 1), next = input(at, 2);
+    const V z = sigmoid(lanes.k.of[1](update.q, update.x)), n = tanh(lanes.k.of[2](next.q, next.x));
     const V h = this->state_before(c, s.next, at, grads.out);
-    gate(c, 1 - s.copy, at, 1, dh * (h - n) * z * (Acc(1) - z), found);
-    gate(c, 1 - s.copy, at, 2, dh * (Acc(1) - z) * (Acc(1) - n * n), found);
+    gate(c, 1 - s.copy, at, 1, dh * (h - n) * z * (Acc(1) - z), update, lanes);
+    gate(c, 1 - s.copy, at, 2, dh * (Acc(1) - z) * (Acc(1) - n * n), next, lanes);
     store(c.extra + at.r * plan.unit_stride + at.lane, dh * z);
   }
 
   // r of a gru, of the gradient of r h.
   void reset(const Chain& c, const Step& s, const Panel& p, int64_t r0, int64_t r1, const Acc* sums) const {
-    Sums found{};
-    this->each(
-        c, s.t, p, r0, r1, grads.units, sums,
-        [&](const Place& at, const Acc* sum, int64_t) {
-          const V d = load<V>(sum), r = sigmoid(pre_activation(at, 0));
-          const V h = this->state_before(c, s.t, at, grads.out);
-          gate(c, s.copy, at, 0, d * h * r * (Acc(1) - r), found);
-          Acc* direct = c.extra + at.r * plan.unit_stride + at.lane;
-          store(direct, load<V>(direct) + d * r);
-        },
-        [&](int64_t lane, int64_t valid) { add_sums(c, lane, valid, found); });
+    each_gate(c, s.t, p, r0, r1, sums, [&](const auto& at, const Acc* sum, int64_t, Lanes& lanes) {
+      const Input in = input(at, 0);
+      const V d = load<V>(sum), r = sigmoid(lanes.k.of[0](in.q, in.x));
+      const V h = this->state_before(c, s.t, at, grads.out);
+      gate(c, s.copy, at, 0, d * h * r * (Acc(1) - r), in, lanes);
+      Acc* direct = c.extra + at.r * plan.unit_stride + at.lane;
+      store(direct, load<V>(direct) + d * r);
+    });
   }
 
-  // Sums over a block of rows are added up in double.
-  void add_sums(const Chain& c, int64_t lane, int64_t valid, Sums& found) const {
+  // Sums over the rows of a chain are added up in double.
+  void add_sums(const Chain& c, int64_t lane, int64_t valid, const Lanes& lanes) const {
     if (!grads.dintegration) return;
     const int64_t features = grads.gates() * grads.units;
     for (int64_t i = 0; i < 4; ++i)
-      for (int64_t g = 0; g < grads.gates(); ++g)
-        for (int64_t l = 0; l < valid; ++l)
-          c.sums[i * features + g * grads.units + lane + l] += double(found.of[i][g][l]);
-    found = {};
+      for (int64_t g = 0; g < grads.gates(); ++g) {
+        double* to = c.sums + i * features + g * grads.units + lane;
+        for (int64_t l = 0; l < valid; ++l) to[l] += double(lanes.sums[i][g][l]);
+      }
   }
 
   void sum_chains() const {

@@ -10,9 +10,9 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
   using typename Base::Acc;
   using typename Base::Chain;
   using typename Base::Elem;
+  using typename Base::Coefficients;
   using typename Base::Integration;
   using typename Base::Panel;
-  using typename Base::Place;
   using typename Base::V;
   using Base::L, Base::load_units, Base::load_wide, Base::rounded, Base::sigmoid, Base::store_operand,
       Base::store_units, Base::store_wide;
@@ -76,7 +76,7 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
     if (steps.factored())
       this->stage(c, s.rows, s.rows, sums, {source(c, s, kFactors)}, [&](const Panel& p, int64_t r0, int64_t r1) {
         this->each(c, s.t, p, r0, r1, steps.factors, sums,
-                   [&](const Place& at, const Acc* sum, int64_t) { factors(c, at, load<V>(sum)); });
+                   [&](const auto& at, const Acc* sum) { factors(c, at, load<V>(sum)); });
       });
     const auto gates = [&](const Panel& p, int64_t r0, int64_t r1) { gate_epilogue(c, s, p, r0, r1, sums); };
     if (steps.cell == RecurrentCell::gru) {
@@ -97,139 +97,147 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
     }
     if (steps.weight_hr.data)
       this->stage(c, s.rows, s.rows, sums, {source(c, s, kOfHidden)}, [&](const Panel& p, int64_t r0, int64_t r1) {
-        this->each(c, s.t, p, r0, r1, steps.state, sums, [&](const Place& at, const Acc* sum, int64_t) {
+        this->each(c, s.t, p, r0, r1, steps.state, sums, [&](const auto& at, const Acc* sum) {
           V h = load<V>(sum);
-          if (steps.out_t) h += load_units(steps.out_t, at.at, at.valid);
+          if (steps.out_t) h += load_units(steps.out_t, at.at, at.valid());
           store_state(c, s, at, h);
         });
       });
   }
 
   // m = factors_x a, or its tangent.
-  MI_INLINE void factors(const Chain& c, const Place& at, V a) const {
-    const V x = load_units(steps.factors_x, at.at, at.valid);
+  MI_INLINE void factors(const Chain& c, const auto& at, V a) const {
+    const V x = load_units(steps.factors_x, at.at, at.valid());
     V m;
     if (steps.tangents) {
-      if (steps.products_t) a += load_units(steps.products_t, at.at, at.valid);
+      if (steps.products_t) a += load_units(steps.products_t, at.at, at.valid());
       m = x * a;
       if (steps.factors_t)
-        m += load_units(steps.kept_products, at.at, at.valid) * load_units(steps.factors_t, at.at, at.valid);
+        m += load_units(steps.kept_products, at.at, at.valid()) * load_units(steps.factors_t, at.at, at.valid());
     } else {
-      if (steps.products) store_units(steps.products, at.at, at.valid, a);
+      if (steps.products) store_units(steps.products, at.at, at.valid(), a);
       m = x * a;
     }
-    store_operand(c.operand[kFactorsOperand] + at.r * plan.stride[kFactorsOperand] + at.lane, rounded(m), at.valid);
+    store_operand(c.operand[kFactorsOperand] + at.r * plan.stride[kFactorsOperand] + at.lane, rounded(m), at.valid());
   }
 
   // The next state of a row, which is also its last one if the row makes no other step.
-  MI_INLINE void store_state(const Chain& c, const Step& s, const Place& at, const V& h) const {
+  MI_INLINE void store_state(const Chain& c, const Step& s, const auto& at, const V& h) const {
     const V value = rounded(h);
     const RecurrentOperand next = s.copy ? kStateOperand : kNextStateOperand;
-    store_operand(c.operand[next] + at.r * plan.stride[next] + at.lane, value, at.valid);
-    store_units(steps.out, at.at, at.valid, value);
-    if (at.r >= s.next) store_units(steps.h_n, c.row(at.r) * steps.state + at.lane, at.valid, value);
+    store_operand(c.operand[next] + at.r * plan.stride[next] + at.lane, value, at.valid());
+    store_units(steps.out, at.at, at.valid(), value);
+    if (at.r >= s.next) store_units(steps.h_n, c.row(at.r) * steps.state + at.lane, at.valid(), value);
   }
 
   // h of a step: its projection is to come, or it is the state.
-  MI_INLINE void store_hidden(const Chain& c, const Step& s, const Place& at, const V& h) const {
+  MI_INLINE void store_hidden(const Chain& c, const Step& s, const auto& at, const V& h) const {
     if (!steps.weight_hr.data) return store_state(c, s, at, h);
     const V value = rounded(h);
-    store_operand(c.operand[kHiddenOperand] + at.r * plan.stride[kHiddenOperand] + at.lane, value, at.valid);
-    if (steps.hidden) store_units(steps.hidden, at.at, at.valid, value);
+    store_operand(c.operand[kHiddenOperand] + at.r * plan.stride[kHiddenOperand] + at.lane, value, at.valid());
+    if (steps.hidden) store_units(steps.hidden, at.at, at.valid(), value);
+  }
+
+  int64_t element(const auto& at, int64_t g) const {
+    return at.row * steps.gates() * steps.units + g * steps.units + at.lane;
   }
 
   // What the activation of gate g is applied to, of a sum q; its tangent is that of the whole argument.
-  MI_INLINE V pre_activation(const Place& at, int64_t g, const Integration& integrate, V q) const {
-    const int64_t element = at.row * steps.gates() * steps.units + g * steps.units + at.lane;
-    if (!steps.integrated())
-      return q + load_units(steps.tangents ? steps.gates_t : steps.gates_x, element, at.valid);
-    const V x = load_units(steps.gates_x, element, at.valid);
+  MI_INLINE V pre_activation(const auto& at, int64_t g, const Coefficients& k, V q) const {
+    const int64_t e = element(at, g);
+    if (!steps.integrated()) return q + load_units(steps.tangents ? steps.gates_t : steps.gates_x, e, at.valid());
+    const V x = load_units(steps.gates_x, e, at.valid());
     if (steps.tangents) {
-      if (steps.products_t) q += load_units(steps.products_t, element, at.valid);
-      return q * integrate.by_state(x) + load_units(steps.gates_t, element, at.valid);
+      if (steps.products_t) q += load_units(steps.products_t, e, at.valid());
+      return q * k.of[g].by_state(x) + load_units(steps.gates_t, e, at.valid());
     }
-    if (steps.products) store_units(steps.products, element, at.valid, q);
-    return integrate(q, x);
+    if (steps.products) store_units(steps.products, e, at.valid(), q);
+    return k.of[g](q, x);
   }
 
   // The pre-activation of the forward pass, of what it has kept.
-  MI_INLINE V kept_pre_activation(const Place& at, int64_t g, const Integration& integrate) const {
-    const int64_t element = at.row * steps.gates() * steps.units + g * steps.units + at.lane;
-    return integrate(load_units(steps.kept_products, element, at.valid), load_units(steps.gates_x, element, at.valid));
-  }
-
-  MI_INLINE Integration integration_of(int64_t g, const Place& at) const {
-    return steps.integrated() ? this->integration(g * steps.units + at.lane, at.valid) : Integration{};
+  MI_INLINE V kept_pre_activation(const auto& at, int64_t g, const Coefficients& k) const {
+    const int64_t e = element(at, g);
+    return k.of[g](load_units(steps.kept_products, e, at.valid()), load_units(steps.gates_x, e, at.valid()));
   }
 
   void gate_epilogue(const Chain& c, const Step& s, const Panel& p, int64_t r0, int64_t r1, const Acc* sums) const {
-    this->each(c, s.t, p, r0, r1, steps.units, sums, [&](const Place& at, const Acc* sum, int64_t gate_stride) {
-      switch (steps.cell) {
-        case RecurrentCell::lstm: return lstm(c, s, at, sum, gate_stride);
-        case RecurrentCell::gru: return reset_and_update(c, s, at, sum, gate_stride);
-        default: return plain(c, s, at, sum);
-      }
-    });
+    const auto start = [&](int64_t lane, int64_t valid) { return this->coefficients(lane, valid); };
+    const auto finish = [](int64_t, int64_t, const Coefficients&) {};
+    const auto gates = [&](const auto& f) { this->each(c, s.t, p, r0, r1, steps.units, sums, start, f, finish); };
+    switch (steps.cell) {
+      case RecurrentCell::lstm:
+        return gates([&](const auto& at, const Acc* sum, int64_t stride, const Coefficients& k) {
+          lstm(c, s, at, sum, stride, k);
+        });
+      case RecurrentCell::gru:
+        return gates([&](const auto& at, const Acc* sum, int64_t stride, const Coefficients& k) {
+          reset_and_update(c, s, at, sum, stride, k);
+        });
+      default:
+        return gates(
+            [&](const auto& at, const Acc* sum, int64_t, const Coefficients& k) { plain(c, s, at, sum, k); });
+    }
   }
 
-  MI_INLINE void plain(const Chain& c, const Step& s, const Place& at, const Acc* sum) const {
-    const V p = pre_activation(at, 0, integration_of(0, at), load<V>(sum));
+  MI_INLINE void plain(const Chain& c, const Step& s, const auto& at, const Acc* sum, const Coefficients& k) const {
+    const V p = pre_activation(at, 0, k, load<V>(sum));
     V h{};
     if (steps.tangents)
-      h = p * this->slope(steps.activation, load_units(steps.kept_out, at.at, at.valid));
+      h = p * this->slope(steps.activation, load_units(steps.kept_out, at.at, at.valid()));
     else
       for_activation<VectorMath>(steps.activation, [&](auto act) { h = act.value(p); });
     store_hidden(c, s, at, h);
   }
 
-  MI_INLINE void lstm(const Chain& c, const Step& s, const Place& at, const Acc* sum, int64_t gate_stride) const {
+  MI_INLINE void lstm(const Chain& c, const Step& s, const auto& at, const Acc* sum, int64_t gate_stride,
+                      const Coefficients& k) const {
     V p[4], gate[4];
-    unroll<4>([&](auto g) { p[g] = pre_activation(at, g, integration_of(g, at), load<V>(sum + g * gate_stride)); });
+    unroll<4>([&](auto g) { p[g] = pre_activation(at, g, k, load<V>(sum + g * gate_stride)); });
     Acc* cell = c.cell + at.r * plan.unit_stride + at.lane;
-    const int64_t element = at.row * 4 * steps.units + at.lane;
     V h, state;
     if (steps.tangents) {
       unroll<4>([&](auto g) {
         if (!steps.integrated()) {
-          gate[g] = load_units(steps.kept_gates, element + g * steps.units, at.valid);
+          gate[g] = load_units(steps.kept_gates, element(at, g), at.valid());
         } else {
-          const V before = kept_pre_activation(at, g, integration_of(g, at));
+          const V before = kept_pre_activation(at, g, k);
           gate[g] = g == 2 ? tanh(before) : sigmoid(before);
         }
       });
       const auto [i, f, g, o] = gate;
-      const V y = tanh(load_wide(steps.kept_cells, at.at, at.valid));
+      const V y = tanh(load_wide(steps.kept_cells, at.at, at.valid()));
       state = p[1] * f * (Acc(1) - f) * this->cell_before(c, s.t, at, steps.kept_cells) + f * load<V>(cell) +
               p[0] * i * (Acc(1) - i) * g + i * p[2] * (Acc(1) - g * g);
       h = p[3] * o * (Acc(1) - o) * y + o * (Acc(1) - y * y) * state;
     } else {
       unroll<4>([&](auto g) { gate[g] = g == 2 ? tanh(p[g]) : sigmoid(p[g]); });
       if (steps.gates_kept)
-        unroll<4>([&](auto g) { store_units(steps.gates_kept, element + g * steps.units, at.valid, gate[g]); });
+        unroll<4>([&](auto g) { store_units(steps.gates_kept, element(at, g), at.valid(), gate[g]); });
       state = gate[1] * load<V>(cell) + gate[0] * gate[2];
-      if (steps.cells) store_wide(steps.cells, at.at, at.valid, state);
+      if (steps.cells) store_wide(steps.cells, at.at, at.valid(), state);
       h = gate[3] * tanh(state);
     }
     store(cell, state);
-    if (at.r >= s.next) store_units(steps.c_n, c.row(at.r) * steps.units + at.lane, at.valid, state);
+    if (at.r >= s.next) store_units(steps.c_n, c.row(at.r) * steps.units + at.lane, at.valid(), state);
     store_hidden(c, s, at, h);
   }
 
-  MI_INLINE V state_of(const Chain& c, const Step& s, const Place& at) const {
+  MI_INLINE V state_of(const Chain& c, const Step& s, const auto& at) const {
     const RecurrentOperand o = s.copy ? kNextStateOperand : kStateOperand;
     return load_acc<L>(c.operand[o] + at.r * plan.stride[o] + at.lane);
   }
 
   // r and z of a gru: r h is the operand of the second product, and z waits for it. Their tangents likewise, with
   // those of h in the operand of the state.
-  MI_INLINE void reset_and_update(const Chain& c, const Step& s, const Place& at, const Acc* sum,
-                                  int64_t gate_stride) const {
+  MI_INLINE void reset_and_update(const Chain& c, const Step& s, const auto& at, const Acc* sum, int64_t gate_stride,
+                                  const Coefficients& k) const {
     V p[2], gate[2];
-    unroll<2>([&](auto g) { p[g] = pre_activation(at, g, integration_of(g, at), load<V>(sum + g * gate_stride)); });
+    unroll<2>([&](auto g) { p[g] = pre_activation(at, g, k, load<V>(sum + g * gate_stride)); });
     const V h = state_of(c, s, at);
     V reset, update;
     if (steps.tangents) {
-      unroll<2>([&](auto g) { gate[g] = sigmoid(kept_pre_activation(at, g, integration_of(g, at))); });
+      unroll<2>([&](auto g) { gate[g] = sigmoid(kept_pre_activation(at, g, k)); });
       unroll<2>([&](auto g) { p[g] *= gate[g] * (Acc(1) - gate[g]); });
       reset = p[0] * this->state_before(c, s.t, at, steps.kept_out) + gate[0] * h;
       update = p[1];
@@ -237,23 +245,27 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
       reset = sigmoid(p[0]) * h;
       update = sigmoid(p[1]);
     }
-    store_operand(c.operand[kFactorsOperand] + at.r * plan.stride[kFactorsOperand] + at.lane, rounded(reset), at.valid);
+    Elem* operand = c.operand[kFactorsOperand] + at.r * plan.stride[kFactorsOperand] + at.lane;
+    store_operand(operand, rounded(reset), at.valid());
     store(c.extra + at.r * plan.unit_stride + at.lane, update);
   }
 
   void new_gate(const Chain& c, const Step& s, const Panel& panel, int64_t r0, int64_t r1, const Acc* sums) const {
-    this->each(c, s.t, panel, r0, r1, steps.units, sums, [&](const Place& at, const Acc* sum, int64_t) {
-      const V p = pre_activation(at, 2, integration_of(2, at), load<V>(sum));
+    const auto next = [&](const auto& at, const Acc* sum, int64_t, const Coefficients& k) {
+      const V p = pre_activation(at, 2, k, load<V>(sum));
       const V h = state_of(c, s, at), update = load<V>(c.extra + at.r * plan.unit_stride + at.lane);
       if (!steps.tangents) {
         const V n = tanh(p);
         return store_hidden(c, s, at, n + update * (h - n));
       }
-      const V z = sigmoid(kept_pre_activation(at, 1, integration_of(1, at)));
-      const V n = tanh(kept_pre_activation(at, 2, integration_of(2, at)));
+      const V z = sigmoid(kept_pre_activation(at, 1, k)), n = tanh(kept_pre_activation(at, 2, k));
       const V n_t = p * (Acc(1) - n * n), before = this->state_before(c, s.t, at, steps.kept_out);
       store_hidden(c, s, at, n_t + update * (before - n) + z * (h - n_t));
-    });
+    };
+    this->each(
+        c, s.t, panel, r0, r1, steps.units, sums,
+        [&](int64_t lane, int64_t valid) { return this->coefficients(lane, valid); }, next,
+        [](int64_t, int64_t, const Coefficients&) {});
   }
 };
 
