@@ -8,7 +8,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ PASSES = ("forward", "forward+backward")
 
 
 @dataclass(frozen=True)
+class Yardstick:
+    """Another function, of arguments of its own; its time is scaled by ``work``: ours by its operations."""
+
+    function: Callable[..., Tensor]
+    sizes: tuple[tuple[int, ...], ...]
+    work: float
+
+
+@dataclass(frozen=True)
 class Case:
     """Arguments of one call and the ways to compute it; each takes the arguments in their order."""
 
@@ -38,6 +47,7 @@ class Case:
     copies: bool = False  # whether a copy of the first argument is timed, too
     mixed: bool = False  # whether all but the first argument are float32, whatever the dtype
     channels_last: bool = False  # whether feature maps have their channels last
+    yardsticks: Mapping[str, Yardstick] = field(default_factory=dict)  # no rivals
 
     def arguments(self, dtype: torch.dtype, seed: int, device: str = "cpu") -> list[Tensor]:
         generator = torch.Generator(device).manual_seed(seed)
@@ -106,6 +116,14 @@ def measure(
             continue
         starts[name] = run
         facts[name] = {"error": error, "extra_bytes_beyond_results": extra}
+    for name, other in case.yardsticks.items():
+        given = replace(case, sizes=other.sizes).arguments(dtype, options.seed, device)
+        starts[name] = run = start(other.function, given, work)
+        outputs = sum(v.nbytes for v in run()())
+        facts[name] = {
+            "extra_bytes_beyond_results": peak_memory(run(), device) - outputs,
+            "work": other.work,
+        }
     if case.copies and work == "forward":
         x, target = arguments[0], torch.empty_like(arguments[0])
         starts |= {"clone": lambda: x.clone, "copy_": lambda: lambda: target.copy_(x)}
@@ -118,7 +136,8 @@ def measure(
         name: timing.statistics_of(values) | {"samples_s": values} | facts.get(name, {})
         for name, values in samples.items()
     }
-    best = min(ratio for name, ratio in ratios(candidates).items() if name not in YARDSTICKS)
+    no_rivals = {*YARDSTICKS, *case.yardsticks}
+    best = min(ratio for name, ratio in ratios(candidates).items() if name not in no_rivals)
     return {
         "family": case.family,
         "name": case.name,
@@ -132,9 +151,13 @@ def measure(
 
 
 def ratios(candidates: dict[str, Any]) -> dict[str, float]:
-    """Each other candidate's time by ours."""
+    """Each other candidate's time by ours, a yardstick's for as many operations."""
     ours = candidates[OURS]["median_s"]
-    return {name: found["median_s"] / ours for name, found in candidates.items() if name != OURS}
+    return {
+        name: found["median_s"] * found.get("work", 1.0) / ours
+        for name, found in candidates.items()
+        if name != OURS
+    }
 
 
 def summary(cases: list[dict[str, Any]]) -> Iterator[str]:
