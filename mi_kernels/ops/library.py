@@ -113,7 +113,7 @@ def _checked_kernel(
             operands.check(arguments, dtypes)
         if more is not None:
             more(*arguments)
-        device = arguments[0].device.type
+        device = arguments[operands.first].device.type
         if dtype_in_force(device) is None:
             return kernel(*arguments)
         with torch.autocast(device, enabled=False):
