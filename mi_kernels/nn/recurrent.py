@@ -94,6 +94,7 @@ class MultiplicativeLSTM(LSTMLayers):
         super().__init__()
         given = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         self._build(*given, device, dtype, memory=memory, factors=("num_factors", num_factors))
+        self.num_factors = self._sizes.factors
 
 
 class MultiplicativeRNN(StateLayers):
@@ -155,6 +156,7 @@ class MultiplicativeRNN(StateLayers):
         given = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         options = {"memory": memory, "nonlinearity": nonlinearity}
         self._build(*given, device, dtype, factors=("num_factors", num_factors), **options)
+        self.num_factors = self._sizes.factors
 
 
 class MultiplicativeIntegrationRNN(StateLayers):
@@ -399,3 +401,4 @@ class SecondOrderRNN(StateLayers):
         super().__init__()
         given = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         self._build(*given, device, dtype, memory=memory, nonlinearity=nonlinearity, factors=("rank", rank))
+        self.rank = self._sizes.factors

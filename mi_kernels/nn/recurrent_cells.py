@@ -137,6 +137,7 @@ class MultiplicativeLSTMCell(_LSTMCell):
     ) -> None:
         super().__init__()
         self._build(input_size, hidden_size, bias, device, dtype, factors=("num_factors", num_factors))
+        self.num_factors = self._sizes.factors
 
 
 class MultiplicativeRNNCell(_StateCell):
@@ -181,6 +182,7 @@ class MultiplicativeRNNCell(_StateCell):
         super().__init__()
         factors = ("num_factors", num_factors)
         self._build(input_size, hidden_size, bias, device, dtype, nonlinearity, factors)
+        self.num_factors = self._sizes.factors
 
 
 class MultiplicativeIntegrationRNNCell(_StateCell):
@@ -346,3 +348,4 @@ class SecondOrderRNNCell(_StateCell):
     ) -> None:
         super().__init__()
         self._build(input_size, hidden_size, bias, device, dtype, nonlinearity, ("rank", rank))
+        self.rank = self._sizes.factors
