@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mi_kernels.functional import recurrent
 from mi_kernels.functional._call import call
+from mi_kernels.functional._recurrent_arguments import RecurrentName
 from mi_kernels.nn._init import check_construction, check_size
 from mi_kernels.ops.checks import check_activation, check_shape, check_tensors
 from mi_kernels.ops.dtypes import FLOATING
@@ -45,10 +46,10 @@ class Sizes(NamedTuple):
         """The parameters of a layer for inputs of ``width`` features, those of nn.LSTM first."""
         form, hidden, features = KINDS[self.kind], self.hidden_size, self.features
         rows, factors = form.gates * hidden, self.factors
-        gated = factors is not None and form.structure == FACTORED  # the gates see m, not h
+        gated = form.structure == FACTORED  # the gates see m, not h
         found: dict[str, tuple[int, ...] | None] = {
             "weight_ih": (rows, width),
-            "weight_hh": (rows, factors if gated else features),
+            "weight_hh": (rows, factors if gated and factors is not None else features),
             "bias_ih": (rows,) if self.bias else None,
             "bias_hh": (rows,) if self.bias else None,
         }
@@ -92,7 +93,7 @@ def _bound(name: str, parameter: Tensor, sizes: Sizes) -> float:
 
 
 def apply(
-    kind: str,
+    kind: RecurrentName,
     found: Mapping[str, Tensor | None],
     x: Tensor,
     state: Tensor | Pair | None,
@@ -101,8 +102,7 @@ def apply(
     """The call of a layer: the output of all steps and the last state."""
     weight_ih, weight_hh, bias_ih, bias_hh, *others = found.values()
     bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
-    names = list(found)[4:]
-    named = dict(zip(names, others, strict=True))
+    named: dict[str, Any] = dict(zip(list(found)[4:], others, strict=True))
     return call(recurrent.multiplicative_rnn, kind, x, state, weight_ih, weight_hh, bias, **named, **options)
 
 

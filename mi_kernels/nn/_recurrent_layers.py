@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from mi_kernels.functional._recurrent_arguments import RecurrentName
 from mi_kernels.nn._init import parameters
 from mi_kernels.nn._recurrent import (
     Device,
@@ -29,7 +30,7 @@ Lengths = Tensor | list[int] | tuple[int, ...]
 class RecurrentLayers(nn.Module):
     """Layers of one kind with the interface of nn.LSTM; a subclass has the kind and a constructor."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[RecurrentName]
     input_size: int
     hidden_size: int
     num_layers: int
@@ -125,11 +126,14 @@ class RecurrentLayers(nn.Module):
 
     def forward(self, input: Any, hx: Any = None, lengths: Lengths | None = None) -> Any:
         op = type(self).__name__
-        if isinstance(input, PackedSequence):
-            if lengths is not None:
-                raise ValueError(f"{op}: lengths: expected None with a PackedSequence, which has its own")
+        packed = isinstance(input, PackedSequence)
+        if not packed:
+            check_input(op, input, (3, 2), "BT" if self.batch_first else "TB", self.input_size)
+        if lengths is not None and (packed or input.dim() == 2):
+            what = "with a PackedSequence, which has its own" if packed else "for an input without a batch"
+            raise ValueError(f"{op}: lengths: expected None {what}, got a {type(lengths).__name__}")
+        if packed:
             return self._packed(op, input, hx)
-        check_input(op, input, (3, 2), "BT" if self.batch_first else "TB", self.input_size)
         transposed = self.batch_first and input.dim() == 3
         x = input.transpose(0, 1) if transposed else input
         output, state = self._layers(op, x, hx, lengths)
@@ -161,7 +165,7 @@ class RecurrentLayers(nn.Module):
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
-            outputs = []
+            outputs: list[Tensor] = []
             for suffix in self._suffixes(layer):
                 index = len(states)
                 state = None if hx is None else (hx[0][index], hx[1][index]) if lstm else hx[index]
@@ -177,7 +181,13 @@ class RecurrentLayers(nn.Module):
 
     def extra_repr(self) -> str:
         shown = [str(self.input_size), str(self.hidden_size)]
-        defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
+        defaults: dict[str, Any] = {
+            "proj_size": 0,
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+        }
         defaults |= {"bidirectional": False, "nonlinearity": "tanh", "memory": "fast"}
         for name, default in defaults.items():
             if getattr(self, name) != default:

@@ -1,13 +1,10 @@
 """Multiplicative RNNs over sequences, with the interface of nn.LSTM; cells are in recurrent_cells.py."""
 
-from typing import Literal
-
 import torch
 
+from mi_kernels.functional._recurrent_arguments import MemoryName
 from mi_kernels.nn._recurrent import Device, Nonlinearity
 from mi_kernels.nn._recurrent_layers import LSTMLayers, StateLayers
-
-Memory = Literal["fast", "low"]
 
 
 class MultiplicativeLSTM(LSTMLayers):
@@ -89,7 +86,7 @@ class MultiplicativeLSTM(LSTMLayers):
         dtype: torch.dtype | None = None,
         *,
         num_factors: int | None = None,
-        memory: Memory = "fast",
+        memory: MemoryName = "fast",
     ) -> None:
         super().__init__()
         given = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
@@ -150,12 +147,12 @@ class MultiplicativeRNN(StateLayers):
         *,
         num_factors: int | None = None,
         nonlinearity: Nonlinearity = "tanh",
-        memory: Memory = "fast",
+        memory: MemoryName = "fast",
     ) -> None:
         super().__init__()
         given = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        options = {"memory": memory, "nonlinearity": nonlinearity}
-        self._build(*given, device, dtype, factors=("num_factors", num_factors), **options)
+        factors = ("num_factors", num_factors)
+        self._build(*given, device, dtype, memory=memory, nonlinearity=nonlinearity, factors=factors)
         self.num_factors = self._sizes.factors
 
 
@@ -212,7 +209,7 @@ class MultiplicativeIntegrationRNN(StateLayers):
         dtype: torch.dtype | None = None,
         *,
         nonlinearity: Nonlinearity = "tanh",
-        memory: Memory = "fast",
+        memory: MemoryName = "fast",
     ) -> None:
         super().__init__()
         given = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
@@ -268,7 +265,7 @@ class MultiplicativeIntegrationLSTM(LSTMLayers):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        memory: Memory = "fast",
+        memory: MemoryName = "fast",
     ) -> None:
         super().__init__()
         given = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
@@ -330,7 +327,7 @@ class MultiplicativeIntegrationGRU(StateLayers):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        memory: Memory = "fast",
+        memory: MemoryName = "fast",
     ) -> None:
         super().__init__()
         given = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
@@ -396,7 +393,7 @@ class SecondOrderRNN(StateLayers):
         *,
         rank: int | None = None,
         nonlinearity: Nonlinearity = "tanh",
-        memory: Memory = "fast",
+        memory: MemoryName = "fast",
     ) -> None:
         super().__init__()
         given = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mi_kernels.functional._recurrent_arguments import RecurrentName
 from mi_kernels.nn._init import parameters
 from mi_kernels.nn._recurrent import (
     Device,
@@ -23,7 +24,7 @@ from mi_kernels.nn._recurrent import (
 class _Cell(nn.Module):
     """A cell of one kind; a subclass has the kind and a constructor."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[RecurrentName]
     input_size: int
     hidden_size: int
     bias: bool

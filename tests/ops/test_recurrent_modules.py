@@ -220,9 +220,7 @@ def test_little_memory_gives_the_same_bits(name):
         hx = states(layer)
         inputs = [x, *(t.requires_grad_() for t in leaves(hx))]
         results = leaves(layer(x, hx, LENGTHS))
-        gradients = torch.autograd.grad(
-            sum(t.sin().sum() for t in results), [*inputs, *layer.parameters()]
-        )
+        gradients = torch.autograd.grad(sum(t.sin().sum() for t in results), [*inputs, *layer.parameters()])
         found.append(((*results, *gradients[: len(inputs)]), gradients[len(inputs) :]))
     for one, other in zip(found[0][0], found[1][0], strict=True):
         assert torch.equal(one, other)
