@@ -202,7 +202,11 @@ def _pushed(
     tensors: Sequence[Maybe],
     along: Sequence[Maybe],
 ) -> tuple[Tensor, ...]:
-    """The tangents of the results of a differentiable function."""
+    """The tangents of the results of a differentiable function.
+
+    The gradients are linear in the cotangents, and the gradients of these are the tangents: there is no second
+    level of forward mode in it, which PyTorch has under torch.func alone.
+    """
     given = [t is not None for t in along]
 
     def of_given(*values: Tensor) -> tuple[Tensor, ...]:
@@ -210,7 +214,9 @@ def _pushed(
         everything = [new if wanted else old for new, old, wanted in zip(found, tensors, given, strict=True)]
         return tuple(function(everything))
 
-    return torch.func.jvp(of_given, select(tensors, given), select(along, given))[1]
+    results, pull = torch.func.vjp(of_given, *select(tensors, given))
+    _, pull_again = torch.func.vjp(pull, tuple(torch.zeros_like(result) for result in results))
+    return pull_again(select(along, given))[0]
 
 
 class GradsRule(Rule):
