@@ -106,7 +106,9 @@ def _check_presence(kind: str, form: Form, tensors: Tensors) -> None:
             raise TypeError(f"{OP}: {name}: expected a tensor for {kind}, got None")
     for name in ("weight_ih", "weight_hh", *_FACTORS, "weight", "weight_hr", *_VECTORS):
         if name not in (*needed, *optional) and getattr(tensors, name) is not None:
-            raise ValueError(f"{OP}: {name}: expected None for {kind}, got {type(getattr(tensors, name)).__name__}")
+            raise ValueError(
+                f"{OP}: {name}: expected None for {kind}, got {type(getattr(tensors, name)).__name__}"
+            )
 
 
 def units_of(kind: str, tensors: Tensors) -> int:
@@ -163,7 +165,9 @@ def check_lengths(x: Tensor, lengths: Any) -> None:
     if lengths is None:
         return
     if x.dim() == 2:
-        raise ValueError(f"{OP}: lengths: expected None for x without a dimension B, got {type(lengths).__name__}")
+        raise ValueError(
+            f"{OP}: lengths: expected None for x without a dimension B, got {type(lengths).__name__}"
+        )
     check_index(OP, "lengths", lengths, x)
     check_shape(OP, "lengths", lengths, {"B": x.shape[1]})
     if lengths.numel() == 0 or opaque(lengths):

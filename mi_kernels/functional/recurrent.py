@@ -1,7 +1,7 @@
 """Multiplicative RNNs over sequences: products over all steps, backend, call."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -133,14 +133,21 @@ def _called(
 def _integration(tensors: Tensors, like: Tensor) -> Tensor:
     """alpha, beta_h, beta_x and the bias as the rows of one tensor."""
     rows = []
-    for vector, value in ((tensors.alpha, 1.0), (tensors.beta_h, 0.0), (tensors.beta_x, 0.0), (tensors.bias, 0.0)):
+    for vector, value in (
+        (tensors.alpha, 1.0),
+        (tensors.beta_h, 0.0),
+        (tensors.beta_x, 0.0),
+        (tensors.bias, 0.0),
+    ):
         rows.append(like.new_full((like.shape[2],), value) if vector is None else vector)
     return torch.stack(rows)
 
 
 def _is_saving(tensors: Sequence[Any]) -> bool:
     """Whether a call saves tensors for a backward pass, and hooks on these are possible."""
-    return recorded(tensors) and not (transformed() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return recorded(tensors) and not (
+        transformed() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    )
 
 
 def _in_chunks(

@@ -30,7 +30,7 @@ from mi_kernels.ops.rules import (
 )
 
 _NAMES = Operands._fields[:DIFFERENTIABLE]
-_FOLDED = (1, 1, 0, 0, *(None,) * 6, 0)  # where B is in each of the operands
+_FOLDED: tuple[Any, ...] = (1, 1, 0, 0, *(None,) * 6, 0)  # where B is in each of the operands
 _SHARED = slice(4, DIFFERENTIABLE)  # the operands without B
 
 
@@ -95,10 +95,12 @@ class RecurrentRule(Rule):
         out, h_n, c_n, *kept = output
         form = operands.form(ctx.setting)
         has_c, factored = form.cell == LSTM, form.structure == FACTORED
-        there = (factored and has_c, factored or form.structure == INTEGRATED, has_c)
-        there = (*there, operands.weight_hr is not None)
+        has_products = factored or form.structure == INTEGRATED
+        there = factored and has_c, has_products, has_c, operands.weight_hr is not None
         ctx.mark_non_differentiable(*kept if has_c else (c_n, *kept))
-        Rule.save(ctx, *operands, out, *(t if is_there else None for t, is_there in zip(kept, there, strict=True)))
+        Rule.save(
+            ctx, *operands, out, *(t if is_there else None for t, is_there in zip(kept, there, strict=True))
+        )
 
     @staticmethod
     def backward(ctx, grad, grad_h, grad_c, *_):
@@ -145,7 +147,7 @@ def _folded(tensor: Maybe, dim: int | None, position: int | None, size: int) -> 
 
 
 def _unfolded(
-    results: Sequence[Tensor], positions: Sequence[int], size: int
+    results: Sequence[Any], positions: Sequence[Any], size: int
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """The inverse of `_folded`; a result without a dimension B has no elements."""
     found, dims = [], []
@@ -166,7 +168,9 @@ def _by_sample(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """One call a sample."""
     samples = [
-        function(*(t if d is None or t is None else t.select(d, index) for t, d in zip(tensors, dims, strict=True)))
+        function(
+            *(t if d is None or t is None else t.select(d, index) for t, d in zip(tensors, dims, strict=True))
+        )
         for index in range(size)
     ]
     results = tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
@@ -175,7 +179,7 @@ def _by_sample(
 
 def _steps(setting: Setting, operands: Sequence[Maybe]) -> tuple[Tensor, ...]:
     """out, h_n and c_n as plain PyTorch operations, which have all derivatives."""
-    results = portable.recurrent(*operands, *setting, False)  # type: ignore[arg-type]
+    results = portable.recurrent(*operands, *setting, False)  # type: ignore[arg-type, call-arg]
     return results[:3] if operands[3] is not None else results[:2]
 
 
@@ -193,7 +197,7 @@ def _pulled(
         everything = [new if wanted else old for new, old, wanted in zip(found, tensors, want, strict=True)]
         return select(function(everything), given)  # type: ignore[return-value]
 
-    _, pull = torch.func.vjp(of_wanted, *select(tensors, want))
+    pull = torch.func.vjp(of_wanted, *select(tensors, want))[1]
     return scatter(pull(select(cotangents, given)), want)
 
 
@@ -202,7 +206,11 @@ def _pushed(
     tensors: Sequence[Maybe],
     along: Sequence[Maybe],
 ) -> tuple[Tensor, ...]:
-    """The tangents of the results of a differentiable function."""
+    """The tangents of the results of a differentiable function.
+
+    The gradients are linear in the cotangents, and the gradients of these are the tangents: there is no level
+    of forward mode in it, of which PyTorch has a second one under torch.func alone.
+    """
     given = [t is not None for t in along]
 
     def of_given(*values: Tensor) -> tuple[Tensor, ...]:
@@ -210,11 +218,13 @@ def _pushed(
         everything = [new if wanted else old for new, old, wanted in zip(found, tensors, given, strict=True)]
         return tuple(function(everything))
 
-    return torch.func.jvp(of_given, select(tensors, given), select(along, given))[1]
+    results, pull = torch.func.vjp(of_given, *select(tensors, given))[:2]
+    pull_again = torch.func.vjp(pull, tuple(torch.zeros_like(result) for result in results))[1]
+    return pull_again(select(along, given))[0]
 
 
 class GradsRule(Rule):
-    """The wanted gradients of `recurrent`. What the forward pass kept is a constant: functions of operands."""
+    """The wanted gradients of `recurrent`, as a function of grads and operands; what is kept is constant."""
 
     @staticmethod
     def forward(backend, setting, want, *tensors):
@@ -382,6 +392,4 @@ class TangentsRule(Rule):
 
 
 def _sample(tensors: Sequence[Maybe], dims: Sequence[int | None], index: int) -> list[Maybe]:
-    return [
-        t if d is None or t is None else t.select(d, index) for t, d in zip(tensors, dims, strict=True)
-    ]
+    return [t if d is None or t is None else t.select(d, index) for t, d in zip(tensors, dims, strict=True)]

@@ -34,8 +34,8 @@ def multiplicative_rnn(
     if x.dim() == 2:
         state = None if state is None else [s[None] for s in state] if kind.endswith("lstm") else state[None]
         own = dict(locals()) | {"x": x[:, None], "state": state}
-        output, state = multiplicative_rnn(**own)
-        return output[:, 0], tuple(s[0] for s in state) if kind.endswith("lstm") else state[0]
+        y, state = multiplicative_rnn(**own)
+        return y[:, 0], tuple(s[0] for s in state) if kind.endswith("lstm") else state[0]
     steps, rows, _ = x.shape
     lstm = kind.endswith("lstm")
     lengths = torch.full((rows,), steps) if lengths is None else torch.as_tensor(lengths)
@@ -100,7 +100,14 @@ def _gru(x: Tensor, h: Tensor, p: Tensor, weight_ih: Any, weight_hh: Any, vector
 
 
 def _first_state(
-    kind: str, x: Tensor, state: Any, weight_ih: Any, weight_hh: Any, weight: Any, weight_hm: Any, weight_hr: Any
+    kind: str,
+    x: Tensor,
+    state: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    weight: Any,
+    weight_hm: Any,
+    weight_hr: Any,
 ) -> tuple[Tensor, Any]:
     if state is not None:
         return state if kind.endswith("lstm") else (state, None)

@@ -1,4 +1,4 @@
-"""Calls of the kernels of multiplicative RNNs, and the products over all steps that complete their derivatives.
+"""Calls of the kernels of multiplicative RNNs, and the products over all steps that complete derivatives.
 
 `gradients` and `tangents` have no derivatives of their own; autograd.py has.
 """
@@ -14,7 +14,7 @@ from mi_kernels.ops.interaction.linear import linear, linear_grads
 from mi_kernels.ops.library import overloads
 from mi_kernels.ops.recurrent import schema  # noqa: F401  (defines the operations)
 from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, GRU, Form, form_of
-from mi_kernels.ops.recurrent.portable import integrate, previous
+from mi_kernels.ops.recurrent.steps import integrate, previous
 from mi_kernels.ops.rules import Maybe, add
 
 _RECURRENT = overloads("recurrent")
@@ -159,7 +159,9 @@ def tangents(
     backend: str, setting: Setting, along: Sequence[Maybe], operands: Operands, kept: Kept
 ) -> tuple[Tensor, ...]:
     """The tangents of out, h_n and c_n for those of the operands."""
-    return kernel_tangents(backend, setting, tangent_terms(backend, setting, along, operands, kept), operands, kept)
+    return kernel_tangents(
+        backend, setting, tangent_terms(backend, setting, along, operands, kept), operands, kept
+    )
 
 
 def kernel_tangents(
@@ -173,7 +175,7 @@ def kernel_tangents(
 def tangent_terms(
     backend: str, setting: Setting, along: Sequence[Maybe], operands: Operands, kept: Kept
 ) -> tuple[Maybe, ...]:
-    """gates_t, factors_t, products_t, out_t, h0_t and c0_t: the tangents of data, and products of weights'."""
+    """gates_t, factors_t, products_t, out_t, h0_t and c0_t: tangents of data, and products with weights'."""
     gates_t, factors_t, h0_t, c0_t, hh_t, hm_t, mh_t, weight_t, hr_t, integration_t = along
     structure, cell = operands.form(setting)
     gates_x, factors_x, products = operands.gates_x, operands.factors_x, kept.products
