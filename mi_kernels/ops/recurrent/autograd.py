@@ -279,11 +279,11 @@ class GradsRule(Rule):
         of_data = (*want[: _SHARED.start], *(False,) * len(of_weights))
         if not any(of_weights):
             found = GradsRule.call(backend, setting, want, *folded)
-            return _unfolded(found, select(_FOLDED, want), size)
+            return _unfolded(found, select(_FOLDED[:DIFFERENTIABLE], want), size)
         grads, operands, kept = _parted(folded, 3)
         results = terms.kernel_grads(backend, setting, grads, operands, kept)
         data = terms.completed(backend, setting, of_data, results, operands, kept)
-        found, out_dims = _unfolded(select(data, of_data), select(_FOLDED, of_data), size)
+        found, out_dims = _unfolded(select(data, of_data), select(_FOLDED[:DIFFERENTIABLE], of_data), size)
         by_sample = _products_by_sample(backend, setting, want, size, results, operands, kept)
         return (*found, *by_sample), (*out_dims, *(0,) * len(by_sample))
 
