@@ -22,7 +22,7 @@ def bias(cell):
 
 
 def multiplicative_lstm(cell, x, state):
-    """Krause et al., 2016: equations 7 to 12, with the gates in the order of nn.LSTM."""
+    """Krause et al., 2016, with the gates in the order of nn.LSTM."""
     h, c = state
     m = (x @ cell.weight_mx.T) * (h @ cell.weight_mh.T)
     return lstm(x @ cell.weight_ih.T + m @ cell.weight_hh.T + bias(cell), c)
@@ -35,7 +35,7 @@ def multiplicative_rnn(cell, x, h):
 
 
 def integrated(cell, x, h, rows=slice(None)):
-    """Wu et al., 2016: equation 4 of some rows of the parameters."""
+    """Wu et al., 2016, of some rows of the parameters."""
     wx, uh = x @ cell.weight_ih[rows].T, h @ cell.weight_hh[rows].T
     terms = cell.alpha[rows] * wx * uh + cell.beta_h[rows] * uh + cell.beta_x[rows] * wx
     return terms + (0 if cell.bias_ih is None else (cell.bias_ih + cell.bias_hh)[rows])
