@@ -227,6 +227,25 @@ def test_little_memory_gives_the_same_bits(name):
     equal(found[0][1], found[1][1])
 
 
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize("name", SIZES)
+def test_every_layer_keeps_what_it_is_told_to(name, memory):
+    """What is saved for the backward pass: with little memory no more than a part of it, and the states."""
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    layer, steps = drawn(SIZES[name](num_layers=2, memory=memory)), 49
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(draw(steps, B, X))
+    kept = {t.data_ptr(): t.numel() for t in saved if t.dim() == 3 and len(t) == steps}
+    own = {tuple(t.shape) for t in saved if t.dim() == 3 and len(t) == 7}
+    assert (len(own) > 0) == (memory == "low")
+    assert (len(kept) > 2) == (memory == "fast")
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_gradcheck_of_a_small_module(name):
     """In input, states and parameters, of output and states."""
