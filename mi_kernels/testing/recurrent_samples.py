@@ -25,7 +25,7 @@ class Recurrence:
     name: str
     kind: str
     steps: int = 4
-    rows: int | None = 5  # None: x is [T, X]
+    rows: int | None = 12  # None: x is [T, X]
     width: int = 7
     units: int = 13
     factors: int = 11
@@ -191,7 +191,7 @@ def every_kind() -> Iterator[Recurrence]:
             yield Recurrence("odd", kind, projected=3)
 
 
-LENGTHS = (3, 0, 4, 2, 1)
+LENGTHS = (3, 0, 4, 2, 1, 4, 0, 3, 2, 4, 1, 3)
 MLSTM = Recurrence("odd", "mlstm")
 MI_LSTM = Recurrence("odd", "mi_lstm", projected=5)
 MI_GRU = Recurrence("odd", "mi_gru")
@@ -211,7 +211,7 @@ def recurrences() -> Iterator[Recurrence]:
         yield replace(sample, name="one-row", rows=1)
         yield replace(sample, name="one-step", steps=1)
         yield replace(sample, name="many-rows", rows=67, steps=2)
-        yield replace(sample, name="one-unit", rows=50, width=1, units=1, factors=1, projected=None)
+        yield replace(sample, name="narrow", rows=50, width=1, units=4, factors=1, projected=None)
         yield replace(sample, name="empty", steps=0)
         yield replace(sample, name="empty", rows=0)
         yield replace(sample, name="no-input", width=0)
