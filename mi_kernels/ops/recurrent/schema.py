@@ -229,19 +229,19 @@ def _tangents_fake(*arguments):
     )
 
 
-def _step_flops(gates_x, factors_x, weights):
-    weight_hh, weight_hm, weight_mh, weight, weight_hr = weights
-    return products(gates_x, weight_hh, weight_hm, weight_mh, weight, weight_hr)
+def _step_flops(gates_x, weights):
+    """The products with the state, of all steps."""
+    return products((gates_x[0] * gates_x[1], gates_x[2]), *weights[:5])
 
 
-def _flops(gates_x, factors_x, h0, c0, weight_hh, weight_hm, weight_mh, weight, weight_hr, *_, **__):
-    return _step_flops(gates_x, factors_x, (weight_hh, weight_hm, weight_mh, weight, weight_hr))
+def _flops(gates_x, factors_x, h0, c0, *weights, **__):
+    return _step_flops(gates_x, weights)
 
 
 def _grads_flops(
     grad, grad_h, grad_c, gates_x, factors_x, h0, c0, out, gates, products_, cells, *weights, **__
 ):
-    return _step_flops(gates_x, factors_x, weights[:5])
+    return _step_flops(gates_x, weights)
 
 
 def _tangents_flops(
@@ -262,7 +262,7 @@ def _tangents_flops(
     *weights,
     **__,
 ):
-    return _step_flops(gates_x, factors_x, weights[:5])
+    return _step_flops(gates_x, weights)
 
 
 _ARGUMENTS = (

@@ -68,7 +68,7 @@ def kernel(backend: str, setting: Setting, keep: bool, *operands: Any) -> tuple[
 
 def _rows(tensor: Any) -> Any:
     """[T, B, ...] as [T B, ...]."""
-    return tensor.reshape(-1, tensor.shape[-1])
+    return tensor.reshape(tensor.shape[0] * tensor.shape[1], tensor.shape[2])
 
 
 def gradients(
