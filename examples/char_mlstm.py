@@ -2,10 +2,10 @@
 
     python examples/char_mlstm.py [--kind mi_gru] [--hidden 128] [--steps 400]
 
-The model predicts the next character of docs/*.md and README.md. In a multiplicative LSTM each character chooses
-the matrix between two states (Krause et al., 2016), in an LSTM it can only shift what the gates see. Both
-have the same number of parameters, and see the same windows of the text. What counts is the loss on parts of
-the text that were held out, in bits per character: with 1 bit one of two characters is left to choose from.
+The model predicts the next character of docs/*.md and README.md. In a multiplicative LSTM each character
+chooses the matrix between two states (Krause et al., 2016), in an LSTM it can only shift what the gates see.
+Both have the same number of parameters, and see the same windows of the text. What counts is the loss on
+parts of the text that were held out, in bits per character: with 1 bit, two characters are equally likely.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     text = read()
     blocks, held_out, characters = encode(text)
     found = {"frequencies": bits_of_frequencies(text)}
-    print(f"{len(text)} characters, {characters} different ones: {found['frequencies']:.3f} bits by frequency")
+    print(f"{len(text)} characters, {characters} different: {found['frequencies']:.3f} bits by frequency")
     torch.manual_seed(0)
     ours = make(given.kind, hidden, characters)
     units = hidden_of_lstm(parameters(ours), characters)

@@ -92,7 +92,7 @@ def _bound(name: str, parameter: Tensor, sizes: Sizes) -> float:
     return 1 / math.sqrt(fan_in if of_factors else sizes.hidden_size)
 
 
-def apply(
+def run(
     kind: RecurrentName,
     found: Mapping[str, Tensor | None],
     x: Tensor,
@@ -121,10 +121,9 @@ def check_factors(op: str, name: str, value: Any) -> None:
 
 
 def check_input(op: str, x: Any, ranks: Sequence[int], names: str, width: int) -> None:
-    """A tensor with one of two ranks, the larger one first, whose last size is the input size.
+    """A tensor with one of these ranks, the largest first, whose last size is the input size.
 
-    ``names``: the axes before the features of the larger one; the first or the second of two may be the
-    batch, which the smaller one is without.
+    ``names``: the axes before the features of the largest; a second rank is that without the batch B.
     """
     check_tensors(op, ("input",), (x,), 1, FLOATING)
     if x.dim() in ranks and x.shape[-1] == width:

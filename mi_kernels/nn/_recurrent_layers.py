@@ -14,12 +14,12 @@ from mi_kernels.nn._recurrent import (
     Device,
     Pair,
     Sizes,
-    apply,
     check_common,
     check_factors,
     check_input,
     check_state,
     draw,
+    run,
 )
 from mi_kernels.ops.checks import check_number
 from mi_kernels.ops.recurrent.forms import KINDS, LSTM
@@ -136,7 +136,8 @@ class RecurrentLayers(nn.Module):
             return self._packed(op, input, hx)
         transposed = self.batch_first and input.dim() == 3
         x = input.transpose(0, 1) if transposed else input
-        output, state = self._layers(op, x, hx, lengths)
+        self._check_state(op, x, hx)
+        output, state = self._layers(x, hx, lengths)
         return output.transpose(0, 1) if transposed else output, state
 
     def _packed(self, op: str, packed: PackedSequence, hx: Any) -> Any:
@@ -145,7 +146,7 @@ class RecurrentLayers(nn.Module):
         # Rows stay in the order of the packed data, longest first: states are brought into it, and back.
         x, sizes = pad_packed_sequence(PackedSequence(data, batch_sizes))
         self._check_state(op, x, hx)
-        output, state = self._layers(op, x, _permuted(hx, order), sizes.to(x.device))
+        output, state = self._layers(x, _permuted(hx, order), sizes.to(x.device))
         output = pack_padded_sequence(output, sizes).data
         return PackedSequence(output, batch_sizes, order, back), _permuted(state, back)
 
@@ -156,9 +157,8 @@ class RecurrentLayers(nn.Module):
                 lead["B"] = x.shape[1]
             check_state(op, self.kind, hx, lead, self._sizes)
 
-    def _layers(self, op: str, x: Tensor, hx: Any, lengths: Lengths | None) -> tuple[Tensor, Any]:
+    def _layers(self, x: Tensor, hx: Any, lengths: Lengths | None) -> tuple[Tensor, Any]:
         """Output and states of x [T, B, X] or [T, X]."""
-        self._check_state(op, x, hx)
         lstm = KINDS[self.kind].cell == LSTM
         options: dict[str, Any] = {"lengths": lengths, "memory": self.memory, "activation": self.nonlinearity}
         states: list[Any] = []
@@ -170,7 +170,7 @@ class RecurrentLayers(nn.Module):
                 index = len(states)
                 state = None if hx is None else (hx[0][index], hx[1][index]) if lstm else hx[index]
                 options["reverse"] = len(outputs) == 1
-                output, state = apply(self.kind, self._of(suffix), x, state, options)
+                output, state = run(self.kind, self._of(suffix), x, state, options)
                 outputs.append(output)
                 states.append(state)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]

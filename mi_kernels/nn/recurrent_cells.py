@@ -12,12 +12,12 @@ from mi_kernels.nn._recurrent import (
     Nonlinearity,
     Pair,
     Sizes,
-    apply,
     check_common,
     check_factors,
     check_input,
     check_state,
     draw,
+    run,
 )
 
 
@@ -66,7 +66,7 @@ class _Cell(nn.Module):
             lead = {"B": input.shape[0]} if input.dim() == 2 else {}
             check_state(op, self.kind, hx, lead, self._sizes)
         options = {"activation": self.nonlinearity}
-        return apply(self.kind, self._weights(), input.unsqueeze(0), hx, options)[1]
+        return run(self.kind, self._weights(), input.unsqueeze(0), hx, options)[1]
 
     def extra_repr(self) -> str:
         shown = [str(self.input_size), str(self.hidden_size)]
