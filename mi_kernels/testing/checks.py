@@ -31,8 +31,18 @@ from mi_kernels.testing.recurrent_samples import Recurrence
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 from mi_kernels.testing.third_order_samples import Triple
 
-AnySample = Sample | GateSample | Modulation | Mixing | Normalization | Pairs | Factors | Triple | DualSample
-AnySample |= Recurrence
+AnySample = (
+    Sample
+    | GateSample
+    | Modulation
+    | Mixing
+    | Normalization
+    | Recurrence
+    | Pairs
+    | Factors
+    | Triple
+    | DualSample
+)
 Maybe = Tensor | None
 
 

@@ -13,9 +13,11 @@ from mi_kernels.testing.lru_cache import normal
 from mi_kernels.testing.samples import LAYOUTS, lay_out, made
 
 Maybe = Tensor | None
-NAMES = ("x", "h", "c", "weight_ih", "weight_hh", "bias", "weight_mx", "weight_mh", "weight_hm", "weight")
+NAMES = (
+    *("x", "h", "c", "weight_ih", "weight_hh", "bias", "weight_mx", "weight_mh", "weight_hm", "weight"),
+    *("weight_hr", "alpha", "beta_h", "beta_x"),
+)
 _ON_STATE = ("weight_hh", "weight_mh", "weight_hm", "weight", "alpha", "beta_h")
-NAMES += ("weight_hr", "alpha", "beta_h", "beta_x")
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,48 @@ class Recurrence:
         (values,) = normal([tuple(self.shape)], seed)
         tensor = made(values, dtype, device)
         return lay_out(tensor, self.layout) if self.layout in ("transposed", "gaps", "offset") else tensor
+
+
+def recurrent_calls(dtype: torch.dtype) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]]:
+    """Calls of ``recurrent``, ``recurrent_grads`` and ``recurrent_tangents``, which is by its schema."""
+    steps, rows, width, units, factors, features = 2, 4, 2, 3, 5, 2
+    for seed, kind in enumerate(("mlstm", "mi_gru", "second_order")):
+        form = KINDS[kind]
+        n, lstm = form.gates * units, form.cell == LSTM
+        p = features if kind == "mlstm" else units
+        sizes: dict[str, tuple[int, ...] | None] = {
+            "gates_x": (steps, rows, n),
+            "factors_x": None,
+            "h0": (rows, p),
+        }
+        sizes |= {"c0": (rows, units) if lstm else None}
+        sizes |= dict.fromkeys(("weight_hh", "weight_hm", "weight_mh", "weight", "weight_hr", "integration"))
+        if form.structure == FACTORED:
+            sizes |= {
+                "factors_x": (steps, rows, factors),
+                "weight_hm": (n, factors),
+                "weight_mh": (factors, p),
+            }
+        elif form.structure == INTEGRATED:
+            sizes |= {"weight_hh": (n, p), "integration": (4, n)}
+        else:
+            sizes |= {"factors_x": (steps, rows, width), "weight": (units, p, width), "weight_hh": (n, p)}
+        if p != units:
+            sizes["weight_hr"] = (p, units)
+        drawn = iter(normal([size for size in sizes.values() if size is not None], seed))
+        tensors = [None if size is None else next(drawn).to(dtype) for size in sizes.values()]
+        lengths = torch.tensor([2, 0, 2, 1]) if seed % 2 == 0 else None
+        rule = (lengths, kind, "tanh", form.structure == FACTORED)
+        forward = (*tensors, *rule, True)
+        out, h_n, c_n, gates, products, cells, _ = torch.ops.mi_kernels.recurrent_portable(*forward)
+        kept = [out, *(t if t.numel() else None for t in (gates, products, cells))]
+        saved = (*tensors[:4], *kept, *tensors[4:], *rule)
+        grads = (out.flip(0), h_n.flip(0), c_n.flip(0) if lstm else None, *saved)
+        gates_x, factors_x, h0, c0 = (None if t is None else t.flip(-1) for t in tensors[:4])
+        of_hr = None if p == units else out.flip(0)
+        factors_t = factors_x if form.structure == FACTORED else None
+        terms = (gates_x, factors_t, None if kept[2] is None else kept[2].flip(-1), of_hr, h0, c0)
+        yield forward, grads, (*terms, *saved)
 
 
 def values(sample: Recurrence, *tensors: Maybe) -> list[Tensor]:

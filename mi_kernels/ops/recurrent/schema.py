@@ -102,6 +102,10 @@ def check_form(op: str, arguments: dict[str, Any]) -> None:
 def _check_lengths(op: str, lengths: Any, gates_x: Tensor) -> None:
     if lengths is None:
         return
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"{op}: lengths: expected a torch.Tensor, got {type(lengths).__name__}")
+    if lengths.layout is not torch.strided or lengths.is_nested:
+        raise TypeError(f"{op}: lengths: expected a dense (strided) tensor, got {lengths.layout}")
     if lengths.dtype != torch.int64:
         raise TypeError(f"{op}: lengths: expected torch.int64, got {lengths.dtype}")
     if lengths.device != gates_x.device:
