@@ -13,6 +13,7 @@ from mi_kernels.functional.interaction import bilinear, interaction, pack
 from mi_kernels.functional.low_rank import low_rank
 from mi_kernels.functional.mix import mix
 from mi_kernels.functional.norms import gated_residual, gated_residual_norm_modulate, norm_modulate
+from mi_kernels.functional.recurrent import RecurrentName, multiplicative_rnn
 from mi_kernels.nn.convert import conversion_report, convert
 from mi_kernels.nn.report import ConversionReport
 from mi_kernels.ops import flops as _flops
@@ -31,6 +32,7 @@ __all__ = [
     "HeadPart",
     "PackedWeight",
     "Plan",
+    "RecurrentName",
     "__version__",
     "apply_generated",
     "apply_low_rank",
@@ -50,6 +52,7 @@ __all__ = [
     "low_rank",
     "mix",
     "modulate",
+    "multiplicative_rnn",
     "nn",
     "norm_modulate",
     "pack",

@@ -122,6 +122,7 @@ register(
         planner=planners.Cuda(),
         fused=True,
         facts=_cuda_facts,
+        lacks=("recurrent",),
     )
 )
 register(
@@ -228,7 +229,7 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
     """The backend for an operation of a family (records.FAMILIES) on tensors like this one.
 
     Raises:
-        ValueError: the backend selected by name does not take this device or dtype.
+        ValueError: the backend selected by name does not take this device, dtype or family.
     """
     name = _selected.name
     if name == "auto":
@@ -242,6 +243,8 @@ def choose(tensor: torch.Tensor, family: str = "interaction") -> str:
     if devices is not None and tensor.dtype not in record.dtypes:
         names = ", ".join(str(dtype) for dtype in record.dtypes)
         raise ValueError(f"backend: {name!r} takes {names}, got {tensor.dtype}")
+    if family in record.lacks:
+        raise ValueError(f"backend: {name!r} has no kernels of the family {family}")
     reason = record.refuses(tensor)
     if reason is not None:
         raise ValueError(f"backend: {name!r} does not take {reason}")
@@ -295,7 +298,7 @@ def _auto_choice(device: torch.device, dtype: torch.dtype, family: str) -> str:
 
 def _verified_choice(device: torch.device, dtype: torch.dtype, family: str, names: list[str]) -> str | None:
     """A backend whose suite has passed, by the package's table or the user's record; else None."""
-    runs = {name for name in names if why_not(name) is None}
+    runs = {name for name in names if why_not(name) is None and family not in get(name).lacks}
     if not runs:
         return None
     dtype_name = str(dtype).removeprefix("torch.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mi_kernels import backends
-from mi_kernels.functional import biaffine, gates, glu, hyper, interaction, low_rank, mix, norms
+from mi_kernels.functional import biaffine, gates, glu, hyper, interaction, low_rank, mix, norms, recurrent
 from mi_kernels.functional._arguments import autocast
 from mi_kernels.functional._call import instead_of_calls
 from mi_kernels.ops.library import DEFINED, FAMILIES
@@ -28,6 +28,7 @@ EXPLAINED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
     **low_rank.PLANNED,
     **mix.PLANNED,
     **norms.PLANNED,
+    **recurrent.PLANNED,
 }
 
 
@@ -81,6 +82,8 @@ def _family(name: str) -> str:
     """The family whose kernels a function calls."""
     if name.startswith("gated_residual"):  # the sum alone is modulation
         return "modulate" if name == "gated_residual" else "norm"
+    if name == "multiplicative_rnn":
+        return "recurrent"
     module = DEFINED[name].module if name in DEFINED else "interaction"
     return name if name in FAMILIES else module
 

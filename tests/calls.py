@@ -15,6 +15,7 @@ from mi_kernels.testing.dual_samples import GLU, LOW_RANK, MUTAN
 from mi_kernels.testing.low_rank_weight_samples import GROUPS, SAMPLES
 from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.norm_samples import Normalization
+from mi_kernels.testing.recurrent_samples import Recurrence
 from mi_kernels.testing.samples import (
     GATE_ODD,
     GATE_TERMS,
@@ -89,6 +90,10 @@ _BLOCK = Normalization("tokens", (3, 4, 6), _CONTEXT, _CONTEXT, _CONTEXT, True, 
 # The older vmap of torch.autograd has no rule for the derivative of PyTorch's group_norm.
 _NORM = Normalization("tokens", (3, 4, 6), None, _CONTEXT, _CONTEXT, norm="rms")
 _PAIRS = Shape("pairs", (4, 1), 3, 5, 2, context_batch=(1, 3))
+_RECURRENT = {"steps": 3, "rows": 2, "width": 4, "units": 3, "factors": 2}
+_MLSTM = Recurrence("calls", "mlstm", **_RECURRENT, projected=2)
+_MI_GRU = Recurrence("calls", "mi_gru", **_RECURRENT)
+_SECOND_ORDER = Recurrence("calls", "second_order", **_RECURRENT)
 CALLS = {
     "interaction": Call(mi.interaction, Sample(ODD)),
     "linear": Call(mi.interaction, Sample(ODD, (False, True, True, True))),
@@ -115,6 +120,9 @@ CALLS = {
     "mix": Call(mi.mix, Mixing("tokens", (3, 4, 6), (3, 4, 6), (3, 1, 6))),
     "norm": Call(partial(_NORM.call, mi), _NORM),
     "norm-residual": Call(_residual_block, _BLOCK),
+    "mlstm": Call(partial(_MLSTM.call, mi.multiplicative_rnn), _MLSTM),
+    "mi-gru": Call(partial(_MI_GRU.call, mi.multiplicative_rnn), _MI_GRU),
+    "second-order": Call(partial(_SECOND_ORDER.call, mi.multiplicative_rnn), _SECOND_ORDER),
     "diagonal": Call(_diagonal, GateSample("diagonal", GATE_ODD, GATE_TERMS["diagonal"])),
     "diagonal-softmax": Call(
         partial(_diagonal, activation="softmax"), GateSample("diagonal", GATE_ODD, "AaC")

@@ -46,6 +46,21 @@ def modules(x: Tensor, z: Tensor) -> Tensor:
     return y
 
 
+def sequences(x: Tensor) -> Tensor:
+    lstm = mi.nn.MultiplicativeLSTM(4, 5, 2, proj_size=3, num_factors=6, memory="low")
+    output, state = lstm(x, lengths=[5, 2])
+    assert_type(output, Tensor)
+    assert_type(state, tuple[Tensor, Tensor])
+    rnn = mi.nn.SecondOrderRNN(4, 5, rank=2, nonlinearity="relu", bidirectional=True)
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 2]))
+    assert_type(rnn(packed), tuple[nn.utils.rnn.PackedSequence, Tensor])
+    assert_type(rnn(x, rnn(x)[1]), tuple[Tensor, Tensor])
+    assert_type(mi.nn.MultiplicativeIntegrationLSTMCell(4, 5)(x[0]), tuple[Tensor, Tensor])
+    cell = mi.nn.MultiplicativeIntegrationGRUCell(4, 5)
+    assert_type(cell(x[0], cell(x[0])), Tensor)
+    return output
+
+
 @mi.backend("portable")
 def decorated(x: Tensor) -> Tensor:
     return mi.modulate(x, x)
@@ -68,4 +83,5 @@ if __name__ == "__main__":
     groups = torch.arange(5)
     functions(rows, context, weight, torch.ones(4, 3), groups)
     modules(rows, context)
+    sequences(torch.ones(5, 2, 4))
     print(tools(rows, context, weight))

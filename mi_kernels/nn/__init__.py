@@ -24,6 +24,22 @@ from mi_kernels.nn.interaction import Bilinear, MultiplicativeInteraction
 from mi_kernels.nn.lora import HyperLoRA
 from mi_kernels.nn.low_rank import LowRankInteraction
 from mi_kernels.nn.norms import AdaGroupNorm, AdaLayerNorm, AdaLNZeroBlock, AdaRMSNorm
+from mi_kernels.nn.recurrent import (
+    MultiplicativeIntegrationGRU,
+    MultiplicativeIntegrationLSTM,
+    MultiplicativeIntegrationRNN,
+    MultiplicativeLSTM,
+    MultiplicativeRNN,
+    SecondOrderRNN,
+)
+from mi_kernels.nn.recurrent_cells import (
+    MultiplicativeIntegrationGRUCell,
+    MultiplicativeIntegrationLSTMCell,
+    MultiplicativeIntegrationRNNCell,
+    MultiplicativeLSTMCell,
+    MultiplicativeRNNCell,
+    SecondOrderRNNCell,
+)
 
 __all__ = [
     "GLU",
@@ -42,5 +58,17 @@ __all__ = [
     "HyperLoRA",
     "HyperMLP",
     "LowRankInteraction",
+    "MultiplicativeIntegrationGRU",
+    "MultiplicativeIntegrationGRUCell",
+    "MultiplicativeIntegrationLSTM",
+    "MultiplicativeIntegrationLSTMCell",
+    "MultiplicativeIntegrationRNN",
+    "MultiplicativeIntegrationRNNCell",
     "MultiplicativeInteraction",
+    "MultiplicativeLSTM",
+    "MultiplicativeLSTMCell",
+    "MultiplicativeRNN",
+    "MultiplicativeRNNCell",
+    "SecondOrderRNN",
+    "SecondOrderRNNCell",
 ]

@@ -119,6 +119,7 @@ class Backend:
         packs: whether it reads packed weights.
         refuses: why it does not support a tensor beyond device and dtype, None where it does.
         facts: facts about its build, for ``doctor``.
+        lacks: families that it has no kernels of.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Backend:
     packs: bool = False
     refuses: Callable[[Tensor], str | None] = lambda tensor: None
     facts: Callable[[], str] = lambda: ""
+    lacks: Sequence[str] = ()
 
     def takes(self, tensor: Tensor) -> bool:
         """Whether its kernels are present and support the tensor."""

@@ -218,6 +218,7 @@ class Operands:
         number = {letter: index for index, letter in enumerate(letters)}
         self._unknown: list[int | None] = [None] * len(letters)
         self._rank = len(next(iter(axes.values())))
+        self.first = arguments.index(next(iter(axes)))
         # Of each tensor: position, whether it is required, and axes as numbers, or whether it is LIKE.
         self._plain, self._grouped, self._like = [], [], []
         for index, (name, axis) in enumerate(axes.items()):

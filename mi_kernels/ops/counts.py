@@ -151,6 +151,14 @@ def norm_modulate_grads(
     return Count(each * x, ((3 + residual + 2 * gate) * x + 2 * sum(parameters)) * itemsize)
 
 
+def recurrent(rows: int, matrices: int, arguments: int, results: int, itemsize: int) -> Count:
+    """Output and state of a multiplicative RNN, of the elements of all its matrices, arguments and results.
+
+    ``rows``: of all steps together. What is elementwise is not counted.
+    """
+    return Count(2 * rows * matrices, (arguments + results) * itemsize)
+
+
 def gate(
     rows: int,
     contexts: int,

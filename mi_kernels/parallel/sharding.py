@@ -2,7 +2,8 @@
 
 Supported: everything replicated; rows sharded and weights replicated, so that gradients of weights are
 partial sums; groups of rows sharded with their weights. Modulation is sharded along any dimension,
-normalisation along those before the channels. For all other placements DTensor redistributes first.
+normalisation along those before the channels; recurrences are replicated. For all other placements DTensor
+redistributes first.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,12 +34,12 @@ def _by_rows(results: Results, local: bool) -> Rule:
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     def rule(arguments: dict[str, Any]) -> list[tuple[Placements, Placements]]:
-        x = next(value for name, value in arguments.items() if name in ROWS)
         kinds = results(arguments)
         every: Placements = [Replicate()] * len(kinds)
         found = [(every, _inputs(arguments, lambda *_: Replicate()))]
-        if not local:
+        if not local or all(kind == "nothing" for kind in kinds):
             return found
+        x = next(value for name, value in arguments.items() if name in ROWS)
         rows = Shard(x.ndim - 2)
         placed: dict[str, Any] = {"rows": rows, "weight": Partial(), "nothing": Replicate()}
         shards = _inputs(arguments, lambda name, _: rows if name in ROWS else Replicate())

@@ -19,17 +19,30 @@ from mi_kernels.ops.gate import reference as gated_reference
 from mi_kernels.ops.interaction import reference as interaction_reference
 from mi_kernels.ops.modulate import reference as modulate_reference
 from mi_kernels.ops.norm import reference as norm_reference
-from mi_kernels.testing import norm_squares, squares
+from mi_kernels.ops.recurrent import reference as recurrent_reference
+from mi_kernels.testing import norm_squares, recurrent_samples, squares
 from mi_kernels.testing.biaffine_samples import Pairs
 from mi_kernels.testing.dual_samples import DualSample
 from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
 from mi_kernels.testing.low_rank_weight_samples import Factors
 from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.norm_samples import Normalization
+from mi_kernels.testing.recurrent_samples import Recurrence
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 from mi_kernels.testing.third_order_samples import Triple
 
-AnySample = Sample | GateSample | Modulation | Mixing | Normalization | Pairs | Factors | Triple | DualSample
+AnySample = (
+    Sample
+    | GateSample
+    | Modulation
+    | Mixing
+    | Normalization
+    | Recurrence
+    | Pairs
+    | Factors
+    | Triple
+    | DualSample
+)
 Maybe = Tensor | None
 
 
@@ -122,6 +135,15 @@ def _form_of_normalization(sample: Normalization) -> Form:
     )
 
 
+def _form_of_recurrence(sample: Recurrence) -> Form:
+    return Form(
+        partial(sample.call, mi.multiplicative_rnn),
+        partial(sample.call, recurrent_reference.multiplicative_rnn),
+        partial(recurrent_samples.values, sample),
+        partial(recurrent_samples.gradients, sample),
+    )
+
+
 def call_dual(op: str, function: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
     """``glu`` or ``low_rank`` as a function of its tensors by position."""
     function = function or getattr(mi, op)
@@ -174,6 +196,8 @@ def form_of(sample: AnySample) -> Form:
         return _form_of_mixing(sample)
     if isinstance(sample, Normalization):
         return _form_of_normalization(sample)
+    if isinstance(sample, Recurrence):
+        return _form_of_recurrence(sample)
     if isinstance(sample, Pairs):
         ones, first = sample.ones, sample.channels_first
         return Form(

@@ -18,6 +18,7 @@ from mi_kernels.testing.biaffine_samples import ARC, LABEL
 from mi_kernels.testing.dual_samples import GLU, LOW_RANK
 from mi_kernels.testing.mix_samples import Mixing
 from mi_kernels.testing.norm_samples import Normalization
+from mi_kernels.testing.recurrent_samples import recurrent_calls
 from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
 from mi_kernels.testing.shared_samples import TINY_RAGGED
 from mi_kernels.testing.third_order_samples import Triple
@@ -193,6 +194,26 @@ def _differentiable_norm_modulate() -> Iterator[Arguments]:
         yield "portable", *arguments
 
 
+def _recurrent() -> Iterator[Arguments]:
+    for forward, _, _ in recurrent_calls(DTYPE):
+        yield forward
+
+
+def _recurrent_grads() -> Iterator[Arguments]:
+    for _, grads, _ in recurrent_calls(DTYPE):
+        yield grads
+
+
+def _recurrent_tangents() -> Iterator[Arguments]:
+    for _, _, tangents in recurrent_calls(DTYPE):
+        yield tangents
+
+
+def _differentiable_recurrent() -> Iterator[Arguments]:
+    for *tensors, kind, activation, reverse, _ in _recurrent():
+        yield "portable", kind, activation, reverse, *tensors
+
+
 def _plans(*more: Any) -> Callable[[], Iterator[Arguments]]:
     def calls() -> Iterator[Arguments]:
         for primitive in ("forward", "input_grads", "weight_grads"):
@@ -314,6 +335,9 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "mix_grads": _mix_grads,
     "norm_modulate": _norm_modulate,
     "norm_modulate_grads": _norm_modulate_grads,
+    "recurrent": _recurrent,
+    "recurrent_grads": _recurrent_grads,
+    "recurrent_tangents": _recurrent_tangents,
     "differentiable_interaction": _planned,
     "differentiable_interaction_rows": _rows,
     "differentiable_interaction_by_segment": _by_segment(_forward, slice(2, 6), ("portable",)),
@@ -324,6 +348,7 @@ GOOD: dict[str, Callable[[], Iterator[Arguments]]] = {
     "differentiable_modulate": _differentiable_modulate,
     "differentiable_mix": _differentiable_mix,
     "differentiable_norm_modulate": _differentiable_norm_modulate,
+    "differentiable_recurrent": _differentiable_recurrent,
     "cpu_interaction_plan": _plans(),
     "cuda_interaction_plan": _plans(90, 132),
     "cpu_dual_linear_plan": _dual_linear_plans,

@@ -31,7 +31,7 @@ from mi_kernels.functional.interaction import interaction_by
 from mi_kernels.ops import activations
 from mi_kernels.ops.backend import suffixes
 from mi_kernels.ops.interaction import batched, cost_model, reference
-from mi_kernels.testing import checks, devices, mix_samples, norm_samples, samples
+from mi_kernels.testing import checks, devices, mix_samples, norm_samples, recurrent_samples, samples
 from mi_kernels.testing.batched_samples import BY_INDEX, PER_SAMPLE, Batched
 from mi_kernels.testing.biaffine_samples import ARC, LABEL
 from mi_kernels.testing.dual_samples import GLU, LOW_RANK, dual_samples
@@ -58,6 +58,8 @@ def suite(family: str, backend: str, capability: tuple[int, int] = (0, 0)) -> di
         found = dict(itertools.chain(_modulations(), _mixings()))
     elif family == "norm":
         found = dict(_normalizations())
+    elif family == "recurrent":
+        found = dict(_recurrences())
     else:
         found = dict(_gates(family))
     return found
@@ -198,6 +200,13 @@ def _normalizations() -> Iterator[tuple[str, Check]]:
         yield from _both(sample)
     for sample in (norm_samples.TOKENS, norm_samples.RMS, norm_samples.MAPS):
         yield f"second order {sample}", partial(checks.check_second_order, sample)
+        yield f"{sample}: the same bits twice", partial(_repeatable, sample)
+
+
+def _recurrences() -> Iterator[tuple[str, Check]]:
+    for sample in recurrent_samples.recurrences():
+        yield from _both(sample)
+    for sample in recurrent_samples.every_kind():
         yield f"{sample}: the same bits twice", partial(_repeatable, sample)
 
 

@@ -415,6 +415,10 @@ SAMPLES |= {
         "differentiable_mix",
         "norm_modulate",
         "differentiable_norm_modulate",
+        "recurrent",
+        "recurrent_grads",
+        "recurrent_tangents",
+        "differentiable_recurrent",
         "differentiable_third_order",
     )
 }

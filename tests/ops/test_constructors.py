@@ -27,6 +27,18 @@ MODULES = {
     mi.nn.AdaRMSNorm: {"features": 4, "context_features": 3},
     mi.nn.AdaGroupNorm: {"features": 4, "context_features": 3, "groups": 2},
     mi.nn.AdaLNZeroBlock: {"attn": nn.Identity(), "mlp": None, "features": 4, "context_features": 3},
+    mi.nn.MultiplicativeLSTM: {"input_size": 2, "hidden_size": 3},
+    mi.nn.MultiplicativeRNN: {"input_size": 2, "hidden_size": 3},
+    mi.nn.MultiplicativeIntegrationRNN: {"input_size": 2, "hidden_size": 3},
+    mi.nn.MultiplicativeIntegrationLSTM: {"input_size": 2, "hidden_size": 3},
+    mi.nn.MultiplicativeIntegrationGRU: {"input_size": 2, "hidden_size": 3},
+    mi.nn.SecondOrderRNN: {"input_size": 2, "hidden_size": 3},
+    mi.nn.MultiplicativeLSTMCell: {"input_size": 2, "hidden_size": 3},
+    mi.nn.MultiplicativeRNNCell: {"input_size": 2, "hidden_size": 3},
+    mi.nn.MultiplicativeIntegrationRNNCell: {"input_size": 2, "hidden_size": 3},
+    mi.nn.MultiplicativeIntegrationLSTMCell: {"input_size": 2, "hidden_size": 3},
+    mi.nn.MultiplicativeIntegrationGRUCell: {"input_size": 2, "hidden_size": 3},
+    mi.nn.SecondOrderRNNCell: {"input_size": 2, "hidden_size": 3},
 }
 
 
@@ -38,7 +50,7 @@ WRONG = {
     "sizes": [2.5, "3", "23", None, torch.tensor([2, 3]), [2, 3.5], [2, "3"]],
     "features": [2.5, "3", None, True, nn.Linear],
     "GatedMLP out_features": [2.5, "3", True, nn.Linear],
-    "GatedMLP dropout": ["no", None, [0.1], 1.5, -0.1],
+    "dropout": ["no", None, [0.1], 1.5, -0.1],
     "LowRankInteraction rank": [2.5, "3", None, True, (2, 3, 4), nn.Linear],
     "core": ["CP", None, 3, ["tucker"]],
     "blocks": [2.5, "3", None, True, 0, 2],
@@ -57,6 +69,11 @@ WRONG = {
         nn.Linear(2, 3, dtype=torch.cfloat),
     ],
     "rank": [2.5, "3", None, True, -1],
+    "optional size": [2.5, "3", True, -1, (2, 3), nn.Linear],  # None is the default
+    "size": [2.5, "3", None, True, -1, torch.tensor(2), nn.Linear],
+    "num_layers": [2.5, "3", None, True, 0, -1],
+    "proj_size": [2.5, "3", None, True, -1, 4],
+    "memory": [None, "little", True, ["low"]],
     "scale": ["1", None, torch.tensor(1.0), [1.0], True],
     "gain": ["1", None, torch.tensor(1.0), [1.0]],
     "ones": ["no", None, True, (True,), (True, "no"), (None, False), torch.ones(2, 2)],
@@ -79,9 +96,15 @@ def kind(module, name):
     if f"{module.__name__} {name}" in WRONG:
         return f"{module.__name__} {name}"
     flags = ("bias", "shift", "weight_z", "weight_x", "channels_first", "gate_first")
-    flags += ("affine", "gate", "scale_first", "silu", "zero_init")
-    if name in ("activation_x", "activation_z"):
+    flags += ("affine", "gate", "scale_first", "silu", "zero_init", "batch_first", "bidirectional")
+    if name in ("activation_x", "activation_z", "nonlinearity"):
         return "activation"
+    if name == "num_factors" or (
+        name == "rank" and module in (mi.nn.SecondOrderRNN, mi.nn.SecondOrderRNNCell)
+    ):
+        return "optional size"
+    if name in ("input_size", "hidden_size"):
+        return "size"
     return "flags" if name in flags else "features" if name.endswith("features") else name
 
 

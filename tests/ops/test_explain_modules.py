@@ -50,6 +50,18 @@ MODULES = {
         mi.nn.AdaGroupNorm(X, context_features=Z, groups=2),
         (ones(ROWS, X, 2, 2), ones(ROWS, Z)),
     ),
+    "MultiplicativeLSTM": (mi.nn.MultiplicativeLSTM(X, 5, num_factors=2, proj_size=3), (ones(7, ROWS, X),)),
+    "MultiplicativeRNN": (mi.nn.MultiplicativeRNN(X, 5, nonlinearity="relu"), (ones(7, ROWS, X),)),
+    "MultiplicativeIntegrationRNN": (mi.nn.MultiplicativeIntegrationRNN(X, 5), (ones(7, X),)),
+    "MultiplicativeIntegrationLSTM": (mi.nn.MultiplicativeIntegrationLSTM(X, 5), (ones(7, ROWS, X),)),
+    "MultiplicativeIntegrationGRU": (mi.nn.MultiplicativeIntegrationGRU(X, 5), (ones(7, ROWS, X),)),
+    "SecondOrderRNN": (mi.nn.SecondOrderRNN(X, 5), (ones(7, ROWS, X),)),
+    "MultiplicativeLSTMCell": (mi.nn.MultiplicativeLSTMCell(X, 5), (ones(ROWS, X),)),
+    "MultiplicativeRNNCell": (mi.nn.MultiplicativeRNNCell(X, 5), (ones(X),)),
+    "MultiplicativeIntegrationRNNCell": (mi.nn.MultiplicativeIntegrationRNNCell(X, 5), (ones(ROWS, X),)),
+    "MultiplicativeIntegrationLSTMCell": (mi.nn.MultiplicativeIntegrationLSTMCell(X, 5), (ones(ROWS, X),)),
+    "MultiplicativeIntegrationGRUCell": (mi.nn.MultiplicativeIntegrationGRUCell(X, 5), (ones(ROWS, X),)),
+    "SecondOrderRNNCell": (mi.nn.SecondOrderRNNCell(X, 5, rank=2), (ones(ROWS, X),)),
     "BoundLinear": (mi.nn.BoundLinear(ones(ROWS, 5, X), ones(ROWS, 5)), (ones(ROWS, X),)),
 }
 
@@ -62,6 +74,15 @@ def computed(spy):
 
 def parameters(layer, *names):
     return [getattr(layer, name) for name in names]
+
+
+def of_a_sequence(layer, x):
+    """The plan of the one call that a layer of a recurrent network, or its cell, makes."""
+    found = {name.removesuffix("_l0"): one for name, one in layer.named_parameters()}
+    bias = found.pop("bias_ih") + found.pop("bias_hh")
+    x = x.unsqueeze(0) if type(layer).__name__.endswith("Cell") else x
+    options = {"activation": layer.nonlinearity, **found}
+    return mi.explain(mi.multiplicative_rnn, layer.kind, x, None, bias=bias, **options)
 
 
 def expected(layer, *given):
@@ -102,6 +123,8 @@ def expected(layer, *given):
             x, z = given
             scale, shift = nn.functional.linear(z, layer.linear.weight)[..., None, None].chunk(2, 1)
             return mi.explain(mi.norm_modulate, x, scale, shift, norm="group", groups=2)
+        case _ if hasattr(layer, "kind"):
+            return of_a_sequence(layer, *given)
         case mi.nn.BoundLinear():
             return mi.explain(mi.apply_generated, *given, layer.weight, layer.bias)
 
@@ -176,6 +199,15 @@ def test_of_a_block_every_norm_and_residual_has_its_plan():
         mi.explain(mi.gated_residual_norm_modulate, x, h, gate, scale_mlp, shift_mlp, **eps),
         mi.explain(mi.gated_residual, h, h, gate_mlp),
     )
+
+
+def test_of_layers_and_directions_each_has_its_plan():
+    layer, x = mi.nn.MultiplicativeIntegrationGRU(X, 5, 2, bidirectional=True), ones(7, ROWS, X)
+    with Spy() as spy:
+        plan = mi.explain(layer, x, lengths=[7] * ROWS)
+    assert computed(spy) == []
+    assert plan.op == "MultiplicativeIntegrationGRU" and len(plan.calls) == 4
+    assert {one.op for one in plan.calls} == {"multiplicative_rnn"}
 
 
 def test_of_a_model_with_such_modules(fresh_compiler):

@@ -15,6 +15,7 @@ from mi_kernels.ops.library import DEFINED, twins
 
 WORLD = 2
 # PyTorch refuses to mix plain segment_ids with DTensors.
+RECURRENT = ("mlstm", "mi-gru", "second-order")  # replicated, whatever comes
 PLAIN_IDS = ("segments", "segments-generated", "low-rank-weights-segments")
 
 
@@ -42,7 +43,7 @@ def check_calls(mesh):
         tensors = call.arguments(torch.float64)
         where, _ = agrees(call, tensors, [Replicate()] * len(tensors), mesh)
         assert where == (Replicate(),), name
-        if name in ("pairs", "diagonal-shared", "shared", "third-order-shared"):
+        if name in ("pairs", "diagonal-shared", "shared", "third-order-shared", *RECURRENT):
             continue
         # Rows of x and of the contexts; of modulation what has them.
         rows = len(tensors[0])

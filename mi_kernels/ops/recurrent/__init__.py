@@ -1,0 +1,1 @@
+"""Multiplicative RNNs: schemas, derivative rules, plans, reference."""

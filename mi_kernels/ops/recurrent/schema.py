@@ -3,9 +3,9 @@
 What depends on x alone comes as products over all steps, gates_x = V x (+ b) [T, B, N] and factors_x. With P
 features of the state h, H units and N = H times the gates of the cell, a step is
 
-    factored      a = weight_mh h,  p = gates_x + weight_hm (factors_x a) + weight_hh h        factors_x [T, B, M]
+    factored      a = weight_mh h,  p = gates_x + weight_hm (factors_x a) + weight_hh h    factors_x [T, B, M]
     integrated    q = weight_hh h,  p = alpha gates_x q + beta_h q + beta_x gates_x + b
-    dense         p = gates_x + h^T weight factors_x + weight_hh h                             factors_x [T, B, X]
+    dense         p = gates_x + h^T weight factors_x + weight_hh h                         factors_x [T, B, X]
 
     plain  h = act(p)
     lstm   i, f, g, o = sigmoid(p_i), sigmoid(p_f), tanh(p_g), sigmoid(p_o),  c = f c + i g,  h = o tanh(c)
@@ -13,12 +13,12 @@ features of the state h, H units and N = H times the gates of the cell, a step i
 
 ``forms.KINDS`` has structure and cell of each kind; "second_order" with weight_hm is factored. alpha, beta_h,
 beta_x and b are the rows of ``integration`` [4, N]. With weight_hr of a lstm h is weight_hr (o tanh(c)).
-``lengths`` [B], int64 on the device of x, from 0 to T: a row makes the steps t < lengths[b], from the last one
-with ``reverse``; its state is that after its last step, and all results of its other steps are zero.
+``lengths`` [B], int64 on the device of x, from 0 to T: a row makes the steps t < lengths[b], from the last
+one with ``reverse``; its state is that after its last step, and all results of its other steps are zero.
 
 With ``keep`` the results have what the backward pass reads: the values of the gates (factored lstm), the
-products a or q, c in the accumulation dtype, o tanh(c) (with weight_hr). What is not kept, or not there, has no
-elements, as a result, and is None as an argument.
+products a or q, c in the accumulation dtype, o tanh(c) (with weight_hr). What is not kept, or not there, has
+no elements, as a result, and is None as an argument.
 
 ``recurrent_grads`` has the gradients of gates_x, factors_x (factored), the products a or q, h0, c0 and
 integration, and with weight_hr those of h after each step. Those of the weights, and of factors_x of a dense
@@ -102,6 +102,10 @@ def check_form(op: str, arguments: dict[str, Any]) -> None:
 def _check_lengths(op: str, lengths: Any, gates_x: Tensor) -> None:
     if lengths is None:
         return
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"{op}: lengths: expected a torch.Tensor, got {type(lengths).__name__}")
+    if lengths.layout is not torch.strided or lengths.is_nested:
+        raise TypeError(f"{op}: lengths: expected a dense (strided) tensor, got {lengths.layout}")
     if lengths.dtype != torch.int64:
         raise TypeError(f"{op}: lengths: expected torch.int64, got {lengths.dtype}")
     if lengths.device != gates_x.device:
@@ -229,19 +233,19 @@ def _tangents_fake(*arguments):
     )
 
 
-def _step_flops(gates_x, factors_x, weights):
-    weight_hh, weight_hm, weight_mh, weight, weight_hr = weights
-    return products(gates_x, weight_hh, weight_hm, weight_mh, weight, weight_hr)
+def _step_flops(gates_x, weights):
+    """The products with the state, of all steps."""
+    return products((gates_x[0] * gates_x[1], gates_x[2]), *weights[:5])
 
 
-def _flops(gates_x, factors_x, h0, c0, weight_hh, weight_hm, weight_mh, weight, weight_hr, *_, **__):
-    return _step_flops(gates_x, factors_x, (weight_hh, weight_hm, weight_mh, weight, weight_hr))
+def _flops(gates_x, factors_x, h0, c0, *weights, **__):
+    return _step_flops(gates_x, weights)
 
 
 def _grads_flops(
     grad, grad_h, grad_c, gates_x, factors_x, h0, c0, out, gates, products_, cells, *weights, **__
 ):
-    return _step_flops(gates_x, factors_x, weights[:5])
+    return _step_flops(gates_x, weights)
 
 
 def _tangents_flops(
@@ -262,7 +266,7 @@ def _tangents_flops(
     *weights,
     **__,
 ):
-    return _step_flops(gates_x, factors_x, weights[:5])
+    return _step_flops(gates_x, weights)
 
 
 _ARGUMENTS = (
@@ -303,8 +307,8 @@ define(
 )
 define(
     "recurrent_tangents",
-    f"(Tensor gates_t, Tensor? factors_t, Tensor? products_t, Tensor? out_t, Tensor h0_t, Tensor? c0_t, {_KEPT})"
-    " -> (Tensor, Tensor, Tensor)",
+    "(Tensor gates_t, Tensor? factors_t, Tensor? products_t, Tensor? out_t, Tensor h0_t, Tensor? c0_t,"
+    f" {_KEPT}) -> (Tensor, Tensor, Tensor)",
     portable.recurrent_tangents,
     _tangents_fake,
     {"gates_t": "TBN", "h0_t": "BP", "gates_x": "TBN", "h0": "BP", "out": "TBP", "factors_t": "TBM"}

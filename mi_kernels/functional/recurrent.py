@@ -1,0 +1,281 @@
+"""Multiplicative RNNs over sequences: products over all steps, backend, call."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mi_kernels import backends
+from mi_kernels.functional import _recurrent_arguments as arguments
+from mi_kernels.functional._arguments import autocast, expand_bias_to
+from mi_kernels.functional._recurrent_arguments import MemoryName, RecurrentName, Tensors
+from mi_kernels.ops.backend import get
+from mi_kernels.ops.interaction.linear import linear
+from mi_kernels.ops.interaction.segments import opaque
+from mi_kernels.ops.plan import Plan
+from mi_kernels.ops.recurrent import autograd as rules
+from mi_kernels.ops.recurrent import plan as plans
+from mi_kernels.ops.recurrent import reference
+from mi_kernels.ops.recurrent.forms import DENSE, INTEGRATED, KINDS, LSTM
+from mi_kernels.ops.rules import recorded, transformed
+
+__all__ = ["RecurrentName", "multiplicative_rnn"]
+
+State = Tensor | tuple[Tensor, Tensor]
+
+
+def multiplicative_rnn(
+    kind: RecurrentName,
+    x: Tensor,  # [T, B, X] or [T, X]
+    state: State | None,  # [B, P]; (h [B, P], c [B, H]) of a lstm
+    weight_ih: Tensor | None,  # [G H, X]
+    weight_hh: Tensor | None,  # [G H, P], or [G H, M] of mlstm and mrnn
+    bias: Tensor | None = None,  # [G H]
+    *,
+    weight_mx: Tensor | None = None,  # [M, X]
+    weight_mh: Tensor | None = None,  # [M, P]
+    weight_hm: Tensor | None = None,  # [H, M]
+    weight: Tensor | None = None,  # [H, H, X]
+    weight_hr: Tensor | None = None,  # [P, H]
+    alpha: Tensor | None = None,  # [G H]
+    beta_h: Tensor | None = None,  # [G H]
+    beta_x: Tensor | None = None,  # [G H]
+    lengths: Tensor | Sequence[int] | None = None,  # [B]
+    reverse: bool = False,
+    activation: str = "tanh",
+    memory: MemoryName = "fast",
+) -> tuple[Tensor, State]:
+    r"""A multiplicative RNN over a whole sequence, with all that does not depend on the state in one product.
+
+    With W = ``weight_ih``, U = ``weight_hh``, c = ``bias`` and the state h before step t, what the gates are
+    made of is
+
+    .. math::
+        p &= W x_t + U m + c, \quad m = (W_{mx} x_t) \cdot (W_{mh} h) && \text{mlstm, mrnn} \\
+        p &= \alpha (W x_t) (U h) + \beta_h (U h) + \beta_x (W x_t) + c && \text{mi\_...} \\
+        p_o &= \sum_{ij} h_i W'_{oij} x_{tj} + (U h)_o + (W x_t)_o + c_o && \text{second\_order}
+
+    and the cells are PyTorch's: ``mlstm`` and ``mi_lstm`` have the gates i, f, g, o of ``nn.LSTM``,
+    ``mi_gru`` the gates r, z, n and the state (1 - z) n + z h of ``nn.GRU``, where n has :math:`U_n (r h)` in
+    the place of :math:`U h` (``nn.GRU`` has :math:`r (U_n h)`); the others are h = act(p).
+
+    Args:
+        kind: ``"mlstm"``, ``"mrnn"``, ``"mi_rnn"``, ``"mi_lstm"``, ``"mi_gru"`` or ``"second_order"``. G, the
+            gates of the cell, is 4 for a lstm, 3 for the gru, else 1.
+        x: input of shape ``[T, B, X]``, or ``[T, X]`` for a single sequence; the state and the results then
+            have no dimension B.
+        state: h of shape ``[B, P]``; for a lstm the pair (h, c), c of shape ``[B, H]``. None: zeros. P is H
+            unless there is a ``weight_hr``.
+        weight_ih: W of shape ``[G H, X]``; optional for ``"second_order"``.
+        weight_hh: U of shape ``[G H, P]``, for ``"mlstm"`` and ``"mrnn"`` ``[G H, M]``; optional for
+            ``"second_order"``.
+        bias: c of shape ``[G H]``, optional; ``[1, G H]`` and scalars are accepted.
+        weight_mx: of shape ``[M, X]``, for ``"mlstm"`` and ``"mrnn"``.
+        weight_mh: of shape ``[M, P]``, likewise.
+        weight: W' of shape ``[H, H, X]``, for ``"second_order"``; or of low rank,
+            :math:`W'_{oij} = \sum_m W_{hm,om} W_{mh,mi} W_{mx,mj}`, as ``weight_hm``, ``weight_mh`` and
+            ``weight_mx``.
+        weight_hm: of shape ``[H, M]``, for that.
+        weight_hr: of shape ``[P, H]``, of a lstm: h is its product with o tanh(c), as ``proj_size`` of
+            ``nn.LSTM``.
+        alpha, beta_h, beta_x: of shape ``[G H]``, for ``"mi_..."``; None: 1, 0 and 0.
+        lengths: of the sequences, from 0 to T: int64 of shape ``[B]``, or a sequence of ints. The output is
+            zero behind a length, the returned state that after the last step (the given one, for length 0),
+            and what x holds there, also NaN, reaches nothing. Under tracers lengths out of range are taken as
+            0 or T.
+        reverse: from the last step of each row to the first.
+        activation: act, ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``, of the cells without gates.
+        memory: ``"fast"``: the backward pass reads what the forward pass kept, 4 H + M (mlstm) or 4 H
+            (mi_lstm) numbers and c a step. ``"low"``: it keeps the states of about :math:`\sqrt T` steps, and
+            makes the steps between two of them again; under transforms of torch.func and compilers as
+            ``"fast"``. Results are the same, but for c of 16 bits, which is rounded where a chunk of steps
+            ends.
+
+    Returns:
+        The output of shape ``[T, B, P]`` and the state after the last step, as the given one: h, or (h, c).
+
+    Dtypes are float64, float32, bfloat16 and float16, one for all arguments; autocast casts them as for
+    ``torch.mm``. Of 16 bits h is rounded in each step, c is float32 within a call. All tensors have one
+    device. Differentiable in all tensors, in reverse and in forward mode; derivatives of derivatives are
+    exact, by plain PyTorch code. The results do not depend on the number of threads.
+
+    Raises:
+        TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, a tensor
+            that the kind needs is missing, the state of a lstm is no pair, or lengths are no integers.
+        ValueError: the kind, the activation or ``memory`` is unknown, a tensor is given that the kind does
+            not have, a rank or size does not fit, or a length is out of range.
+
+    Source: Sutskever et al., "Generating Text with Recurrent Neural Networks", ICML 2011; Krause et al.,
+    "Multiplicative LSTM for sequence modelling", 2016; Wu et al., "On Multiplicative Integration with
+    Recurrent Neural Networks", NeurIPS 2016; Giles et al., "Learning and Extracting Finite State Automata
+    with Second-Order Recurrent Neural Networks", Neural Computation, 1992.
+
+    Example:
+        >>> x, weight_ih, weight_hh = torch.randn(7, 2, 5), torch.randn(4 * 3, 5), torch.randn(4 * 3, 3)
+        >>> output, (h, c) = mi.multiplicative_rnn("mi_lstm", x, None, weight_ih, weight_hh)
+    """
+    weights = weight_ih, weight_hh, bias, weight_mx, weight_mh, weight_hm, weight, weight_hr
+    vectors = alpha, beta_h, beta_x
+    rule = reverse, activation, memory
+    tensors, lengths = _prepared(kind, x, state, (*weights, *vectors), lengths, rule)
+    chosen = backends.choose(tensors.x, "recurrent")
+    if get(chosen).is_reference:
+        return _reference(kind, tensors, state, lengths, reverse, activation)
+    unbatched = tensors.x.dim() == 2
+    if unbatched:
+        h, c = (None if t is None else t.unsqueeze(0) for t in (tensors.h, tensors.c))
+        tensors = tensors._replace(x=tensors.x.unsqueeze(1), h=h, c=c)
+    lstm = KINDS[kind].cell == LSTM
+    out, h, c = _called(chosen, kind, tensors, lengths, bool(reverse), activation, memory)
+    if unbatched:
+        out, h, c = out.squeeze(1), h.squeeze(0), c.squeeze(0) if lstm else c
+    return out, (h, c) if lstm else h
+
+
+def _prepared(
+    kind: Any, x: Any, state: Any, weights: Sequence[Any], lengths: Any, rule: tuple[Any, Any, Any]
+) -> tuple[Tensors, Any]:
+    """The checked arguments, with a bias [G H] and lengths that are a tensor."""
+    reverse, activation, memory = rule
+    arguments.form_of(kind, activation)
+    h, c = arguments.states(kind, state)
+    tensors = Tensors(*autocast((x, *weights, h, c)))
+    lengths = arguments.as_lengths(lengths, x)
+    tensors = tensors._replace(bias=_bias(tensors))
+    arguments.check(kind, tensors, lengths, reverse, memory)
+    return tensors, lengths
+
+
+def _bias(tensors: Tensors) -> Any:
+    if tensors.bias is None:
+        return None
+    for weight in (tensors.weight, tensors.weight_hm, tensors.weight_ih):
+        if isinstance(weight, Tensor) and not weight.is_nested and weight.dim() > 0:
+            return expand_bias_to(weight.shape[0], tensors.bias)
+    return tensors.bias
+
+
+def _reference(
+    kind: str, tensors: Tensors, state: Any, lengths: Any, reverse: bool, activation: str
+) -> tuple[Tensor, Any]:
+    given = tensors._asdict()
+    h, c = given.pop("h"), given.pop("c")
+    if state is not None:
+        state = (h, c) if KINDS[kind].cell == LSTM else h
+    own = {"lengths": lengths, "reverse": reverse, "activation": activation}
+    return reference.multiplicative_rnn(kind, state=state, **given, **own)
+
+
+def _called(
+    backend: str, kind: str, tensors: Tensors, lengths: Any, reverse: bool, activation: str, memory: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out, h_n and c_n of checked arguments, as the operations of a backend."""
+    form, x = KINDS[kind], tensors.x
+    steps, rows, width = x.shape
+    units = arguments.units_of(kind, tensors)
+    if lengths is not None:
+        if opaque(lengths):
+            lengths = lengths.clamp(0, steps)
+        padding = torch.arange(steps, device=x.device)[:, None] >= lengths
+        x = x.masked_fill(padding[:, :, None], 0)
+    flat = x.reshape(steps * rows, width)
+
+    def product(weight: Tensor, bias: Any) -> Tensor:
+        return linear(backend, flat, weight, bias).view(steps, rows, weight.shape[0])
+
+    integrated = form.structure == INTEGRATED
+    if tensors.weight_ih is not None:
+        gates_x = product(tensors.weight_ih, None if integrated else tensors.bias)
+    elif tensors.bias is not None:
+        gates_x = tensors.bias.expand(steps, rows, units)
+    else:
+        gates_x = x.new_zeros(()).expand(steps, rows, units)
+    factors_x = None if tensors.weight_mx is None else product(tensors.weight_mx, None)
+    if form.structure == DENSE and factors_x is None:
+        factors_x = x
+    features = units if tensors.weight_hr is None else tensors.weight_hr.shape[0]
+    h = x.new_zeros(rows, features) if tensors.h is None else tensors.h
+    c = tensors.c
+    if c is None and form.cell == LSTM:
+        c = x.new_zeros(rows, units)
+    hh, hm = tensors.weight_hh, tensors.weight_hm
+    if form.structure != DENSE and not integrated:
+        hh, hm = None, tensors.weight_hh
+    integration = _integration(tensors, gates_x) if integrated else None
+    weights = hh, hm, tensors.weight_mh, tensors.weight, tensors.weight_hr, integration
+    run = _in_chunks if memory == "low" and _is_saving((x, h, c, *tensors)) else rules.recurrent
+    return run(backend, kind, activation, reverse, gates_x, factors_x, h, c, *weights, lengths)
+
+
+def _integration(tensors: Tensors, like: Tensor) -> Tensor:
+    """alpha, beta_h, beta_x and the bias as the rows of one tensor."""
+    rows = []
+    for vector, value in (
+        (tensors.alpha, 1.0),
+        (tensors.beta_h, 0.0),
+        (tensors.beta_x, 0.0),
+        (tensors.bias, 0.0),
+    ):
+        rows.append(like.new_full((like.shape[2],), value) if vector is None else vector)
+    return torch.stack(rows)
+
+
+def _is_saving(tensors: Sequence[Any]) -> bool:
+    """Whether a call saves tensors for a backward pass, and hooks on these are possible."""
+    return recorded(tensors) and not (
+        transformed() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    )
+
+
+def _in_chunks(
+    backend: str,
+    kind: str,
+    activation: str,
+    reverse: bool,
+    gates_x: Tensor,
+    factors_x: Any,
+    h: Tensor,
+    c: Any,
+    *weights: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`rules.recurrent` of about sqrt(T) steps at a time, whose backward passes make these steps again."""
+    steps, lengths = gates_x.shape[0], weights[-1]
+    size = max(math.isqrt(steps), 1)
+    starts = range(0, steps, size)
+    parts: list[Tensor] = []
+    empty = c
+    for start in reversed(starts) if reverse else starts:
+        there = slice(start, start + size)
+        own = None if lengths is None else (lengths - start).clamp(0, min(size, steps - start))
+        inputs = gates_x[there], None if factors_x is None else factors_x[there], h, c, *weights[:-1], own
+        setting = backend, kind, activation, reverse
+        out, h, empty = checkpoint(
+            rules.recurrent, *setting, *inputs, use_reentrant=False, preserve_rng_state=False
+        )
+        c = None if c is None else empty
+        parts.append(out)
+    if not parts:
+        return rules.recurrent(backend, kind, activation, reverse, gates_x, factors_x, h, c, *weights)
+    return torch.cat(parts[::-1] if reverse else parts), h, empty
+
+
+def _plan(kind: Any, x: Any, state: Any, lengths: Any, reverse: Any, **others: Any) -> Plan:
+    rule = reverse, others.pop("activation"), others.pop("memory")
+    tensors, lengths = _prepared(
+        kind, x, state, [others[name] for name in Tensors._fields[1:-2]], lengths, rule
+    )
+    backend = backends.choose(tensors.x, "recurrent")
+    rows = tensors.x.shape[1] if tensors.x.dim() == 3 else 1
+    features = arguments.units_of(kind, tensors) if tensors.weight_hr is None else tensors.weight_hr.shape[0]
+    of_x = tensors.weight_ih, tensors.weight_mx
+    of_state = tensors.weight_hh, tensors.weight_mh, tensors.weight_hm, tensors.weight, tensors.weight_hr
+    return plans.plan(backend, tensors.x.shape[0], rows, of_x, of_state, tensors, features, rule[2])
+
+
+# For `explain`: by name, the function and its planner, which takes the bound arguments as keywords.
+PLANNED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {
+    "multiplicative_rnn": (multiplicative_rnn, _plan)
+}
