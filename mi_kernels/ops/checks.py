@@ -228,11 +228,6 @@ class Operands:
             self._grouped.append((position, needed, (0, *numbers)))
             self._like.append((position, needed, axis == LIKE))
 
-    @property
-    def first(self) -> int:
-        """The position of the first tensor."""
-        return self._plain[0][0]
-
     def fit(self, arguments: Sequence[Any], dtypes: frozenset[torch.dtype]) -> bool:
         """Whether `check` would pass: the fast path of each call, for sizes that are not symbolic."""
         first = arguments[self.first]
