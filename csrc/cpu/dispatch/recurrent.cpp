@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "common/allocate.h"
@@ -35,22 +36,34 @@ RecurrentMatrix matrix_of(const MulTraits& mul, int64_t units, int64_t gates, in
   return m;
 }
 
+// Rows of a single step up to which reading a matrix as it is costs less than packing it.
+constexpr int64_t kRowsInPlace = 16;
+
 // The matrices of the steps, or transposed those of the backward pass.
-void set_matrices(RecurrentPlan& plan, const RecurrentCall& c, const MulTraits& mul, bool backward) {
+void set_matrices(RecurrentPlan& plan, const RecurrentCall& c, DType dtype, const MulTraits& mul, bool backward) {
   const bool gru = c.cell == RecurrentCell::gru;
-  const int64_t features = c.gates() * c.units;
-  const auto add = [&](RecurrentProduct product, bool present, int64_t units, int64_t gates, int64_t depth,
-                       int64_t outer = 1) {
-    if (!present) return;
-    plan.matrix[product] = backward ? matrix_of(mul, depth, 1, units * gates, outer)
-                                    : matrix_of(mul, units, gates, depth, outer);
+  const int64_t features = c.gates() * c.units, bytes = storage_bytes(dtype);
+  const bool may_stay = c.steps == 1 && c.rows <= kRowsInPlace && mul.word_bytes == bytes * mul.pair;
+  // Rows of `weight`, from `first` on, are the units of the gates, or the elements along the depth if it is transposed.
+  const auto add = [&](RecurrentProduct product, const TensorRef& weight, int64_t units, int64_t gates, int64_t depth,
+                       int64_t first = 0, int64_t outer = 1) {
+    if (!weight.data) return;
+    RecurrentMatrix& m = plan.matrix[product];
+    m = backward ? matrix_of(mul, depth, 1, units * gates, outer) : matrix_of(mul, units, gates, depth, outer);
+    m.weight = weight;
+    m.weight.data = static_cast<const char*>(weight.data) + first * weight.row * bytes;
+    if (backward) std::swap(m.weight.row, m.weight.col);
+    const bool scaled = product == kOfReset && !gru;
+    m.in_place = may_stay && m.weight.col == 1 && !scaled && m.depth > 0;
+    if (m.in_place) m.bytes = 0;
   };
-  add(kOfState, c.weight_hh.data, c.units, gru ? 2 : c.gates(), c.state);
-  add(kOfReset, gru, c.units, 1, c.units);
-  add(kOfReset, c.dense(), c.units, 1, c.state, c.factors);
-  add(kFactors, c.factored(), c.factors, 1, c.state);
-  add(kOfFactors, c.factored(), c.units, c.gates(), c.factors);
-  add(kOfHidden, c.weight_hr.data, c.state, 1, c.units);
+  add(kOfState, c.weight_hh, c.units, gru ? 2 : c.gates(), c.state);
+  if (gru) add(kOfReset, c.weight_hh, c.units, 1, c.units, 2 * c.units);
+  const WeightRef& w = c.weight;
+  add(kOfReset, {w.data, w.width, w.out, w.context}, c.units, 1, c.state, 0, c.factors);
+  add(kFactors, c.weight_mh, c.factors, 1, c.state);
+  add(kOfFactors, c.weight_hm, c.units, c.gates(), c.factors);
+  add(kOfHidden, c.weight_hr, c.state, 1, c.units);
   const int64_t widths[kRecurrentOperands] = {backward ? features : c.state, backward ? features : c.state,
                                               gru ? c.units : c.factors, backward ? c.state : c.units};
   const int64_t element = mul.word_bytes / mul.pair;
@@ -59,9 +72,9 @@ void set_matrices(RecurrentPlan& plan, const RecurrentCall& c, const MulTraits& 
     plan.stride[o] = (scratch_bytes(widths[o] * element) + kScratchAlign) / element;
 }
 
-RecurrentPlan plan_recurrent(const RecurrentCall& c, const MulTraits& mul, bool backward) {
+RecurrentPlan plan_recurrent(const RecurrentCall& c, DType dtype, const MulTraits& mul, bool backward) {
   RecurrentPlan plan{};
-  set_matrices(plan, c, mul, backward);
+  set_matrices(plan, c, dtype, mul, backward);
   plan.chains = ceil_div(c.rows, kChainRows);
   plan.chain_rows = round_up(ceil_div(c.rows, plan.chains), kTileRows);
   plan.chains = ceil_div(c.rows, plan.chain_rows);
@@ -147,7 +160,7 @@ void set_operands(RecurrentCall& call, const RecurrentArguments& a, Contiguous& 
 template <class Call>
 void run(void (*kernel)(DType, const Call&, const RecurrentPlan&, const Executor&), DType dtype, const Call& call,
          const Tensor& like, bool backward) {
-  const RecurrentPlan plan = plan_recurrent(call, selected_kernels().mul_traits(dtype), backward);
+  const RecurrentPlan plan = plan_recurrent(call, dtype, selected_kernels().mul_traits(dtype), backward);
   const int64_t bytes = plan.shared_bytes + plan.chains * plan.chain_bytes;
   WorkspaceSize size(plan.chains * plan.members, plan.operations * plan.chains * call.steps, plan.worker_bytes, bytes);
   const Workspace workspace(like, size);

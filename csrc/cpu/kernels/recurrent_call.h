@@ -12,11 +12,14 @@ enum class RecurrentStructure : int { factored, integrated, dense };
 enum class RecurrentCell : int { plain, lstm, gru };
 
 // A matrix as the steps read it: for each panel of vectors of units, for each gate, for each of `outer` matrices that
-// a feature of x multiplies, [words][vectors of the panel].
+// a feature of x multiplies, [words][vectors of the panel]. A single step reads one that is contiguous along the depth
+// as it is: packing it would take longer than the product.
 struct RecurrentMatrix {
   int64_t units = 0, gates = 1, depth = 0, outer = 1;
   int64_t words = 0, vectors = 0;  // along the depth, at least one; of units
   int64_t offset = 0, bytes = 0;   // in the shared memory
+  TensorRef weight = {};           // its units, of all gates, are `row` apart, and elements along the depth `col`
+  bool in_place = false;
 };
 
 // Matrices of a call by what they multiply: h or the gradients of p for the first product of a step, m = factors_x a or

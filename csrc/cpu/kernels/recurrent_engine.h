@@ -95,13 +95,11 @@ struct RecurrentEngine {
       }
     });
   }
-  // Rows of a weight are the units of all gates, or the elements along K if it is transposed.
-  void pack_matrix(const RecurrentMatrix& m, const TensorRef& weight, bool transposed, int64_t first_row = 0) const {
-    const S* data = static_cast<const S*>(weight.data) + first_row * weight.row;
-    if (transposed)
-      pack_matrix(m, View<S>{data, weight.col, weight.row}, 0);
-    else
-      pack_matrix(m, View<S>{data, weight.row, weight.col}, 0);
+  void pack_weights() const {
+    for (const RecurrentMatrix& m : plan.matrix) {
+      const auto* data = static_cast<const S*>(m.weight.data);
+      if (!m.in_place && data) pack_matrix(m, View<S>{data, m.weight.row, m.weight.col}, m.weight.group);
+    }
   }
 
   // The features of x by which the matrices of a dense form are multiplied; absent if x is null.
@@ -163,6 +161,52 @@ struct RecurrentEngine {
       row_tile<1, N, kScaled>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
   }
 
+  // The sums of R rows and 4 units of a matrix that is contiguous along the depth.
+  template <int R>
+  static MI_INLINE void dot_tile(const Elem* a, int64_t stride, const Elem* b, int64_t unit_stride, int64_t valid,
+                                 int64_t depth, Acc* out, int64_t out_stride, bool add) {
+    constexpr int64_t step = L * Mul::pair;
+    const Elem* unit[4];
+    for (int64_t u = 0; u < 4; ++u) unit[u] = b + min(u, valid - 1) * unit_stride;
+    V acc[R][4];
+    unroll<R>([&](auto r) { unroll<4>([&](auto u) { acc[r][u] = V{}; }); });
+    const auto multiply_add = [&](int64_t k, auto&& words_of) {
+      Vec<Word> left[R];
+      unroll<R>([&](auto r) { left[r] = load<Vec<Word>>(a + r * stride + k); });
+      unroll<4>([&](auto u) {
+        const Vec<Word> right = words_of(unit[u] + k);
+        unroll<R>([&](auto r) { Mul::fma(acc[r][u], left[r], right); });
+      });
+    };
+    int64_t k = 0;
+    for (; k + step <= depth; k += step) multiply_add(k, [](const Elem* p) { return load<Vec<Word>>(p); });
+    if (k < depth)
+      multiply_add(k, [&](const Elem* p) {
+        Elem rest[step] = {};
+        __builtin_memcpy(rest, p, size_t(depth - k) * sizeof(Elem));
+        return load<Vec<Word>>(rest);
+      });
+    for (int r = 0; r < R; ++r)
+      for (int64_t u = 0; u < valid; ++u) {
+        Acc& sum = out[r * out_stride + u];
+        sum = (add ? sum : Acc{}) + sum_lanes(acc[r][u]);
+      }
+  }
+
+  static void dot_product(const Elem* a, int64_t stride, int64_t rows, const Elem* b, int64_t unit_stride, int64_t units,
+                          int64_t lanes, int64_t depth, Acc* out, bool add) {
+    for (int64_t u = 0; u < units; u += 4, b += 4 * unit_stride) {
+      const int64_t valid = min(units - u, 4);
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4)
+        dot_tile<4>(a + r * stride, stride, b, unit_stride, valid, depth, out + r * lanes + u, lanes, add);
+      for (; r < rows; ++r)
+        dot_tile<1>(a + r * stride, stride, b, unit_stride, valid, depth, out + r * lanes + u, lanes, add);
+    }
+    for (int64_t r = 0; r < rows && !add; ++r)  // lanes behind the last unit
+      clear(out + r * lanes + max(units, 0), lanes - max(units, 0));
+  }
+
   // sums[gate][rows][vectors of the panel] = or += the product of rows of the operand.
   void product(const RecurrentMatrix& m, const Panel& p, const Elem* a, int64_t stride, int64_t rows, const Scale& scale,
                Acc* sums, int64_t gate_stride, bool add) const {
@@ -171,8 +215,15 @@ struct RecurrentEngine {
       return;
     }
     for (int64_t g = 0; g < m.gates; ++g) {
-      const Word* b = panel_words(m, p, g);
       Acc* out = sums + g * gate_stride;
+      if constexpr (kSameElement<Mul, S>)
+        if (m.in_place) {
+          const int64_t lane = p.first * L, lanes = p.vectors * L;
+          const auto* b = static_cast<const Elem*>(m.weight.data) + (g * m.units + lane) * m.weight.row;
+          dot_product(a, stride, rows, b, m.weight.row, min(m.units - lane, lanes), lanes, m.depth, out, add);
+          continue;
+        }
+      const Word* b = panel_words(m, p, g);
       unroll<kMaxPanelVectors>([&](auto n) {
         constexpr int N = n + 1;
         if (p.vectors != N) return;

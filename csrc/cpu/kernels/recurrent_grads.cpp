@@ -26,7 +26,7 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
       : Base{c, p, e}, grads(c), plan(p) {}
 
   void run() const {
-    pack();
+    this->pack_weights();
     this->run_chains(
         [&](const Chain& c) {
           if (grads.grad_c) this->load_cell(c, grads.grad_c, c.cell);
@@ -55,23 +55,6 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
   int64_t time_of(int64_t s) const {
     if (s < 0 || s >= grads.steps) return -1;
     return grads.reverse ? s : grads.steps - 1 - s;
-  }
-
-  void pack() const {
-    const RecurrentMatrix* matrix = plan.matrix;
-    const auto pack = [&](RecurrentProduct product, const TensorRef& weight) {
-      if (weight.data) this->pack_matrix(matrix[product], weight, true);
-    };
-    pack(kOfState, grads.weight_hh);
-    pack(kFactors, grads.weight_mh);
-    pack(kOfFactors, grads.weight_hm);
-    pack(kOfHidden, grads.weight_hr);
-    if (grads.cell == RecurrentCell::gru)
-      this->pack_matrix(matrix[kOfReset], grads.weight_hh, true, 2 * grads.units);
-    if (grads.dense()) {
-      const WeightRef& w = grads.weight;
-      this->pack_matrix(matrix[kOfReset], View<S>{static_cast<const S*>(w.data), w.context, w.out}, w.width);
-    }
   }
 
   static RecurrentOperand gates_operand(int64_t copy) { return copy ? kNextStateOperand : kStateOperand; }

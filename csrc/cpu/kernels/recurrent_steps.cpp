@@ -24,7 +24,7 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
       : Base{c, p, e}, steps(c), plan(p) {}
 
   void run() const {
-    pack();
+    this->pack_weights();
     const void *h0 = steps.tangents ? steps.h0_t : steps.h0, *c0 = steps.tangents ? steps.c0_t : steps.c0;
     this->run_chains(
         [&](const Chain& c) {
@@ -45,23 +45,6 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
   struct Step {
     int64_t t, rows, next, copy;
   };
-
-  void pack() const {
-    const RecurrentMatrix* matrix = plan.matrix;
-    const auto pack = [&](RecurrentProduct product, const TensorRef& weight) {
-      if (weight.data) this->pack_matrix(matrix[product], weight, false);
-    };
-    pack(kOfState, steps.weight_hh);
-    pack(kFactors, steps.weight_mh);
-    pack(kOfFactors, steps.weight_hm);
-    pack(kOfHidden, steps.weight_hr);
-    if (steps.cell == RecurrentCell::gru)
-      this->pack_matrix(matrix[kOfReset], steps.weight_hh, false, 2 * steps.units);
-    if (steps.dense()) {
-      const WeightRef& w = steps.weight;
-      this->pack_matrix(matrix[kOfReset], View<S>{static_cast<const S*>(w.data), w.out, w.context}, w.width);
-    }
-  }
 
   // What is multiplied in step s.
   typename Base::Source source(const Chain& c, const Step& s, RecurrentProduct product) const {
