@@ -189,8 +189,8 @@ Seven recurrent(const Tensor& gates_x, const Optional& factors_x, const Tensor& 
                 const Optional& weight_hr, const Optional& integration, const Optional& lengths, std::string kind,
                 std::string activation, bool reverse, bool keep) {
   constexpr const char* op = "recurrent";
-  const RecurrentArguments a{gates_x, factors_x, h0,        c0,          weight_hh, weight_hm,
-                             weight_mh, weight,  weight_hr, integration, lengths};
+  const RecurrentArguments a{gates_x,   factors_x, h0,        c0,          weight_hh, weight_hm,
+                             weight_mh, weight,    weight_hr, integration, lengths};
   RecurrentStepsCall call{};
   const DType dtype = check_recurrent(op, a, kind, activation, reverse, call);
   const int64_t steps = call.steps, rows = call.rows, units = call.units;
@@ -200,8 +200,7 @@ Seven recurrent(const Tensor& gates_x, const Optional& factors_x, const Tensor& 
   };
   Tensor out = result(true, call.state);
   Tensor gates = result(keep && lstm && call.factored(), 4 * units);
-  Tensor products =
-      result(keep && !call.dense(), call.factored() ? call.factors : call.gates() * units);
+  Tensor products = result(keep && !call.dense(), call.factored() ? call.factors : call.gates() * units);
   Tensor hidden = result(keep && weight_hr.has_value(), units);
   Tensor cells = allocate_wide(gates_x, keep && lstm, {steps, rows, units});
   if (zero && cells.numel() > 0) torch::stable::zero_(cells);
@@ -231,8 +230,8 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_tangents(
     const Optional& weight_hr, const Optional& integration, const Optional& lengths, std::string kind,
     std::string activation, bool reverse) {
   constexpr const char* op = "recurrent_tangents";
-  const RecurrentArguments a{gates_x, factors_x, h0,        c0,          weight_hh, weight_hm,
-                             weight_mh, weight,  weight_hr, integration, lengths};
+  const RecurrentArguments a{gates_x,   factors_x, h0,        c0,          weight_hh, weight_hm,
+                             weight_mh, weight,    weight_hr, integration, lengths};
   RecurrentStepsCall call{};
   const DType dtype = check_recurrent(op, a, kind, activation, reverse, call);
   check_kept(op, call, gates_x, out, gates, products, cells);
@@ -270,8 +269,8 @@ Seven recurrent_grads(const Optional& grad, const Optional& grad_h, const Option
                       const Optional& weight_hr, const Optional& integration, const Optional& lengths, std::string kind,
                       std::string activation, bool reverse) {
   constexpr const char* op = "recurrent_grads";
-  const RecurrentArguments a{gates_x, factors_x, h0,        c0,          weight_hh, weight_hm,
-                             weight_mh, weight,  weight_hr, integration, lengths};
+  const RecurrentArguments a{gates_x,   factors_x, h0,        c0,          weight_hh, weight_hm,
+                             weight_mh, weight,    weight_hr, integration, lengths};
   RecurrentGradsCall call{};
   const DType dtype = check_recurrent(op, a, kind, activation, reverse, call);
   check_kept(op, call, gates_x, out, gates, products, cells);

@@ -45,8 +45,10 @@ inline void set_kind(const char* op, const std::string& kind, bool factors, Recu
   STD_TORCH_CHECK(false, op, ": kind: unknown: '", kind, "'");
 }
 
-inline void check_presence(const char* op, const char* name, const Optional& t, bool expected, const std::string& kind) {
-  STD_TORCH_CHECK(t.has_value() == expected, op, ": ", name, ": expected ", expected ? "a tensor" : "None", " for ", kind);
+inline void check_presence(const char* op, const char* name, const Optional& t, bool expected,
+                           const std::string& kind) {
+  STD_TORCH_CHECK(t.has_value() == expected, op, ": ", name, ": expected ", expected ? "a tensor" : "None", " for ",
+                  kind);
 }
 
 // Checks the arguments of all passes, and sets the form and the sizes of the call.
@@ -60,8 +62,8 @@ inline DType check_recurrent(const char* op, const RecurrentArguments& a, const 
   call.activation = activation_of(activation, op, false);
   const bool plain = call.cell == RecurrentCell::plain, lstm = call.cell == RecurrentCell::lstm;
   const bool known = call.activation == Activation::tanh || (plain && call.activation <= Activation::relu);
-  STD_TORCH_CHECK(known, op, ": activation: expected ", plain ? "tanh, relu, sigmoid or identity" : "tanh", " for ", kind,
-                  ", got '", activation, "'");
+  STD_TORCH_CHECK(known, op, ": activation: expected ", plain ? "tanh, relu, sigmoid or identity" : "tanh", " for ",
+                  kind, ", got '", activation, "'");
   call.reverse = reverse;
   call.steps = a.gates_x.size(0);
   call.rows = a.gates_x.size(1);

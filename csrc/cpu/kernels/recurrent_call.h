@@ -36,7 +36,7 @@ struct RecurrentPlan {
   int64_t chain_rows, chains, members, operations;  // operations of one step of a chain
   RecurrentMatrix matrix[kRecurrentProducts];
   int64_t stride[kRecurrentOperands], operand_offset[kRecurrentOperands];  // in the memory of a chain
-  int64_t unit_stride, cell_offset, extra_offset;                         // [rows][unit_stride] of accumulators
+  int64_t unit_stride, cell_offset, extra_offset;                          // [rows][unit_stride] of accumulators
   int64_t sums_offset, team_offset;
   int64_t shared_bytes, chain_bytes, worker_bytes;
 };

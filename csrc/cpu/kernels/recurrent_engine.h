@@ -53,15 +53,15 @@ struct RecurrentEngine {
   using Acc = typename Mul::Acc;
   using V = Vec<Acc>;
   static constexpr int L = Simd<Acc>::lanes;
-  static constexpr int64_t kSumWords = 64;  // of one summation block
+  // Words of one summation block. PyTorch computes narrow products as dot products, whose sums are more exact.
+  template <int N>
+  static constexpr int64_t kSumWords = N == 1 ? 16 : 64;
 
   const RecurrentCall& call;
   const RecurrentPlan& plan;
   const Executor& executor;
 
-  char* chain_memory(int64_t chain) const {
-    return executor.partials + plan.shared_bytes + chain * plan.chain_bytes;
-  }
+  char* chain_memory(int64_t chain) const { return executor.partials + plan.shared_bytes + chain * plan.chain_bytes; }
   Word* words(const RecurrentMatrix& m) const { return reinterpret_cast<Word*>(executor.partials + m.offset); }
 
   struct Panel {
@@ -115,8 +115,8 @@ struct RecurrentEngine {
 
   // out[r][vectors], of R rows of the operand and a panel.
   template <int R, int N, bool kScaled>
-  static MI_INLINE void row_tile(const Elem* a, int64_t stride, const Word* b, int64_t words, int64_t block, int64_t outer,
-                                 const Scale& scale, int64_t r0, Acc* out, bool add) {
+  static MI_INLINE void row_tile(const Elem* a, int64_t stride, const Word* b, int64_t words, int64_t block,
+                                 int64_t outer, const Scale& scale, int64_t r0, Acc* out, bool add) {
     for (int64_t j = 0; j < outer; ++j, b += words * N * L) {
       V factor[R] = {};
       if constexpr (kScaled) unroll<R>([&](auto r) { factor[r] += scale(r0 + r, j); });
@@ -148,7 +148,7 @@ struct RecurrentEngine {
   static __attribute__((noinline)) void panel_product(const Elem* a, int64_t stride, int64_t rows, const Word* b,
                                                       int64_t words, int64_t outer, const Scale& scale, Acc* out,
                                                       bool add) {
-    const int64_t block = ceil_div(words, max((words + kSumWords / 2) / kSumWords, 1));
+    const int64_t block = ceil_div(words, max((words + kSumWords<N> / 2) / kSumWords<N>, 1));
     int64_t r = 0;
     for (; r + kTileM <= rows; r += kTileM)
       row_tile<kTileM, N, kScaled>(a + r * stride, stride, b, words, block, outer, scale, r, out + r * N * L, add);
@@ -193,8 +193,8 @@ struct RecurrentEngine {
       }
   }
 
-  static void dot_product(const Elem* a, int64_t stride, int64_t rows, const Elem* b, int64_t unit_stride, int64_t units,
-                          int64_t lanes, int64_t depth, Acc* out, bool add) {
+  static void dot_product(const Elem* a, int64_t stride, int64_t rows, const Elem* b, int64_t unit_stride,
+                          int64_t units, int64_t lanes, int64_t depth, Acc* out, bool add) {
     for (int64_t u = 0; u < units; u += 4, b += 4 * unit_stride) {
       const int64_t valid = min(units - u, 4);
       int64_t r = 0;
@@ -208,8 +208,8 @@ struct RecurrentEngine {
   }
 
   // sums[gate][rows][vectors of the panel] = or += the product of rows of the operand.
-  void product(const RecurrentMatrix& m, const Panel& p, const Elem* a, int64_t stride, int64_t rows, const Scale& scale,
-               Acc* sums, int64_t gate_stride, bool add) const {
+  void product(const RecurrentMatrix& m, const Panel& p, const Elem* a, int64_t stride, int64_t rows,
+               const Scale& scale, Acc* sums, int64_t gate_stride, bool add) const {
     if (m.outer == 0) {
       for (int64_t g = 0; g < m.gates && !add; ++g) clear(sums + g * gate_stride, rows * p.vectors * L);
       return;
@@ -316,7 +316,8 @@ struct RecurrentEngine {
     char* memory = chain_memory(chain);
     Chain c{chain * plan.chain_rows, 0, &call, {}, nullptr, nullptr, nullptr, {}};
     c.rows = min(plan.chain_rows, call.rows - c.row0);
-    for (int o = 0; o < kRecurrentOperands; ++o) c.operand[o] = reinterpret_cast<Elem*>(memory + plan.operand_offset[o]);
+    for (int o = 0; o < kRecurrentOperands; ++o)
+      c.operand[o] = reinterpret_cast<Elem*>(memory + plan.operand_offset[o]);
     c.cell = reinterpret_cast<Acc*>(memory + plan.cell_offset);
     c.extra = reinterpret_cast<Acc*>(memory + plan.extra_offset);
     c.sums = reinterpret_cast<double*>(memory + plan.sums_offset);
@@ -325,7 +326,8 @@ struct RecurrentEngine {
     return c;
   }
   Scale scale_of(const Chain& c, int64_t t, int64_t r0) const {
-    return {static_cast<const S*>(call.factors_x) + t * call.rows * call.factors, call.row_of, c.row0 + r0, call.factors};
+    return {static_cast<const S*>(call.factors_x) + t * call.rows * call.factors, call.row_of, c.row0 + r0,
+            call.factors};
   }
 
   // A product: its matrix and its left operand; that of a dense form has the features of x of a step as well.
@@ -338,7 +340,8 @@ struct RecurrentEngine {
   // Products with the units of the first one's matrix, for the first `product_rows` rows, and then epilogue(panel,
   // first row, end) for the first `rows`. `sums` has the sums of plan.chain_rows rows.
   template <int N, class Epilogue>
-  void stage(Chain& c, int64_t product_rows, int64_t rows, Acc* sums, const Source (&sources)[N], const Epilogue& epilogue) const {
+  void stage(Chain& c, int64_t product_rows, int64_t rows, Acc* sums, const Source (&sources)[N],
+             const Epilogue& epilogue) const {
     const RecurrentMatrix& units = *sources[0].matrix;
     c.team.run(panels(units), [&](int64_t item) {
       const Panel p = panel_of(units, item);

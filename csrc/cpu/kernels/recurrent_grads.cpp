@@ -8,16 +8,16 @@ namespace {
 template <class Mul, class S>
 struct RecurrentGrads : RecurrentEngine<Mul, S> {
   using Base = RecurrentEngine<Mul, S>;
+  using Base::L, Base::load_units, Base::load_wide, Base::rounded, Base::sigmoid, Base::store_operand,
+      Base::store_units;
   using typename Base::Acc;
   using typename Base::Chain;
-  using typename Base::Elem;
   using typename Base::Coefficients;
+  using typename Base::Elem;
   using typename Base::Integration;
   using typename Base::Panel;
   using typename Base::Source;
   using typename Base::V;
-  using Base::L, Base::load_units, Base::load_wide, Base::rounded, Base::sigmoid, Base::store_operand,
-      Base::store_units;
 
   const RecurrentGradsCall& grads;
   const RecurrentPlan& plan;
@@ -260,8 +260,7 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
 
 }  // namespace
 
-void recurrent_grads(DType dtype, const RecurrentGradsCall& call, const RecurrentPlan& plan,
-                     const Executor& executor) {
+void recurrent_grads(DType dtype, const RecurrentGradsCall& call, const RecurrentPlan& plan, const Executor& executor) {
   run_family<RecurrentGrads>(dtype, call, plan, executor);
 }
 

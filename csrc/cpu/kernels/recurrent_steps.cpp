@@ -7,15 +7,15 @@ namespace {
 template <class Mul, class S>
 struct RecurrentSteps : RecurrentEngine<Mul, S> {
   using Base = RecurrentEngine<Mul, S>;
+  using Base::L, Base::load_units, Base::load_wide, Base::rounded, Base::sigmoid, Base::store_operand,
+      Base::store_units, Base::store_wide;
   using typename Base::Acc;
   using typename Base::Chain;
-  using typename Base::Elem;
   using typename Base::Coefficients;
+  using typename Base::Elem;
   using typename Base::Integration;
   using typename Base::Panel;
   using typename Base::V;
-  using Base::L, Base::load_units, Base::load_wide, Base::rounded, Base::sigmoid, Base::store_operand,
-      Base::store_units, Base::store_wide;
 
   const RecurrentStepsCall& steps;
   const RecurrentPlan& plan;
@@ -158,8 +158,7 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
           reset_and_update(c, s, at, sum, stride, k);
         });
       default:
-        return gates(
-            [&](const auto& at, const Acc* sum, int64_t, const Coefficients& k) { plain(c, s, at, sum, k); });
+        return gates([&](const auto& at, const Acc* sum, int64_t, const Coefficients& k) { plain(c, s, at, sum, k); });
     }
   }
 
