@@ -1,0 +1,89 @@
+"""The form and the tiles of a call of the family recurrent: pure functions of its sizes, without autotuning."""
+
+from typing import NamedTuple
+
+import torch
+
+from mi_kernels.ops.triton.launch import cdiv
+from mi_kernels.ops.triton.tile_limits import AMD, next_power
+
+# All weights of a step, padded to powers of two, that a program may hold on chip: for tensor cores as operands
+# spread over its warps; else every thread has all of K.
+HELD_BYTES = 64 << 10
+HELD_BYTES_WITHOUT_TENSOR_CORES = 16 << 10
+# Elements of an accumulator of a program with 8 warps.
+HELD_ACCUMULATOR = 16 * 512
+LEAST = 16  # of each axis of a product
+
+
+class Sizes(NamedTuple):
+    """Of a call: ``steps`` T, ``rows`` B, ``units`` H, ``state`` P, ``factors`` M or X, ``gates`` of the cell."""
+
+    steps: int
+    rows: int
+    units: int
+    state: int
+    factors: int
+    gates: int
+
+
+class Tile(NamedTuple):
+    """Blocks of rows, of units or columns, and of K, with warps and stages."""
+
+    BM: int
+    BU: int
+    BK: int
+    warps: int
+    stages: int
+
+
+class Blocks(NamedTuple):
+    """Of a program that makes all steps: rows, units, features of the state, factors."""
+
+    BM: int
+    BU: int
+    BP: int
+    BK: int
+    warps: int
+
+
+def padded(size: int) -> int:
+    return max(next_power(size), LEAST)
+
+
+def whole(
+    sizes: Sizes, dtype: torch.dtype, dense: bool, factored: bool, hh: bool, hr: bool, tensor_cores: bool
+) -> Blocks | None:
+    """The blocks of a program that makes all steps, or None where it cannot hold the weights."""
+    units, state, factors = padded(sizes.units), padded(sizes.state), padded(sizes.factors)
+    columns = next_power(sizes.gates) * units
+    elements = (columns * factors + factors * state) * factored + columns * state * hh + units * state * hr
+    elements += units * state * factors * dense
+    widest = LEAST * max(columns, units * state * dense, factors, state)
+    held = elements * dtype.itemsize
+    most = HELD_BYTES if tensor_cores else HELD_BYTES_WITHOUT_TENSOR_CORES
+    if held > most or widest * dtype.itemsize > HELD_ACCUMULATOR * max(dtype.itemsize, 4):
+        return None
+    warps = 8 if widest > LEAST * 128 or held > most // 4 else 4
+    return Blocks(LEAST, units, state, factors, warps)
+
+
+def rows_of_a_block(rows: int) -> int:
+    return min(padded(rows), 64)
+
+
+def step(
+    sizes: Sizes, columns: int, gates: int, dtype: torch.dtype, capability: tuple[int, int], deep: int
+) -> Tile:
+    """The tile of a launch of a step; ``deep``: the longest sum of its products."""
+    rows = rows_of_a_block(sizes.rows)
+    widest = 64 // next_power(gates)
+    units = max(min(padded(columns), widest), LEAST)
+    if dtype == torch.float64 or capability == AMD:
+        return Tile(rows, min(units, 32), LEAST, 4, 1 if capability == AMD else 2)
+    depth = min(padded(deep), 128 // dtype.itemsize)
+    return Tile(rows, units, depth, 4, 3 if dtype.itemsize == 2 else 2)
+
+
+def blocks_of_rows(sizes: Sizes, BM: int) -> int:
+    return cdiv(sizes.rows, BM)
