@@ -248,7 +248,7 @@ def _step_grads_kernel(
         (a1, w1, K1), (a2, w2, K2), (x, w, X), t_a, i_m, m_m, i_u, m_u, BM, BU, BK, ACCUMULATE, PRECISION
     )
     partial = sums, sums, N
-    if integration is not None:
+    if sums is not None:
         partial = sums + m_block.to(tl.int64) * 4 * N, sums_next + m_block.to(tl.int64) * 4 * N, N
     if ROLE == "state":
         p_tile = tile_of(tl.where(t_a < 0, T, t_a), i_m, m_m, ends, i_u, m_u)
