@@ -87,7 +87,13 @@ def _steps(call: Problem, h0: Tensor, c0: Maybe, kept: dict[str, Maybe]) -> tupl
     out, products = kept["out"], {"products_": kept["products"]}
     for t in order(call.T, call.reverse):
         states = {"h": h[0], "h_next": h[1], "out": out}
-        cell = {"gates_x": call.like, "gates": kept["gates"], "cells": kept["cells"], "c": c[0], "c_next": c[1]}
+        cell = {
+            "gates_x": call.like,
+            "gates": kept["gates"],
+            "cells": kept["cells"],
+            "c": c[0],
+            "c_next": c[1],
+        }
         if call.factored:
             second = h[0], call.weight_mh, call.P
             more = products | {"factors_x": call.factors_x, "result": m}

@@ -72,9 +72,7 @@ def recurrent_grads(
 class _Steps:
     """A step in one, two or three launches, the last step first."""
 
-    def __init__(
-        self, call: Problem, given: dict[str, Maybe], wanted: dict[str, Maybe], sums: Maybe
-    ) -> None:
+    def __init__(self, call: Problem, given: dict[str, Maybe], wanted: dict[str, Maybe], sums: Maybe) -> None:
         self.call, self.given, self.sums = call, given, sums
         self.d_gates, self.d_factors = wanted["r_gates"], wanted["r_factors"]
         self.d_products, self.d_out = wanted["r_products"], wanted["r_out"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mi_kernels.ops.dtypes import accumulation_dtype
 from mi_kernels.ops.precision import precision
-from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, GRU, LSTM, form_of
+from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, GRU, form_of
 from mi_kernels.ops.triton import recurrent_tiling as tiling
 from mi_kernels.ops.triton.launch import cdiv, launch, operand, target
 
@@ -97,7 +97,9 @@ class Problem:
         weights |= {"weight_mh": self.weight_mh, "weight": self.weight, "weight_hr": self.weight_hr}
         if transposed:
             weights = {name: turned(t) for name, t in weights.items()}
-        found: dict[str, Any] = {name: operand(t, 3 if name == "weight" else 2) for name, t in weights.items()}
+        found: dict[str, Any] = {
+            name: operand(t, 3 if name == "weight" else 2) for name, t in weights.items()
+        }
         found |= {name: argument(name, t) for name, t in others.items()}
         found |= {"integration": operand(self.integration, 2), "lengths": operand(self.lengths, 1)}
         found |= {"T": self.T, "B": self.B, "H": self.H, "P": self.P, "M": self.M}

@@ -25,9 +25,9 @@ import triton.language as tl
 from mi_kernels.ops.triton.elementwise import widened
 from mi_kernels.ops.triton.engine import accumulate
 from mi_kernels.ops.triton.recurrent_cells import (
+    candidate_step,
     carried,
     cell_step,
-    candidate_step,
     ends_of,
     factor_step,
     gate_columns,
@@ -106,7 +106,20 @@ def products(
         b_operand = w[0], i_n[None, :] * w[1] + i_k[:, None] * w[3], m_n[None, :], w[2], w[3]
         s = z[0] + t * z[1], i_m * z[2], m_m, z[3]
         acc, _ = accumulate(
-            acc, acc, a_operand, b_operand, None, s, None, second[2], 0, dense[2], True, "promoted", PRECISION, BK
+            acc,
+            acc,
+            a_operand,
+            b_operand,
+            None,
+            s,
+            None,
+            second[2],
+            0,
+            dense[2],
+            True,
+            "promoted",
+            PRECISION,
+            BK,
         )
     if second[1] is not None:
         acc = plain_product(acc, second[0], second[1], second[2], t, i_m, m_m, i_n, m_n, PRECISION, BK)
@@ -156,7 +169,19 @@ def _step_kernel(
     ends = ends_of(lengths, T, i_m, m_m)
     g_tile, u_tile = tile_of(t, i_m, m_m, ends, i_n, m_n), tile_of(t, i_m, m_m, ends, i_u, m_u)
     acc = products(
-        (a1, w1, K1), (a2, w2, K2), (x, w, X), t, i_m, m_m, i_n, m_n, BM, GATES * BU, BK, ACCUMULATE, PRECISION
+        (a1, w1, K1),
+        (a2, w2, K2),
+        (x, w, X),
+        t,
+        i_m,
+        m_m,
+        i_n,
+        m_n,
+        BM,
+        GATES * BU,
+        BK,
+        ACCUMULATE,
+        PRECISION,
     )
     if ROLE == "factor":
         store(result, u_tile, factor_step(acc, u_tile, factors_x, products_))
@@ -336,7 +361,19 @@ def _step_tangents_kernel(
     ends = ends_of(lengths, T, i_m, m_m)
     g_tile, u_tile = tile_of(t, i_m, m_m, ends, i_n, m_n), tile_of(t, i_m, m_m, ends, i_u, m_u)
     acc = products(
-        (a1, w1, K1), (a2, w2, K2), (x, w, X), t, i_m, m_m, i_n, m_n, BM, GATES * BU, BK, ACCUMULATE, PRECISION
+        (a1, w1, K1),
+        (a2, w2, K2),
+        (x, w, X),
+        t,
+        i_m,
+        m_m,
+        i_n,
+        m_n,
+        BM,
+        GATES * BU,
+        BK,
+        ACCUMULATE,
+        PRECISION,
     )
     if ROLE == "factor":
         store(result, u_tile, factor_tangents(acc, u_tile, factors_x, factors_t, products_, products_t))

@@ -64,7 +64,8 @@ def whole(
     most = HELD_BYTES if tensor_cores else HELD_BYTES_WITHOUT_TENSOR_CORES
     if held > most or widest * dtype.itemsize > HELD_ACCUMULATOR * max(dtype.itemsize, 4):
         return None
-    warps = 8 if widest > LEAST * 128 or held > most // 4 else 4
+    # Of 128 columns 4 warps spill up to 320 bytes.
+    warps = 8 if widest >= LEAST * 64 or held > most // 4 else 4
     return Blocks(LEAST, units, state, factors, warps)
 
 
@@ -77,7 +78,8 @@ def step(
 ) -> Tile:
     """The tile of a launch of a step; ``deep``: the longest sum of its products."""
     rows = rows_of_a_block(sizes.rows)
-    widest = 64 // next_power(gates)
+    # 64 columns spill up to 1056 bytes in the backward pass of a GRU.
+    widest = (64 if sizes.gates != 3 else 32) // next_power(gates)
     units = max(min(padded(columns), widest), LEAST)
     if dtype == torch.float64 or capability == AMD:
         return Tile(rows, min(units, 32), LEAST, 4, 1 if capability == AMD else 2)

@@ -259,9 +259,7 @@ def _whole_grads_kernel(
                 total, b_c, g_tile, u_tile, gates_x, out, gates, products, cells, c0, integration, CELL,
                 ACTIVATION, REVERSE,
             )  # fmt: skip
-            d_gates = gate_grads(
-                d_pre, g_tile, gates_x, products, integration, r_gates, r_products, partial
-            )
+            d_gates = gate_grads(d_pre, g_tile, gates_x, products, integration, r_gates, r_products, partial)
             acc = tl.zeros((BM, BP), ACCUMULATE)
             if w_mh is not None:
                 d_m = dot(d_gates, w_hm, ACCUMULATE, PRECISION)

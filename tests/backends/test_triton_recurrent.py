@@ -1,0 +1,409 @@
+"""The family recurrent in Triton: values, gradients and tangents in the interpreter, in a process of its own.
+
+TRITON_INTERPRET is read when the kernels are made, so the tests below `INTERPRETED` run in a second pytest on
+this file. The judge is the portable implementation: in float64 to 1e-12, in other dtypes by its own error. Both
+forms of the kernels are tested at sizes for which a call would take one of them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_passes_interpreted
+
+from mi_kernels import backends
+from mi_kernels.ops.recurrent import portable
+from mi_kernels.ops.recurrent.forms import ACTIVATIONS, DENSE, FACTORED, KINDS, LSTM, PLAIN, Form
+from mi_kernels.testing.errors import FLOAT64_LIMIT, relative_error
+
+pytest.importorskip("triton")
+from mi_kernels.ops.triton import recurrent, recurrent_tiling
+from mi_kernels.ops.triton.launch import recording
+
+INTERPRETED = pytest.mark.skipif(not backends.interpreting(), reason="part of test_in_the_interpreter")
+FORMS = ("whole", "steps")
+STATES = ("h0", "c0")
+INPUTS = ("gates_x", "factors_x", *STATES)
+WEIGHTS = ("weight_hh", "weight_hm", "weight_mh", "weight", "weight_hr", "integration")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call: ``state`` P where there is a weight_hr, ``hh`` a weight_hh where it is not needed."""
+
+    kind: str
+    T: int = 3
+    B: int = 3
+    H: int = 17
+    factors: int = 5  # M or X
+    state: int | None = None
+    low: bool = False  # factors of W of a second-order cell
+    hh: bool = False
+    lengths: tuple[int, ...] | None = None
+    reverse: bool = False
+    activation: str = "tanh"
+
+    def __str__(self):
+        parts = [self.kind, f"T{self.T}", f"B{self.B}", f"H{self.H}", f"M{self.factors}"]
+        parts += [f"P{self.state}"] if self.state else []
+        return "-".join([*parts, *(n for n in ("low", "hh", "lengths", "reverse") if getattr(self, n))])
+
+    @property
+    def form(self) -> Form:
+        form = KINDS[self.kind]
+        return Form(FACTORED, form.cell) if self.low else form
+
+    @property
+    def rule(self) -> tuple[Any, ...]:
+        lengths = None if self.lengths is None else torch.tensor(self.lengths)
+        return lengths, self.kind, self.activation, self.reverse
+
+    def operands(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
+        """The tensors of a forward call, rounded to the dtype."""
+        generator = torch.Generator().manual_seed(seed)
+        T, B, H, M, P, form = self.T, self.B, self.H, self.factors, self.state or self.H, self.form
+        N = H * form.gates
+        sizes: dict[str, tuple[int, ...]] = {"gates_x": (T, B, N), "h0": (B, P)}
+        sizes |= {"c0": (B, H)} if form.cell == LSTM else {}
+        if form.structure == FACTORED:
+            sizes |= {"factors_x": (T, B, M), "weight_hm": (N, M), "weight_mh": (M, P)}
+        elif form.structure == DENSE:
+            sizes |= {"factors_x": (T, B, M), "weight": (H, P, M)}
+        else:
+            sizes |= {"weight_hh": (N, P), "integration": (4, N)}
+        sizes |= {"weight_hh": (N, P)} if self.hh else {}
+        sizes |= {"weight_hr": (P, H)} if self.state else {}
+        found: dict[str, Any] = dict.fromkeys((*INPUTS, *WEIGHTS))
+        for name, size in sizes.items():
+            found[name] = (0.7 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
+        return found
+
+
+def given(operands, *names):
+    return [operands[name] for name in names]
+
+
+def forward(module, case, operands, keep=True):
+    return module.recurrent(*given(operands, *INPUTS, *WEIGHTS), *case.rule, keep)
+
+
+def saved_of(case, operands):
+    """What the derivatives read, from the portable forward pass."""
+    out, _, _, *kept = forward(portable, case, operands)
+    return {"out": out} | dict(
+        zip(("gates", "products", "cells"), (t if t.numel() else None for t in kept[:3]), strict=True)
+    )
+
+
+def drawn(like, seed):
+    if like is None:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.dtype)
+
+
+def backward(module, case, operands, saved, grads=None):
+    grads = given(saved | operands, "out", *STATES) if grads is None else grads
+    grads = [drawn(t, 50 + index) for index, t in enumerate(grads)]
+    return module.recurrent_grads(*grads, *given(operands | saved, *INPUTS, *saved, *WEIGHTS), *case.rule)
+
+
+def tangents(module, case, operands, saved):
+    """Of all that has tangents."""
+    factored, hr = case.form.structure == FACTORED, case.state is not None
+    like = operands | saved | {"out": saved["out"] if hr else None}
+    like["factors_x"] = operands["factors_x"] if factored else None
+    names = ("gates_x", "factors_x", "products", "out", *STATES)
+    given_t = [drawn(t, 70 + index) for index, t in enumerate(given(like, *names))]
+    return module.recurrent_tangents(
+        *given_t, *given(operands | saved, *INPUTS, *saved, *WEIGHTS), *case.rule
+    )
+
+
+class InDouble:
+    """The portable operations on the same numbers in float64."""
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            wide = (
+                t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in arguments
+            )
+            return getattr(portable, name)(*wide)
+
+        return call
+
+
+def results(module, case, dtype, seed=0):
+    """Forward, backward and tangents; the derivatives read what the portable forward pass kept."""
+    operands = case.operands(dtype, seed)
+    saved = saved_of(case, operands)
+    derivatives = (call(module, case, operands, saved) for call in (backward, tangents))
+    return *forward(module, case, operands), *(t for found in derivatives for t in found)
+
+
+def check(case, dtype, draws=1):
+    """Twice the portable error in L2 over all draws, or the rounding of the result."""
+    found = []
+    for module in (recurrent, portable, InDouble()):
+        runs = [results(module, case, dtype, seed) for seed in range(draws)]
+        found.append([torch.cat([t.flatten() for t in parts]) for parts in zip(*runs, strict=True)])
+    for index, (ours, theirs, exact) in enumerate(zip(*found, strict=True)):
+        assert ours.shape == exact.shape and ours.dtype == theirs.dtype, index
+        own, allowed = relative_error(ours, exact), FLOAT64_LIMIT
+        if dtype != torch.float64:
+            allowed = max(2 * relative_error(theirs, exact), torch.finfo(ours.dtype).eps / 2)
+        assert own <= allowed, f"result {index}: error {own:.3g}, allowed {allowed:.3g}"
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    """Every call in one form."""
+    if request.param == "steps":
+        monkeypatch.setattr(recurrent_tiling, "whole", lambda *arguments: None)
+    else:
+        for name in ("HELD_BYTES", "HELD_BYTES_WITHOUT_TENSOR_CORES", "HELD_ACCUMULATOR"):
+            monkeypatch.setattr(recurrent_tiling, name, 1 << 24)
+    return request.param
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(backends.interpreting(), reason="this is the interpreter")
+def test_in_the_interpreter():
+    assert_passes_interpreted(__file__)
+
+
+PLAINLY = tuple(Case(kind, B=2) for kind in KINDS)
+CASES = (
+    *PLAINLY,
+    *(Case(kind, T=7, B=3, H=5, lengths=(4, 0, 7)) for kind in KINDS),
+    *(Case(kind, T=2, B=3, H=5, lengths=(1, 0, 2), reverse=True, hh=kind == "second_order") for kind in KINDS),
+    *(Case(kind, T=1, B=17, H=1, factors=1) for kind in ("mlstm", "mi_gru", "second_order")),
+    *(Case(kind, T=2, B=1, H=33, factors=3) for kind in ("mlstm", "mi_gru")),
+    *(Case(kind, state=7, hh=kind == "mlstm") for kind in ("mlstm", "mi_lstm")),
+    *(Case(kind, state=20, H=9, lengths=(3, 0, 1), reverse=True) for kind in ("mlstm", "mi_lstm")),
+    Case("second_order", low=True, hh=True, reverse=True),
+    Case("second_order", H=5, factors=33, B=17, T=2, hh=True),
+    Case("mrnn", factors=40, hh=True),
+    Case("mlstm", B=70, T=2, H=3),
+)  # fmt: skip
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_in_float64(case, form):
+    check(case, torch.float64)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", PLAINLY, ids=str)
+def test_shapes(case, form):
+    ours, theirs = (results(module, case, torch.bfloat16) for module in (recurrent, portable))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [*PLAINLY, Case("mlstm", state=7, B=2)], ids=str)
+def test_errors(case, dtype, form):
+    check(replace(case, T=2, B=5), dtype, draws=4)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].cell == PLAIN])
+def test_activations(kind, activation, form):
+    check(Case(kind, T=2, B=2, H=3, activation=activation), torch.float64)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", [Case(kind, lengths=(2, 0, 3)) for kind in KINDS], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nan_of_padding_reaches_nothing(case, reverse, form):
+    case = replace(case, reverse=reverse, H=5)
+    padding = (torch.arange(case.T)[:, None] >= torch.tensor(case.lengths))[..., None]
+    clean = results(recurrent, case, torch.float32)
+    operands = case.operands(torch.float32)
+    saved = saved_of(case, operands)
+
+    def spoilt(name):
+        def call(*arguments):
+            fit = (
+                isinstance(t, torch.Tensor) and t.shape[:2] == padding.shape[:2] and t.dim() == 3
+                for t in arguments
+            )
+            arguments = [
+                t.masked_fill(padding, float("nan")) if f else t for f, t in zip(fit, arguments, strict=True)
+            ]
+            return getattr(recurrent, name)(*arguments)
+
+        return staticmethod(call)
+
+    names = ("recurrent", "recurrent_grads", "recurrent_tangents")
+    module = type("Spoilt", (), {name: spoilt(name) for name in names})
+    found = (
+        *forward(module, case, operands),
+        *backward(module, case, operands, saved),
+        *tangents(module, case, operands, saved),
+    )
+    for one, other in zip(clean, found, strict=True):
+        assert torch.equal(one, other)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", PLAINLY, ids=str)
+def test_nan_stays_in_its_row(case, form):
+    operands = case.operands(torch.float32)
+    clean = forward(recurrent, case, operands)
+    for name in ("gates_x", "factors_x"):
+        if operands[name] is not None:
+            operands[name][1, 0, 0] = float("inf")
+            operands[name][1, 0, 1] = float("nan")
+    for ours, one in zip(forward(recurrent, case, operands), clean, strict=True):
+        rows = 1 if ours.dim() == 3 else 0
+        if ours.numel():
+            assert torch.equal(ours.select(rows, 1), one.select(rows, 1))
+
+
+def apart(tensor):
+    """The same numbers, in every other element of memory along the last dimension, and in reverse order of
+    dimensions."""
+    if tensor is None:
+        return None
+    order = list(reversed(range(tensor.dim())))
+    made = tensor.new_full([2 * tensor.shape[-1], *(tensor.shape[d] for d in order[1:])], float("nan"))[::2]
+    return made.permute(order).copy_(tensor)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", [*PLAINLY, Case("mlstm", state=7, lengths=(2, 3, 0))], ids=str)
+def test_strides(case, form):
+    operands = case.operands(torch.float32)
+    saved = saved_of(case, operands)
+    views = [{name: apart(t) for name, t in one.items()} for one in (operands, saved)]
+    for call, *more in ((forward,), (backward, saved), (tangents, saved)):
+        first = call(recurrent, case, operands, *more)
+        again = call(recurrent, case, views[0], *([views[1]] if more else []))
+        for one, other in zip(first, again, strict=True):
+            assert torch.equal(one, other)
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", PLAINLY, ids=str)
+def test_gradients_that_are_absent_or_expanded(case, form):
+    operands = case.operands(torch.float64)
+    saved = saved_of(case, operands)
+    rest = given(operands | saved, *INPUTS, *saved, *WEIGHTS)
+    ones = torch.ones((), dtype=torch.float64).expand_as(saved["out"])
+    for grads in ((ones, None, None), (None, operands["h0"], None), (None, None, operands["c0"])):
+        found = (module.recurrent_grads(*grads, *rest, *case.rule) for module in (recurrent, portable))
+        for ours, theirs in zip(*found, strict=True):
+            assert relative_error(ours, theirs) <= FLOAT64_LIMIT
+
+
+@INTERPRETED
+@pytest.mark.parametrize("kind", KINDS)
+def test_tangents_of_the_states_alone(kind, form):
+    case = Case(kind, T=2, B=2, H=3)
+    operands = case.operands(torch.float64)
+    saved = saved_of(case, operands)
+    zeros, rest = torch.zeros_like(operands["gates_x"]), given(operands | saved, *INPUTS, *saved, *WEIGHTS)
+    given_t = zeros, None, None, None, operands["h0"], operands["c0"]
+    found = (module.recurrent_tangents(*given_t, *rest, *case.rule) for module in (recurrent, portable))
+    for ours, theirs in zip(*found, strict=True):
+        assert relative_error(ours, theirs) <= FLOAT64_LIMIT
+
+
+@INTERPRETED
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [{"T": 0}, {"B": 0}, {"H": 0}, {"factors": 0}], ids=str)
+def test_nothing(kind, sizes, form):
+    case = replace(Case(kind, T=2, B=2, H=3), **sizes)
+    for ours, theirs in zip(*(results(m, case, torch.float64) for m in (recurrent, portable)), strict=True):
+        assert ours.shape == theirs.shape and relative_error(ours, theirs) <= FLOAT64_LIMIT
+
+
+@INTERPRETED
+@pytest.mark.parametrize("case", [Case("mi_lstm", B=70, T=2), Case("mi_gru", lengths=(2, 0, 3))], ids=str)
+def test_the_same_bits_twice(case, form):
+    first, again = (results(recurrent, case, torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@INTERPRETED
+def test_rows_far_apart(form):
+    """The second step begins beyond 2^31 elements; untouched memory costs nothing."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    case = Case("mlstm", T=2, B=2, H=4)
+    operands = case.operands(torch.float16)
+    stride = (1 << 31) + 16
+    far = torch.empty(stride + 32, dtype=torch.float16).as_strided((2, 2, 16), (stride, 16, 1))
+    views = operands | {"gates_x": far.copy_(operands["gates_x"])}
+    found = (forward(recurrent, case, one) for one in (operands, views))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@INTERPRETED
+def test_the_registered_operations_call_these_kernels():
+    case, ops = Case("mlstm"), torch.ops.mi_kernels
+    names = ("recurrent", "recurrent_grads", "recurrent_tangents")
+    module = type("Registered", (), {name: getattr(ops, f"{name}_triton") for name in names})
+    found = (results(module, case, torch.float32) for module in (recurrent, module))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def launched(case, dtype=torch.bfloat16):
+    """The kernels of each pass on meta tensors, which have no data to wait for: a call can be captured in a
+    CUDA graph."""
+    operands = {name: None if t is None else t.to("meta") for name, t in case.operands(dtype).items()}
+    lengths, *rule = case.rule
+    rule = None if lengths is None else lengths.to("meta"), *rule
+    found = []
+    with recording((9, 0)) as launches:
+        inputs, weights = given(operands, *INPUTS), given(operands, *WEIGHTS)
+        out, h, c, *kept = recurrent.recurrent(*inputs, *weights, *rule, True)
+        found.append(len(launches))
+        kept = [t if t.numel() else None for t in kept[:3]]
+        c = c if c.numel() else None
+        recurrent.recurrent_grads(out, h, c, *inputs, out, *kept, *weights, *rule)
+        found.append(len(launches) - sum(found))
+        factors_t = operands["factors_x"] if case.form.structure == FACTORED else None
+        given_t = operands["gates_x"], factors_t, None, None, *given(operands, *STATES)
+        recurrent.recurrent_tangents(*given_t, *inputs, out, *kept, *weights, *rule)
+        found.append(len(launches) - sum(found))
+    return found, {launch.arguments.get("ROLE", "whole") for launch in launches}
+
+
+@pytest.mark.parametrize("lengths", [None, (5, 0, 3)])
+def test_launches(lengths):
+    """One where the weights fit; else one a step, two of factors and of a GRU, one more with weight_hr; and
+    one for the gradient of the first state."""
+    for kind in KINDS:
+        small = Case(kind, T=5, H=16, factors=16, lengths=lengths)
+        assert launched(small) == ([1, 1, 1], {"whole"})
+    counts = {"mlstm": 2, "mrnn": 2, "mi_rnn": 1, "mi_lstm": 1, "mi_gru": 2, "second_order": 1}
+    for kind, each in counts.items():
+        large = Case(kind, T=5, H=256, factors=64, lengths=lengths)
+        found, roles = launched(large)
+        assert found == [5 * each, 5 * each + 1, 5 * each] and "whole" not in roles
+    for kind in ("mlstm", "mi_lstm"):
+        each = counts[kind] + 1
+        found, roles = launched(Case(kind, T=5, H=256, factors=64, state=64, lengths=lengths))
+        assert found == [5 * each, 5 * each + 1, 5 * each] and "project" in roles
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_what_a_program_holds_fits(dtype):
+    for units in (1, 16, 17, 32, 64, 100, 1024):
+        for gates in (1, 3, 4):
+            for dense in (False, True):
+                sizes = recurrent_tiling.Sizes(3, 5, units, units, units, gates)
+                cores = dtype == torch.bfloat16
+                blocks = recurrent_tiling.whole(sizes, dtype, dense, not dense, dense, False, cores)
+                if blocks is None:
+                    assert units > 16 or dense or dtype == torch.float64
+                    continue
+                assert min(blocks.BU, blocks.BP, blocks.BK) >= units
+                held = blocks.BU * blocks.BK * (blocks.BP if dense else 1) * dtype.itemsize
+                assert held <= recurrent_tiling.HELD_BYTES
