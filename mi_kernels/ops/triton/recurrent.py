@@ -2,14 +2,14 @@
 
 Compiled ahead of time and run in Triton's interpreter, not on a GPU. Two forms of the same steps:
 
-* Where a program can hold all weights of a step on chip (recurrent_tiling.whole), one launch makes all steps of
-  a block of rows (recurrent_whole.py).
-* Else a step is one launch; two where a product reads what follows another one (factors, the reset gate of a
-  GRU), and one more with ``weight_hr`` (recurrent_steps.py).
+* Where a program can hold all weights of a step on chip (recurrent_tiling.whole), one launch makes all steps
+  of a block of rows (recurrent_whole.py).
+* Else a step is one launch; two where a product reads what follows another one (factors, the reset gate of
+  a GRU), and one more with ``weight_hr`` (recurrent_steps.py).
 
-Launches depend on sizes alone: nothing is read back, lengths stay on the device and mask rows in the kernels. So
-a call can be captured in a CUDA graph, which a step a launch needs for its speed. Sums are in a fixed order:
-those over rows and steps for ``integration`` in float64, one block of rows after the other.
+Launches depend on sizes alone: nothing is read back, lengths stay on the device and mask rows in the kernels.
+So a call can be captured in a CUDA graph, which a step a launch needs for its speed. Sums are in a fixed
+order: those over rows and steps for ``integration`` in float64, one block of rows after the other.
 """
 
 from torch import Tensor

@@ -4,10 +4,10 @@ Both forms of the kernels call these functions, one in a program that makes all 
 An operand [T, B, N] is a tuple (pointer, strides of step, row, column), None where it is absent; what has no
 steps has stride 0 there. A tile is a tuple
 
-    (step, rows [BM], columns [BN], mask, mask of the rows that make the step, ends [BM], mask of columns [BN])
+    (step, rows [BM], columns [BN], mask, mask of rows that make the step, ends [BM], mask of columns [BN])
 
-with the step after the last of each row as its end. What belongs to the gates of a block of units is a tile of
-its own, a gate after the other: its columns are those of one gate, then those of the next.
+with the step after the last of each row as its end. What belongs to the gates of a block of units is a tile
+of its own, a gate after the other: its columns are those of one gate, then those of the next.
 """
 
 import triton

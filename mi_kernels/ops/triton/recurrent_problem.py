@@ -49,9 +49,12 @@ class Problem:
         self.gates = 2 if self.form.cell == GRU else self.form.gates
 
     def blocks(self) -> tiling.Blocks | None:
-        cores = self.dtype.itemsize == 2 or precision(self.dtype) == "tf32"
         hh, hr = self.weight_hh is not None, self.weight_hr is not None
-        return tiling.whole(self.sizes, self.dtype, self.dense, self.factored, hh, hr, cores)
+        return tiling.whole(self.sizes, self.dtype, self.dense, self.factored, hh, hr, self.tensor_cores)
+
+    @property
+    def tensor_cores(self) -> bool:
+        return self.dtype.itemsize == 2 or precision(self.dtype) == "tf32"
 
     def empty(self, *sizes: int, wide: bool = False) -> Tensor:
         return self.like.new_empty(sizes, dtype=self.wide if wide else None)
@@ -124,9 +127,8 @@ class Problem:
     ) -> None:
         """One launch: ``others`` are tensors [T, B, N] or [B, N] by their names in the kernel."""
         dtype, capability = self.dtype, target(self.like.device).capability
-        tile = tiling.step(
-            self.sizes, columns, per_unit, dtype, capability, max(p[2] for p in (first, second, dense))
-        )
+        deep = max(product[2] for product in (first, second, dense))
+        tile = tiling.step(self.sizes, columns, per_unit, dtype, capability, deep, self.tensor_cores)
         found: dict[str, Any] = dict.fromkeys(kernel.arg_names)
         found |= {name: argument(name, t) for name, t in others.items()}
         names = (("a1", "w1", "K1"), ("a2", "w2", "K2"), ("x", "w", "X"))

@@ -10,13 +10,13 @@ The products with the state loop over blocks of K (engine.py), and what follows 
 
 and in the backward pass
 
-    state      of h after the step: what comes from the step after it, and grad; then the cell where CELL names it
+    state      of h after the step: from the step after it, and grad; then the cell where CELL names it
     hidden     of o tanh(c), through weight_hr; then the cell
     reset      of r h, then that of r
     factor     of the operand of the product with weight_hm
 
-``step`` and ``previous`` are not compiled for. States are read from one buffer and written to another, since the
-programs of a launch read states that others write.
+``step``, ``previous``, T and B are not compiled for. States are read from one buffer and written to another,
+since the programs of a launch read states that others write.
 """
 
 import triton
@@ -52,7 +52,7 @@ from mi_kernels.ops.triton.recurrent_slopes import (
     update_grads,
 )
 
-UNSPECIALISED = ("step", "previous")
+UNSPECIALISED = ("step", "previous", "T", "B")
 
 
 @triton.jit

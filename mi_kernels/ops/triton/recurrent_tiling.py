@@ -1,14 +1,13 @@
-"""The form and the tiles of a call of the family recurrent: pure functions of its sizes, without autotuning."""
+"""The form and the tiles of a call of the family recurrent: pure functions of its sizes, not autotuned."""
 
 from typing import NamedTuple
 
 import torch
 
-from mi_kernels.ops.triton.launch import cdiv
 from mi_kernels.ops.triton.tile_limits import AMD, next_power
 
-# All weights of a step, padded to powers of two, that a program may hold on chip: for tensor cores as operands
-# spread over its warps; else every thread has all of K.
+# All weights of a step, padded to powers of two, that a program may hold on chip: for tensor cores as
+# operands spread over its warps; else every thread has all of K.
 HELD_BYTES = 64 << 10
 HELD_BYTES_WITHOUT_TENSOR_CORES = 16 << 10
 # Elements of an accumulator of a program with 8 warps.
@@ -17,7 +16,7 @@ LEAST = 16  # of each axis of a product
 
 
 class Sizes(NamedTuple):
-    """Of a call: ``steps`` T, ``rows`` B, ``units`` H, ``state`` P, ``factors`` M or X, ``gates`` of the cell."""
+    """Of a call: ``steps`` T, ``rows`` B, ``units`` H, ``state`` P, ``factors`` M or X, ``gates`` of a cell."""
 
     steps: int
     rows: int
@@ -74,18 +73,20 @@ def rows_of_a_block(rows: int) -> int:
 
 
 def step(
-    sizes: Sizes, columns: int, gates: int, dtype: torch.dtype, capability: tuple[int, int], deep: int
+    sizes: Sizes,
+    columns: int,
+    gates: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    deep: int,
+    tensor_cores: bool,
 ) -> Tile:
     """The tile of a launch of a step; ``deep``: the longest sum of its products."""
     rows = rows_of_a_block(sizes.rows)
-    # 64 columns spill up to 1056 bytes in the backward pass of a GRU.
-    widest = (64 if sizes.gates != 3 else 32) // next_power(gates)
+    # 64 columns spill up to 1056 bytes in the backward pass of a GRU, and 48 without tensor cores.
+    widest = 64 // (2 if sizes.gates == 3 else 1) // (1 if tensor_cores else 2) // next_power(gates)
     units = max(min(padded(columns), widest), LEAST)
     if dtype == torch.float64 or capability == AMD:
         return Tile(rows, min(units, 32), LEAST, 4, 1 if capability == AMD else 2)
     depth = min(padded(deep), 128 // dtype.itemsize)
     return Tile(rows, units, depth, 4, 3 if dtype.itemsize == 2 else 2)
-
-
-def blocks_of_rows(sizes: Sizes, BM: int) -> int:
-    return cdiv(sizes.rows, BM)

@@ -1,8 +1,8 @@
 """All steps in one launch, for weights that fit on chip: a program has a block of rows, and all their units.
 
-The weights are loaded before the loop, the states stay in registers; a step reads what depends on x and writes
-its results. Nothing that is written is read again but the sums for ``integration``, by the program that wrote
-them, behind a barrier.
+The weights are loaded before the loop, the states stay in registers; a step reads what depends on x and
+writes its results. Nothing that is written is read again but the sums for ``integration``, by the program
+that wrote them, behind a barrier.
 """
 
 import triton
@@ -88,7 +88,7 @@ def frame(lengths, T, B, H, P, M, GATES: tl.constexpr, BM, BU, BP, BK):
     return i_m, ends, (i_n, m_n), (i_u, i_u < H), (i_p, i_p < P), (i_k, i_k < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T", "B"))
 def _whole_kernel(
     gates_x,
     factors_x,
@@ -169,7 +169,7 @@ def _whole_kernel(
         store(c_n, tile_of(first, i_m, m_m, ends, u[0], u[1]), b_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T", "B"))
 def _whole_grads_kernel(
     grad,
     grad_h,
@@ -250,8 +250,8 @@ def _whole_grads_kernel(
             )  # fmt: skip
             d_reset = dot(d_n, w_n, ACCUMULATE, PRECISION)
             d_r, direct = reset_grads(
-                d_reset, direct, u_tile, gates_x, out, h0, products, integration, r_gates, r_products, partial,
-                REVERSE,
+                d_reset, direct, u_tile, gates_x, out, h0, products, integration, r_gates, r_products,
+                partial, REVERSE,
             )  # fmt: skip
             acc = direct + dot(joined_halves(d_r, d_z), w_hh, ACCUMULATE, PRECISION)
         else:
@@ -277,7 +277,7 @@ def _whole_grads_kernel(
         store(r_c, tile_of(first, i_m, m_m, ends, u[0], u[1]), b_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T", "B"))
 def _whole_tangents_kernel(
     gates_t,
     factors_t,
