@@ -2,8 +2,8 @@
 
 TRITON_INTERPRET is read when the kernels are made, so the tests below `INTERPRETED` run in a second pytest on
 this file. The judge is the portable implementation: in float64 to 1e-12, in other dtypes by its own error
-(not in bfloat16, which the interpreter cannot). Both forms of the kernels are tested at sizes for which a call
-would take one of them.
+(not in bfloat16, which the interpreter cannot). Both forms of the kernels are tested at sizes for which a
+call would take one of them.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,8 @@ import torch
 from helpers import assert_passes_interpreted
 
 from mi_kernels import backends
-from mi_kernels.ops.recurrent import portable
+from mi_kernels.ops.library import DEFINED
+from mi_kernels.ops.recurrent import portable, schema
 from mi_kernels.ops.recurrent.forms import ACTIVATIONS, DENSE, FACTORED, KINDS, LSTM, PLAIN, Form
 from mi_kernels.testing.errors import FLOAT64_LIMIT, relative_error
 
@@ -60,6 +61,12 @@ class Case:
         lengths = None if self.lengths is None else torch.tensor(self.lengths)
         return lengths, self.kind, self.activation, self.reverse
 
+    def only(self, kept: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Gates, products and cells, as the derivatives take them."""
+        structure, cell = self.form
+        there = cell == LSTM and structure == FACTORED, structure != DENSE, cell == LSTM
+        return [t if one else None for one, t in zip(there, kept[:3], strict=True)]
+
     def operands(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
         """The tensors of a forward call, rounded to the dtype."""
         generator = torch.Generator().manual_seed(seed)
@@ -92,9 +99,7 @@ def forward(module, case, operands, keep=True):
 def saved_of(case, operands):
     """What the derivatives read, from the portable forward pass."""
     out, _, _, *kept = forward(portable, case, operands)
-    return {"out": out} | dict(
-        zip(("gates", "products", "cells"), (t if t.numel() else None for t in kept[:3]), strict=True)
-    )
+    return {"out": out} | dict(zip(("gates", "products", "cells"), case.only(kept), strict=True))
 
 
 def drawn(like, seed):
@@ -348,7 +353,8 @@ def test_rows_far_apart(form):
 @INTERPRETED
 def test_the_registered_operations_call_these_kernels():
     case, ops = Case("mlstm", T=1), torch.ops.mi_kernels
-    names = ("recurrent", "recurrent_grads", "recurrent_tangents")
+    names = tuple(name for name in DEFINED if DEFINED[name].module == "recurrent")
+    assert len(names) == 3 and schema
     module = type("Registered", (), {name: getattr(ops, f"{name}_triton") for name in names})
     found = (results(module, case, torch.float32) for module in (recurrent, module))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -365,8 +371,8 @@ def launched(case, dtype=torch.bfloat16):
         inputs, weights = given(operands, *INPUTS), given(operands, *WEIGHTS)
         out, h, c, *kept = recurrent.recurrent(*inputs, *weights, *rule, True)
         found.append(len(launches))
-        kept = [t if t.numel() else None for t in kept[:3]]
-        c = c if c.numel() else None
+        kept = case.only(kept)
+        c = None if case.form.cell != LSTM else c
         recurrent.recurrent_grads(out, h, c, *inputs, out, *kept, *weights, *rule)
         found.append(len(launches) - sum(found))
         factors_t = operands["factors_x"] if case.form.structure == FACTORED else None
@@ -385,12 +391,12 @@ def test_launches(lengths):
         assert launched(small) == ([1, 1, 1], {"whole"})
     counts = {"mlstm": 2, "mrnn": 2, "mi_rnn": 1, "mi_lstm": 1, "mi_gru": 2, "second_order": 1}
     for kind, each in counts.items():
-        large = Case(kind, T=5, H=256, factors=64, lengths=lengths)
+        large = Case(kind, T=5, H=256, factors=256, lengths=lengths)
         found, roles = launched(large)
         assert found == [5 * each, 5 * each + 1, 5 * each] and "whole" not in roles
     for kind in ("mlstm", "mi_lstm"):
         each = counts[kind] + 1
-        found, roles = launched(Case(kind, T=5, H=256, factors=64, state=64, lengths=lengths))
+        found, roles = launched(Case(kind, T=5, H=256, factors=256, state=64, lengths=lengths))
         assert found == [5 * each, 5 * each + 1, 5 * each] and "project" in roles
 
 

@@ -4,10 +4,13 @@ Both forms of the kernels call these functions, one in a program that makes all 
 An operand [T, B, N] is a tuple (pointer, strides of step, row, column), None where it is absent; what has no
 steps has stride 0 there. A tile is a tuple
 
-    (step, rows [BM], columns [BN], mask, mask of rows that make the step, ends [BM], mask of columns [BN])
+    (step, first row, rows [BM], columns [BN], mask, mask of rows that make the step, ends [BM],
+     mask of columns [BN])
 
-with the step after the last of each row as its end. What belongs to the gates of a block of units is a tile
-of its own, a gate after the other: its columns are those of one gate, then those of the next.
+with rows relative to the first, and the step after the last of each row as its end. Offsets within a tile are
+of the dtype of rows and columns, int32 where all strides allow that: the loop over all steps keeps those of
+every operand in registers. What belongs to the gates of a block of units is a tile of its own, a gate after
+the other: its columns are those of one gate, then those of the next.
 """
 
 import triton
@@ -19,59 +22,59 @@ from mi_kernels.ops.triton.elementwise import widened
 
 
 @triton.jit
-def ends_of(lengths, T, i_m, m_m):
+def ends_of(lengths, T, row, rows, m_m):
     """[BM], the step after the last one of each row; 0 beyond the batch."""
     if lengths is None:
-        return tl.where(m_m, i_m * 0 + T, 0)
+        return tl.where(m_m, T, 0)
     else:
-        return tl.load(lengths[0] + i_m * lengths[1], mask=m_m, other=0)
+        return tl.load(lengths[0] + row * lengths[1] + rows * lengths[1], mask=m_m, other=0)
 
 
 @triton.jit
-def tile_of(t, i_m, m_m, ends, i_n, m_n):
+def tile_of(t, row, rows, m_m, ends, columns, m_n):
     m = m_m[:, None] & m_n[None, :]
-    return t, i_m, i_n, m, m & (t < ends)[:, None], ends, m_n
+    return t, row, rows, columns, m, m & (t < ends)[:, None], ends, m_n
 
 
 @triton.jit
-def gate_columns(i_n, units, size, BU: tl.constexpr):
-    """Columns of gates, and their units, of tile indices [G BU] of a block whose first unit is ``units``."""
-    i_u = units + i_n % BU
-    return (i_n // BU) * size + i_u, i_u < size
+def gate_columns(columns, first, size, BU: tl.constexpr):
+    """Columns of gates, and whether they exist, of the indices [G BU] of a block from the unit ``first``."""
+    units = first + columns % BU
+    return (columns // BU) * size + units, units < size
 
 
 @triton.jit
 def of_gate(tile, gate, size):
     """The tile of a later gate than that of ``tile``."""
-    return tile[0], tile[1], tile[2] + gate * size, tile[3], tile[4], tile[5], tile[6]
+    return tile[0], tile[1], tile[2], tile[3] + gate * size, tile[4], tile[5], tile[6], tile[7]
 
 
 @triton.jit
-def pointers(p, t, i_m, i_n):
-    return p[0] + t * p[1] + i_m[:, None] * p[2] + i_n[None, :] * p[3]
+def pointers(p, t, tile):
+    return p[0] + t * p[1] + tile[1] * p[2] + (tile[2][:, None] * p[2] + tile[3][None, :] * p[3])
 
 
 @triton.jit
 def loaded(p, tile):
     """In the accumulation dtype, 0 for rows that do not make the step: their memory is not read."""
-    return widened(tl.load(pointers(p, tile[0], tile[1], tile[2]), mask=tile[4], other=0.0))
+    return widened(tl.load(pointers(p, tile[0], tile), mask=tile[5], other=0.0))
 
 
 @triton.jit
 def carried(p, tile):
     """The state of all rows, as it is."""
-    return tl.load(pointers(p, tile[0], tile[1], tile[2]), mask=tile[3], other=0.0)
+    return tl.load(pointers(p, tile[0], tile), mask=tile[4], other=0.0)
 
 
 @triton.jit
 def live(tile, b):
     """Zero where a row does not make the step, or does not exist."""
-    return tl.where(tile[4], b, tl.zeros_like(b))
+    return tl.where(tile[5], b, tl.zeros_like(b))
 
 
 @triton.jit
 def store(p, tile, b):
-    tl.store(pointers(p, tile[0], tile[1], tile[2]), b.to(p[0].dtype.element_ty), mask=tile[3])
+    tl.store(pointers(p, tile[0], tile), b.to(p[0].dtype.element_ty), mask=tile[4])
 
 
 @triton.jit
@@ -84,15 +87,15 @@ def keep(p, tile, b):
 @triton.jit
 def before(p, first, tile, REVERSE: tl.constexpr):
     """What an operand was before the step, ``first`` before a row's first one."""
-    t, i_m, i_n, _, made, ends, _ = tile
+    t, _, _, _, _, made, ends, _ = tile
     if REVERSE:
         begins = (t == ends - 1)[:, None]
         other = t + 1
     else:
         begins = (ends * 0 + t == 0)[:, None]
         other = t - 1
-    begun = tl.load(pointers(p, other, i_m, i_n), mask=made & (begins == 0), other=0.0)
-    given = tl.load(pointers(first, 0, i_m, i_n), mask=made & begins, other=0.0)
+    begun = tl.load(pointers(p, other, tile), mask=made & (begins == 0), other=0.0)
+    given = tl.load(pointers(first, 0, tile), mask=made & begins, other=0.0)
     return tl.where(begins, widened(given), widened(begun))
 
 
@@ -125,8 +128,8 @@ def joined_quarters(a, b, c, d):
 @triton.jit
 def vector(integration, row, tile):
     """alpha (0), beta_h (1), beta_x (2) or b (3), [1, BN]; 0 beyond the columns."""
-    p = integration[0] + row * integration[1] + tile[2] * integration[2]
-    return widened(tl.load(p, mask=tile[6], other=0.0))[None, :]
+    p = integration[0] + row * integration[1] + tile[3] * integration[2]
+    return widened(tl.load(p, mask=tile[7], other=0.0))[None, :]
 
 
 @triton.jit
@@ -180,7 +183,7 @@ def cell_step(
         keep(cells, u_tile, new)
         if gates is not None:
             keep(gates, g_tile, joined_quarters(i, f, g, o))
-        return o * tanh(new), tl.where(u_tile[4], new, c)
+        return o * tanh(new), tl.where(u_tile[5], new, c)
     else:
         return activations.value(ACTIVATION, pre), c
 
@@ -206,4 +209,4 @@ def state_step(new, h, tile, out):
     """h after the step, in the dtype of the operands: the new one where a row makes the step."""
     new = new.to(h.dtype)
     keep(out, tile, new)
-    return tl.where(tile[4], new, h)
+    return tl.where(tile[5], new, h)

@@ -109,6 +109,7 @@ class Problem:
         found |= self.constants() | {"CELL": self.form.cell, "GATES": self.gates, "REVERSE": self.reverse}
         found |= {"BM": blocks.BM, "BU": blocks.BU, "BP": blocks.BP, "BK": blocks.BK}
         # One stage: loads of a later step must not pass the stores of an earlier one.
+        found["INDEX"] = index(found)
         launch(self.like.device, kernel, cdiv(self.B, blocks.BM), found, blocks.warps, 1)
 
     def launch_step(
@@ -138,6 +139,7 @@ class Problem:
         found |= {"integration": operand(self.integration, 2), "lengths": operand(self.lengths, 1)}
         found |= {"step": t, "T": self.T, "B": self.B, "C": columns, "ROLE": role, "GATES": per_unit}
         found |= {"BM": tile.BM, "BU": tile.BU, "BK": tile.BK} | self.constants() | (constants or {})
+        found["INDEX"] = index(found)
         programs = cdiv(self.B, tile.BM) * cdiv(columns, tile.BU)
         launch(self.like.device, kernel, programs, found, tile.warps, tile.stages)
 
@@ -149,6 +151,19 @@ class Problem:
         if self.dense:
             found["dense"] = (self.factors_x, self.weight, self.M)
         return found
+
+
+def index(arguments: dict[str, Any]) -> Any:
+    """The dtype of offsets within a tile: some rows of an operand, all columns; all of a weight."""
+    far = 0
+    for name, one in arguments.items():
+        if isinstance(one, tuple):
+            steps, sizes = one[0].stride(), one[0].shape
+            if not name.startswith("w"):
+                steps, sizes = steps[-2:], (min(tiling.MOST_ROWS, *sizes[-2:-1] or (1,)), *sizes[-1:])
+            far = max(far, sum(size * step for size, step in zip(sizes, steps, strict=False)))
+    # Masked rows and columns of a tile may be beyond the sizes.
+    return tl.int64 if far >= 1 << 28 else tl.int32
 
 
 def steps_operand(tensor: Maybe) -> Operand:

@@ -77,7 +77,7 @@ def cell_grads(
         d_f = total * before(cells, c0, u_tile, REVERSE) * f * (1.0 - f)
         d_i, d_g = total * g * i * (1.0 - i), total * i * (1.0 - g * g)
         d_gates = joined_quarters(d_i, d_f, d_g, dh * y * o * (1.0 - o))
-        return d_gates, tl.where(u_tile[4], total * f, dc)
+        return d_gates, tl.where(u_tile[5], total * f, dc)
     else:
         return dh * slope_of_value(ACTIVATION, loaded(out, u_tile)), dc
 
@@ -86,9 +86,9 @@ def cell_grads(
 def add_sums(sums, row, tile, term):
     """One of four sums over rows and steps of a block of rows, in float64, from one buffer to another."""
     source, target, step = sums
-    offsets = row * step + tile[2]
-    total = tl.load(source + offsets, mask=tile[6], other=0.0)
-    tl.store(target + offsets, total + tl.sum(live(tile, term), 0).to(tl.float64), mask=tile[6])
+    offsets = row * step + tile[3]
+    total = tl.load(source + offsets, mask=tile[7], other=0.0)
+    tl.store(target + offsets, total + tl.sum(live(tile, term), 0).to(tl.float64), mask=tile[7])
 
 
 @triton.jit
@@ -209,7 +209,7 @@ def cell_tangents(
         new = f_t * f * (1.0 - f) * before(cells, c0, u_tile, REVERSE) + f * c_t
         new += i_t * i * (1.0 - i) * g + i * g_t * (1.0 - g * g)
         h_t = o_t * o * (1.0 - o) * y + o * (1.0 - y * y) * new
-        return h_t, tl.where(u_tile[4], new, c_t)
+        return h_t, tl.where(u_tile[5], new, c_t)
     else:
         return pre_t * slope_of_value(ACTIVATION, loaded(out, u_tile)), c_t
 

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from mi_kernels.ops.triton.elementwise import widened
-from mi_kernels.ops.triton.engine import accumulate
+from mi_kernels.ops.triton.engine import accumulate, remaining
 from mi_kernels.ops.triton.recurrent_cells import (
     candidate_step,
     carried,
@@ -56,26 +56,31 @@ UNSPECIALISED = ("step", "previous", "T", "B")
 
 
 @triton.jit
-def block_of(B, C, BM: tl.constexpr, BU: tl.constexpr, GATES: tl.constexpr):
-    """Rows with their mask, columns [GATES BU] and units [BU] with theirs, and the block of rows."""
+def block_of(B, C, BM: tl.constexpr, BU: tl.constexpr, GATES: tl.constexpr, INDEX: tl.constexpr):
+    """The block's number, first row, rows, columns [GATES BU] and units [BU], the latter with their masks."""
     u_blocks = tl.cdiv(C, BU)
     m_block, u_block = tl.program_id(0) // u_blocks, tl.program_id(0) % u_blocks
-    i_m = m_block.to(tl.int64) * BM + tl.arange(0, BM)
-    first = u_block.to(tl.int64) * BU
-    i_n, m_n = gate_columns(tl.arange(0, GATES * BU), first, C, BU)
-    i_u = first + tl.arange(0, BU)
-    return i_m, i_m < B, i_n, m_n, i_u, i_u < C, m_block
+    row, rows, first = m_block.to(tl.int64) * BM, tl.arange(0, BM).to(INDEX), (u_block * BU).to(INDEX)
+    m_m = rows < remaining(B, row, BM)
+    columns, m_n = gate_columns(tl.arange(0, GATES * BU).to(INDEX), first, C, BU)
+    units = first + tl.arange(0, BU).to(INDEX)
+    return m_block, (row, rows, m_m), (columns, m_n), (units, units < C)
 
 
 @triton.jit
-def plain_product(acc, a, w, K, t, i_m, m_m, i_n, m_n, PRECISION: tl.constexpr, BK: tl.constexpr):
+def a_operand(a, t, block, k_range):
+    row, rows, m_m = block
+    origin = a[0] + t * a[1] + row * a[2]
+    return origin, rows[:, None] * a[2] + k_range[None, :] * a[3], m_m[:, None], a[3]
+
+
+@triton.jit
+def plain_product(acc, a, w, K, t, block, columns, PRECISION: tl.constexpr, BK: tl.constexpr):
     """acc + a w^T of a [T, B, K] at a step, and w [N, K]."""
-    i_k = tl.arange(0, BK)
-    a_operand = a[0] + t * a[1], i_m[:, None] * a[2] + i_k[None, :] * a[3], m_m[:, None], a[3]
-    b_operand = w[0], i_n[None, :] * w[1] + i_k[:, None] * w[2], m_n[None, :], 0, w[2]
-    acc, _ = accumulate(
-        acc, acc, a_operand, b_operand, None, None, None, 1, 0, K, True, "plain", PRECISION, BK
-    )
+    k_range = tl.arange(0, BK).to(block[1].dtype)
+    of_a = a_operand(a, t, block, k_range)
+    of_b = w[0], columns[0][None, :] * w[1] + k_range[:, None] * w[2], columns[1][None, :], 0, w[2]
+    acc, _ = accumulate(acc, acc, of_a, of_b, None, None, None, 1, 0, K, True, "plain", PRECISION, BK)
     return acc
 
 
@@ -85,10 +90,8 @@ def products(
     second,  # (a, w, K) of weight_hh; a is the context of the dense product, too
     dense,  # (x, w, X), w (pointer, strides of n, i and k)
     t,
-    i_m,
-    m_m,
-    i_n,
-    m_n,
+    block,
+    columns,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -98,31 +101,18 @@ def products(
     """[BM, BN], the sum of the products that there are."""
     acc = tl.zeros((BM, BN), ACCUMULATE)
     if first[1] is not None:
-        acc = plain_product(acc, first[0], first[1], first[2], t, i_m, m_m, i_n, m_n, PRECISION, BK)
+        acc = plain_product(acc, first[0], first[1], first[2], t, block, columns, PRECISION, BK)
     if dense[1] is not None:
-        x, w, z = dense[0], dense[1], second[0]
-        i_k = tl.arange(0, BK)
-        a_operand = x[0] + t * x[1], i_m[:, None] * x[2] + i_k[None, :] * x[3], m_m[:, None], x[3]
-        b_operand = w[0], i_n[None, :] * w[1] + i_k[:, None] * w[3], m_n[None, :], w[2], w[3]
-        s = z[0] + t * z[1], i_m * z[2], m_m, z[3]
+        w, z = dense[1], second[0]
+        k_range = tl.arange(0, BK).to(block[1].dtype)
+        of_a = a_operand(dense[0], t, block, k_range)
+        of_b = w[0], columns[0][None, :] * w[1] + k_range[:, None] * w[3], columns[1][None, :], w[2], w[3]
+        s = z[0] + t * z[1] + block[0] * z[2], block[1] * z[2], block[2], z[3]
         acc, _ = accumulate(
-            acc,
-            acc,
-            a_operand,
-            b_operand,
-            None,
-            s,
-            None,
-            second[2],
-            0,
-            dense[2],
-            True,
-            "promoted",
-            PRECISION,
-            BK,
+            acc, acc, of_a, of_b, None, s, None, second[2], 0, dense[2], True, "promoted", PRECISION, BK
         )
     if second[1] is not None:
-        acc = plain_product(acc, second[0], second[1], second[2], t, i_m, m_m, i_n, m_n, PRECISION, BK)
+        acc = plain_product(acc, second[0], second[1], second[2], t, block, columns, PRECISION, BK)
     return acc
 
 
@@ -158,31 +148,23 @@ def _step_kernel(
     ROLE: tl.constexpr,
     GATES: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    INDEX: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
     BK: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    i_m, m_m, i_n, m_n, i_u, m_u, _ = block_of(B, C, BM, BU, GATES)
+    _, block, g, u = block_of(B, C, BM, BU, GATES, INDEX)
+    row, rows, m_m = block
     t = tl.cast(step, tl.int64)
-    ends = ends_of(lengths, T, i_m, m_m)
-    g_tile, u_tile = tile_of(t, i_m, m_m, ends, i_n, m_n), tile_of(t, i_m, m_m, ends, i_u, m_u)
+    ends = ends_of(lengths, T, row, rows, m_m)
+    g_tile = tile_of(t, row, rows, m_m, ends, g[0], g[1])
+    u_tile = tile_of(t, row, rows, m_m, ends, u[0], u[1])
+    first, second, dense = (a1, w1, K1), (a2, w2, K2), (x, w, X)
     acc = products(
-        (a1, w1, K1),
-        (a2, w2, K2),
-        (x, w, X),
-        t,
-        i_m,
-        m_m,
-        i_n,
-        m_n,
-        BM,
-        GATES * BU,
-        BK,
-        ACCUMULATE,
-        PRECISION,
-    )
+        first, second, dense, t, block, g, BM, GATES * BU, BK, ACCUMULATE, PRECISION
+    )  # fmt: skip
     if ROLE == "factor":
         store(result, u_tile, factor_step(acc, u_tile, factors_x, products_))
     elif ROLE == "reset":
@@ -255,31 +237,32 @@ def _step_grads_kernel(
     GATES: tl.constexpr,
     ACTIVATION: tl.constexpr,
     REVERSE: tl.constexpr,
+    INDEX: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
     BK: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    i_m, m_m, i_n, m_n, i_u, m_u, m_block = block_of(B, C, BM, BU, GATES)
+    m_block, block, g, u = block_of(B, C, BM, BU, GATES, INDEX)
+    row, rows, m_m = block
     t = tl.cast(step, tl.int64)
-    ends = ends_of(lengths, T, i_m, m_m)
-    g_tile, u_tile = tile_of(t, i_m, m_m, ends, i_n, m_n), tile_of(t, i_m, m_m, ends, i_u, m_u)
+    ends = ends_of(lengths, T, row, rows, m_m)
+    g_tile = tile_of(t, row, rows, m_m, ends, g[0], g[1])
+    u_tile = tile_of(t, row, rows, m_m, ends, u[0], u[1])
     t_a = t
     if ROLE == "state":
         t_a = tl.cast(previous, tl.int64)
         K1, K2, X = tl.where(t_a < 0, 0, K1), tl.where(t_a < 0, 0, K2), tl.where(t_a < 0, 0, X)
-    acc = products(
-        (a1, w1, K1), (a2, w2, K2), (x, w, X), t_a, i_m, m_m, i_u, m_u, BM, BU, BK, ACCUMULATE, PRECISION
-    )
+    acc = products((a1, w1, K1), (a2, w2, K2), (x, w, X), t_a, block, u, BM, BU, BK, ACCUMULATE, PRECISION)
     partial = sums, sums, N
     if sums is not None:
         partial = sums + m_block.to(tl.int64) * 4 * N, sums_next + m_block.to(tl.int64) * 4 * N, N
     if ROLE == "state":
-        p_tile = tile_of(tl.where(t_a < 0, T, t_a), i_m, m_m, ends, i_u, m_u)
+        p_tile = tile_of(tl.where(t_a < 0, T, t_a), row, rows, m_m, ends, u[0], u[1])
         if direct is not None:
             acc += carried(direct, u_tile)
-        acc = tl.where(p_tile[4], acc, carried(h, u_tile))
+        acc = tl.where(p_tile[5], acc, carried(h, u_tile))
         store(h_next, u_tile, acc)
         if grad is not None:
             acc += loaded(grad, u_tile)
@@ -350,31 +333,23 @@ def _step_tangents_kernel(
     GATES: tl.constexpr,
     ACTIVATION: tl.constexpr,
     REVERSE: tl.constexpr,
+    INDEX: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
     BK: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    i_m, m_m, i_n, m_n, i_u, m_u, _ = block_of(B, C, BM, BU, GATES)
+    _, block, g, u = block_of(B, C, BM, BU, GATES, INDEX)
+    row, rows, m_m = block
     t = tl.cast(step, tl.int64)
-    ends = ends_of(lengths, T, i_m, m_m)
-    g_tile, u_tile = tile_of(t, i_m, m_m, ends, i_n, m_n), tile_of(t, i_m, m_m, ends, i_u, m_u)
+    ends = ends_of(lengths, T, row, rows, m_m)
+    g_tile = tile_of(t, row, rows, m_m, ends, g[0], g[1])
+    u_tile = tile_of(t, row, rows, m_m, ends, u[0], u[1])
+    first, second, dense = (a1, w1, K1), (a2, w2, K2), (x, w, X)
     acc = products(
-        (a1, w1, K1),
-        (a2, w2, K2),
-        (x, w, X),
-        t,
-        i_m,
-        m_m,
-        i_n,
-        m_n,
-        BM,
-        GATES * BU,
-        BK,
-        ACCUMULATE,
-        PRECISION,
-    )
+        first, second, dense, t, block, g, BM, GATES * BU, BK, ACCUMULATE, PRECISION
+    )  # fmt: skip
     if ROLE == "factor":
         store(result, u_tile, factor_tangents(acc, u_tile, factors_x, factors_t, products_, products_t))
     elif ROLE == "reset":

@@ -13,10 +13,11 @@ HELD_BYTES_WITHOUT_TENSOR_CORES = 16 << 10
 # Elements of an accumulator of a program with 8 warps.
 HELD_ACCUMULATOR = 16 * 512
 LEAST = 16  # of each axis of a product
+MOST_ROWS = 64
 
 
 class Sizes(NamedTuple):
-    """Of a call: ``steps`` T, ``rows`` B, ``units`` H, ``state`` P, ``factors`` M or X, ``gates`` of a cell."""
+    """Of a call: ``steps`` T, ``rows`` B, ``units`` H, ``state`` P, ``factors`` M or X, ``gates``."""
 
     steps: int
     rows: int
@@ -69,7 +70,7 @@ def whole(
 
 
 def rows_of_a_block(rows: int) -> int:
-    return min(padded(rows), 64)
+    return min(padded(rows), MOST_ROWS)
 
 
 def step(

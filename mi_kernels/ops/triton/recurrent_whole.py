@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from mi_kernels.ops.triton.elementwise import widened
+from mi_kernels.ops.triton.engine import remaining
 from mi_kernels.ops.triton.recurrent_cells import (
     candidate_step,
     carried,
@@ -79,13 +80,33 @@ def dense_dot(z, x, b_w, tile, context, BI: tl.constexpr, ACCUMULATE: tl.constex
 
 
 @triton.jit
-def frame(lengths, T, B, H, P, M, GATES: tl.constexpr, BM, BU, BP, BK):
-    """Rows, their ends, and columns of gates, units, state and factors with their masks."""
-    i_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    i_n, m_n = gate_columns(tl.arange(0, GATES * BU), 0, H, BU)
-    i_u, i_p, i_k = tl.arange(0, BU), tl.arange(0, BP), tl.arange(0, BK)
-    ends = ends_of(lengths, T, i_m, i_m < B)
-    return i_m, ends, (i_n, m_n), (i_u, i_u < H), (i_p, i_p < P), (i_k, i_k < M)
+def frame(
+    lengths,
+    T,
+    B,
+    H,
+    P,
+    M,
+    GATES: tl.constexpr,
+    BM: tl.constexpr,
+    BU: tl.constexpr,
+    BP: tl.constexpr,
+    BK: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """The first row, rows, their mask and ends; columns of gates, units, state and factors with their masks."""
+    row, rows = tl.program_id(0).to(tl.int64) * BM, tl.arange(0, BM).to(INDEX)
+    m_m = rows < remaining(B, row, BM)
+    i_n, m_n = gate_columns(tl.arange(0, GATES * BU).to(INDEX), 0, H, BU)
+    i_u, i_p, i_k = tl.arange(0, BU).to(INDEX), tl.arange(0, BP).to(INDEX), tl.arange(0, BK).to(INDEX)
+    block = row, rows, m_m, ends_of(lengths, T, row, rows, m_m)
+    return block, (i_n, m_n), (i_u, i_u < H), (i_p, i_p < P), (i_k, i_k < M)
+
+
+@triton.jit
+def at(t, block, columns):
+    """The tile of a step."""
+    return tile_of(t, block[0], block[1], block[2], block[3], columns[0], columns[1])
 
 
 @triton.jit(do_not_specialize=("T", "B"))
@@ -118,6 +139,7 @@ def _whole_kernel(
     GATES: tl.constexpr,
     ACTIVATION: tl.constexpr,
     REVERSE: tl.constexpr,
+    INDEX: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
     BP: tl.constexpr,
@@ -125,22 +147,21 @@ def _whole_kernel(
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    i_m, ends, n, u, p, k = frame(lengths, T, B, H, P, M, GATES, BM, BU, BP, BK)
-    m_m = i_m < B
+    block, n, u, p, k = frame(lengths, T, B, H, P, M, GATES, BM, BU, BP, BK, INDEX)
     w_hh, w_n = held(weight_hh, n[0], n[1], p[0], p[1]), held(weight_n, u[0], u[1], p[0], p[1])
     w_hm, w_mh = held(weight_hm, n[0], n[1], k[0], k[1]), held(weight_mh, k[0], k[1], p[0], p[1])
     w_hr, w = held(weight_hr, p[0], p[1], u[0], u[1]), held_dense(weight, H, P, BU, BP, k[0], k[1])
     first = tl.cast(0, tl.int64)
-    b_h = carried(h0, tile_of(first, i_m, m_m, ends, p[0], p[1]))
+    b_h = carried(h0, at(first, block, p))
     b_c = tl.zeros((BM, BU), ACCUMULATE)
     if c0 is not None:
-        b_c = widened(carried(c0, tile_of(first, i_m, m_m, ends, u[0], u[1])))
+        b_c = widened(carried(c0, at(first, block, u)))
     for step in range(T):
         t = tl.cast(step, tl.int64)
         if REVERSE:
             t = T - 1 - t
-        g_tile, u_tile = tile_of(t, i_m, m_m, ends, n[0], n[1]), tile_of(t, i_m, m_m, ends, u[0], u[1])
-        p_tile, k_tile = tile_of(t, i_m, m_m, ends, p[0], p[1]), tile_of(t, i_m, m_m, ends, k[0], k[1])
+        g_tile, u_tile = at(t, block, n), at(t, block, u)
+        p_tile, k_tile = at(t, block, p), at(t, block, k)
         acc = tl.zeros((BM, GATES * BU), ACCUMULATE)
         if w_mh is not None:
             a = factor_step(dot(b_h, w_mh, ACCUMULATE, PRECISION), k_tile, factors_x, products)
@@ -164,9 +185,9 @@ def _whole_kernel(
             keep(hidden, u_tile, new)
             new = dot(live(u_tile, new), w_hr, ACCUMULATE, PRECISION)
         b_h = state_step(new, b_h, p_tile, out)
-    store(h_n, tile_of(first, i_m, m_m, ends, p[0], p[1]), b_h)
+    store(h_n, at(first, block, p), b_h)
     if c0 is not None:
-        store(c_n, tile_of(first, i_m, m_m, ends, u[0], u[1]), b_c)
+        store(c_n, at(first, block, u), b_c)
 
 
 @triton.jit(do_not_specialize=("T", "B"))
@@ -206,6 +227,7 @@ def _whole_grads_kernel(
     GATES: tl.constexpr,
     ACTIVATION: tl.constexpr,
     REVERSE: tl.constexpr,
+    INDEX: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
     BP: tl.constexpr,
@@ -213,30 +235,29 @@ def _whole_grads_kernel(
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    i_m, ends, n, u, p, k = frame(lengths, T, B, H, P, M, GATES, BM, BU, BP, BK)
-    m_m = i_m < B
+    block, n, u, p, k = frame(lengths, T, B, H, P, M, GATES, BM, BU, BP, BK, INDEX)
     w_hh, w_n = held(weight_hh, p[0], p[1], n[0], n[1]), held(weight_n, p[0], p[1], u[0], u[1])
     w_hm, w_mh = held(weight_hm, k[0], k[1], n[0], n[1]), held(weight_mh, p[0], p[1], k[0], k[1])
     w_hr, w = held(weight_hr, u[0], u[1], p[0], p[1]), held_dense(weight, P, H, BP, BU, k[0], k[1])
     first = tl.cast(0, tl.int64)
     b_h, b_c = tl.zeros((BM, BP), ACCUMULATE), tl.zeros((BM, BU), ACCUMULATE)
     if grad_h is not None:
-        b_h = widened(carried(grad_h, tile_of(first, i_m, m_m, ends, p[0], p[1])))
+        b_h = widened(carried(grad_h, at(first, block, p)))
     if grad_c is not None:
-        b_c = widened(carried(grad_c, tile_of(first, i_m, m_m, ends, u[0], u[1])))
+        b_c = widened(carried(grad_c, at(first, block, u)))
     for step in range(T):
         t = tl.cast(step, tl.int64)
         if not REVERSE:
             t = T - 1 - t
-        g_tile, u_tile = tile_of(t, i_m, m_m, ends, n[0], n[1]), tile_of(t, i_m, m_m, ends, u[0], u[1])
-        p_tile, k_tile = tile_of(t, i_m, m_m, ends, p[0], p[1]), tile_of(t, i_m, m_m, ends, k[0], k[1])
+        g_tile, u_tile = at(t, block, n), at(t, block, u)
+        p_tile, k_tile = at(t, block, p), at(t, block, k)
         partial = None, None, GATES * H
         if integration is not None:
             N = GATES * H
             if CELL == "gru":
                 N += H
-            block, half = tl.program_id(0).to(tl.int64) * 4 * N, tl.num_programs(0).to(tl.int64) * 4 * N
-            partial = sums + (step % 2) * half + block, sums + ((step + 1) % 2) * half + block, N
+            own, half = tl.program_id(0).to(tl.int64) * 4 * N, tl.num_programs(0).to(tl.int64) * 4 * N
+            partial = sums + (step % 2) * half + own, sums + ((step + 1) % 2) * half + own, N
         total = b_h
         if grad is not None:
             total += loaded(grad, p_tile)
@@ -269,12 +290,12 @@ def _whole_grads_kernel(
                 acc += dense_dot(d_gates, factors_x, w, k_tile, H, BU, ACCUMULATE, PRECISION)
             if w_hh is not None:
                 acc += dot(d_gates, w_hh, ACCUMULATE, PRECISION)
-        b_h = tl.where(p_tile[4], acc, b_h)
+        b_h = tl.where(p_tile[5], acc, b_h)
         if integration is not None:
             tl.debug_barrier()
-    store(r_h, tile_of(first, i_m, m_m, ends, p[0], p[1]), b_h)
+    store(r_h, at(first, block, p), b_h)
     if c0 is not None:
-        store(r_c, tile_of(first, i_m, m_m, ends, u[0], u[1]), b_c)
+        store(r_c, at(first, block, u), b_c)
 
 
 @triton.jit(do_not_specialize=("T", "B"))
@@ -313,6 +334,7 @@ def _whole_tangents_kernel(
     GATES: tl.constexpr,
     ACTIVATION: tl.constexpr,
     REVERSE: tl.constexpr,
+    INDEX: tl.constexpr,
     BM: tl.constexpr,
     BU: tl.constexpr,
     BP: tl.constexpr,
@@ -320,22 +342,21 @@ def _whole_tangents_kernel(
     ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    i_m, ends, n, u, p, k = frame(lengths, T, B, H, P, M, GATES, BM, BU, BP, BK)
-    m_m = i_m < B
+    block, n, u, p, k = frame(lengths, T, B, H, P, M, GATES, BM, BU, BP, BK, INDEX)
     w_hh, w_n = held(weight_hh, n[0], n[1], p[0], p[1]), held(weight_n, u[0], u[1], p[0], p[1])
     w_hm, w_mh = held(weight_hm, n[0], n[1], k[0], k[1]), held(weight_mh, k[0], k[1], p[0], p[1])
     w_hr, w = held(weight_hr, p[0], p[1], u[0], u[1]), held_dense(weight, H, P, BU, BP, k[0], k[1])
     first = tl.cast(0, tl.int64)
-    b_h = carried(h0_t, tile_of(first, i_m, m_m, ends, p[0], p[1]))
+    b_h = carried(h0_t, at(first, block, p))
     b_c = tl.zeros((BM, BU), ACCUMULATE)
     if c0_t is not None:
-        b_c = widened(carried(c0_t, tile_of(first, i_m, m_m, ends, u[0], u[1])))
+        b_c = widened(carried(c0_t, at(first, block, u)))
     for step in range(T):
         t = tl.cast(step, tl.int64)
         if REVERSE:
             t = T - 1 - t
-        g_tile, u_tile = tile_of(t, i_m, m_m, ends, n[0], n[1]), tile_of(t, i_m, m_m, ends, u[0], u[1])
-        p_tile, k_tile = tile_of(t, i_m, m_m, ends, p[0], p[1]), tile_of(t, i_m, m_m, ends, k[0], k[1])
+        g_tile, u_tile = at(t, block, n), at(t, block, u)
+        p_tile, k_tile = at(t, block, p), at(t, block, k)
         acc = tl.zeros((BM, GATES * BU), ACCUMULATE)
         if w_mh is not None:
             acc_m = dot(b_h, w_mh, ACCUMULATE, PRECISION)
@@ -362,6 +383,6 @@ def _whole_tangents_kernel(
         if w_hr is not None:
             new = added(dot(live(u_tile, new), w_hr, ACCUMULATE, PRECISION), out_t, p_tile)
         b_h = state_step(new, b_h, p_tile, r_out)
-    store(r_h, tile_of(first, i_m, m_m, ends, p[0], p[1]), b_h)
+    store(r_h, at(first, block, p), b_h)
     if c0_t is not None:
-        store(r_c, tile_of(first, i_m, m_m, ends, u[0], u[1]), b_c)
+        store(r_c, at(first, block, u), b_c)
