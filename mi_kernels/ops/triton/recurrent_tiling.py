@@ -55,18 +55,25 @@ def whole(
     sizes: Sizes, dtype: torch.dtype, dense: bool, factored: bool, hh: bool, hr: bool, tensor_cores: bool
 ) -> Blocks | None:
     """The blocks of a program that makes all steps, or None where it cannot hold the weights."""
-    units, state, factors = padded(sizes.units), padded(sizes.state), padded(sizes.factors)
-    columns = next_power(sizes.gates) * units
-    elements = (columns * factors + factors * state) * factored + columns * state * hh + units * state * hr
-    elements += units * state * factors * dense
-    widest = LEAST * max(columns, units * state * dense, factors, state)
-    held = elements * dtype.itemsize
-    most = HELD_BYTES if tensor_cores else HELD_BYTES_WITHOUT_TENSOR_CORES
+    found = None
+    # Of 128 columns 4 warps spill up to 320 bytes; so do 8 warps of whose tiles one has 16 columns.
+    for least, warps in ((LEAST, 4), (2 * LEAST, 8)):
+        units, state = (max(padded(size), least) for size in (sizes.units, sizes.state))
+        factors = padded(sizes.factors) if dense else max(padded(sizes.factors), least)
+        columns = next_power(sizes.gates) * units
+        elements = (columns * factors + factors * state) * factored + columns * state * hh
+        elements += units * state * (hr + factors * dense)
+        widest = LEAST * max(columns, units * state * dense, factors, state)
+        found = Blocks(LEAST, units, state, factors, warps)
+        held, most = (
+            elements * dtype.itemsize,
+            HELD_BYTES if tensor_cores else HELD_BYTES_WITHOUT_TENSOR_CORES,
+        )
+        if widest <= LEAST * 64 and held <= most // 4:
+            break
     if held > most or widest * dtype.itemsize > HELD_ACCUMULATOR * max(dtype.itemsize, 4):
         return None
-    # Of 128 columns 4 warps spill up to 320 bytes.
-    warps = 8 if widest >= LEAST * 64 or held > most // 4 else 4
-    return Blocks(LEAST, units, state, factors, warps)
+    return found
 
 
 def rows_of_a_block(rows: int) -> int:

@@ -94,7 +94,7 @@ def frame(
     BK: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """The first row, rows, their mask and ends; columns of gates, units, state and factors with their masks."""
+    """First row, rows, their mask and ends; columns of gates, units, state and factors with their masks."""
     row, rows = tl.program_id(0).to(tl.int64) * BM, tl.arange(0, BM).to(INDEX)
     m_m = rows < remaining(B, row, BM)
     i_n, m_n = gate_columns(tl.arange(0, GATES * BU).to(INDEX), 0, H, BU)
