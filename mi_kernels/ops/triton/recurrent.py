@@ -12,6 +12,8 @@ So a call can be captured in a CUDA graph, which a step a launch needs for its s
 order: those over rows and steps for ``integration`` in float64, one block of rows after the other.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from mi_kernels.ops.recurrent.forms import GRU, LSTM
@@ -61,7 +63,9 @@ def recurrent(
         "hidden": call.H,
     }
     kept = {name: call.steps_of(widths[name], wanted[name], name == "cells") for name in wanted}
-    given = {name: there(t, wanted[name]) for name, t in kept.items()} | {"out": call.steps_of(call.P)}
+    given: dict[str, Any] = {name: there(t, wanted[name]) for name, t in kept.items()} | {
+        "out": call.steps_of(call.P)
+    }
     blocks = call.blocks()
     if blocks is not None:
         h_n = call.empty(call.B, call.P)
@@ -73,7 +77,7 @@ def recurrent(
     return given["out"], h_n, c_n, *kept.values()
 
 
-def _steps(call: Problem, h0: Tensor, c0: Maybe, kept: dict[str, Maybe]) -> tuple[Tensor, Tensor]:
+def _steps(call: Problem, h0: Tensor, c0: Maybe, kept: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """A step a launch; writes ``out`` and what is kept, and returns the last states."""
     h, lstm, gru = call.state(h0, call.P, False), call.form.cell == LSTM, call.form.cell == GRU
     c = call.state(c0, call.H, True) if lstm else [None, None]
@@ -84,10 +88,11 @@ def _steps(call: Problem, h0: Tensor, c0: Maybe, kept: dict[str, Maybe]) -> tupl
     if hidden is None and call.weight_hr is not None:
         hidden = call.empty(call.B, call.H)
     kernel, n_rows = steps._step_kernel, call.split_hh()[1]
-    out, products = kept["out"], {"products_": kept["products"]}
+    out = kept["out"]
+    products: dict[str, Any] = {"products_": kept["products"]}
     for t in order(call.T, call.reverse):
-        states = {"h": h[0], "h_next": h[1], "out": out}
-        cell = {
+        states: dict[str, Any] = {"h": h[0], "h_next": h[1], "out": out}
+        cell: dict[str, Any] = {
             "gates_x": call.like,
             "gates": kept["gates"],
             "cells": kept["cells"],

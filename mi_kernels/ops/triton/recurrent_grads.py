@@ -40,7 +40,14 @@ def recurrent_grads(
     """``mi_kernels::recurrent_grads`` (ops/recurrent/schema.py)."""
     weights = weight_hh, weight_hm, weight_mh, weight, weight_hr
     call = Problem(gates_x, factors_x, h0, weights, integration, lengths, kind, activation, reverse)
-    given = {"gates_x": gates_x, "factors_x": factors_x, "h0": h0, "c0": c0, "out": out, "gates": gates}
+    given: dict[str, Any] = {
+        "gates_x": gates_x,
+        "factors_x": factors_x,
+        "h0": h0,
+        "c0": c0,
+        "out": out,
+        "gates": gates,
+    }
     given |= {"cells": cells, "grad": grad}
     lstm, hr = call.form.cell == LSTM, weight_hr is not None
     found = {
@@ -72,13 +79,13 @@ def recurrent_grads(
 class _Steps:
     """A step in one, two or three launches, the last step first."""
 
-    def __init__(self, call: Problem, given: dict[str, Maybe], wanted: dict[str, Maybe], sums: Maybe) -> None:
+    def __init__(self, call: Problem, given: dict[str, Any], wanted: dict[str, Any], sums: Maybe) -> None:
         self.call, self.given, self.sums = call, given, sums
         self.d_gates, self.d_factors = wanted["r_gates"], wanted["r_factors"]
         self.d_products, self.d_out = wanted["r_products"], wanted["r_out"]
         self.direct = [call.empty(call.B, call.H, wide=True) for _ in range(2)]
         hh, self.n_rows = call.split_hh()
-        self.state_products = {"second": (self.d_gates, turned(hh), call.columns)}
+        self.state_products: dict[str, Any] = {"second": (self.d_gates, turned(hh), call.columns)}
         if call.factored:
             self.state_products["first"] = (self.d_products, turned(call.weight_mh), call.M)
         elif call.dense:
@@ -113,7 +120,9 @@ class _Steps:
         previous, d_h0 = -1, call.empty(call.B, call.P)
         direct = {"direct": self.direct[1]} if cell == GRU else {}
         for t in reversed(order(call.T, call.reverse)):
-            state = self.state_products | direct | {"previous": previous, "h": h[0], "h_next": h[1]}
+            state: dict[str, Any] = (
+                self.state_products | direct | {"previous": previous, "h": h[0], "h_next": h[1]}
+            )
             cells = self.given | {"c": c[0], "c_next": c[1]}
             if call.weight_hr is None:
                 more = {"direct_next": self.direct[0]} if cell == GRU else {}
@@ -127,8 +136,8 @@ class _Steps:
             h.reverse()
             c.reverse()
             previous = t
-        state = self.state_products | direct | {"previous": previous, "h": h[0], "h_next": d_h0}
-        self.launch("state", max(previous, 0), call.P, None, **state)
+        last = self.state_products | direct | {"previous": previous, "h": h[0], "h_next": d_h0}
+        self.launch("state", max(previous, 0), call.P, None, **last)
         return d_h0, call.empty(0) if c[0] is None else c[0].to(call.dtype, copy=True)
 
     def after(self, t: int) -> None:

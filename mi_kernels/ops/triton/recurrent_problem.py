@@ -143,9 +143,9 @@ class Problem:
         programs = cdiv(self.B, tile.BM) * cdiv(columns, tile.BU)
         launch(self.like.device, kernel, programs, found, tile.warps, tile.stages)
 
-    def cell_products(self, m: Maybe, h: Tensor) -> dict[str, Product]:
+    def cell_products(self, m: Maybe, h: Tensor) -> dict[str, Any]:
         """What the gates (of a GRU the first two) are sums of, but for x."""
-        found = {"second": (h, self.split_hh()[0], self.P)}
+        found: dict[str, Any] = {"second": (h, self.split_hh()[0], self.P)}
         if self.factored:
             found["first"] = (m, self.weight_hm, self.M)
         if self.dense:

@@ -42,7 +42,12 @@ def recurrent_tangents(
     """``mi_kernels::recurrent_tangents`` (ops/recurrent/schema.py)."""
     weights = weight_hh, weight_hm, weight_mh, weight, weight_hr
     call = Problem(gates_x, factors_x, h0, weights, integration, lengths, kind, activation, reverse)
-    given = {"gates_t": gates_t, "factors_t": factors_t, "products_t": products_t, "out_t": out_t}
+    given: dict[str, Any] = {
+        "gates_t": gates_t,
+        "factors_t": factors_t,
+        "products_t": products_t,
+        "out_t": out_t,
+    }
     given |= {"gates_x": gates_x, "factors_x": factors_x, "h0": h0, "c0": c0, "out": out, "gates": gates}
     given |= {"cells": cells, "r_out": call.steps_of(call.P)}
     lstm, blocks = call.form.cell == LSTM, call.blocks()
@@ -76,7 +81,7 @@ def _steps(call: Problem, h0_t: Tensor, c0_t: Maybe, given: dict[str, Any]) -> t
         call.launch_step(kernel, role, t, columns, per_unit, constants=constants, **others)
 
     for t in order(call.T, call.reverse):
-        states = {"h": h[0], "h_next": h[1], "r_out": given["r_out"]}
+        states: dict[str, Any] = {"h": h[0], "h_next": h[1], "r_out": given["r_out"]}
         terms = call.cell_products(scratch, h[0])
         if call.factored:
             second = h[0], call.weight_mh, call.P
