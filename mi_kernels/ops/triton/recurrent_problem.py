@@ -11,6 +11,7 @@ from mi_kernels.ops.dtypes import accumulation_dtype
 from mi_kernels.ops.precision import precision
 from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, GRU, form_of
 from mi_kernels.ops.triton import recurrent_tiling as tiling
+from mi_kernels.ops.triton.host import vectorizable
 from mi_kernels.ops.triton.launch import cdiv, launch, operand, target
 
 Maybe = Tensor | None
@@ -129,7 +130,8 @@ class Problem:
         """One launch: ``others`` are tensors [T, B, N] or [B, N] by their names in the kernel."""
         dtype, capability = self.dtype, target(self.like.device).capability
         deep = max(product[2] for product in (first, second, dense))
-        tile = tiling.step(self.sizes, columns, per_unit, dtype, capability, deep, self.tensor_cores)
+        aligned = all(is_aligned(product) for product in (first, second, dense))
+        tile = tiling.step(self.sizes, columns, per_unit, dtype, capability, deep, self.tensor_cores, aligned)
         found: dict[str, Any] = dict.fromkeys(kernel.arg_names)
         found |= {name: argument(name, t) for name, t in others.items()}
         names = (("a1", "w1", "K1"), ("a2", "w2", "K2"), ("x", "w", "X"))
@@ -151,6 +153,11 @@ class Problem:
         if self.dense:
             found["dense"] = (self.factors_x, self.weight, self.M)
         return found
+
+
+def is_aligned(product: Product) -> bool:
+    a, w, _ = product
+    return w is None or a is None or vectorizable(a) and vectorizable(w, -w.dim())
 
 
 def index(arguments: dict[str, Any]) -> Any:
