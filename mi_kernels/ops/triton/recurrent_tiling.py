@@ -97,6 +97,6 @@ def step(
     units = max(min(padded(columns), widest), LEAST)
     if dtype == torch.float64 or capability == AMD:
         return Tile(rows, min(units, 32), LEAST, 4, 1 if capability == AMD else 2)
-    # Unaligned, every element has its own address: twice as deep spills up to 168 bytes.
+    # Unaligned, every element has its own address: 4 warps spill up to 128 bytes, twice as deep up to 168.
     depth = min(padded(deep), max((128 if aligned else 64) // dtype.itemsize, LEAST))
-    return Tile(rows, units, depth, 4, 3 if dtype.itemsize == 2 else 2)
+    return Tile(rows, units, depth, 4 if aligned else 8, 3 if dtype.itemsize == 2 else 2)
