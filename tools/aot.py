@@ -41,7 +41,10 @@ DTYPES = ("bfloat16", "float16", "tf32")
 INSTRUCTIONS = {"mma": "mma.sync", "wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma"}  # in PTX
 _OF_CAPABILITY = {90: "wgmma", 100: "tcgen05"}
 FLOAT64 = (80, 90, 100)  # have float64 matrix instructions
-TILE = ("BM", "BS", "BN", "BK")
+TILE = ("BM", "BS", "BN", "BU", "BP", "BK")
+SIZES = ("M", "N", "I", "K", "B", "T", "C", "H", "P", "X", "K1", "K2")
+# Operands of products by their names in the kernels; "g" is that of weight gradients.
+PRODUCTS = ("w", "u", "v", "w1", "w2", "weight_hh", "weight_mh", "weight")
 LEAST_ROWS = 64  # minimum rows of a tile for wgmma and tcgen05
 
 
@@ -101,7 +104,7 @@ def _precision(dtype: str) -> Iterator[torch.dtype]:
 
 def expected(constants: dict[str, Any], arguments: dict[str, Any], capability: int, dtype: str) -> str | None:
     """The matrix instruction of a launch; None without a product, or for one without matrix instructions."""
-    operands = [arguments.get(name) for name in ("w", "u", "v")]
+    operands = [arguments.get(name) for name in PRODUCTS]
     products = "g" in arguments or any(operand is not None for operand in operands)
     if not products or dtype == "float32":
         return None
@@ -149,7 +152,7 @@ def _report(launch: Any, capability: int, dtype: str) -> Report:
     ptx = compiled.asm["ptx"]
     instructions = tuple(name for name, word in INSTRUCTIONS.items() if word in ptx)
     constants = {k: v for k, v in launch.arguments.items() if isinstance(v, int | str) and k.isupper()}
-    constants = {k: v for k, v in constants.items() if k not in ("M", "N", "I", "K", "B")}
+    constants = {k: v for k, v in constants.items() if k not in SIZES}
     wanted = expected(constants, launch.arguments, capability, dtype)
     limit = tile_limits.available_shared_memory(divmod(capability, 10))
     faults = []

@@ -19,8 +19,10 @@ from mi_kernels.ops.gate import autograd as gate_rule
 from mi_kernels.ops.interaction import autograd as interaction_rule
 from mi_kernels.ops.modulate import autograd as modulation_rule
 from mi_kernels.ops.norm import autograd as norm_rule
+from mi_kernels.ops.recurrent.forms import DENSE as DENSE_FORM
+from mi_kernels.ops.recurrent.forms import FACTORED, KINDS, LSTM
 from mi_kernels.ops.triton import dual_linear as dual
-from mi_kernels.ops.triton import gate, interaction, norm
+from mi_kernels.ops.triton import gate, interaction, norm, recurrent
 from mi_kernels.ops.triton import modulate as modulation
 from mi_kernels.ops.triton.launch import Launch, recording
 from mi_kernels.testing.without_data import WithoutData
@@ -58,6 +60,9 @@ def launches(
                 _run_modulation(dtype, names, sizes[0], sizes[2], short)
                 _run_norm(dtype, names, sizes[0], sizes[2], short)
         found |= distinct(recorded, capability)
+    with recording(capability, *(() if old is None else (old,))) as recorded:
+        _run_recurrent(dtype, short)
+    found |= distinct(recorded, capability)
     for *rows_and_features, first in DENSE[:1] if short else DENSE:
         with recording(capability, *(() if old is None else (old,))) as recorded:
             _run_dense(dtype, first, not short and first == 1, *rows_and_features)
@@ -122,6 +127,9 @@ def first_calls(
             y = call(*arguments)
             torch.autograd.grad(y, [t for t in arguments if t is not None], torch.empty_like(y))
         found[name] = distinct(recorded, capability)
+    with recording(capability) as recorded:
+        _recurrent(dtype, "mlstm", (3, B, X, Z, X))
+    found["recurrent"] = distinct(recorded, capability)
     return found
 
 
@@ -252,6 +260,57 @@ def _norm(
     _, _, mean, rstd = norm.norm_modulate(x, *residual, context, context, *weights, *rule, 1e-5, name, 1.0)
     given = (x, x, x if full else None, *residual, context, context, *weights, mean if center else None, rstd)
     norm.norm_modulate_grads(*given, *rule, name, 1.0, True, full, full, True, True, full, full)
+
+
+def _run_recurrent(dtype: torch.dtype, short: bool) -> None:
+    """Every kind with a step a launch and with all steps in one, and states with an output projection;
+    ``short``: some of them, without tangents."""
+    for kind, form in KINDS.items():
+        if not (short and kind in ("mrnn", "mi_rnn")):
+            _recurrent(dtype, kind, (3, 512, 256, 64, 256), tangents=not short)
+        if not (short and kind in ("mrnn", "mi_rnn", "mi_lstm")):
+            _recurrent(dtype, kind, (3, 512, 16, 16, 16), tangents=not short)
+        if not short:
+            for sizes in ((3, 1, 1024, 512, 1024), (3, 40, 32, 32, 32), (3, 100, 75, 17, 75)):
+                _recurrent(dtype, kind, sizes, tangents=True)
+            if form.cell == LSTM:
+                for sizes in ((3, 512, 256, 64, 96), (3, 512, 32, 32, 16)):
+                    _recurrent(dtype, kind, sizes, tangents=True, reverse=True, unequal=True)
+
+
+def _recurrent(
+    dtype: torch.dtype,
+    kind: str,
+    sizes: tuple[int, int, int, int, int],
+    *,
+    tangents: bool = False,
+    reverse: bool = False,
+    unequal: bool = False,
+) -> None:
+    """Forward and backward of sizes T, B, H, factors and features of the state, and tangents."""
+    T, B, H, M, P = sizes
+    empty, form = partial(_empty, dtype), KINDS[kind]
+    N, lstm = form.gates * H, form.cell == LSTM
+    factored, dense = form.structure == FACTORED, form.structure == DENSE_FORM
+    factors_x = empty(T, B, M) if factored or dense else None
+    inputs = empty(T, B, N), factors_x, empty(B, P), empty(B, H) if lstm else None
+    weights = (
+        None if factored and P == H else empty(N, P),
+        empty(N, M) if factored else None,
+        empty(M, P) if factored else None,
+        empty(H, P, M) if dense else None,
+        empty(P, H) if P != H else None,
+        None if factored or dense else empty(4, N),
+    )
+    rule = _empty(torch.int64, B) if unequal else None, kind, "tanh", reverse
+    out, h_n, c_n, gates, products, cells, _ = recurrent.recurrent(*inputs, *weights, *rule, True)
+    kept = gates if lstm and factored else None, None if dense else products, cells if lstm else None
+    saved = *inputs, out, *kept, *weights, *rule
+    recurrent.recurrent_grads(out, h_n, c_n if lstm else None, *saved)
+    if tangents:
+        out_t = out if P != H else None
+        factors_t = factors_x if factored else None
+        recurrent.recurrent_tangents(inputs[0], factors_t, kept[1], out_t, *inputs[2:], *saved)
 
 
 @cache

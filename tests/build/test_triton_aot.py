@@ -56,13 +56,13 @@ def kernels_of(batch):
 
 
 def test_which_batch_sizes_are_compiled_for():
-    """With the same tiles: multiples of 16, and others; of modulation and norms all are one."""
+    """With the same tiles: multiples of 16, and others; of modulation, norms and RNNs all are one."""
     pytest.importorskip("triton")
     even, odd = kernels_of(5008), kernels_of(5001)
     counts = {"interaction": 8, "diagonal": 5, "gated_interaction": 9, "dual_linear": 5, "modulate": 2}
-    counts["norm"] = 2
+    counts |= {"norm": 2, "recurrent": 5}
     assert {name: len(kernels) for name, kernels in even.items()} == counts
-    assert all(odd[name].keys() == even[name].keys() for name in ("modulate", "norm"))
+    assert all(odd[name].keys() == even[name].keys() for name in ("modulate", "norm", "recurrent"))
     for known, batches in ((even, (5024, 8000)), (odd, (5003, 7777, 7999))):
         for batch in batches:
             for name, kernels in kernels_of(batch).items():
