@@ -83,8 +83,8 @@ def check_form(op: str, arguments: dict[str, Any]) -> None:
         raise ValueError(f"{op}: c0: expected {'a tensor' if lstm else 'None'} for {kind}")
     if weight_hr is not None and not lstm:
         raise ValueError(f"{op}: weight_hr: expected None for {kind}, got a tensor")
-    units, rest = divmod(arguments["gates_x"].shape[2], form.gates)
-    if rest:
+    units = arguments["gates_x"].shape[2] // form.gates
+    if units * form.gates != arguments["gates_x"].shape[2]:
         raise ValueError(
             f"{op}: gates_x: expected a multiple of {form.gates} features for {kind},"
             f" got {arguments['gates_x'].shape[2]}"
