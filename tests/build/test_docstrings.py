@@ -8,7 +8,7 @@ import torch
 
 import mi_kernels as mi
 
-TYPES = {"ActivationName", "BackendName"}  # literals
+TYPES = {"ActivationName", "BackendName", "RecurrentName"}  # literals
 
 
 def public() -> dict[str, object]:

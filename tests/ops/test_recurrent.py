@@ -68,7 +68,7 @@ def test_gradients(sample, dtype, place):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("steps", [1, 2, 33, 512])
+@pytest.mark.parametrize("steps", [1, 33, 512])
 def test_short_and_long_sequences(steps, kind, place):
     sample = Recurrence("steps", kind, steps=steps, rows=3, lengths=(steps, 0, (steps + 1) // 2))
     check_values(sample, torch.float64, place.device)
@@ -300,19 +300,17 @@ def test_per_sample_gradients_are_one_pass_through_time(place):
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("sample", [*FEW, replace(MLSTM, lengths=LENGTHS)], ids=str)
 def test_compiled_without_graph_breaks(sample, place):
-    compiled = torch.compile(ours(sample), **COMPILE)
-    for steps, rows in ((4, 12), (7, 12), (5, 12)):
-        own = replace(sample, steps=steps, rows=rows, memory="fast")
-        call = lambda *a: torch.cat([t.flatten() for t in own.results(mi.multiplicative_rnn, *a)])  # noqa: B023, E731
-        if own.lengths is None:
-            compiled = torch.compile(call, **COMPILE)
-        tensors = own.arguments(torch.float32, place.device)
-        if own.lengths is not None and steps != 4:
-            continue
-        compiled = torch.compile(call, **COMPILE)
-        torch.testing.assert_close(
-            with_gradients(compiled, tensors), with_gradients(call, tensors), rtol=1e-5, atol=1e-5
-        )
+    compiled = torch.compile(partial(_flat, sample), **COMPILE)
+    sizes = [(4, 12)] if sample.lengths else [(4, 12), (7, 5), (5, 12)]
+    for steps, rows in sizes:
+        tensors = replace(sample, steps=steps, rows=rows).arguments(torch.float32, place.device)
+        found, expected = (with_gradients(f, tensors) for f in (compiled, partial(_flat, sample)))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def _flat(sample, *tensors):
+    """All results, of whatever size."""
+    return torch.cat([t.flatten() for t in sample.results(mi.multiplicative_rnn, *tensors)])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
