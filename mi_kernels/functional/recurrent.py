@@ -101,7 +101,7 @@ def multiplicative_rnn(
     Dtypes are float64, float32, bfloat16 and float16, one for all arguments; autocast casts them as for
     ``torch.mm``. Of 16 bits h is rounded in each step, c is float32 within a call. All tensors have one
     device. Differentiable in all tensors, in reverse and in forward mode; derivatives of derivatives are
-    exact, by plain PyTorch code. The results do not depend on the number of threads.
+    exact, by plain PyTorch code. Compiled kernels' results do not depend on threads.
 
     Raises:
         TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, a tensor

@@ -218,8 +218,9 @@ def test_low_memory_keeps_less(place):
 
 @pytest.mark.parametrize("sample", FEW, ids=str)
 def test_the_number_of_threads_does_not_matter(sample, place):
-    if place.device != "cpu":
-        pytest.skip("threads of the CPU")
+    compiled = torch._C._dispatch_has_kernel_for_dispatch_key("mi_kernels::recurrent", "CPU")
+    if place.backend != "cpu" or not compiled:
+        pytest.skip("the order of PyTorch's sums depends on its threads")
     sample = replace(sample, rows=67, units=40, width=33)
     found, before = [], torch.get_num_threads()
     grad, tensors = sample.cotangent(torch.float32), sample.arguments(torch.float32)
