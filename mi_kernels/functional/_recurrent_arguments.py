@@ -121,8 +121,8 @@ def units_of(kind: str, tensors: Tensors) -> int:
         if weight.dim() != (3 if name == "weight" else 2):
             axes = {"weight": "H, H, X", "weight_hm": "H, R"}.get(name, "N, X")
             raise ValueError(f"{OP}: {name}: expected shape [{axes}], got {list(weight.shape)}")
-        units, rest = divmod(weight.shape[0], form.gates)
-        if rest:
+        units = weight.shape[0] // form.gates
+        if units * form.gates != weight.shape[0]:
             raise ValueError(
                 f"{OP}: {name}: expected a multiple of {form.gates} rows for {kind}, got {weight.shape[0]}"
             )

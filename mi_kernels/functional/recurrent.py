@@ -13,6 +13,7 @@ from mi_kernels.functional import _recurrent_arguments as arguments
 from mi_kernels.functional._arguments import autocast, expand_bias_to
 from mi_kernels.functional._recurrent_arguments import MemoryName, RecurrentName, Tensors
 from mi_kernels.ops.backend import get
+from mi_kernels.ops.interaction import shared
 from mi_kernels.ops.interaction.linear import linear
 from mi_kernels.ops.interaction.segments import opaque
 from mi_kernels.ops.plan import Plan
@@ -100,7 +101,7 @@ def multiplicative_rnn(
     Dtypes are float64, float32, bfloat16 and float16, one for all arguments; autocast casts them as for
     ``torch.mm``. Of 16 bits h is rounded in each step, c is float32 within a call. All tensors have one
     device. Differentiable in all tensors, in reverse and in forward mode; derivatives of derivatives are
-    exact, by plain PyTorch code. The results do not depend on the number of threads.
+    exact, by plain PyTorch code. Compiled kernels' results do not depend on threads.
 
     Raises:
         TypeError: an argument is no dense tensor, its dtype is unsupported or not that of ``x``, a tensor
@@ -184,7 +185,9 @@ def _called(
     flat = x.reshape(steps * rows, width)
 
     def product(weight: Tensor, bias: Any) -> Tensor:
-        return linear(backend, flat, weight, bias).view(steps, rows, weight.shape[0])
+        # A trace is to have the same operation in all of its runs.
+        apply = shared.linear if torch.jit.is_tracing() else linear
+        return apply(backend, flat, weight, bias).view(steps, rows, weight.shape[0])
 
     integrated = form.structure == INTEGRATED
     if tensors.weight_ih is not None:

@@ -102,7 +102,7 @@ def test_an_integer_or_the_interpreter_never_takes_it(monkeypatch):
     ("failed", "portable"),
     [
         ("modulate", {"diagonal", "gated_interaction", "modulate", "norm", "glu", "low_rank"}),
-        ("interaction", {"interaction", "diagonal", "gated_interaction", "glu", "low_rank"}),
+        ("interaction", {"interaction", "diagonal", "gated_interaction", "glu", "low_rank", "recurrent"}),
         ("diagonal", {"diagonal"}),
         ("gated_interaction", {"gated_interaction"}),
     ],

@@ -78,6 +78,7 @@ def test_families_know_few_of_each_other():
     """The dense interaction and modulation stand alone; gates are made of both, norms of modulation."""
     known = {name for name, _ in modules()}
     families = {"interaction": (), "modulate": (), "norm": ("modulate",), "gate": ("interaction", "modulate")}
+    families["recurrent"] = ("interaction",)
     for family, allowed in families.items():
         for module, path in modules():
             if not module.startswith(f"mi_kernels.ops.{family}"):

@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounter
 import mi_kernels as mi
 from mi_kernels import backends
 from mi_kernels.testing import direct
+from mi_kernels.testing.recurrent_samples import recurrent_calls
 from mi_kernels.testing.samples import (
     ALL_TERMS,
     EMPTY,
@@ -416,12 +417,14 @@ SAMPLES |= {
         "norm_modulate",
         "differentiable_norm_modulate",
         "recurrent",
-        "recurrent_grads",
-        "recurrent_tangents",
         "differentiable_recurrent",
         "differentiable_third_order",
     )
 }
+
+# c is kept in the accumulation dtype.
+SAMPLES["recurrent_grads"] = lambda dtype: (grads for _, grads, _ in recurrent_calls(dtype))
+SAMPLES["recurrent_tangents"] = lambda dtype: (tangents for *_, tangents in recurrent_calls(dtype))
 
 
 def registered_operations():

@@ -217,6 +217,7 @@ EXPLAINED_AXES = {
     "glu": "x:BX weight:OX weight_value:OX | bias:O bias_value:O",
     "low_rank": "x:BX z:BZ factor_x:OX factor_z:OZ | factor_out:OO weight_z:OZ weight_x:OX bias:O",
     "biaffine": "input1:BX input2:BZ weight:OXZ | bias:O",
+    "multiplicative_rnn": "x:BZX weight_ih:OX weight_hh:OO | bias:O alpha:O beta_h:O beta_x:O",
 }
 
 
@@ -228,7 +229,8 @@ def explained_calls(name: str, grads: bool, device: str):
         for there in itertools.product((True, False), repeat=len(optional)):
             kept = required + list(itertools.compress(optional, there))
             shapes = {key: [size[axis] for axis in axes] for key, axes in (part.split(":") for part in kept)}
-            made = {key: torch.ones(s, device=device, requires_grad=grads) for key, s in shapes.items()}
+            made: dict = {"kind": "mi_rnn", "state": None} if name == "multiplicative_rnn" else {}
+            made |= {key: torch.ones(s, device=device, requires_grad=grads) for key, s in shapes.items()}
             if optional and optional[0].startswith("weight:"):
                 made.setdefault("weight", None)
                 alone = ("weight", "weight_x") if name == "generate" else tuple(made)[len(required) :]

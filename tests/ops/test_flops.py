@@ -81,7 +81,8 @@ def test_no_call_counts_nothing(name, place):
     forward, backward = counted(lambda: call(*tensors)), counted(lambda: y.sum().backward())
     assert (forward > 0) == (backward > 0) == (name not in ELEMENTWISE)
     if name not in ELEMENTWISE:
-        assert 1.3 <= backward / forward <= 2.2
+        # Gradients of a state are needed step by step: they share no product with those of x.
+        assert 1.3 <= backward / forward <= (3 if name == "second-order" else 2.2)
 
 
 def test_every_operation_has_a_formula():

@@ -45,6 +45,7 @@ def recurrent(
     """out, h_n, c_n; gates, products, cells and hidden, where they are kept."""
     weights = weight_hh, weight_hm, weight_mh, weight, weight_hr, integration
     seq = Steps(gates_x, factors_x, *weights, lengths, kind, activation, reverse)
+    gates_x.new_empty((*gates_x.shape[:2], h0.shape[1]))  # refused here, not after T steps, where T is absurd
     h, c = h0, seq.up(c0)
     out: dict[int, Tensor] = {}
     kept: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)

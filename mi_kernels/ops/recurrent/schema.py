@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_activation, check_shape, match_sizes
+from mi_kernels.ops.checks import check_activation, check_tensors, match_sizes
 from mi_kernels.ops.dtypes import FLOATING, accumulation_dtype
 from mi_kernels.ops.flops import products
 from mi_kernels.ops.library import define, define_family
@@ -83,8 +83,8 @@ def check_form(op: str, arguments: dict[str, Any]) -> None:
         raise ValueError(f"{op}: c0: expected {'a tensor' if lstm else 'None'} for {kind}")
     if weight_hr is not None and not lstm:
         raise ValueError(f"{op}: weight_hr: expected None for {kind}, got a tensor")
-    units, rest = divmod(arguments["gates_x"].shape[2], form.gates)
-    if rest:
+    units = arguments["gates_x"].shape[2] // form.gates
+    if units * form.gates != arguments["gates_x"].shape[2]:
         raise ValueError(
             f"{op}: gates_x: expected a multiple of {form.gates} features for {kind},"
             f" got {arguments['gates_x'].shape[2]}"
@@ -167,17 +167,20 @@ def _check_saved(op, given):
     form = form_of(given["kind"], given["weight_hm"])
     sizes = _kept_sizes(form, gates_x.shape, None if factors_x is None else factors_x.shape, None)
     sizes.pop("hidden")
+    wide = accumulation_dtype(gates_x.dtype)
     for name, size in sizes.items():
-        tensor = given[name]
-        if (tensor is None) != (size is None):
+        if (given[name] is None) != (size is None):
             raise ValueError(f"{op}: {name}: expected {'None' if size is None else 'a tensor'}")
-        if tensor is not None and size is not None:
-            match_sizes(op, name, tensor.shape, [(str(d), one) for d, one in enumerate(size)])
-    cells, wide = given["cells"], accumulation_dtype(gates_x.dtype)
-    if cells is not None and (cells.dtype != wide or cells.device != gates_x.device):
-        raise TypeError(
-            f"{op}: cells: expected {wide} on {gates_x.device}, got {cells.dtype} on {cells.device}"
-        )
+        if size is not None:
+            dtype = wide if name == "cells" else gates_x.dtype
+            _check_one(op, name, given[name], dtype, gates_x.device, size)
+
+
+def _check_one(op, name, tensor, dtype, device, size):
+    check_tensors(op, (name,), (tensor,), 1, (dtype,))
+    if tensor.device != device:
+        raise ValueError(f"{op}: {name}: expected device {device}, got {tensor.device}")
+    match_sizes(op, name, tensor.shape, [(str(d), one) for d, one in enumerate(size)])
 
 
 def _check_grads(*arguments):
@@ -212,15 +215,14 @@ def _check_tangents(*arguments):
             raise ValueError(
                 f"recurrent_tangents: products_t: expected None for {given['kind']}, got a tensor"
             )
-        check_shape("recurrent_tangents", "products_t", given["products_t"], _pairs(given["products"]))
+        like = given["products"]
+        _check_one(
+            "recurrent_tangents", "products_t", given["products_t"], like.dtype, like.device, like.shape
+        )
     if given["factors_t"] is not None and form_of(given["kind"], given["weight_hm"]).structure != FACTORED:
         raise ValueError(f"recurrent_tangents: factors_t: expected None for {given['kind']}, got a tensor")
     if given["out_t"] is not None and given["weight_hr"] is None:
         raise ValueError("recurrent_tangents: out_t: expected None without weight_hr, got a tensor")
-
-
-def _pairs(tensor):
-    return [(str(d), size) for d, size in enumerate(tensor.shape)]
 
 
 def _tangents_fake(*arguments):
