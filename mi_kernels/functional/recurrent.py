@@ -1,5 +1,6 @@
 """Multiplicative RNNs over sequences: products over all steps, backend, call."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,9 +92,9 @@ def multiplicative_rnn(
         activation: act, ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``, of the cells without gates.
         memory: ``"fast"``: the backward pass reads what the forward pass kept, 4 H + M (mlstm) or 4 H
             (mi_lstm) numbers and c a step. ``"low"``: it keeps the states of about :math:`\sqrt T` steps, and
-            makes the steps between two of them again; under transforms of torch.func and compilers as
-            ``"fast"``. Results are the same, but for c of 16 bits, which is rounded where a chunk of steps
-            ends.
+            makes what is between two of them again, the products with x too, which takes a third more time;
+            under transforms of torch.func and compilers as ``"fast"``. Results are the same up to rounding:
+            the products have fewer rows, and c of 16 bits is rounded where a chunk of steps ends.
 
     Returns:
         The output of shape ``[T, B, P]`` and the state after the last step, as the given one: h, or (h, c).
@@ -174,14 +175,31 @@ def _called(
     backend: str, kind: str, tensors: Tensors, lengths: Any, reverse: bool, activation: str, memory: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out, h_n and c_n of checked arguments, as the operations of a backend."""
-    form, x = KINDS[kind], tensors.x
-    steps, rows, width = x.shape
+    x = tensors.x
+    steps, rows, _ = x.shape
     units = arguments.units_of(kind, tensors)
     if lengths is not None:
         if opaque(lengths):
             lengths = lengths.clamp(0, steps)
         padding = torch.arange(steps, device=x.device)[:, None] >= lengths
         x = x.masked_fill(padding[:, :, None], 0)
+    features = units if tensors.weight_hr is None else tensors.weight_hr.shape[0]
+    h = x.new_zeros(rows, features) if tensors.h is None else tensors.h
+    c = x.new_zeros(rows, units) if tensors.c is None and KINDS[kind].cell == LSTM else tensors.c
+    tensors = tensors._replace(x=x, h=h, c=c)
+    apply = functools.partial(_steps, backend, kind, reverse, activation)
+    if memory == "low" and _is_saving(tensors):
+        return _in_chunks(apply, reverse, tensors, lengths)
+    return apply(tensors, lengths)
+
+
+def _steps(
+    backend: str, kind: str, reverse: bool, activation: str, tensors: Tensors, lengths: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The products with x over all steps, and the steps."""
+    form, x = KINDS[kind], tensors.x
+    steps, rows, width = x.shape
+    units = arguments.units_of(kind, tensors)
     flat = x.reshape(steps * rows, width)
 
     def product(weight: Tensor, bias: Any) -> Tensor:
@@ -199,18 +217,13 @@ def _called(
     factors_x = None if tensors.weight_mx is None else product(tensors.weight_mx, None)
     if form.structure == DENSE and factors_x is None:
         factors_x = x
-    features = units if tensors.weight_hr is None else tensors.weight_hr.shape[0]
-    h = x.new_zeros(rows, features) if tensors.h is None else tensors.h
-    c = tensors.c
-    if c is None and form.cell == LSTM:
-        c = x.new_zeros(rows, units)
     hh, hm = tensors.weight_hh, tensors.weight_hm
     if form.structure != DENSE and not integrated:
         hh, hm = None, tensors.weight_hh
     integration = _integration(tensors, gates_x) if integrated else None
     weights = hh, hm, tensors.weight_mh, tensors.weight, tensors.weight_hr, integration
-    run = _in_chunks if memory == "low" and _is_saving((x, h, c, *tensors)) else rules.recurrent
-    return run(backend, kind, activation, reverse, gates_x, factors_x, h, c, *weights, lengths)
+    operands = gates_x, factors_x, tensors.h, tensors.c, *weights, lengths
+    return rules.recurrent(backend, kind, activation, reverse, *operands)
 
 
 def _integration(tensors: Tensors, like: Tensor) -> Tensor:
@@ -234,35 +247,24 @@ def _is_saving(tensors: Sequence[Any]) -> bool:
 
 
 def _in_chunks(
-    backend: str,
-    kind: str,
-    activation: str,
-    reverse: bool,
-    gates_x: Tensor,
-    factors_x: Any,
-    h: Tensor,
-    c: Any,
-    *weights: Any,
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]], reverse: bool, tensors: Tensors, lengths: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rules.recurrent` of about sqrt(T) steps at a time, whose backward passes make these steps again."""
-    steps, lengths = gates_x.shape[0], weights[-1]
+    """`_steps` of about sqrt(T) steps at a time, whose backward passes make these steps again."""
+    x, h, c = tensors.x, tensors.h, tensors.c
+    steps = x.shape[0]
     size = max(math.isqrt(steps), 1)
     starts = range(0, steps, size)
     parts: list[Tensor] = []
-    empty = c
     for start in reversed(starts) if reverse else starts:
-        there = slice(start, start + size)
-        own = None if lengths is None else (lengths - start).clamp(0, min(size, steps - start))
-        inputs = gates_x[there], None if factors_x is None else factors_x[there], h, c, *weights[:-1], own
-        setting = backend, kind, activation, reverse
-        out, h, empty = checkpoint(
-            rules.recurrent, *setting, *inputs, use_reentrant=False, preserve_rng_state=False
-        )
-        c = None if c is None else empty
+        part = x[start : start + size]
+        own = None if lengths is None else (lengths - start).clamp(0, part.shape[0])
+        given = tensors._replace(x=part, h=h, c=c)
+        out, h, cell = checkpoint(apply, given, own, use_reentrant=False, preserve_rng_state=False)
+        c = None if c is None else cell
         parts.append(out)
     if not parts:
-        return rules.recurrent(backend, kind, activation, reverse, gates_x, factors_x, h, c, *weights)
-    return torch.cat(parts[::-1] if reverse else parts), h, empty
+        return apply(tensors, lengths)
+    return torch.cat(parts[::-1] if reverse else parts), h, cell
 
 
 def _plan(kind: Any, x: Any, state: Any, lengths: Any, reverse: Any, **others: Any) -> Plan:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from mi_kernels.ops.recurrent.forms import GRU, LSTM
-from mi_kernels.ops.recurrent.portable import order
+from mi_kernels.ops.recurrent.steps import order
 from mi_kernels.ops.triton import recurrent_steps as steps
 from mi_kernels.ops.triton import recurrent_whole as whole
 from mi_kernels.ops.triton.recurrent_problem import NO_PRODUCT, Problem, there, turned
