@@ -46,11 +46,12 @@ struct RecurrentProducts {
       for (int64_t g = 0; g < m.gates; ++g) {
         Word* to = words(m) + (p.first * m.gates + g * p.vectors) * L * m.words * m.outer;
         for (int64_t j = 0; j < m.outer; ++j, to += lanes * m.words) {
-          const View<S> from = view.at(g * m.units + p.first * L, 0);
-          if (m.depth == 0)
+          if (m.depth == 0) {
             clear(to, lanes * m.words);
-          else
-            pack<Mul>(View<S>{from.data + j * outer_stride, from.mn_stride, from.k_stride}, count, lanes, m.depth, to);
+            continue;
+          }
+          const View<S> from = view.at(g * m.units + p.first * L, 0);
+          pack<Mul>(View<S>{from.data + j * outer_stride, from.mn_stride, from.k_stride}, count, lanes, m.depth, to);
         }
       }
     });
@@ -58,7 +59,7 @@ struct RecurrentProducts {
   void pack_weights() const {
     for (const RecurrentMatrix& m : plan.matrix) {
       const auto* data = static_cast<const S*>(m.weight.data);
-      if (!m.in_place && data) pack_matrix(m, View<S>{data, m.weight.row, m.weight.col}, m.weight.group);
+      if (!m.in_place) pack_matrix(m, View<S>{data, m.weight.row, m.weight.col}, m.weight.group);
     }
   }
 
