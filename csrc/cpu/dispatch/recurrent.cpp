@@ -206,7 +206,7 @@ Seven recurrent(const Tensor& gates_x, const Optional& factors_x, const Tensor& 
   Tensor cells = allocate_wide(gates_x, keep && lstm, {steps, rows, units});
   if (zero && cells.numel() > 0) torch::stable::zero_(cells);
   Tensor h_n = copy_of(h0), c_n = lstm ? copy_of(*c0) : allocate(gates_x, {0});
-  if (out.numel() > 0 || (steps * rows * units > 0 && lstm)) {
+  if (steps * rows * units > 0) {
     Contiguous contiguous;
     set_operands(call, a, contiguous);
     const RowOrder order = order_rows(op, lengths, call);
@@ -240,7 +240,7 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_tangents(
   const bool lstm = call.cell == RecurrentCell::lstm;
   Tensor result = allocate_result(gates_x, {call.steps, call.rows, call.state}, lengths.has_value());
   Tensor h_n = copy_of(h0_t), c_n = lstm ? copy_of(*c0_t) : allocate(gates_x, {0});
-  if (result.numel() > 0) {
+  if (call.steps * call.rows * call.units > 0) {
     Contiguous contiguous;
     set_operands(call, a, contiguous);
     const RowOrder order = order_rows(op, lengths, call);
@@ -293,7 +293,7 @@ Seven recurrent_grads(const Optional& grad, const Optional& grad_h, const Option
     return zeros;
   };
   Tensor dh0 = state_grad(grad_h, h0), dc0 = c0.has_value() ? state_grad(grad_c, *c0) : allocate(gates_x, {0});
-  if (steps * rows * call.units == 0 || call.state == 0) {
+  if (steps * rows * call.units == 0) {
     for (Tensor* t : {&dgates, &dfactors, &dproducts, &dintegration, &dout})
       if (t->numel() > 0) torch::stable::zero_(*t);
     return {dgates, dfactors, dproducts, dh0, dc0, dintegration, dout};
