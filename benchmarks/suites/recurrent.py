@@ -232,6 +232,7 @@ def case(
     lstm: Yardstick,
 ) -> Case:
     torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64  # a step is compiled for each dtype, pass, and kind of state
     compiled = torch.compile(step, dynamic=False, fullgraph=True)
     functions = {
         OURS: ours,

@@ -255,11 +255,16 @@ def _in_chunks(
     size = max(math.isqrt(steps), 1)
     starts = range(0, steps, size)
     parts: list[Tensor] = []
+
+    # What is saved, and found to be changed in place, is what is an argument itself.
+    def flat(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return apply(Tensors(*given[:-1]), given[-1])
+
     for start in reversed(starts) if reverse else starts:
         part = x[start : start + size]
         own = None if lengths is None else (lengths - start).clamp(0, part.shape[0])
-        given = tensors._replace(x=part, h=h, c=c)
-        out, h, cell = checkpoint(apply, given, own, use_reentrant=False, preserve_rng_state=False)
+        given = (*tensors._replace(x=part, h=h, c=c), own)
+        out, h, cell = checkpoint(flat, *given, use_reentrant=False, preserve_rng_state=False)
         c = None if c is None else cell
         parts.append(out)
     if not parts:

@@ -45,25 +45,26 @@ void set_matrices(RecurrentPlan& plan, const RecurrentCall& c, DType dtype, cons
   const int64_t features = c.gates() * c.units, bytes = storage_bytes(dtype);
   const bool may_stay = c.steps == 1 && c.rows <= kRowsInPlace && mul.word_bytes == bytes * mul.pair;
   // Rows of `weight`, from `first` on, are the units of the gates, or the elements along the depth if it is transposed.
-  const auto add = [&](RecurrentProduct product, const TensorRef& weight, int64_t units, int64_t gates, int64_t depth,
-                       int64_t first = 0, int64_t outer = 1) {
-    if (!weight.data) return;
+  // That of an empty one is null.
+  const auto add = [&](RecurrentProduct product, bool present, const TensorRef& weight, int64_t units, int64_t gates,
+                       int64_t depth, int64_t first = 0, int64_t outer = 1) {
+    if (!present) return;
     RecurrentMatrix& m = plan.matrix[product];
     m = backward ? matrix_of(mul, depth, 1, units * gates, outer) : matrix_of(mul, units, gates, depth, outer);
     m.weight = weight;
-    m.weight.data = static_cast<const char*>(weight.data) + first * weight.row * bytes;
+    if (weight.data) m.weight.data = static_cast<const char*>(weight.data) + first * weight.row * bytes;
     if (backward) std::swap(m.weight.row, m.weight.col);
     const bool scaled = product == kOfReset && !gru;
     m.in_place = may_stay && m.weight.col == 1 && !scaled && m.depth > 0;
     if (m.in_place) m.bytes = 0;
   };
-  add(kOfState, c.weight_hh, c.units, gru ? 2 : c.gates(), c.state);
-  if (gru) add(kOfReset, c.weight_hh, c.units, 1, c.units, 2 * c.units);
+  add(kOfState, c.has_state_product, c.weight_hh, c.units, gru ? 2 : c.gates(), c.state);
+  add(kOfReset, gru, c.weight_hh, c.units, 1, c.units, 2 * c.units);
   const WeightRef& w = c.weight;
-  add(kOfReset, {w.data, w.width, w.out, w.context}, c.units, 1, c.state, 0, c.factors);
-  add(kFactors, c.weight_mh, c.factors, 1, c.state);
-  add(kOfFactors, c.weight_hm, c.units, c.gates(), c.factors);
-  add(kOfHidden, c.weight_hr, c.state, 1, c.units);
+  add(kOfReset, c.dense(), {w.data, w.width, w.out, w.context}, c.units, 1, c.state, 0, c.factors);
+  add(kFactors, c.factored(), c.weight_mh, c.factors, 1, c.state);
+  add(kOfFactors, c.factored(), c.weight_hm, c.units, c.gates(), c.factors);
+  add(kOfHidden, c.projected, c.weight_hr, c.state, 1, c.units);
   const int64_t widths[kRecurrentOperands] = {backward ? features : c.state, backward ? features : c.state,
                                               gru ? c.units : c.factors, backward ? c.state : c.units};
   const int64_t element = mul.word_bytes / mul.pair;

@@ -78,8 +78,10 @@ inline DType check_recurrent(const char* op, const RecurrentArguments& a, const 
   check_presence(op, "factors_x", a.factors_x, !call.integrated(), kind);
   if (call.integrated()) check_presence(op, "weight_hh", a.weight_hh, true, kind);
   if (!lstm) check_presence(op, "weight_hr", a.weight_hr, false, kind);
+  call.has_state_product = a.weight_hh.has_value();
+  call.projected = a.weight_hr.has_value();
   call.state = call.units;
-  if (a.weight_hr.has_value()) {
+  if (call.projected) {
     check_defined(op, "weight_hr", *a.weight_hr);
     STD_TORCH_CHECK(a.weight_hr->dim() == 2, op, ": weight_hr: expected 2 dimensions, got ", a.weight_hr->dim());
     call.state = a.weight_hr->size(0);
@@ -145,7 +147,7 @@ inline void check_tangents(const char* op, const RecurrentCall& call, const Tens
   };
   check("factors_t", factors_t, call.factored(), call.factors);
   check("products_t", products_t, !call.dense(), call.factored() ? call.factors : features);
-  check("out_t", out_t, call.state != call.units || call.cell == RecurrentCell::lstm, call.state);
+  check("out_t", out_t, call.projected, call.state);
   const bool lstm = call.cell == RecurrentCell::lstm;
   STD_TORCH_CHECK(c0_t.has_value() == lstm, op, ": c0_t: expected ", lstm ? "a tensor" : "None");
   if (lstm) check_sizes(op, "c0_t", *c0_t, gates_x, 1, false, {rows, call.units});

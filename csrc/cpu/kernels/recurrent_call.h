@@ -47,7 +47,7 @@ struct RecurrentCall {
   RecurrentStructure structure;
   RecurrentCell cell;
   Activation activation;
-  bool reverse;
+  bool reverse, has_state_product, projected;  // whether there are a weight_hh and a weight_hr
   int64_t steps, rows, units, state, factors;
   const int64_t *row_of, *active;
   TensorRef weight_hh, weight_hm, weight_mh, weight_hr;

@@ -79,7 +79,7 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
                     [&](const Panel& p, int64_t r0, int64_t r1) { reset(c, s, p, r0, r1, sums); });
       this->stage(c, s.rows, rows, sums, {of_state}, state);
     }
-    if (grads.weight_hr.data && s.next_rows > 0)
+    if (grads.projected && s.next_rows > 0)
       this->stage(c, s.next_rows, s.next_rows, sums, {source(c, kOfHidden, kHiddenOperand)},
                   [&](const Panel& p, int64_t r0, int64_t r1) {
                     each_gate(c, s.next, p, r0, r1, sums, [&](const auto& at, const Acc* sum, int64_t, Lanes& lanes) {
@@ -116,7 +116,7 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
       go_on(dh);
     };
     const int64_t t = max(s.next, 0);
-    if (!grads.weight_hr.data)
+    if (!grads.projected)
       return each_gate(c, t, p, r0, r1, sums, [&](const auto& at, const Acc* sum, int64_t, Lanes& lanes) {
         state(at, sum, [&](const V& dh) { cell(c, s, at, dh, lanes); });
       });

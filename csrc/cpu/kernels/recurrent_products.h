@@ -46,19 +46,56 @@ struct RecurrentProducts {
       for (int64_t g = 0; g < m.gates; ++g) {
         Word* to = words(m) + (p.first * m.gates + g * p.vectors) * L * m.words * m.outer;
         for (int64_t j = 0; j < m.outer; ++j, to += lanes * m.words) {
-          const View<S> from = view.at(g * m.units + p.first * L, 0);
-          if (m.depth == 0)
+          if (m.depth == 0) {
             clear(to, lanes * m.words);
-          else
-            pack<Mul>(View<S>{from.data + j * outer_stride, from.mn_stride, from.k_stride}, count, lanes, m.depth, to);
+            continue;
+          }
+          const View<S> from = view.at(g * m.units + p.first * L, 0);
+          if (m.outer > 1 && outer_stride == 1 && count > 0) {
+            pack_outer(from, count, lanes, m, to);
+            break;
+          }
+          pack<Mul>(View<S>{from.data + j * outer_stride, from.mn_stride, from.k_stride}, count, lanes, m.depth, to);
         }
       }
     });
   }
+  // The same for matrices whose elements lie beside each other, [outer][words][lanes]: for each k, all of them are
+  // transposed together. Words of two elements along K are joined of words along j.
+  static void pack_outer(const View<S>& view, int64_t count, int64_t lanes, const RecurrentMatrix& m, Word* out) {
+    constexpr int64_t kColumns = 64 * Mul::pair;
+    Word columns[Mul::pair][kColumns / Mul::pair * kMaxPanelVectors * L];
+    for (int64_t j0 = 0; j0 < m.outer; j0 += kColumns) {
+      const int64_t width = min(kColumns, m.outer - j0);
+      for (int64_t w = 0; w < m.words; ++w) {
+        for (int64_t e = 0; e < Mul::pair; ++e) {
+          const int64_t k = w * Mul::pair + e;
+          if (k < m.depth)
+            pack<Mul>(View<S>{view.data + k * view.k_stride + j0, view.mn_stride, 1}, count, lanes, width, columns[e]);
+          else
+            clear(columns[e], ceil_div(width, Mul::pair) * lanes);
+        }
+        for (int64_t j = 0; j < width; ++j) {
+          Word* to = out + ((j0 + j) * m.words + w) * lanes;
+          const int64_t from = j / Mul::pair * lanes;
+          for (int64_t lane = 0; lane < lanes; lane += L) {
+            const auto first = load<Vec<Word>>(columns[0] + from + lane);
+            if constexpr (Mul::pair == 1) {
+              store(to + lane, first);
+            } else {
+              const auto second = load<Vec<Word>>(columns[1] + from + lane);
+              store(to + lane, j % 2 ? first >> 16 | (second & 0xffff0000u) : (first & 0xffffu) | second << 16);
+            }
+          }
+        }
+      }
+    }
+  }
+
   void pack_weights() const {
     for (const RecurrentMatrix& m : plan.matrix) {
       const auto* data = static_cast<const S*>(m.weight.data);
-      if (!m.in_place && data) pack_matrix(m, View<S>{data, m.weight.row, m.weight.col}, m.weight.group);
+      if (!m.in_place) pack_matrix(m, View<S>{data, m.weight.row, m.weight.col}, m.weight.group);
     }
   }
 

@@ -78,7 +78,7 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
     } else {
       this->stage(c, s.rows, s.rows, sums, {source(c, s, kOfState)}, gates);
     }
-    if (steps.weight_hr.data)
+    if (steps.projected)
       this->stage(c, s.rows, s.rows, sums, {source(c, s, kOfHidden)}, [&](const Panel& p, int64_t r0, int64_t r1) {
         this->each(c, s.t, p, r0, r1, steps.state, sums, [&](const auto& at, const Acc* sum) {
           V h = load<V>(sum);
@@ -115,7 +115,7 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
 
   // h of a step: its projection is to come, or it is the state.
   MI_INLINE void store_hidden(const Chain& c, const Step& s, const auto& at, const V& h) const {
-    if (!steps.weight_hr.data) return store_state(c, s, at, h);
+    if (!steps.projected) return store_state(c, s, at, h);
     const V value = rounded(h);
     store_operand(c.operand[kHiddenOperand] + at.r * plan.stride[kHiddenOperand] + at.lane, value, at.valid());
     if (steps.hidden) store_units(steps.hidden, at.at, at.valid(), value);

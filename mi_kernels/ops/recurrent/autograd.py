@@ -299,6 +299,8 @@ def _products_by_sample(
 ) -> tuple[Tensor, ...]:
     """The gradients of the weights, of the folded results of ``recurrent_grads``."""
     of_weights = (*(False,) * _SHARED.start, *want[_SHARED])
+    # The gradient of the coefficients is a sum over all samples, and is not wanted here.
+    results = (*results[:5], results[5].new_empty(0), *results[6:])
     results, result_dims = _unfolded(results, (1, 1, 1, 0, 0, 0, 1), size)
     saved = (*operands, *kept)
     positions = (*_FOLDED, *(1,) * len(kept))

@@ -280,7 +280,7 @@ _KEPT = (
 )
 _KEPT += f" Tensor? cells, {_ARGUMENTS}"
 
-define_family("recurrent", "interaction")
+define_family("recurrent", "interaction", "modulate")
 define(
     "recurrent",
     f"(Tensor gates_x, Tensor? factors_x, Tensor h0, Tensor? c0, {_ARGUMENTS}, bool keep)"

@@ -31,6 +31,8 @@ def previous(state: Tensor, out: Tensor, lengths: Maybe, reverse: bool) -> Tenso
     """[T, B, P], the state before each step."""
     if out.shape[0] == 0:
         return out
+    if lengths is not None:  # a row without steps has no part in sums over them, even if its state is NaN
+        state = state.masked_fill(lengths[:, None] == 0, 0)
     if not reverse:
         return torch.cat((state[None], out[:-1]))
     before = torch.cat((out[1:], state[None]))
@@ -118,7 +120,7 @@ class Steps:
         return self.gates(integrate(q, self.up(self.gates_x[t]), self.integration))
 
     def gru_gates(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r, z, n = integrate(q, x, self.integration).split(self.units, -1)
+        r, z, n = integrate(q, x, self.integration).chunk(3, -1)
         return r.sigmoid(), z.sigmoid(), n.tanh()
 
     def slope(self, y: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from mi_kernels.ops.rules import Maybe, add
 _RECURRENT = overloads("recurrent")
 _GRADS = overloads("recurrent_grads")
 _TANGENTS = overloads("recurrent_tangents")
+_MODULATE = overloads("modulate")
 
 
 class Setting(NamedTuple):
@@ -136,7 +137,7 @@ def completed(
         assert before is not None
         if cell == GRU:
             width = 2 * (d_products.shape[-1] // 3)
-            reset = _reset(operands, kept.products, width) * before
+            reset = _reset(backend, operands, kept.products, before)
             parts = (product(d_products[..., :width], before), product(d_products[..., width:], reset))
             found["weight_hh"] = torch.cat(parts)  # type: ignore[arg-type]
         else:
@@ -147,12 +148,13 @@ def completed(
     return [found[name] if wanted else None for name, wanted in zip(names, want, strict=True)]
 
 
-def _reset(operands: Operands, products: Any, width: int) -> Tensor:
-    """The reset gate r [T, B, H] of a GRU."""
-    units, dtype = width // 2, products.dtype
-    wide = torch.promote_types(dtype, torch.float32)
+def _reset(backend: str, operands: Operands, products: Any, before: Tensor) -> Tensor:
+    """r h [T, B, H] of a GRU, by a kernel whose bits, unlike those of torch.sigmoid, depend on no threads."""
+    units, wide = before.shape[2], torch.promote_types(products.dtype, torch.float32)
     parts = (products[..., :units], operands.gates_x[..., :units], operands.integration[:, :units])  # type: ignore[index]
-    return integrate(*(part.to(wide) for part in parts)).sigmoid().to(dtype)
+    pre_activation = integrate(*(part.to(wide) for part in parts))
+    gated = _MODULATE[backend](before.to(wide), pre_activation, None, "sigmoid", 0.0)
+    return gated.to(before.dtype)
 
 
 def tangents(
@@ -204,7 +206,7 @@ def tangent_terms(
         assert products is not None and operands.integration is not None
         if hh_t is not None and cell == GRU:
             width = 2 * (products.shape[-1] // 3)
-            reset = _reset(operands, products, width) * before
+            reset = _reset(backend, operands, products, before)
             parts: Any = (product(before, hh_t[:width]), product(reset, hh_t[width:]))
             products_t = torch.cat(parts, -1)
         else:
