@@ -116,12 +116,22 @@ class Recurrence:
             if name.startswith("weight"):
                 scale *= max(size[-1], 1) ** -0.5
             scale *= max(size[-2], 1) ** -0.5 if name == "weight" else 1.0
+            if self.activation == "relu":
+                values = self._of_one_sign(name, values)
             found[name] = self._lay_out(name, made(values * scale, dtype, device))
         if self.lengths is not None:
             x = found["x"]
             x = found["x"] = x.clone() if self.layout == "expanded" else x
             x.masked_fill_(self.padding(x), torch.nan)
         return [found[name].requires_grad_(requires_grad) if name in found else None for name in NAMES]
+
+    @staticmethod
+    def _of_one_sign(name: str, values: Tensor) -> Tensor:
+        """Values by which all terms of a unit's p have one sign, so that none is rounded to the other side of 0."""
+        values = values.abs()
+        if name in ("weight_ih", "weight_hh", "weight_hm", "weight", "bias", "beta_h"):
+            values[1::2] *= -1
+        return values
 
     def _lay_out(self, name: str, tensor: Tensor) -> Tensor:
         if self.layout == "expanded":  # along B, or the vectors: of equal rows of weights all units are equal

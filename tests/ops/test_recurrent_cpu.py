@@ -8,7 +8,7 @@ implementation: in float64 to 1e-12, in other dtypes by its own error.
 import pytest
 import torch
 from helpers import assert_passes
-from recurrent_cases import Case, check, results
+from recurrent_cases import Case, backward, check, forward, saved_of, tangents
 
 from mi_kernels import backends, libraries
 from mi_kernels.ops.recurrent.forms import KINDS
@@ -70,10 +70,13 @@ LARGE = [Case(B=rows, H=100, factors=90, **form) for rows, form in zip((13, 65, 
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_threads_change_no_bit(case, dtype):
     found, before = [], torch.get_num_threads()
+    operands = case.operands(dtype)
+    saved = saved_of(case, operands)
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(results(OPS, case, dtype))
+            derivatives = (call(OPS, case, operands, saved) for call in (backward, tangents))
+            found.append([*forward(OPS, case, operands), *(t for results in derivatives for t in results)])
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
