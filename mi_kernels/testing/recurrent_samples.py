@@ -266,9 +266,11 @@ def recurrences() -> Iterator[Recurrence]:
         yield replace(sample, name="one-step", steps=1)
         yield replace(sample, name="many-rows", rows=67, steps=2)
         yield replace(sample, name="narrow", rows=50, width=1, units=4, factors=1, projected=None)
-        yield replace(sample, name="empty", steps=0)
-        yield replace(sample, name="empty", rows=0)
+        yield replace(sample, name="no-steps", steps=0)
+        yield replace(sample, name="no-rows", rows=0)
         yield replace(sample, name="no-input", width=0)
+        if KINDS[sample.kind].structure == FACTORED:
+            yield replace(sample, name="no-factors", factors=0)
         yield replace(sample, name="low-memory", memory="low", steps=7)
         for layout in LAYOUTS[1:]:
             yield replace(sample, layout=layout)
