@@ -127,7 +127,7 @@ class Recurrence:
 
     @staticmethod
     def _of_one_sign(name: str, values: Tensor) -> Tensor:
-        """Values by which all terms of a unit's p have one sign, so that none is rounded to the other side of 0."""
+        """Values by which all terms of a unit's p have one sign: none is rounded to the other side of 0."""
         values = values.abs()
         if name in ("weight_ih", "weight_hh", "weight_hm", "weight", "bias", "alpha"):
             values[1::2] *= -1

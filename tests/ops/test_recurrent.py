@@ -57,7 +57,7 @@ def of_present(function, tensors):
 
 
 def cases(first):
-    """Each form in every dtype; each of the other patterns in one dtype: they take turns, from ``first`` on."""
+    """Each form in every dtype; each of the other patterns in one: they take turns, from ``first`` on."""
     forms = list(every_kind())
     for index, sample in enumerate(recurrences(), first):
         for dtype in FLOATS if sample in forms else FLOATS[index % len(FLOATS) :][:1]:
@@ -220,7 +220,7 @@ def test_low_memory_rounds_no_worse(sample, dtype, place):
 
 @pytest.mark.parametrize("kind", ["mlstm", "mi_lstm", "mi_gru"])
 def test_low_memory_keeps_less(kind, place):
-    """x, the output and its gradient: 132 numbers a step. Fast keeps 512 and more, and has gradients of them."""
+    """x, the output and its gradient: 132 numbers a step. Fast keeps 512 and more, and their gradients."""
     sample = Recurrence("long", kind, steps=256, rows=8, width=4, units=64, factors=64)
 
     def train(memory):

@@ -49,7 +49,9 @@ def single_steps():
     for rows in (1, 5, 16, 17):
         for index, form in enumerate(FORMS):
             layout = LAYOUTS[(index + rows) % 2]
-            yield Case(T=1, B=rows, H=49, factors=33 if form["kind"] != "second_order" else 3, layout=layout, **form)
+            yield Case(
+                T=1, B=rows, H=49, factors=33 if form["kind"] != "second_order" else 3, layout=layout, **form
+            )
 
 
 def draws(case):
@@ -63,7 +65,9 @@ def test_error_rule(case, dtype):
     check(OPS, case, dtype, draws(case))
 
 
-LARGE = [Case(B=rows, H=100, factors=90, **form) for rows, form in zip((13, 65, 150) * 4, FORMS, strict=False)]
+LARGE = [
+    Case(B=rows, H=100, factors=90, **form) for rows, form in zip((13, 65, 150) * 4, FORMS, strict=False)
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
