@@ -4,6 +4,7 @@ In float64 to 1e-12, in other dtypes by its own error. ``module`` is what has re
 recurrent_tangents: a module, or a namespace of torch.ops.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from mi_kernels.ops.recurrent import portable
 from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, KINDS, LSTM, Form
 from mi_kernels.testing.errors import FLOAT64_LIMIT, relative_error
+from mi_kernels.testing.samples import lay_out
 
 STATES = ("h0", "c0")
 INPUTS = ("gates_x", "factors_x", *STATES)
@@ -33,10 +35,12 @@ class Case:
     lengths: tuple[int, ...] | None = None
     reverse: bool = False
     activation: str = "tanh"
+    layout: str = "contiguous"  # of the weights
 
     def __str__(self):
         parts = [self.kind, f"T{self.T}", f"B{self.B}", f"H{self.H}", f"M{self.factors}"]
         parts += [f"P{self.state}"] if self.state else []
+        parts += [] if self.layout == "contiguous" else [self.layout]
         return "-".join([*parts, *(n for n in ("low", "hh", "lengths", "reverse") if getattr(self, n))])
 
     @property
@@ -72,7 +76,11 @@ class Case:
         sizes |= {"weight_hr": (P, H)} if self.state else {}
         found: dict[str, Any] = dict.fromkeys((*INPUTS, *WEIGHTS))
         for name, size in sizes.items():
-            found[name] = (0.7 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
+            # Long sums are as large as those of 16 terms: gates that are all 0 or 1 would hide errors.
+            depth = math.prod(size[1:]) if name.startswith("weight") else 0
+            scale = 0.7 * min(1.0, (16 / max(depth, 1)) ** 0.5)
+            tensor = (scale * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
+            found[name] = lay_out(tensor, self.layout) if depth else tensor
         return found
 
 

@@ -24,6 +24,7 @@ import torch
 from mi_kernels.testing.biaffine_samples import Pairs
 from mi_kernels.testing.dual_samples import DualSample
 from mi_kernels.testing.low_rank_weight_samples import Factors
+from mi_kernels.testing.recurrent_samples import Recurrence
 from mi_kernels.testing.samples import GateSample, Modulation, Sample
 from mi_kernels.testing.third_order_samples import Triple
 
@@ -31,8 +32,9 @@ from mi_kernels.testing.third_order_samples import Triple
 # of derivation in float64, by hundreds of launches each (other tests compare values to the third order), and
 # the number of threads.
 HOST = ("gradcheck", "vmap", "functional_transforms", "threads_change")
-PAIRED = ("layout", "op")  # fields of samples whose pairs count
+PAIRED = ("layout", "op", "kind")  # fields of samples whose pairs count
 FEW = 9  # words of a kind, whose pairs with others are all kept: there are nine activations
+SAMPLES = Sample | Modulation | GateSample | Pairs | Factors | Triple | DualSample | Recurrence
 Features = Mapping[str, Hashable]
 
 
@@ -40,7 +42,7 @@ def features_of(parameters: Mapping[str, object]) -> dict[str, Hashable]:
     """Values by name: words are text and dtypes; all else is put as what it is printed as, in a tuple."""
     found: dict[str, Hashable] = {}
     for name, value in parameters.items():
-        if isinstance(value, Sample | Modulation | GateSample | Pairs | Factors | Triple | DualSample):
+        if isinstance(value, SAMPLES):
             own = {field.name: getattr(value, field.name) for field in fields(value)}
             found |= {f"{name}.{key}": v if key in PAIRED else (str(v),) for key, v in own.items()}
         else:

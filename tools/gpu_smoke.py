@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mi_kernels import verify
-from mi_kernels.testing import isolated, norm_samples, samples, suite
+from mi_kernels.testing import isolated, norm_samples, recurrent_samples, samples, suite
 from mi_kernels.testing.dual_samples import GLU
 from mi_kernels.testing.isolated import Job
 from mi_kernels.testing.samples import GateSample
@@ -55,6 +55,11 @@ OTHERS = {
     "norm": tuple(
         f"{kind} {sample}"
         for sample in (norm_samples.TOKENS, norm_samples.MAPS, norm_samples.RMS)
+        for kind in ("values", "gradients")
+    ),
+    "recurrent": tuple(
+        f"{kind} {sample}"
+        for sample in (recurrent_samples.MLSTM, recurrent_samples.MI_GRU, recurrent_samples.DENSE_RNN)
         for kind in ("values", "gradients")
     ),
 }

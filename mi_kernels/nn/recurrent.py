@@ -30,8 +30,8 @@ class MultiplicativeLSTM(LSTMLayers):
         device: device of the parameters.
         dtype: dtype of the parameters, a floating-point one.
         num_factors: M, the size of m; None: H.
-        memory: ``"fast"`` keeps what the backward pass reads of all steps, ``"low"`` the states of about
-            every sqrt(T)-th step, and makes the steps in between again.
+        memory: ``"fast"`` keeps what the backward pass reads of all steps, ``"low"`` the input, the output
+            and the states of about every sqrt(T)-th step: all else is made again, in a third more time.
 
     Shape:
         ``input`` [T, B, X], [B, T, X] with ``batch_first``, [T, X] without a batch, or a

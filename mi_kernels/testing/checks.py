@@ -141,6 +141,7 @@ def _form_of_recurrence(sample: Recurrence) -> Form:
         partial(sample.call, recurrent_reference.multiplicative_rnn),
         partial(recurrent_samples.values, sample),
         partial(recurrent_samples.gradients, sample),
+        600,  # of alpha they are sums of products of three normal numbers, of which few are large
     )
 
 

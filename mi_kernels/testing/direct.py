@@ -371,7 +371,9 @@ def broken(name: str, arguments: Arguments) -> Iterator[Broken]:
     tensors = [p.name for p in parameters if "Tensor" in str(p.type)]
     for index, (parameter, value) in enumerate(zip(parameters, arguments, strict=True)):
         # The first two tensors define the sizes of the others, so the message may name any tensor.
-        to_blame = tuple(tensors) if parameter.name in tensors[:2] else (parameter.name,)
+        # So does gates_x, which stands behind cotangents and tangents.
+        first = parameter.name in (*tensors[:2], "gates_x")
+        to_blame = tuple(tensors) if first else (parameter.name,)
         if name == "differentiable_gate":
             to_blame += ("weight",)  # the diagonal form's name for U
         for what, wrong, sure in _wrong(parameter.name, str(parameter.type), value):

@@ -116,12 +116,22 @@ class Recurrence:
             if name.startswith("weight"):
                 scale *= max(size[-1], 1) ** -0.5
             scale *= max(size[-2], 1) ** -0.5 if name == "weight" else 1.0
+            if self.activation == "relu":
+                values = self._of_one_sign(name, values)
             found[name] = self._lay_out(name, made(values * scale, dtype, device))
         if self.lengths is not None:
             x = found["x"]
             x = found["x"] = x.clone() if self.layout == "expanded" else x
             x.masked_fill_(self.padding(x), torch.nan)
         return [found[name].requires_grad_(requires_grad) if name in found else None for name in NAMES]
+
+    @staticmethod
+    def _of_one_sign(name: str, values: Tensor) -> Tensor:
+        """Values by which all terms of a unit's p have one sign: none is rounded to the other side of 0."""
+        values = values.abs()
+        if name in ("weight_ih", "weight_hh", "weight_hm", "weight", "bias", "alpha"):
+            values[1::2] *= -1
+        return values
 
     def _lay_out(self, name: str, tensor: Tensor) -> Tensor:
         if self.layout == "expanded":  # along B, or the vectors: of equal rows of weights all units are equal
@@ -256,9 +266,11 @@ def recurrences() -> Iterator[Recurrence]:
         yield replace(sample, name="one-step", steps=1)
         yield replace(sample, name="many-rows", rows=67, steps=2)
         yield replace(sample, name="narrow", rows=50, width=1, units=4, factors=1, projected=None)
-        yield replace(sample, name="empty", steps=0)
-        yield replace(sample, name="empty", rows=0)
+        yield replace(sample, name="no-steps", steps=0)
+        yield replace(sample, name="no-rows", rows=0)
         yield replace(sample, name="no-input", width=0)
+        if KINDS[sample.kind].structure == FACTORED:
+            yield replace(sample, name="no-factors", factors=0)
         yield replace(sample, name="low-memory", memory="low", steps=7)
         for layout in LAYOUTS[1:]:
             yield replace(sample, layout=layout)

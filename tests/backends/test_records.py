@@ -101,7 +101,7 @@ def test_an_integer_or_the_interpreter_never_takes_it(monkeypatch):
 @pytest.mark.parametrize(
     ("failed", "portable"),
     [
-        ("modulate", {"diagonal", "gated_interaction", "modulate", "norm", "glu", "low_rank"}),
+        ("modulate", {"diagonal", "gated_interaction", "modulate", "norm", "glu", "low_rank", "recurrent"}),
         ("interaction", {"interaction", "diagonal", "gated_interaction", "glu", "low_rank", "recurrent"}),
         ("diagonal", {"diagonal"}),
         ("gated_interaction", {"gated_interaction"}),

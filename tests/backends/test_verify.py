@@ -166,7 +166,7 @@ def test_what_goes_wrong_costs_its_own_family(gpu, monkeypatch, tmp_path, capsys
     status = verify.main(["--dtype", "bfloat16"], saying(tmp_path, FAULTS))
     assert status == 1 and time.monotonic() - begin < 100
     found = {(r.backend, r.family): r.fault for r in records.read()[0]}
-    assert len(found) == 14
+    assert len(found) == 15
     for key, texts in {
         ("cuda", "interaction"): ("b: not done after 4 s",),
         ("triton", "diagonal"): ("b: ended with status -11",),
@@ -179,7 +179,7 @@ def test_what_goes_wrong_costs_its_own_family(gpu, monkeypatch, tmp_path, capsys
     output = capsys.readouterr().out
     assert "triton interaction bfloat16: passed, 1 checks, worst error 0.50 of what is allowed" in output
     assert "cuda interaction bfloat16: FAILED after 1 checks: b: not done after 4 s" in output
-    assert "10 of 14 passed; written to" in output
+    assert "11 of 15 passed; written to" in output
 
 
 def test_auto_takes_what_passed_in_a_later_process(gpu, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_what_the_time_does_not_reach_is_no_failure(gpu, tmp_path, capsys):
     arguments = ["--dtype", "float16", "--backend", "triton", "--minutes", "0.1"]
     status = verify.main(arguments, saying(tmp_path, slow))
     assert status == 1 and [r.family for r in records.read()[0]] == ["interaction"]
-    assert "1 of 7 passed" in capsys.readouterr().out
+    assert "1 of 8 passed" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_so(capsys, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import mi_kernels as mi
+from mi_kernels.testing.errors import FLOAT64_LIMIT, relative_error
 
 B, H, T = 3, 5, 6
 LENGTHS = [4, 6, 2]
@@ -211,8 +212,8 @@ def test_what_stands_in_the_padding_has_no_part(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_little_memory_gives_the_same_bits(name):
-    """But for the gradients of weights, whose sums over the steps are of other parts."""
+def test_little_memory_gives_the_same(name):
+    """But for rounding: its products are of fewer rows."""
     x, found = draw(T, B, X).requires_grad_(), []
     for memory in ("fast", "low"):
         layer = drawn(LAYERS[name](num_layers=2, bidirectional=True, memory=memory))
@@ -220,17 +221,16 @@ def test_little_memory_gives_the_same_bits(name):
         hx = states(layer)
         inputs = [x, *(t.requires_grad_() for t in leaves(hx))]
         results = leaves(layer(x, hx, LENGTHS))
-        gradients = torch.autograd.grad(sum(t.sin().sum() for t in results), [*inputs, *layer.parameters()])
-        found.append(((*results, *gradients[: len(inputs)]), gradients[len(inputs) :]))
-    for one, other in zip(found[0][0], found[1][0], strict=True):
-        assert torch.equal(one, other)
-    equal(found[0][1], found[1][1])
+        weights = [draw(*t.shape) for t in results]
+        found.append((*results, *torch.autograd.grad(results, [*inputs, *layer.parameters()], weights)))
+    for one, other in zip(*found, strict=True):
+        assert relative_error(other, one) <= FLOAT64_LIMIT
 
 
 @pytest.mark.parametrize("memory", ["fast", "low"])
 @pytest.mark.parametrize("name", SIZES)
 def test_every_layer_keeps_what_it_is_told_to(name, memory):
-    """What is saved for the backward pass: with little memory no more than a part of it, and the states."""
+    """Of all steps, with little memory: no more than the input and the output of each layer."""
     saved = []
 
     def pack(tensor):
@@ -241,8 +241,6 @@ def test_every_layer_keeps_what_it_is_told_to(name, memory):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(draw(steps, B, X))
     kept = {t.data_ptr(): t.numel() for t in saved if t.dim() == 3 and len(t) == steps}
-    own = {tuple(t.shape) for t in saved if t.dim() == 3 and len(t) == 7}
-    assert (len(own) > 0) == (memory == "low")
     assert (len(kept) > 2) == (memory == "fast")
 
 
