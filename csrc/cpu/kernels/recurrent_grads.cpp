@@ -130,14 +130,18 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
     });
   }
 
-  // `each` for the units of the gates, whose gradients by the coefficients are added up.
+  // `each` for the units of the gates, whose gradients by the coefficients are added up: a few rows in float, and these
+  // sums in double.
   template <class F>
   MI_INLINE void each_gate(const Chain& c, int64_t t, const Panel& p, int64_t r0, int64_t r1, const Acc* sums,
                            const F& f) const {
-    this->each(
-        c, t, p, r0, r1, grads.units, sums,
-        [&](int64_t lane, int64_t valid) { return Lanes{this->coefficients(lane, valid), {}}; }, f,
-        [&](int64_t lane, int64_t valid, const Lanes& lanes) { add_sums(c, lane, valid, lanes); });
+    constexpr int64_t kFewRows = 16;
+    const int64_t step = grads.integrated() ? kFewRows : r1 - r0;
+    for (int64_t r = r0; r < r1; r += step)
+      this->each(
+          c, t, p, r, min(r + step, r1), grads.units, sums + (r - r0) * p.vectors * L,
+          [&](int64_t lane, int64_t valid) { return Lanes{this->coefficients(lane, valid), {}}; }, f,
+          [&](int64_t lane, int64_t valid, const Lanes& lanes) { add_sums(c, lane, valid, lanes); });
   }
 
   MI_INLINE void cell(const Chain& c, const Step& s, const auto& at, const V& dh, Lanes& lanes) const {
@@ -237,7 +241,6 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
     });
   }
 
-  // Sums over the rows of a chain are added up in double.
   void add_sums(const Chain& c, int64_t lane, int64_t valid, const Lanes& lanes) const {
     if (!grads.dintegration) return;
     const int64_t features = grads.gates() * grads.units;
