@@ -27,10 +27,10 @@ struct RecurrentProducts {
   struct Panel {
     int64_t first, vectors;
   };
+  // Wide and narrow ones take turns, so that any number of threads has nearly equal shares.
   static Panel panel_of(const RecurrentMatrix& m, int64_t p) {
-    const PanelSplit split{m.vectors};
-    const int64_t n = split.count(), least = m.vectors / n, rest = m.vectors % n;
-    return {p * least + min(p, rest), split.vectors_in(p)};
+    const int64_t n = panels(m), first = p * m.vectors / n;
+    return {first, (p + 1) * m.vectors / n - first};
   }
   static int64_t panels(const RecurrentMatrix& m) { return PanelSplit{m.vectors}.count(); }
   const Word* panel_words(const RecurrentMatrix& m, const Panel& p, int64_t gate) const {
