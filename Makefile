@@ -53,7 +53,7 @@ test: build  ## run the whole test suite
 test-fast: build  ## the inner loop, six minutes on two cores: kernels' values and gradients, on fewer samples
 	MI_KERNELS_TEST_SELECTION=fast $(BIN)/python -m pytest tests -n logical --dist worksteal -m '$(FAST)'
 
-mutants: build  ## put 51 small faults into copies of the checkout, one at a time: the tests have to notice each
+mutants: build  ## put 58 small faults into copies of the checkout, one at a time: the tests have to notice each
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 # From another directory: an interpreter that is started here would import the package of the checkout.
