@@ -26,6 +26,7 @@ from benchmarks.harness.cases import OURS, Case, Yardstick
 
 SIZES = ((128, 32, 128, 256), (512, 16, 256, 512), (64, 1, 64, 128), (100, 64, 512, 1024))
 FEW = (SIZES[0], SIZES[2])
+ONE_STEP = ((1, 1, 64, 128), (1, 8, 256, 512), (1, 32, 128, 256))
 DENSE = ((128, 32, 32, 64), (64, 1, 64, 128))
 Step = Callable[..., tuple[Tensor, ...]]
 
@@ -275,6 +276,7 @@ FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {
     "mi_rnn": lambda: integrated_cases("mi_rnn", 1, FEW, mi_loop, mi_rnn_step, mi_rnn_script),
     "mi_gru": lambda: integrated_cases("mi_gru", 3, FEW, mi_loop, mi_gru_step, mi_gru_script),
     "second_order": dense_cases,
+    "step": lambda: factored_cases("mlstm", 4, ONE_STEP, mlstm_loop, mlstm_step, mlstm_script),
 }
 
 

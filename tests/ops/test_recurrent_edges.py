@@ -57,7 +57,7 @@ def test_a_projection_without_features_leaves_the_cell(kind, place):
         )
         for backend in (place.backend, "portable")
     )
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert found[0][2].abs().sum() > 0
 
 
@@ -88,7 +88,7 @@ def test_jacobians_by_one_weight(sample, place):
             return sample.results(mi.multiplicative_rnn, *given)[0]
 
         reverse, forward = (d(of_one)(tensors[index]) for d in (torch.func.jacrev, torch.func.jacfwd))
-        torch.testing.assert_close(reverse, forward, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(reverse, forward, rtol=1e-12, atol=1e-12)
         assert forward.abs().sum() > 0
 
 
