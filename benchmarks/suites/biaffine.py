@@ -89,8 +89,10 @@ RIVALS = {
 }
 
 
-def case(family: str, features: int, out: int, length: int, ones: Ones, first: bool) -> Case:
-    batch = max(WORDS // (1 if out == 1 else 2) // length, 1)
+def case(
+    family: str, features: int, out: int, length: int, ones: Ones, first: bool, batch: int | None = None
+) -> Case:
+    batch = batch or max(WORDS // (1 if out == 1 else 2) // length, 1)
     functions = {name: partial(f, ones=ones, first=first) for name, f in {OURS: ours, **RIVALS}.items()}
     sizes = (
         (batch, length, features),
@@ -117,13 +119,7 @@ def few() -> Iterator[Case]:
     """One sentence, as in a service."""
     for name, features, out, ones in (("arc", 500, 1, (True, False)), ("label", 100, 40, (True, True))):
         for length in (20, 70):
-            sizes = (
-                (1, length, features),
-                (1, length, features),
-                (out, features + ones[0], features + ones[1]),
-            )
-            functions = {key: partial(f, ones=ones, first=False) for key, f in {OURS: ours, **RIVALS}.items()}
-            yield Case("one sentence", f"one-{name}-{length}", sizes, functions, "supar", scaled=2)
+            yield case(f"one-{name}", features, out, length, ones, False, batch=1)
 
 
 FAMILIES = {

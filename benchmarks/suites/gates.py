@@ -7,7 +7,7 @@ do, and `copy_` writes into memory that is there.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -19,22 +19,34 @@ import mi_kernels as mi
 from benchmarks.harness import cases
 from benchmarks.harness.cases import OURS, Case
 
+# (name, x, scale)
+MODULATIONS = (
+    ("tokens-cached", (8, 256, 512), (8, 1, 512)),
+    ("tokens", (16, 1024, 1024), (16, 1, 1024)),
+    ("maps-7x7", (64, 512, 7, 7), (64, 512, 1, 1)),
+    ("maps", (16, 256, 64, 64), (16, 256, 1, 1)),
+    ("rows", (65536, 256), (256,)),
+    ("full", (16384, 1024), (16384, 1024)),
+)
+# (name, rows, Z, X)
+DIAGONALS = (
+    ("small", 256, 64, 128),
+    ("odd", 1000, 33, 77),
+    ("middle", 4096, 64, 256),
+    ("wide", 2048, 512, 1024),
+    ("square", 4096, 256, 512),
+    ("long", 32768, 32, 64),
+)
 
-def modulations() -> Iterator[Case]:
+
+def modulations(shapes: Sequence[tuple] = MODULATIONS) -> Iterator[Case]:
     """adaLN on tokens, FiLM on feature maps, one scale for all rows, and a scale of the size of x."""
     functions = {
         OURS: lambda x, s, t: mi.modulate(x, s, t, activation="sigmoid", scale_offset=1.0),
         "eager": lambda x, s, t: (torch.sigmoid(s) + 1) * x + t,
         "addcmul": lambda x, s, t: torch.addcmul(t, torch.sigmoid(s) + 1, x),
     }
-    for name, x, scale in (
-        ("tokens-cached", (8, 256, 512), (8, 1, 512)),
-        ("tokens", (16, 1024, 1024), (16, 1, 1024)),
-        ("maps-7x7", (64, 512, 7, 7), (64, 512, 1, 1)),
-        ("maps", (16, 256, 64, 64), (16, 256, 1, 1)),
-        ("rows", (65536, 256), (256,)),
-        ("full", (16384, 1024), (16384, 1024)),
-    ):
+    for name, x, scale in shapes:
         yield Case("modulate", name, (x, scale, scale), functions, copies=True)
 
 
@@ -81,7 +93,7 @@ def mixed() -> Iterator[Case]:
         yield Case("mixed", name, (x, scale, scale), functions, mixed=True)
 
 
-def diagonals() -> Iterator[Case]:
+def diagonals(shapes: Sequence[tuple] = DIAGONALS) -> Iterator[Case]:
     def eager(x, z, a, b, c, d):
         return torch.sigmoid(F.linear(z, a, b)) * x + F.linear(z, c, d)
 
@@ -98,14 +110,7 @@ def diagonals() -> Iterator[Case]:
         "addcmul": addcmul,
         "one product": one_product,
     }
-    for name, rows, z, x in (
-        ("small", 256, 64, 128),
-        ("odd", 1000, 33, 77),
-        ("middle", 4096, 64, 256),
-        ("wide", 2048, 512, 1024),
-        ("square", 4096, 256, 512),
-        ("long", 32768, 32, 64),
-    ):
+    for name, rows, z, x in shapes:
         sizes = ((rows, x), (rows, z), (x, z), (x,), (x, z), (x,))
         yield Case("diagonal", name, sizes, functions, scaled=2)
 

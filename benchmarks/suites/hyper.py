@@ -82,7 +82,7 @@ def after(apply: Callable[..., Tensor], contiguous: bool = False) -> Callable[..
     return function
 
 
-def shared() -> Iterator[Case]:
+def shared(shapes: Sequence[tuple] = SHAPES) -> Iterator[Case]:
     functions = {
         OURS: lambda x, z, *weights: mi.interaction(x, z.unsqueeze(1), *weights),
         "fused": lambda x, z, *weights: interaction_by("fused", x, z.unsqueeze(1), *weights),
@@ -92,23 +92,23 @@ def shared() -> Iterator[Case]:
         "vmap functional_call": after(mapped, True),
         "F.linear loop": after(looped, True),
     }
-    for name, groups, rows, z, x, out in SHAPES:
+    for name, groups, rows, z, x, out in shapes:
         sizes = ((groups, rows, x), (groups, z), (out, z, x), (out, z), (out, x), (out,))
         yield Case("shared", name, sizes, functions, "einsum", scaled=2)
 
 
-def generated() -> Iterator[Case]:
+def generated(shapes: Sequence[tuple] = SHAPES) -> Iterator[Case]:
     functions = {
         OURS: lambda z, w, v: mi.generate(z, w, None, v)[0],
         "einsum": lambda z, w, v: torch.einsum("gi,oij->goj", z, w) + v,
         "baddbmm": lambda z, w, v: by_hand(z, w, w[:, :, 0], v, v[:, 0])[0],
         "mm": lambda z, w, v: (z @ w.transpose(1, 2).flatten(0, 1).mT).unflatten(1, v.shape) + v,
     }
-    for name, groups, _, z, x, out in SHAPES:
+    for name, groups, _, z, x, out in shapes:
         yield Case("generate", name, ((groups, z), (out, z, x), (out, x)), functions, "einsum", scaled=1)
 
 
-def applied() -> Iterator[Case]:
+def applied(shapes: Sequence[tuple] = SHAPES) -> Iterator[Case]:
     functions = {
         OURS: lambda x, w, b: mi.apply_generated(x, w.unsqueeze(1), b.unsqueeze(1)),
         "baddbmm": batched,
@@ -116,7 +116,7 @@ def applied() -> Iterator[Case]:
         "vmap functional_call": mapped,
         "F.linear loop": looped,
     }
-    for name, groups, rows, _, x, out in SHAPES:
+    for name, groups, rows, _, x, out in shapes:
         sizes = ((groups, rows, x), (groups, out, x), (groups, out))
         yield Case("apply", name, sizes, functions, "einsum", scaled=1)
 
