@@ -17,6 +17,7 @@
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
 #include "cpu/dispatch/linear_call.h"
+#include "cpu/dispatch/materialised.h"
 #include "cpu/dispatch/overflow.h"
 #include "cpu/dispatch/plan.h"
 #include "cpu/dispatch/weight_layout.h"
@@ -133,7 +134,12 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
     PlacedWeight placed;
     if (weight.has_value()) placed = place_weight(p, *weight, shape.grouped);
     call.weight = placed.ref;
-    run_forward(dtype, {&x}, call, placed.layout, packed_weight);
+    if (weight.has_value() && materialises_forward(dtype, exchanged(p, placed.layout), placed.layout)) {
+      if (placed.layout.exchanged) exchange(call);
+      materialised_forward(dtype, &x, call);
+    } else {
+      run_forward(dtype, {&x}, call, placed.layout, packed_weight);
+    }
   }
   if (weight.has_value() && may_overflow(dtype) && !all_finite(y))
     replace_not_finite(y, forward(in_double(x), in_double(z), in_double(weight), {}, in_double(weight_z),
@@ -201,7 +207,13 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   if (weight.has_value()) {
     const PlacedWeight placed = place_weight(p, *weight, shape.grouped);
     call.weight = placed.ref;
-    run_input_grads(dtype, {&x}, call, placed.layout);
+    if (!weight_z.has_value() && !weight_x.has_value() &&
+        materialises_input_grads(dtype, exchanged(p, placed.layout), placed.layout)) {
+      if (placed.layout.exchanged) exchange(call);
+      materialised_input_grads(dtype, &x, call);
+    } else {
+      run_input_grads(dtype, {&x}, call, placed.layout);
+    }
   } else {
     run_linear_grads(dtype, {&x}, call);
   }
@@ -253,7 +265,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   OutputRef* slots[4] = {&call.weight, &call.weight_z, &call.weight_x, &call.bias};
   for (int t = 0; t < 4; ++t)
     if (results[t].numel() > 0) slots[t]->data = results[t].mutable_data_ptr();
-  run_weight_grads(dtype, {&x}, call);
+  if (call.weight.data && materialises_weight_grads(dtype, p))
+    materialised_weight_grads(dtype, &x, call);
+  else
+    run_weight_grads(dtype, {&x}, call);
   if (may_overflow(dtype) && call.weight.data) {
     // Inspects whichever has fewer elements: the gradient or its inputs.
     const bool finite = results[0].numel() < grad.numel() + x.numel() + z.numel() ? all_finite(results[0])

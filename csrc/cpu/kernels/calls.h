@@ -92,6 +92,23 @@ struct DualCall {
   OutputRef result;     // y, or the gradients
 };
 
+// products[groups][rows][context][width] = z x, with rows `row_stride` elements apart, which leave room for a vector.
+struct OuterCall {
+  int64_t groups, rows, context, width;
+  TensorRef x, z;
+  void* products;
+  int64_t row_stride, row_step, worker_bytes;  // row_step: rows of a task
+};
+
+// dx[j] = sum_i z[i] matrix[i][j] and dz[i] = sum_j x[j] matrix[i][j] of each row, with room for a vector after the last.
+struct ContractCall {
+  int64_t groups, rows, context, width;
+  TensorRef x, z;
+  const void* matrix;
+  OutputRef dx, dz;
+  int64_t row_step, worker_bytes;
+};
+
 // Threads and scratch memory: run() calls body(closure, task, worker) for all tasks, on up to `workers` threads.
 struct Executor {
   int64_t workers;
@@ -110,6 +127,8 @@ struct Kernels {
   void (*dual)(DType, const DualCall&, const Executor&);
   void (*input_grads)(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);
   void (*weight_grads)(DType, const WeightGradsCall&, const WeightGradsPlan&, const Executor&);
+  void (*outer_products)(DType, const OuterCall&, const Executor&);
+  void (*contract)(DType, const ContractCall&, const Executor&);
   // In place, y[b] = softmax(y[b]) * x[b] for rows of y.
   void (*softmax_rows)(DType, const TensorRef& x, OutputRef y, int64_t rows, int64_t width, const Executor&);
   void (*modulate)(DType, const ModulateCall&, const Executor&);
@@ -136,6 +155,8 @@ struct Kernels {
   void input_grads_stream(DType, const InputGradsCall&, const InputGradsPlan&, const Executor&);   \
   void weight_grads(DType, const WeightGradsCall&, const WeightGradsPlan&, const Executor&);       \
   void weight_grads_outer(DType, const WeightGradsCall&, const WeightGradsPlan&, const Executor&); \
+  void outer_products(DType, const OuterCall&, const Executor&);                                   \
+  void contract(DType, const ContractCall&, const Executor&);                                      \
   void softmax_rows(DType, const TensorRef&, OutputRef, int64_t, int64_t, const Executor&);        \
   void modulate(DType, const ModulateCall&, const Executor&);                                      \
   void modulate_grads(DType, const ModulateGradsCall&, const ModulateGradsPlan&, const Executor&); \
