@@ -208,8 +208,7 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   if (weight.has_value()) {
     const PlacedWeight placed = place_weight(p, *weight, shape.grouped);
     call.weight = placed.ref;
-    if (!weight_z.has_value() && !weight_x.has_value() &&
-        materialises_input_grads(dtype, exchanged(p, placed.layout), placed.layout)) {
+    if (materialises_input_grads(dtype, exchanged(p, placed.layout), placed.layout)) {
       if (placed.layout.exchanged) exchange(call);
       materialised_input_grads(dtype, &x, call);
     } else {

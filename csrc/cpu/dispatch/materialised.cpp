@@ -1,7 +1,6 @@
 #include "cpu/dispatch/materialised.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <optional>
 
 #include "cpu/dispatch/huge_pages.h"
@@ -32,6 +31,10 @@ bool allows(DType dtype, const ProblemSize& p) {
   if (selected_kernels().element(dtype) != dtype || p.context * p.width * p.rows * p.out == 0) return false;
   const int64_t largest = max(p.out * p.context * p.width, p.rows * max(max(p.context, p.width), p.out));
   return p.rows * row_stride(dtype, p) <= largest;
+}
+
+bool fits(DType dtype, const ProblemSize& p, const WeightLayout& layout) {
+  return layout.flat && layout.major != Major::neither && allows(dtype, p);
 }
 
 // Rows of a task, and the executor's memory, for `rows` rows of Z X elements.
@@ -107,29 +110,28 @@ struct __attribute__((visibility("hidden"))) Products {
 // W as the matrix [O, Z X].
 TensorRef matrix_of(const WeightRef& w) { return {w.data, w.group, w.out, w.width}; }
 
-int forced() {
-  const char* f = getenv("MI_FORM");
-  return f ? atoi(f) : -1;
-}
-
 }  // namespace
 
+// Thresholds by measurement (docs/performance.md): rows of W shorter than four vectors leave lanes of the generated
+// form empty, and P pays off from some tens of outputs on. A W that exceeds the cache is read faster by the stream of a
+// plain product, and a few more rows than that stream takes fill vectors of the product's outputs, not of the batch.
 bool materialises_forward(DType dtype, const ProblemSize& p, const WeightLayout& layout) {
-  if (!layout.flat || layout.major == Major::neither || !allows(dtype, p)) return false;
-  if (forced() >= 0) return forced() & 1;
-  return false;
+  if (!fits(dtype, p, layout)) return false;
+  const MulTraits m = selected_kernels().mul_traits(dtype);
+  const bool is_short = p.width < 4 * m.lanes && p.out >= 96;
+  return is_short || (p.rows <= 12 && p.out >= 64 && uncached(p, m));
 }
 
 bool materialises_input_grads(DType dtype, const ProblemSize& p, const WeightLayout& layout) {
-  if (!layout.flat || layout.major == Major::neither || !allows(dtype, p)) return false;
-  if (forced() >= 0) return forced() & 2;
-  return false;
+  if (!fits(dtype, p, layout)) return false;
+  const MulTraits m = selected_kernels().mul_traits(dtype);
+  return p.out >= 64 && (p.width < 4 * m.lanes || (m.pair == 1 && p.rows > kInputStreamRows && p.rows <= 64));
 }
 
 bool materialises_weight_grads(DType dtype, const ProblemSize& p) {
   if (!allows(dtype, p)) return false;
-  if (forced() >= 0) return forced() & 4;
-  return false;
+  const MulTraits m = selected_kernels().mul_traits(dtype);
+  return p.width < 4 * m.lanes ? p.out >= 32 : p.width < 8 * m.lanes && p.out >= 200 && p.rows > kOuterRows;
 }
 
 void materialised_forward(DType dtype, const Tensor* like, ForwardCall call, WorkspaceNeeds* needs) {
@@ -164,12 +166,18 @@ void materialised_input_grads(DType dtype, const Tensor* like, InputGradsCall ca
   Memory memory(like, needs);
   const int64_t item = element_bytes(dtype), lanes = selected_kernels().mul_traits(dtype).lanes;
   const auto matrix = memory.hold((p.groups * p.rows * p.context * p.width + lanes) * item);
+  InputGradsCall others = call;  // through U and V
+  others.weight = {};
+  if (!call.weight_x.data) others.dx = {};
+  if (!call.weight_z.data) others.dz = {};
+  if (others.dx.data || others.dz.data)
+    memory.part([&](const WorkspaceSource& part) { input_grads_part(dtype, part, others, {}); });
   InputGradsCall product{without_weight(p), call.grad, {}, {}, {}, {}, matrix_of(call.weight), {data_of(matrix)}, {}};
   product.x = {data_of(matrix), 0, 0, 1};  // only its sizes count
   memory.part([&](const WorkspaceSource& part) { input_grads_part(dtype, part, product, {}); });
   const RowTasks tasks(dtype, p);
   const ContractCall sums{p.groups,        p.rows,  p.context, p.width,    call.x,            call.z,
-                          data_of(matrix), call.dx, call.dz,   tasks.step, tasks.worker_bytes};
+                          data_of(matrix), call.dx, call.dz, bool(others.dx.data), bool(others.dz.data), tasks.step, tasks.worker_bytes};
   memory.part([&](const WorkspaceSource& part) {
     part.run(tasks.size(), [&](const Executor& executor) { selected_kernels().contract(dtype, sums, executor); });
   });

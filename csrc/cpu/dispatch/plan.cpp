@@ -1,6 +1,12 @@
 #include "cpu/dispatch/plan.h"
+#include <cstdlib>
 
 namespace mi_kernels {
+
+bool uncached(const ProblemSize& p, const MulTraits& m) {
+  return double(p.out) * double(p.context) * double(p.width) * double(m.word_bytes / m.pair) >= double(kUncachedBytes);
+}
+
 namespace {
 
 int64_t packed_a_bytes(int64_t depth, const MulTraits& traits) {
@@ -17,11 +23,6 @@ Order choose_order(const ProblemSize& p) {
 // and so are few outputs, which leave tiles mostly empty.
 int64_t stream_rows(const ProblemSize& p, int64_t most, const MulTraits& m) {
   return min(m.pair == 1 ? most : most - 2, p.out);
-}
-
-// Whether W exceeds the cache. In double: without W the product of the sizes is not bounded.
-bool uncached(const ProblemSize& p, const MulTraits& m) {
-  return double(p.out) * double(p.context) * double(p.width) * double(m.word_bytes / m.pair) >= double(kUncachedBytes);
 }
 
 RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t lanes, int64_t batch,
@@ -190,7 +191,8 @@ ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, 
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool k_major, const MulTraits& m) {
   // The matrix is packed for each region, which takes enough rows to pay off. With the rows in the lanes, the inputs
   // and the results are transposed instead, which costs the same at 3/4 as many rows as elements along K.
-  const int64_t fewest = k_major ? max(depth * 3 / 4, 48) : 1;
+  const char* e = getenv("MI_FEWEST");
+  const int64_t fewest = k_major ? (e ? atoi(e) : max(depth * 3 / 4, 48)) : 1;
   // At most a fifth of the lanes may be empty, or half of them where the alternative is to transpose the matrix.
   const int64_t lanes = round_up(out, m.lanes);
   return depth > 0 && rows >= fewest && (k_major ? 4 * lanes <= 5 * out : lanes <= 2 * out) && out > 0;
@@ -250,7 +252,8 @@ bool linear_streams(int64_t rows, int64_t out, int64_t depth, Major major, const
   if (major == Major::neither || rows * depth > kLinearStreamElements) return false;
   // A K-major matrix costs a reduction over lanes for each output; an N-major one in pairs costs an interleaving for
   // each element.
-  const int64_t most = n_major && m.pair == 1 ? 2 * kLinearStreamRows : kLinearStreamRows;
+  const char* e = getenv("MI_STREAM");
+  const int64_t most = n_major && m.pair == 1 ? 2 * kLinearStreamRows : e ? atoi(e) : kLinearStreamRows;
   return rows <= most && (!n_major || out >= m.lanes);
 }
 

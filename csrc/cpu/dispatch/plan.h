@@ -42,6 +42,8 @@ constexpr int64_t split_count(int64_t aim, int64_t tasks, int64_t operations, in
   return max(min(wanted, extent), 1);
 }
 
+// Whether W exceeds the cache. In double: without W the product of the sizes is not bounded.
+bool uncached(const ProblemSize&, const MulTraits&);
 // `gate`: the epilogue needs the batch in the lanes, unless W is streamed.
 ForwardPlan plan_forward(const ProblemSize&, const MulTraits&, bool weight, bool weight_z, bool weight_x,
                          const WeightLayout&, bool gate = false);

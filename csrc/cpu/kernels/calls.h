@@ -100,12 +100,14 @@ struct OuterCall {
   int64_t row_stride, row_step, worker_bytes;  // row_step: rows of a task
 };
 
-// dx[j] = sum_i z[i] matrix[i][j] and dz[i] = sum_j x[j] matrix[i][j] of each row, with room for a vector after the last.
+// dx[j] = sum_i z[i] matrix[i][j] and dz[i] = sum_j x[j] matrix[i][j] of each row, added to what they are if `add` says
+// so. The matrix has room for a vector after the last row.
 struct ContractCall {
   int64_t groups, rows, context, width;
   TensorRef x, z;
   const void* matrix;
   OutputRef dx, dz;
+  bool add_x, add_z;
   int64_t row_step, worker_bytes;
 };
 

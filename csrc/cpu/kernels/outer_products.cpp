@@ -64,16 +64,20 @@ struct OuterProducts {
     int64_t i = 0;
     for (; i + 4 <= context; i += 4) contract_rows<4>(from + i * width, width, z + i, x, dx, dz + i);
     for (; i < context; ++i) contract_rows<1>(from + i * width, width, z + i, x, dx, dz + i);
-    narrow(dx, width, call.dx, at);
-    narrow(dz, context, call.dz, at);
+    narrow(dx, width, call.dx, at, call.add_x);
+    narrow(dz, context, call.dz, at, call.add_z);
   }
 
-  static void narrow(const Acc* from, int64_t count, OutputRef result, int64_t at) {
+  static void narrow(const Acc* from, int64_t count, OutputRef result, int64_t at, bool add) {
     if (!result.data) return;
     S* to = static_cast<S*>(result.data) + at * count;
     int64_t j = 0;
-    for (; j + L <= count; j += L) store_acc<L>(to + j, load<V>(from + j));
-    for (; j < count; ++j) from_acc(from[j], to[j]);
+    for (; j + L <= count; j += L) {
+      V sum = load<V>(from + j);
+      if (add) sum += load_acc<L>(to + j);
+      store_acc<L>(to + j, sum);
+    }
+    for (; j < count; ++j) from_acc(add ? Acc(from[j] + to_acc(to[j])) : from[j], to[j]);
   }
 };
 
