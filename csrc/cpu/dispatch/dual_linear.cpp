@@ -9,6 +9,7 @@
 
 #include "common/allocate.h"
 #include "common/tensor_args.h"
+#include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/interaction.h"
 #include "cpu/dispatch/isa.h"
@@ -107,8 +108,7 @@ void run_dual(DType dtype, const Tensor& like, const DualCall& call) {
 
 std::tuple<Tensor, Tensor, Tensor> dual_linear(const Tensor& x, const Optional& given_z, const Tensor& weight_x,
                                                const Tensor& weight_z, const Optional& bias_x, const Optional& bias_z,
-                                               std::string activation_x, std::string activation_z, int64_t ranks,
-                                               bool keep) {
+                                               Text activation_x, Text activation_z, int64_t ranks, bool keep) {
   constexpr const char* op = "dual_linear";
   const Arguments a{x, given_z.has_value() ? *given_z : x, weight_x, weight_z, bias_x, bias_z};
   const Sizes s = checked(a, ranks);
@@ -151,8 +151,8 @@ std::tuple<Tensor, Tensor, Tensor> dual_linear(const Tensor& x, const Optional& 
   return {y, p, q};
 }
 
-Tensor dual_linear_grads(const Tensor& grad, const Tensor& p, const Tensor& q, std::string activation_x,
-                         std::string activation_z, int64_t ranks) {
+Tensor dual_linear_grads(const Tensor& grad, const Tensor& p, const Tensor& q, Text activation_x, Text activation_z,
+                         int64_t ranks) {
   constexpr const char* op = "dual_linear_grads";
   check_defined(op, "grad", grad);
   STD_TORCH_CHECK(grad.dim() == 2, op, ": grad: expected 2 dimensions, got ", grad.dim());

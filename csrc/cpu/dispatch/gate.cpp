@@ -11,6 +11,7 @@
 
 #include "common/allocate.h"
 #include "common/tensor_args.h"
+#include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
 #include "cpu/dispatch/linear_call.h"
@@ -144,7 +145,7 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Arguments& a, Activation 
 
 std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tensor& weight, const Optional& bias,
                                     const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
-                                    std::string activation, double offset, bool keep_gate) {
+                                    Text activation, double offset, bool keep_gate) {
   constexpr const char* op = "diagonal";
   check_defined(op, "weight", weight);
   const Arguments arguments{x, z, {}, weight, weight_x, bias, shift_weight, shift_bias};
@@ -153,7 +154,7 @@ std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tens
 
 std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight,
                                              const Optional& weight_z, const Optional& weight_x, const Optional& bias,
-                                             std::string activation, bool keep_gate) {
+                                             Text activation, bool keep_gate) {
   constexpr const char* op = "gated_interaction";
   return gated(op, {x, z, weight, weight_z, weight_x, bias, {}, {}}, activation_of(activation, op, true), 0.0,
                keep_gate);

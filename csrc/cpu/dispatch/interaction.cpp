@@ -14,6 +14,7 @@
 
 #include "common/allocate.h"
 #include "common/tensor_args.h"
+#include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
 #include "cpu/dispatch/linear_call.h"
@@ -281,7 +282,7 @@ int64_t exchanged_terms(int64_t terms) {
 // weight_z, weight_x and bias; for the input gradients, 16 for dx and 32 for dz. 64 and 128 say that weight_z is
 // contiguous along the context and along the outputs; 256 and 512 say the same of weight_x along the width and along
 // the outputs.
-std::string cpu_interaction_plan(std::string primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
+std::string cpu_interaction_plan(Text primitive, std::vector<int64_t> sizes, ScalarType type, int64_t terms) {
   constexpr const char* op = "cpu_interaction_plan";
   const std::vector<int64_t> strides = take_strides(sizes, 5);
   const ProblemSize given = interaction_problem_size(op, sizes, terms, 10);

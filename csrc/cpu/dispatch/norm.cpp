@@ -11,6 +11,7 @@
 #include "common/modulate_axes.h"
 #include "common/norm_arguments.h"
 #include "common/tensor_args.h"
+#include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
 #include "cpu/dispatch/plan.h"
@@ -94,8 +95,8 @@ const Tensor* pointer(const Optional& t) { return t.has_value() ? &*t : nullptr;
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_modulate(const Tensor& x, const Optional& h, const Optional& gate,
                                                          const Optional& scale, const Optional& shift,
                                                          const Optional& weight, const Optional& bias, int64_t dim,
-                                                         int64_t groups, bool center, double eps,
-                                                         std::string activation, double offset) {
+                                                         int64_t groups, bool center, double eps, Text activation,
+                                                         double offset) {
   constexpr const char* op = "norm_modulate";
   NormArguments a{
       x, h, gate, scale, shift, weight, bias, dim, groups, center, {activation_of(activation, op, false), offset}};
@@ -160,7 +161,7 @@ void plan_grads(NormGradsCall& call, DType dtype) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_modulate_grads(
     const Tensor& grad, const Tensor& x, const Optional& grad_x, const Optional& h, const Optional& gate,
     const Optional& scale, const Optional& shift, const Optional& weight, const Optional& bias, const Optional& mean,
-    const Tensor& rstd, int64_t dim, int64_t groups, bool center, std::string activation, double offset, bool want_x,
+    const Tensor& rstd, int64_t dim, int64_t groups, bool center, Text activation, double offset, bool want_x,
     bool want_h, bool want_gate, bool want_scale, bool want_shift, bool want_weight, bool want_bias) {
   constexpr const char* op = "norm_modulate_grads";
   NormArguments a{

@@ -11,6 +11,7 @@
 
 #include "common/allocate.h"
 #include "common/tensor_args.h"
+#include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
 #include "cpu/dispatch/plan.h"
@@ -187,8 +188,8 @@ using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 
 Seven recurrent(const Tensor& gates_x, const Optional& factors_x, const Tensor& h0, const Optional& c0,
                 const Optional& weight_hh, const Optional& weight_hm, const Optional& weight_mh, const Optional& weight,
-                const Optional& weight_hr, const Optional& integration, const Optional& lengths, std::string kind,
-                std::string activation, bool reverse, bool keep) {
+                const Optional& weight_hr, const Optional& integration, const Optional& lengths, Text kind,
+                Text activation, bool reverse, bool keep) {
   constexpr const char* op = "recurrent";
   const RecurrentArguments a{gates_x,   factors_x, h0,        c0,          weight_hh, weight_hm,
                              weight_mh, weight,    weight_hr, integration, lengths};
@@ -228,8 +229,8 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_tangents(
     const Tensor& h0_t, const Optional& c0_t, const Tensor& gates_x, const Optional& factors_x, const Tensor& h0,
     const Optional& c0, const Tensor& out, const Optional& gates, const Optional& products, const Optional& cells,
     const Optional& weight_hh, const Optional& weight_hm, const Optional& weight_mh, const Optional& weight,
-    const Optional& weight_hr, const Optional& integration, const Optional& lengths, std::string kind,
-    std::string activation, bool reverse) {
+    const Optional& weight_hr, const Optional& integration, const Optional& lengths, Text kind, Text activation,
+    bool reverse) {
   constexpr const char* op = "recurrent_tangents";
   const RecurrentArguments a{gates_x,   factors_x, h0,        c0,          weight_hh, weight_hm,
                              weight_mh, weight,    weight_hr, integration, lengths};
@@ -267,8 +268,8 @@ Seven recurrent_grads(const Optional& grad, const Optional& grad_h, const Option
                       const Optional& factors_x, const Tensor& h0, const Optional& c0, const Tensor& out,
                       const Optional& gates, const Optional& products, const Optional& cells, const Optional& weight_hh,
                       const Optional& weight_hm, const Optional& weight_mh, const Optional& weight,
-                      const Optional& weight_hr, const Optional& integration, const Optional& lengths, std::string kind,
-                      std::string activation, bool reverse) {
+                      const Optional& weight_hr, const Optional& integration, const Optional& lengths, Text kind,
+                      Text activation, bool reverse) {
   constexpr const char* op = "recurrent_grads";
   const RecurrentArguments a{gates_x,   factors_x, h0,        c0,          weight_hh, weight_hm,
                              weight_mh, weight,    weight_hr, integration, lengths};

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "common/integers.h"
+#include "common/text.h"
 #include "cuda/host/make_params.h"
 #include "cuda/host/precision.h"
 #include "cuda/host/registration.h"
@@ -59,8 +60,7 @@ DualLinearParams<T> dual_linear_params(const ProblemSize& p, int64_t ranks, cons
 
 std::tuple<Tensor, Tensor, Tensor> dual_linear(const Tensor& x, const Optional& z, const Tensor& weight_x,
                                                const Tensor& weight_z, const Optional& bias_x, const Optional& bias_z,
-                                               std::string activation_x, std::string activation_z, int64_t ranks,
-                                               bool keep) {
+                                               Text activation_x, Text activation_z, int64_t ranks, bool keep) {
   constexpr const char* op = "dual_linear";
   check_defined(op, "x", x);
   STD_TORCH_CHECK(x.dim() == 2, op, ": x: expected 2 dimensions, got ", x.dim());
@@ -109,8 +109,8 @@ ElementwiseOperand elementwise_operand(const Tensor& t, DType dtype, int64_t per
   return {ref.data, ref.row, ref.col, can_vectorize(ref.data, dtype, ref.col, period, ref.row, 0, 0)};
 }
 
-Tensor dual_linear_grads(const Tensor& grad, const Tensor& p, const Tensor& q, std::string activation_x,
-                         std::string activation_z, int64_t ranks) {
+Tensor dual_linear_grads(const Tensor& grad, const Tensor& p, const Tensor& q, Text activation_x, Text activation_z,
+                         int64_t ranks) {
   constexpr const char* op = "dual_linear_grads";
   check_defined(op, "p", p);
   STD_TORCH_CHECK(p.dim() == 2, op, ": p: expected 2 dimensions, got ", p.dim());

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/text.h"
 #include "cuda/host/make_params.h"
 #include "cuda/host/precision.h"
 #include "cuda/host/registration.h"
@@ -116,7 +117,7 @@ std::tuple<Tensor, Tensor> gated(const char* op, const Tensor& x, const Tensor& 
 
 std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tensor& weight, const Optional& bias,
                                     const Optional& shift_weight, const Optional& shift_bias, const Optional& weight_x,
-                                    std::string activation, double offset, bool keep_gate) {
+                                    Text activation, double offset, bool keep_gate) {
   constexpr const char* op = "diagonal";
   check_defined(op, "weight", weight);
   return gated(op, x, z, {}, weight, weight_x, bias, shift_weight, shift_bias, activation_of(activation, op, true),
@@ -125,7 +126,7 @@ std::tuple<Tensor, Tensor> diagonal(const Tensor& x, const Tensor& z, const Tens
 
 std::tuple<Tensor, Tensor> gated_interaction(const Tensor& x, const Tensor& z, const Optional& weight,
                                              const Optional& weight_z, const Optional& weight_x, const Optional& bias,
-                                             std::string activation, bool keep_gate) {
+                                             Text activation, bool keep_gate) {
   constexpr const char* op = "gated_interaction";
   return gated(op, x, z, weight, weight_z, weight_x, bias, {}, {}, activation_of(activation, op, true), 0.0, keep_gate);
 }

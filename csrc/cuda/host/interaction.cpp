@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/text.h"
 #include "cuda/host/make_params.h"
 #include "cuda/host/precision.h"
 #include "cuda/host/registration.h"
@@ -268,7 +269,7 @@ int64_t exchanged_terms(int64_t terms) {
 // The plan of a primitive as "name=value;..." for sizes [G, B, Z, X, O], followed by the strides of W [O, Z, X] unless
 // it is contiguous, on a GPU of `processors` multiprocessors. The bits of `terms`: W, U, V and the bias are given, dx
 // and dz are wanted, another operand is not 16-byte aligned, W does not begin at a multiple of 16 bytes.
-std::string cuda_interaction_plan(std::string primitive, std::vector<int64_t> sizes, torch::headeronly::ScalarType type,
+std::string cuda_interaction_plan(Text primitive, std::vector<int64_t> sizes, torch::headeronly::ScalarType type,
                                   int64_t terms, int64_t arch, int64_t processors) {
   constexpr const char* op = "cuda_interaction_plan";
   const std::vector<int64_t> strides = take_strides(sizes, 5);
