@@ -83,17 +83,10 @@ class Process:
         self.child.wait()
 
 
-def prepared(
-    stack: ExitStack, form: str, ours: bool, rows: int, features: int, dtype: str, threads: int
-) -> Process:
-    """A process that has called once."""
+def started(stack: ExitStack, ours: bool) -> Process:
     process = stack.enter_context(Process())
-    names = ("torch", "mi_kernels") if ours else ("torch",)
-    for name in names:
+    for name in ("torch", "mi_kernels") if ours else ("torch",):
         process.ask("import", module=name)
-    process.ask(
-        "prepare", form=form, ours=ours, rows=rows, features=features, dtype=dtype, threads=threads
-    )
     return process
 
 
@@ -128,15 +121,14 @@ def first(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     for side in SIDES
                     for name in ("first", "steady")
                 }
-                ratios = {
-                    f"{side}_ratio": times[f"{side}_first"] / times[f"{side}_steady"] for side in SIDES
-                }
+                ratios = {f"{side}_ratio": times[f"{side}_first"] / times[f"{side}_steady"] for side in SIDES}
                 yield {"form": form, "dtype": dtype, "pass": work} | times | ratios
 
 
 def _first(form: str, ours: bool, rows: int, features: int, dtype: str) -> list[dict[str, float]]:
     with ExitStack() as stack:
-        process = prepared(stack, form, ours, rows, features, dtype, threads=1)
+        process = started(stack, ours)
+        _prepare(process, ours, (form, rows, features, False), dtype, 1)
         passes = []
         for backward in (False, True):
             (begin,) = process.ask("call", backward=backward, count=1)["seconds"]
@@ -145,60 +137,75 @@ def _first(form: str, ours: bool, rows: int, features: int, dtype: str) -> list[
         return passes
 
 
+Case = tuple[str, int, int, bool]  # form, rows, features, backward
+
+
+def _prepare(process: Process, ours: bool, case: Case, dtype: str, threads: int) -> None:
+    form, rows, features, _ = case
+    process.ask("prepare", form=form, ours=ours, rows=rows, features=features, dtype=dtype, threads=threads)
+
+
+def _described(case: Case, dtype: str) -> dict[str, Any]:
+    return dict(zip(("form", "rows", "features", "backward"), case, strict=True)) | {"dtype": dtype}
+
+
 def switch(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Medians of a call right after a change of threads, by the median of later ones."""
     few, many = 1, options.threads
-    for (form, rows, features, backward), dtype in product(_long(options), options.dtype):
-        with ExitStack() as stack:
-            sides = {
-                side: prepared(stack, form, ours, rows, features, dtype, many) for side, ours in SIDES.items()
-            }
-            for process in sides.values():
+    with ExitStack() as stack:
+        sides = {side: started(stack, ours) for side, ours in SIDES.items()}
+        for case, dtype in product(_long(options), options.dtype):
+            backward = case[-1]
+            for side, process in sides.items():
+                _prepare(process, SIDES[side], case, dtype, many)
                 process.ask("call", backward=backward, count=3)
             samples: dict[tuple[str, int], list[dict[str, Any]]] = {}
-            for _, (side, process), threads in product(
-                range(options.changes), sides.items(), (few, many)
-            ):
+            for _, (side, process), threads in product(range(options.changes), sides.items(), (few, many)):
                 found = process.ask("switch", backward=backward, threads=threads, count=6)
                 samples.setdefault((side, threads), []).append(found)
-        case = {"form": form, "rows": rows, "features": features, "dtype": dtype, "backward": backward}
-        for threads in (few, many):
-            columns = {}
-            for side in SIDES:
-                one = samples[side, threads]
-                steady = statistics.median(min(s["seconds"][1:]) for s in one)
-                after = statistics.median(s["seconds"][0] for s in one)
-                change = statistics.median(s["change"] for s in one)
-                columns |= {f"{side}_steady": steady, f"{side}_after": after / steady, f"{side}_change": change}
-            yield case | {"to": threads} | columns
+            for threads in (few, many):
+                columns = {}
+                for side in SIDES:
+                    columns |= _after_a_change(side, samples[side, threads])
+                yield _described(case, dtype) | {"to": threads} | columns
+
+
+def _after_a_change(side: str, samples: list[dict[str, Any]]) -> dict[str, float]:
+    steady = statistics.median(min(one["seconds"][1:]) for one in samples)
+    return {
+        f"{side}_steady": steady,
+        f"{side}_after": statistics.median(one["seconds"][0] for one in samples) / steady,
+        f"{side}_change": statistics.median(one["change"] for one in samples),
+    }
 
 
 def pairs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Calls a second of two processes together by those of one alone, the best of several rounds each."""
-    for (form, rows, features, backward), dtype, threads in product(
-        _long(options), options.dtype, dict.fromkeys((1, options.threads))
-    ):
-        case = {"form": form, "rows": rows, "features": features, "dtype": dtype, "backward": backward}
-        best = {f"{side}_{who}": 0.0 for side in SIDES for who in ("alone", "together")}
-        with ExitStack() as stack:
-            two = {
-                side: [prepared(stack, form, ours, rows, features, dtype, threads) for _ in range(2)]
-                for side, ours in SIDES.items()
-            }
-            for process in (one for both in two.values() for one in both):
-                process.ask("call", backward=backward, count=3)
-            for _, side in product(range(options.rounds), SIDES):
-                for who, processes in (("alone", two[side][:1]), ("together", two[side])):
-                    for process in processes:
-                        process.send("run", backward=backward, seconds=options.seconds)
-                    answers = [process.answer() for process in processes]
-                    rate = sum(one["calls"] / one["seconds"] for one in answers)
-                    best[f"{side}_{who}"] = max(best[f"{side}_{who}"], rate)
-        ratios = {side: best[f"{side}_together"] / best[f"{side}_alone"] for side in SIDES}
-        yield case | {"threads": threads} | best | ratios
+    with ExitStack() as stack:
+        two = {side: [started(stack, ours) for _ in range(2)] for side, ours in SIDES.items()}
+        for case, dtype, threads in product(
+            _long(options), options.dtype, dict.fromkeys((1, options.threads))
+        ):
+            for side, process in ((side, process) for side in SIDES for process in two[side]):
+                _prepare(process, SIDES[side], case, dtype, threads)
+                process.ask("call", backward=case[-1], count=3)
+            best = {f"{side}_{who}": 0.0 for side in SIDES for who in ("alone", "together")}
+            for _, side, who in product(range(options.rounds), SIDES, ("alone", "together")):
+                rate = _rate(two[side][: 1 + (who == "together")], case[-1], options.seconds)
+                best[f"{side}_{who}"] = max(best[f"{side}_{who}"], rate)
+            ratios = {side: best[f"{side}_together"] / best[f"{side}_alone"] for side in SIDES}
+            yield _described(case, dtype) | {"threads": threads} | best | ratios
 
 
-def _long(options: argparse.Namespace) -> Iterator[tuple[str, int, int, bool]]:
+def _rate(processes: list[Process], backward: bool, seconds: float) -> float:
+    """Calls a second of all together."""
+    for process in processes:
+        process.send("run", backward=backward, seconds=seconds)
+    answers = [process.answer() for process in processes]
+    return sum(one["calls"] / one["seconds"] for one in answers)
+
+
+def _long(options: argparse.Namespace) -> Iterator[Case]:
     for form, rows, features, backward in LONG:
         if form in options.form:
             yield form, max(rows // options.divisor, 1), max(features // options.divisor, 1), backward
@@ -226,14 +233,14 @@ def _first_rows(found: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _case(one: dict[str, Any]) -> list[str]:
+def _cells(one: dict[str, Any]) -> list[str]:
     work = "forward+backward" if one["backward"] else "forward"
     return [one["form"], f"{one['rows']},{one['features']}", one["dtype"], work]
 
 
 def _switch_rows(found: list[dict[str, Any]]) -> list[list[str]]:
     return [
-        [*_case(one), str(one["to"]), *(_micro(one[f"{side}_steady"]) for side in SIDES)]
+        [*_cells(one), str(one["to"]), *(_micro(one[f"{side}_steady"]) for side in SIDES)]
         + [f"{one[f'{side}_after']:.2f}" for side in SIDES]
         + [f"{1e6 * one[f'{side}_change']:.1f}" for side in SIDES]
         for one in found
@@ -242,7 +249,7 @@ def _switch_rows(found: list[dict[str, Any]]) -> list[list[str]]:
 
 def _pair_rows(found: list[dict[str, Any]]) -> list[list[str]]:
     return [
-        [*_case(one), str(one["threads"]), *(f"{one[side]:.2f}" for side in SIDES)]
+        [*_cells(one), str(one["threads"]), *(f"{one[side]:.2f}" for side in SIDES)]
         + [f"{one['ours_together'] / one['rival_together']:.2f}"]
         for one in found
     ]
