@@ -30,8 +30,13 @@ Division forward(const ProblemSize& p, const MulTraits& m) {
   const bool width_inside = f.order == Order::width_inside;
   const int64_t inner = width_inside ? p.width : p.context, outer = width_inside ? p.context : p.width;
   const Axis out{p.out, f.out_step};
-  Division d{width_inside ? "width_inside" : "context_inside", f.tasks, f.operations, f.worker_bytes, f.partial_bytes,
-             2 * inner, {{p.groups, 1}, {p.rows, f.vectors * m.lanes, m.lanes}, out, {outer, f.outer_step}}};
+  Division d{width_inside ? "width_inside" : "context_inside",
+             f.tasks,
+             f.operations,
+             f.worker_bytes,
+             f.partial_bytes,
+             2 * inner,
+             {{p.groups, 1}, {p.rows, f.vectors * m.lanes, m.lanes}, out, {outer, f.outer_step}}};
   if (f.order != Order::stream) return d;
   d.form = "stream", d.factor = 2 * p.rows * p.context * p.width, d.axes = {{p.groups, f.group_step}, out};
   return d;
@@ -40,7 +45,12 @@ Division forward(const ProblemSize& p, const MulTraits& m) {
 Division input_grads(const ProblemSize& p, const MulTraits& m) {
   const InputGradsPlan d = plan_input_grads(p, m, true, true, true, {});
   const Axis groups{p.groups, 1}, rows{p.rows, d.vectors * m.lanes, m.lanes}, context{p.context, d.context_step};
-  Division found{"fused", d.tasks, d.operations, d.worker_bytes, d.partial_bytes, 2 * p.out,
+  Division found{"fused",
+                 d.tasks,
+                 d.operations,
+                 d.worker_bytes,
+                 d.partial_bytes,
+                 2 * p.out,
                  {groups, rows, context, {p.width, d.width_step}}};
   if (d.form == InputForm::split) {
     found.form = "split", found.factor = 4 * p.context * p.width;
@@ -56,8 +66,13 @@ Division weight_grads(const ProblemSize& p, const MulTraits& products, const Mul
   const WeightGradsPlan w = plan_weight_grads(p, products, sums, {true, false, false, false});
   const RegionPlan& r = w.weight;
   const int64_t lanes = w.context_lanes ? p.context : p.width, vector = r.wide ? sums.lanes : products.lanes;
-  Division d{w.context_lanes ? "context_lanes" : "width_lanes", r.tasks, r.operations, w.worker_bytes, w.partial_bytes,
-             2, {{p.groups, 1}, {r.outputs, r.out_step}, {r.extent, r.feature_step}}};
+  Division d{w.context_lanes ? "context_lanes" : "width_lanes",
+             r.tasks,
+             r.operations,
+             w.worker_bytes,
+             w.partial_bytes,
+             2,
+             {{p.groups, 1}, {r.outputs, r.out_step}, {r.extent, r.feature_step}}};
   if (w.outer)
     d.form = "outer", d.factor = 2 * lanes * p.rows, d.axes = {{p.groups * p.out * r.extent, r.row_step}};
   else

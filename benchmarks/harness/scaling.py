@@ -1,8 +1,8 @@
 """How far threads can share a call, by counts: the tasks into which the planner divides it. No clock is read.
 
 The planner (csrc/cpu/dispatch/plan.h) divides by sizes, dtype and instruction set alone. A free thread takes
-the next task, so the time of a call on N threads is at least that of this list scheduling, where a task takes
-as long as its operations, empty lanes included. Not counted: packing, partial sums, memory that threads share.
+the next task, so the time of a call on N threads is at least that of this list scheduling, where a task
+takes as long as its operations, empty lanes included. Not counted: packing, partial sums, shared memory.
 """
 
 import heapq
@@ -77,8 +77,8 @@ def longest_share(costs: Iterable[int], threads: int) -> int:
 
 
 def traits(dtype: torch.dtype, isa: str) -> tuple[int, ...]:
-    """Lanes, elements in a word, bytes of a word and of an accumulator (MulTraits in plans.h) of products, and
-    of the sums that are more exact."""
+    """Lanes, elements in a word, bytes of a word and of an accumulator (MulTraits in plans.h): of products,
+    and of the sums that are more exact."""
 
     def of(bytes_: int, pair: int = 1) -> tuple[int, ...]:
         return VECTOR_BYTES[isa] // bytes_, pair, bytes_, bytes_
@@ -135,7 +135,7 @@ def _division(line: str) -> Division:
 
 
 def count(entries: Iterable[Entry], dtypes: Iterable[torch.dtype], isa: str | None = None) -> Iterator[dict]:
-    """The shares of each primitive of each shape, and of the three together, as dicts that `json` can write."""
+    """The shares of each primitive of each shape, and of the three together, as `json` can write them."""
     cases = [(entry, dtype) for entry in entries for dtype in dtypes]
     calls = [(one, tuple(sizes_of(entry)), dtype) for entry, dtype in cases for one in PRIMITIVES]
     found = divisions(calls, isa)

@@ -1,11 +1,11 @@
-"""First calls, changes of the number of threads, two processes on one machine, and shares of threads by counts.
+"""First calls, changes of the number of threads, two processes on one machine, shares of threads by counts.
 
     python benchmarks/suites/processes.py --output benchmarks/results/processes.json
     python benchmarks/suites/processes.py --part scaling      # of every shape of shapes.py; no clock
 
 imports   seconds of `import torch` and, after it, of `import mi_kernels` and of what torch.compile imports
 first     in a process of its own on one thread, the first call of each form by its steady time; the same for
-          PyTorch's form (CPU time; without the 0.35 s of sympy that PyTorch imports at any first backward pass)
+          PyTorch's form (CPU time; without sympy, which PyTorch imports at any first backward pass)
 switch    a call right after torch.set_num_threads, by a steady call on as many threads
 pairs     calls of two processes together, by those of one alone: 2 is a machine of their own for each
 scaling   how far N threads could share a call, from the tasks of the planner (harness/scaling.py)
@@ -36,8 +36,8 @@ from benchmarks.suites import shapes
 from mi_kernels.tune import positive
 
 SIZES = (64, 64)  # rows and features of a first call
-# Form, rows, features and backward of what is called for longer: tasks of many sizes. Results are below 4 MiB: of
-# larger ones the allocator may give back the memory, and page faults would be what is measured.
+# Form, rows, features and backward of what is called for longer: tasks of many sizes. Results are below 4 MiB:
+# of larger ones the allocator may give back the memory, and page faults would be what is measured.
 LONG = (
     ("interaction", 512, 64, True),
     ("interaction", 64, 64, True),
@@ -108,7 +108,7 @@ def _least(samples: list[dict[str, Any]], name: str) -> float:
 
 
 def first(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The least first call of several processes, and the least of their later calls, forward and then both."""
+    """The least first call of several processes and the least of their later calls, forward and then both."""
     rows, features = SIZES
     for form in options.form:
         for dtype in options.dtype:
@@ -186,7 +186,7 @@ def pairs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for case, dtype, threads in product(
             _long(options), options.dtype, dict.fromkeys((1, options.threads))
         ):
-            for side, process in ((side, process) for side in SIDES for process in two[side]):
+            for side, process in ((name, one) for name in SIDES for one in two[name]):
                 _prepare(process, SIDES[side], case, dtype, threads)
                 process.ask("call", backward=case[-1], count=3)
             best = {f"{side}_{who}": 0.0 for side in SIDES for who in ("alone", "together")}

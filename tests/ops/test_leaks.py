@@ -38,7 +38,7 @@ def mallinfo2():
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_calls_leave_nothing_on_the_heap(name):
-    """Text arguments did (csrc/common/text.h): less than a chunk for every other call is left by other causes."""
+    """Text arguments did (csrc/common/text.h). Less than a chunk for every other call has other causes."""
     info, operation = mallinfo2(), getattr(OPS, name)
     for arguments in islice(direct.GOOD[name](), FORMS):
         for _ in range(CALLS):  # caches fill

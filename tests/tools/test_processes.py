@@ -1,12 +1,12 @@
 """First calls, changes of threads, two processes (benchmarks/suites/processes.py), and counts of tasks."""
 
-import json
 import math
 import shutil
 
 import pytest
 import torch
 
+import mi_kernels as mi
 from benchmarks.harness import process, results, scaling
 from benchmarks.suites import processes, shapes
 from mi_kernels import libraries
@@ -89,10 +89,8 @@ def test_two_threads_share_evenly():
 
 def test_forms_agree():
     """What is compared computes the same."""
-    for name, form in process.FORMS.items():
+    for form in process.FORMS.values():
         tensors = [torch.randn(size, dtype=torch.float64) for size in form.sizes(3, 4)]
-        import mi_kernels as mi
-
         torch.testing.assert_close(
             form.ours(mi, *tensors), form.rival(torch, *tensors), rtol=1e-12, atol=1e-12
         )
@@ -116,13 +114,8 @@ def test_the_smallest_run(tmp_path, capsys):
     assert "two of ours / of the rival" in capsys.readouterr().out
 
 
+@pytest.mark.subprocess
 def test_a_process_that_ends_is_reported():
     with processes.Process() as one:
         with pytest.raises(RuntimeError, match="a measured process ended with status 1"):
             one.ask("import", module="no_such_module")
-
-
-def test_requests_are_lines_of_json():
-    with processes.Process() as one:
-        assert set(one.ask("import", module="json")) == {"seconds", "cpu"}
-        assert json.dumps(one.ask("import", module="json"))
