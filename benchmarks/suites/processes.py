@@ -36,8 +36,8 @@ from benchmarks.suites import shapes
 from mi_kernels.tune import positive
 
 SIZES = (64, 64)  # rows and features of a first call
-# Form, rows, features and backward of what is called for longer: tasks of many sizes. Results are below 4 MiB:
-# of larger ones the allocator may give back the memory, and page faults would be what is measured.
+# Form, rows, features and backward of what is called for longer: tasks of many sizes. Results have less than
+# 4 MiB: of larger ones the allocator may give back the memory, and page faults would be what is measured.
 LONG = (
     ("interaction", 512, 64, True),
     ("interaction", 64, 64, True),
