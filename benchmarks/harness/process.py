@@ -8,9 +8,11 @@ Requests, each with `do`:
   call     backward, count     -> seconds, a list: of each call in a row; on one thread of its CPU time
   run      backward, seconds   -> calls in this time, seconds, cpu
   switch   backward, threads, count -> change (seconds of set_num_threads), seconds of the calls after it
+  regions  backward            -> regions: parallel ones of a call, where regions.cpp is preloaded
 Nothing but the standard library is imported unasked, so that what comes first is seen.
 """
 
+import ctypes
 import importlib
 import json
 import sys
@@ -190,6 +192,14 @@ def _switch(call: Call, backward: bool, threads: int, count: int) -> dict[str, A
     return {"change": change, "seconds": [_seconds(lambda: call.run(backward)) for _ in range(count)]}
 
 
+def _regions(call: Call, backward: bool) -> dict[str, Any]:
+    call.run(backward)  # a first call may start threads
+    counter = ctypes.c_int.in_dll(ctypes.CDLL(None), "mi_parallel_regions")
+    before = counter.value
+    call.run(backward)
+    return {"regions": counter.value - before}
+
+
 def main() -> None:
     call: Any = None
     for line in sys.stdin:
@@ -203,6 +213,8 @@ def main() -> None:
                 answer = _calls(call, **request)
             case "run":
                 answer = _run(call, **request)
+            case "regions":
+                answer = _regions(call, **request)
             case "switch":
                 answer = _switch(call, **request)
         print(json.dumps(answer), flush=True)

@@ -96,7 +96,7 @@ def selected_isa() -> str:
 
 
 class CompilationError(RuntimeError):
-    """The planner was not compiled; the message is for the user."""
+    """Something was not compiled; the message is for the user."""
 
 
 @cache
@@ -104,14 +104,20 @@ def _planner() -> tuple[tempfile.TemporaryDirectory, Path]:
     folder = tempfile.TemporaryDirectory(prefix="mi_kernels_scaling_")
     program = Path(folder.name) / "scaling"
     sources = sorted((ROOT / "csrc/cpu/dispatch").glob("plan*.cpp"))
-    command = ["c++", "-std=c++20", "-O1", "-I", ROOT / "csrc", Path(__file__).with_suffix(".cpp"), *sources]
-    try:
-        done = subprocess.run([*command, "-o", program], capture_output=True, text=True)
-    except OSError as error:
-        raise CompilationError(f"scaling: no compiler: {error}") from None
-    if done.returncode:
-        raise CompilationError(f"scaling: the planner does not compile:\n{done.stderr[-2000:]}")
+    compiled("-I", ROOT / "csrc", Path(__file__).with_suffix(".cpp"), *sources, output=program)
     return folder, program
+
+
+def compiled(*arguments: str | Path, output: Path) -> None:
+    """Compiles C++; CompilationError if that fails."""
+    try:
+        done = subprocess.run(
+            ["c++", "-std=c++20", "-O1", *arguments, "-o", output], capture_output=True, text=True
+        )
+    except OSError as error:
+        raise CompilationError(f"no compiler: {error}") from None
+    if done.returncode:
+        raise CompilationError(f"{output.name} does not compile:\n{done.stderr[-2000:]}")
 
 
 def divisions(

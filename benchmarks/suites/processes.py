@@ -8,6 +8,7 @@ first     in a process of its own on one thread, the first call of each form by 
           PyTorch's form (CPU time; without sympy, which PyTorch imports at any first backward pass)
 switch    a call right after torch.set_num_threads, by a steady call on as many threads
 pairs     calls of two processes together, by those of one alone: 2 is a machine of their own for each
+regions   parallel regions of a call on two threads, each of which waits for its last thread; no clock
 scaling   how far N threads could share a call, from the tasks of the planner (harness/scaling.py)
 
 Each figure of a rival is of the same minute, in processes that take turns. On a machine that others load only
@@ -20,6 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import product
@@ -52,11 +54,11 @@ SIDES = {"ours": True, "rival": False}
 class Process:
     """A child that answers requests; between them it sleeps."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environ: str) -> None:
         command = [sys.executable, str(Path(child.__file__))]
         # Bytecode is kept as in an installed package: compilation of sources is no part of an import.
         own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        own |= {"PYTHONPATH": str(environment.ROOT)}
+        own |= {"PYTHONPATH": str(environment.ROOT)} | environ
         own.pop("OMP_NUM_THREADS", None)
         self.child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own, cwd=environment.ROOT
@@ -83,8 +85,8 @@ class Process:
         self.child.wait()
 
 
-def started(stack: ExitStack, ours: bool) -> Process:
-    process = stack.enter_context(Process())
+def started(stack: ExitStack, ours: bool, **environ: str) -> Process:
+    process = stack.enter_context(Process(**environ))
     for name in ("torch", "mi_kernels") if ours else ("torch",):
         process.ask("import", module=name)
     return process
@@ -205,6 +207,34 @@ def _rate(processes: list[Process], backward: bool, seconds: float) -> float:
     return sum(one["calls"] / one["seconds"] for one in answers)
 
 
+def regions(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    library = libgomp()
+    if library is None:
+        raise scaling.CompilationError("regions: this torch has no OpenMP library of GNU")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        counter = Path(folder) / "regions.so"
+        source = Path(child.__file__).with_name("regions.cpp")
+        scaling.compiled("-shared", "-fPIC", source, "-ldl", output=counter)
+        environ = {"LD_PRELOAD": str(counter), "MI_LIBGOMP": str(library)}
+        sides = {side: started(stack, ours, **environ) for side, ours in SIDES.items()}
+        cases = [(form, *SIZES, True) for form in options.form] + list(_long(options))
+        for case, dtype in product(cases, options.dtype):
+            found: dict[str, int] = {}
+            for side, process in sides.items():
+                _prepare(process, SIDES[side], case, dtype, options.threads)
+                for work, backward in (("forward", False), ("both", True)):
+                    found[f"{side}_{work}"] = process.ask("regions", backward=backward)["regions"]
+            yield _described(case, dtype) | found
+
+
+def libgomp() -> Path | None:
+    """The OpenMP library that comes with PyTorch."""
+    folder = Path(torch.__file__).parent
+    return next(
+        (path for name in ("lib", "../torch.libs") for path in (folder / name).glob("libgomp*")), None
+    )
+
+
 def _long(options: argparse.Namespace) -> Iterator[Case]:
     for form, rows, features, backward in LONG:
         if form in options.form:
@@ -255,6 +285,11 @@ def _pair_rows(found: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
+def _region_rows(found: list[dict[str, Any]]) -> list[list[str]]:
+    columns = [f"{side}_{work}" for side in SIDES for work in ("forward", "both")]
+    return [[*_cells(one)[:3], *(str(one[name]) for name in columns)] for one in found]
+
+
 _OF_A_CASE = ["form", "rows,features", "dtype", "pass"]
 Rows = Callable[[list[dict[str, Any]]], list[list[str]]]
 # What is measured, its columns and its rows.
@@ -276,6 +311,11 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[dict[str, Any]]],
         pairs,
         [*_OF_A_CASE, "threads of each", "ours: two / one", "rival", "two of ours / of the rival"],
         _pair_rows,
+    ),
+    "regions": (
+        regions,
+        [*_OF_A_CASE[:3], "ours: forward", "forward+backward", "rival: forward", "forward+backward"],
+        _region_rows,
     ),
     "scaling": (scaled, scaling.COLUMNS, scaling.rows),
 }

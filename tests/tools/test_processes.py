@@ -114,6 +114,25 @@ def test_the_smallest_run(tmp_path, capsys):
     assert "two of ours / of the rival" in capsys.readouterr().out
 
 
+@pytest.mark.build
+@pytest.mark.subprocess
+@needs_compiler
+@pytest.mark.skipif(libraries.cpu_error is not None, reason="the compiled library is not installed")
+@pytest.mark.skipif(processes.libgomp() is None, reason="torch's OpenMP library is not that of GNU")
+def test_parallel_regions(capsys):
+    """Each waits for its last thread: a kernel has one, a call fewer than PyTorch's form."""
+    assert processes.main("--part regions --form gated_interaction diagonal glu".split()) == 0
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    found = {(row[0].strip(), row[1].strip()): [int(cell) for cell in row[3:]] for row in lines[2:]}
+    assert set(found) == {
+        ("gated_interaction", "64,64"), ("diagonal", "64,64"), ("glu", "64,64"), ("diagonal", "2048,256"),
+        ("glu", "512,512"),
+    }  # fmt: skip
+    for case in (("gated_interaction", "64,64"), ("diagonal", "2048,256"), ("glu", "512,512")):
+        forward, both, rival_forward, rival_both = found[case]
+        assert forward == 1 < both < rival_both and rival_forward >= 1, case
+
+
 @pytest.mark.subprocess
 def test_a_process_that_ends_is_reported():
     with processes.Process() as one:
