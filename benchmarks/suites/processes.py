@@ -218,7 +218,7 @@ def regions(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         environ = {"LD_PRELOAD": str(counter), "MI_LIBGOMP": str(library)}
         sides = {side: started(stack, ours, **environ) for side, ours in SIDES.items()}
         cases = [(form, *SIZES, True) for form in options.form] + list(_long(options))
-        for case, dtype in product(cases, options.dtype):
+        for case, dtype in product(dict.fromkeys(cases), options.dtype):
             found: dict[str, int] = {}
             for side, process in sides.items():
                 _prepare(process, SIDES[side], case, dtype, options.threads)
