@@ -34,7 +34,7 @@ SANITIZED_CHOICE := direct_calls or cpu and float32 and not portable and not bfl
 	or weight_layouts_cpu and float32 and not threaded and (error_rule or lanes) or biaffine and cpu and float32 and error_rule \
 	or test_linear and cpu and float32 and (in-place or beyond or beside)
 SANITIZERS = $(foreach library,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(library)))
-NATIVE_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+NATIVE_SOURCES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
