@@ -91,7 +91,8 @@ class KeptRule(Rule):
     def forward(x, z, weight, weight_z, weight_x, bias):
         out, context, width = weight.shape
         offset = None if weight_z is None else weight_z.reshape(out * context)
-        kept = linear.LINEAR(x, weight.view(out * context, width), offset).view(-1, out, context)
+        kept = linear.LINEAR(x, weight.view(out * context, width), offset)
+        kept = kept.view(x.shape[0], out, context)
         added = bias
         if weight_x is not None:
             added = linear.LINEAR(x, weight_x, bias)
@@ -120,8 +121,9 @@ class KeptRule(Rule):
         of_kept = need[0] or by_kept
         dz, dt, _ = linear.GRADS(grad, z, kept, need[1], of_kept, False)
         if of_kept:
-            matrix = weight.view(-1, weight.shape[2])
-            dx, dw, _ = linear.GRADS(dt.view(len(x), -1), x, matrix, need[0], by_kept, False)
+            out, context, width = weight.shape
+            dt, matrix = dt.view(x.shape[0], out * context), weight.view(out * context, width)
+            dx, dw, _ = linear.GRADS(dt, x, matrix, need[0], by_kept, False)
             if need[0] and weight_x is not None:
                 dx = linear.ADD(grad, weight_x.mT, dx)
         terms = need[2] and not by_kept, *need[3:]
