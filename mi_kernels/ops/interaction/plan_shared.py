@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import backend as backends
-from mi_kernels.ops.interaction import cost_model, kept, memory_order, segments, shared
+from mi_kernels.ops.interaction import all_pairs, cost_model, kept, memory_order, segments, shared
 from mi_kernels.ops.interaction import plan as dense
 from mi_kernels.ops.interaction.plan_batched import by_segment
 from mi_kernels.ops.plan import Plan
@@ -48,6 +48,9 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
     how = cost_model.cheapest(found).plan
     if how == cost_model.FUSED:
         return replace(_fused(backend, x, z, weights), alternatives=found)
+    pairs = all_pairs.pairs(backend, x, z, weights)
+    if pairs is not None:
+        how = pairs.plan
     wanted = gradients_wanted((x, z, *weights))
     if how == cost_model.PER_X:
         weight, weight_z, weight_x, bias = weights
@@ -58,8 +61,11 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
     weight = weights[0]
     assert weight is not None
     sizes = layout.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
-    scratch = _scratch(backends.get(backend).planner, layout, sizes, x, z, weights)
     counted = (sizes.common * sizes.of_z, sizes.rows)
+    if pairs is not None:
+        why = f"{_WHY[how]}; all pairs, by the kernel of the biaffine form"
+        return replace(_generated(how, backend, counted, x, z, weights, wanted, why), alternatives=found)
+    scratch = _scratch(backends.get(backend).planner, layout, sizes, x, z, weights)
     why = f"{_WHY[how]}; {reading(shared.matrices_of(weight, sizes.of_z))}"
     explained = _generated(how, backend, counted, x, z, weights, wanted, why)
     return replace(explained, scratch=scratch, alternatives=found)
