@@ -11,6 +11,7 @@ from mi_kernels.functional._arguments import autocast, autocast_dtype, expand_bi
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.backend import get
 from mi_kernels.ops.interaction import (
+    all_pairs,
     batched,
     dispatch,
     eager,
@@ -205,6 +206,8 @@ def _interaction(
     ):
         backend = backends.eager_cpu(x)
         y = eager.interaction(backend, packed_weight, x, z, weight, *others)
+        if y is None:
+            y = all_pairs.eager(backend, x, z, weight, *others)
         if y is None and spelling is INTERACTION:
             y = eager_batched.interaction(backend, x, z, weight, *others)
         if y is not None:
