@@ -1,4 +1,4 @@
-"""Few outputs in training, W x + U kept: values and derivatives of all orders, the choice, memory, what explain says."""
+"""Few outputs in training, W x + U kept: values, derivatives of all orders, the choice, memory, explain."""
 
 from itertools import product
 
@@ -120,7 +120,11 @@ def test_derivatives(order, always):
         assert torch.autograd.grad(recording(*leaves).sum(), leaves[2])[0].shape == leaves[2].shape
     recording(*leaves)
     gradcheck(
-        mi.interaction, leaves, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+        mi.interaction,
+        leaves,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
     )
     gradgradcheck(mi.interaction, leaves, check_fwd_over_rev=True)
 
@@ -181,7 +185,7 @@ def test_choice(sizes, want_x, expected):
 
 @pytest.mark.parametrize("terms", TERMS, ids=str)
 def test_memory(terms):
-    """Nothing larger than the largest of inputs, outputs and weights is saved; explain counts it to the byte."""
+    """What is saved is no larger than the largest of inputs, outputs and weights; explain counts it."""
     x, z, weight, *others = Sample(LARGE).arguments(torch.float32, requires_grad=True)
     if backends.choose(x) != "cpu":
         pytest.skip("no compiled kernels")

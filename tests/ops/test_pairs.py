@@ -18,8 +18,6 @@ from mi_kernels.testing.samples import LAYOUTS, ORDERS, WEIGHT_ONLY, Sample, Sha
 SMALL = Shape("few-rows", (3,), 2, 4, 5)
 FEW = Shape("few", (33,), 17, 31, 40)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# The smallest that holds Q by itself, as large as W.
-LARGE = Shape("large", (64,), 64, 64, 64)
 
 
 @pytest.fixture
@@ -70,7 +68,9 @@ def test_error_rule(dtype, always):
     check_second_order(Sample(FEW), dtype)
 
 
-@pytest.mark.parametrize("options", [{"order": o} for o in ORDERS] + [{"layout": o} for o in LAYOUTS], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"order": o} for o in ORDERS] + [{"layout": o} for o in LAYOUTS], ids=str
+)
 def test_layouts(options, always):
     """Of any memory order and layout of W, whether it is a matrix as it lies or not."""
     leaves, grad = arguments_of(FEW, **options)
@@ -101,7 +101,10 @@ def test_third_order_and_transforms(always):
         lambda f: torch.func.grad(f, (0, 1, 2)),
         lambda f: torch.func.jacfwd(torch.func.grad(f, 1), 0),
     ):
-        for in_dims, tensors in (((0, 0, None), [*stacked[:2], plain[2]]), ((None, 0, 0), [plain[0], *stacked[1:]])):
+        for in_dims, tensors in (
+            ((0, 0, None), [*stacked[:2], plain[2]]),
+            ((None, 0, 0), [plain[0], *stacked[1:]]),
+        ):
             found, expected = (
                 torch.func.vmap(transform(lambda *t, f=f: loss(f, *t)), in_dims)(*tensors)
                 for f in (mi.interaction, reference.interaction)
@@ -143,5 +146,8 @@ def test_products_and_memory(rows, products, place):
 def test_groups_and_segments_hold_nothing(always):
     """Groups of rows stay with seven products."""
     x, z, weight = torch.randn(2, 3, 4), torch.randn(2, 3, 2), torch.randn(2, 5, 2, 4)
-    assert not autograd._takes_pairs("portable", torch.randn(2, 3, 5), x, z, weight)
-    assert autograd._takes_pairs("portable", torch.randn(3, 5), x[0], z[0], weight[0])
+    pairs = autograd._pairs("portable", torch.randn(2, 3, 5), x, z, weight, x, z)
+    assert pairs is None
+    pairs = autograd._pairs("portable", torch.randn(3, 5), x[0], z[0], weight[0], x[1], z[1])
+    expected = torch.einsum("bi,bj->bij", z[0], x[1]) + torch.einsum("bi,bj->bij", z[1], x[0])
+    torch.testing.assert_close(pairs, expected.flatten(1))

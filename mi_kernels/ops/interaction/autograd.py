@@ -208,7 +208,7 @@ def work(grad: Tensor, x: Tensor, z: Tensor, weight: Maybe) -> int:
     return grad.numel() * (features if weight is None else features + x.shape[-1] * z.shape[-1])
 
 
-def _forward_or_none(backend: Where, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
+def _forward_or_none(backend: Where, x: Any, z: Any, *weights: Maybe) -> Maybe:
     if all(weight is None for weight in weights):
         return None
     return _forward(backend, x, z, *weights)
@@ -223,36 +223,31 @@ def _folded(info: Any, backend: Where, like: Tensor, dim: int | None) -> tuple[F
     return fold, backend.with_more_rows(size), backend.with_more_groups(size)
 
 
-def _takes_pairs(backend: Where, grad: Tensor, x: Tensor, z: Tensor, weight: Maybe) -> bool:
-    """Whether the double backward holds Q = z x' + z' x; W is a matrix [O, Z X] as it lies."""
+def _pairs(
+    backend: Where, grad: Tensor, x: Tensor, z: Tensor, weight: Maybe, x_c: Tensor, z_c: Tensor
+) -> Maybe:
+    """Q = z x' + z' x [B, Z X] for two products of the double backward in place of four; None: not held.
+
+    W has to be a matrix [O, Z X] as it lies. Q is, in groups b, the gradient of a matrix [Z, X] by two rows.
+    """
     if not isinstance(backend, str) or weight is None or weight.dim() != 3 or not weight.is_cpu:
-        return False
+        return None
     sizes = grad.shape[0], z.shape[1], x.shape[1], grad.shape[1]
     if not all(type(size) is int for size in sizes):  # comparing symbolic sizes would add a guard
-        return False
-    return counts.holds_pairs(*sizes) and weight.stride(1) == x.shape[1] * weight.stride(2)
-
-
-def _pairs(backend: Where, x: Tensor, z: Tensor, x_c: Tensor, z_c: Tensor) -> Tensor:
-    """Q [B, Z X]: in groups b, the gradient of a matrix [Z, X] by two rows."""
+        return None
+    if not counts.holds_pairs(*sizes) or weight.stride(1) != x.shape[1] * weight.stride(2):
+        return None
     left, right = torch.stack((z, z_c), 1), torch.stack((x_c, x), 1)
     want = False, False, True, False
     pairs = weight_grads(backend, want, left, right, without_features(right))[2]
-    assert pairs is not None
-    return pairs.flatten(1)
+    return None if pairs is None else pairs.flatten(1)
 
 
-def _by_pairs(backend: Where, pairs: Tensor, weight: Tensor) -> Tensor:
-    """dg = Q W^T."""
-    return _forward(backend, pairs, without_features(pairs), None, None, weight.flatten(1), None)
-
-
-def _weight_grad_by_pairs(backend: Where, grad: Tensor, pairs: Tensor, weight: Tensor) -> Tensor:
+def _weight_grad(backend: Where, grad: Tensor, pairs: Tensor, weight: Tensor) -> Maybe:
     """dW = g^T Q, in the memory order of W."""
     want, like = (False, False, True, False), (None, None, weight.flatten(1))
     dw = weight_grads(backend, want, grad, pairs, without_features(pairs), like)[2]
-    assert dw is not None
-    return dw.unflatten(1, weight.shape[1:])
+    return None if dw is None else dw.unflatten(1, weight.shape[1:])
 
 
 class ForwardRule(Rule):
@@ -317,11 +312,11 @@ class InputGradsRule(Rule):
         need = wanted(ctx, work(grad, x, z, weight))[2:]
         grads: list[Maybe] = [None] * 6
         pairs = None
-        if x_c is not None and z_c is not None and (need[0] or need[3]) and _takes_pairs(ctx.backend, grad, x, z, weight):
-            pairs = _pairs(ctx.backend, x, z, x_c, z_c)
+        if x_c is not None and z_c is not None and (need[0] or need[3]):
+            pairs = _pairs(ctx.backend, grad, x, z, weight, x_c, z_c)
         if need[0] and pairs is not None:
             grads[0] = add(
-                _by_pairs(ctx.backend, pairs, weight),
+                _forward(ctx.backend, pairs, without_features(pairs), None, None, weight.flatten(1), None),
                 _forward_or_none(ctx.backend, x_c, z_c, None, weight_z, weight_x, None),
             )
         elif need[0]:
@@ -348,7 +343,7 @@ class InputGradsRule(Rule):
             by_x = weight_grads(ctx.backend, (each, False, need[5], False), grad, x_c, z, like)
         if z_c is not None:
             by_z = weight_grads(ctx.backend, (each, need[4], False, False), grad, x, z_c, like)
-        by_pairs = None if each or not need[3] else _weight_grad_by_pairs(ctx.backend, grad, pairs, weight)
+        by_pairs = _weight_grad(ctx.backend, grad, pairs, weight) if need[3] and pairs is not None else None
         grads[3:] = add(by_x[0], by_z[0], by_pairs), by_z[1], by_x[2]
         return (None, None, *grads)
 

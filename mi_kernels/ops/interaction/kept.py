@@ -19,16 +19,16 @@ from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction import linear, memory_order
 from mi_kernels.ops.rules import Maybe, Rule, transformed, wanted
 
-# Above, with x wanted too, the fused pass makes dx and dz in one product. One thread of a Zen 5 core, fused / kept:
-# 1 to 4 outputs 1.1 to 1.4, 8 outputs 1.0 to 1.2 in float32 and 1.1 to 1.3 in bfloat16, 16 outputs 0.83 to 1.4.
+# Above, with x wanted too, the fused pass makes dx and dz in one product. One thread of a Zen 5 core, time of the
+# fused pass by that of this one: 1 to 4 outputs 1.1 to 1.4, 8 outputs 1.0 to 1.3, 16 outputs 0.83 to 1.4.
 MAX_OUT = 8
-# Multiplications of a product below which one less is not worth two more calls: 0.9 at 2^18 (16 x 128 x 128 -> 1),
-# 1.0 to 1.1 at 2^20 (16 x 256 x 256 -> 1).
+# Multiplications of a product below which one less is not worth two more calls: 0.9 at 2^18
+# (16 x 128 x 128 -> 1), 1.0 to 1.1 at 2^20 (16 x 256 x 256 -> 1).
 MIN_WORK = 1 << 20
-# Elements of W below which y and dz, which read T a row at a time, take longer than the product: 0.4 to 0.7 at 256
-# (16 x 16 -> 1), 1.0 to 1.2 at 4096 (64 x 64 -> 1).
+# Elements of W below which y and dz, which read T a row at a time, take longer than the product: 0.4 to 0.7 at
+# 256 (16 x 16 -> 1), 1.0 to 1.2 at 4096 (64 x 64 -> 1).
 MIN_WEIGHT = 1 << 12
-# Elements of W above which dW is made by the fused pass: dT^T x took 1.2 to 2.4 times as long at 2^23 and 2^24.
+# Elements of W above which dW is made by the fused pass: dT^T x took 1.2 to 2.4 times as long at 2^23, 2^24.
 MAX_WEIGHT = 1 << 22
 
 
@@ -69,7 +69,7 @@ def chosen(
 
 
 def pays(rows: int, sizes: tuple[int, ...], dtype: torch.dtype, want_x: bool) -> bool:
-    """Whether to keep T, whose sizes with those of W are [O, Z, X], where dz is wanted: it saves a product."""
+    """Whether to keep T of W [O, Z, X] (``sizes``), where dz is wanted: it saves a product."""
     out, context, width = sizes
     elements = out * context * width
     if elements < MIN_WEIGHT or rows * elements < MIN_WORK or (want_x and out > MAX_OUT):
@@ -122,11 +122,11 @@ class KeptRule(Rule):
         dz, dt, _ = linear.GRADS(grad, z, kept, need[1], of_kept, False)
         if of_kept:
             out, context, width = weight.shape
-            dt, matrix = dt.view(x.shape[0], out * context), weight.view(out * context, width)
-            dx, dw, _ = linear.GRADS(dt, x, matrix, need[0], by_kept, False)
+            of_rows, matrix = dt.view(x.shape[0], out * context), weight.view(out * context, width)
+            dx, dw, _ = linear.GRADS(of_rows, x, matrix, need[0], by_kept, False)
             if need[0] and weight_x is not None:
                 dx = linear.ADD(grad, weight_x.mT, dx)
         terms = need[2] and not by_kept, *need[3:]
         of_weight, du, dv, dc = dense.weight_grads(linear.BACKEND, terms, grad, x, z, like)
-        dw = dw.view(weight.shape) if by_kept else of_weight
+        dw = dw.view(weight.shape) if dw is not None and by_kept else of_weight
         return dx if need[0] else None, dz if need[1] else None, dw, du, dv, dc

@@ -74,9 +74,9 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
 def _fused(backend: str, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
     """The plan of one product, with x and z exchanged where the call does (autograd.py)."""
     weight, weight_z, weight_x, bias = weights
-    found = kept.chosen(backend, x, z, *weights)
-    if found is not None:
-        return _kept(backend, cost_model.PER_X if found[0] is x else cost_model.PER_Z, *found)
+    chosen = kept.chosen(backend, x, z, *weights)
+    if chosen is not None:
+        return _kept(backend, cost_model.PER_X if chosen[0] is x else cost_model.PER_Z, *chosen)
     if weight is None or backends.get(backend).is_reference or not memory_order.is_n_major(weight):
         return dense.plan(backend, x, z, weights)
     found = dense.plan(backend, z, x, (weight.transpose(1, 2), weight_x, weight_z, bias))
