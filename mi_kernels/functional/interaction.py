@@ -69,6 +69,8 @@ def interaction(
 
     Where rows share a context (or contexts an input), ``W' = z W + V`` is generated once for each context
     and applied to its rows, if that is estimated to be faster and W' is small enough; ``explain`` says which.
+    Nothing that is kept or made is larger than the largest of inputs, outputs and weights. Where W x is not,
+    and few outputs are trained on the CPU, it is kept for the gradient of z.
     Weights of samples are read where they lie, and so are weights chosen by ``weight_ids``: the rows of one
     weight (with ``segment_ids``, of one W') are one product, wherever they are. ``torch.vmap`` over
     ``segment_ids`` or ``weight_ids`` copies: a context, or the weights, for each row. Under ``torch.compile``

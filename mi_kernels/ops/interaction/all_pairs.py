@@ -1,7 +1,8 @@
 """The dense interaction of all pairs of inputs and contexts: a call of the biaffine form (biaffine.py).
 
 Where x and z have leading dimensions that the other one lacks, y is in the order of one of the two sharing
-plans; the other one's result is permuted. The kernel of the biaffine form writes y where it belongs, as one node.
+plans; the other one's result is permuted. The kernel of the biaffine form writes y where it belongs, in one
+node.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from mi_kernels.ops.checks import all_fit, broadcast
 from mi_kernels.ops.interaction import biaffine, cost_model, shared
 from mi_kernels.ops.rules import Maybe, gradients_wanted
 
-# Operations that the plan in the order of y may have for one of the cheapest plan, in tenths. One thread, 10 to 500
-# positions, the plans / this form: 1.2 to 3.0 with as many operations, 0.8 to 1.1 with 1.4 times as many.
+# Operations that the plan in the order of y may have for one of the cheapest plan, in tenths. One thread, 10 to
+# 500 positions, time of the plans by this form's: 1.2 to 3.0 with as many operations, 0.8 to 1.1 with 1.4 times.
 MOST = 11
 
 

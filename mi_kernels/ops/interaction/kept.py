@@ -19,8 +19,8 @@ from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction import linear, memory_order
 from mi_kernels.ops.rules import Maybe, Rule, transformed, wanted
 
-# Above, with x wanted too, the fused pass makes dx and dz in one product. One thread of a Zen 5 core, time of the
-# fused pass by that of this one: 1 to 4 outputs 1.1 to 1.4, 8 outputs 1.0 to 1.3, 16 outputs 0.83 to 1.4.
+# Above, with x wanted too, the fused pass makes dx and dz in one product. One thread of a Zen 5 core, time of
+# the fused pass by this one's: 1 to 4 outputs 1.1 to 1.4, 8 outputs 1.0 to 1.3, 16 outputs 0.83 to 1.4.
 MAX_OUT = 8
 # Multiplications of a product below which one less is not worth two more calls: 0.9 at 2^18
 # (16 x 128 x 128 -> 1), 1.0 to 1.1 at 2^20 (16 x 256 x 256 -> 1).
@@ -28,7 +28,7 @@ MIN_WORK = 1 << 20
 # Elements of W below which y and dz, which read T a row at a time, take longer than the product: 0.4 to 0.7 at
 # 256 (16 x 16 -> 1), 1.0 to 1.2 at 4096 (64 x 64 -> 1).
 MIN_WEIGHT = 1 << 12
-# Elements of W above which dW is made by the fused pass: dT^T x took 1.2 to 2.4 times as long at 2^23, 2^24.
+# Elements of W above which the fused pass makes dW: dT^T x took 1.2 to 2.4 times as long at 2^23 and 2^24.
 MAX_WEIGHT = 1 << 22
 
 
