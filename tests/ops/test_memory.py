@@ -1,4 +1,4 @@
-"""No pass holds a tensor of B*Z*X, B*O*X or B*O*Z elements that is larger than inputs, outputs and weights."""
+"""No pass holds a tensor of B*Z*X, B*O*X or B*O*Z elements, if it is larger than its operands."""
 
 from itertools import cycle
 

@@ -14,8 +14,9 @@ from mi_kernels.ops.checks import all_fit, broadcast
 from mi_kernels.ops.interaction import biaffine, cost_model, shared
 from mi_kernels.ops.rules import Maybe, gradients_wanted
 
-# Operations that the plan in the order of y may have for one of the cheapest plan, in tenths. One thread, 10 to
-# 500 positions, time of the plans by this form's: 1.2 to 3.0 with as many operations, 0.8 to 1.1 with 1.4 times.
+# Operations that the plan in the order of y may have for one of the cheapest plan, in tenths. One thread, 10
+# to 500 positions, time of the plans by this form's: 1.2 to 3.0 with as many operations, 0.8 to 1.1 with 1.4
+# times as many.
 MOST = 11
 
 
