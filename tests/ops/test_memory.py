@@ -36,12 +36,13 @@ def limit(outputs, arguments, threads):
 @pytest.mark.parametrize("shape", SCRATCH, ids=lambda shape: shape.name)
 def test_explain_tells_the_scratch_memory(shape, transposed):
     """To the byte, for the compiled kernels."""
-    x, z, weight, weight_z, *_ = Sample(shape).arguments(torch.float32)
+    x, z, weight, _, weight_x, _ = Sample(shape).arguments(torch.float32)
     if transposed:
         weight = weight.mT.contiguous().mT
     if backends.choose(x) != "cpu":
         pytest.skip("no compiled kernels")
-    weights = weight, weight_z if shape.name == "outer" else None  # without U it is the biaffine form
+    # Without V the last of these is the biaffine form.
+    weights = weight, None, weight_x if shape.name == "outer" else None
     y = mi.interaction(x, z, *weights)
     assert peak_memory(lambda: mi.interaction(x, z, *weights)) == (
         mi.explain(mi.interaction, x, z, *weights).scratch + _bytes(y)
