@@ -25,7 +25,8 @@ MAX_OUT = 8
 # Multiplications of a product below which one less is not worth two more calls: 0.9 at 2^18
 # (16 x 128 x 128 -> 1), 1.0 to 1.1 at 2^20 (16 x 256 x 256 -> 1).
 MIN_WORK = 1 << 20
-# Elements of W below which y and dz, which read T by rows, take longer than the product: 0.4 to 0.7 at 256 (16 x 16 -> 1), 1.0 to 1.2 at 4096 (64 x 64 -> 1).
+# Elements of W below which y and dz, which read T by rows, take longer than the product: 0.4 to 0.7 at 256
+# (16 x 16 -> 1), 1.0 to 1.2 at 4096 (64 x 64 -> 1).
 MIN_WEIGHT = 1 << 12
 # Elements of W above which the fused pass makes dW: dT^T x took 1.2 to 2.4 times as long at 2^23 and 2^24.
 MAX_WEIGHT = 1 << 22
