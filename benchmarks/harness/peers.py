@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mi_kernels.ops import counts
+
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -179,9 +181,13 @@ def compiled(function: Function) -> Function:
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
-# How many GEMMs of 2 B Z X O operations a pass needs: (y = P W^T, T = g W, dW = g^T P). The double backward
-# has the counts of mi_kernels.ops.counts.double_backward.
-GEMMS = {"forward": (1, 0, 0), "forward+backward": (1, 1, 1), "double-backward": (3, 2, 2)}
+def gemms(work: str, sizes: Sizes) -> tuple[int, int, int]:
+    """How many GEMMs of 2 B Z X O operations a pass needs: (y = P W^T, T = g W, dW = g^T P).
+
+    Those of the double backward are as many as mi_kernels.ops.counts.double_backward has.
+    """
+    held = work == "double-backward" and counts.holds_pairs(*sizes)
+    return (2, 2, 1) if held else {"forward": (1, 0, 0), "forward+backward": (1, 1, 1)}.get(work, (3, 2, 2))
 
 
 def gemm(
@@ -197,7 +203,7 @@ def gemm(
     p, g, stored = (torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes)
     w = stored.t() if transposed else stored  # [O, Z X]
     y, t, dw = torch.empty_like(g), torch.empty_like(p), torch.empty_like(stored)
-    forward, input_grads, weight_grads = GEMMS[work]
+    forward, input_grads, weight_grads = gemms(work, sizes)
 
     def run() -> tuple:
         for _ in range(forward):
@@ -223,7 +229,7 @@ def triton_gemm(work: str, sizes: Sizes, dtype: torch.dtype, device: str) -> Cal
     shapes = (B, Z * X), (B, O), (O, Z * X)
     p, g, w = (torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes)
     no_context = p[:, :0]
-    forward, input_grads, weight_grads = GEMMS[work]
+    forward, input_grads, weight_grads = gemms(work, sizes)
 
     def run() -> tuple:
         for _ in range(forward):
@@ -250,7 +256,7 @@ def onednn_gemm(work: str, sizes: Sizes) -> Callable[[], tuple]:
     # F.linear(a, b) = a b^T: y = P W^T, T = g (W^T)^T, dW = g^T (P^T)^T
     forms = ((p, w), (g, w.t()), (g.t(), p.t()))
     pairs = []
-    for (left, right), count in zip(forms, GEMMS[work], strict=True):
+    for (left, right), count in zip(forms, gemms(work, sizes), strict=True):
         if count:
             pairs += [(left.contiguous().to_mkldnn(), right.contiguous().to_mkldnn())] * count
 
@@ -265,4 +271,4 @@ def onednn_gemm(work: str, sizes: Sizes) -> Callable[[], tuple]:
 
 def gemm_elements(work: str, sizes: Sizes) -> int:
     """Elements of P and, where they are needed, of T and of a transposed P."""
-    return sizes.B * sizes.Z * sizes.X * (3 if GEMMS[work][1] else 1)
+    return sizes.B * sizes.Z * sizes.X * (3 if gemms(work, sizes)[1] else 1)

@@ -11,6 +11,7 @@ from mi_kernels.functional._arguments import autocast, autocast_dtype, expand_bi
 from mi_kernels.ops.autocast import dtype_in_force
 from mi_kernels.ops.backend import get
 from mi_kernels.ops.interaction import (
+    all_pairs,
     batched,
     dispatch,
     eager,
@@ -68,6 +69,8 @@ def interaction(
 
     Where rows share a context (or contexts an input), ``W' = z W + V`` is generated once for each context
     and applied to its rows, if that is estimated to be faster and W' is small enough; ``explain`` says which.
+    Nothing that is kept or made is larger than the largest of inputs, outputs and weights. Where W x is not,
+    and few outputs are trained on the CPU, it is kept for the gradient of z.
     Weights of samples are read where they lie, and so are weights chosen by ``weight_ids``: the rows of one
     weight (with ``segment_ids``, of one W') are one product, wherever they are. ``torch.vmap`` over
     ``segment_ids`` or ``weight_ids`` copies: a context, or the weights, for each row. Under ``torch.compile``
@@ -205,6 +208,8 @@ def _interaction(
     ):
         backend = backends.eager_cpu(x)
         y = eager.interaction(backend, packed_weight, x, z, weight, *others)
+        if y is None:
+            y = all_pairs.eager(backend, x, z, weight, *others)
         if y is None and spelling is INTERACTION:
             y = eager_batched.interaction(backend, x, z, weight, *others)
         if y is not None:

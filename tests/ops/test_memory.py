@@ -1,4 +1,4 @@
-"""No pass holds a tensor of B*Z*X, B*O*X or B*O*Z elements."""
+"""No pass holds a tensor of B*Z*X, B*O*X or B*O*Z elements, if it is larger than its operands."""
 
 from itertools import cycle
 
@@ -36,14 +36,16 @@ def limit(outputs, arguments, threads):
 @pytest.mark.parametrize("shape", SCRATCH, ids=lambda shape: shape.name)
 def test_explain_tells_the_scratch_memory(shape, transposed):
     """To the byte, for the compiled kernels."""
-    x, z, weight, *_ = Sample(shape).arguments(torch.float32)
+    x, z, weight, _, weight_x, _ = Sample(shape).arguments(torch.float32)
     if transposed:
         weight = weight.mT.contiguous().mT
     if backends.choose(x) != "cpu":
         pytest.skip("no compiled kernels")
-    y = mi.interaction(x, z, weight)
-    assert peak_memory(lambda: mi.interaction(x, z, weight)) == (
-        mi.explain(mi.interaction, x, z, weight).scratch + _bytes(y)
+    # Without V the last of these is the biaffine form.
+    weights = weight, None, weight_x if shape.name == "outer" else None
+    y = mi.interaction(x, z, *weights)
+    assert peak_memory(lambda: mi.interaction(x, z, *weights)) == (
+        mi.explain(mi.interaction, x, z, *weights).scratch + _bytes(y)
     )
 
 

@@ -235,11 +235,14 @@ def test_rounds_are_interleaved_and_slow_candidates_sit_out(monkeypatch):
     assert all(calls * sample.seconds >= 0.01 for _, calls, sample in samples)
 
 
-def test_gemm_does_as_many_operations_as_the_pass():
-    entry = shapes.by_name(["large-256"])[0]
-    one = 2 * math.prod(measure.sizes_of(entry))
+@pytest.mark.parametrize(("name", "double"), [("large-256", 7), ("hypernetwork", 5)])
+def test_gemm_does_as_many_operations_as_the_pass(name, double):
+    entry = shapes.by_name([name])[0]
+    sizes = measure.sizes_of(entry)
     for work in passes.PASSES:
-        assert sum(peers.GEMMS[work]) * one == measure.count(entry, work, torch.float32).operations
+        found = measure.count(entry, work, torch.float32).operations
+        assert sum(peers.gemms(work, sizes)) * 2 * math.prod(sizes) == found
+    assert sum(peers.gemms("double-backward", sizes)) == double
 
 
 def _measure(rivals, **limits):

@@ -289,6 +289,9 @@ def test_counts():
     assert counts.weight_grads(shape, dtype) == counts.forward(shape, dtype)
     double = counts.double_backward(shape, dtype)
     assert double == counts.Count(7 * gemm + 4 * linear + bias, 4 * (3 * inputs + 3 * weights + 7 + 2 * out))
+    few = Shape("few", (64,), 64, 32, 128)  # two products of the double backward with Q are four without
+    products = counts.double_backward(few, dtype, WEIGHT_ONLY).operations
+    assert products == 5 * counts.forward(few, dtype, WEIGHT_ONLY).operations
     bare = counts.forward(shape, torch.bfloat16, WEIGHT_ONLY)
     assert bare == counts.Count(gemm, 2 * (inputs + 7 * 15 + out))
 

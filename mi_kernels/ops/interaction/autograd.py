@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_kernels.ops import counts
 from mi_kernels.ops.interaction import (
     memory_order,
     schema,  # noqa: F401  (defines the operations)
@@ -36,6 +37,7 @@ from mi_kernels.ops.rules import (
     select,
     unbatched,
     wanted,
+    without_features,
 )
 
 _FORWARD = Primitives("interaction", "interaction_by_segment")
@@ -206,7 +208,7 @@ def work(grad: Tensor, x: Tensor, z: Tensor, weight: Maybe) -> int:
     return grad.numel() * (features if weight is None else features + x.shape[-1] * z.shape[-1])
 
 
-def _forward_or_none(backend: Where, x: Tensor, z: Tensor, *weights: Maybe) -> Maybe:
+def _forward_or_none(backend: Where, x: Any, z: Any, *weights: Maybe) -> Maybe:
     if all(weight is None for weight in weights):
         return None
     return _forward(backend, x, z, *weights)
@@ -219,6 +221,33 @@ def _folded(info: Any, backend: Where, like: Tensor, dim: int | None) -> tuple[F
     size = info.batch_size
     fold = Fold(size, like, dim, by_segment=True)
     return fold, backend.with_more_rows(size), backend.with_more_groups(size)
+
+
+def _pairs(
+    backend: Where, grad: Tensor, x: Tensor, z: Tensor, weight: Maybe, x_c: Tensor, z_c: Tensor
+) -> Maybe:
+    """Q = z x' + z' x [B, Z X] for two products of the double backward in place of four; None: not held.
+
+    W has to be a matrix [O, Z X] as it lies. Q is, in groups b, the gradient of a matrix [Z, X] by two rows.
+    """
+    if not isinstance(backend, str) or weight is None or weight.dim() != 3 or not weight.is_cpu:
+        return None
+    sizes = grad.shape[0], z.shape[1], x.shape[1], grad.shape[1]
+    if not all(type(size) is int for size in sizes):  # comparing symbolic sizes would add a guard
+        return None
+    if not counts.holds_pairs(*sizes) or weight.stride(1) != x.shape[1] * weight.stride(2):
+        return None
+    left, right = torch.stack((z, z_c), 1), torch.stack((x_c, x), 1)
+    want = False, False, True, False
+    pairs = weight_grads(backend, want, left, right, without_features(right))[2]
+    return None if pairs is None else pairs.flatten(1)
+
+
+def _weight_grad(backend: Where, grad: Tensor, pairs: Tensor, weight: Tensor) -> Maybe:
+    """dW = g^T Q, in the memory order of W."""
+    want, like = (False, False, True, False), (None, None, weight.flatten(1))
+    dw = weight_grads(backend, want, grad, pairs, without_features(pairs), like)[2]
+    return None if dw is None else dw.unflatten(1, weight.shape[1:])
 
 
 class ForwardRule(Rule):
@@ -282,7 +311,15 @@ class InputGradsRule(Rule):
         grad, x, z, weight, weight_z, weight_x = ctx.saved_tensors
         need = wanted(ctx, work(grad, x, z, weight))[2:]
         grads: list[Maybe] = [None] * 6
-        if need[0]:
+        pairs = None
+        if x_c is not None and z_c is not None and (need[0] or need[3]):
+            pairs = _pairs(ctx.backend, grad, x, z, weight, x_c, z_c)
+        if need[0] and pairs is not None:
+            grads[0] = add(
+                _forward(ctx.backend, pairs, without_features(pairs), None, None, weight.flatten(1), None),
+                _forward_or_none(ctx.backend, x_c, z_c, None, weight_z, weight_x, None),
+            )
+        elif need[0]:
             grads[0] = add(
                 None if x_c is None else _forward(ctx.backend, x_c, z, weight, None, weight_x, None),
                 None if z_c is None else _forward(ctx.backend, x, z_c, weight, weight_z, None, None),
@@ -301,11 +338,13 @@ class InputGradsRule(Rule):
         like = weight, weight_z, weight_x
         by_x: tuple[Maybe, ...] = (None,) * 4
         by_z = by_x
+        each = need[3] and pairs is None
         if x_c is not None:
-            by_x = weight_grads(ctx.backend, (need[3], False, need[5], False), grad, x_c, z, like)
+            by_x = weight_grads(ctx.backend, (each, False, need[5], False), grad, x_c, z, like)
         if z_c is not None:
-            by_z = weight_grads(ctx.backend, (need[3], need[4], False, False), grad, x, z_c, like)
-        grads[3:] = add(by_x[0], by_z[0]), by_z[1], by_x[2]
+            by_z = weight_grads(ctx.backend, (each, need[4], False, False), grad, x, z_c, like)
+        by_pairs = _weight_grad(ctx.backend, grad, pairs, weight) if need[3] and pairs is not None else None
+        grads[3:] = add(by_x[0], by_z[0], by_pairs), by_z[1], by_x[2]
         return (None, None, *grads)
 
     @staticmethod

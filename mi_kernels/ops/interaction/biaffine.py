@@ -91,7 +91,7 @@ def biaffine(
     """y [B, L1, L2, O] or [B, O, L1, L2], contiguous. The caller has checked the arguments."""
     arguments = input1, input2, weight, bias
     by_first = generates_first(backend, *arguments[:3], one2, channels_first)
-    if not (by_first and one2) and _is_one_node(backend, *arguments):
+    if not (by_first and one2) and is_one_node(backend, *arguments):
         return _run(by_first, one1, one2, channels_first, *arguments)
     single = weight.shape[0] == 1
     if by_first if single else channels_first:
@@ -181,7 +181,7 @@ def _of_first(
     return y.view(samples, out, length1, length2)
 
 
-def _is_one_node(backend: str, *tensors: Maybe) -> bool:
+def is_one_node(backend: str, *tensors: Maybe) -> bool:
     """Whether a call is one of the kernels, or one node of a graph that is differentiated backwards."""
     if torch.compiler.is_compiling() or backend != linear.BACKEND or torch._C._len_torch_dispatch_stack() > 0:
         return False

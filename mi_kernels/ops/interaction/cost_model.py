@@ -12,6 +12,7 @@ may be symbolic under torch.compile: a comparison of costs then becomes a guard.
 an exported graph keeps the plan of the example's sizes, which gives the same results at all other sizes.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -144,13 +145,23 @@ def padding(width: int, out: int, dtype: torch.dtype, device: str) -> int:
 def all_costs(
     sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device: str, products: int = 1
 ) -> tuple[Cost, ...]:
-    """The costs of all possible plans, the fused plan first."""
+    """The costs of all possible plans, the fused plan first. Those of plain numbers are remembered."""
+    plain = all(type(size) is int for size in sizes)
+    return (_remembered if plain else _all_costs)(sizes, wanted, dtype, backend, device, products)
+
+
+def _all_costs(
+    sizes: Sizes, wanted: Wanted, dtype: torch.dtype, backend: str, device: str, products: int
+) -> tuple[Cost, ...]:
     costs = [fused(sizes, wanted, dtype, backend, device)]
     for plan in (PER_Z, PER_X):
         cost = shared(plan, sizes, wanted, dtype, backend, device, products)
         if cost is not None:
             costs.append(cost)
     return tuple(costs)
+
+
+_remembered = functools.lru_cache(1024)(_all_costs)
 
 
 def cheapest(costs: tuple[Cost, ...]) -> Cost:

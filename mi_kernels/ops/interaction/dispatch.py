@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mi_kernels.ops.interaction import batched, cost_model, segments, shared
+from mi_kernels.ops.interaction import all_pairs, batched, cost_model, segments, shared
 from mi_kernels.ops.interaction.arguments import INTERACTION, check_arguments
 from mi_kernels.ops.library import traceable
 from mi_kernels.ops.rules import Maybe
@@ -40,6 +40,9 @@ def interaction(
     if weight_ids is None and not batched.has_leading_dimensions(weights):
         if segment_ids is not None:
             return segments.interaction(backend, segment_ids, x, z, *weights, force=force)
+        y = None if force else all_pairs.interaction(backend, x, z, weights)
+        if y is not None:
+            return y
         return shared.by_leading_dimensions(backend, x, z, weights, packed_weight, force)
     if segment_ids is not None:
         z = segments.gather_contexts(z, segment_ids)

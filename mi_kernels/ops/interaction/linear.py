@@ -64,8 +64,8 @@ def _biaffine_fake(input1, input2, weight, offset, bias, channels_first, layers_
 
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-_LINEAR = _define("cpu_linear", "Tensor x, Tensor weight, Tensor? bias", "Tensor", _linear_fake)
-_GRADS = _define(
+LINEAR = _define("cpu_linear", "Tensor x, Tensor weight, Tensor? bias", "Tensor", _linear_fake)
+GRADS = _define(
     "cpu_linear_grads",
     "Tensor grad, Tensor x, Tensor? weight, bool want_x, bool want_weight, bool want_bias, bool one=False",
     "(Tensor, Tensor, Tensor)",
@@ -110,7 +110,7 @@ def _missing_dim(x: Tensor, grouped: bool) -> int | None:
 def linear(backend: str, x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """y of x [X], [B, X] and V [O, X], of x [G, X], [G, B, X] and V [G, O, X]. Differentiable."""
     if is_direct(backend, x, weight, bias):
-        return _LINEAR(x, weight, bias)
+        return LINEAR(x, weight, bias)
     dim = _missing_dim(x, weight.dim() == 3)
     rows = x if dim is None else x.unsqueeze(dim)
     y = dense.forward(backend, rows, without_features(rows), None, None, weight, bias)
@@ -127,7 +127,7 @@ def linear_grads(
     if not any(want):
         return None, None, None
     if is_direct(backend, grad, x, weight) and (one or not (want[1] and memory_order.is_n_major(weight))):
-        dx, dv, dc = _GRADS(grad, x, weight, *want, one)
+        dx, dv, dc = GRADS(grad, x, weight, *want, one)
         return dx if want[0] else None, dv if want[1] else None, dc if want[2] else None
     dim = _missing_dim(x, (x if weight is None else weight).dim() == 3)
     if dim is not None:
@@ -147,7 +147,7 @@ class LinearRule(Rule):
     def forward(x, weight, bias):
         if torch._C._len_torch_dispatch_stack() > 0:  # as a mode would see it elsewhere
             return linear(BACKEND, x, weight, bias)
-        return _LINEAR(x, weight, bias)
+        return LINEAR(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import backend as backends
-from mi_kernels.ops.interaction import cost_model, memory_order, segments, shared
+from mi_kernels.ops.interaction import all_pairs, cost_model, kept, memory_order, segments, shared
 from mi_kernels.ops.interaction import plan as dense
 from mi_kernels.ops.interaction.plan_batched import by_segment
 from mi_kernels.ops.plan import Plan
@@ -23,6 +23,11 @@ def major(matrix: Maybe) -> tuple[bool, bool]:
 _WHY = {
     cost_model.PER_Z: "rows share contexts: W' = z W + V is generated once per context, then applied",
     cost_model.PER_X: "contexts share inputs: W x + U is generated once per input, then applied",
+}
+_WHY_KEPT = {
+    plan: f"gradients are wanted: {kept}, no larger than the largest of x, z, y and W, is kept, so that the"
+    f" gradient of {other} takes no product with W"
+    for plan, kept, other in ((cost_model.PER_X, "W x + U", "z"), (cost_model.PER_Z, "z W + V", "x"))
 }
 
 
@@ -43,6 +48,9 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
     how = cost_model.cheapest(found).plan
     if how == cost_model.FUSED:
         return replace(_fused(backend, x, z, weights), alternatives=found)
+    pairs = all_pairs.pairs(backend, x, z, weights)
+    if pairs is not None:
+        how = pairs.plan
     wanted = gradients_wanted((x, z, *weights))
     if how == cost_model.PER_X:
         weight, weight_z, weight_x, bias = weights
@@ -53,8 +61,11 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
     weight = weights[0]
     assert weight is not None
     sizes = layout.sizes(z.shape[-1], x.shape[-1], weight.shape[0])
-    scratch = _scratch(backends.get(backend).planner, layout, sizes, x, z, weights)
     counted = (sizes.common * sizes.of_z, sizes.rows)
+    if pairs is not None:
+        why = f"{_WHY[how]}; all pairs, by the kernel of the biaffine form"
+        return replace(_generated(how, backend, counted, x, z, weights, wanted, why), alternatives=found)
+    scratch = _scratch(backends.get(backend).planner, layout, sizes, x, z, weights)
     why = f"{_WHY[how]}; {reading(shared.matrices_of(weight, sizes.of_z))}"
     explained = _generated(how, backend, counted, x, z, weights, wanted, why)
     return replace(explained, scratch=scratch, alternatives=found)
@@ -63,10 +74,27 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
 def _fused(backend: str, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
     """The plan of one product, with x and z exchanged where the call does (autograd.py)."""
     weight, weight_z, weight_x, bias = weights
+    chosen = kept.chosen(backend, x, z, *weights)
+    if chosen is not None:
+        return _kept(backend, cost_model.PER_X if chosen[0] is x else cost_model.PER_Z, *chosen)
     if weight is None or backends.get(backend).is_reference or not memory_order.is_n_major(weight):
         return dense.plan(backend, x, z, weights)
     found = dense.plan(backend, z, x, (weight.transpose(1, 2), weight_x, weight_z, bias))
     return replace(found, why=f"{found.why}; x and z are exchanged, since z is inside x in the memory of W")
+
+
+def _kept(backend: str, how: str, x: Tensor, z: Tensor, *weights: Maybe) -> Plan:
+    """The plan of a call in training that keeps W x + U (kept.py): ``how`` of rows that share nothing."""
+    weight, weight_z, weight_x, bias = weights
+    assert weight is not None
+    mirrored = weight.transpose(1, 2), weight_x, weight_z, bias
+    layout = shared.layout_of(z.shape[:-1], x.shape[:-1], x.shape[:-1])
+    sizes = layout.sizes(x.shape[-1], z.shape[-1], weight.shape[0])
+    scratch = _scratch(backends.get(backend).planner, layout, sizes, z, x, mirrored)
+    wanted = gradients_wanted((z, x, *mirrored))
+    rows = (x.shape[0], x.shape[0])
+    explained = _generated(how, backend, rows, z, x, mirrored, wanted, _WHY_KEPT[how])
+    return replace(explained, scratch=scratch)
 
 
 def _generated(
