@@ -281,6 +281,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> weight_grads(const Tensor& grad, cons
   return {results[0], results[1], results[2], results[3]};
 }
 
+// Operands of a call that is only measured: addresses stand for presence, and of matrices the strides count.
+TensorRef present(int64_t row, int64_t col) {
+  static const char nothing = 0;
+  return {&nothing, 0, row, col};
+}
+
+// U or V of a plan query, whose major axis is known.
+TensorRef matrix_of_query(bool wanted, bool k_major, bool n_major, int64_t features, int64_t out) {
+  if (!wanted || features == 0) return {};
+  return k_major ? present(features, 1) : n_major ? present(1, out) : present(2 * features, 2);
+}
+
 std::string cpu_isa() { return describe_isa(); }
 
 // The terms of a plan query with x and z exchanged.
@@ -300,7 +312,9 @@ std::string cpu_interaction_plan(Text primitive, std::vector<int64_t> sizes, Sca
   constexpr const char* op = "cpu_interaction_plan";
   const std::vector<int64_t> strides = take_strides(sizes, 5);
   const ProblemSize given = interaction_problem_size(op, sizes, terms, 10);
-  const WeightLayout layout = terms & 1 && primitive != "weight_grads" ? weight_layout(given, strides) : WeightLayout{};
+  const bool placed_weight = terms & 1 && primitive != "weight_grads";
+  const PlacedWeight placed = placed_weight ? weight_for_query(given, strides) : PlacedWeight{};
+  const WeightLayout& layout = placed.layout;
   const ProblemSize p = exchanged(given, layout);
   if (layout.exchanged) terms = exchanged_terms(terms);
   const DType dtype = dtype_of(type, op, "dtype");
@@ -316,6 +330,10 @@ std::string cpu_interaction_plan(Text primitive, std::vector<int64_t> sizes, Sca
     return plan ? workspace_size(*plan).bytes() : 0;
   };
   const bool k_major_z = terms & 64, n_major_z = terms & 128, k_major_x = terms & 256, n_major_x = terms & 512;
+  const TensorRef weight_z = matrix_of_query(want[1], k_major_z, n_major_z, p.context, p.out),
+                  weight_x = matrix_of_query(want[2], k_major_x, n_major_x, p.width, p.out);
+  WeightRef weight = placed.ref;
+  if (layout.exchanged) std::swap(weight.context, weight.width);
   if (primitive == "forward") {
     const ForwardPlan f = plan_forward(p, traits, want[0], want[1], want[2], layout);
     const char* order = f.order == Order::stream         ? "stream"
@@ -327,12 +345,28 @@ std::string cpu_interaction_plan(Text primitive, std::vector<int64_t> sizes, Sca
                major_of((!want[1] || !p.context || k_major_z) && (!want[2] || !p.width || k_major_x),
                         (!want[1] || !p.context || n_major_z) && (!want[2] || !p.width || n_major_x)));
     static constexpr const char* kElements[] = {"float64", "float32", "bfloat16", "float16"};
-    return text(want[0] ? order : "linear", direct ? direct : size.bytes()) +
+    const bool materialised = want[0] && materialises_forward(dtype, p, layout);
+    WorkspaceNeeds needs;
+    if (materialised) {
+      const TensorRef rows = present(0, 1), bias = want[3] ? rows : TensorRef{};
+      materialised_forward(dtype, nullptr, {p, rows, rows, weight, weight_z, weight_x, bias, {}}, &needs);
+    }
+    return text(materialised ? "materialised" : want[0] ? order : "linear",
+                materialised ? needs.bytes : direct ? direct : size.bytes()) +
+           ";order=" + order +
            ";element=" + kElements[int(selected_kernels().element(dtype))] + ";pair=" + std::to_string(traits.pair) +
            ";exchanged=" + std::to_string(layout.exchanged) + ";outputs_first=" + std::to_string(f.outputs_first) +
            ";lanes=" + (f.output_lanes ? "outputs" : "rows");
   }
   if (primitive == "input_grads") {
+    if (want[0] && materialises_input_grads(dtype, p, layout)) {
+      WorkspaceNeeds needs;
+      const TensorRef rows = present(0, 1);
+      static char result;
+      const OutputRef dx{terms & 16 ? &result : nullptr}, dz{terms & 32 ? &result : nullptr};
+      materialised_input_grads(dtype, nullptr, {p, rows, rows, rows, weight, weight_z, weight_x, dx, dz}, &needs);
+      return text("materialised", needs.bytes);
+    }
     const int64_t direct_x = terms & 16 && want[2] ? linear(p.width, p.out, 0, major_of(n_major_x, k_major_x)) : 0;
     const int64_t direct_z = terms & 32 && want[1] ? linear(p.context, p.out, 0, major_of(n_major_z, k_major_z)) : 0;
     const bool rest_x = terms & 16 && !direct_x, rest_z = terms & 32 && !direct_z;
@@ -347,6 +381,17 @@ std::string cpu_interaction_plan(Text primitive, std::vector<int64_t> sizes, Sca
   const bool has[4] = {p.context > 0 && p.width > 0, p.context > 0, p.width > 0, true};
   bool computed[4], any = false;
   for (int t = 0; t < 4; ++t) any |= computed[t] = want[t] && has[t] && p.groups > 0 && p.out > 0;
+  if (computed[0] && materialises_weight_grads(dtype, p)) {
+    WorkspaceNeeds needs;
+    const TensorRef rows = present(0, 1);
+    static char result;
+    OutputRef results[4] = {};
+    for (int t = 0; t < 4; ++t)
+      if (computed[t]) results[t].data = &result;
+    materialised_weight_grads(dtype, nullptr, {p, rows, rows, rows, results[0], results[1], results[2], results[3]},
+                              &needs);
+    return text("materialised", needs.bytes);
+  }
   const WeightGradsPlan w = plan_weight_grads(p, traits, selected_kernels().sum_traits(dtype), computed);
   const char* algorithm = !want[0] ? "linear" : w.outer ? "outer" : w.context_lanes ? "context_lanes" : "width_lanes";
   return text(algorithm, any ? workspace_size(w, computed).bytes() : 0);

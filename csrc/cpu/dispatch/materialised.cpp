@@ -184,14 +184,14 @@ void materialised_input_grads(DType dtype, const Tensor* like, InputGradsCall ca
 }
 
 void materialised_weight_grads(DType dtype, const Tensor* like, WeightGradsCall call, WorkspaceNeeds* needs) {
-  Memory memory(like, needs);
   {
+    Memory memory(like, needs);
     const Products products(dtype, call.problem, call.x, call.z, memory);
     WeightGradsCall product{without_weight(call.problem), call.grad, products.ref, {}, {}, {}, call.weight, {}};
     memory.part([&](const WorkspaceSource& part) { weight_grads_part(dtype, part, product); });
   }
   call.weight = {};
-  memory.part([&](const WorkspaceSource& part) { weight_grads_part(dtype, part, call); });
+  Memory(like, needs).part([&](const WorkspaceSource& part) { weight_grads_part(dtype, part, call); });
 }
 
 }  // namespace mi_kernels

@@ -1,5 +1,4 @@
 #include "cpu/dispatch/plan.h"
-#include <cstdlib>
 
 namespace mi_kernels {
 
@@ -189,13 +188,20 @@ ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, 
 }
 
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool k_major, const MulTraits& m) {
-  // The matrix is packed for each region, which takes enough rows to pay off. With the rows in the lanes, the inputs
-  // and the results are transposed instead, which costs the same at 3/4 as many rows as elements along K.
-  const char* e = getenv("MI_FEWEST");
-  const int64_t fewest = k_major ? (e ? atoi(e) : max(depth * 3 / 4, 48)) : 1;
-  // At most a fifth of the lanes may be empty, or half of them where the alternative is to transpose the matrix.
+  if (depth == 0 || out == 0 || rows == 0) return false;
   const int64_t lanes = round_up(out, m.lanes);
-  return depth > 0 && rows >= fewest && (k_major ? 4 * lanes <= 5 * out : lanes <= 2 * out) && out > 0;
+  // At most half of the lanes may be empty where the alternative is to transpose the matrix.
+  if (!k_major) return lanes <= 2 * out;
+  // Short sums, by products that are computed, empty rows and lanes included: packing the matrix costs as much as
+  // kPacking more rows, and with the rows in the lanes, to transpose inputs and results as much as kTransposition more
+  // elements along K.
+  constexpr int64_t kShortSum = 128, kPacking = 4, kTransposition = 16;
+  if (depth <= kShortSum)
+    return (round_up(rows, kOutputLaneRows / 2) + kPacking) * lanes * depth <
+           round_up(rows, m.lanes) * out * (depth + kTransposition);
+  // The matrix is packed for each region, which takes enough rows to pay off: 3/4 as many as elements along K. At most
+  // a fifth of the lanes may be empty.
+  return rows >= depth * 3 / 4 && 4 * lanes <= 5 * out;
 }
 
 namespace {
@@ -252,9 +258,10 @@ bool linear_streams(int64_t rows, int64_t out, int64_t depth, Major major, const
   if (major == Major::neither || rows * depth > kLinearStreamElements) return false;
   // A K-major matrix costs a reduction over lanes for each output; an N-major one in pairs costs an interleaving for
   // each element.
-  const char* e = getenv("MI_STREAM");
-  const int64_t most = n_major && m.pair == 1 ? 2 * kLinearStreamRows : e ? atoi(e) : kLinearStreamRows;
-  return rows <= most && (!n_major || out >= m.lanes);
+  if (n_major) return rows <= (m.pair == 1 ? 2 * kLinearStreamRows : kLinearStreamRows) && out >= m.lanes;
+  // More rows would leave a quarter of the lanes of the batch empty; a long sum makes the reduction worth it.
+  const bool sparse = rows <= 3 * kLinearStreamRows && 4 * rows <= 3 * round_up(rows, m.lanes) && depth >= 256;
+  return rows <= kLinearStreamRows || sparse;
 }
 
 LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const int64_t (&depths)[2], bool n_major,

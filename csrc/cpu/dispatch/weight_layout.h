@@ -58,10 +58,15 @@ inline std::vector<int64_t> take_strides(std::vector<int64_t>& sizes, size_t cou
   return strides;
 }
 
-// The layout for a plan query: `strides` along [O, Z, X], none if W is contiguous.
+// W for a plan query: `strides` along [O, Z, X], none if it is contiguous. Its address only stands for its presence.
+inline PlacedWeight weight_for_query(const ProblemSize& p, const std::vector<int64_t>& strides) {
+  static const char nothing = 0;
+  if (strides.empty()) return place_weight(p, {&nothing, 0, p.context * p.width, p.width, 1});
+  return place_weight(p, {&nothing, 0, strides[0], strides[1], strides[2]});
+}
+
 inline WeightLayout weight_layout(const ProblemSize& p, const std::vector<int64_t>& strides) {
-  if (strides.empty()) return {};
-  return place_weight(p, {nullptr, 0, strides[0], strides[1], strides[2]}).layout;
+  return strides.empty() ? WeightLayout{} : weight_for_query(p, strides).layout;
 }
 
 inline ProblemSize exchanged(const ProblemSize& p, const WeightLayout& layout) {

@@ -294,8 +294,12 @@ __attribute__((noinline, flatten)) void gemm_panel(const A& a, int64_t begin, in
     const A tile_a = a.tile(m - begin, words);
     if (prefetch) tile_a.prefetch_next(words);
     Tile<Mul, N> tile;
-    multiply(tile, tile_a, panel, words, sum_block, stride...);
-    epilogue(tile, m, min(end - m, kTileM), first);
+    const int64_t valid = min(end - m, kTileM);
+    if (valid <= kTileM / 2)
+      multiply<kTileM / 2>(tile, tile_a, panel, words, sum_block, stride...);
+    else
+      multiply(tile, tile_a, panel, words, sum_block, stride...);
+    epilogue(tile, m, valid, first);
   }
 }
 

@@ -93,8 +93,8 @@ struct DirectA {
 };
 
 // tile[r][n] = the sum of a(k, r) * b(k, n) for words k in [begin, end), in order; the vectors of B of one k are
-// `b_stride` words behind those of the one before.
-template <class Mul, int N, class A>
+// `b_stride` words behind those of the one before. Rows from R on are 0.
+template <int R = kTileM, class Mul, int N, class A>
 MI_INLINE void multiply_block(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* b_words, int64_t begin,
                               int64_t end, int64_t b_stride = N * Simd<typename Mul::Word>::lanes) {
   constexpr int L = Simd<typename Mul::Word>::lanes;
@@ -102,7 +102,7 @@ MI_INLINE void multiply_block(Tile<Mul, N>& tile, const A& a, const typename Mul
   for (int64_t k = begin; k < end; ++k) {
     Vec<typename Mul::Word> b[N];
     unroll<N>([&](auto n) { b[n] = load<Vec<typename Mul::Word>>(b_words + k * b_stride + n * L); });
-    unroll<kTileM>([&](auto r) {
+    unroll<R>([&](auto r) {
       const auto a_word = a.at(k, r);
       unroll<N>([&](auto n) { Mul::fma(tile.acc[r][n], a_word, b[n]); });
     });
@@ -121,20 +121,20 @@ int64_t sum_block_length(int64_t words, bool narrow) {
   }
 }
 
-// tile[r][n] = sum_k a(k, r) * b(k, n), in summation blocks of `sum_block` words.
-template <class Mul, int N, class A>
+// tile[r][n] = sum_k a(k, r) * b(k, n) for rows r < R, in summation blocks of `sum_block` words.
+template <int R = kTileM, class Mul, int N, class A>
 MI_INLINE void multiply(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* b, int64_t words, int64_t sum_block,
                         int64_t b_stride = N * Simd<typename Mul::Word>::lanes) {
   if (Mul::sum_block == kUnbounded || sum_block >= words) {
     Tile<Mul, N> whole;  // its address is never taken, so that it stays in registers
-    multiply_block(whole, a, b, 0, words, b_stride);
+    multiply_block<R>(whole, a, b, 0, words, b_stride);
     tile = whole;
     return;
   }
   Tile<Mul, N> sum{};  // in memory: the registers are full
   for (int64_t k = 0; k < words; k += sum_block) {
-    multiply_block(tile, a, b, k, min(k + sum_block, words), b_stride);
-    unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { sum.acc[r][n] += tile.acc[r][n]; }); });
+    multiply_block<R>(tile, a, b, k, min(k + sum_block, words), b_stride);
+    unroll<R>([&](auto r) { unroll<N>([&](auto n) { sum.acc[r][n] += tile.acc[r][n]; }); });
   }
   tile = sum;
 }

@@ -79,7 +79,7 @@ def _pack(weight: Tensor) -> Tensor | None:
     if fields["lanes"] == "outputs":
         return None
     inner_last = weight
-    if (fields["algorithm"] == "width_inside") == (fields["exchanged"] == "1"):
+    if (fields["order"] == "width_inside") == (fields["exchanged"] == "1"):
         inner_last = weight.mT
     if fields["outputs_first"] == "0":
         inner_last = inner_last.transpose(0, 1)
