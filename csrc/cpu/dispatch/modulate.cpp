@@ -16,6 +16,9 @@
 namespace mi_kernels {
 namespace {
 
+// Rows of a task are a multiple of this, so that short ones which are walked as one begin with a whole vector.
+constexpr int64_t kRowStep = 64;
+
 // y = F(scale) * x + shift, or a mixture of x and shift; y has the shape of x.
 void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Optional& shift,
                    const ScaleFunction& function, bool mixes = false) {
@@ -23,7 +26,7 @@ void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Option
   const DType dtype = dtype_of(x.scalar_type(), "modulate", "x");
   ModulateCall call{modulate_operands(y, x, scale, shift, function, mixes), 0, 0, 0};
   call.chunks = ceil_div(call.inner.size, kModulateChunk);
-  call.row_step = max(min(kModulateTask / min(call.inner.size, kModulateChunk), call.rows), 1);
+  call.row_step = max(kModulateTask / min(call.inner.size, kModulateChunk) / kRowStep * kRowStep, kRowStep);
   call.tasks = ceil_div(call.rows, call.row_step) * call.chunks;
   const int64_t threads = y.numel() <= kModulateTask ? 1 : torch::stable::get_num_threads();
   selected_kernels().modulate(dtype, call, {min(threads, call.tasks), nullptr, nullptr, run_on_threads});

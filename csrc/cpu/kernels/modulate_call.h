@@ -10,6 +10,8 @@ namespace mi_kernels {
 // Elements of a chunk of the inner axis, and of one task.
 inline constexpr int64_t kModulateChunk = 1024;
 inline constexpr int64_t kModulateTask = 1 << 16;
+// Elements up to which runs are computed many at a time: whatever is done once a run would cost as much as the run.
+inline constexpr int64_t kShortRun = 256;
 
 struct ModulateCall : ModulateOperands {
   int64_t chunks, row_step, tasks;
