@@ -18,6 +18,7 @@ namespace {
 
 // Rows of a task are a multiple of this, so that short ones which are walked as one begin with a whole vector.
 constexpr int64_t kRowStep = 64;
+constexpr int64_t kLanes = 16;  // at most, of any instruction set
 
 // y = F(scale) * x + shift, or a mixture of x and shift; y has the shape of x.
 void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Optional& shift,
@@ -50,7 +51,18 @@ Tensor mix(const Tensor& a, const Tensor& b, const Tensor& gate, std::string act
   return y;
 }
 
+// Runs that are summed to one element each, with a piece of the last kept axis for many of them.
+bool has_short_runs(const ModulateGradsCall& call) {
+  if (call.inner_kept || call.kept_axes == 0 || call.inner.size > kShortRun) return false;
+  const auto follows = [&](const void* data, int operand) { return !data || call.inner.stride[operand] == 1; };
+  if (!follows(call.grad, kGrad) || !follows(call.dscale, kX) || !follows(call.other, kOther)) return false;
+  // Otherwise the runs of one sum are closer to each other than those of the next.
+  return call.reduced_axes == 0 ||
+         call.kept[call.kept_axes - 1].stride[kGrad] < call.reduced[call.reduced_axes - 1].stride[kGrad];
+}
+
 ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
+  constexpr int64_t kUnit = kModulateTask / 4;  // elements of a unit, or of the units of a task
   ModulateGradsPlan p{};
   int64_t kept_positions = 1;
   p.rows = 1;
@@ -62,15 +74,24 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
   if (!call.inner_kept) p.rows *= inner_chunks;
   p.units = kept_positions * p.chunks;
   p.operations = p.units * p.rows * chunk_size;
-  const int64_t unit_elements = p.rows * chunk_size;
+  int64_t unit_elements = p.rows * chunk_size;
+  if (has_short_runs(call)) {
+    const int64_t size = call.kept[call.kept_axes - 1].size;
+    const int64_t most = min(max(kUnit / chunk_size / kRowStep, 1) * kRowStep, kModulateChunk);
+    p.runs = ceil_div(ceil_div(size, ceil_div(size, most)), kLanes) * kLanes;
+    p.chunks = ceil_div(size, p.runs);
+    p.units = kept_positions / size * p.chunks;
+    unit_elements *= min(p.runs, size);
+  }
   p.splits = 1;
-  if (p.units < kTasks) p.splits = max(min(min(kTasks / p.units, p.rows / 16), p.operations / kModulateTask), 1);
+  if (p.units < kTasks) p.splits = max(min(min(kTasks / p.units, p.rows / (p.runs > 0 ? 4 : 16)), p.operations / kModulateTask), 1);
   p.row_step = max(ceil_div(p.rows, p.splits), 1);
   p.splits = max(ceil_div(p.rows, p.row_step), 1);
-  p.unit_step = p.splits > 1 ? 1 : max(min(kModulateTask / 4 / max(unit_elements, 1), p.units), 1);
+  p.unit_step = p.splits > 1 ? 1 : max(min(kUnit / max(unit_elements, 1), p.units), 1);
   p.tasks = p.splits > 1 ? p.units * p.splits : ceil_div(p.units, p.unit_step);
   p.worker_bytes = kModulateChunk * (3 * accumulator_bytes(dtype) + 2 * 8 + 3 * storage_bytes(dtype));
-  if (p.splits > 1) p.partial_bytes = p.units * p.splits * 2 * (call.inner_kept ? chunk_size : 1) * 8;
+  const int64_t sums = p.runs > 0 ? p.runs : call.inner_kept ? chunk_size : 1;
+  if (p.splits > 1) p.partial_bytes = p.units * p.splits * 2 * sums * 8;
   return p;
 }
 
