@@ -1,6 +1,7 @@
 // Modulation on the CPU: registration, checks, axes, plan and threads; the arithmetic is in kernels/modulate*.cpp.
 #include <torch/csrc/stable/library.h>
 
+#include <numeric>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -61,6 +62,22 @@ bool has_short_runs(const ModulateGradsCall& call) {
          call.kept[call.kept_axes - 1].stride[kGrad] < call.reduced[call.reduced_axes - 1].stride[kGrad];
 }
 
+// Short runs with the same scales that follow each other and may be computed as one; if possible, whole vectors.
+int64_t repeats_of(const ModulateGradsCall& call) {
+  const int64_t n = call.inner.size;
+  if (!call.inner_kept || call.reduced_axes == 0 || n > kShortRun || n % kLanes == 0) return 1;
+  const Axis& last = call.reduced[call.reduced_axes - 1];
+  const auto follows = [&](const void* data, int operand) {
+    return !data || (call.inner.stride[operand] == 1 && last.stride[operand] == n);
+  };
+  if (!follows(call.grad, kGrad) || !follows(call.dscale, kX) || !follows(call.other, kOther) ||
+      !follows(call.dx, kY) || !(call.other == nullptr || follows(call.dshift, kY)))
+    return 1;
+  const int64_t aligned = kLanes / std::gcd(n, kLanes);
+  const int64_t most = max(kModulateChunk / (n * aligned), 1) * aligned;
+  return min(min(most, kModulateChunk / n), last.size);
+}
+
 ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
   constexpr int64_t kUnit = kModulateTask / 4;  // elements of a unit, or of the units of a task
   ModulateGradsPlan p{};
@@ -74,6 +91,7 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
   if (!call.inner_kept) p.rows *= inner_chunks;
   p.units = kept_positions * p.chunks;
   p.operations = p.units * p.rows * chunk_size;
+  p.repeats = repeats_of(call);
   int64_t unit_elements = p.rows * chunk_size;
   if (has_short_runs(call)) {
     const int64_t size = call.kept[call.kept_axes - 1].size;

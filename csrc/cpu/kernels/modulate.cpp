@@ -215,12 +215,12 @@ class Modulate {
       S* y = static_cast<S*>(call.y) + it.offset(kY);
       if (scale != last_scale) {
         activate_run(call.function, scale, 1, n, factor);
-        repeat(factor, n, most);
+        repeat_run(factor, n, most);
         last_scale = scale;
       }
       if (repeats_shift && added != last_shift) {
         __builtin_memcpy(shift, added, size_t(n) * sizeof(S));
-        repeat(shift, n, most);
+        repeat_run(shift, n, most);
         last_shift = added;
       }
       for (int64_t k = 0; k < count; k += most) {
@@ -228,13 +228,6 @@ class Modulate {
         write({x + i, factor, repeats_shift ? shift : added + i, size, y + i, ~int64_t(0), ~int64_t(0)});
       }
     });
-  }
-
-  // Repeats the first n elements until there are count * n.
-  template <class T>
-  static void repeat(T* p, int64_t n, int64_t count) {
-    for (int64_t have = 1; have < count; have *= 2)
-      __builtin_memcpy(p + have * n, p, size_t(min(have, count - have) * n) * sizeof(T));
   }
 
   // One run of each operand. A mask is 0 if a single vector serves the whole run, and all ones otherwise.

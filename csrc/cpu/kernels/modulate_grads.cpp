@@ -210,12 +210,14 @@ class ModulateGrads {
     const S* scale = static_cast<const S*>(call.scale) + kept.offset(kScale) + first * call.inner.stride[kScale];
     if (has_factor()) activate_run(call.function, scale, call.inner.stride[kScale], sum_count(unit), b.factor);
     const int64_t chunks = call.inner_kept ? 1 : ceil_div(call.inner.size, kModulateChunk);
+    if (plan.repeats > 1) repeat_run(b.factor, call.inner.size, plan.repeats);
     AxisIterator reduced(call.reduced, call.reduced_axes, begin / chunks);
     const int64_t longest = plan.rows <= kFewRows ? kShortSumBlock : kSumBlock;
-    int64_t summed = 0;
-    for (int64_t row = begin; row < end; ++row) {
+    int64_t summed = 0, width = 0;
+    for (int64_t row = begin, rows = 1; row < end; row += rows) {
       const int64_t chunk = row % chunks, start = call.inner_kept ? first : chunk * kModulateChunk;
-      const int64_t n = min(kModulateChunk, call.inner.size - start);
+      if (plan.repeats > 1) rows = min(min(plan.repeats, end - row), repeated_axis().size - row % repeated_axis().size);
+      const int64_t n = rows * min(kModulateChunk, call.inner.size - start);
       const auto load = [&](const void* data, int operand, S* buffer) {
         const S* p = static_cast<const S*>(data) + kept.offset(operand) + reduced.offset(operand) +
                      start * call.inner.stride[operand];
@@ -227,13 +229,26 @@ class ModulateGrads {
       run.dx = result_run(call.dx, kept, reduced.offset(kY) + start);
       run.dshift = result_run(call.dshift, kept, reduced.offset(kY) + start);
       if (call.inner_kept) {
+        if (summed > 0 && n != width) flush(width, b), summed = 0;
+        width = n;
         dispatch([&](auto flags) { sum_elements<decltype(flags)>(run, summed == 0, b); });
-        if (has_sums() && (++summed == longest || row + 1 == end)) flush(n, b), summed = 0;
+        if (has_sums() && (++summed == longest || row + rows == end)) flush(n, b), summed = 0;
       } else {
         dispatch([&](auto flags) { sum_run<decltype(flags)>(run, b); });
       }
-      if (chunk + 1 == chunks) reduced.next();
+      if (chunk + 1 == chunks) reduced.next(rows);
     }
+    if (plan.repeats > 1) fold(b.scale_sums), fold(b.shift_sums);
+  }
+
+  const Axis& repeated_axis() const { return call.reduced[call.reduced_axes - 1]; }
+
+  // Adds the sums of repeated runs up, and clears all but the first.
+  void fold(double* sums) const {
+    const int64_t n = call.inner.size;
+    for (int64_t i = n; i < plan.repeats * n; i += n)
+      for (int64_t j = 0; j < n; ++j) sums[j] += sums[i + j];
+    clear(sums + n, (plan.repeats - 1) * n);
   }
 
   bool has_factor() const { return call.dx || (call.other && call.dshift); }

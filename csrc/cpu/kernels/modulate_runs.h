@@ -21,10 +21,11 @@ class AxisIterator {
     }
   }
   int64_t offset(int operand) const { return offset_[operand]; }
-  void next() {
-    for (int64_t a = count_ - 1; a >= 0; --a) {
-      const bool carry = ++index_[a] == axes_[a].size;
-      const int64_t steps = carry ? 1 - axes_[a].size : 1;
+  // Goes on by some positions, which must not go past the end of the last axis.
+  void next(int64_t positions = 1) {
+    for (int64_t a = count_ - 1; a >= 0; --a, positions = 1) {
+      const bool carry = (index_[a] += positions) == axes_[a].size;
+      const int64_t steps = carry ? positions - axes_[a].size : positions;
       for (int o = 0; o < kCount; ++o) offset_[o] += steps * axes_[a].stride[o];
       if (!carry) return;
       index_[a] = 0;
@@ -152,6 +153,13 @@ void map_run(const S* p, int64_t stride, int64_t n, Acc* out, F&& f) {
     const V value = f(v);
     for (int64_t l = 0; l < valid; ++l) out[i + l] = value[l];
   }
+}
+
+// Repeats the first n elements until there are count * n.
+template <class T>
+void repeat_run(T* p, int64_t n, int64_t count) {
+  for (int64_t have = 1; have < count; have *= 2)
+    __builtin_memcpy(p + have * n, p, size_t(min(have, count - have) * n) * sizeof(T));
 }
 
 // F(scale) of a run.
