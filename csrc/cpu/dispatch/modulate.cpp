@@ -2,11 +2,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <numeric>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include "common/modulate_axes.h"
+#include "common/string_argument.h"
 #include "common/tensor_args.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/isa.h"
@@ -34,7 +34,7 @@ void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Option
   selected_kernels().modulate(dtype, call, {min(threads, call.tasks), nullptr, nullptr, run_on_threads});
 }
 
-Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, std::string activation, double offset,
+Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, StringArgument activation, double offset,
                 double factor) {
   constexpr const char* op = "modulate";
   check_input(op, x);
@@ -45,7 +45,7 @@ Tensor modulate(const Tensor& x, const Tensor& scale, const Optional& shift, std
   return y;
 }
 
-Tensor mix(const Tensor& a, const Tensor& b, const Tensor& gate, std::string activation) {
+Tensor mix(const Tensor& a, const Tensor& b, const Tensor& gate, StringArgument activation) {
   check_mixture("mix", a, b, gate);
   Tensor y = on_huge_pages(allocate_like(a));
   modulate_into(y, a, gate, b, {activation_of(activation, "mix", false)}, true);
@@ -126,7 +126,7 @@ void grads_into(Tensor* dx, Tensor* dscale, Tensor* dshift, const Sizes& sum_siz
 }
 
 std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tensor& x, const Tensor& scale,
-                                                  std::vector<int64_t> shift_size, std::string name, double offset,
+                                                  std::vector<int64_t> shift_size, StringArgument name, double offset,
                                                   bool want_x, bool want_scale, bool want_shift, double factor) {
   constexpr const char* op = "modulate_grads";
   const ScaleFunction function{activation_of(name, op, false), offset, factor};
@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> modulate_grads(const Tensor& grad, const Tens
 }
 
 std::tuple<Tensor, Tensor, Tensor> mix_grads(const Tensor& grad, const Tensor& a, const Tensor& b, const Tensor& gate,
-                                             std::string activation, bool want_a, bool want_b, bool want_gate) {
+                                             StringArgument activation, bool want_a, bool want_b, bool want_gate) {
   constexpr const char* op = "mix_grads";
   const ScaleFunction function{activation_of(activation, op, false)};
   check_mixture(op, a, b, gate);
