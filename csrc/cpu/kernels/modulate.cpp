@@ -24,7 +24,7 @@ class Modulate {
  private:
   void task(int64_t t) const {
     const int64_t begin = t / call.chunks * call.row_step, end = min(begin + call.row_step, call.rows);
-    if (has_short_runs()) return for_shift([&](auto shift) { short_runs<shift>(begin, end); });
+    if (has_short_runs()) return for_added([&](auto added) { short_runs<added>(begin, end); });
     if (has_repeated_runs()) return repeated_runs(begin, end);
     long_runs(begin, end, t % call.chunks * kModulateChunk);
   }
@@ -98,10 +98,10 @@ class Modulate {
            is_dense(kY) && (!call.shift || call.inner.stride[kShift] == 0 || is_dense(kShift));
   }
 
-  enum Shift { kNoShift, kShiftOfRun, kShiftOfElement, kMixed };
+  enum Added { kNothing, kShiftOfRun, kShiftOfElement, kMixed };
   template <class F>
-  MI_INLINE void for_shift(F&& f) const {
-    if (!call.shift) return f(Index<kNoShift>{});
+  MI_INLINE void for_added(F&& f) const {
+    if (!call.shift) return f(Index<kNothing>{});
     if (call.inner.stride[kShift] == 0 && !call.mixes) return f(Index<kShiftOfRun>{});
     call.mixes ? f(Index<kMixed>{}) : f(Index<kShiftOfElement>{});
   }
@@ -124,7 +124,7 @@ class Modulate {
     const Int& at(int64_t place) const { return of_lanes[place > first ? place - first : 0]; }
   };
 
-  template <int kShift>
+  template <int kAdded>
   void short_runs(int64_t begin, int64_t end) const {
     constexpr int64_t kRows = kModulateChunk;  // a multiple of L, so that each block of rows begins with a vector
     alignas(64) Acc factors[kRows + L], shifts[kRows + L];
@@ -137,31 +137,31 @@ class Modulate {
           return static_cast<const S*>(data) + it.offset(operand);
         };
         activate_run(call.function, src(call.scale, kScale), last.stride[kScale], rows, factors + (row - first));
-        if constexpr (kShift == kShiftOfRun) {
+        if constexpr (kAdded == kShiftOfRun) {
           const S* shift = src(call.shift, kShift);
           for (int64_t k = 0; k < rows; ++k) shifts[row - first + k] = to_acc(shift[k * last.stride[kShift]]);
         }
       });
-      const S* shift = kShift > kShiftOfRun ? static_cast<const S*>(call.shift) + start : nullptr;
-      walk<kShift>(runs, count, static_cast<const S*>(call.x) + start, shift, factors, shifts,
+      const S* shift = kAdded > kShiftOfRun ? static_cast<const S*>(call.shift) + start : nullptr;
+      walk<kAdded>(runs, count, static_cast<const S*>(call.x) + start, shift, factors, shifts,
                    static_cast<S*>(call.y) + start);
     }
   }
 
-  template <int kShift>
+  template <int kAdded>
   static void walk(const RunsOfLanes& runs, int64_t count, const S* x, const S* shift, const Acc* factors,
                    const Acc* shifts, S* y) {
     const int64_t n = runs.n, size = count * n;
     const auto step = [&](int64_t i, auto lanes, const Vec<Acc>& factor, const Vec<Acc>& shift_of_run) {
       Vec<Acc> v = lanes.load(x + i), added = shift_of_run;
-      if constexpr (kShift > kShiftOfRun) added = lanes.load(shift + i);
-      if constexpr (kShift == kMixed) v -= added;
-      lanes.store(y + i, kShift == kNoShift ? Vec<Acc>(factor * v) : Vec<Acc>(factor * v + added));
+      if constexpr (kAdded > kShiftOfRun) added = lanes.load(shift + i);
+      if constexpr (kAdded == kMixed) v -= added;
+      lanes.store(y + i, kAdded == kNothing ? Vec<Acc>(factor * v) : Vec<Acc>(factor * v + added));
     };
     const auto look_up = [&](int64_t i, auto lanes, int64_t run, int64_t place) {
       const auto of_lanes = runs.at(place);
       const auto found = [&](const Acc* p) { return Vec<Acc>(__builtin_shuffle(load<Vec<Acc>>(p + run), of_lanes)); };
-      step(i, lanes, found(factors), kShift == kShiftOfRun ? found(shifts) : Vec<Acc>{});
+      step(i, lanes, found(factors), kAdded == kShiftOfRun ? found(shifts) : Vec<Acc>{});
     };
     if (n < 4 * L) {
       const int64_t whole = L / n, rest = L % n;
@@ -177,7 +177,7 @@ class Modulate {
     int64_t i = 0;  // in most vectors all lanes are of one run
     for (int64_t run = 0, end = n; run < count; ++run, end += n) {
       const auto factor = Vec<Acc>{} + factors[run];
-      const auto added = kShift == kShiftOfRun ? Vec<Acc>{} + shifts[run] : Vec<Acc>{};
+      const auto added = kAdded == kShiftOfRun ? Vec<Acc>{} + shifts[run] : Vec<Acc>{};
       for (; i + L <= end; i += L) step(i, Whole{}, factor, added);
       if (i == end || i + L > size) continue;
       look_up(i, Whole{}, run, i - (end - n));
