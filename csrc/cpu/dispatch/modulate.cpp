@@ -102,7 +102,8 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
     unit_elements *= min(p.runs, size);
   }
   p.splits = 1;
-  if (p.units < kTasks) p.splits = max(min(min(kTasks / p.units, p.rows / (p.runs > 0 ? 4 : 16)), p.operations / kModulateTask), 1);
+  if (p.units < kTasks)
+    p.splits = max(min(min(kTasks / p.units, p.rows / (p.runs > 0 ? 4 : 16)), p.operations / kModulateTask), 1);
   p.row_step = max(ceil_div(p.rows, p.splits), 1);
   p.splits = max(ceil_div(p.rows, p.row_step), 1);
   p.unit_step = p.splits > 1 ? 1 : max(min(kUnit / max(unit_elements, 1), p.units), 1);

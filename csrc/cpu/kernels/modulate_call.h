@@ -25,7 +25,7 @@ struct ModulateGradsPlan {
   int64_t chunks, rows;              // chunks of the inner axis, if it is kept; positions that a unit is summed over
   int64_t units, unit_step, splits;  // splits: parts of the rows of a unit, whose partial sums are added in order
   int64_t row_step, tasks, operations, worker_bytes, partial_bytes;
-  int64_t runs;  // of a unit, if these are short ones; a unit is then a piece of the last kept axis. 0 otherwise
+  int64_t runs;     // of a unit, if these are short ones; a unit is then a piece of the last kept axis. 0 otherwise
   int64_t repeats;  // short runs with the same scales that are computed as one
 };
 

@@ -188,7 +188,9 @@ class ModulateGrads {
   double* partial(int64_t unit, int64_t split) const {
     return reinterpret_cast<double*>(executor.partials) + (unit * plan.splits + split) * 2 * sum_stride();
   }
-  int64_t sum_stride() const { return plan.runs > 0 ? plan.runs : call.inner_kept ? min(kModulateChunk, call.inner.size) : 1; }
+  int64_t sum_stride() const {
+    return plan.runs > 0 ? plan.runs : call.inner_kept ? min(kModulateChunk, call.inner.size) : 1;
+  }
 
   void store_partial(int64_t unit, int64_t split, const Buffers& b) const {
     double* dest = partial(unit, split);
