@@ -95,15 +95,15 @@ class Modulate {
   // each lane is looked up among those of its own and the next runs.
   bool has_short_runs() const {
     return call.axes > 0 && call.inner.size <= kShortRun && call.inner.stride[kScale] == 0 && is_dense(kX) &&
-           is_dense(kY) && (!call.shift || call.inner.stride[kShift] == 0 || is_dense(kShift));
+           is_dense(kY) && (!call.shift || (call.inner.stride[kShift] == 0 && !call.mixes) || is_dense(kShift));
   }
 
   enum Added { kNothing, kShiftOfRun, kShiftOfElement, kMixed };
   template <class F>
   MI_INLINE void for_added(F&& f) const {
     if (!call.shift) return f(Index<kNothing>{});
-    if (call.inner.stride[kShift] == 0 && !call.mixes) return f(Index<kShiftOfRun>{});
-    call.mixes ? f(Index<kMixed>{}) : f(Index<kShiftOfElement>{});
+    if (call.mixes) return f(Index<kMixed>{});
+    call.inner.stride[kShift] == 0 ? f(Index<kShiftOfRun>{}) : f(Index<kShiftOfElement>{});
   }
 
   // Which of the runs from that of the first lane on each lane is in, by the first lane's place in its run.
