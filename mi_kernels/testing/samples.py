@@ -311,7 +311,7 @@ def modulations() -> Iterator[Modulation]:
         Modulation("x-smaller", (8,), (3, 8), (3, 1)),
         Modulation("long-rows", (3, 5000), (3, 1), (3, 1)),
         Modulation("long-features", (3, 5000), (5000,), (5000,)),
-        Modulation("many-rows", (3000, 8), (8,), (8,)),
+        Modulation("many-rows", (3000, 16), (16,), (16,)),
         Modulation("threaded", (4, 300, 130), (4, 1, 130), (4, 1, 130)),
         Modulation("threaded-maps", (4, 16, 40, 50), (4, 16, 1, 1), (4, 16, 1, 1)),
     )

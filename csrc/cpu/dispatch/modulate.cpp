@@ -1,7 +1,7 @@
 // Modulation on the CPU: registration, checks, axes, plan and threads; the arithmetic is in kernels/modulate*.cpp.
 #include <torch/csrc/stable/library.h>
 
-#include <string>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -17,6 +17,10 @@
 namespace mi_kernels {
 namespace {
 
+// Rows of a task are a multiple of this, so that short ones which are walked as one begin with a whole vector.
+constexpr int64_t kRowStep = 64;
+constexpr int64_t kLanes = 16;  // at most, of any instruction set
+
 // y = F(scale) * x + shift, or a mixture of x and shift; y has the shape of x.
 void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Optional& shift,
                    const ScaleFunction& function, bool mixes = false) {
@@ -24,7 +28,7 @@ void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Option
   const DType dtype = dtype_of(x.scalar_type(), "modulate", "x");
   ModulateCall call{modulate_operands(y, x, scale, shift, function, mixes), 0, 0, 0};
   call.chunks = ceil_div(call.inner.size, kModulateChunk);
-  call.row_step = max(min(kModulateTask / min(call.inner.size, kModulateChunk), call.rows), 1);
+  call.row_step = max(kModulateTask / min(call.inner.size, kModulateChunk) / kRowStep * kRowStep, kRowStep);
   call.tasks = ceil_div(call.rows, call.row_step) * call.chunks;
   const int64_t threads = y.numel() <= kModulateTask ? 1 : torch::stable::get_num_threads();
   selected_kernels().modulate(dtype, call, {min(threads, call.tasks), nullptr, nullptr, run_on_threads});
@@ -48,7 +52,34 @@ Tensor mix(const Tensor& a, const Tensor& b, const Tensor& gate, Text activation
   return y;
 }
 
+// Runs that are summed to one element each, with a piece of the last kept axis for many of them.
+bool has_short_runs(const ModulateGradsCall& call) {
+  if (call.inner_kept || call.kept_axes == 0 || call.inner.size > kShortRun) return false;
+  const auto follows = [&](const void* data, int operand) { return !data || call.inner.stride[operand] == 1; };
+  if (!follows(call.grad, kGrad) || !follows(call.dscale, kX) || !follows(call.other, kOther)) return false;
+  // Otherwise the runs of one sum are closer to each other than those of the next.
+  return call.reduced_axes == 0 ||
+         call.kept[call.kept_axes - 1].stride[kGrad] < call.reduced[call.reduced_axes - 1].stride[kGrad];
+}
+
+// Short runs with the same scales that follow each other and may be computed as one; if possible, whole vectors.
+int64_t repeats_of(const ModulateGradsCall& call) {
+  const int64_t n = call.inner.size;
+  if (!call.inner_kept || call.reduced_axes == 0 || n > kShortRun || n % kLanes == 0) return 1;
+  const Axis& last = call.reduced[call.reduced_axes - 1];
+  const auto follows = [&](const void* data, int operand) {
+    return !data || (call.inner.stride[operand] == 1 && last.stride[operand] == n);
+  };
+  if (!follows(call.grad, kGrad) || !follows(call.dscale, kX) || !follows(call.other, kOther) ||
+      !follows(call.dx, kY) || !(call.other == nullptr || follows(call.dshift, kY)))
+    return 1;
+  const int64_t aligned = kLanes / std::gcd(n, kLanes);
+  const int64_t most = max(kModulateChunk / (n * aligned), 1) * aligned;
+  return min(min(most, kModulateChunk / n), last.size);
+}
+
 ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
+  constexpr int64_t kUnit = kModulateTask / 4;  // elements of a unit, or of the units of a task
   ModulateGradsPlan p{};
   int64_t kept_positions = 1;
   p.rows = 1;
@@ -60,15 +91,26 @@ ModulateGradsPlan plan_grads(const ModulateGradsCall& call, DType dtype) {
   if (!call.inner_kept) p.rows *= inner_chunks;
   p.units = kept_positions * p.chunks;
   p.operations = p.units * p.rows * chunk_size;
-  const int64_t unit_elements = p.rows * chunk_size;
+  p.repeats = repeats_of(call);
+  int64_t unit_elements = p.rows * chunk_size;
+  if (has_short_runs(call)) {
+    const int64_t size = call.kept[call.kept_axes - 1].size;
+    const int64_t most = min(max(kUnit / chunk_size / kRowStep, 1) * kRowStep, kModulateChunk);
+    p.runs = ceil_div(ceil_div(size, ceil_div(size, most)), kLanes) * kLanes;
+    p.chunks = ceil_div(size, p.runs);
+    p.units = kept_positions / size * p.chunks;
+    unit_elements *= min(p.runs, size);
+  }
   p.splits = 1;
-  if (p.units < kTasks) p.splits = max(min(min(kTasks / p.units, p.rows / 16), p.operations / kModulateTask), 1);
+  if (p.units < kTasks)
+    p.splits = max(min(min(kTasks / p.units, p.rows / (p.runs > 0 ? 4 : 16)), p.operations / kModulateTask), 1);
   p.row_step = max(ceil_div(p.rows, p.splits), 1);
   p.splits = max(ceil_div(p.rows, p.row_step), 1);
-  p.unit_step = p.splits > 1 ? 1 : max(min(kModulateTask / 4 / max(unit_elements, 1), p.units), 1);
+  p.unit_step = p.splits > 1 ? 1 : max(min(kUnit / max(unit_elements, 1), p.units), 1);
   p.tasks = p.splits > 1 ? p.units * p.splits : ceil_div(p.units, p.unit_step);
   p.worker_bytes = kModulateChunk * (3 * accumulator_bytes(dtype) + 2 * 8 + 3 * storage_bytes(dtype));
-  if (p.splits > 1) p.partial_bytes = p.units * p.splits * 2 * (call.inner_kept ? chunk_size : 1) * 8;
+  const int64_t sums = p.runs > 0 ? p.runs : call.inner_kept ? chunk_size : 1;
+  if (p.splits > 1) p.partial_bytes = p.units * p.splits * 2 * sums * 8;
   return p;
 }
 

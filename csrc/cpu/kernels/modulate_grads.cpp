@@ -3,7 +3,7 @@
 //
 // Short summation blocks in accumulation type are added up in double: PyTorch sums pairwise, and a sum in float would
 // be less exact over a long axis. The blocks depend on the sizes alone.
-#include "cpu/kernels/modulate_runs.h"
+#include "cpu/kernels/modulate_short_grads.h"
 
 namespace mi_kernels::MI_ISA {
 namespace {
@@ -33,10 +33,11 @@ class ModulateGrads {
       : call(c), plan(p), executor(e) {}
 
   void run() {
+    if (plan.runs > 0) return short_runs();
     run_tasks(executor, plan.tasks, [this](int64_t t, int64_t worker) { task(t, worker); });
     if (plan.splits == 1 || !has_sums()) return;
     run_tasks(executor, plan.units, [this](int64_t unit, int64_t worker) {
-      Buffers b = buffers(worker);
+      const Buffers b = cleared_buffers(worker);
       for (int64_t split = 0; split < plan.splits; ++split) add_partial(unit, split, b);
       finish(unit, b);
     });
@@ -109,6 +110,10 @@ class ModulateGrads {
     b.grad = scratch.allocate<S>(kModulateChunk);
     b.x = scratch.allocate<S>(kModulateChunk);
     b.other = scratch.allocate<S>(kModulateChunk);
+    return b;
+  }
+  Buffers cleared_buffers(int64_t worker) const {
+    const Buffers b = buffers(worker);
     clear(b.scale_sums, kModulateChunk);
     clear(b.shift_sums, kModulateChunk);
     return b;
@@ -116,6 +121,7 @@ class ModulateGrads {
 
   // The number of sums of a unit.
   int64_t sum_count(int64_t unit) const {
+    if (plan.runs > 0) return ShortRunGrads<S>(call, plan).count(unit);
     return call.inner_kept ? min(kModulateChunk, call.inner.size - unit % plan.chunks * kModulateChunk) : 1;
   }
 
@@ -125,14 +131,13 @@ class ModulateGrads {
         elementwise_unit(unit);
       return;
     }
-    Buffers b = buffers(worker);
+    const Buffers b = cleared_buffers(worker);
     if (plan.splits > 1) {
       const int64_t unit = t / plan.splits, split = t % plan.splits, begin = split * plan.row_step;
       accumulate(unit, begin, min(begin + plan.row_step, plan.rows), b);
       if (has_sums()) store_partial(unit, split, b);
       return;
     }
-    if (has_short_runs()) return short_runs(t * plan.unit_step, min((t + 1) * plan.unit_step, plan.units), b);
     for (int64_t unit = t * plan.unit_step; unit < min((t + 1) * plan.unit_step, plan.units); ++unit) {
       accumulate(unit, 0, plan.rows, b);
       if (!has_sums()) continue;
@@ -142,36 +147,30 @@ class ModulateGrads {
     }
   }
 
-  // Units of one short run each, with a constant stride from unit to unit. There, computing addresses for arbitrary
-  // axes, and one activation at a time, would cost as much as the runs.
-  bool has_short_runs() const {
-    return !call.inner_kept && plan.rows == 1 && call.kept_axes == 1 && call.inner.size <= 16 * L &&
-           call.inner.stride[kGrad] == 1 && (!call.dscale || call.inner.stride[kX] == 1) &&
-           (!call.other || call.inner.stride[kOther] == 1);
-  }
-
-  void short_runs(int64_t begin, int64_t end, const Buffers& b) const {
-    const Axis& axis = call.kept[0];
-    const auto at = [&](const void* data, int operand, int64_t row) {
-      return static_cast<const S*>(data) + row * axis.stride[operand];
+  void short_runs() const {
+    const ShortRunGrads<S> grads(call, plan);
+    const auto pieces = [](const Buffers& b) {
+      return typename ShortRunGrads<S>::Buffers{b.factor, b.scale_acc, b.scale_sums, b.shift_sums};
     };
-    const auto result = [&](void* data, int64_t row) -> S& { return static_cast<S*>(data)[row * axis.stride[kShift]]; };
-    Acc *factors = b.scale_acc, *slopes = b.shift_acc;
-    for (int64_t first = begin; first < end; first += kModulateChunk) {
-      const int64_t count = min(end - first, kModulateChunk), stride = axis.stride[kScale];
-      if (has_factor()) activate_run(call.function, at(call.scale, kScale, first), stride, count, factors);
-      if (call.dscale) slopes_run(at(call.scale, kScale, first), stride, count, slopes);
-      for (int64_t row = first; row < first + count; ++row) {
-        if (has_factor()) b.factor[0] = factors[row - first];
-        b.scale_sums[0] = b.shift_sums[0] = 0;
-        const auto dest = [&](void* data) { return data ? static_cast<S*>(data) + row * axis.stride[kY] : nullptr; };
-        const Run run{at(call.grad, kGrad, row), at(call.x, kX, row), at(call.other, kOther, row), dest(call.dx),
-                      dest(call.dshift),         call.inner.size};
-        dispatch([&](auto flags) { sum_run<decltype(flags)>(run, b); });
-        if (call.dscale) from_acc(times_slope(slopes[row - first], b.scale_sums[0]), result(call.dscale, row));
-        if (sums_shift()) from_acc(Acc(b.shift_sums[0]), result(call.dshift, row));
+    run_tasks(executor, plan.tasks, [&](int64_t t, int64_t worker) {
+      const Buffers b = buffers(worker);
+      if (plan.splits > 1) {
+        const int64_t unit = t / plan.splits, split = t % plan.splits, begin = split * plan.row_step;
+        grads.accumulate(unit, begin, min(begin + plan.row_step, plan.rows), pieces(b));
+        if (has_sums()) store_partial(unit, split, b);
+        return;
       }
-    }
+      for (int64_t unit = t * plan.unit_step; unit < min((t + 1) * plan.unit_step, plan.units); ++unit) {
+        grads.accumulate(unit, 0, plan.rows, pieces(b));
+        grads.finish(unit, pieces(b));
+      }
+    });
+    if (plan.splits == 1 || !has_sums()) return;
+    run_tasks(executor, plan.units, [&](int64_t unit, int64_t worker) {
+      const Buffers b = cleared_buffers(worker);
+      for (int64_t split = 0; split < plan.splits; ++split) add_partial(unit, split, b);
+      grads.finish(unit, pieces(b));
+    });
   }
 
   Acc times_slope(Acc slope, double sum) const {
@@ -189,7 +188,9 @@ class ModulateGrads {
   double* partial(int64_t unit, int64_t split) const {
     return reinterpret_cast<double*>(executor.partials) + (unit * plan.splits + split) * 2 * sum_stride();
   }
-  int64_t sum_stride() const { return call.inner_kept ? min(kModulateChunk, call.inner.size) : 1; }
+  int64_t sum_stride() const {
+    return plan.runs > 0 ? plan.runs : call.inner_kept ? min(kModulateChunk, call.inner.size) : 1;
+  }
 
   void store_partial(int64_t unit, int64_t split, const Buffers& b) const {
     double* dest = partial(unit, split);
@@ -211,12 +212,14 @@ class ModulateGrads {
     const S* scale = static_cast<const S*>(call.scale) + kept.offset(kScale) + first * call.inner.stride[kScale];
     if (has_factor()) activate_run(call.function, scale, call.inner.stride[kScale], sum_count(unit), b.factor);
     const int64_t chunks = call.inner_kept ? 1 : ceil_div(call.inner.size, kModulateChunk);
+    if (plan.repeats > 1) repeat_run(b.factor, call.inner.size, plan.repeats);
     AxisIterator reduced(call.reduced, call.reduced_axes, begin / chunks);
     const int64_t longest = plan.rows <= kFewRows ? kShortSumBlock : kSumBlock;
-    int64_t summed = 0;
-    for (int64_t row = begin; row < end; ++row) {
+    int64_t summed = 0, width = 0;
+    for (int64_t row = begin, rows = 1; row < end; row += rows) {
       const int64_t chunk = row % chunks, start = call.inner_kept ? first : chunk * kModulateChunk;
-      const int64_t n = min(kModulateChunk, call.inner.size - start);
+      if (plan.repeats > 1) rows = min(min(plan.repeats, end - row), repeated_axis().size - row % repeated_axis().size);
+      const int64_t n = rows * min(kModulateChunk, call.inner.size - start);
       const auto load = [&](const void* data, int operand, S* buffer) {
         const S* p = static_cast<const S*>(data) + kept.offset(operand) + reduced.offset(operand) +
                      start * call.inner.stride[operand];
@@ -228,13 +231,26 @@ class ModulateGrads {
       run.dx = result_run(call.dx, kept, reduced.offset(kY) + start);
       run.dshift = result_run(call.dshift, kept, reduced.offset(kY) + start);
       if (call.inner_kept) {
+        if (summed > 0 && n != width) flush(width, b), summed = 0;
+        width = n;
         dispatch([&](auto flags) { sum_elements<decltype(flags)>(run, summed == 0, b); });
-        if (has_sums() && (++summed == longest || row + 1 == end)) flush(n, b), summed = 0;
+        if (has_sums() && (++summed == longest || row + rows == end)) flush(n, b), summed = 0;
       } else {
         dispatch([&](auto flags) { sum_run<decltype(flags)>(run, b); });
       }
-      if (chunk + 1 == chunks) reduced.next();
+      if (chunk + 1 == chunks) reduced.next(rows);
     }
+    if (plan.repeats > 1) fold(b.scale_sums), fold(b.shift_sums);
+  }
+
+  const Axis& repeated_axis() const { return call.reduced[call.reduced_axes - 1]; }
+
+  // Adds the sums of repeated runs up, and clears all but the first.
+  void fold(double* sums) const {
+    const int64_t n = call.inner.size;
+    for (int64_t i = n; i < plan.repeats * n; i += n)
+      for (int64_t j = 0; j < n; ++j) sums[j] += sums[i + j];
+    clear(sums + n, (plan.repeats - 1) * n);
   }
 
   bool has_factor() const { return call.dx || (call.other && call.dshift); }
@@ -265,77 +281,59 @@ class ModulateGrads {
     int64_t n;
   };
 
-  // Stores dx, and dshift of a mixture; `factor(lanes)` loads F(scale).
-  template <class Flags, class Lanes, class V, class Factor>
-  static MI_INLINE void store_products(const Run& run, int64_t i, Lanes lanes, const V& g, Factor&& factor) {
+  // Stores dx, and dshift of a mixture.
+  template <class Flags, class Lanes>
+  static MI_INLINE void store_products(const Run& run, int64_t i, Lanes lanes, const Vec<Acc>& g,
+                                       const Vec<Acc>& factor) {
     if constexpr (Flags::mixes) {
-      if (!run.dx && !run.dshift) return;
-      const V part = g * factor(lanes);
-      if (run.dx) store_run<lanes>(run.dx + i, part);
-      if (run.dshift) store_run<lanes>(run.dshift + i, V(g - part));
+      const Vec<Acc> part = g * factor;
+      if (run.dx) lanes.store(run.dx + i, part);
+      if (run.dshift) lanes.store(run.dshift + i, Vec<Acc>(g - part));
     } else if constexpr (Flags::dx) {
-      store_run<lanes>(run.dx + i, g * factor(lanes));
+      lanes.store(run.dx + i, Vec<Acc>(g * factor));
     }
   }
 
-  template <class Flags, int lanes>
-  static MI_INLINE auto load_x(const Run& run, int64_t i) {
-    auto x = load_run<lanes>(run.x + i);
-    if constexpr (Flags::mixes) x -= load_run<lanes>(run.other + i);
+  template <class Flags, class Lanes>
+  static MI_INLINE Vec<Acc> load_x(const Run& run, int64_t i, Lanes lanes) {
+    Vec<Acc> x = lanes.load(run.x + i);
+    if constexpr (Flags::mixes) x -= lanes.load(run.other + i);
     return x;
   }
 
   // One sum for each element of the run.
   template <class Flags>
   void sum_elements(const Run& run, bool overwrite, const Buffers& b) const {
-    const auto step = [&](int64_t i, auto lanes) {
-      const auto g = load_run<lanes>(run.grad + i);
-      store_products<Flags>(run, i, lanes, g, [&](auto lanes) { return load_run<lanes>(b.factor + i); });
+    const bool has_factors = has_factor();
+    for_each_vector<L>(run.n, [&](int64_t i, auto lanes) {
+      const Vec<Acc> g = lanes.load(run.grad + i);
+      store_products<Flags>(run, i, lanes, g, has_factors ? lanes.load(b.factor + i) : Vec<Acc>{});
       if constexpr (Flags::dscale) {
-        auto product = g * load_x<Flags, lanes>(run, i);
-        if (!overwrite) product += load_run<lanes>(b.scale_acc + i);
-        store_run<lanes>(b.scale_acc + i, product);
+        Vec<Acc> product = g * load_x<Flags>(run, i, lanes);
+        if (!overwrite) product += lanes.load(b.scale_acc + i);
+        lanes.store(b.scale_acc + i, product);
       }
       if constexpr (Flags::dshift)
-        store_run<lanes>(b.shift_acc + i, overwrite ? g : g + load_run<lanes>(b.shift_acc + i));
-    };
-    for_each_step(run.n, step);
+        lanes.store(b.shift_acc + i, overwrite ? g : Vec<Acc>(g + lanes.load(b.shift_acc + i)));
+    });
   }
 
   // One sum for the whole run, in four interleaved vectors.
   template <class Flags>
   void sum_run(const Run& run, const Buffers& b) const {
-    constexpr bool DScale = Flags::dscale, DShift = Flags::dshift;
     using V = Vec<Acc>;
-    const Acc factor = has_factor() ? b.factor[0] : Acc(0);
+    const V factor = V{} + (has_factor() ? b.factor[0] : Acc(0));
     V scale_acc[4] = {}, shift_acc[4] = {};
-    double scale_rest = 0, shift_rest = 0;
-    const auto step = [&](int64_t i, auto lanes) {
-      const auto g = load_run<lanes>(run.grad + i);
-      store_products<Flags>(run, i, lanes, g, [&](auto) { return factor; });
-      if constexpr (lanes == 1) {
-        if constexpr (DScale) scale_rest += double(g * load_x<Flags, 1>(run, i));
-        if constexpr (DShift) shift_rest += double(g);
-      } else {
-        const int64_t v = i / L % 4;
-        if constexpr (DScale) scale_acc[v] += g * load_x<Flags, lanes>(run, i);
-        if constexpr (DShift) shift_acc[v] += g;
-      }
-    };
-    for_each_step(run.n, step);
-    if constexpr (DScale)
-      b.scale_sums[0] +=
-          double(sum_lanes(V((scale_acc[0] + scale_acc[1]) + (scale_acc[2] + scale_acc[3])))) + scale_rest;
-    if constexpr (DShift)
-      b.shift_sums[0] +=
-          double(sum_lanes(V((shift_acc[0] + shift_acc[1]) + (shift_acc[2] + shift_acc[3])))) + shift_rest;
-  }
-
-  template <class F>
-  static MI_INLINE void for_each_step(int64_t n, F&& step) {
-    int64_t i = 0;
-    for (; i + L <= n; i += L) step(i, Index<L>{});
-    for (; i < n; ++i) step(i, Index<1>{});
+    for_each_vector<L>(run.n, [&](int64_t i, auto lanes) {
+      const V g = lanes.load(run.grad + i);
+      store_products<Flags>(run, i, lanes, g, factor);
+      const int64_t v = i / L % 4;
+      if constexpr (Flags::dscale) scale_acc[v] += g * load_x<Flags>(run, i, lanes);
+      if constexpr (Flags::dshift) shift_acc[v] += g;
+    });
+    const auto sum = [](const V(&acc)[4]) { return double(sum_lanes(V((acc[0] + acc[1]) + (acc[2] + acc[3])))); };
+    if constexpr (Flags::dscale) b.scale_sums[0] += sum(scale_acc);
+    if constexpr (Flags::dshift) b.shift_sums[0] += sum(shift_acc);
   }
 
   void flush(int64_t n, const Buffers& b) const {

@@ -21,10 +21,11 @@ class AxisIterator {
     }
   }
   int64_t offset(int operand) const { return offset_[operand]; }
-  void next() {
-    for (int64_t a = count_ - 1; a >= 0; --a) {
-      const bool carry = ++index_[a] == axes_[a].size;
-      const int64_t steps = carry ? 1 - axes_[a].size : 1;
+  // Goes on by some positions, which must not go past the end of the last axis.
+  void next(int64_t positions = 1) {
+    for (int64_t a = count_ - 1; a >= 0; --a, positions = 1) {
+      const bool carry = (index_[a] += positions) == axes_[a].size;
+      const int64_t steps = carry ? positions - axes_[a].size : positions;
       for (int o = 0; o < kCount; ++o) offset_[o] += steps * axes_[a].stride[o];
       if (!carry) return;
       index_[a] = 0;
@@ -62,6 +63,74 @@ MI_INLINE void store_run(S* p, const V& v) {
   }
 }
 
+// A whole vector of a run.
+struct Whole {
+  template <class S>
+  MI_INLINE auto load(const S* p) const {
+    return load_acc<Simd<decltype(to_acc(S{}))>::lanes>(p);
+  }
+  template <class S, class V>
+  MI_INLINE void store(S* p, const V& v) const {
+    store_acc<int(sizeof(V) / sizeof(v[0]))>(p, v);
+  }
+};
+
+// The last `count` elements of a run, fewer than a vector; the lanes behind them are loaded as zero and not stored. An
+// element gets the same bits as in a whole vector.
+struct Part {
+  int64_t count;
+
+#if defined(__AVX512F__)
+  MI_INLINE uint32_t mask() const { return (uint32_t(1) << count) - 1; }
+  MI_INLINE auto load(const double* p) const { return bit_cast<Vec<double>>(_mm512_maskz_loadu_pd(mask8(), p)); }
+  MI_INLINE auto load(const float* p) const { return bit_cast<Vec<float>>(_mm512_maskz_loadu_ps(mask16(), p)); }
+  MI_INLINE auto load(const BFloat16* p) const {
+    const auto words = bit_cast<Vec<uint32_t>>(_mm512_maskz_cvtepu16_epi32(0xffff, halves(p)));
+    return bit_cast<Vec<float>>(words << 16);
+  }
+  MI_INLINE auto load(const Half* p) const { return bit_cast<Vec<float>>(_mm512_maskz_cvtph_ps(0xffff, halves(p))); }
+
+  MI_INLINE void store(double* p, const Vec<double>& v) const {
+    _mm512_mask_storeu_pd(p, mask8(), bit_cast<__m512d>(v));
+  }
+  MI_INLINE void store(float* p, const Vec<float>& v) const { _mm512_mask_storeu_ps(p, mask16(), bit_cast<__m512>(v)); }
+  MI_INLINE void store(BFloat16* p, const Vec<float>& v) const {
+    _mm256_mask_storeu_epi16(p, mask16(), bit_cast<__m256i>(round_lanes_to_bf16<16>(v)));
+  }
+  MI_INLINE void store(Half* p, const Vec<float>& v) const {
+    const auto halves = _mm512_maskz_cvtps_ph(0xffff, bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_mask_storeu_epi16(p, mask16(), halves);
+  }
+
+ private:
+  MI_INLINE __mmask8 mask8() const { return __mmask8(mask()); }
+  MI_INLINE __mmask16 mask16() const { return __mmask16(mask()); }
+  MI_INLINE __m256i halves(const void* p) const { return _mm256_maskz_loadu_epi16(mask16(), p); }
+#else
+  template <class S>
+  MI_INLINE auto load(const S* p) const {
+    constexpr int L = Simd<decltype(to_acc(S{}))>::lanes;
+    S part[L] = {};
+    for (int64_t l = 0; l < count; ++l) part[l] = p[l];
+    return load_acc<L>(part);
+  }
+  template <class S, class V>
+  MI_INLINE void store(S* p, const V& v) const {
+    S part[sizeof(V) / sizeof(v[0])];
+    Whole{}.store(part, v);
+    for (int64_t l = 0; l < count; ++l) p[l] = part[l];
+  }
+#endif
+};
+
+// step(i, Whole) for each vector of a run of n elements, and step(i, Part) for what is left.
+template <int L, class F>
+MI_INLINE void for_each_vector(int64_t n, F&& step) {
+  int64_t i = 0;
+  for (; i + L <= n; i += L) step(i, Whole{});
+  if (i < n) step(i, Part{n - i});
+}
+
 // out = f(p) for a run of n elements. The last ones are padded to a whole vector, so that the result for an element
 // does not depend on its position.
 template <class S, class Acc, class F>
@@ -84,6 +153,13 @@ void map_run(const S* p, int64_t stride, int64_t n, Acc* out, F&& f) {
     const V value = f(v);
     for (int64_t l = 0; l < valid; ++l) out[i + l] = value[l];
   }
+}
+
+// Repeats the first n elements until there are count * n.
+template <class T>
+void repeat_run(T* p, int64_t n, int64_t count) {
+  for (int64_t have = 1; have < count; have *= 2)
+    __builtin_memcpy(p + have * n, p, size_t(min(have, count - have) * n) * sizeof(T));
 }
 
 // F(scale) of a run.
