@@ -351,12 +351,15 @@ std::string cpu_interaction_plan(Text primitive, std::vector<int64_t> sizes, Sca
       const TensorRef rows = present(0, 1), bias = want[3] ? rows : TensorRef{};
       materialised_forward(dtype, nullptr, {p, rows, rows, weight, weight_z, weight_x, bias, {}}, &needs);
     }
-    return text(materialised ? "materialised" : want[0] ? order : "linear",
-                materialised ? needs.bytes : direct ? direct : size.bytes()) +
-           ";order=" + order +
-           ";element=" + kElements[int(selected_kernels().element(dtype))] + ";pair=" + std::to_string(traits.pair) +
-           ";exchanged=" + std::to_string(layout.exchanged) + ";outputs_first=" + std::to_string(f.outputs_first) +
-           ";lanes=" + (f.output_lanes ? "outputs" : "rows");
+    return text(materialised ? "materialised"
+                : want[0]    ? order
+                             : "linear",
+                materialised ? needs.bytes
+                : direct     ? direct
+                             : size.bytes()) +
+           ";order=" + order + ";element=" + kElements[int(selected_kernels().element(dtype))] +
+           ";pair=" + std::to_string(traits.pair) + ";exchanged=" + std::to_string(layout.exchanged) +
+           ";outputs_first=" + std::to_string(f.outputs_first) + ";lanes=" + (f.output_lanes ? "outputs" : "rows");
   }
   if (primitive == "input_grads") {
     if (want[0] && materialises_input_grads(dtype, p, layout)) {

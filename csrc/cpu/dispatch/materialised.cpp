@@ -47,8 +47,8 @@ struct RowTasks {
     step = max(kElements / max(p.context * p.width, 1), 1);
     tasks = ceil_div(rows, step);
     operations = 8 * rows * p.context * p.width;  // by their time
-    worker_bytes = 2 * scratch_bytes((p.context + m.lanes) * m.acc_bytes) +
-                   2 * scratch_bytes((p.width + m.lanes) * m.acc_bytes);
+    worker_bytes =
+        2 * scratch_bytes((p.context + m.lanes) * m.acc_bytes) + 2 * scratch_bytes((p.width + m.lanes) * m.acc_bytes);
   }
   WorkspaceSize size() const { return {tasks, operations, worker_bytes, 0}; }
 };
@@ -98,8 +98,8 @@ struct __attribute__((visibility("hidden"))) Products {
     memory = source.hold(p.groups * p.rows * stride * element_bytes(dtype));
     ref = {data_of(memory), p.rows * stride, stride, 1};
     const RowTasks tasks(dtype, p);
-    const OuterCall call{p.groups,        p.rows, p.context,  p.width,           x, z,
-                         data_of(memory), stride, tasks.step, tasks.worker_bytes};
+    const OuterCall call{p.groups, p.rows,          p.context, p.width,    x,
+                         z,        data_of(memory), stride,    tasks.step, tasks.worker_bytes};
     source.part([&](const WorkspaceSource& part) {
       part.run(tasks.size(),
                [&](const Executor& executor) { selected_kernels().outer_products(dtype, call, executor); });
@@ -138,9 +138,10 @@ void materialised_forward(DType dtype, const Tensor* like, ForwardCall call, Wor
   const ProblemSize p = call.problem;
   Memory memory(like, needs);
   const Products products(dtype, p, call.x, call.z, memory);
-  LinearCall rest{p.groups, p.rows,
-                  p.out,    {linear_term(call.z, call.weight_z, p.context), linear_term(call.x, call.weight_x, p.width)},
-                  call.bias, call.y};
+  LinearCall rest{
+      p.groups,  p.rows,
+      p.out,     {linear_term(call.z, call.weight_z, p.context), linear_term(call.x, call.weight_x, p.width)},
+      call.bias, call.y};
   if (!rest.terms[0].rows.data) std::swap(rest.terms[0], rest.terms[1]);
   const bool others = rest.terms[0].rows.data;
   std::optional<Tensor> sum;
@@ -176,8 +177,19 @@ void materialised_input_grads(DType dtype, const Tensor* like, InputGradsCall ca
   product.x = {data_of(matrix), 0, 0, 1};  // only its sizes count
   memory.part([&](const WorkspaceSource& part) { input_grads_part(dtype, part, product, {}); });
   const RowTasks tasks(dtype, p);
-  const ContractCall sums{p.groups,        p.rows,  p.context, p.width,    call.x,            call.z,
-                          data_of(matrix), call.dx, call.dz, bool(others.dx.data), bool(others.dz.data), tasks.step, tasks.worker_bytes};
+  const ContractCall sums{p.groups,
+                          p.rows,
+                          p.context,
+                          p.width,
+                          call.x,
+                          call.z,
+                          data_of(matrix),
+                          call.dx,
+                          call.dz,
+                          bool(others.dx.data),
+                          bool(others.dz.data),
+                          tasks.step,
+                          tasks.worker_bytes};
   memory.part([&](const WorkspaceSource& part) {
     part.run(tasks.size(), [&](const Executor& executor) { selected_kernels().contract(dtype, sums, executor); });
   });

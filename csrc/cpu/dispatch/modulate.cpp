@@ -30,6 +30,10 @@ void modulate_into(Tensor& y, const Tensor& x, const Tensor& scale, const Option
   call.chunks = ceil_div(call.inner.size, kModulateChunk);
   call.row_step = max(kModulateTask / min(call.inner.size, kModulateChunk) / kRowStep * kRowStep, kRowStep);
   call.tasks = ceil_div(call.rows, call.row_step) * call.chunks;
+  const auto& stride = call.inner.stride;
+  if (call.rows == 1 && stride[kX] == 1 && stride[kY] == 1 && stride[kScale] == 1 &&
+      (!call.shift || stride[kShift] == 1))
+    call.chunks = 0, call.tasks = ceil_div(call.inner.size, kModulateTask);
   const int64_t threads = y.numel() <= kModulateTask ? 1 : torch::stable::get_num_threads();
   selected_kernels().modulate(dtype, call, {min(threads, call.tasks), nullptr, nullptr, run_on_threads});
 }

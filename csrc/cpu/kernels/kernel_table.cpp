@@ -25,8 +25,8 @@ DType element(DType dtype) {
   return m.pair == 2 ? DType::bf16 : m.acc_bytes == 8 ? DType::f64 : DType::f32;
 }
 
-const Kernels kernels = {mul_traits,   sum_traits,  element,      forward,        linear,   linear_stream,  dual,
-                         input_grads,  weight_grads, outer_products, contract, softmax_rows,   modulate, modulate_grads,
-                         norm,         norm_grads,  recurrent,    recurrent_grads};
+const Kernels kernels = {mul_traits, sum_traits,     element,      forward,        linear,    linear_stream,
+                         dual,       input_grads,    weight_grads, outer_products, contract,  softmax_rows,
+                         modulate,   modulate_grads, norm,         norm_grads,     recurrent, recurrent_grads};
 
 }  // namespace mi_kernels::MI_ISA

@@ -7,6 +7,9 @@
 namespace mi_kernels::MI_ISA {
 namespace {
 
+// Elements up to which runs with one scale each are walked as one; longer ones are as fast one by one.
+constexpr int64_t kWalkedRun = kShortRun / 2;
+
 template <class S>
 class Modulate {
   using Acc = decltype(to_acc(S{}));
@@ -22,11 +25,39 @@ class Modulate {
   }
 
  private:
+  enum Added { kNothing, kShiftOfRun, kShiftOfElement, kMixed };
+  template <class F>
+  MI_INLINE void for_added(F&& f) const {
+    if (!call.shift) return f(Index<kNothing>{});
+    if (call.mixes) return f(Index<kMixed>{});
+    call.inner.stride[kShift] == 0 ? f(Index<kShiftOfRun>{}) : f(Index<kShiftOfElement>{});
+  }
+
   void task(int64_t t) const {
+    if (call.chunks == 0) return for_added([&](auto added) { elements<added>(t * kModulateTask); });
     const int64_t begin = t / call.chunks * call.row_step, end = min(begin + call.row_step, call.rows);
     if (has_short_runs()) return for_added([&](auto added) { short_runs<added>(begin, end); });
     if (has_repeated_runs()) return repeated_runs(begin, end);
     long_runs(begin, end, t % call.chunks * kModulateChunk);
+  }
+
+  // Operands of one size, in registers: no run of scale serves more than one of x.
+  template <int kAdded>
+  void elements(int64_t first) const {
+    const int64_t n = min(kModulateTask, call.inner.size - first);
+    const S *x = static_cast<const S*>(call.x) + first, *scale = static_cast<const S*>(call.scale) + first;
+    const S* shift = kAdded ? static_cast<const S*>(call.shift) + first : nullptr;
+    S* y = static_cast<S*>(call.y) + first;
+    const Acc multiple = Acc(call.function.factor), offset = Acc(call.function.offset);
+    for_activation<VectorMath>(call.function.activation, [&](auto act) {
+      for_each_vector<L>(n, [&](int64_t i, auto lanes) {
+        const Vec<Acc> factor = act.value(lanes.load(scale + i)) * multiple + offset;
+        Vec<Acc> v = lanes.load(x + i), added{};
+        if constexpr (kAdded) added = lanes.load(shift + i);
+        if constexpr (kAdded == kMixed) v -= added;
+        lanes.store(y + i, kAdded == kNothing ? Vec<Acc>(factor * v) : Vec<Acc>(factor * v + added));
+      });
+    });
   }
 
   void long_runs(int64_t begin, int64_t end, int64_t first) const {
@@ -94,16 +125,8 @@ class Modulate {
   // Short runs with one scale each, as of a small feature map. They are walked as one, in whole vectors: the scale of
   // each lane is looked up among those of its own and the next runs.
   bool has_short_runs() const {
-    return call.axes > 0 && call.inner.size <= kShortRun && call.inner.stride[kScale] == 0 && is_dense(kX) &&
+    return call.axes > 0 && call.inner.size <= kWalkedRun && call.inner.stride[kScale] == 0 && is_dense(kX) &&
            is_dense(kY) && (!call.shift || (call.inner.stride[kShift] == 0 && !call.mixes) || is_dense(kShift));
-  }
-
-  enum Added { kNothing, kShiftOfRun, kShiftOfElement, kMixed };
-  template <class F>
-  MI_INLINE void for_added(F&& f) const {
-    if (!call.shift) return f(Index<kNothing>{});
-    if (call.mixes) return f(Index<kMixed>{});
-    call.inner.stride[kShift] == 0 ? f(Index<kShiftOfRun>{}) : f(Index<kShiftOfElement>{});
   }
 
   // Which of the runs from that of the first lane on each lane is in, by the first lane's place in its run.

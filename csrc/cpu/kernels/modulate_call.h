@@ -13,6 +13,7 @@ inline constexpr int64_t kModulateTask = 1 << 16;
 // Elements up to which runs are computed many at a time: whatever is done once a run would cost as much as the run.
 inline constexpr int64_t kShortRun = 256;
 
+// chunks: of the inner axis; 0 where all operands are one contiguous run, which is divided into tasks as it is.
 struct ModulateCall : ModulateOperands {
   int64_t chunks, row_step, tasks;
 };
