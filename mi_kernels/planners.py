@@ -26,8 +26,8 @@ _WHY = {
     "width_lanes": "the products g z are generated block by block and multiplied by x along the vector lanes",
     "context_lanes": "x is shorter than z: the products g x are generated and multiplied by z, likewise",
     "outer": "few rows: dW is written once, each of its rows as a sum of outer products of g, z and x",
-    "materialised": "z x (or T = g W) is no larger than the largest of inputs, outputs and weights, and W's rows are"
-    " short or the rows are few: it is an operand in memory, and the sum a plain matrix product",
+    "materialised": "W's rows are short, or the rows are few: z x (or T = g W), no larger than the largest of"
+    " inputs, outputs and weights, is an operand in memory, and the sum a plain matrix product",
     "linear": "without W the sum is a plain matrix product",
     "mma": "the products z x (or T = g W) are generated on chip, tile by tile, for the matrix instructions",
     "wgmma": "the products z x are generated in registers, from which Hopper's matrix instructions read them",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops.checks import all_fit
-from mi_kernels.ops.interaction import kept, linear, shared
+from mi_kernels.ops.interaction import linear, plain, shared
 from mi_kernels.ops.rules import Maybe, transformed
 
 
@@ -28,13 +28,13 @@ def interaction(
         return None
     weights = weight, weight_z, weight_x, bias
     if fits(x, z, *weights):
-        return kept.forward(backend, x, z, *weights, packed_weight)
+        return plain.forward(backend, x, z, *weights, packed_weight)
     if not (is_vector(x) and is_vector(z)):
         return None
     x, z = x.unsqueeze(0), z.unsqueeze(0)
     if not fits(x, z, *weights):
         return None
-    return kept.forward(backend, x, z, *weights, packed_weight).squeeze(0)
+    return plain.forward(backend, x, z, *weights, packed_weight).squeeze(0)
 
 
 def is_vector(tensor: object) -> bool:

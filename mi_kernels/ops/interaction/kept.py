@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction import linear, memory_order
-from mi_kernels.ops.rules import Maybe, Rule, transformed, wanted
+from mi_kernels.ops.rules import Maybe, Rule, wanted
 
 # Above, with x wanted too, the fused pass makes dx and dz in one product. One thread of a Zen 5 core, time of
 # the fused pass by this one's: 1 to 4 outputs 1.1 to 1.4, 8 outputs 1.0 to 1.3, 16 outputs 0.83 to 1.4.
@@ -32,40 +32,20 @@ MIN_WEIGHT = 1 << 12
 MAX_WEIGHT = 1 << 22
 
 
-def forward(
-    backend: str,
-    x: Tensor,  # [B, X]
-    z: Tensor,  # [B, Z]
-    weight: Maybe,
-    weight_z: Maybe,
-    weight_x: Maybe,
-    bias: Maybe,
-    packed_weight: Maybe = None,
-) -> Tensor:
-    """`autograd.forward`, by whichever of the two is estimated to be faster."""
-    arguments = x, z, weight, weight_z, weight_x, bias
-    found = chosen(backend, *arguments)
-    if found is None:
-        return dense.forward(backend, *arguments, packed_weight)
-    return KeptRule.record(*found)[0]
-
-
 def chosen(
-    backend: str, x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe
+    x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, weight_x: Maybe, bias: Maybe
 ) -> tuple[Any, ...] | None:
-    """The arguments, x and z perhaps exchanged as in autograd.py, of a call that keeps W x + U; else None."""
-    if weight is None or not torch.is_grad_enabled() or backend != linear.BACKEND or x.dim() != 2:
-        return None
-    if torch.compiler.is_compiling():  # comparing symbolic sizes would add guards
+    """The arguments, x and z perhaps exchanged as in autograd.py, of a call that keeps W x + U; else None.
+
+    The caller has made sure that nothing transforms or traces the call (plain.py).
+    """
+    if weight is None or x.dim() != 2:
         return None
     if memory_order.is_n_major(weight):
         x, z, weight, weight_z, weight_x = z, x, weight.mT, weight_x, weight_z
     if not z.requires_grad or not pays(x.shape[0], tuple(weight.shape), x.dtype, x.requires_grad):
         return None
-    found = x, z, weight, weight_z, weight_x, bias
-    if torch._C._len_torch_dispatch_stack() > 0 or not linear.is_plain(*found) or transformed():
-        return None
-    return found if weight.is_contiguous() else None
+    return (x, z, weight, weight_z, weight_x, bias) if weight.is_contiguous() else None
 
 
 def pays(rows: int, sizes: tuple[int, ...], dtype: torch.dtype, want_x: bool) -> bool:

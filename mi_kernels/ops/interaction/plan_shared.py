@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_kernels.ops import backend as backends
-from mi_kernels.ops.interaction import all_pairs, cost_model, kept, memory_order, segments, shared
+from mi_kernels.ops.interaction import all_pairs, cost_model, kept, memory_order, plain, segments, shared
 from mi_kernels.ops.interaction import plan as dense
 from mi_kernels.ops.interaction.plan_batched import by_segment
 from mi_kernels.ops.plan import Plan
@@ -74,7 +74,7 @@ def plan(backend: str, lead: torch.Size, x: Tensor, z: Tensor, weights: Sequence
 def _fused(backend: str, x: Tensor, z: Tensor, weights: Sequence[Maybe]) -> Plan:
     """The plan of one product, with x and z exchanged where the call does (autograd.py)."""
     weight, weight_z, weight_x, bias = weights
-    chosen = kept.chosen(backend, x, z, *weights)
+    chosen = kept.chosen(x, z, *weights) if plain.is_plain(backend, x, z, *weights) else None
     if chosen is not None:
         return _kept(backend, cost_model.PER_X if chosen[0] is x else cost_model.PER_Z, *chosen)
     if weight is None or backends.get(backend).is_reference or not memory_order.is_n_major(weight):

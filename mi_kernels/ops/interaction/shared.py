@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mi_kernels.ops import backend as backends
 from mi_kernels.ops.checks import broadcast
-from mi_kernels.ops.interaction import autograd, cost_model, kept, memory_order
+from mi_kernels.ops.interaction import autograd, cost_model, memory_order, plain
 from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
 
 
@@ -266,7 +266,7 @@ def by_leading_dimensions(
             return interaction(backend, how, layout, x, z, *weights)
     weight, weight_z, weight_x, bias = weights
     rows = flatten_rows(x, lead), flatten_rows(z, lead)
-    run = autograd.forward if force else kept.forward
+    run = autograd.forward if force else plain.forward
     y = run(backend, *rows, weight, weight_z, weight_x, bias, packed_weight)
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
 
