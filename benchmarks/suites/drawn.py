@@ -118,7 +118,8 @@ def _groups(random: random.Random, most: int) -> tuple[int, ...]:
     def draw() -> tuple[int, ...]:
         groups, rows = size(random, 1, 1024), size(random, 2, 1024)
         sizes = groups, rows, size(random, 4, 256), size(random, 8, 512), size(random, 8, 512)
-        return sizes if groups * sizes[3] * sizes[4] <= LARGEST // 2 else draw()
+        largest = groups * max(sizes[3] * sizes[4], 2 * rows * max(sizes[3:]))
+        return sizes if largest <= LARGEST // 2 else draw()
 
     return drawn_until(draw, lambda s: 2 * s[0] * s[3] * s[4] * (s[1] + s[2]), most)
 
@@ -255,10 +256,12 @@ def main(argv: list[str] | None = None) -> int:
     passes = next(action for action in parser._actions if action.dest == "passes")
     passes.choices = (*cases.PASSES, "double-backward")  # of the dense form alone
     parser.add_argument("--count", type=int, default=40, help="cases of each family (40)")
-    parser.add_argument("--most", type=float, default=4e9, help="operations of a forward pass (4e9)")
+    parser.add_argument("--most", type=float, default=4e9, help="operations of a product, forward (4e9)")
     parser.add_argument("--again", type=int, default=1, help="how often a lost case is measured again (1)")
     parser.set_defaults(rounds=5, shortest=0.005)
     options = parser.parse_args(argv)
+    if options.most < 1e4:
+        parser.error(f"--most: expected at least 1e4, got {options.most:g}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     command = ["python", "benchmarks/suites/drawn.py", *(sys.argv[1:] if argv is None else argv)]
