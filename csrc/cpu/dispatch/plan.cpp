@@ -59,9 +59,11 @@ RegionPlan plan_region(int64_t groups, int64_t outputs, int64_t extent, int64_t 
   r.batch_step = round_up(max(ceil_div(batch, r.batch_splits), 1), 2);
   r.batch_splits = max(ceil_div(batch, r.batch_step), 1);
   // Each depth is one summation block: with 128 products in it, the rounding error of a long batch stays below that of
-  // PyTorch's own matrix product in float.
+  // PyTorch's own matrix product in float. Pairs of 16 bits are rounded more coarsely, and what is one block is stored
+  // from the registers. Blocks are of one length, as a short one costs as much as a long one to add up.
   constexpr int64_t kSumWords = 128;
-  r.depth = min(r.batch_step, kSumWords * m.pair);
+  const int64_t longest = kSumWords * m.pair * m.pair;
+  r.depth = round_up(ceil_div(r.batch_step, ceil_div(r.batch_step, longest)), 2);
   r.tasks = regions * r.batch_splits;
   const int64_t panel = r.vectors * m.lanes;
   r.worker_bytes = packed_a_bytes(r.depth, m) + scratch_bytes(ceil_div(r.depth, m.pair) * panel * m.word_bytes) +
