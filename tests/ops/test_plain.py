@@ -82,6 +82,10 @@ def test_same_bits(dtype, shape, terms):
         again = torch.autograd.grad(y, leaves, grad, create_graph=True)
         loss = sum(g.pow(2).sum() for g in again)
         second = torch.autograd.grad(loss, (grad, *leaves), allow_unused=True)
+        of_constant = torch.autograd.grad(function(*arguments), leaves, grad.detach(), create_graph=True)
+        loss = sum(g.pow(2).sum() for g in of_constant)
+        if loss.requires_grad:  # that of the bias alone is the cotangent
+            second += torch.autograd.grad(loss, leaves, allow_unused=True)
         results.append([y, *first, *again, *second])
     assert_same(*results)
 
