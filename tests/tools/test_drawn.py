@@ -117,7 +117,7 @@ def test_sizes_are_spread_evenly_on_a_logarithmic_scale(least, most):
     assert least <= min(found) and max(found) <= most
     if most == least:
         return
-    # Up to 5 standard deviations, and what rounding moves: half below the geometric middle, two of five usual.
+    # Half below the geometric middle, two of five usual: up to 5 deviations, and what rounding moves.
     share = sum(value <= math.sqrt(least * most) for value in found) / len(found)
     assert abs(share - 0.5) < 0.1
     usual = {2**n for n in range(15)} | {3 * 2**n for n in range(14)}
