@@ -110,6 +110,15 @@ def test_groups_keep_to_the_limits(most):
         assert groups * width * out <= drawn.LARGEST // 2
 
 
+def test_a_large_w_is_drawn_again():
+    source, largest = random.Random(3), 0
+    for _ in range(1000):
+        rows, *sizes = drawn.dense_sizes(source, 4e9)
+        assert 2 * rows * math.prod(sizes) <= 4e9
+        largest = max(largest, math.prod(sizes))
+    assert drawn.LARGEST / 2 < largest <= drawn.LARGEST
+
+
 @pytest.mark.parametrize(("least", "most"), [(1, 8192), (4, 512), (9, 16384), (16, 16)])
 def test_sizes_are_spread_evenly_on_a_logarithmic_scale(least, most):
     source = random.Random(0)
