@@ -6,8 +6,7 @@ Each family draws --count cases: sizes are log-uniform, many of them powers of t
 models, the others arbitrary, up to --most operations of a forward pass. The rivals are those of the family's
 own suite (not compiled), interleaved with ours in one process. The first table has the distribution of the
 best rival's time by ours: 5 %, 50 % and 95 % of the cases, geometric mean, worst case; for the dense form
-also of `torch.mm` of equal work. The second lists every case that some rival wins, with that rival. A ratio
-below 1 is measured again once all cases are done (--again 0: not), with twice the rounds; the later counts.
+also of `torch.mm` of equal work. The second lists every case that some rival wins, with that rival.
 Other seeds draw other cases: a kernel that is tuned to those of one seed is found out by the next.
 """
 
@@ -33,6 +32,8 @@ from mi_kernels.testing.samples import Shape
 
 LARGEST = 1 << 26  # elements of a tensor: 256 MiB in float32
 OUTER = 1 << 24  # elements of the outer product, which a rival makes
+# Of the dense form, seconds of all samples of a candidate, and of a call from which on a rival is left out.
+LONGEST, SLOW = 0.5, 0.3
 
 
 def size(random: random.Random, least: int, most: int) -> int:
@@ -118,7 +119,8 @@ def _groups(random: random.Random, most: int) -> tuple[int, ...]:
     def draw() -> tuple[int, ...]:
         groups, rows = size(random, 1, 1024), size(random, 2, 1024)
         sizes = groups, rows, size(random, 4, 256), size(random, 8, 512), size(random, 8, 512)
-        return sizes if groups * sizes[3] * sizes[4] <= LARGEST // 2 else draw()
+        largest = groups * max(sizes[3] * sizes[4], 2 * rows * max(sizes[3:]))
+        return sizes if largest <= LARGEST // 2 else draw()
 
     return drawn_until(draw, lambda s: 2 * s[0] * s[3] * s[4] * (s[1] + s[2]), most)
 
@@ -191,21 +193,20 @@ class Job(NamedTuple):
     def name(self) -> str:
         return self.drawn.shape.name if isinstance(self.drawn, measure.Entry) else self.drawn.name
 
-    def measure(self, options: argparse.Namespace, rounds: int) -> dict[str, Any]:
+    def measure(self, options: argparse.Namespace) -> dict[str, Any]:
         """Its name, the best rival and the ratio to it, and that of torch.mm where there is one."""
-        settings = argparse.Namespace(**{**vars(options), "rounds": rounds})
         dtype = getattr(torch, self.dtype)
         clock = timing.cpu if options.cpu_time else timing.wall
         record = {"family": self.family, "name": self.name, "dtype": self.dtype, "pass": self.work}
         if isinstance(self.drawn, measure.Entry):
-            limits = measure.Limits(rounds, options.shortest, 2.0, 2.0, 2 << 30, options.seed)
+            limits = measure.Limits(options.rounds, options.shortest, LONGEST, SLOW, 2 << 30, options.seed)
             rivals = [name for name, peer in peers.PEERS.items() if peer.missing() is None]
             place = measure.Environment(clock=clock)
             found = measure.measure(self.drawn, dtype, self.work, rivals, limits, place)
             best, ratios = summary.fastest(found, "rival"), summary.ratios(found)
             name = best["name"] if best else "none"
             return record | {"rival": name, "ratio": ratios["rival"], "mm": ratios["gemm"]}
-        found = cases.measure(self.drawn, dtype, self.work, settings, clock=clock)
+        found = cases.measure(self.drawn, dtype, self.work, options, clock=clock)
         ratios = cases.ratios(found["candidates"])
         rivals = {name: ratio for name, ratio in ratios.items() if name not in cases.YARDSTICKS}
         rival = min(rivals, key=rivals.__getitem__)
@@ -255,10 +256,15 @@ def main(argv: list[str] | None = None) -> int:
     passes = next(action for action in parser._actions if action.dest == "passes")
     passes.choices = (*cases.PASSES, "double-backward")  # of the dense form alone
     parser.add_argument("--count", type=int, default=40, help="cases of each family (40)")
-    parser.add_argument("--most", type=float, default=4e9, help="operations of a forward pass (4e9)")
-    parser.add_argument("--again", type=int, default=1, help="how often a lost case is measured again (1)")
+    parser.add_argument("--most", type=float, default=2e9, help="operations of a product, forward (2e9)")
+    parser.add_argument("--show", type=Path, nargs="+", help="the tables of saved results; measures nothing")
     parser.set_defaults(rounds=5, shortest=0.005)
     options = parser.parse_args(argv)
+    if options.most < 1e4:
+        parser.error(f"--most: expected at least 1e4, got {options.most:g}")
+    if options.show:
+        show([record for path in options.show for record in results.read(path)["cases"]])
+        return 0
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     command = ["python", "benchmarks/suites/drawn.py", *(sys.argv[1:] if argv is None else argv)]
@@ -266,17 +272,16 @@ def main(argv: list[str] | None = None) -> int:
     todo = [job for job in jobs(options) if not options.shape or job.name in options.shape]
     result["cases"] = records = []
     for job in todo:
-        records.append(job.measure(options, options.rounds))
+        records.append(job.measure(options))
         _say(records[-1], options, result)
-    for _ in range(options.again):
-        for index, job in enumerate(todo):
-            if (records[index]["ratio"] or 1) < 1:
-                records[index] = job.measure(options, 2 * options.rounds)
-                _say(records[index], options, result)
+    show(records)
+    return 0
+
+
+def show(records: Sequence[dict[str, Any]]) -> None:
     print(text_table(COLUMNS, list(rows_of(records)), markdown=True))
     if lost := list(losers(records)):
         print(text_table(LOSERS, lost, markdown=True))
-    return 0
 
 
 def _say(record: dict[str, Any], options: argparse.Namespace, result: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ Tensor forward(const Tensor& x, const Tensor& z, const Optional& weight, const O
     PlacedWeight placed;
     if (weight.has_value()) placed = place_weight(p, *weight, shape.grouped);
     call.weight = placed.ref;
-    if (weight.has_value() && materialises_forward(dtype, exchanged(p, placed.layout), placed.layout)) {
+    if (weight.has_value() && materialises_forward(dtype, exchanged(p, placed.layout), placed)) {
       if (placed.layout.exchanged) exchange(call);
       materialised_forward(dtype, &x, call);
     } else {
@@ -208,7 +208,7 @@ std::tuple<Tensor, Tensor> input_grads(const Tensor& grad, const Tensor& x, cons
   if (weight.has_value()) {
     const PlacedWeight placed = place_weight(p, *weight, shape.grouped);
     call.weight = placed.ref;
-    if (materialises_input_grads(dtype, exchanged(p, placed.layout), placed.layout)) {
+    if (materialises_input_grads(dtype, exchanged(p, placed.layout), placed)) {
       if (placed.layout.exchanged) exchange(call);
       materialised_input_grads(dtype, &x, call);
     } else {
@@ -345,7 +345,7 @@ std::string cpu_interaction_plan(Text primitive, std::vector<int64_t> sizes, Sca
                major_of((!want[1] || !p.context || k_major_z) && (!want[2] || !p.width || k_major_x),
                         (!want[1] || !p.context || n_major_z) && (!want[2] || !p.width || n_major_x)));
     static constexpr const char* kElements[] = {"float64", "float32", "bfloat16", "float16"};
-    const bool materialised = want[0] && materialises_forward(dtype, p, layout);
+    const bool materialised = want[0] && materialises_forward(dtype, p, placed);
     WorkspaceNeeds needs;
     if (materialised) {
       const TensorRef rows = present(0, 1), bias = want[3] ? rows : TensorRef{};
@@ -362,7 +362,7 @@ std::string cpu_interaction_plan(Text primitive, std::vector<int64_t> sizes, Sca
            ";outputs_first=" + std::to_string(f.outputs_first) + ";lanes=" + (f.output_lanes ? "outputs" : "rows");
   }
   if (primitive == "input_grads") {
-    if (want[0] && materialises_input_grads(dtype, p, layout)) {
+    if (want[0] && materialises_input_grads(dtype, p, placed)) {
       WorkspaceNeeds needs;
       const TensorRef rows = present(0, 1);
       static char result;

@@ -26,15 +26,17 @@ int64_t row_stride(DType dtype, const ProblemSize& p) {
 // P as the only input of a product without W.
 ProblemSize without_weight(const ProblemSize& p) { return {p.groups, p.rows, 0, p.context * p.width, p.out}; }
 
-// The dtypes whose products are rounded as P is, and sizes at which P is not larger than everything else.
-bool allows(DType dtype, const ProblemSize& p) {
+// The dtypes whose products are rounded as P is, and sizes at which P is not larger than everything else. `weights`:
+// how many W there are.
+bool allows(DType dtype, const ProblemSize& p, int64_t weights) {
   if (selected_kernels().element(dtype) != dtype || p.context * p.width * p.rows * p.out == 0) return false;
-  const int64_t largest = max(p.out * p.context * p.width, p.rows * max(max(p.context, p.width), p.out));
-  return p.rows * row_stride(dtype, p) <= largest;
+  const int64_t largest_rows = p.groups * p.rows * max(max(p.context, p.width), p.out);
+  return p.groups * p.rows * row_stride(dtype, p) <= max(weights * p.out * p.context * p.width, largest_rows);
 }
 
-bool fits(DType dtype, const ProblemSize& p, const WeightLayout& layout) {
-  return layout.flat && layout.major != Major::neither && allows(dtype, p);
+bool fits(DType dtype, const ProblemSize& p, const PlacedWeight& weight) {
+  const WeightLayout& layout = weight.layout;
+  return layout.flat && layout.major != Major::neither && allows(dtype, p, weight.ref.group ? p.groups : 1);
 }
 
 // Rows of a task, and the executor's memory, for `rows` rows of Z X elements.
@@ -115,21 +117,21 @@ TensorRef matrix_of(const WeightRef& w) { return {w.data, w.group, w.out, w.widt
 // Thresholds by measurement (docs/performance.md): rows of W shorter than four vectors leave lanes of the generated
 // form empty, and P pays off from some tens of outputs on. A W that exceeds the cache is read faster by the stream of a
 // plain product, and a few more rows than that stream takes fill vectors of the product's outputs, not of the batch.
-bool materialises_forward(DType dtype, const ProblemSize& p, const WeightLayout& layout) {
-  if (!fits(dtype, p, layout)) return false;
+bool materialises_forward(DType dtype, const ProblemSize& p, const PlacedWeight& weight) {
+  if (!fits(dtype, p, weight)) return false;
   const MulTraits m = selected_kernels().mul_traits(dtype);
   const bool is_short = p.width < 4 * m.lanes && p.out >= 96;
   return is_short || (p.rows <= 12 && p.out >= 64 && uncached(p, m));
 }
 
-bool materialises_input_grads(DType dtype, const ProblemSize& p, const WeightLayout& layout) {
-  if (!fits(dtype, p, layout)) return false;
+bool materialises_input_grads(DType dtype, const ProblemSize& p, const PlacedWeight& weight) {
+  if (!fits(dtype, p, weight)) return false;
   const MulTraits m = selected_kernels().mul_traits(dtype);
   return p.out >= 64 && (p.width < 4 * m.lanes || (m.pair == 1 && p.rows > kInputStreamRows && p.rows <= 64));
 }
 
 bool materialises_weight_grads(DType dtype, const ProblemSize& p) {
-  if (!allows(dtype, p)) return false;
+  if (!allows(dtype, p, p.groups)) return false;
   const MulTraits m = selected_kernels().mul_traits(dtype);
   return p.width < 4 * m.lanes ? p.out >= 32 : p.width < 8 * m.lanes && p.out >= 200 && p.rows > kOuterRows;
 }

@@ -3,14 +3,15 @@
 // would hold several, and a few rows of the batch. P is never larger than the largest of inputs, outputs and weights.
 #pragma once
 
+#include "cpu/dispatch/weight_layout.h"
 #include "cpu/dispatch/workspace.h"
 #include "cpu/kernels/calls.h"
 
 namespace mi_kernels {
 
-// Whether a primitive takes this form; W has the layout that is left after exchange().
-bool materialises_forward(DType, const ProblemSize&, const WeightLayout&);
-bool materialises_input_grads(DType, const ProblemSize&, const WeightLayout&);
+// Whether a primitive takes this form; the sizes are those after exchange().
+bool materialises_forward(DType, const ProblemSize&, const PlacedWeight&);
+bool materialises_input_grads(DType, const ProblemSize&, const PlacedWeight&);
 bool materialises_weight_grads(DType, const ProblemSize&);
 
 // The primitives in this form. `needs` measures them instead; `like` is then not read.

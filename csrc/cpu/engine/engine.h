@@ -281,25 +281,34 @@ struct PackedAhead {
   }
 };
 
+// The last rows [m, end) of A, half a tile at most, with one panel of B: a few rows would cost as much as a whole tile.
+template <int N, class Mul, class A, class Epilogue, class... Stride>
+__attribute__((noinline, flatten)) void gemm_half_tile(const A& tile_a, int64_t m, int64_t end, int64_t words,
+                                                       int64_t sum_block, const typename Mul::Word* panel,
+                                                       int64_t first, const Epilogue& epilogue, Stride... stride) {
+  Tile<Mul, N> tile;
+  multiply<kTileM / 2>(tile, tile_a, panel, words, sum_block, stride...);
+  epilogue(tile, m, end - m, first);
+}
+
 // All tiles of rows [begin, end) of A with one panel of B. `prefetch`: A is read from memory, in rows too short for the
 // hardware prefetcher. `stride`: of B, unless it is packed.
 //
 // `flatten`: a lambda or an epilogue that is not inlined would take the address of the tile, whose accumulators would
-// then be in memory rather than in registers.
+// then be in memory rather than in registers. Half tiles have a function of their own for the same reason.
 template <int N, class Mul, class A, class Epilogue, class... Stride>
 __attribute__((noinline, flatten)) void gemm_panel(const A& a, int64_t begin, int64_t end, bool prefetch, int64_t words,
                                                    int64_t sum_block, const typename Mul::Word* panel, int64_t first,
                                                    const Epilogue& epilogue, Stride... stride) {
   for (int64_t m = begin; m < end; m += kTileM) {
     const A tile_a = a.tile(m - begin, words);
+    if constexpr (requires { Epilogue::half_tiles; })
+      if (end - m <= kTileM / 2)
+        return gemm_half_tile<N, Mul>(tile_a, m, end, words, sum_block, panel, first, epilogue, stride...);
     if (prefetch) tile_a.prefetch_next(words);
     Tile<Mul, N> tile;
-    const int64_t valid = min(end - m, kTileM);
-    if (valid <= kTileM / 2)
-      multiply<kTileM / 2>(tile, tile_a, panel, words, sum_block, stride...);
-    else
-      multiply(tile, tile_a, panel, words, sum_block, stride...);
-    epilogue(tile, m, valid, first);
+    multiply(tile, tile_a, panel, words, sum_block, stride...);
+    epilogue(tile, m, min(end - m, kTileM), first);
   }
 }
 

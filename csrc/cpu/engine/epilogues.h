@@ -169,6 +169,7 @@ MI_INLINE Vec<Acc> load_lanes(const In* from, int64_t stride, int64_t valid) {
 template <class Mul, class S>
 struct StoreOutputs {
   using Acc = typename Mul::Acc;
+  static constexpr bool half_tiles = true;  // its rows are those of the batch, which may be few
   S* out;
   int64_t stride, lane_count;
   const Acc* bias;    // whole vectors, or null

@@ -190,6 +190,14 @@ class WeightGrads {
     template <int N>
     MI_INLINE void operator()(const Tile<M, N>& tile, int64_t m, int64_t valid, int64_t first) const {
       RowIterator<S> dest(out, layout, m);
+      // After a short sum storing takes as long as the sum: whole tiles go straight from the registers.
+      if (valid == kTileM && layout.lane == 1 && (first + N) * L <= lane_count) {
+        const int64_t lane = l0 + first * L;
+        return unroll<kTileM>([&](auto r) {
+          unroll<N>([&](auto n) { store_acc<L>(dest.row + lane + n * L, tile.acc[r][n]); });
+          dest.next();
+        });
+      }
       unroll<kTileM>([&](auto r) {
         if (r < valid) {
           unroll<N>([&](auto n) {
