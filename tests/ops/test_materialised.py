@@ -126,6 +126,21 @@ def test_p_is_never_the_largest_tensor(primitive, sizes, dtype):
 
 
 @pytest.mark.parametrize("dtype", OWN, ids=str)
+def test_one_w_of_all_groups_counts_once(dtype):
+    """Where W is expanded, P of many groups would be the largest tensor."""
+    groups, rows, context, width, out = 100, 4, 16, 7, 96
+    g, x, z, weight, *_ = _drawn(Shape("expanded", (rows,), context, width, out), groups, dtype)(0)
+    shared, product = weight[:1].expand(groups, -1, -1, -1), groups * rows * context * width * dtype.itemsize
+    torch.set_num_threads(1)
+    for w, expected in ((weight, True), (shared, False)):
+        for call in (
+            lambda w=w: OPS.interaction(x, z, w, None, None, None),
+            lambda w=w: OPS.interaction_input_grads(g, x, z, w, None, None, True, True),
+        ):
+            assert (max(allocated(call)) >= product) == expected
+
+
+@pytest.mark.parametrize("dtype", OWN, ids=str)
 @pytest.mark.parametrize("primitive", PRIMITIVES)
 def test_nothing_to_compute(primitive, dtype):
     for sizes in ((0, 16, 7, 100), (8, 0, 7, 100), (8, 16, 0, 100), (8, 16, 7, 0)):

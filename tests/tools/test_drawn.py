@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.harness import cases, measure, results
+from benchmarks.harness import cases, environment, measure, results
 from benchmarks.suites import drawn
 
 pytestmark = pytest.mark.tools
@@ -107,7 +107,7 @@ def test_groups_keep_to_the_limits(most):
     for _ in range(200):
         groups, rows, context, width, out = drawn._groups(source, most)
         assert 2 * groups * width * out * (rows + context) <= most
-        assert groups * width * out <= drawn.LARGEST // 2
+        assert groups * max(width * out, 2 * rows * width, 2 * rows * out) <= drawn.LARGEST // 2
 
 
 def test_a_large_w_is_drawn_again():
@@ -189,31 +189,28 @@ def test_losers_come_worst_first():
     assert all(len(row) == len(drawn.LOSERS) for row in found)
 
 
-def test_a_lost_case_is_measured_again(monkeypatch, capsys):
-    """With twice the rounds; the later ratio counts. What is won or has no rival is left."""
-    answers, asked = {"a": [0.5, 1.25], "b": [2.0], "c": [0.75, 0.5], "d": [None]}, []
-
-    def measured(job, options, rounds):
-        asked.append((job.drawn, rounds))
-        return record("dense", job.drawn, answers[job.drawn].pop(0))
-
-    monkeypatch.setattr(drawn.Job, "measure", measured)
-    monkeypatch.setattr(
-        drawn, "jobs", lambda _: [drawn.Job("dense", n, "float32", "forward") for n in answers]
-    )
-    monkeypatch.setattr(drawn.Job, "name", property(lambda job: job.drawn))
-    assert drawn.main(["--rounds", "3"]) == 0
-    assert asked == [("a", 3), ("b", 3), ("c", 3), ("d", 3), ("a", 6), ("c", 6)]
+def test_tables_of_saved_results(tmp_path, capsys, monkeypatch):
+    """Of several files together; nothing is measured."""
+    monkeypatch.setattr(drawn, "jobs", lambda _: pytest.fail("measures"))
+    paths = [tmp_path / "one.json", tmp_path / "other.json"]
+    for path, records in zip(paths, (RECORDS[:3], RECORDS[3:]), strict=True):
+        results.write(path, environment.facts([]) | {"cases": records})
+    assert drawn.main(["--show", *map(str, paths)]) == 0
     lines = [[c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    assert ["dense", "float32", "forward", "3", "0.50", "1.25", "2.00", "1.08", "0.50", "1"] in lines
-    assert ["c", "dense", "float32", "forward", "of c", "0.50"] in lines
-    assert not any(line[:2] == ["a", "dense"] for line in lines)
+    assert lines[0] == drawn.COLUMNS and lines[2:6] == list(drawn.rows_of(RECORDS))
+    assert lines[6] == drawn.LOSERS and lines[8:] == list(drawn.losers(RECORDS))
+
+
+def test_too_few_operations_for_any_case(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        drawn.main(["--most", "9999"])
+    assert "--most: expected at least 1e4, got 9999" in capsys.readouterr().err
 
 
 def test_the_smallest_run(family, tmp_path, capsys):
     output = tmp_path / "found.json"
     passes = ["forward", "double-backward"] if family == "dense" else ["forward"]
-    short = "--count 1 --rounds 1 --shortest 0.0001 --most 1e6 --dtype float32 --again 0 --threads 1".split()
+    short = "--count 1 --rounds 1 --shortest 0.0001 --most 1e6 --dtype float32 --threads 1".split()
     assert drawn.main(["--family", family, *short, "--pass", *passes, "--output", str(output)]) == 0
     found = results.read(output)
     assert [one["pass"] for one in found["cases"]] == passes
@@ -227,7 +224,7 @@ def test_the_smallest_run(family, tmp_path, capsys):
 
 def test_one_case_by_its_name(capsys):
     names = [name for *_, name in of_family("dense", 0, 3)]
-    short = "--count 3 --rounds 1 --shortest 0.0001 --pass forward --dtype float32 --again 0".split()
+    short = "--count 3 --rounds 1 --shortest 0.0001 --pass forward --dtype float32".split()
     small = [name for *_, name in drawn_cases(*"--family dense --most 1e6".split(), *short)]
     assert len(small) == 3 and small != names
     assert drawn.main(["--family", "dense", "--most", "1e6", *short, "--shape", small[1]]) == 0
