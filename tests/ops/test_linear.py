@@ -151,7 +151,7 @@ def test_few_rows_make_no_partial_sums():
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 12, 24])
 @pytest.mark.parametrize("across", [False, True])
 def test_streamed_tasks_keep_to_their_memory(across, rows, dtype, place):
     """Large enough for several workers; each has scratch beside that of the next."""
@@ -183,6 +183,88 @@ def test_streamed_sums_of_positive_numbers(depth, across, place):
         lambda x, w: [torch.einsum("bk,ok->bo", x, w)],
         draw,
     )
+
+
+def within_nan(values, by_outputs=False):
+    """The same matrix with NaN before, behind and beside its rows, or its columns."""
+    if by_outputs:
+        return within_nan(values.mT).mT
+    memory = torch.full((values.shape[0] + 2, values.shape[1] + 7), float("nan"), dtype=values.dtype)
+    return memory[1:-1, 2:-5].copy_(values)
+
+
+def products(by_outputs):
+    """y = V x + c, dx = V^T g, dV = g^T x, of arguments that NaN surrounds."""
+
+    def call(g, x, weight, bias):
+        g, x, weight = within_nan(g), within_nan(x), within_nan(weight, by_outputs)
+        nothing = x[:, :0]
+        y = torch.ops.mi_kernels.interaction(x, nothing, None, None, weight, bias)
+        dx, _ = torch.ops.mi_kernels.interaction_input_grads(g, x, nothing, None, None, weight, True, False)
+        _, _, dv, dc = torch.ops.mi_kernels.interaction_weight_grads(g, x, nothing, False, False, True, True)
+        return [y, dx, dv, dc]
+
+    return call
+
+
+def products_of(rows, depth, out, dtype):
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        sizes = (rows, out), (rows, depth), (out, depth), (out,)
+        return [torch.randn(size, generator=generator).to(dtype) for size in sizes]
+
+    return draw
+
+
+def check_products(rows, depth, out, dtype, by_outputs):
+    check_errors(
+        products(by_outputs),
+        lambda g, x, weight, bias: [
+            torch.einsum("bk,ok->bo", x, weight) + bias,
+            torch.einsum("bo,ok->bk", g, weight),
+            torch.einsum("bo,bk->ok", g, x),
+            g.sum(0),
+        ],
+        products_of(rows, depth, out, dtype),
+        oracle=("rows of products", rows, depth, out, dtype),
+    )
+
+
+needs_cpu = pytest.mark.skipif(backends.cpu_library_error() is not None, reason="no compiled library")
+
+
+@needs_cpu
+@pytest.mark.parametrize("by_outputs", [False, True], ids=["k-major", "n-major"])
+@pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
+@pytest.mark.parametrize("rows", range(1, 41))
+def test_any_number_of_rows(rows, dtype, by_outputs):
+    """The last tile is whole, half or partly empty; outputs fill their lanes or leave some of them."""
+    for depth, out in ((19, 48), (40, 37), (130, 16)):
+        check_products(rows, depth, out, dtype, by_outputs)
+
+
+@needs_cpu
+@pytest.mark.parametrize("by_outputs", [False, True], ids=["k-major", "n-major"])
+@pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
+@pytest.mark.parametrize("rows", [2, 3, 9, 12, 17, 20, 33])
+def test_a_bad_row_reaches_no_other(rows, dtype, by_outputs):
+    """Of those in its tile."""
+    for depth, out in ((40, 37), (300, 16)):
+        g, x, weight, bias = products_of(rows, depth, out, dtype)(0)
+        before = products(by_outputs)(g, x, weight, bias)
+        x[-1] = g[-1] = float("nan")
+        after = products(by_outputs)(g, x, weight, bias)
+        for one, other in zip(before[:2], after[:2], strict=True):
+            assert torch.equal(one[:-1], other[:-1]) and other[-1].isnan().all()
+
+
+@needs_cpu
+@pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
+@pytest.mark.parametrize("rows", range(9, 25))
+def test_long_sums_of_some_rows_are_streamed(rows, dtype):
+    """From 256 elements on, in a matrix that is contiguous along them."""
+    for depth, out in ((255, 11), (256, 11), (301, 40), (1203, 5)):
+        check_products(rows, depth, out, dtype, by_outputs=False)
 
 
 def test_equal_rows_give_equal_results(place):

@@ -70,6 +70,8 @@ def test_the_library_divides_likewise():
                     primitive, [1, *sizes], dtype, flags[primitive]
                 )
                 found = dict(field.split("=") for field in text.split(";"))
+                if found["algorithm"] == "materialised":
+                    break  # several products, of which each is divided by itself
                 workers = min(threads, division.tasks) if division.operations >= scaling.SHARED else 1
                 scratch = workers * division.worker_bytes + division.partial_bytes + 64
                 case = primitive, sizes, dtype, threads
