@@ -186,7 +186,7 @@ def gemms(work: str, sizes: Sizes) -> tuple[int, int, int]:
 
     Those of the double backward are as many as mi_kernels.ops.counts.double_backward has.
     """
-    held = work == "double-backward" and counts.holds_pairs(*sizes)
+    held = work == "double-backward" and counts.holds_pairs(*sizes, torch.float32)
     return (2, 2, 1) if held else {"forward": (1, 0, 0), "forward+backward": (1, 1, 1)}.get(work, (3, 2, 2))
 
 

@@ -65,11 +65,13 @@ def weight_grads(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL
 MIN_PAIRS_WORK = 1 << 20
 
 
-def holds_pairs(rows: int, context: int, width: int, out: int) -> bool:
+def holds_pairs(rows: int, context: int, width: int, out: int, dtype: torch.dtype) -> bool:
     """Whether the double backward on a CPU holds Q = z x' + z' x [B, Z X], and has five products for seven.
 
-    Q is no larger than the largest of inputs, outputs and weights.
+    Q is no larger than the largest of inputs, outputs and weights. It leaves the range of float16 too easily.
     """
+    if dtype is torch.float16:
+        return False
     pairs, weight = rows * context * width, out * context * width
     return pairs * out >= MIN_PAIRS_WORK and pairs <= max(rows * max(context, width, out), weight)
 
@@ -83,7 +85,8 @@ def double_backward(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = 
     in z' for dU: four. The bias appears in c' for dg alone.
     """
     bias = shape.rows * shape.out if terms[3] else 0
-    gemms = 5 if holds_pairs(shape.rows, shape.context, shape.width, shape.out) else 7
+    sizes = shape.rows, shape.context, shape.width, shape.out
+    gemms = 5 if holds_pairs(*sizes, dtype) else 7
     gemm = _contraction(shape, (terms[0], False, False, False))
     linear = _contraction(shape, (False, terms[1], terms[2], False))
     moved = _bytes(shape, dtype, (*terms[:3], False), inputs=3, weights=3, outputs=2)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd import forward_ad as fw
 from torch.autograd.function import BackwardCFunction
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from mi_kernels.ops.compiling import constant_while_compiling, is_transformed
 
@@ -35,6 +36,17 @@ def recorded(tensors: Iterable[Maybe]) -> bool:
 def transformed() -> bool:
     """Whether forward mode, vmap or any transform of torch.func is active."""
     return torch._C._are_functorch_transforms_active() or fw._current_level >= 0 or _is_mapped()
+
+
+def sees_values() -> bool:
+    """Whether a rule may look at the values of tensors: nothing traces or transforms. FLOPs may be counted."""
+    if torch.compiler.is_compiling() or transformed():
+        return False
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return True
+    return all(
+        type(mode).__module__ == "torch.utils.flop_counter" for mode in _get_current_dispatch_mode_stack()
+    )
 
 
 @constant_while_compiling  # Dynamo of PyTorch 2.11 cannot trace this query

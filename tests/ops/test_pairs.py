@@ -151,3 +151,16 @@ def test_groups_and_segments_hold_nothing(always):
     pairs = autograd._pairs("portable", torch.randn(3, 5), x[0], z[0], weight[0], x[1], z[1])
     expected = torch.einsum("bi,bj->bij", z[0], x[1]) + torch.einsum("bi,bj->bij", z[1], x[0])
     torch.testing.assert_close(pairs, expected.flatten(1))
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+def test_values_whose_pairs_leave_the_range(dtype, always):
+    """z x' overflows where g z x' does not: the products are made one by one, as without Q."""
+    x, z, weight = (t.detach() for t in arguments_of(FEW, dtype)[0][:3])
+    large = torch.finfo(dtype).max ** 0.5 * 4
+    leaves = [(t * s).requires_grad_() for t, s in ((x, large), (z, large), (weight, 1 / large))]
+    grad = torch.full((33, 40), 1 / large, dtype=dtype, requires_grad=True)
+    first = torch.autograd.grad(mi.interaction(*leaves), leaves[:2], grad, create_graph=True)
+    cotangents = [torch.full_like(t, large) for t in (x, z)]
+    found = torch.autograd.grad(first, (grad, leaves[2]), cotangents)
+    assert found[1].isfinite().all()

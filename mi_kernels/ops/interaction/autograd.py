@@ -34,6 +34,7 @@ from mi_kernels.ops.rules import (
     nestable,
     primals,
     scatter,
+    sees_values,
     select,
     unbatched,
     wanted,
@@ -232,10 +233,16 @@ def _pairs(
     """
     if not isinstance(backend, str) or weight is None or weight.dim() != 3 or not weight.is_cpu:
         return None
+    if not sees_values():
+        return None
     sizes = grad.shape[0], z.shape[1], x.shape[1], grad.shape[1]
     if not all(type(size) is int for size in sizes):  # comparing symbolic sizes would add a guard
         return None
-    if not counts.holds_pairs(*sizes) or weight.stride(1) != x.shape[1] * weight.stride(2):
+    if not counts.holds_pairs(*sizes, x.dtype) or weight.stride(1) != x.shape[1] * weight.stride(2):
+        return None
+    # Where Q leaves the range of its dtype, y and dW might not.
+    largest = [float(tensor.detach().abs().max()) for tensor in (z, x_c, z_c, x)]
+    if not largest[0] * largest[1] + largest[2] * largest[3] < torch.finfo(x.dtype).max:
         return None
     left, right = torch.stack((z, z_c), 1), torch.stack((x_c, x), 1)
     want = False, False, True, False
