@@ -39,7 +39,7 @@ def transformed() -> bool:
 
 
 def sees_values() -> bool:
-    """Whether a rule may look at the values of tensors: nothing traces or transforms. FLOPs may be counted."""
+    """Whether a rule may look at the values of tensors: nothing traces or transforms but FLOP counters."""
     if torch.compiler.is_compiling() or transformed():
         return False
     if torch._C._len_torch_dispatch_stack() == 0:
