@@ -152,14 +152,18 @@ ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, 
     return f;
   }
   const int64_t vectors = ceil_div(p.rows, m.lanes), vector_bytes = m.lanes * m.acc_bytes;
+  const int64_t rows_of_a = p.out * (weight ? outer : 1);
+  constexpr int64_t kRowsWorthPacking = 128;
   // Panels of one vector of lanes: outputs, outer input, packed inner input.
   const int64_t out_panels = max(min(p.out, 4096), 1), y_panels = f.outputs_first ? 1 : 2;
   f.vectors = max(block_vectors(vectors, (y_panels * out_panels + outer + min(inner, f.depth)) * vector_bytes), 1);
+  // Too few rows of A to share: halves of the lanes then, which read them again.
+  if (p.groups == 1 && f.vectors == vectors && rows_of_a < 2 * kRowsWorthPacking && f.operations >= 2 * kTaskOperations)
+    f.vectors = ceil_div(vectors, 2);
   f.lane_blocks = ceil_div(vectors, f.vectors);
   const int64_t blocks = p.groups * f.lane_blocks;
   // Each task packs its B operand again, which pays off from about kRowsWorthPacking rows of A on.
-  constexpr int64_t kRowsWorthPacking = 128;
-  const int64_t most = max(p.out * outer / kRowsWorthPacking, 1);
+  const int64_t most = max(rows_of_a / kRowsWorthPacking, 1);
   const int64_t result_bytes = max(p.groups * p.rows * p.out * m.acc_bytes, 1);
   const auto split_outputs = [&](int64_t tasks, int64_t parts) {
     const int64_t out_splits = max(split_count(kTasks, tasks, f.operations, parts), ceil_div(p.out, out_panels));
