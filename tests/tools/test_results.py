@@ -8,7 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.harness import report, results, summary
+from benchmarks.harness import report, results
+from benchmarks.suites import drawn
 from tools import aot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,13 +61,20 @@ def test_results_of_earlier_versions_can_be_read(tmp_path):
 
 
 def test_the_results_in_the_repository_have_what_tables_need():
-    found = [results.read(path) for path in results.FOLDER.glob("*dense*.json")]
+    found = [results.read(path) for path in results.FOLDER.glob("*dense-*.json") if "drawn" not in path.name]
     text = report.markdown(found, candidates=True)
-    assert len(found) == 4 and text.count("### Every candidate") == 4
+    assert len(found) == 2 and text.count("### Every candidate") == 2
     assert "### Every candidate" not in report.markdown(found)
-    dense = results.read(results.FOLDER / "2026-11-25-dense.json")
-    means = [row["measured"] for row in summary.figures(dense["cases"]) if row["figure"] == summary.RIVAL]
-    assert [round(mean, 2) for mean in means] == [1.49, 1.78, 1.62, 1.46]  # as in docs/performance.md
+
+
+def test_the_documentation_has_the_figures_of_drawn_shapes():
+    """Each row of the table of the latest results, as it is made from them."""
+    paths = sorted(results.FOLDER.glob("*drawn*.json"))
+    records = [record for path in paths for record in results.read(path)["cases"]]
+    text = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    rows = [f"| {' | '.join(row)} |" for row in drawn.rows_of(records)]
+    assert len(rows) >= 8
+    assert [row for row in rows if row not in text] == []
 
 
 def test_kernels_compiled_ahead_of_time_are_summed_up_by_tile():

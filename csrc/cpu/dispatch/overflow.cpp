@@ -5,10 +5,13 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <vector>
+
+#include "common/integers.h"
 
 namespace mi_kernels {
 namespace {
@@ -48,15 +51,29 @@ uint32_t largest_bits(const Tensor& t, const S* data, int64_t axis) {
   return most;
 }
 
+// The same for elements one after the other, which threads share where there are many.
+template <class S>
+uint32_t largest_bits_of_run(const S* data, int64_t count) {
+  constexpr int64_t kChunk = 1 << 16;
+  if (count <= 2 * kChunk) return largest_bits(data, count, 1);
+  std::atomic<uint32_t> most{0};
+  torch::stable::parallel_for(0, ceil_div(count, kChunk), 1, [&](int64_t begin, int64_t end) {
+    const uint32_t found = largest_bits(data + begin * kChunk, std::min(count, end * kChunk) - begin * kChunk, 1);
+    for (uint32_t known = most; known < found && !most.compare_exchange_weak(known, found);) {
+    }
+  });
+  return most;
+}
+
 // The bits of the largest magnitude of a tensor of any strides and rank.
 uint32_t largest_bits(const Tensor& t) {
   if (t.numel() == 0) return 0;
   if (t.scalar_type() == ScalarType::BFloat16) {
     const auto* data = static_cast<const uint16_t*>(t.const_data_ptr());
-    return t.is_contiguous() ? largest_bits(data, t.numel(), 1) : largest_bits(t, data, 0);
+    return t.is_contiguous() ? largest_bits_of_run(data, t.numel()) : largest_bits(t, data, 0);
   }
   const auto* data = static_cast<const float*>(t.const_data_ptr());
-  return t.is_contiguous() ? largest_bits(data, t.numel(), 1) : largest_bits(t, data, 0);
+  return t.is_contiguous() ? largest_bits_of_run(data, t.numel()) : largest_bits(t, data, 0);
 }
 
 template <class S, class Raw>

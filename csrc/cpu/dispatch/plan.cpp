@@ -158,7 +158,7 @@ ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, 
   const int64_t out_panels = max(min(p.out, 4096), 1), y_panels = f.outputs_first ? 1 : 2;
   f.vectors = max(block_vectors(vectors, (y_panels * out_panels + outer + min(inner, f.depth)) * vector_bytes), 1);
   // Too few rows of A to share: halves of the lanes then, which read them again.
-  if (p.groups == 1 && f.vectors == vectors && rows_of_a < 2 * kRowsWorthPacking && f.operations >= 2 * kTaskOperations)
+  if (p.groups == 1 && f.vectors == vectors && rows_of_a < 4 * kRowsWorthPacking && f.operations >= 2 * kTaskOperations)
     f.vectors = ceil_div(vectors, 2);
   f.lane_blocks = ceil_div(vectors, f.vectors);
   const int64_t blocks = p.groups * f.lane_blocks;
