@@ -66,7 +66,9 @@ std::optional<LinearPlan> linear_plan(int64_t groups, int64_t rows, int64_t out,
   if (first + second == 0 || groups == 0 || rows == 0 || out == 0) return {};
   if (linear_streams(rows, out, first + second, major, traits))
     return plan_linear_stream(groups, rows, out, {first, second}, major == Major::n, traits);
-  if (!outputs_in_lanes(rows, out, std::max(first, second), major != Major::n, traits)) return {};
+  const int64_t longest = std::max(first, second);
+  const bool short_sums = major == Major::k && short_sums_in_output_lanes(groups, rows, out, longest, traits);
+  if (!short_sums && !outputs_in_lanes(rows, out, longest, major != Major::n, traits)) return {};
   return plan_linear(groups, rows, out, {first ? first : second, first ? second : 0, 0}, false, traits);
 }
 

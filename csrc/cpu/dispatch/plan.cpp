@@ -194,20 +194,22 @@ ForwardPlan plan_forward(const ProblemSize& p, const MulTraits& m, bool weight, 
 }
 
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool k_major, const MulTraits& m) {
-  if (depth == 0 || out == 0 || rows == 0) return false;
+  // The matrix is packed for each region, which takes enough rows to pay off. With the rows in the lanes, the inputs
+  // and the results are transposed instead, which costs the same at 3/4 as many rows as elements along K.
+  const int64_t fewest = k_major ? max(depth * 3 / 4, 48) : 1;
+  // At most a fifth of the lanes may be empty, or half of them where the alternative is to transpose the matrix.
   const int64_t lanes = round_up(out, m.lanes);
-  // At most half of the lanes may be empty where the alternative is to transpose the matrix.
-  if (!k_major) return lanes <= 2 * out;
-  // Short sums, by products that are computed, empty rows and lanes included: packing the matrix costs as much as
-  // kPacking more rows, and with the rows in the lanes, to transpose inputs and results as much as kTransposition more
-  // elements along K.
+  return depth > 0 && rows >= fewest && (k_major ? 4 * lanes <= 5 * out : lanes <= 2 * out) && out > 0;
+}
+
+// Compares products that are computed, empty rows and lanes included: packing the matrix costs as much as kPacking more
+// rows, and with the rows in the lanes, to transpose inputs and results as much as kTransposition more elements along
+// K.
+bool short_sums_in_output_lanes(int64_t groups, int64_t rows, int64_t out, int64_t depth, const MulTraits& m) {
   constexpr int64_t kShortSum = 128, kPacking = 4, kTransposition = 16;
-  if (depth <= kShortSum)
-    return (round_up(rows, kOutputLaneRows / 2) + kPacking) * lanes * depth <
-           round_up(rows, m.lanes) * out * (depth + kTransposition);
-  // The matrix is packed for each region, which takes enough rows to pay off: 3/4 as many as elements along K. At most
-  // a fifth of the lanes may be empty.
-  return rows >= depth * 3 / 4 && 4 * lanes <= 5 * out;
+  return groups > 1 && depth > 0 && depth <= kShortSum &&
+         (round_up(rows, kOutputLaneRows / 2) + kPacking) * round_up(out, m.lanes) * depth <
+             round_up(rows, m.lanes) * out * (depth + kTransposition);
 }
 
 namespace {

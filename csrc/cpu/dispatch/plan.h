@@ -66,6 +66,8 @@ LinearPlan plan_linear_stream(int64_t groups, int64_t rows, int64_t out, const i
 // Whether a product without W should have its outputs in the lanes, as plan_linear does, rather than its rows.
 // `k_major`: the matrix is contiguous along K, so that packing transposes it.
 bool outputs_in_lanes(int64_t rows, int64_t out, int64_t depth, bool k_major, const MulTraits&);
+// The same for short sums over a K-major matrix of each group, whatever the former says.
+bool short_sums_in_output_lanes(int64_t groups, int64_t rows, int64_t out, int64_t depth, const MulTraits&);
 InputGradsPlan plan_input_grads(const ProblemSize&, const MulTraits&, bool weight, bool want_x, bool want_z,
                                 const WeightLayout&);
 // Weight gradients of at most this many operations are summed as sum_traits says.
