@@ -269,9 +269,9 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     command = ["python", "benchmarks/suites/drawn.py", *(sys.argv[1:] if argv is None else argv)]
     result = environment.facts(command)
-    todo = [job for job in jobs(options) if not options.shape or job.name in options.shape]
+    wanted = [job for job in jobs(options) if not options.shape or job.name in options.shape]
     result["cases"] = records = []
-    for job in todo:
+    for job in wanted:
         records.append(job.measure(options))
         _say(records[-1], options, result)
     show(records)

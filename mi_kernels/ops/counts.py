@@ -60,7 +60,7 @@ def weight_grads(shape: Shape, dtype: torch.dtype, terms: tuple[bool, ...] = ALL
     )
 
 
-# Multiplications of a product below which two fewer are not worth the calls that make Q. On a Zen 5 thread,
+# Multiplications of a product below which two fewer are not worth the calls that make Q. On a Zen 4 thread,
 # seven products took by five: 0.8 to 0.9 at 2^16 to 2^18, 1.0 to 3.0 at 2^20.
 MIN_PAIRS_WORK = 1 << 20
 

@@ -19,7 +19,7 @@ from mi_kernels.ops.interaction import autograd as dense
 from mi_kernels.ops.interaction import linear, memory_order
 from mi_kernels.ops.rules import Maybe, Rule, wanted
 
-# Above, with x wanted too, the fused pass makes dx and dz in one product. One thread of a Zen 5 core, time of
+# Above, with x wanted too, the fused pass makes dx and dz in one product. One thread of a Zen 4 core, time of
 # the fused pass by this one's: 1 to 4 outputs 1.1 to 1.4, 8 outputs 1.0 to 1.3, 16 outputs 0.83 to 1.4.
 MAX_OUT = 8
 # Multiplications of a product below which one less is not worth two more calls: 0.9 at 2^18

@@ -77,6 +77,6 @@ class PlainRule(Rule):
         if True in want:
             dw, du, dv, dc = _WEIGHT_GRADS(grad, x, z, *want)
         found = dx, dz, dw, du, dv, dc
-        if False in need:  # the operations return placeholders
+        if False in need:  # what is not wanted comes back as an empty tensor
             return tuple(result if wanted else None for result, wanted in zip(found, need, strict=True))
         return found
