@@ -1,0 +1,16 @@
+"""One colour for each model, in all pictures."""
+
+COLOURS = {
+    "dense MI": "#1b6ca8",
+    "low-rank MI": "#00798c",
+    "hypernetwork": "#9b5de5",
+    "FiLM": "#edae49",
+    "gated": "#66a182",
+    "concat": "#d1495b",
+}
+OTHERS = ("#7f5539", "#f15bb5", "#8d99ae", "#3d405b", "#bc6c25", "#606c38")
+
+
+def colour(model: str, among: list[str]) -> str:
+    """Of a model with a name of its own, else by its place among those shown."""
+    return COLOURS.get(model) or OTHERS[among.index(model) % len(OTHERS)]

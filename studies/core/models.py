@@ -1,0 +1,149 @@
+"""The competitors: ways to condition a network of an input x on a context z, by the public names of mi_kernels.
+
+Each is a module that is called with x [B, X] and z [B, Z] and gives y [B, O]. ``width`` is the number of its hidden
+units, by which ``fitted`` makes models of equal size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import mi_kernels as mi
+
+MOST_UNITS = 1 << 16
+
+
+class Concat(nn.Module):
+    """An MLP of both side by side: [x; z] -> hidden layers -> y."""
+
+    def __init__(self, x: int, z: int, out: int, width: int, depth: int = 2) -> None:
+        super().__init__()
+        sizes = [x + z, *[width] * depth]
+        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, out))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.layers(torch.cat([x, z], -1))
+
+
+class Film(nn.Module):
+    """An MLP of x whose hidden units z scales and shifts (Perez et al., 2018)."""
+
+    def __init__(self, x: int, z: int, out: int, width: int, depth: int = 2) -> None:
+        super().__init__()
+        sizes = [x, *[width] * depth]
+        self.linear = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.film = nn.ModuleList(mi.nn.FiLM(width, context_features=z) for _ in range(depth))
+        self.out = nn.Linear(width, out)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        for linear, film in zip(self.linear, self.film, strict=True):
+            x = torch.relu(film(linear(x), z))
+        return self.out(x)
+
+
+class Gated(nn.Module):
+    """An MLP of x whose hidden units a sigmoid of z gates: the diagonal form, without a shift."""
+
+    def __init__(self, x: int, z: int, out: int, width: int, depth: int = 2) -> None:
+        super().__init__()
+        sizes = [x, *[width] * depth]
+        self.linear = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.gate = nn.ModuleList(
+            mi.nn.DiagonalInteraction(width, context_features=z, activation="sigmoid", shift=False)
+            for _ in range(depth)
+        )
+        self.out = nn.Linear(width, out)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        for linear, gate in zip(self.linear, self.gate, strict=True):
+            x = torch.relu(gate(linear(x), z))
+        return self.out(x)
+
+
+class Hyper(nn.Module):
+    """A hypernetwork: a hidden layer of z generates the first layer that x meets (Ha et al., 2017)."""
+
+    EMBEDDING = 8
+
+    def __init__(self, x: int, z: int, out: int, width: int) -> None:
+        super().__init__()
+        network = nn.Sequential(nn.Linear(z, self.EMBEDDING), nn.ReLU())
+        self.generated = mi.nn.HyperLinear(
+            x, out_features=width, context_features=self.EMBEDDING, context_network=network
+        )
+        self.out = nn.Linear(width, out)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.out(torch.relu(self.generated(x, z)))
+
+
+class Dense(nn.Module):
+    """A dense multiplicative interaction, a relu and a linear layer."""
+
+    def __init__(self, x: int, z: int, out: int, width: int) -> None:
+        super().__init__()
+        self.interaction = mi.nn.MultiplicativeInteraction(x, context_features=z, out_features=width)
+        self.out = nn.Linear(width, out)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.out(torch.relu(self.interaction(x, z)))
+
+
+class LowRank(nn.Module):
+    """Dense, with a factorised W of as many terms as hidden units."""
+
+    def __init__(self, x: int, z: int, out: int, width: int) -> None:
+        super().__init__()
+        self.interaction = mi.nn.LowRankInteraction(x, context_features=z, out_features=width, rank=width)
+        self.out = nn.Linear(width, out)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.out(torch.relu(self.interaction(x, z)))
+
+
+KINDS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
+    "dense MI": Dense,
+    "low-rank MI": LowRank,
+    "hypernetwork": Hyper,
+    "FiLM": Film,
+    "gated": Gated,
+    "concat": Concat,
+}
+
+
+class Embedded(nn.Module):
+    """A model whose context is a row of a table, one for each task, that it learns with the rest."""
+
+    def __init__(self, model: nn.Module, tasks: int, z: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tasks, z)
+        self.model = model
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        return self.model(x, self.embedding(task))
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def width_for(make: Callable[[int], nn.Module], least: int) -> int:
+    """The smallest width with which ``make(width)`` has at least so many parameters: they grow with it."""
+    with torch.device("meta"):
+        low, high = 1, 1
+        while parameters(make(high)) < least:
+            low, high = high + 1, high * 2
+            if high > MOST_UNITS:
+                raise ValueError(f"width_for: no model of at most {MOST_UNITS} units has {least} parameters")
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if parameters(make(middle)) >= least else (middle + 1, high)
+    return high
+
+
+def fitted(kind: str, x: int, z: int, out: int, least: int) -> nn.Module:
+    """The smallest model of a kind with no fewer than ``least`` parameters."""
+    make = KINDS[kind]
+    return make(x, z, out, width_for(lambda width: make(x, z, out, width), least))
