@@ -33,7 +33,7 @@ def facts(command: list[str]) -> dict[str, Any]:
 def commit() -> dict[str, Any]:
     """Revision of the checkout, and whether files other than results differ from it; None outside of git."""
     revision = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!studies/results", ":!docs/studies")
     return {"revision": revision, "dirty": None if changes is None else bool(changes)}
 
 

@@ -1,7 +1,7 @@
-"""The competitors: ways to condition a network of an input x on a context z, by the public names of mi_kernels.
+"""The competitors: ways to condition a network of x on a context z, by the public names of mi_kernels.
 
-Each is a module that is called with x [B, X] and z [B, Z] and gives y [B, O]. ``width`` is the number of its hidden
-units, by which ``fitted`` makes models of equal size.
+Each is called with x [B, X] and z [B, Z], and gives y [B, O]. ``width`` is the number of its hidden units, by
+which ``fitted`` makes models of equal size.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,9 @@ class Concat(nn.Module):
     def __init__(self, x: int, z: int, out: int, width: int, depth: int = 2) -> None:
         super().__init__()
         sizes = [x + z, *[width] * depth]
-        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        hidden = [
+            layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())
+        ]
         self.layers = nn.Sequential(*hidden, nn.Linear(width, out))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:

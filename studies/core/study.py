@@ -28,8 +28,12 @@ class Outcome:
 
     parameters: int
     score: float  # on data that neither training nor tuning has seen
-    validation: float | None = None  # what tuning goes by; None: the score, where data are drawn afresh for each seed
-    curve: tuple[tuple[float, float], ...] = ()  # (steps, value) from time to time, for pictures and thresholds
+    validation: float | None = (
+        None  # what tuning goes by; None: the score, where data are drawn afresh for each seed
+    )
+    curve: tuple[
+        tuple[float, float], ...
+    ] = ()  # (steps, value) from time to time, for pictures and thresholds
     figures: dict[str, float] = field(default_factory=dict)  # anything else to be reported, by name
 
 
@@ -73,8 +77,8 @@ class Claim:
 class Study:
     """A study as `python -m studies NAME` runs it.
 
-    ``train`` is a function of a module (worker processes import it), takes a Trial and is deterministic: it draws
-    everything from ``trial.seed``. Every model of ``models(task)`` gets the same ``rates`` and ``tuning_seeds``.
+    ``train`` is a function of a module (worker processes import it) and deterministic: it draws everything from
+    ``trial.seed``. Every model of ``models(task)`` gets the same ``rates`` and ``tuning_seeds``.
     """
 
     name: str
@@ -133,7 +137,9 @@ class Results:
     def best_rival(self, task: str, ours: str) -> str:
         """The model with the best median besides ``ours``."""
         rivals = [model for model in self.models(task) if model != ours]
-        return (min if self.study.better == "lower" else max)(rivals, key=lambda name: self.median(task, name))
+        return (min if self.study.better == "lower" else max)(
+            rivals, key=lambda name: self.median(task, name)
+        )
 
 
 def worst_if_not_finite(score: float, better: Better) -> float:
@@ -143,8 +149,8 @@ def worst_if_not_finite(score: float, better: Better) -> float:
 def interval_of_median(values: Sequence[float], coverage: float = 0.9) -> tuple[float, float]:
     """The narrowest pair of order statistics that holds the median with that probability or more.
 
-    Whatever the distribution is: the k-th smallest and k-th largest of n independent values miss its median with
-    probability 2 P(Binomial(n, 1/2) < k). Of five values it is the range of all, with 15/16.
+    Whatever the distribution is: the k-th smallest and k-th largest of n independent values miss its median
+    with probability 2 P(Binomial(n, 1/2) < k). Of five values it is the range of all, with 15/16.
     """
     ordered, n = sorted(values), len(values)
     k = max((k for k in range(1, n // 2 + 1) if coverage_of(n, k) >= coverage), default=1)

@@ -20,8 +20,8 @@ def fit(
 ) -> Curve:
     """Adam with a rate that falls to 0 along a cosine, and gradients of norm ``clip`` at most.
 
-    ``loss(step)`` draws a batch and gives its loss. Returns the values of ``evaluate()``, without gradients, at
-    POINTS steps evenly spaced and after the last one.
+    ``loss(step)`` draws a batch and gives its loss. Returns the values of ``evaluate()``, without gradients,
+    at POINTS steps evenly spaced and after the last one.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -1,0 +1,183 @@
+"""What a study found, as JSON, as Markdown and as pictures; and docs/studies.md, which gathers all."""
+
+import math
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import results as files
+from studies.core.study import Claim, Record, Results, Study, coverage_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SAVED = ROOT / "studies" / "results"
+PAGE, PICTURES = ROOT / "docs" / "studies.md", ROOT / "docs" / "studies"
+PREFACE = (Path(__file__).parent / "preface.md").read_text()
+
+
+def summary(
+    study: Study,
+    tuning: Sequence[Record],
+    records: Sequence[Record],
+    seconds: float,
+    quick: bool,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of a result's file."""
+    results = Results(study, records)
+    return facts | {
+        "study": study.name,
+        "quick": quick,
+        "minutes": seconds / 60,
+        "python": platform.python_version(),
+        "claims": [vars(claim) for claim in study.claims(results)],
+        "tuning": [_plain(record, curve=False) for record in tuning],
+        "records": [_plain(record) for record in records],
+    }
+
+
+def _plain(record: Record, curve: bool = True) -> dict[str, Any]:
+    """JSON has no infinity: null stands for a score that is not finite."""
+    found = record.as_dict()
+    for name in ("score", "validation"):
+        found[name] = found[name] if math.isfinite(found[name]) else None
+    found["figures"] = {name: one if math.isfinite(one) else None for name, one in record.figures.items()}
+    found["curve"] = [list(point) for point in record.curve if math.isfinite(point[1])]
+    return found if curve else {name: found[name] for name in ("task", "model", "rate", "seed", "validation")}
+
+
+def records_of(result: dict[str, Any], study: Study) -> list[Record]:
+    worst = math.inf if study.better == "lower" else -math.inf
+    return [_record(fields, worst) for fields in result["records"]]
+
+
+def _record(fields: dict[str, Any], worst: float) -> Record:
+    figures = {name: math.inf if one is None else one for name, one in fields["figures"].items()}
+    curve = tuple((step, value) for step, value in fields["curve"])
+    scores = {name: worst if fields[name] is None else fields[name] for name in ("score", "validation")}
+    return Record(**{**fields, **scores, "figures": figures, "curve": curve})
+
+
+def number(value: float) -> str:
+    """Three digits; counts in full."""
+    if not math.isfinite(value):
+        return "never" if value > 0 else "-"
+    if value == int(value) and abs(value) >= 100:
+        return f"{int(value):,}".replace(",", " ")
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.2e}"
+
+
+def table(results: Results, task: str) -> str:
+    """Every model of a task, the best first."""
+    study = results.study
+    lines = [
+        " | ".join(
+            ["", "model", "parameters", "rate", f"median {study.metric}", "interval", *study.figures, ""]
+        ).strip(),
+        "| " + " | ".join(["---"] * (5 + len(study.figures))) + " |",
+    ]
+    order = sorted(
+        results.models(task), key=lambda m: results.median(task, m), reverse=study.better == "higher"
+    )
+    for model in order:
+        records = results.of(task, model)
+        low, high = results.interval(task, model)
+        figures = [
+            number(_median([r.figures.get(name, math.nan) for r in records])) for name in study.figures
+        ]
+        cells = [
+            model, number(results.parameters(task, model)), f"{records[0].rate:g}",
+            number(results.median(task, model)), f"{number(low)} to {number(high)}", *figures,
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def claims_table(claims: Sequence[Claim]) -> str:
+    rows = [f"| {c.text} | {c.wanted} | {c.found} | {'yes' if c.holds else '**no**'} |" for c in claims]
+    return "\n".join(["| claim | wanted | found | holds |", "| --- | --- | --- | --- |", *rows])
+
+
+def section(study: Study, result: dict[str, Any], picture: str | None = None) -> str:
+    """A study as Markdown."""
+    results = Results(study, records_of(result, study))
+    seeds = len(results.of(results.tasks[0], results.models(results.tasks[0])[0]))
+    machine = result["machine"]
+    parts = [
+        f"## {study.title}",
+        f"    {result['command']}",
+        study.statement.strip(),
+        f"Rates tried for each model: {', '.join(f'{rate:g}' for rate in study.rates)}, with "
+        f"{_counted(len(study.tuning_seeds), 'other seed')}; then {_counted(seeds, 'seed')}. The interval holds the median with a probability of "
+        f"{_coverage(seeds):.0%} at least. {result['date'][:10]}, {machine['cpu'].partition(' (')[0]}, "
+        f"{machine['cores']} cores, torch {result['versions']['torch']}, Python {result['python']}: "
+        f"{result['minutes']:.1f} minutes.",
+        claims_table([Claim(**claim) for claim in result["claims"]]),
+    ]
+    if picture is not None:
+        parts.append(f"![{study.title}]({picture})")
+    several = len(results.tasks) > 1
+    parts += [
+        f"**{task}**\n\n{table(results, task)}" if several else table(results, task) for task in results.tasks
+    ]
+    return "\n\n".join([*parts, study.shows.strip()]) + "\n"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _coverage(seeds: int) -> float:
+    kept = [k for k in range(1, seeds // 2 + 1) if coverage_of(seeds, k) >= 0.9]
+    return coverage_of(seeds, max(kept, default=1))
+
+
+def write(folder: Path, study: Study, result: dict[str, Any]) -> list[Path]:
+    """NAME.json, NAME.md and NAME.png in a folder."""
+    from studies.core import plots
+
+    paths = [folder / f"{study.name}.{ending}" for ending in ("json", "md", "png")]
+    files.write(paths[0], result)
+    paths[1].write_text(section(study, result, paths[2].name))
+    plots.draw(study, Results(study, records_of(result, study)), paths[2])
+    return paths
+
+
+def record(study: Study, result: dict[str, Any]) -> None:
+    """Into the repository: the results, and the documentation that shows them."""
+    files.write(SAVED / f"{study.name}.json", result)
+    render()
+
+
+def saved() -> list[tuple[Study, dict[str, Any]]]:
+    """The studies whose results are in the repository."""
+    from studies.core.runner import STUDIES, find
+
+    paths = [SAVED / f"{name}.json" for name in STUDIES]
+    return [(find(path.stem), files.read(path)) for path in paths if path.is_file()]
+
+
+def page(found: Sequence[tuple[Study, dict[str, Any]]]) -> str:
+    """docs/studies.md."""
+    sections = [section(study, result, f"studies/{study.name}.png") for study, result in found]
+    return "\n".join([PREFACE, *sections])
+
+
+def render() -> None:
+    """docs/studies.md and its pictures, from the results in the repository."""
+    from studies.core import plots
+
+    found = saved()
+    PAGE.write_text(page(found))
+    for study, result in found:
+        plots.draw(study, Results(study, records_of(result, study)), PICTURES / f"{study.name}.png")
+    plots.overview(
+        [(study, Results(study, records_of(result, study))) for study, result in found],
+        PICTURES / "overview.png",
+    )
