@@ -2,6 +2,8 @@
 
 COLOURS = {
     "dense MI": "#1b6ca8",
+    "dense MI, each layer": "#1b6ca8",
+    "dense MI, last layer": "#6fb1e0",
     "low-rank MI": "#00798c",
     "hypernetwork": "#9b5de5",
     "FiLM": "#edae49",

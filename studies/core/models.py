@@ -5,6 +5,8 @@ which ``fitted`` makes models of equal size.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,15 +84,25 @@ class Hyper(nn.Module):
 
 
 class Dense(nn.Module):
-    """A dense multiplicative interaction, a relu and a linear layer."""
+    """A hidden layer and a last one, of which the first, last or both are dense interactions with z."""
 
-    def __init__(self, x: int, z: int, out: int, width: int) -> None:
+    def __init__(
+        self, x: int, z: int, out: int, width: int, where: Literal["first", "last", "each"] = "first"
+    ) -> None:
         super().__init__()
-        self.interaction = mi.nn.MultiplicativeInteraction(x, context_features=z, out_features=width)
-        self.out = nn.Linear(width, out)
+        self.meets_z = where in ("first", "each"), where in ("last", "each")
+        sizes = (x, width), (width, out)
+        self.layers = nn.ModuleList(
+            mi.nn.MultiplicativeInteraction(a, context_features=z, out_features=b)
+            if meets
+            else nn.Linear(a, b)
+            for (a, b), meets in zip(sizes, self.meets_z, strict=True)
+        )
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.out(torch.relu(self.interaction(x, z)))
+        first, last = self.layers
+        x = torch.relu(first(x, z) if self.meets_z[0] else first(x))
+        return last(x, z) if self.meets_z[1] else last(x)
 
 
 class LowRank(nn.Module):
@@ -107,6 +119,8 @@ class LowRank(nn.Module):
 
 KINDS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "dense MI": Dense,
+    "dense MI, last layer": partial(Dense, where="last"),
+    "dense MI, each layer": partial(Dense, where="each"),
     "low-rank MI": LowRank,
     "hypernetwork": Hyper,
     "FiLM": Film,

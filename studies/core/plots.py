@@ -59,3 +59,25 @@ def curves(axes, results: Results, task: str, models: Sequence[str] | None = Non
         axes.fill_between(steps, *zip(*bands, strict=True), color=tint, alpha=0.15, linewidth=0)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
+
+
+def dots(axes, results: Results) -> None:
+    """For each task the median of each model, and the interval of the median as a line."""
+    shown = list(dict.fromkeys(model for task in results.tasks for model in results.models(task)))
+    for place, model in enumerate(shown):
+        shift = 0.7 * (place / max(len(shown) - 1, 1) - 0.5)
+        found = [
+            (row + shift, task) for row, task in enumerate(results.tasks) if model in results.models(task)
+        ]
+        middles = [results.median(task, model) for _, task in found]
+        bands = [results.interval(task, model) for _, task in found]
+        lengths = [(m - low, high - m) for m, (low, high) in zip(middles, bands, strict=True)]
+        axes.errorbar(
+            [x for x, _ in found], middles, list(zip(*lengths, strict=True)),
+            fmt="o", markersize=4, linewidth=1, color=colour(model, shown), label=model,
+        )  # fmt: skip
+    axes.set_xticks(
+        range(len(results.tasks)), [task.replace(", ", "\n") for task in results.tasks], fontsize=8
+    )
+    axes.legend(fontsize=7)
+    axes.grid(axis="y", alpha=0.3)

@@ -4,6 +4,7 @@ import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.harness import results as files
@@ -69,34 +70,19 @@ def number(value: float) -> str:
 
 def table(results: Results, task: str) -> str:
     """Every model of a task, the best first."""
-    study = results.study
-    lines = [
-        " | ".join(
-            ["", "model", "parameters", "rate", f"median {study.metric}", "interval", *study.figures, ""]
-        ).strip(),
-        "| " + " | ".join(["---"] * (5 + len(study.figures))) + " |",
-    ]
-    order = sorted(
-        results.models(task), key=lambda m: results.median(task, m), reverse=study.better == "higher"
-    )
-    for model in order:
+    study, models = results.study, results.models(task)
+    first = results.of(task, models[0])
+    columns = [name for name in study.figures if all(name in record.figures for record in first)]
+    rows = [["model", "parameters", "rate", f"median {study.metric}", "interval", *columns]]
+    rows.append(["---"] * len(rows[0]))
+    for model in sorted(models, key=lambda m: results.median(task, m), reverse=study.better == "higher"):
         records = results.of(task, model)
-        low, high = results.interval(task, model)
-        figures = [
-            number(_median([r.figures.get(name, math.nan) for r in records])) for name in study.figures
-        ]
-        cells = [
+        rows.append([
             model, number(results.parameters(task, model)), f"{records[0].rate:g}",
-            number(results.median(task, model)), f"{number(low)} to {number(high)}", *figures,
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+            number(results.median(task, model)), " to ".join(map(number, results.interval(task, model))),
+            *(number(median(record.figures.get(name, math.nan) for record in records)) for name in columns),
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def claims_table(claims: Sequence[Claim]) -> str:
@@ -109,15 +95,17 @@ def section(study: Study, result: dict[str, Any], picture: str | None = None) ->
     results = Results(study, records_of(result, study))
     seeds = len(results.of(results.tasks[0], results.models(results.tasks[0])[0]))
     machine = result["machine"]
+    rates = ", ".join(f"{rate:g}" for rate in study.rates)
+    where = f"{machine['cpu'].partition(' (')[0]}, {machine['cores']} cores"
     parts = [
         f"## {study.title}",
         f"    {result['command']}",
         study.statement.strip(),
-        f"Rates tried for each model: {', '.join(f'{rate:g}' for rate in study.rates)}, with "
-        f"{_counted(len(study.tuning_seeds), 'other seed')}; then {_counted(seeds, 'seed')}. The interval holds the median with a probability of "
-        f"{_coverage(seeds):.0%} at least. {result['date'][:10]}, {machine['cpu'].partition(' (')[0]}, "
-        f"{machine['cores']} cores, torch {result['versions']['torch']}, Python {result['python']}: "
-        f"{result['minutes']:.1f} minutes.",
+        f"Rates tried for each model: {rates}, with {_counted(len(study.tuning_seeds), 'seed')} that "
+        f"no figure is of; then {_counted(seeds, 'seed')}. The interval holds the median with a probability "
+        f"of {_coverage(seeds):.0%}. "
+        f"{result['date'][:10]}, {where}, torch {result['versions']['torch']}, "
+        f"Python {result['python']}: {result['minutes']:.1f} minutes.",
         claims_table([Claim(**claim) for claim in result["claims"]]),
     ]
     if picture is not None:

@@ -47,10 +47,11 @@ def run(
     chosen = list(tasks or (study.quick_tasks or study.tasks[:1] if quick else study.tasks))
     pairs = [(task, model) for task in chosen for model in study.models(task)]
     tuning_seeds = study.tuning_seeds[:1] if quick else study.tuning_seeds
+    rates_tried = study.rates[:2] if quick else study.rates
     tried = [
         Trial(study.name, task, model, rate, seed, quick)
         for task, model in pairs
-        for rate in study.rates
+        for rate in rates_tried
         for seed in tuning_seeds
     ]
     tuning = _all(executor, tried, f"{study.name}: tuning")
@@ -95,7 +96,7 @@ def _all(executor: Executor, trials: list[Trial], title: str) -> list[Record]:
 
 @contextmanager
 def progress(title: str, total: int):
-    """Gives a function that advances a bar and says what was done; without a terminal, a line for each tenth."""
+    """Gives a function that advances a bar and says what was done; without a terminal, a line a tenth."""
     if sys.stdout.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

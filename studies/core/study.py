@@ -77,8 +77,8 @@ class Claim:
 class Study:
     """A study as `python -m studies NAME` runs it.
 
-    ``train`` is a function of a module (worker processes import it) and deterministic: it draws everything from
-    ``trial.seed``. Every model of ``models(task)`` gets the same ``rates`` and ``tuning_seeds``.
+    ``train`` is a function of a module (worker processes import it) and deterministic: it draws
+    everything from ``trial.seed``. Every model of ``models(task)`` gets the same rates and seeds.
     """
 
     name: str

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 Curve = tuple[tuple[float, float], ...]
-POINTS = 40  # of a curve
+POINTS = 20  # of a curve
 
 
 def fit(
