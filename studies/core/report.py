@@ -82,12 +82,16 @@ def table(results: Results, task: str) -> str:
             number(results.median(task, model)), " to ".join(map(number, results.interval(task, model))),
             *(number(median(record.figures.get(name, math.nan) for record in records)) for name in columns),
         ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(map(_row, rows))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def claims_table(claims: Sequence[Claim]) -> str:
-    rows = [f"| {c.text} | {c.wanted} | {c.found} | {'yes' if c.holds else '**no**'} |" for c in claims]
-    return "\n".join(["| claim | wanted | found | holds |", "| --- | --- | --- | --- |", *rows])
+    rows = [(c.text, c.wanted, c.found, "yes" if c.holds else "**no**") for c in claims]
+    return "\n".join(map(_row, [("claim", "wanted", "found", "holds"), ("---",) * 4, *rows]))
 
 
 def section(study: Study, result: dict[str, Any], picture: str | None = None) -> str:

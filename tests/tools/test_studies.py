@@ -1,0 +1,336 @@
+"""Studies: models of equal size, equal tuning, figures that any run repeats, pages that the results make."""
+
+import ast
+import math
+import random
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import environment_of_pytest
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.harness import results as files
+from studies import __main__ as command
+from studies.core import models, plots, report, runner, training
+from studies.core.study import (
+    Claim,
+    Outcome,
+    Record,
+    Results,
+    Study,
+    Trial,
+    coverage_of,
+    first_reaching,
+    interval_of_median,
+)
+
+pytestmark = pytest.mark.tools
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def draw(axes, results):
+    plots.curves(axes, results, results.tasks[0])
+
+
+def train_made_up(trial: Trial) -> Outcome:
+    """Ours is the better, the nearer the rate is to 0.1; the rival diverges with the largest rate."""
+    score = abs(math.log10(trial.rate / 0.1)) + 0.01 * trial.seed + (trial.model == "theirs")
+    if trial.model == "theirs" and trial.rate == 1.0:
+        score = math.nan
+    return Outcome(100, score, score * 2, ((1.0, 3.0), (2.0, score)), {"steps": math.inf})
+
+
+MADE_UP = Study(
+    name="made_up", title="Made up", statement="A task.", metric="error", better="lower", tasks=("a", "b"),
+    models=lambda task: ("ours", "theirs"), rates=(0.01, 0.1, 1.0), train=train_made_up,
+    claims=lambda results: [Claim("ours | wins", "yes", number_of(results), True)], draw=draw,
+    shows="Nothing.", tuning_seeds=(1000, 1001), figures=("steps",),
+)  # fmt: skip
+
+
+def number_of(results: Results) -> str:
+    return report.number(results.median("a", "ours"))
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    monkeypatch.setattr(runner, "find", lambda name: MADE_UP)
+    with ThreadPoolExecutor(1) as executor:
+        yield runner.run(MADE_UP, executor, 5, False)
+
+
+def test_every_model_is_tried_with_every_rate_and_trained_with_the_best(made_up):
+    tuning, records = made_up
+    tried = [(r.task, r.model, r.rate, r.seed) for r in tuning]
+    assert sorted(tried) == sorted(
+        (task, model, rate, seed)
+        for task in "ab"
+        for model in ("ours", "theirs")
+        for rate in (0.01, 0.1, 1.0)
+        for seed in (1000, 1001)
+    )
+    assert [(r.task, r.model, r.seed, r.rate) for r in records] == [
+        (task, model, seed, 0.1) for task in "ab" for model in ("ours", "theirs") for seed in range(5)
+    ]
+    assert all(r.validation == 2 * r.score for r in records)
+
+
+@pytest.mark.parametrize("better, expected", [("lower", 0.1), ("higher", 0.01)])
+def test_a_rate_that_diverges_is_never_chosen(better, expected):
+    study = replace(MADE_UP, better=better)
+    records = [
+        Record("a", "ours", rate, 0, 1, validation, validation)
+        for rate, validation in ((1.0, math.nan), (0.01, 3.0), (0.1, 2.0))
+    ]
+    assert runner.best_rate(study, records) == expected
+
+
+def test_results_are_read_as_they_were_written(made_up, tmp_path):
+    tuning, records = made_up
+    records = [*records, replace(records[-1], score=math.nan, seed=5, figures={"steps": 7.0})]
+    result = report.summary(MADE_UP, tuning, records, 60.0, False, FACTS)
+    paths = report.write(tmp_path, MADE_UP, result)
+    assert [path.name for path in paths] == ["made_up.json", "made_up.md", "made_up.png"]
+    assert paths[2].read_bytes().startswith(b"\x89PNG") and "NaN" not in paths[0].read_text()
+    again = report.records_of(files.read(paths[0]), MADE_UP)
+    assert again[:-1] == [
+        replace(r, score=round(r.score, 4), validation=round(r.validation, 4)) for r in records[:-1]
+    ]
+    assert again[-1].score == math.inf and again[-1].figures == {"steps": 7.0}
+    page = paths[1].read_text()
+    assert "| ours \\| wins | yes | 0.02 | yes |" in page and "![Made up](made_up.png)" in page
+    assert page.index("| ours | 100 |") < page.index("| theirs | 100 |")
+    assert "probability of 94%" in page
+    before = paths[2].read_bytes()
+    report.write(tmp_path, MADE_UP, files.read(paths[0]))
+    assert paths[2].read_bytes() == before
+
+
+FACTS = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "command": "python -m studies made_up",
+    "machine": {"cpu": "some (family)", "cores": 2},
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def test_the_interval_of_a_median_has_the_probability_that_is_said():
+    """By drawing: the median of uniform numbers lies in the interval as often as the formula says."""
+    assert interval_of_median([3.0, 1.0, 2.0, 5.0, 4.0]) == (1.0, 5.0) and coverage_of(5) == 15 / 16
+    drawn = random.Random(0)
+    for n in (5, 9, 20):
+        k = next(k for k in range(n // 2, 0, -1) if coverage_of(n, k) >= 0.9)
+        held = 0
+        for _ in range(2000):
+            low, high = interval_of_median([drawn.random() for _ in range(n)])
+            held += low <= 0.5 <= high
+        share, deviation = coverage_of(n, k), math.sqrt(0.25 / 2000)
+        assert abs(held / 2000 - share) < 5 * deviation and (k == 1 or coverage_of(n, k + 1) < 0.9)
+
+
+def test_seeds_are_compared_in_pairs_and_the_worst_is_a_run_that_diverged():
+    records = [
+        Record("a", model, 0.1, seed, 9, score, score)
+        for model, scores in {"x": (1.0, 5.0, math.nan), "y": (2.0, 4.0, 6.0)}.items()
+        for seed, score in enumerate(scores)
+    ]
+    results = Results(MADE_UP, records[::-1])
+    assert results.wins("a", "x", "y") == 1 and results.wins("a", "y", "x") == 2
+    assert results.median("a", "x") == 5.0 and results.interval("a", "x") == (1.0, math.inf)
+    assert results.best_rival("a", "x") == "y" and results.parameters("a", "x") == 9
+    higher = Results(replace(MADE_UP, better="higher"), records)
+    assert higher.scores("a", "x") == [1.0, 5.0, -math.inf] and higher.wins("a", "x", "y") == 1
+
+
+def test_the_first_step_at_a_threshold():
+    curve = ((10, 3.0), (20, 1.0), (30, 2.0))
+    assert first_reaching(curve, 2.0, "lower") == 20 and first_reaching(curve, 0.5, "lower") == math.inf
+    assert first_reaching(curve, 2.5, "higher") == 10 and first_reaching((), 0.0, "higher") == math.inf
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_the_smallest_model_that_has_as_many_parameters(kind):
+    """And its output depends on both inputs, in each row alone."""
+    make = models.KINDS[kind]
+    for x, z, out, least in ((16, 8, 3, 3000), (5, 2, 1, 10), (64, 10, 1, 20_000)):
+        width = models.width_for(lambda width: make(x, z, out, width), least)  # noqa: B023
+        counts = [models.parameters(make(x, z, out, n)) for n in (width - 1, width) if n > 0]
+        assert counts[-1] >= least and (width == 1 or counts[0] < least)
+    torch.manual_seed(0)
+    model = models.fitted(kind, 5, 3, 2, 500)
+    assert models.parameters(model) >= 500
+    for parameter in model.parameters():  # FiLM starts as the identity, whatever z is
+        nn.init.normal_(parameter)
+    x, z = torch.randn(4, 5, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    y = model(x, z)
+    assert y.shape == (4, 2)
+    for grad in torch.autograd.grad(y[1].sum(), (x, z)):
+        assert grad[1].abs().sum() > 0 and grad[[0, 2, 3]].abs().sum() == 0
+
+
+def test_a_size_that_no_model_has_is_an_error():
+    with pytest.raises(ValueError, match="width_for: no model of at most 65536 units has 1000000 parameters"):
+        models.width_for(lambda width: nn.Linear(1, 1), 1_000_000)
+
+
+def test_training_ends_at_a_rate_of_zero_and_evaluates_without_gradients():
+    torch.manual_seed(0)
+    model, rates, enabled = nn.Linear(3, 1), [], []
+    x = torch.randn(64, 3)
+
+    def evaluate() -> float:
+        enabled.append((torch.is_grad_enabled(), model.training))
+        return model.weight.detach().abs().sum().item()
+
+    before = model.weight.detach().clone()
+    curve = training.fit(
+        model,
+        lambda step: rates.append(step) or (model(x) - x.sum(1, keepdim=True)).square().mean(),
+        0.1,
+        100,
+        evaluate,
+    )
+    assert rates == list(range(1, 101)) and [step for step, _ in curve] == list(range(5, 101, 5))
+    assert set(enabled) == {(False, False)} and model.training
+    assert (model.weight - 1).abs().max() < (before - 1).abs().max()
+    assert abs(curve[-1][1] - curve[-2][1]) < abs(curve[1][1] - curve[0][1])
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["compat"], "NAME: expected some of compact, .* got 'compat'"),
+        (["all", "compact"], "got 'all'"),
+        (["compact", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["compact", "--workers", "0"], "--workers: expected at least 1, got 0"),
+        (["compact", "--record", "--quick"], "--record: expected at least 5 seeds and no --quick"),
+        (["compact", "--record", "--seeds", "4"], "--record: expected at least 5 seeds"),
+        (["compact", "--render"], "--render: expected no study"),
+        (["--rend"], "unrecognized arguments: --rend"),
+    ],
+)
+def test_wrong_arguments_are_said(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_without_a_name_it_says_what_there_is(capsys):
+    assert command.main([]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{name} " in said and runner.find(name).title in said for name in runner.STUDIES)
+
+
+def test_a_package_that_is_missing_is_one_line(monkeypatch, capsys):
+    from importlib import util
+
+    found = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "sklearn" else found(name))
+    assert command.main(["compact", "--quick"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == 'python -m studies: needs scikit-learn: pip install ".[bench]"\n'
+
+
+def test_an_error_of_a_trial_names_it(monkeypatch):
+    def fail(trial):
+        raise ZeroDivisionError("division")
+
+    monkeypatch.setattr(runner, "find", lambda name: replace(MADE_UP, train=fail))
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError) as raised:
+        runner.run(MADE_UP, executor, 1, True)
+    assert (
+        "while training Trial(study='made_up', task='a', model='ours', rate=0.01" in raised.value.__notes__[0]
+    )
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize("name", runner.STUDIES)
+def test_a_quick_run_of_every_study(name, tmp_path):
+    """As a user starts it: a table, claims that are decided, a picture, and records of every model."""
+    arguments = ["-m", "studies", name, "--quick", "--workers", "2", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment_of_pytest(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    study = runner.find(name)
+    assert f"## {study.title}" in done.stdout and "| claim | wanted | found | holds |" in done.stdout
+    result = files.read(tmp_path / f"{name}.json")
+    records = report.records_of(result, study)
+    tasks = study.quick_tasks or study.tasks[:1]
+    assert {(r.task, r.model) for r in records} == {(t, m) for t in tasks for m in study.models(t)}
+    assert {r.seed for r in records} == {0, 1} and result["quick"] and result["claims"]
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_study_says_what_it_does_and_what_it_shows():
+    for name in runner.STUDIES:
+        study = runner.find(name)
+        assert study.name == name and len(study.rates) >= 3 and study.better in ("lower", "higher")
+        assert len(study.statement.split()) > 50 and len(study.shows.split()) > 30, name
+        assert not set(study.tuning_seeds) & set(range(100)), "a seed of tuning is one of the figures"
+        assert all(len(study.models(task)) >= 3 for task in study.tasks)
+
+
+def test_studies_use_public_names_alone():
+    """So that they are examples of what a user can write."""
+    allowed = {"mi_kernels", "mi_kernels.cli"}
+    for path in (ROOT / "studies").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert [n for n in names if n.startswith("mi_kernels") and n not in allowed] == [], path
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("mi."):
+                assert "._" not in ast.unparse(node), path
+
+
+# What stands in the repository.
+
+
+def test_the_page_is_made_of_the_results_in_the_repository():
+    found = report.saved()
+    assert [study.name for study, _ in found] == list(runner.STUDIES)
+    assert report.PAGE.read_text() == report.page(found), "python -m studies --render"
+    for study, _ in found:
+        assert (report.PICTURES / f"{study.name}.png").is_file()
+    assert "docs/studies/overview.png" in (ROOT / "README.md").read_text()
+    assert (report.PICTURES / "overview.png").is_file()
+
+
+@pytest.mark.parametrize("name", runner.STUDIES)
+def test_recorded_results_are_of_full_runs_with_models_of_equal_size(name):
+    study, path = runner.find(name), report.SAVED / f"{name}.json"
+    result = files.read(path)
+    results = Results(study, report.records_of(result, study))
+    assert path.stat().st_size < 100_000 and result["quick"] is False and result["minutes"] < 10
+    assert results.tasks == list(study.tasks)
+    tried = {(t["task"], t["model"], t["rate"], t["seed"]) for t in result["tuning"]}
+    for task in study.tasks:
+        assert results.models(task) == list(study.models(task))
+        for model in study.models(task):
+            assert [record.seed for record in results.of(task, model)] == list(range(5))
+            assert {(task, model, rate, s) for rate in study.rates for s in study.tuning_seeds} <= tried
+            assert results.of(task, model)[0].rate == runner.best_rate(
+                study,
+                [Record(t["task"], t["model"], t["rate"], t["seed"], 0, 0.0, worst(t["validation"], study))
+                 for t in result["tuning"] if (t["task"], t["model"]) == (task, model)],
+            )  # fmt: skip
+    assert [Claim(**claim) for claim in result["claims"]] == study.claims(results)
+
+
+def worst(value, study):
+    return (math.inf if study.better == "lower" else -math.inf) if value is None else value
