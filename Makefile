@@ -10,6 +10,8 @@ WHEEL_TORCH ?= torch==2.11.0
 WHEEL_PYTHON ?= $(shell PYENV_VERSION=3.12 python3.12 -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null \
 	|| echo $(PYTHON))
 
+STUDIES ?= all
+
 VENV := .venv
 BIN := $(VENV)/bin
 WHEEL := .venv-wheel
@@ -39,7 +41,7 @@ NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench gpu-check lint format clean FORCE
+.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench studies gpu-check lint format clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,7 +55,7 @@ test: build  ## run the whole test suite
 test-fast: build  ## the inner loop, six minutes on two cores: kernels' values and gradients, on fewer samples
 	MI_KERNELS_TEST_SELECTION=fast $(BIN)/python -m pytest tests -n logical --dist worksteal -m '$(FAST)'
 
-mutants: build  ## put 58 small faults into copies of the checkout, one at a time: the tests have to notice each
+mutants: build  ## put small faults into copies of the checkout, one at a time: the tests have to notice each
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
 # From another directory: an interpreter that is started here would import the package of the checkout.
@@ -71,6 +73,9 @@ sanitize: $(VENV)/.installed  ## run the CPU kernels and their checks under Addr
 
 bench: build  ## measure against the alternatives
 	$(BIN)/python -m mi_kernels bench
+
+studies: build  ## what multiplicative interactions are good for: STUDIES="compact attention" (all); see docs/studies.md
+	$(BIN)/python -m studies $(STUDIES)
 
 # No .venv: the Python that is there, with its packages, for machines without a network. PYTHON names another.
 gpu-check:  ## on a GPU, with the packages of $(PYTHON): build, test, measure, within 10 minutes

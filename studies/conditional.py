@@ -84,9 +84,8 @@ def selection(draw: torch.Generator, functions: int = 16, width: int = 16) -> Pr
 
     def batch(rows: int = BATCH) -> Batch:
         x, k = torch.randn(rows, width, generator=draw), torch.randint(functions, (rows,), generator=draw)
-        hidden = torch.tanh(torch.einsum("khj,bj->bkh", first, x))
-        y = torch.einsum("bkh,kh->bk", hidden, second).gather(1, k.unsqueeze(1))
-        return x, F.one_hot(k, functions).float(), y
+        hidden = torch.tanh(mi.apply_generated(x, first, segment_ids=k))
+        return x, F.one_hot(k, functions).float(), (hidden * second[k]).sum(-1, keepdim=True)
 
     return _fresh(lambda kind: sized(kind, width, functions, 1, 32), batch)
 

@@ -15,6 +15,8 @@ SCANNED = (
     "docs/",
     "tools/",
     "benchmarks/",
+    "examples/",
+    "studies/",
     "README.md",
     "CONTRIBUTING.md",
     "Makefile",

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.subprocess
 PACKAGE = Path(mi.__file__).parent
 ROOT = Path(__file__).parents[2]
 HAS_BENCH = (PACKAGE.parent / "benchmarks" / "run.py").is_file()
-FOLDERS = ("mi_kernels", "benchmarks", "tools", "examples")
+FOLDERS = ("mi_kernels", "benchmarks", "tools", "examples", "studies")
 COMMANDS = {"doctor": "--jso", "verify": "--minute=1", "demo": "--step=3", "tune": "--size=1,1,1,1"}
 
 

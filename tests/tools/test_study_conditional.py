@@ -63,6 +63,12 @@ def test_a_context_chooses_a_function_of_x(task):
     if task == "selection":
         assert torch.equal(z.sum(1), torch.ones(len(z))) and z.shape[1] == 16
         assert len(torch.unique(z, dim=0)) == 16
+        draw = torch.Generator().manual_seed(0)
+        first, second = torch.randn(16, 16, 16, generator=draw), torch.randn(16, 16, generator=draw)
+        chosen = z.argmax(1)
+        hidden = torch.tanh(torch.einsum("bhj,bj->bh", first[chosen].double() / 2, x.double()))
+        again = (hidden * second[chosen].double() / 4).sum(1, keepdim=True)
+        assert (again - wanted).norm() <= 32 * torch.finfo(torch.float32).eps * again.norm()  # two sums of 16
     if task == "digits":
         assert torch.equal(z.sum(1), torch.full((len(z),), 5.0)) and set(wanted.unique().tolist()) == {
             0.0,
