@@ -224,7 +224,7 @@ Which function of x is wanted depends on a context z: can a model of a given siz
 The hidden layers of the interactions: relu(z^T W x + U z + V x + c) and an interaction again (*each
 layer*), or a linear layer, relu and the interaction (*last layer*). concat: an MLP of [x; z] with two
 hidden layers. FiLM and gated: two hidden layers of x that z scales and shifts, or gates. The hypernetwork
-generates the first layer out of 8 hidden units of z. Adam with a cosine to 0, batches of 256, 2000 or 3000
+generates both layers out of 8 hidden units of z. Adam with a cosine to 0, batches of 256, 2000 or 3000
 steps (digits 1500). The error is the mean squared one by the variance of what is wanted; of digits the rate
 of wrong answers.
 """

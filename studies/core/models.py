@@ -1,7 +1,7 @@
 """The competitors: ways to condition a network of x on a context z, by the public names of mi_kernels.
 
-Each is called with x [B, X] and z [B, Z], and gives y [B, O]. ``width`` is the number of its hidden units, by
-which ``fitted`` makes models of equal size.
+Each is called with x [..., X] and z [..., Z], whose leading dimensions broadcast, and gives y [..., O]. ``width``
+is the number of its hidden units, by which ``fitted`` makes models of equal size.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Concat(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Linear(width, out))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.layers(torch.cat([x, z], -1))
+        return self.layers(torch.cat([x, z.expand(*x.shape[:-1], -1)], -1))
 
 
 class Film(nn.Module):
@@ -38,7 +38,7 @@ class Film(nn.Module):
         super().__init__()
         sizes = [x, *[width] * depth]
         self.linear = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
-        self.film = nn.ModuleList(mi.nn.FiLM(width, context_features=z) for _ in range(depth))
+        self.film = nn.ModuleList(mi.nn.FiLM(width, context_features=z, channel_dim=-1) for _ in range(depth))
         self.out = nn.Linear(width, out)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
@@ -67,20 +67,20 @@ class Gated(nn.Module):
 
 
 class Hyper(nn.Module):
-    """A hypernetwork: a hidden layer of z generates the first layer that x meets (Ha et al., 2017)."""
+    """A hypernetwork: a hidden layer of z generates both layers that x meets (Ha et al., 2017)."""
 
-    EMBEDDING = 8
+    HIDDEN = 8
 
     def __init__(self, x: int, z: int, out: int, width: int) -> None:
         super().__init__()
-        network = nn.Sequential(nn.Linear(z, self.EMBEDDING), nn.ReLU())
-        self.generated = mi.nn.HyperLinear(
-            x, out_features=width, context_features=self.EMBEDDING, context_network=network
+        self.layers = mi.nn.HyperMLP(
+            [x, width, out],
+            context_features=self.HIDDEN,
+            context_network=nn.Sequential(nn.Linear(z, self.HIDDEN), nn.ReLU()),
         )
-        self.out = nn.Linear(width, out)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.out(torch.relu(self.generated(x, z)))
+        return self.layers(x, z)
 
 
 class Dense(nn.Module):
@@ -118,7 +118,6 @@ class LowRank(nn.Module):
 
 
 KINDS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
-    "dense MI": Dense,
     "dense MI, last layer": partial(Dense, where="last"),
     "dense MI, each layer": partial(Dense, where="each"),
     "low-rank MI": LowRank,
