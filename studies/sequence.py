@@ -1,0 +1,248 @@
+"""Sequence modelling: character-level models of a real text, LSTMs with and without products."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import cache, partial
+from pydoc_data.topics import topics
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mi_kernels as mi
+from studies.core.models import parameters, width_for
+from studies.core.study import Claim, Outcome, Results, Study, Trial, first_reaching
+from studies.core.training import fit
+
+BLOCK, WINDOW, ROWS, EMBEDDING, RANK = 1024, 64, 32, 48, 32
+BUDGET, STEPS = 60_000, 1500
+QUICK_BUDGET, QUICK_STEPS = 24_000, 60
+LEAST_COUNT = 2  # of a character in the training part, to have a number of its own
+OTHER = 0  # the number that all rarer characters share
+TASK, RIVAL = "Python's reference", "LSTM"
+TARGET = 2.2  # bits per character of the validation part
+STEPS_TO_TARGET = f"steps to {TARGET} bits"
+
+
+def paragraphs(text: str) -> str:
+    """The text without paragraphs that stood in it before, whatever their indentation and line breaks."""
+    first: dict[str, str] = {}
+    for paragraph in re.split(r"\n\s*\n", text):
+        first.setdefault(" ".join(paragraph.split()), paragraph)
+    return "\n\n".join(first.values())
+
+
+def parts(text: str) -> tuple[list[str], list[str], list[str]]:
+    """Blocks to train on, to tune by and to test on: of ten that follow each other eight, one and one."""
+    blocks = [text[start : start + BLOCK] for start in range(0, len(text) - BLOCK + 1, BLOCK)]
+    return [block for i, block in enumerate(blocks) if i % 10 < 8], blocks[8::10], blocks[9::10]
+
+
+def encoded(text: str) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The parts as numbers [N, BLOCK], and how many there are: those of the characters of the first part."""
+    found = parts(text)
+    counts = Counter("".join(found[0]))
+    known = sorted(character for character, count in counts.items() if count >= LEAST_COUNT)
+    numbers = {character: number for number, character in enumerate(known, OTHER + 1)}
+    train, validation, test = (
+        torch.tensor([[numbers.get(character, OTHER) for character in block] for block in part])
+        for part in found
+    )
+    return train, validation, test, len(known) + 1
+
+
+def text() -> str:
+    return paragraphs("\n".join(topics[name] for name in sorted(topics)))
+
+
+@cache
+def data() -> tuple[Tensor, Tensor, Tensor, int]:
+    return encoded(text())
+
+
+class LinearDecoder(nn.Linear):
+    """Scores from the state alone."""
+
+    def __init__(self, hidden: int, characters: int) -> None:
+        super().__init__(hidden, characters)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        return super().forward(h)
+
+
+class ConcatDecoder(nn.Module):
+    """Scores from the state and the embedded character beside each other."""
+
+    def __init__(self, hidden: int, characters: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden + EMBEDDING, characters)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        return self.linear(torch.cat([h, e], -1))
+
+
+class MultiplicativeDecoder(nn.Module):
+    """Scores from the state by a matrix that the embedded character e generates: V + P diag(C e) A."""
+
+    def __init__(self, hidden: int, characters: int) -> None:
+        super().__init__()
+        self.interaction = mi.nn.LowRankInteraction(
+            hidden,
+            context_features=EMBEDDING,
+            out_features=characters,
+            rank=RANK,
+            weight_x=True,
+            weight_z=True,
+        )
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        return self.interaction(h, e)
+
+
+MODELS: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "multiplicative LSTM": (mi.nn.MultiplicativeLSTM, LinearDecoder),
+    "MI-LSTM": (mi.nn.MultiplicativeIntegrationLSTM, LinearDecoder),
+    "LSTM + multiplicative decoder": (nn.LSTM, MultiplicativeDecoder),
+    "LSTM + concat decoder": (nn.LSTM, ConcatDecoder),
+    RIVAL: (nn.LSTM, LinearDecoder),
+}
+RIVALS = ("LSTM + concat decoder", RIVAL)
+OURS = [name for name in MODELS if name not in RIVALS]
+
+
+class Characters(nn.Module):
+    """Scores of the next character after each one of a text [T, B]."""
+
+    def __init__(self, name: str, characters: int, hidden: int) -> None:
+        super().__init__()
+        layer, decoder = MODELS[name]
+        self.embedding = nn.Embedding(characters, EMBEDDING)
+        self.layer = layer(EMBEDDING, hidden)
+        self.decoder = decoder(hidden, characters)
+        with torch.no_grad():  # each has two biases that are added: 1 for the forget gates
+            self.layer.bias_ih_l0[hidden : 2 * hidden] = 1
+            self.layer.bias_hh_l0[hidden : 2 * hidden] = 0
+
+    def forward(self, characters: Tensor) -> Tensor:
+        e = self.embedding(characters)
+        h, _ = self.layer(e)
+        return self.decoder(h, e)
+
+
+def units(name: str, characters: int, budget: int) -> int:
+    """Of the largest of ours with at most ``budget`` parameters, the smallest rival with at least as many."""
+    sized = partial(Characters, name, characters)
+    return width_for(sized, budget) if name in RIVALS else width_for(sized, budget + 1) - 1
+
+
+def windows(blocks: Tensor, seed: int) -> Callable[[], Tensor]:
+    """Draws ROWS windows of a block each [ROWS, WINDOW + 1]; the same ones for every model."""
+    draws = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        rows = torch.randint(len(blocks), (ROWS, 1), generator=draws)
+        starts = torch.randint(BLOCK - WINDOW, (ROWS, 1), generator=draws)
+        return blocks[rows, starts + torch.arange(WINDOW + 1)]
+
+    return draw
+
+
+def bits(model: nn.Module, rows: Tensor) -> Tensor:
+    """The mean loss in bits per character of rows [B, T]: each is predicted from those before it."""
+    steps = rows.t()
+    scores = model(steps[:-1])
+    return F.cross_entropy(scores.flatten(0, 1), steps[1:].flatten()) / math.log(2)
+
+
+def train(trial: Trial) -> Outcome:
+    blocks, validation, test, characters = data()
+    budget, steps = (QUICK_BUDGET, QUICK_STEPS) if trial.quick else (BUDGET, STEPS)
+    if trial.quick:
+        validation, test = validation[:4], test[:4]
+    hidden = units(trial.model, characters, budget)
+    torch.manual_seed(trial.seed)
+    model = Characters(trial.model, characters, hidden)
+    window = windows(blocks, trial.seed)
+    curve = fit(
+        model,
+        lambda step: bits(model, window()),
+        trial.rate,
+        steps,
+        lambda: bits(model, validation[::2]).item(),
+    )
+    with torch.no_grad():
+        tuned, score = bits(model, validation).item(), bits(model, test).item()
+    figures = {STEPS_TO_TARGET: first_reaching(curve, TARGET, "lower")}
+    return Outcome(parameters(model), score, validation=tuned, curve=curve, figures=figures)
+
+
+def claims(results: Results) -> list[Claim]:
+    found = []
+    for model in OURS:
+        rivals = RIVALS if "decoder" in model else (RIVAL,)
+        for rival in rivals:
+            wins, seeds = results.wins(TASK, model, rival), len(results.of(TASK, model))
+            gap = results.median(TASK, rival) - results.median(TASK, model)
+            found.append(
+                Claim(
+                    f"{model}: fewer bits per character than {rival}",
+                    f"in {four_fifths(seeds)} of {seeds} seeds",
+                    f"{wins} of {seeds}; the median is {abs(gap):.3f} bits {'lower' if gap > 0 else 'higher'}",
+                    wins >= four_fifths(seeds),
+                )
+            )
+    for model in OURS:
+        ours, theirs = (steps_to_target(results, name) for name in (model, RIVAL))
+        wins = sum(a < b for a, b in zip(ours, theirs, strict=True))
+        found.append(
+            Claim(
+                f"{model}: at {TARGET} bits in fewer steps than {RIVAL}",
+                f"in {four_fifths(len(ours))} of {len(ours)} seeds",
+                f"{wins} of {len(ours)}; median {median(ours):g} to {median(theirs):g}",
+                wins >= four_fifths(len(ours)),
+            )
+        )
+    return found
+
+
+def four_fifths(seeds: int) -> int:
+    """Rounded up."""
+    return math.ceil(0.8 * seeds)
+
+
+def steps_to_target(results: Results, model: str) -> list[float]:
+    return [first_reaching(record.curve, TARGET, "lower") for record in results.of(TASK, model)]
+
+
+def draw(axes: Any, results: Results) -> None:
+    from studies.core.plots import curves
+
+    curves(axes, results, TASK)
+    axes.axhline(TARGET, color="0.5", linewidth=0.8, linestyle=":")
+    axes.set_ylim(top=3.2)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("bits per character (validation)")
+
+
+STATEMENT = """TODO"""
+SHOWS = """TODO"""
+
+STUDY = Study(
+    name="sequence",
+    title="Sequence modelling: bits per character",
+    statement=STATEMENT,
+    metric="bits per character",
+    better="lower",
+    tasks=(TASK,),
+    models=lambda task: list(MODELS),
+    rates=(3e-3, 7.5e-3, 2e-2, 5e-2),
+    train=train,
+    claims=claims,
+    draw=draw,
+    shows=SHOWS,
+    figures=(STEPS_TO_TARGET,),
+)
