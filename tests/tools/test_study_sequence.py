@@ -49,7 +49,7 @@ def test_characters_that_are_rare_in_the_training_part_share_a_number():
 
 
 def test_hardly_a_long_passage_of_the_real_text_is_in_two_parts():
-    """Of the strings of 100 characters that are held out, whatever their line breaks, one of fifty at most."""
+    """Of the held-out strings of 100 characters, whatever their line breaks, one of fifty at most."""
     train, validation, test = sequence.parts(sequence.text())
     seen = {one for block in train for one in strings(block)}
     for part in (validation, test):
