@@ -13,7 +13,7 @@ from studies.core.study import Record, Results, Trial
 
 pytestmark = pytest.mark.tools
 
-QUICK = Trial("sequence", sequence.TASK, sequence.RIVAL, rate=1e-2, seed=3, quick=True)
+QUICK = Trial("sequence", sequence.TASK, sequence.RIVAL, rate=2e-2, seed=3, quick=True)
 
 
 @pytest.fixture(autouse=True)
