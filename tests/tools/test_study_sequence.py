@@ -136,15 +136,19 @@ def bits_of_frequencies():
 
 
 def test_claims_are_of_the_seeds_that_won():
-    def records(model, score, reached):
-        return [
-            Record(sequence.TASK, model, 1e-2, seed, 1, score + seed, 0.0, ((reached, sequence.TARGET),))
-            for seed in range(5)
-        ]
-
-    scores = {"multiplicative LSTM": 1.0, "MI-LSTM": 3.0, "LSTM + multiplicative decoder": 1.5}
-    rivals = {"LSTM + concat decoder": 1.4, "LSTM": 2.0}
-    every = [r for model, score in (scores | rivals).items() for r in records(model, score, 100 * score)]
+    """Four of five are enough, three are not; the curves say the same as the scores."""
+    scores = {
+        "multiplicative LSTM": [1.0, 1.0, 1.0, 1.0, 2.5],
+        "MI-LSTM": [1.0, 1.0, 1.0, 2.5, 2.5],
+        "LSTM + multiplicative decoder": [1.5] * 5,
+        "LSTM + concat decoder": [1.4] * 5,
+        "LSTM": [2.0] * 5,
+    }
+    every = [
+        Record(sequence.TASK, model, 1e-2, seed, 1, score, 0.0, ((100 * score, sequence.TARGET),))
+        for model in scores
+        for seed, score in enumerate(scores[model])
+    ]
     held = {claim.text: claim.holds for claim in sequence.claims(Results(sequence.STUDY, every))}
     less, steps = "fewer bits per character than", f"at {sequence.TARGET} bits in fewer steps than LSTM"
     assert held == {
