@@ -212,7 +212,7 @@ def draw(axes: Any, results: Results) -> None:
 
     curves(axes, results, TASK)
     axes.axhline(TARGET, color="0.5", linewidth=0.8, linestyle=":")
-    axes.set_ylim(TARGET - 0.2, 3.0)
+    axes.set_ylim(TARGET - 0.4, TARGET + 1)
     axes.set_xlabel("steps")
     axes.set_ylabel("bits per character (validation)")
 
