@@ -4,7 +4,6 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-import torch
 
 pytestmark = pytest.mark.tools
 
@@ -34,30 +33,3 @@ def test_hyper_tasks_meets_its_criterion(hyper_tasks, tmp_path, capsys):
 def test_both_models_of_hyper_tasks_have_the_same_size(hyper_tasks):
     hyper, concat = (hyper_tasks.parameters(hyper_tasks.make(name)) for name in ("hyper", "concat"))
     assert hyper <= concat <= 1.05 * hyper
-
-
-@pytest.mark.parametrize("kind", ["mlstm", "mi_gru"])
-def test_char_mlstm_learns_more_than_frequencies(kind, capsys):
-    """In a few steps, and so does the LSTM beside it, which is at most a unit larger than it has to be."""
-    char_mlstm = load("char_mlstm")
-    found = char_mlstm.main(["--quick", "--kind", kind])
-    least = found.pop("frequencies")
-    assert set(found) == {kind, "nn.LSTM"} and all(bits < least for bits in found.values())
-    assert capsys.readouterr().out.count("held out") == 2
-
-
-def test_no_character_of_char_mlstm_is_both_seen_and_held_out():
-    char_mlstm = load("char_mlstm")
-    text = "".join(map(chr, range(10 * char_mlstm.BLOCK + 5)))
-    blocks, held_out, characters = char_mlstm.encode(text)
-    assert characters == len(text) and blocks.shape[0] == 9 and held_out.shape[0] == 1
-    assert torch.equal(torch.cat((blocks, held_out)).flatten(), torch.arange(10 * char_mlstm.BLOCK))
-
-
-def test_the_models_of_char_mlstm_have_the_same_size():
-    char_mlstm = load("char_mlstm")
-    for kind in char_mlstm.KINDS:
-        ours = char_mlstm.parameters(char_mlstm.make(kind, 32, 91))
-        units = char_mlstm.hidden_of_lstm(ours, 91)
-        theirs, less = (char_mlstm.parameters(char_mlstm.make("lstm", n, 91)) for n in (units, units - 1))
-        assert less < ours <= theirs
