@@ -238,11 +238,12 @@ STUDY = Study(
     better="lower",
     tasks=tuple(PROBLEMS),
     models=lambda task: PROBLEMS[task][2],
-    rates=(3e-3, 1e-2, 3e-2),
+    rates=(2e-3, 6e-3, 2e-2, 6e-2),
     train=train,
     claims=claims,
     draw=draw,
     shows=SHOWS,
+    tuning_seeds=(1000, 1001),
     quick_tasks=("32 tasks", "digits"),
     figures=("seen contexts",),
 )

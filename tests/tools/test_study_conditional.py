@@ -115,3 +115,14 @@ def test_a_trial_repeats_to_the_bit_and_learns():
         found.append(conditional.train(trial))
     assert found[0] == found[1]
     assert found[0].score < 0.5 and found[0].curve[-1][1] < found[0].curve[0][1]  # 1: the mean as the answer
+
+
+def test_the_interaction_has_a_fifth_of_the_error_on_32_tasks(monkeypatch):
+    """With fewer steps than the study."""
+    problem_of, _, kinds = conditional.PROBLEMS["32 tasks"]
+    monkeypatch.setitem(conditional.PROBLEMS, "32 tasks", (problem_of, 800, kinds))
+    scores = {}
+    for kind in (conditional.LAYER, "concat"):
+        torch.manual_seed(0)
+        scores[kind] = conditional.train(Trial("conditional", "32 tasks", kind, 0.03, 0)).score
+    assert scores[conditional.LAYER] <= 0.2 * scores["concat"]
