@@ -63,7 +63,7 @@ class Diagonal(nn.Module):
 
 
 class Quadratic(nn.Module):
-    """An interaction of s = [x; z] with itself, all squares and products, and a small function of that number."""
+    """An interaction of s = [x; z] with itself, so all squares and products, and a small network of it."""
 
     def __init__(self, d: int, width: int = 8) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def smallest(make: Callable[[int], nn.Module], least: int) -> nn.Module:
 
 
 def moments(task: str) -> tuple[float, float]:
-    """Mean and variance of the target, exactly: x - z has variance 2, and ||x - z|| is sqrt(2) times a chi."""
+    """Mean and variance of the target: x - z has variance 2, and ||x - z|| is sqrt(2) times a chi."""
     kind, d = kind_of(task)
     if kind == "product":
         return 0.0, float(d)
@@ -164,7 +164,7 @@ def rounded(value: float) -> float:
 
 
 def needed(results: Results, task: str, family: str, seed: int, enough: float = ENOUGH) -> float:
-    """Parameters with which a model, or the MLPs from small to large, come to an error; infinite if none does.
+    """Parameters with which a model, or the MLPs from small to large, have an error; infinite if none has.
 
     Between the last MLP that misses it and the first that has it, log(parameters) is linear in log(error).
     """
@@ -196,9 +196,11 @@ def claims(results: Results) -> list[Claim]:
         found.append(
             Claim(
                 f"The MI layer has x.z at d = {CLAIMED} with 81 parameters.",
-                "81 parameters, median MSE < 0.001", f"{size} parameters, {error:.2g}", size == 81 and error < 1e-3,
+                "81 parameters, median MSE < 0.001",
+                f"{size} parameters, {error:.2g}",
+                size == 81 and error < 1e-3,
             )
-        )  # fmt: skip
+        )
         small = [
             name
             for name in results.models(claimed)
@@ -212,7 +214,7 @@ def claims(results: Results) -> list[Claim]:
             Claim(
                 f"No MLP with fewer than {FEW} parameters comes under MSE 0.1 there.",
                 f"median MSE > 0.1 for all {len(small)}",
-                f"{mse(results, claimed, best):.2g} ({best}, {results.parameters(claimed, best)} parameters){says}",
+                f"{mse(results, claimed, best):.2g} ({best}){says}",
                 mse(results, claimed, best) > 0.1,
             )
         )
@@ -223,19 +225,21 @@ def claims(results: Results) -> list[Claim]:
         listed = ", ".join(f"{ratio:.1f}" for ratio in ratios)
         found.append(
             Claim(
-                "For 10 % of the variance of x.z an MLP needs a multiple of our parameters that grows with d.",
-                "larger for each larger d", f"{listed} times ours, d = {products[0][10:]} to {products[-1][10:]}",
+                "To 10 % of the variance of x.z an MLP needs a multiple of our size that grows with d.",
+                "larger for each larger d",
+                f"{listed} times ours, d = {products[0][10:]} to {products[-1][10:]}",
                 all(a < b for a, b in zip(ratios, ratios[1:], strict=False)),
             )
-        )  # fmt: skip
+        )
     for task in distances:
         rival = min(("MLP 1x", DEEP), key=lambda name: results.median(task, name))
+        wins = f"better in {results.wins(task, OURS, rival)} of {len(results.of(task, OURS))} seeds"
         found.append(
             Claim(
-                f"MI network of [x; z] with itself against the better MLP of equal size: ||x - z||, d = {kind_of(task)[1]}.",
+                f"||x - z||, d = {kind_of(task)[1]}: less error than the better MLP of equal size.",
                 "smaller error in the median",
-                f"{results.median(task, OURS):.2g} against {results.median(task, rival):.2g} of the variance ({rival}),"
-                f" better in {results.wins(task, OURS, rival)} of {len(results.of(task, OURS))} seeds",
+                f"{results.median(task, OURS):.2g} of the variance against {results.median(task, rival):.2g}"
+                f" ({rival}), {wins}",
                 results.median(task, OURS) < results.median(task, rival),
             )
         )
@@ -272,19 +276,20 @@ def draw(axes: Any, results: Results) -> None:
     axes.legend(fontsize="small")
 
 
-STATEMENT = f"""Learn the product x.z and the distance ||x - z|| of x, z ~ N(0, 1) in d dimensions. The target is brought
-to mean 0 and variance 1 by its exact moments; the score is the mean squared error, so a share of the variance, on
-{TEST:,} fresh pairs; `MSE` is in the target's own units.
+STATEMENT = f"""Learn the product x.z and the distance ||x - z|| of x, z ~ N(0, 1) in d dimensions. The target
+is brought to mean 0 and variance 1 by its exact moments; the score is the mean squared error, so a share of
+the variance, on {TEST:,} fresh pairs; `MSE` is in the target's own units.
 
-For the product ours is one `MultiplicativeInteraction` with one output, y = z^T W x + u.z + v.x + c: (d + 1)^2
-parameters, 81 at d = 8. It has no x_i^2, which the distance needs, so there ours is the interaction of s = [x; z] with
-itself, one number s^T W s + u.s + c, and eight relus of it for the root; "one layer" is the plain layer on the distance.
-An MLP takes [x; z]; "MLP 6x" has one hidden layer of silu (x sigmoid(x)) and at least six times our parameters. At
-d = 8 ten more: diagonal MI (o.((A z + a) x)), low-rank MI, FiLM and gated networks with our number of parameters, and
-MLPs just under {FEW:,} parameters with one and two hidden layers of silu, relu and tanh.
+For the product ours is one `MultiplicativeInteraction` with one output, y = z^T W x + u.z + v.x + c: (d +
+1)^2 parameters, 81 at d = 8. It has no x_i^2, which the distance needs, so there ours is the interaction of s
+= [x; z] with itself, one number s^T W s + u.s + c, and eight relus of it for the root; "one layer" is the
+plain layer on the distance. An MLP takes [x; z]; "MLP 6x" has one hidden layer of silu (x sigmoid(x)) and at
+least six times our parameters. At d = 8 ten more: diagonal MI (o.((A z + a) x)), low-rank MI, FiLM and gated
+networks with our number of parameters, and MLPs just under {FEW:,} parameters with one and two hidden layers
+of silu, relu and tanh.
 
-Adam, {STEPS:,} steps on {BATCH} fresh pairs each, the rate falls to 0 along a cosine; the rate is chosen from
-{", ".join(f"{rate:g}" for rate in RATES)} by a seed of its own. Final seeds 0 to 4 with other data."""
+Adam, {STEPS:,} steps on {BATCH} fresh pairs each, the rate falls to 0 along a cosine; the rate is chosen
+from {", ".join(f"{rate:g}" for rate in RATES)} by a seed of its own. Final seeds 0 to 4 with other data."""
 
 STUDY = Study(
     name="compact",
