@@ -16,7 +16,7 @@ from studies.core.study import Claim, Outcome, Results, Study, Trial, interval_o
 from studies.core.training import fit
 
 BATCH, STEPS, TEST = 256, 2000, 20_000
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (2e-3, 8e-3, 3e-2, 1e-1)
 PRODUCTS, DISTANCES = (2, 4, 8, 16, 32, 64), (2, 8, 64)
 CLAIMED, FEW = 8, 2000  # the dimension and the parameters of the seed's claim
 ENOUGH = 0.1  # of the variance: an error at which a size is large enough
@@ -186,6 +186,34 @@ def all_needed(results: Results, task: str, family: str, enough: float = ENOUGH)
     return [needed(results, task, family, seed, enough) for seed in range(len(results.of(task, OURS)))]
 
 
+def growth(results: Results, products: list[str]) -> list[Claim]:
+    """What an MLP needs for x.z, as a multiple of our parameters, over d."""
+    times = {
+        kind_of(task)[1]: median(all_needed(results, task, "MLP")) / results.parameters(task, OURS)
+        for task in products
+    }
+    listed = ", ".join(f"{value:.1f} (d = {d})" for d, value in times.items())
+    largest = max(times)
+    claims = [
+        Claim(
+            "To 10 % of the variance of x.z an MLP needs at least twice our parameters at every d.",
+            "medians of 2 or more",
+            listed,
+            min(times.values()) >= 2,
+        )
+    ]
+    if CLAIMED in times and largest > CLAIMED:
+        claims.append(
+            Claim(
+                "That multiple grows with d.",
+                f"at d = {largest} at least twice that of d = {CLAIMED}",
+                f"{times[largest] / times[CLAIMED]:.2f} times",
+                times[largest] >= 2 * times[CLAIMED],
+            )
+        )
+    return claims
+
+
 def claims(results: Results) -> list[Claim]:
     found = []
     products = [task for task in results.tasks if kind_of(task)[0] == "product"]
@@ -219,18 +247,7 @@ def claims(results: Results) -> list[Claim]:
             )
         )
     if len(products) > 1:
-        ratios = [
-            median(all_needed(results, task, "MLP")) / results.parameters(task, OURS) for task in products
-        ]
-        listed = ", ".join(f"{ratio:.1f}" for ratio in ratios)
-        found.append(
-            Claim(
-                "To 10 % of the variance of x.z an MLP needs a multiple of our size that grows with d.",
-                "larger for each larger d",
-                f"{listed} times ours, d = {products[0][10:]} to {products[-1][10:]}",
-                all(a < b for a, b in zip(ratios, ratios[1:], strict=False)),
-            )
-        )
+        found += growth(results, products)
     for task in distances:
         rival = min(("MLP 1x", DEEP), key=lambda name: results.median(task, name))
         wins = f"better in {results.wins(task, OURS, rival)} of {len(results.of(task, OURS))} seeds"
@@ -251,7 +268,7 @@ def mse(results: Results, task: str, model: str) -> float:
 
 
 def draw(axes: Any, results: Results) -> None:
-    """Parameters that are needed, against d."""
+    """Parameters that are needed, against d; where the median is infinite, no point."""
     shown = [OURS, "MLP"]
     curves = [("MLP", "product", 0.01, ":"), ("MLP", "product", ENOUGH, "-"), (OURS, "product", ENOUGH, "-")]
     curves += [(family, "distance", ENOUGH, "--") for family in reversed(shown)]
@@ -271,9 +288,12 @@ def draw(axes: Any, results: Results) -> None:
                           color=drawn, alpha=0.2, linewidth=0)  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    dimensions = sorted({kind_of(task)[1] for task in results.tasks})
+    axes.set_xticks(dimensions, [str(d) for d in dimensions], minor=False)
     axes.set_xlabel("d")
     axes.set_ylabel("parameters needed")
-    axes.legend(fontsize="small")
+    if axes.lines:
+        axes.legend(fontsize="small")
 
 
 STATEMENT = f"""Learn the product x.z and the distance ||x - z|| of x, z ~ N(0, 1) in d dimensions. The target
@@ -291,6 +311,23 @@ of silu, relu and tanh.
 Adam, {STEPS:,} steps on {BATCH} fresh pairs each, the rate falls to 0 along a cosine; the rate is chosen
 from {", ".join(f"{rate:g}" for rate in RATES)} by a seed of its own. Final seeds 0 to 4 with other data."""
 
+SHOWS = """x.z is in the layer's own family, so its error ends at the rounding of float32, at every d. An MLP
+can only come near, but nearer than the claim says: with a smooth activation (the sum of silu(s) and silu(-s)
+is almost a square near 0) fewer than 1,000 parameters are under MSE 0.1 at d = 8. That part of the claim does
+not hold; with relu alone it does at this size and number of steps. The parameters that an MLP needs to 10 %
+of the variance grow as ours do, as d^2, from d = 8 on with a nearly constant factor: the advantage is a
+factor, and exactness, not another order. It is larger for smaller errors (the line of 1 %).
+
+That the layer is dense is not the point: o.((A z + a) x), a diagonal interaction and a linear layer, has x.z
+with as many parameters. A factorised W of as many parameters does not: x.z has full rank d, and what is left
+over is the share of the missing rank. FiLM and gated networks of 97 to 99 parameters are no better than an
+MLP, as there is a relu between the product and y.
+
+The plain layer misses the distance: it has no squares. An interaction of [x; z] with itself has it.
+
+Not shown: data that are no normal noise, training sets that end (each batch here is new), or MLPs trained
+for longer than these steps; they gain from it."""
+
 STUDY = Study(
     name="compact",
     title="Compact representation of products and distances",
@@ -303,7 +340,7 @@ STUDY = Study(
     train=train,
     claims=claims,
     draw=draw,
-    shows="",
+    shows=SHOWS,
     quick_tasks=["distance d=2", "product d=2"],
     figures=("MSE",),
 )

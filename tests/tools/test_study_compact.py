@@ -123,3 +123,37 @@ def test_claims_follow_the_figures():
 
     assert holds(1e-4, 0.2) == [True, True]
     assert holds(1e-2, 0.05) == [False, False]
+
+
+def ladder(task, factor):
+    """Five seeds, of which an MLP needs ``factor`` times our parameters to 10 %."""
+    _, d = compact.kind_of(task)
+    ours = (d + 1) ** 2
+    rows = [(compact.OURS, ours, 1e-9), ("MLP 1x", ours, 1.0), ("MLP 12x", round(ours * factor), 0.1)]
+    return [
+        Record(task, name, 1e-3, seed, size, score, score) for name, size, score in rows for seed in range(5)
+    ]
+
+
+def test_the_growth_is_that_of_the_multiple():
+    def holds(*factors):
+        tasks = ("product d=2", "product d=8", "product d=64")
+        rows = [row for task, factor in zip(tasks, factors, strict=True) for row in ladder(task, factor)]
+        return [claim.holds for claim in compact.growth(Results(compact.STUDY, rows), list(tasks))]
+
+    assert holds(3, 4, 5) == [True, False]
+    assert holds(1, 4, 9) == [False, True]
+
+
+def test_the_picture():
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs matplotlib")
+    rows = [row for d in (2, 8) for row in ladder(f"product d={d}", 4)]
+    figure, axes = pyplot.subplots()
+    compact.STUDY.draw(axes, Results(compact.STUDY, rows))
+    # No model comes to 1 %, and there is no distance: two lines.
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn == {
+        "MLP: x.z to 10% of its variance": pytest.approx([36, 324]),
+        "dense MI: x.z to 10% of its variance": pytest.approx([9, 81]),
+    }
+    pyplot.close(figure)
