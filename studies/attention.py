@@ -228,7 +228,7 @@ def draw(axes: Any, results: Results) -> None:
         axes.errorbar(at, middle, lengths, fmt=marker, ms=4, color=colour(model, others), label=model)
     axes.axhline(0.5, color="#8d99ae", linewidth=0.8, linestyle=":", label="y = x / 2")
     axes.set_yscale("log")
-    axes.set_ylim(top=20)  # room for the legend
+    axes.set_ylim(top=8)  # room for the legend
     axes.set_xticks(range(len(results.tasks)), results.tasks)
     axes.set_xlabel("what decides the mask")
     axes.set_ylabel("error / E (m x)²")
