@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import mi_kernels as mi
 from mi_kernels.nn import DiagonalInteraction, GatedInteraction
-from studies.core.colours import COLOURS, colour
+from studies.core import plots
 from studies.core.models import fitted, parameters, width_for
 from studies.core.study import Claim, Outcome, Results, Study, Trial
 from studies.core.training import fit
@@ -213,23 +213,10 @@ def listed(medians: dict[str, float]) -> str:
 
 def draw(axes: Any, results: Results) -> None:
     """The error of each model in each task, with the interval as a bar."""
-    shown = [model for model in MODELS if any(model in results.models(task) for task in results.tasks)]
-    others = [model for model in shown if model not in COLOURS]
-    for place, model in enumerate(shown):
-        tasks = [(i, task) for i, task in enumerate(results.tasks) if model in results.models(task)]
-        at = [i + 0.8 * ((place + 0.5) / len(shown) - 0.5) for i, _ in tasks]
-        middle = [results.median(task, model) for _, task in tasks]
-        ends = [results.interval(task, model) for _, task in tasks]
-        lengths = [
-            [m - low for m, (low, _) in zip(middle, ends, strict=True)],
-            [high - m for m, (_, high) in zip(middle, ends, strict=True)],
-        ]
-        marker = "s" if model in BOUNDED else "o"
-        axes.errorbar(at, middle, lengths, fmt=marker, ms=4, color=colour(model, others), label=model)
+    plots.dots(axes, results)
     axes.axhline(0.5, color="#8d99ae", linewidth=0.8, linestyle=":", label="y = x / 2")
     axes.set_yscale("log")
     axes.set_ylim(top=8)  # room for the legend
-    axes.set_xticks(range(len(results.tasks)), results.tasks)
     axes.set_xlabel("what decides the mask")
     axes.set_ylabel("error / E (m x)²")
     axes.legend(fontsize="x-small", ncols=3, loc="upper center")

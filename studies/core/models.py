@@ -1,7 +1,7 @@
 """The competitors: ways to condition a network of x on a context z, by the public names of mi_kernels.
 
-Each is called with x [..., X] and z [..., Z], whose leading dimensions broadcast, and gives y [..., O]. ``width``
-is the number of its hidden units, by which ``fitted`` makes models of equal size.
+Each is called with x [..., X] and z [..., Z], whose leading dimensions broadcast, and gives y [..., O].
+``width`` is the number of its hidden units, by which ``fitted`` makes models of equal size.
 """
 
 from collections.abc import Callable
@@ -110,7 +110,9 @@ class LowRank(nn.Module):
 
     def __init__(self, x: int, z: int, out: int, width: int) -> None:
         super().__init__()
-        self.interaction = mi.nn.LowRankInteraction(x, context_features=z, out_features=width, rank=width)
+        self.interaction = mi.nn.LowRankInteraction(
+            x, context_features=z, out_features=width, rank=width, weight_z=True, weight_x=True
+        )
         self.out = nn.Linear(width, out)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
