@@ -94,6 +94,11 @@ def test_a_rate_that_diverges_is_never_chosen(better, expected):
     assert runner.best_rate(study, records) == expected
 
 
+def test_tuning_goes_by_validation():
+    records = [Record("a", "ours", rate, 0, 1, score, -score) for rate, score in ((0.1, 1.0), (1.0, 2.0))]
+    assert runner.best_rate(MADE_UP, records) == 1.0
+
+
 def test_results_are_read_as_they_were_written(made_up, tmp_path):
     tuning, records = made_up
     records = [*records, replace(records[-1], score=math.nan, seed=5, figures={"steps": 7.0})]
