@@ -1,10 +1,10 @@
-"""A planar arm with two joints that reaches for points: several tasks, hundreds of arms at once, in tensors.
+"""A planar arm of two joints that reaches for points: many tasks, hundreds of arms at once, in tensors.
 
-Tasks share what is observed and differ in what is not: where the goal is, and in which direction each action turns
-the joints.
+Tasks share what is observed and differ in what is not: where the goal is, and how an action turns the joints.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,18 +12,19 @@ from torch import Tensor
 
 STEPS = 32  # of an episode
 DT = 0.1  # s
-TORQUE = 6.0  # rad / s^2 of an action of norm 1
+TORQUE = 8.0  # rad / s^2 of an action of norm 1
 DAMPING = 1.0  # 1 / s
-LINK = 0.5  # both of them, in m
+LINK = 0.5  # m, both of them
+NEAREST, FARTHEST = 0.3, 0.9  # m, of goals from the shoulder
 FEATURES = 6
 ACTIONS = 2
+DESCRIPTION = 6
 STIFFNESS, BRAKE = 8.0, 1.6  # of the scripted controller
-FAMILIES = ("goals", "goals and actuators")
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """What the tasks differ in: ``goal`` [T, 2]; ``actuator`` [T, 2, 2], orthogonal."""
+    """What T tasks differ in: ``goal`` [T, 2]; ``actuator`` [T, 2, 2], orthogonal: which joint an action turns, and whither."""
 
     goal: Tensor
     actuator: Tensor
@@ -31,23 +32,25 @@ class Tasks:
     def __len__(self) -> int:
         return len(self.goal)
 
+    @property
+    def number(self) -> Tensor:
+        """[T, 1]: all that an agent is told of a task that it may know by heart."""
+        return torch.arange(len(self))[:, None]
 
-def draw_tasks(family: str, tasks: int, seed: int) -> Tasks:
-    """Goals evenly over the ring of radii 0.3 to 0.9; actuators are I, or rotations by any angle, half reflected."""
-    if family not in FAMILIES:
-        raise ValueError(f"draw_tasks: family must be one of {FAMILIES}, got {family!r}")
-    rng = torch.Generator().manual_seed(seed)
-    radius = torch.empty(tasks).uniform_(0.3**2, 0.9**2, generator=rng).sqrt()
-    angle = torch.empty(tasks).uniform_(-math.pi, math.pi, generator=rng)
-    turn = torch.empty(tasks).uniform_(-math.pi, math.pi, generator=rng)
-    goal = radius[:, None] * unit(angle)
-    if family == "goals":
-        return Tasks(goal, torch.eye(2).expand(tasks, 2, 2))
-    side = torch.ones(tasks)
-    side[torch.randperm(tasks, generator=rng)[: tasks // 2]] = -1
-    first = unit(turn)
-    second = side[:, None] * unit(turn + math.pi / 2)
-    return Tasks(goal, torch.stack([first, second], -1))
+    @property
+    def description(self) -> Tensor:
+        """[T, 1, DESCRIPTION]: the goal and the actuator, each feature with a mean square of 1 over all tasks."""
+        goal = self.goal / math.sqrt((NEAREST**2 + FARTHEST**2) / 4)
+        return torch.cat([goal, self.actuator.flatten(1) * math.sqrt(2)], -1)[:, None]
+
+
+def draw_tasks(tasks: int, rng: torch.Generator, actuators: bool = True) -> Tasks:
+    """Goals evenly over a ring. Actuators evenly over all rotations and reflections, or none: then A = I."""
+    radius = torch.empty(tasks).uniform_(NEAREST**2, FARTHEST**2, generator=rng).sqrt()
+    angle, turn = torch.empty(2, tasks).uniform_(-math.pi, math.pi, generator=rng)
+    side = 2.0 * torch.randint(2, (tasks, 1), generator=rng) - 1
+    actuator = torch.stack([unit(turn), side * unit(turn + math.pi / 2)], -1)
+    return Tasks(radius[:, None] * unit(angle), actuator if actuators else torch.eye(2).expand(tasks, 2, 2))
 
 
 def unit(angle: Tensor) -> Tensor:
@@ -55,45 +58,41 @@ def unit(angle: Tensor) -> Tensor:
 
 
 class Reacher:
-    """N arms for each of T tasks, all in step: q, dq [T, N, 2].
+    r"""N arms for each of T tasks, all in step; joints q and their speeds [T, N, 2].
 
-    An action u, shortened to norm 1 if it is longer, turns the joints by q'' = TORQUE A u - DAMPING q', in steps of
+    An action u, shortened to norm 1 where it is longer, turns the joints by q'' = TORQUE A u - DAMPING q', in steps of
     DT (semi-implicit Euler). The reward of a step is minus the distance of the fingertip from the goal after it.
+    ``tasks()`` says at each reset what the tasks are.
     """
 
-    def __init__(self, tasks: Tasks, arms: int, seed: int) -> None:
-        self.tasks, self.arms = tasks, arms
+    def __init__(self, tasks: Callable[[], Tasks], arms: int, seed: int) -> None:
+        self.draw, self.arms = tasks, arms
         self.rng = torch.Generator().manual_seed(seed)
-        self.actuator = tasks.actuator.mT.contiguous()  # as rows are multiplied by it
-        self.goal = tasks.goal[:, None]
 
     def reset(self) -> Tensor:
         """Arms at rest, in postures drawn evenly over all angles."""
+        self.tasks = self.draw()
         shape = len(self.tasks), self.arms, 2
         self.q = torch.empty(shape).uniform_(-math.pi, math.pi, generator=self.rng)
-        self.dq = torch.zeros(shape)
+        self.speed = torch.zeros(shape)
         return self.observe()
 
     def observe(self) -> Tensor:
-        """Cosine and sine of both joints' angles, and their speeds: [T, N, FEATURES]."""
-        return torch.cat([self.q.cos(), self.q.sin(), self.dq / 4], -1)
+        """[T, N, FEATURES]: in which direction each link points, and the speeds of the joints."""
+        directions = self.q.cumsum(-1)
+        return torch.cat([directions.cos(), directions.sin(), self.speed / 4], -1)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor]:
         """What is observed next, and the reward [T, N]."""
         action = action / action.norm(dim=-1, keepdim=True).clamp_min(1)
-        acceleration = TORQUE * (action @ self.actuator) - DAMPING * self.dq
-        self.dq = self.dq + DT * acceleration
-        self.q = self.q + DT * self.dq
-        return self.observe(), -(fingertip(self.q) - self.goal).norm(dim=-1)
+        self.speed = self.speed + DT * (TORQUE * (action @ self.tasks.actuator.mT) - DAMPING * self.speed)
+        self.q = self.q + DT * self.speed
+        return self.observe(), -(fingertip(self.q) - self.tasks.goal[:, None]).norm(dim=-1)
 
 
 def fingertip(q: Tensor) -> Tensor:
-    """Where the arm ends: [..., 2] of the joints' angles, the second one relative to the first link."""
-    return LINK * (unit(q[..., 0]) + unit(q.sum(-1)))
-
-
-def wrapped(angle: Tensor) -> Tensor:
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+    """Where an arm ends: [..., 2] of its joints' angles, the second one relative to the first link."""
+    return LINK * unit(q.cumsum(-1)).sum(-2)
 
 
 def postures(goal: Tensor) -> Tensor:
@@ -104,29 +103,30 @@ def postures(goal: Tensor) -> Tensor:
 
 
 class Scripted:
-    """A controller that knows the task: proportional and derivative, to the posture that is nearest at the start."""
+    """A controller that knows the task: a spring and a brake, to the posture that is nearest at the start."""
 
     def __init__(self, reacher: Reacher, stiffness: float = STIFFNESS, brake: float = BRAKE) -> None:
         self.reacher, self.stiffness, self.brake = reacher, stiffness, brake
-        way = wrapped(postures(reacher.goal) - reacher.q)  # [2, T, N, 2]
-        nearest = way.norm(dim=-1).argmin(0)
-        self.target = reacher.q + torch.where(nearest[..., None] == 0, way[0], way[1])
+        way = postures(reacher.tasks.goal)[:, :, None] - reacher.q
+        way = torch.remainder(way + math.pi, 2 * math.pi) - math.pi
+        self.target = reacher.q + way.take_along_dim(way.norm(dim=-1, keepdim=True).argmin(0, keepdim=True), 0)[0]
 
-    def __call__(self, _: Tensor) -> Tensor:
-        torque = self.stiffness * (self.target - self.reacher.q) - self.brake * self.reacher.dq
+    def __call__(self) -> Tensor:
+        torque = self.stiffness * (self.target - self.reacher.q) - self.brake * self.reacher.speed
         return torque @ self.reacher.tasks.actuator  # A^-1 = A^T
 
 
-def random_return(tasks: Tasks, arms: int, seed: int) -> float:
-    """Of actions drawn evenly from the square of [-1, 1]."""
-    rng = torch.Generator().manual_seed(seed)
-    reacher = Reacher(tasks, arms, seed)
+def episode(reacher: Reacher, act: Callable[[], Tensor]) -> float:
+    """The mean sum of rewards from where the arms are."""
+    return sum(reacher.step(act())[1] for _ in range(STEPS)).mean().item()
+
+
+def scripted_return(reacher: Reacher) -> float:
     reacher.reset()
-    return sum(reacher.step(2 * torch.rand(reacher.q.shape, generator=rng) - 1)[1] for _ in range(STEPS)).mean().item()
+    return episode(reacher, Scripted(reacher))
 
 
-def scripted_return(tasks: Tasks, arms: int, seed: int) -> float:
-    reacher = Reacher(tasks, arms, seed)
-    observed = reacher.reset()
-    control = Scripted(reacher)
-    return sum(reacher.step(control(observed))[1] for _ in range(STEPS)).mean().item()
+def random_return(reacher: Reacher) -> float:
+    """Of actions drawn evenly from a square."""
+    reacher.reset()
+    return episode(reacher, lambda: torch.empty_like(reacher.q).uniform_(-1, 1, generator=reacher.rng))
