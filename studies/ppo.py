@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al., 2017) of a policy and a value of what is observed and of the task."""
+"""Proximal policy optimisation (Schulman et al., 2017) of a policy and a value, both told the task."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from studies.reacher import STEPS, Reacher, Tasks
 
-DISCOUNT = 0.95
+DISCOUNT = 0.9
 TRACE = 0.9  # lambda of the generalised advantage (Schulman et al., 2016)
 CLIP = 0.2
 EPOCHS = 4
@@ -36,7 +36,7 @@ class Agent(nn.Module):
         return self.policy(x, context).tanh()
 
     def judge(self, x: Tensor, context: Tensor) -> Tensor:
-        """The discounted sum of future rewards, in units of the reward of a step that is for ever the same."""
+        """The discounted sum of future rewards, as the constant reward that would give it."""
         return self.value(x, context)[..., 0]
 
     def log_prob(self, action: Tensor, mean: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def learn(
     rng: torch.Generator,
     evaluate: Callable[[], float],
 ) -> tuple[tuple[float, float], ...]:
-    """Adam with a constant rate. Environment steps and ``evaluate()`` at the start and after each episode of all arms."""
+    """Adam with a constant rate. (Environment steps, ``evaluate()``) at the start and after each episode."""
     optimizer = torch.optim.Adam(agent.parameters(), lr=rate, fused=True)
     curve, steps = [(0.0, evaluate())], 0
     for _ in range(episodes):

@@ -24,7 +24,7 @@ STIFFNESS, BRAKE = 8.0, 1.6  # of the scripted controller
 
 @dataclass(frozen=True)
 class Tasks:
-    """What T tasks differ in: ``goal`` [T, 2]; ``actuator`` [T, 2, 2], orthogonal: which joint an action turns, and whither."""
+    """What T tasks differ in: ``goal`` [T, 2]; ``actuator`` [T, 2, 2], orthogonal: how actions turn the joints."""
 
     goal: Tensor
     actuator: Tensor
@@ -39,7 +39,7 @@ class Tasks:
 
     @property
     def description(self) -> Tensor:
-        """[T, 1, DESCRIPTION]: the goal and the actuator, each feature with a mean square of 1 over all tasks."""
+        """[T, 1, DESCRIPTION]: goal and actuator, each feature with a mean square of 1 over all tasks."""
         goal = self.goal / math.sqrt((NEAREST**2 + FARTHEST**2) / 4)
         return torch.cat([goal, self.actuator.flatten(1) * math.sqrt(2)], -1)[:, None]
 
@@ -58,11 +58,11 @@ def unit(angle: Tensor) -> Tensor:
 
 
 class Reacher:
-    r"""N arms for each of T tasks, all in step; joints q and their speeds [T, N, 2].
+    """N arms for each of T tasks, all in step; joints q and their speeds [T, N, 2].
 
-    An action u, shortened to norm 1 where it is longer, turns the joints by q'' = TORQUE A u - DAMPING q', in steps of
-    DT (semi-implicit Euler). The reward of a step is minus the distance of the fingertip from the goal after it.
-    ``tasks()`` says at each reset what the tasks are.
+    An action u, shortened to norm 1 where it is longer, turns the joints by q'' = TORQUE A u - DAMPING q', in
+    steps of DT (semi-implicit Euler). The reward of a step is minus the distance of the fingertip from the goal
+    after it. ``tasks()`` says at each reset what the tasks are.
     """
 
     def __init__(self, tasks: Callable[[], Tasks], arms: int, seed: int) -> None:
@@ -109,7 +109,9 @@ class Scripted:
         self.reacher, self.stiffness, self.brake = reacher, stiffness, brake
         way = postures(reacher.tasks.goal)[:, :, None] - reacher.q
         way = torch.remainder(way + math.pi, 2 * math.pi) - math.pi
-        self.target = reacher.q + way.take_along_dim(way.norm(dim=-1, keepdim=True).argmin(0, keepdim=True), 0)[0]
+        self.target = (
+            reacher.q + way.take_along_dim(way.norm(dim=-1, keepdim=True).argmin(0, keepdim=True), 0)[0]
+        )
 
     def __call__(self) -> Tensor:
         torque = self.stiffness * (self.target - self.reacher.q) - self.brake * self.reacher.speed
