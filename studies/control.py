@@ -118,7 +118,7 @@ def told(task: str) -> ppo.Told:
 
 
 def network(kind: str, task: str, out: int) -> nn.Module:
-    """The smallest of a kind with LEAST parameters or more; with a table of tasks, where they have numbers."""
+    """The smallest of a kind with LEAST parameters or more; and a table of tasks, where they have numbers."""
     z = DESCRIPTION if task == ANY else EMBEDDING
 
     def make(width: int) -> nn.Module:
@@ -137,7 +137,7 @@ def agent(kind: str, task: str) -> ppo.Agent:
 
 
 def worlds(task: str, seed: int, quick: bool = False) -> tuple[Reacher, Callable[[], Reacher]]:
-    """Where to train, and what makes the place to evaluate, always the same. Each seed has tasks of its own."""
+    """Where to train, and what makes the place to evaluate, always the same one. Tasks depend on the seed."""
     rng = torch.Generator().manual_seed(seed)
     tests = torch.Generator().manual_seed(seed + (1 << 32))
     tasks, arms = (ANY_TASKS, 1) if task == ANY else (TASKS, ARMS)

@@ -123,12 +123,14 @@ def learn(
     rng: torch.Generator,
     evaluate: Callable[[], float],
 ) -> tuple[tuple[float, float], ...]:
-    """Adam with a constant rate. (Environment steps, ``evaluate()``) at the start and after each episode."""
+    """Adam, its rate falling to 0. (Environment steps, ``evaluate()``) at the start and after each episode."""
     optimizer = torch.optim.Adam(agent.parameters(), lr=rate, fused=True)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, episodes)
     curve, steps = [(0.0, evaluate())], 0
     for _ in range(episodes):
         rollout = play(agent, reacher, told, rng)
         improve(agent, optimizer, rollout, rng)
+        schedule.step()
         steps += rollout.reward.numel()
         curve.append((float(steps), evaluate()))
     return tuple(curve)

@@ -24,7 +24,7 @@ STIFFNESS, BRAKE = 8.0, 1.6  # of the scripted controller
 
 @dataclass(frozen=True)
 class Tasks:
-    """What T tasks differ in: ``goal`` [T, 2]; ``actuator`` [T, 2, 2], orthogonal: how actions turn the joints."""
+    """What T tasks differ in: ``goal`` [T, 2]; orthogonal ``actuator`` [T, 2, 2]: how actions turn joints."""
 
     goal: Tensor
     actuator: Tensor
@@ -61,8 +61,8 @@ class Reacher:
     """N arms for each of T tasks, all in step; joints q and their speeds [T, N, 2].
 
     An action u, shortened to norm 1 where it is longer, turns the joints by q'' = TORQUE A u - DAMPING q', in
-    steps of DT (semi-implicit Euler). The reward of a step is minus the distance of the fingertip from the goal
-    after it. ``tasks()`` says at each reset what the tasks are.
+    steps of DT (semi-implicit Euler). The reward of a step is minus the distance of the fingertip from the
+    goal after it. ``tasks()`` says at each reset what the tasks are.
     """
 
     def __init__(self, tasks: Callable[[], Tasks], arms: int, seed: int) -> None:
