@@ -32,7 +32,7 @@ TASKS, ARMS = 30, 13  # 390 arms in all, as near to ANY_TASKS as may be
 ANY_TASKS = 384
 EMBEDDING = 8
 LEAST = 3000  # parameters of the policy, and of the value, without embeddings
-EPISODES = 40
+EPISODES = 24
 SMALL = 0.1  # the policy's last layer at the start, against its usual size
 EVALUATED = 240
 
@@ -267,7 +267,7 @@ STUDY = Study(
     better="lower",
     tasks=(ANY, KNOWN, GOALS),
     models=lambda task: list(KINDS),
-    rates=(0.0025, 0.005, 0.01),
+    rates=(0.003, 0.006, 0.012),
     train=train,
     claims=claims,
     draw=draw,

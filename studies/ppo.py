@@ -12,8 +12,8 @@ from studies.reacher import STEPS, Reacher, Tasks
 DISCOUNT = 0.9
 TRACE = 0.9  # lambda of the generalised advantage (Schulman et al., 2016)
 CLIP = 0.2
-EPOCHS = 4
-MINIBATCHES = 4
+EPOCHS = 8
+MINIBATCHES = 8
 GRADIENT_NORM = 0.5
 FIRST_STD = 0.6  # of actions
 

@@ -19,7 +19,7 @@ NEAREST, FARTHEST = 0.3, 0.9  # m, of goals from the shoulder
 FEATURES = 6
 ACTIONS = 2
 DESCRIPTION = 6
-STIFFNESS, BRAKE = 8.0, 1.6  # of the scripted controller
+STIFFNESS, BRAKE = 4.0, 0.8  # of the scripted controller
 
 
 @dataclass(frozen=True)
