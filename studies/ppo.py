@@ -82,8 +82,14 @@ def advantages(reward: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return advantage, advantage + value[:, :-1]
 
 
-def improve(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, rng: torch.Generator) -> None:
-    """EPOCHS passes over an episode, in minibatches that have as much of every task."""
+def improve(
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    rng: torch.Generator,
+    epochs: int = EPOCHS,
+) -> None:
+    """Passes over an episode, in minibatches that have as much of every task."""
     context = rollout.context
     with torch.no_grad():
         value = agent.judge(rollout.x.flatten(1, 2), context).unflatten(1, rollout.x.shape[1:3])
@@ -91,7 +97,7 @@ def improve(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, rn
         advantage = (advantage - advantage.mean()) / advantage.std()
     x, action = rollout.x[:, :-1].flatten(1, 2), rollout.action.flatten(1, 2)
     old = rollout.log_prob.flatten(1)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for i in torch.randperm(x.shape[1], generator=rng).chunk(MINIBATCHES):
             gain = advantage[:, i]
             ratio = (agent.log_prob(action[:, i], agent.act(x[:, i], context)) - old[:, i]).exp()
@@ -122,14 +128,18 @@ def learn(
     episodes: int,
     rng: torch.Generator,
     evaluate: Callable[[], float],
+    epochs: int = EPOCHS,
 ) -> tuple[tuple[float, float], ...]:
-    """Adam, its rate falling to 0. (Environment steps, ``evaluate()``) at the start and after each episode."""
+    """Adam, whose rate falls to 0 in a line.
+
+    Returns (environment steps, ``evaluate()``) at the start and after each episode of all arms.
+    """
     optimizer = torch.optim.Adam(agent.parameters(), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, episodes)
     curve, steps = [(0.0, evaluate())], 0
     for _ in range(episodes):
         rollout = play(agent, reacher, told, rng)
-        improve(agent, optimizer, rollout, rng)
+        improve(agent, optimizer, rollout, rng, epochs)
         schedule.step()
         steps += rollout.reward.numel()
         curve.append((float(steps), evaluate()))
