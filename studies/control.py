@@ -19,21 +19,24 @@ from studies.reacher import (
     DESCRIPTION,
     FEATURES,
     Reacher,
-    Tasks,
     draw_tasks,
     random_return,
     scripted_return,
 )
 
-GOALS, KNOWN, ANY = "30 goals", "30 goals and actuators", "any goal and actuator"
+SMALL, ANY, KNOWN = "any task, 1,000 parameters", "any task, 3,000 parameters", "30 tasks, 3,000 parameters"
 OURS = "dense MI"
 THRESHOLD = 0.8
 TASKS, ARMS = 30, 13  # 390 arms in all, as near to ANY_TASKS as may be
 ANY_TASKS = 384
 EMBEDDING = 8
-LEAST = 3000  # parameters of the policy, and of the value, without embeddings
-EPISODES = 24
-SMALL = 0.1  # the policy's last layer at the start, against its usual size
+LEAST = {
+    SMALL: 1000,
+    ANY: 3000,
+    KNOWN: 3000,
+}  # parameters of the policy, and of the value, without embeddings
+EPISODES = {SMALL: 32, ANY: 24, KNOWN: 18}  # of all arms
+FIRST_SCALE = 0.1  # the policy's last layer at the start, against its usual size
 EVALUATED = 240
 
 
@@ -114,22 +117,22 @@ KINDS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
 
 def told(task: str) -> ppo.Told:
     """The description where tasks are new each time, else the number."""
-    return (lambda tasks: tasks.description) if task == ANY else (lambda tasks: tasks.number)
+    return (lambda tasks: tasks.number) if task == KNOWN else (lambda tasks: tasks.description)
 
 
 def network(kind: str, task: str, out: int) -> nn.Module:
-    """The smallest of a kind with LEAST parameters or more; and a table of tasks, where they have numbers."""
-    z = DESCRIPTION if task == ANY else EMBEDDING
+    """The smallest of a kind with LEAST[task] parameters or more, and a table of tasks that have numbers."""
+    z = EMBEDDING if task == KNOWN else DESCRIPTION
 
     def make(width: int) -> nn.Module:
         return KINDS[kind](FEATURES, z, out, width)
 
-    model = make(models.width_for(make, LEAST))
+    model = make(models.width_for(make, LEAST[task]))
     if out == ACTIONS:
         with torch.no_grad():
             for parameter in model.out.parameters():
-                parameter *= SMALL
-    return model if task == ANY else models.Embedded(model, TASKS, z)
+                parameter *= FIRST_SCALE
+    return models.Embedded(model, TASKS, z) if task == KNOWN else model
 
 
 def agent(kind: str, task: str) -> ppo.Agent:
@@ -140,16 +143,15 @@ def worlds(task: str, seed: int, quick: bool = False) -> tuple[Reacher, Callable
     """Where to train, and what makes the place to evaluate, always the same one. Tasks depend on the seed."""
     rng = torch.Generator().manual_seed(seed)
     tests = torch.Generator().manual_seed(seed + (1 << 32))
-    tasks, arms = (ANY_TASKS, 1) if task == ANY else (TASKS, ARMS)
-    if quick:
-        tasks, arms = (tasks // 8, arms) if task == ANY else (tasks, 2)
-    if task == ANY:
-        shown = draw_tasks(EVALUATED, tests)
-        return Reacher(lambda: draw_tasks(tasks, rng), arms, seed), lambda: Reacher(
-            lambda: shown, 1, seed + 1
+    if task == KNOWN:
+        arms = 2 if quick else ARMS
+        known = draw_tasks(TASKS, rng)
+        return Reacher(lambda: known, arms, seed), lambda: Reacher(
+            lambda: known, EVALUATED // TASKS, seed + 1
         )
-    known: Tasks = draw_tasks(tasks, rng, actuators=task == KNOWN)
-    return Reacher(lambda: known, arms, seed), lambda: Reacher(lambda: known, EVALUATED // tasks, seed + 1)
+    tasks = ANY_TASKS // 8 if quick else ANY_TASKS
+    shown = draw_tasks(EVALUATED, tests)
+    return Reacher(lambda: draw_tasks(tasks, rng), 1, seed), lambda: Reacher(lambda: shown, 1, seed + 1)
 
 
 def train(trial: Trial) -> Outcome:
@@ -162,7 +164,7 @@ def train(trial: Trial) -> Outcome:
         return (ppo.mean_return(learner, test(), told(trial.task)) - lowest) / (highest - lowest)
 
     rng = torch.Generator().manual_seed(trial.seed)
-    episodes, epochs = (1, 1) if trial.quick else (EPISODES, ppo.EPOCHS)
+    episodes, epochs = (1, 1) if trial.quick else (EPISODES[trial.task], ppo.EPOCHS)
     curve = ppo.learn(learner, reacher, told(trial.task), trial.rate, episodes, rng, evaluate, epochs)
     steps, (budget, final) = first_reaching(curve, THRESHOLD, "higher"), curve[-1]
     return Outcome(
@@ -211,7 +213,7 @@ def claims(results: Results) -> list[Claim]:
 
 def draw(axes: Any, results: Results) -> None:
     """The return of each model against environment steps, where every task is a new one."""
-    task = ANY if ANY in results.tasks else results.tasks[0]
+    task = results.tasks[0]
     names = results.models(task)
     for name in names:
         curves = [record.curve for record in results.of(task, name)]
@@ -234,17 +236,17 @@ posture. The reward of a step is minus the distance of the fingertip from the go
 which direction each link points and the joints' speeds, and is told the task z. The matrix A, a rotation or
 a reflection, says how actions act.
 
-**Tasks.** *{ANY}*: each arm of each episode has a new task and z describes it (goal and A); evaluated on
-{EVALUATED} tasks that are not trained on. *{KNOWN}*: the same {TASKS} tasks all along, z is a learned row
-of {EMBEDDING} numbers for each, as in the paper's multi-task experiments. *{GOALS}*: there A is the
-identity, so that tasks differ in the goal alone. Each seed draws its own tasks; the tuning seed's are used
-for nothing else.
+**Tasks.** *Any task*: each arm of each episode has a new task and z describes it (goal and A); evaluated on
+{EVALUATED} tasks that are not trained on. *{TASKS} tasks*: the same all along, and z is a learned row of
+{EMBEDDING} numbers for each, as in the paper's multi-task experiments. Each seed draws its own tasks; the
+tuning seed's are used for nothing else. The policy and the value have at least 1,000 or 3,000 parameters
+each.
 
 **Learning.** PPO with generalised advantages (discount {ppo.DISCOUNT}, lambda {ppo.TRACE}, clip
-{ppo.CLIP}), {EPISODES} episodes of all arms, {ppo.EPOCHS} passes over each in {ppo.MINIBATCHES}
-minibatches, Adam with a rate that falls to 0, gradients of norm {ppo.GRADIENT_NORM} at most. The policy (the mean
-of a Gaussian) and the value are two networks of one kind with at least {LEAST} parameters each besides the
-table of tasks. The policy's last layer starts at a tenth of its usual size.
+{ppo.CLIP}), 32, 24 or 18 episodes of all arms, {ppo.EPOCHS} passes over each in {ppo.MINIBATCHES}
+minibatches, Adam with a rate that falls to 0, gradients of norm {ppo.GRADIENT_NORM} at most. The policy
+(the mean of a Gaussian) and the value are two networks of one kind, of equal size. The policy's last layer
+starts at a tenth of its usual size.
 
 **Models.** *dense MI*: MI(relu(MI(x, z)), z). *hypernetwork*: a hidden layer of z generates both layers of
 x. *FiLM* and *gated*: two hidden layers of x, each modulated by z. *concat*: an MLP of [x; z] with two
@@ -265,13 +267,13 @@ STUDY = Study(
     statement=STATEMENT.strip(),
     metric="environment steps to 80 % of a scripted controller's return",
     better="lower",
-    tasks=(ANY, KNOWN, GOALS),
+    tasks=(SMALL, ANY, KNOWN),
     models=lambda task: list(KINDS),
     rates=(0.003, 0.006, 0.012),
     train=train,
     claims=claims,
     draw=draw,
     shows=SHOWS.strip(),
-    quick_tasks=(ANY,),
+    quick_tasks=(SMALL,),
     figures=("final return", "mean return"),
 )

@@ -44,13 +44,13 @@ class Tasks:
         return torch.cat([goal, self.actuator.flatten(1) * math.sqrt(2)], -1)[:, None]
 
 
-def draw_tasks(tasks: int, rng: torch.Generator, actuators: bool = True) -> Tasks:
-    """Goals evenly over a ring. Actuators evenly over all rotations and reflections, or none: then A = I."""
+def draw_tasks(tasks: int, rng: torch.Generator) -> Tasks:
+    """Goals evenly over a ring. Actuators evenly over all rotations and reflections."""
     radius = torch.empty(tasks).uniform_(NEAREST**2, FARTHEST**2, generator=rng).sqrt()
     angle, turn = torch.empty(2, tasks).uniform_(-math.pi, math.pi, generator=rng)
     side = 2.0 * torch.randint(2, (tasks, 1), generator=rng) - 1
     actuator = torch.stack([unit(turn), side * unit(turn + math.pi / 2)], -1)
-    return Tasks(radius[:, None] * unit(angle), actuator if actuators else torch.eye(2).expand(tasks, 2, 2))
+    return Tasks(radius[:, None] * unit(angle), actuator)
 
 
 def unit(angle: Tensor) -> Tensor:
