@@ -35,7 +35,7 @@ LEAST = {
     ANY: 3000,
     KNOWN: 3000,
 }  # parameters of the policy, and of the value, without embeddings
-EPISODES = {SMALL: 32, ANY: 24, KNOWN: 18}  # of all arms
+EPISODES = {SMALL: 40, ANY: 20, KNOWN: 14}  # of all arms
 FIRST_SCALE = 0.1  # the policy's last layer at the start, against its usual size
 EVALUATED = 240
 
@@ -243,7 +243,7 @@ tuning seed's are used for nothing else. The policy and the value have at least 
 each.
 
 **Learning.** PPO with generalised advantages (discount {ppo.DISCOUNT}, lambda {ppo.TRACE}, clip
-{ppo.CLIP}), 32, 24 or 18 episodes of all arms, {ppo.EPOCHS} passes over each in {ppo.MINIBATCHES}
+{ppo.CLIP}), 40, 20 or 14 episodes of all arms, {ppo.EPOCHS} passes over each in {ppo.MINIBATCHES}
 minibatches, Adam with a rate that falls to 0, gradients of norm {ppo.GRADIENT_NORM} at most. The policy
 (the mean of a Gaussian) and the value are two networks of one kind, of equal size. The policy's last layer
 starts at a tenth of its usual size.
@@ -269,7 +269,7 @@ STUDY = Study(
     better="lower",
     tasks=(SMALL, ANY, KNOWN),
     models=lambda task: list(KINDS),
-    rates=(0.003, 0.006, 0.012),
+    rates=(0.004, 0.008, 0.016),
     train=train,
     claims=claims,
     draw=draw,
