@@ -260,18 +260,20 @@ never get there the better final return counts.
 
 SHOWS = """
 - What is saved are parameters rather than steps. With 1,000 parameters for each network, the multiplicative
-  policy reaches the threshold with every seed, and concat with few or none before the budget ends; with 3,000
-  parameters they need about the same number of steps. The threshold is where small networks of [x; z] level off,
-  so that the factor between the steps is a lower bound there, and would be smaller at a lower threshold.
+  policy reaches the threshold with every seed, and concat with few or none before the budget ends; with
+  3,000 parameters they need about the same number of steps. The threshold is where small networks of [x; z]
+  level off, so that the factor between the steps is a lower bound there, and would be smaller at a lower
+  threshold.
 - The larger size came first; the smaller one was added after it had shown no difference.
-- The 30 known tasks do not need a multiplicative network at this size: a learned row for each is told apart as
-  easily by concat.
-- How well PPO is tuned matters as much. With a quarter of the gradient steps (4 passes in 4 minibatches) and 3,000
-  parameters, concat needed 344k steps and dense MI 196k (one seed): the study uses what was faster for both.
-- Variants tried with one seed and few gradient steps: arms of three joints (to 70 %: 393k against 245k), a point
-  mass with six thrusters in directions that depend on the task (numbered tasks: 149k against 124k to 80 %; described
-  tasks: concat was faster, 147k against 294k, as a description of 14 numbers makes W wide and so the hidden
-  layer narrow).
+- The 30 known tasks do not need a multiplicative network at this size: a learned row for each is told apart
+  as easily by concat.
+- How well PPO is tuned matters as much. With a quarter of the gradient steps (4 passes in 4 minibatches)
+  and 3,000 parameters, concat needed 344k steps and dense MI 196k (one seed): the study uses what was
+  faster for both.
+- Variants tried with one seed and few gradient steps: arms of three joints (to 70 %: 393k against 245k), a
+  point mass with six thrusters in directions that depend on the task (numbered tasks: 149k against 124k to
+  80 %; described tasks: concat was faster, 147k against 294k, as a description of 14 numbers makes W wide
+  and so the hidden layer narrow).
 - Not shown: images, recurrence, exploration, long horizons. Rewards are dense and episodes short.
 """
 
