@@ -71,10 +71,7 @@ def film(x: int, z: int, out: int, width: int) -> nn.Module:
 
 
 def gated(x: int, z: int, out: int, width: int) -> nn.Module:
-    def gate(features: int, context_features: int) -> nn.Module:
-        sizes = {"context_features": context_features}
-        return mi.nn.DiagonalInteraction(features, activation="sigmoid", shift=False, **sizes)
-
+    gate = partial(mi.nn.DiagonalInteraction, activation="sigmoid", shift=False)
     return Modulated(x, z, out, width, gate)
 
 
@@ -135,7 +132,7 @@ def network(kind: str, task: str, out: int) -> nn.Module:
 
     with torch.device("meta"):
         least = models.parameters(fitted(OURS, LEAST[task]))
-    model = fitted(kind, least)
+    model: Any = fitted(kind, least)
     if out == ACTIONS:
         with torch.no_grad():
             for parameter in model.out.parameters():
