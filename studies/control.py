@@ -271,8 +271,8 @@ SHOWS = """
   than steps.
 - FiLM, also multiplicative and with two hidden layers, is as good as dense MI or better.
 - The larger size came first; the smaller one was added after it had shown no difference.
-- The known tasks do not need a multiplicative network at this size: a learned row for each is told apart as
-  easily by concat.
+- The known tasks do not need a multiplicative network at this size: a learned row for each is told apart
+  nearly as well by concat.
 - How well PPO is tuned matters as much. With a quarter of the gradient steps (4 passes in 4 minibatches)
   and 3,000 parameters, concat needed 344k steps and dense MI 196k (one seed): the study uses what was
   faster for both.
