@@ -226,46 +226,50 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-STATEMENT = f"""A mask m of {X} features, each 0 or 1, depends on x and on a context z ({X} and {Z} numbers,
-N(0, 1)); learn y = m x from pairs alone, without seeing m. In the task
+STATEMENT = f"""
+A mask m of {X} features, each 0 or 1, depends on x and on a context z ({X} and {Z} numbers, N(0, 1)); learn
+y = m x from pairs alone, without seeing m. In the task
 
 - "bilinear", m_o = 1 where z^T W_o x > 0, W random;
-- "switch", z is one of {Z} questions (one-hot): each looks at one feature of x, whose sign decides which half
-  of the features passes;
+- "switch", z is one of {Z} questions (one-hot): each looks at one feature of x, whose sign decides which
+  half of the features passes;
 - "network", m_o = 1 where a random network of [x; z] (one layer of {TEACHER} tanh) is positive: the concat
   mask's home;
 - "z alone", m_o = 1 where a_o.z > 0: x has no say.
 
 Ours is `GatedInteraction`, y = s act(z^T W x + U z + V x + c) x with a learned number s (4,625 parameters),
 "dense MI" with a sigmoid, and with hardsigmoid, tanh and softmax (there s begins with {X}). Low-rank MI,
-concat mask (an MLP of [x; z]) and gated (an MLP of z) are sigmoids of their logits, times x; FiLM and concat
-are networks that give y themselves. All have at least our number of parameters and at most 3 % more. In "z
-alone" there is also the diagonal gate, s sigmoid(A z + a) x, which is smaller. The other activations than
-sigmoid are tried where products decide.
+concat mask (an MLP of [x; z]) and gated (an MLP of z) are sigmoids of their logits, times x; FiLM and
+concat are networks that give y themselves. All have at least our number of parameters and at most 3 % more.
+In "z alone" there is also the diagonal gate, s sigmoid(A z + a) x, which is smaller. The other activations
+than sigmoid are tried where products decide.
 
 Adam, {STEPS:,} steps on {BATCH} fresh samples each, mean squared error, the rate falls to 0 along a cosine;
 the rate is chosen from {", ".join(f"{rate:g}" for rate in RATES)} by a seed of its own. Seeds 0 to 4 draw
 W, data and weights anew. The score is the error on {TEST:,} fresh samples over the mean of (m x)^2: 1 for y
-= 0, 0.5 for y = x / 2. Mask accuracy: how often y is on the right side of x / 2."""
+= 0, 0.5 for y = x / 2. Mask accuracy: how often y is on the right side of x / 2.
+"""
 
-SHOWS = """Where products of z and x decide ("bilinear"), the MI mask finds nearly every mask, and the concat
-mask of equal size about seven of ten; networks without a mask hardly beat y = x / 2. This task is in our own
+SHOWS = """
+Where products of z and x decide ("bilinear"), the MI mask finds nearly every mask, and the concat mask of
+equal size about seven of ten; networks without a mask hardly beat y = x / 2. This task is in our own
 family, and its random W has no low rank, which the factorised mask pays for. In "switch" the concat mask
-comes close: a hidden unit can look at one feature for one question, and sixteen questions are few. There the
-low-rank mask is better than the dense one, as each question looks at one feature alone. In "network", where
-no product decides, all that see x and z end alike, with or without a mask: the gain is the task's, not the
-form's. A gate by z alone is lost wherever products of x decide.
+comes close: a hidden unit can look at one feature for one question, and sixteen questions are few. There
+the low-rank mask is better than the dense one, as each question looks at one feature alone. In "network",
+where no product decides, all that see x and z end alike, with or without a mask: the gain is the task's,
+not the form's. A gate by z alone is lost wherever products of x decide.
 
 In "z alone" a diagonal gate with 6 % of the parameters does what ours does.
 
-Of the bounded activations sigmoid and hardsigmoid are alike. tanh leaves more than ten times their error: its
-logit would have to be exactly 0 to close a feature, not only below a limit. softmax shares one sum among
-features, while here any number of them may pass; where one has to be chosen, that may be another matter,
-which is not shown.
+Of the bounded activations sigmoid and hardsigmoid are alike. tanh leaves more than ten times their error:
+its logit would have to be exactly 0 to close a feature, not only below a limit. softmax shares one sum
+among features, while here any number of them may pass; where one has to be chosen, that may be another
+matter, which is not shown.
 
 An error of 1 or 2 % is left to all masks near their limit, z^T W x = 0, where a sigmoid of finite weights
 is not yet steep; it falls with more steps and larger rates. The rate is tuned by one seed: of FiLM and
-concat some seeds of "switch" break down at the rate that was best for it. Only one size of task was tried."""
+concat some seeds of "switch" break down at the rate that was best for it. Only one size of task was tried.
+"""
 
 STUDY = Study(
     name="attention",

@@ -229,6 +229,7 @@ steps (digits 1500). The error is the mean squared one by the variance of what i
 of wrong answers.
 """
 SHOWS = """
+
 """
 STUDY = Study(
     name="conditional",

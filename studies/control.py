@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import mi_kernels as mi
 from studies import ppo
 from studies.core import models
 from studies.core.colours import colour
@@ -25,7 +23,7 @@ from studies.reacher import (
 )
 
 SMALL, ANY, KNOWN = "any task, 1,000 parameters", "any task, 3,000 parameters", "30 tasks, 3,000 parameters"
-OURS = "dense MI"
+OURS = "dense MI, each layer"
 THRESHOLD = 0.8
 TASKS, ARMS = 30, 13  # 390 arms in all, as near to ANY_TASKS as may be
 ANY_TASKS = 384
@@ -35,81 +33,19 @@ LEAST = {
     ANY: 3000,
     KNOWN: 3000,
 }  # parameters of the policy, and of the value, without embeddings
-EPISODES = {SMALL: 40, ANY: 20, KNOWN: 14}  # of all arms
+EPISODES = {SMALL: 56, ANY: 20, KNOWN: 14}  # of all arms
 FIRST_SCALE = 0.1  # the policy's last layer at the start, against its usual size
 EVALUATED = 240
 
 
-class Concat(models.Concat):
-    """An MLP of both side by side."""
-
-    @property
-    def out(self) -> nn.Module:
-        return self.layers[-1]
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return super().forward(x, z.expand(*x.shape[:-1], -1))
+KINDS = (OURS, "hypernetwork", "FiLM", "gated", "concat")
 
 
-class Modulated(nn.Module):
-    """An MLP of x with two hidden layers; z modulates the units of each before their relu."""
-
-    def __init__(self, x: int, z: int, out: int, width: int, layer: Callable[..., nn.Module]) -> None:
-        super().__init__()
-        self.linear = nn.ModuleList([nn.Linear(x, width), nn.Linear(width, width)])
-        self.modulation = nn.ModuleList([layer(width, context_features=z) for _ in range(2)])
-        self.out = nn.Linear(width, out)
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        for linear, modulation in zip(self.linear, self.modulation, strict=True):
-            x = torch.relu(modulation(linear(x), z))
-        return self.out(x)
-
-
-def film(x: int, z: int, out: int, width: int) -> nn.Module:
-    return Modulated(x, z, out, width, partial(mi.nn.FiLM, channel_dim=-1))
-
-
-def gated(x: int, z: int, out: int, width: int) -> nn.Module:
-    gate = partial(mi.nn.DiagonalInteraction, activation="sigmoid", shift=False)
-    return Modulated(x, z, out, width, gate)
-
-
-class Hyper(nn.Module):
-    """A hidden layer of z generates both layers that x meets."""
-
-    HIDDEN = 8
-
-    def __init__(self, x: int, z: int, out: int, width: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(z, self.HIDDEN)
-        self.first = mi.nn.HyperLinear(x, out_features=width, context_features=self.HIDDEN)
-        self.out = mi.nn.HyperLinear(width, out_features=out, context_features=self.HIDDEN)
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        hidden = torch.relu(self.hidden(z))
-        return self.out(torch.relu(self.first(x, hidden)), hidden)
-
-
-class Dense(nn.Module):
-    """Two multiplicative interactions with z, and a relu between them."""
-
-    def __init__(self, x: int, z: int, out: int, width: int) -> None:
-        super().__init__()
-        self.first = mi.nn.MultiplicativeInteraction(x, context_features=z, out_features=width)
-        self.out = mi.nn.MultiplicativeInteraction(width, context_features=z, out_features=out)
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.out(torch.relu(self.first(x, z)), z)
-
-
-KINDS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
-    "dense MI": Dense,
-    "hypernetwork": Hyper,
-    "FiLM": film,
-    "gated": gated,
-    "concat": Concat,
-}
+def last_layer(network: nn.Module) -> nn.Module:
+    """The one that gives y."""
+    if isinstance(network, models.Concat | models.Dense):
+        return network.layers[-1]
+    return network.layers.layers[-1] if isinstance(network, models.Hyper) else network.out
 
 
 def told(task: str) -> ppo.Told:
@@ -124,18 +60,12 @@ def network(kind: str, task: str, out: int) -> nn.Module:
     """
     z = EMBEDDING if task == KNOWN else DESCRIPTION
 
-    def fitted(kind: str, least: int) -> nn.Module:
-        def make(width: int) -> nn.Module:
-            return KINDS[kind](FEATURES, z, out, width)
-
-        return make(models.width_for(make, least))
-
     with torch.device("meta"):
-        least = models.parameters(fitted(OURS, LEAST[task]))
-    model: Any = fitted(kind, least)
+        least = models.parameters(models.fitted(OURS, FEATURES, z, out, LEAST[task]))
+    model = models.fitted(kind, FEATURES, z, out, least)
     if out == ACTIONS:
         with torch.no_grad():
-            for parameter in model.out.parameters():
+            for parameter in last_layer(model).parameters():
                 parameter *= FIRST_SCALE
     return models.Embedded(model, TASKS, z) if task == KNOWN else model
 
@@ -263,19 +193,28 @@ posture with the fingertip at the goal. Evaluated after each episode. Tuned by t
 never get there the better final return counts.
 """
 
-SHOWS = """
+SHOWS = f"""
 - That multiplicative conditioning halves the steps is not shown. With 1,000 parameters for each network,
   dense MI reaches the threshold with every seed and concat with few or none, but not in half of the budget;
   the networks of [x; z] level off just below the threshold, so that the factor would be smaller at a lower
   one. With 3,000 parameters both need about the same number of steps: what is saved are parameters rather
   than steps.
 - FiLM, also multiplicative and with two hidden layers, is as good as dense MI or better.
-- The larger size came first; the smaller one was added after it had shown no difference.
+- The larger size came first; the smaller one was added after it had shown no difference. Its budget was 32
+  episodes at first, then 40, of which seeds 0 to 4 were seen: within 492k steps dense MI reached the
+  threshold at 270k in the median and concat with one seed of five, so that half of its steps could be
+  neither confirmed nor refuted. With {EPISODES[SMALL]} episodes it can be, and the seeds are others (100 to
+  104).
 - The known tasks do not need a multiplicative network at this size: a learned row for each is told apart
   nearly as well by concat.
 - How well PPO is tuned matters as much. With a quarter of the gradient steps (4 passes in 4 minibatches)
   and 3,000 parameters, concat needed 344k steps and dense MI 196k (one seed): the study uses what was
   faster for both.
+- An interaction in the last layer alone, as in the paper's agents, never reaches the threshold where tasks
+  are described (a return of 0.37 and 0.30 at the end, one seed): there goal and posture have to meet early.
+- With six motors that 16 numbered tasks wire differently (a point mass in six dimensions, orthogonal A),
+  all kinds learn alike, concat too: what PPO needs is experience of each task, not a better network (one
+  seed).
 - Variants tried with one seed and few gradient steps: arms of three joints (to 70 %: 393k against 245k), a
   point mass with six thrusters in directions that depend on the task (numbered tasks: 149k against 124k to
   80 %; described tasks: concat was faster, 147k against 294k, as a description of 14 numbers makes W wide
@@ -290,7 +229,8 @@ STUDY = Study(
     metric="environment steps to 80 % of a scripted controller's return",
     better="lower",
     tasks=(SMALL, ANY, KNOWN),
-    models=lambda task: list(KINDS),
+    models=lambda task: KINDS,
+    first_seed=100,
     rates=(0.004, 0.008, 0.016),
     train=train,
     claims=claims,

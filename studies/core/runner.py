@@ -56,7 +56,8 @@ def run(
     ]
     tuning = _all(executor, tried, f"{study.name}: tuning")
     rates = {pair: best_rate(study, [r for r in tuning if (r.task, r.model) == pair]) for pair in pairs}
-    final = [Trial(study.name, *pair, rates[pair], seed, quick) for pair in pairs for seed in range(seeds)]
+    numbers = range(study.first_seed, study.first_seed + seeds)
+    final = [Trial(study.name, *pair, rates[pair], seed, quick) for pair in pairs for seed in numbers]
     return tuning, _all(executor, final, f"{study.name}: seeds")
 
 

@@ -94,6 +94,7 @@ class Study:
     draw: Callable[[Any, "Results"], None]  # the main plot, into a matplotlib Axes
     shows: str  # Markdown: what the figures show, and what they do not
     tuning_seeds: Sequence[int] = (1000,)
+    first_seed: int = 0  # another where the first ones were seen while the study was being designed
     quick_tasks: Sequence[str] | None = None  # of --quick; None: the first task
     figures: Sequence[str] = ()  # names of Outcome.figures that have a column in the table
 

@@ -201,7 +201,7 @@ def test_all_models_meet_the_same_arms():
     assert all(torch.equal(end, ends[0]) for end in ends)
 
 
-@pytest.mark.parametrize("kind", ["dense MI", "concat"])
+@pytest.mark.parametrize("kind", [control.OURS, "concat"])
 def test_learning_beats_random_actions(kind, monkeypatch):
     """On the way from random actions (0) to the scripted controller (1), in a few of the study's episodes."""
     monkeypatch.setitem(control.EPISODES, control.KNOWN, 3)
@@ -227,7 +227,7 @@ def record(model: str, seed: int, steps: float) -> Record:
 )
 def test_half_the_steps_is_claimed_only_when_sure(ours, concat, holds):
     """A rival that never gets there counts as one that does at the end of the 400 steps."""
-    steps = {"dense MI": ours, "concat": concat}
+    steps = {control.OURS: ours, "concat": concat}
     made = [record(model, seed, found) for model, found in steps.items() for seed in range(5)]
     (claim,) = control.claims(Results(control.STUDY, made))
     assert claim.holds is holds
