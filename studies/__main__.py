@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from mi_kernels.cli import without_traceback
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def checked(argv: list[str] | None) -> argparse.Namespace:
     made = parser()
     options = made.parse_args(argv)
-    options.names = list(runner.STUDIES) if options.names == ["all"] else options.names
+    options.names = list(runner.STUDIES) if options.names == ["all"] else list(dict.fromkeys(options.names))
     for name in options.names:
         if name not in runner.STUDIES:
             made.error(f"NAME: expected some of {', '.join(runner.STUDIES)}, or all alone, got {name!r}")
@@ -53,7 +55,9 @@ def checked(argv: list[str] | None) -> argparse.Namespace:
             made.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
     if options.record and (options.quick or options.seeds < 5):
         made.error("--record: expected at least 5 seeds and no --quick, as the page is of full runs")
-    if options.render and (options.names or options.record):
+    if not options.names and (options.quick or options.record):
+        made.error(f"NAME: expected some of {', '.join(runner.STUDIES)}, or all, got none")
+    if options.render and options.names:
         made.error("--render: expected no study, as it trains nothing")
     return options
 
@@ -64,10 +68,17 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         print(f'python -m studies: needs {", ".join(missing)}: pip install ".[bench]"', file=sys.stderr)
         return 2
+    if "sequence" in options.names and find_spec("pydoc_data") is None:
+        print("python -m studies sequence: needs pydoc_data, which this Python came without", file=sys.stderr)
+        return 2
     from studies.core import report
 
     if options.render:
-        report.render()
+        try:
+            report.render()
+        except FileNotFoundError as error:
+            print(f"python -m studies: {error}", file=sys.stderr)
+            return 2
         print(f"wrote {report.PAGE.relative_to(report.ROOT)}")
         return 0
     if not options.names:
@@ -75,6 +86,15 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name:12} {runner.find(name).title}")
         print("python -m studies NAME runs one, python -m studies all every one")
         return 0
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(
+            f"python -m studies: --output: expected a folder, got {options.output} ({error})", file=sys.stderr
+        )
+        return 2
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the workers end too
+        signal.signal(number, lambda which, _: sys.exit(128 + which))
     with runner.workers(options.workers) as executor:
         for name in options.names:
             _run(name, executor, options)
@@ -82,8 +102,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _missing() -> list[str]:
-    from importlib.util import find_spec
-
     needed = {"matplotlib": "matplotlib", "rich": "rich", "sklearn": "scikit-learn"}
     return [package for module, package in needed.items() if find_spec(module) is None]
 
@@ -93,7 +111,9 @@ def _run(name: str, executor, options: argparse.Namespace) -> None:
     from studies.core import report
 
     study = runner.find(name)
-    facts = environment.facts(["python -m studies", name, *(["--quick"] if options.quick else [])])
+    command = ["python -m studies", name, *(["--quick"] if options.quick else [])]
+    command += [] if options.seeds == (2 if options.quick else 5) else [f"--seeds {options.seeds}"]
+    facts = environment.facts(command)
     start = time.perf_counter()
     tuning, records = runner.run(study, executor, options.seeds, options.quick)
     result = report.summary(study, tuning, records, time.perf_counter() - start, options.quick, facts)

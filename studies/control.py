@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from studies import ppo
-from studies.core import models
-from studies.core.colours import colour
-from studies.core.study import Claim, Outcome, Results, Study, Trial, first_reaching, interval_of_median
+from studies.core import models, plots
+from studies.core.study import Claim, Outcome, Results, Study, Trial, first_reaching
+from studies.core.training import stream
 from studies.reacher import (
     ACTIONS,
     DESCRIPTION,
@@ -76,21 +76,19 @@ def agent(kind: str, task: str) -> ppo.Agent:
 
 def worlds(task: str, seed: int, quick: bool = False) -> tuple[Reacher, Callable[[], Reacher]]:
     """Where to train, and what makes the place to evaluate, always the same one. Tasks depend on the seed."""
-    rng = torch.Generator().manual_seed(seed)
-    tests = torch.Generator().manual_seed(seed + (1 << 32))
+    rng, arms = stream(seed, "tasks"), stream(seed, "arms")
     if task == KNOWN:
-        arms = 2 if quick else ARMS
-        known = draw_tasks(TASKS, rng)
-        return Reacher(lambda: known, arms, seed), lambda: Reacher(
-            lambda: known, EVALUATED // TASKS, seed + 1
-        )
-    tasks = ANY_TASKS // 8 if quick else ANY_TASKS
-    shown = draw_tasks(EVALUATED, tests)
-    return Reacher(lambda: draw_tasks(tasks, rng), 1, seed), lambda: Reacher(lambda: shown, 1, seed + 1)
+        shown = draw_tasks(TASKS, rng)
+        world = Reacher(lambda: shown, 2 if quick else ARMS, arms)
+    else:
+        shown = draw_tasks(EVALUATED, stream(seed, "tasks of evaluation"))
+        world = Reacher(lambda: draw_tasks(ANY_TASKS // 8 if quick else ANY_TASKS, rng), 1, arms)
+    each = EVALUATED // len(shown)
+    return world, lambda: Reacher(lambda: shown, each, stream(seed, "arms of evaluation"))
 
 
 def train(trial: Trial) -> Outcome:
-    torch.manual_seed(trial.seed)
+    torch.manual_seed(trial.seed)  # of the weights
     learner = agent(trial.model, trial.task)
     reacher, test = worlds(trial.task, trial.seed, trial.quick)
     lowest, highest = random_return(test()), scripted_return(test())
@@ -98,7 +96,7 @@ def train(trial: Trial) -> Outcome:
     def evaluate() -> float:
         return (ppo.mean_return(learner, test(), told(trial.task)) - lowest) / (highest - lowest)
 
-    rng = torch.Generator().manual_seed(trial.seed)
+    rng = stream(trial.seed, "actions")
     episodes, epochs = (1, 1) if trial.quick else (EPISODES[trial.task], ppo.EPOCHS)
     curve = ppo.learn(learner, reacher, told(trial.task), trial.rate, episodes, rng, evaluate, epochs)
     steps, (budget, final) = first_reaching(curve, THRESHOLD, "higher"), curve[-1]
@@ -149,19 +147,10 @@ def claims(results: Results) -> list[Claim]:
 def draw(axes: Any, results: Results) -> None:
     """The return of each model against environment steps, where every task is a new one."""
     task = results.tasks[0]
-    names = results.models(task)
-    for name in names:
-        curves = [record.curve for record in results.of(task, name)]
-        steps = [step / 1000 for step, _ in curves[0]]
-        values = [[value for _, value in points] for points in zip(*curves, strict=True)]
-        low, high = zip(*map(interval_of_median, values), strict=True)
-        axes.plot(steps, [median(v) for v in values], color=colour(name, names), label=name)
-        axes.fill_between(steps, low, high, color=colour(name, names), alpha=0.15, linewidth=0)
+    plots.curves(axes, results, task)
     axes.axhline(THRESHOLD, color="0.5", linestyle=":", linewidth=1)
-    axes.set_xlabel("environment steps (thousands)")
+    axes.set_xlabel(f"environment steps ({task})")
     axes.set_ylabel("return (0: random, 1: scripted)")
-    axes.set_title(task)
-    axes.legend()
 
 
 STATEMENT = f"""
@@ -178,10 +167,10 @@ tuning seed's are used for nothing else. The policy and the value have at least 
 each.
 
 **Learning.** PPO with generalised advantages (discount {ppo.DISCOUNT}, lambda {ppo.TRACE}, clip
-{ppo.CLIP}), 40, 20 or 14 episodes of all arms, {ppo.EPOCHS} passes over each in {ppo.MINIBATCHES}
-minibatches, Adam with a rate that falls to 0, gradients of norm {ppo.GRADIENT_NORM} at most. The policy
-(the mean of a Gaussian) and the value are two networks of one kind, of equal size. The policy's last layer
-starts at a tenth of its usual size.
+{ppo.CLIP}), {EPISODES[SMALL]}, {EPISODES[ANY]} or {EPISODES[KNOWN]} episodes of all arms, {ppo.EPOCHS}
+passes over each in {ppo.MINIBATCHES} minibatches, Adam with a rate that falls to 0, gradients of norm
+{ppo.GRADIENT_NORM} at most. The policy (the mean of a Gaussian) and the value are two networks of one kind,
+of equal size. The policy's last layer starts at a tenth of its usual size.
 
 **Models.** *dense MI*: MI(relu(MI(x, z)), z). *hypernetwork*: a hidden layer of z generates both layers of
 x. *FiLM* and *gated*: two hidden layers of x, each modulated by z. *concat*: an MLP of [x; z] with two

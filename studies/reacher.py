@@ -65,9 +65,9 @@ class Reacher:
     goal after it. ``tasks()`` says at each reset what the tasks are.
     """
 
-    def __init__(self, tasks: Callable[[], Tasks], arms: int, seed: int) -> None:
+    def __init__(self, tasks: Callable[[], Tasks], arms: int, rng: torch.Generator) -> None:
         self.draw, self.arms = tasks, arms
-        self.rng = torch.Generator().manual_seed(seed)
+        self.rng = rng
 
     def reset(self) -> Tensor:
         """Arms at rest, in postures drawn evenly over all angles."""

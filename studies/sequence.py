@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
-from pydoc_data.topics import topics
 from statistics import median
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 import mi_kernels as mi
 from studies.core.models import parameters, width_for
 from studies.core.study import Claim, Outcome, Results, Study, Trial, first_reaching
-from studies.core.training import fit
+from studies.core.training import fit, stream
 
 BLOCK, WINDOW, ROWS, EMBEDDING, RANK = 1024, 64, 32, 48, 32
 BUDGET, STEPS = 60_000, 1200
@@ -56,6 +55,8 @@ def encoded(text: str) -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 def text() -> str:
+    from pydoc_data.topics import topics  # left out of some distributions of Python
+
     return paragraphs("\n".join(topics[name] for name in sorted(topics)))
 
 
@@ -141,7 +142,7 @@ def units(name: str, characters: int, budget: int) -> int:
 
 def windows(blocks: Tensor, seed: int) -> Callable[[], Tensor]:
     """Draws ROWS windows of a block each [ROWS, WINDOW + 1]; the same ones for every model."""
-    draws = torch.Generator().manual_seed(seed)
+    draws = stream(seed, "windows")
 
     def draw() -> Tensor:
         rows = torch.randint(len(blocks), (ROWS, 1), generator=draws)
@@ -159,12 +160,12 @@ def bits(model: nn.Module, rows: Tensor) -> Tensor:
 
 
 def train(trial: Trial) -> Outcome:
+    torch.manual_seed(trial.seed)  # of the weights
     blocks, validation, test, characters = data()
     budget, steps = (QUICK_BUDGET, QUICK_STEPS) if trial.quick else (BUDGET, STEPS)
     if trial.quick:
         validation, test = validation[:, :WINDOW], test[:, :WINDOW]
     hidden = units(trial.model, characters, budget)
-    torch.manual_seed(trial.seed)
     model = Characters(trial.model, characters, hidden)
     window = windows(blocks, trial.seed)
     curve = fit(
@@ -221,7 +222,7 @@ STATEMENT = """
 **Task.** Predict the next character of English text that ships with Python: `pydoc_data.topics`, the
 language reference (373 000 characters with Python 3.11, another number with other versions). Many of its
 paragraphs stand there twice or more; the repeated ones are left out, since otherwise three of ten passages
-of 100 characters that are held out would have been seen (with it: one of a hundred). Of ten blocks of 1024
+of 100 characters that are held out would have been seen (so: one of a hundred). Of ten blocks of 1024
 characters that follow each other eight are trained on, one is for validation and one for the test.
 Characters that the training part has once or never share one symbol.
 

@@ -67,17 +67,13 @@ class Gated(nn.Module):
 
 
 class Hyper(nn.Module):
-    """A hypernetwork: a hidden layer of z generates both layers that x meets (Ha et al., 2017)."""
-
-    HIDDEN = 8
+    """A hypernetwork: a hidden layer of z, no narrower than z, generates both layers (Ha et al., 2017)."""
 
     def __init__(self, x: int, z: int, out: int, width: int) -> None:
         super().__init__()
-        self.layers = mi.nn.HyperMLP(
-            [x, width, out],
-            context_features=self.HIDDEN,
-            context_network=nn.Sequential(nn.Linear(z, self.HIDDEN), nn.ReLU()),
-        )
+        hidden = max(8, z)
+        network = nn.Sequential(nn.Linear(z, hidden), nn.ReLU())
+        self.layers = mi.nn.HyperMLP([x, width, out], context_features=hidden, context_network=network)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         return self.layers(x, z)
@@ -160,7 +156,11 @@ def width_for(make: Callable[[int], nn.Module], least: int) -> int:
     return high
 
 
+def smallest(make: Callable[[int], nn.Module], least: int) -> nn.Module:
+    """The smallest of the models ``make(width)`` with no fewer than ``least`` parameters."""
+    return make(width_for(make, least))
+
+
 def fitted(kind: str, x: int, z: int, out: int, least: int) -> nn.Module:
     """The smallest model of a kind with no fewer than ``least`` parameters."""
-    make = KINDS[kind]
-    return make(x, z, out, width_for(lambda width: make(x, z, out, width), least))
+    return smallest(partial(KINDS[kind], x, z, out), least)

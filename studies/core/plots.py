@@ -47,7 +47,7 @@ def curves(axes, results: Results, task: str, models: Sequence[str] | None = Non
     for model in shown:
         runs = [dict(record.curve) for record in results.of(task, model)]
         steps = sorted(set.intersection(*(set(run) for run in runs)))
-        bands = [interval_of_median([run[step] for run in runs]) for step in steps]
+        low, high = zip(*(interval_of_median([run[step] for run in runs]) for step in steps), strict=True)
         tint = colour(model, shown)
         axes.plot(
             steps,
@@ -56,7 +56,7 @@ def curves(axes, results: Results, task: str, models: Sequence[str] | None = Non
             label=model,
             linewidth=1.6,
         )
-        axes.fill_between(steps, *zip(*bands, strict=True), color=tint, alpha=0.15, linewidth=0)
+        axes.fill_between(steps, low, high, color=tint, alpha=0.15, linewidth=0)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 

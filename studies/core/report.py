@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.harness import results as files
-from studies.core.study import Claim, Record, Results, Study, coverage_of
+from studies.core.study import Claim, Record, Results, Study, coverage_of, order_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVED = ROOT / "studies" / "results"
@@ -43,7 +43,7 @@ def _plain(record: Record, curve: bool = True) -> dict[str, Any]:
     for name in ("score", "validation"):
         found[name] = found[name] if math.isfinite(found[name]) else None
     found["figures"] = {name: one if math.isfinite(one) else None for name, one in record.figures.items()}
-    found["curve"] = [list(point) for point in record.curve if math.isfinite(point[1])]
+    found["curve"] = [[step, value if math.isfinite(value) else None] for step, value in record.curve]
     return found if curve else {name: found[name] for name in ("task", "model", "rate", "seed", "validation")}
 
 
@@ -54,7 +54,7 @@ def records_of(result: dict[str, Any], study: Study) -> list[Record]:
 
 def _record(fields: dict[str, Any], worst: float) -> Record:
     figures = {name: math.inf if one is None else one for name, one in fields["figures"].items()}
-    curve = tuple((step, value) for step, value in fields["curve"])
+    curve = tuple((step, worst if value is None else value) for step, value in fields["curve"])
     scores = {name: worst if fields[name] is None else fields[name] for name in ("score", "validation")}
     return Record(**{**fields, **scores, "figures": figures, "curve": curve})
 
@@ -78,11 +78,15 @@ def table(results: Results, task: str) -> str:
     for model in sorted(models, key=lambda m: results.median(task, m), reverse=study.better == "higher"):
         records = results.of(task, model)
         rows.append([
-            model, number(results.parameters(task, model)), f"{records[0].rate:g}",
+            model, number(results.parameters(task, model)), _rate(study, records[0].rate),
             number(results.median(task, model)), " to ".join(map(number, results.interval(task, model))),
             *(number(median(record.figures.get(name, math.nan) for record in records)) for name in columns),
         ])  # fmt: skip
     return "\n".join(map(_row, rows))
+
+
+def _rate(study: Study, rate: float) -> str:
+    return f"{rate:g}{'*' if rate in (min(study.rates), max(study.rates)) else ''}"
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -106,8 +110,8 @@ def section(study: Study, result: dict[str, Any], picture: str | None = None) ->
         f"    {result['command']}",
         study.statement.strip(),
         f"Rates tried for each model: {rates}, with {_counted(len(study.tuning_seeds), 'seed')} that "
-        f"no figure is of; then {_counted(seeds, 'seed')}. The interval holds the median with a probability "
-        f"of {_coverage(seeds):.0%}. "
+        f"no figure is of; a star marks a rate at the end of what was tried. Then {_counted(seeds, 'seed')}; "
+        f"the interval holds the median with a probability of {coverage_of(seeds, order_of(seeds)):.0%}. "
         f"{result['date'][:10]}, {where}, torch {result['versions']['torch']}, "
         f"Python {result['python']}: {result['minutes']:.1f} minutes.",
         claims_table([Claim(**claim) for claim in result["claims"]]),
@@ -123,11 +127,6 @@ def section(study: Study, result: dict[str, Any], picture: str | None = None) ->
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _coverage(seeds: int) -> float:
-    kept = [k for k in range(1, seeds // 2 + 1) if coverage_of(seeds, k) >= 0.9]
-    return coverage_of(seeds, max(kept, default=1))
 
 
 def write(folder: Path, study: Study, result: dict[str, Any]) -> list[Path]:
@@ -166,10 +165,12 @@ def render() -> None:
     from studies.core import plots
 
     found = saved()
-    PAGE.write_text(page(found))
+    if not found:
+        raise FileNotFoundError(f"{SAVED}: no results; python -m studies NAME --record makes them")
     for study, result in found:
         plots.draw(study, Results(study, records_of(result, study)), PICTURES / f"{study.name}.png")
     plots.overview(
         [(study, Results(study, records_of(result, study))) for study, result in found],
         PICTURES / "overview.png",
     )
+    PAGE.write_text(page(found))

@@ -72,7 +72,6 @@ def best_rate(study: Study, tuning: list[Record]) -> float:
 
 def train(trial: Trial) -> Outcome:
     """What a worker does."""
-    torch.manual_seed(trial.seed)
     return find(trial.study).train(trial)
 
 

@@ -7,7 +7,12 @@ from statistics import median
 from typing import Any, Literal
 
 Better = Literal["lower", "higher"]
-FEWEST_SEEDS = 5
+DIGITS = 5
+
+
+def rounded(value: float) -> float:
+    """Counts stay whole: of steps one may be exactly half of another."""
+    return int(value) if float(value).is_integer() else float(f"{value:.{DIGITS}g}")
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Outcome:
     """What training gave."""
 
     parameters: int
-    score: float  # on data that neither training nor tuning has seen
+    score: float  # on data that training has not seen, and tuning neither
     validation: float | None = (
         None  # what tuning goes by; None: the score, where data are drawn afresh for each seed
     )
@@ -53,10 +58,13 @@ class Record:
 
     @classmethod
     def of(cls, trial: Trial, outcome: Outcome) -> "Record":
+        """Rounded to DIGITS, as results are written: what is read again leads to the same sentences."""
         validation = outcome.score if outcome.validation is None else outcome.validation
         return cls(
-            trial.task, trial.model, trial.rate, trial.seed, outcome.parameters, outcome.score, validation,
-            tuple((float(a), float(b)) for a, b in outcome.curve), dict(outcome.figures),
+            trial.task, trial.model, trial.rate, trial.seed, outcome.parameters,
+            rounded(outcome.score), rounded(validation),
+            tuple((rounded(step), rounded(value)) for step, value in outcome.curve),
+            {name: rounded(value) for name, value in outcome.figures.items()},
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
@@ -153,9 +161,13 @@ def interval_of_median(values: Sequence[float], coverage: float = 0.9) -> tuple[
     Whatever the distribution is: the k-th smallest and k-th largest of n independent values miss its median
     with probability 2 P(Binomial(n, 1/2) < k). Of five values it is the range of all, with 15/16.
     """
-    ordered, n = sorted(values), len(values)
-    k = max((k for k in range(1, n // 2 + 1) if coverage_of(n, k) >= coverage), default=1)
-    return ordered[k - 1], ordered[n - k]
+    ordered, k = sorted(values), order_of(len(values), coverage)
+    return ordered[k - 1], ordered[-k]
+
+
+def order_of(n: int, coverage: float = 0.9) -> int:
+    """The largest k that ``interval_of_median`` may take of n values."""
+    return max((k for k in range(1, n // 2 + 1) if coverage_of(n, k) >= coverage), default=1)
 
 
 def coverage_of(n: int, k: int = 1) -> float:

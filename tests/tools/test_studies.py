@@ -1,11 +1,15 @@
 """Studies: models of equal size, equal tuning, figures that any run repeats, pages that the results make."""
 
 import ast
+import itertools
 import math
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +160,39 @@ def test_seeds_are_compared_in_pairs_and_the_worst_is_a_run_that_diverged():
     assert higher.scores("a", "x") == [1.0, 5.0, -math.inf] and higher.wins("a", "x", "y") == 1
 
 
+def test_streams_of_one_seed_have_nothing_in_common():
+    """Nor with the weights, which are drawn from the global generator after ``torch.manual_seed``."""
+    torch.manual_seed(3)
+    drawn = [torch.rand(4096), *(torch.rand(4096, generator=training.stream(3, name)) for name in ("a", "b"))]
+    drawn += [torch.rand(4096, generator=training.stream(4, "a"))]
+    assert torch.equal(drawn[1], torch.rand(4096, generator=training.stream(3, "a")))
+    shared = [len(set(a.tolist()) & set(b.tolist())) for a, b in itertools.combinations(drawn, 2)]
+    assert max(shared) < 40  # of 4096 numbers out of 2^24, one or two meet by chance
+
+
+def test_no_study_makes_a_generator_of_its_own():
+    for path in (ROOT / "studies").rglob("*.py"):
+        made = [
+            node for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.Generator"
+        ]  # fmt: skip
+        assert len(made) == (path.name == "training.py"), path
+
+
+def test_a_run_that_diverged_is_drawn_as_the_worst(tmp_path):
+    """It has no finite value from some step on; the medians of the others are drawn."""
+    curve = ((1.0, 3.0), (2.0, 2.0))
+    records = [
+        Record("a", model, 0.1, seed, 9, 1.0, 1.0, curve if seed else ((1.0, math.nan), (2.0, math.nan)))
+        for model in ("ours", "theirs")
+        for seed in range(5)
+    ]
+    result = report.summary(MADE_UP, [], records, 60.0, False, FACTS)
+    (path, _, picture) = report.write(tmp_path, MADE_UP, result)
+    again = report.records_of(files.read(path), MADE_UP)
+    assert again[0].curve == ((1.0, math.inf), (2.0, math.inf)) and picture.stat().st_size > 1000
+
+
 def test_the_first_step_at_a_threshold():
     curve = ((10, 3.0), (20, 1.0), (30, 2.0))
     assert first_reaching(curve, 2.0, "lower") == 20 and first_reaching(curve, 0.5, "lower") == math.inf
@@ -237,13 +274,55 @@ def test_without_a_name_it_says_what_there_is(capsys):
 
 
 def test_a_package_that_is_missing_is_one_line(monkeypatch, capsys):
-    from importlib import util
+    found = command.find_spec
+    for module, name, needed in (
+        ("sklearn", "compact", 'python -m studies: needs scikit-learn: pip install ".[bench]"'),
+        (
+            "pydoc_data",
+            "sequence",
+            "python -m studies sequence: needs pydoc_data, which this Python came without",
+        ),
+    ):
+        monkeypatch.setattr(command, "find_spec", lambda asked: None if asked == module else found(asked))  # noqa: B023
+        assert command.main([name, "--quick"]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err == f"{needed}\n"
 
-    found = util.find_spec
-    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "sklearn" else found(name))
-    assert command.main(["compact", "--quick"]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err == 'python -m studies: needs scikit-learn: pip install ".[bench]"\n'
+
+def test_an_output_that_is_no_folder_is_said_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "run", None)
+    (tmp_path / "file").touch()
+    assert command.main(["compact", "--output", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("python -m studies: --output: expected a folder, got ") and said.count("\n") == 1
+
+
+def test_without_results_no_page_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "SAVED", tmp_path)
+    monkeypatch.setattr(report, "PAGE", tmp_path / "page.md")
+    assert command.main(["--render"]) == 2 and "no results" in capsys.readouterr().err
+    assert not (tmp_path / "page.md").exists()
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_command_that_is_ended_takes_its_workers_along(number, status, tmp_path):
+    arguments = ["-m", "studies", "compact", "--workers", "1", "--output", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-u", *arguments], cwd=ROOT, env=environment_of_pytest(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert "compact: tuning" in process.stdout.readline()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == status and "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):  # what watches the shared resources ends a moment later
+        for _ in range(300):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def test_an_error_of_a_trial_names_it(monkeypatch):
@@ -294,11 +373,12 @@ def test_every_study_says_what_it_does_and_what_it_shows():
 
 def test_studies_use_public_names_alone():
     """So that they are examples of what a user can write."""
-    allowed = {"mi_kernels", "mi_kernels.cli"}
+    allowed = {"mi_kernels", "mi_kernels.cli.without_traceback"}
     for path in (ROOT / "studies").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{a.name}" for a in node.names]
             assert [n for n in names if n.startswith("mi_kernels") and n not in allowed] == [], path
             if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("mi."):
                 assert "._" not in ast.unparse(node), path
@@ -329,7 +409,7 @@ def test_recorded_results_are_of_full_runs_with_models_of_equal_size(name):
         assert results.models(task) == list(study.models(task))
         for model in study.models(task):
             seeds = [record.seed - study.first_seed for record in results.of(task, model)]
-            assert seeds == list(range(5))
+            assert seeds == list(range(len(seeds))) and len(seeds) >= 5
             assert {(task, model, rate, s) for rate in study.rates for s in study.tuning_seeds} <= tried
             assert results.of(task, model)[0].rate == runner.best_rate(
                 study,
