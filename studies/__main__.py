@@ -49,7 +49,7 @@ def checked(argv: list[str] | None) -> argparse.Namespace:
         if name not in runner.STUDIES:
             made.error(f"NAME: expected some of {', '.join(runner.STUDIES)}, or all alone, got {name!r}")
     options.seeds = options.seeds if options.seeds is not None else 2 if options.quick else 5
-    options.workers = options.workers if options.workers is not None else os.cpu_count() or 1
+    options.workers = options.workers if options.workers is not None else _cores()
     for name in ("seeds", "workers"):
         if getattr(options, name) < 1:
             made.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
@@ -99,6 +99,11 @@ def main(argv: list[str] | None = None) -> int:
         for name in options.names:
             _run(name, executor, options)
     return 0
+
+
+def _cores() -> int:
+    """Of those that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _missing() -> list[str]:

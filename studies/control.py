@@ -217,6 +217,7 @@ STUDY = Study(
     statement=STATEMENT.strip(),
     metric="environment steps to 80 % of a scripted controller's return",
     better="lower",
+    infinite="never",
     tasks=(SMALL, ANY, KNOWN),
     models=lambda task: KINDS,
     first_seed=100,

@@ -274,6 +274,7 @@ STUDY = Study(
     statement=STATEMENT,
     metric="bits per character",
     better="lower",
+    infinite="never",
     tasks=(TASK,),
     models=lambda task: list(MODELS),
     rates=(2.5e-3, 7e-3, 2e-2, 5e-2),

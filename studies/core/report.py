@@ -59,10 +59,10 @@ def _record(fields: dict[str, Any], worst: float) -> Record:
     return Record(**{**fields, **scores, "figures": figures, "curve": curve})
 
 
-def number(value: float) -> str:
+def number(value: float, infinite: str = "diverged") -> str:
     """Three digits; counts in full."""
     if not math.isfinite(value):
-        return "never" if value > 0 else "-"
+        return infinite
     if value == int(value) and abs(value) >= 100:
         return f"{int(value):,}".replace(",", " ")
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.2e}"
@@ -79,8 +79,9 @@ def table(results: Results, task: str) -> str:
         records = results.of(task, model)
         rows.append([
             model, number(results.parameters(task, model)), _rate(study, records[0].rate),
-            number(results.median(task, model)), " to ".join(map(number, results.interval(task, model))),
-            *(number(median(record.figures.get(name, math.nan) for record in records)) for name in columns),
+            number(results.median(task, model), study.infinite),
+            " to ".join(number(end, study.infinite) for end in results.interval(task, model)),
+            *(number(median(record.figures[name] for record in records), study.infinite) for name in columns),
         ])  # fmt: skip
     return "\n".join(map(_row, rows))
 
@@ -110,8 +111,8 @@ def section(study: Study, result: dict[str, Any], picture: str | None = None) ->
         f"    {result['command']}",
         study.statement.strip(),
         f"Rates tried for each model: {rates}, with {_counted(len(study.tuning_seeds), 'seed')} that "
-        f"no figure is of; a star marks a rate at the end of what was tried. Then {_counted(seeds, 'seed')}; "
-        f"the interval holds the median with a probability of {coverage_of(seeds, order_of(seeds)):.0%}. "
+        f"no figure is of; a star marks a rate at the end of what was tried. Then {_counted(seeds, 'seed')}"
+        f"{_probability(seeds)}. "
         f"{result['date'][:10]}, {where}, torch {result['versions']['torch']}, "
         f"Python {result['python']}: {result['minutes']:.1f} minutes.",
         claims_table([Claim(**claim) for claim in result["claims"]]),
@@ -123,6 +124,12 @@ def section(study: Study, result: dict[str, Any], picture: str | None = None) ->
         f"**{task}**\n\n{table(results, task)}" if several else table(results, task) for task in results.tasks
     ]
     return "\n\n".join([*parts, study.shows.strip()]) + "\n"
+
+
+def _probability(seeds: int) -> str:
+    if seeds == 1:
+        return ", of which the interval is the only value"
+    return f"; the interval holds the median with a probability of {coverage_of(seeds, order_of(seeds)):.0%}"
 
 
 def _counted(count: int, noun: str) -> str:

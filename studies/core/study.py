@@ -104,6 +104,7 @@ class Study:
     tuning_seeds: Sequence[int] = (1000,)
     first_seed: int = 0  # another where the first ones were seen while the study was being designed
     quick_tasks: Sequence[str] | None = None  # of --quick; None: the first task
+    infinite: str = "diverged"  # what a score that is not finite means
     figures: Sequence[str] = ()  # names of Outcome.figures that have a column in the table
 
 

@@ -57,7 +57,7 @@ MADE_UP = Study(
     name="made_up", title="Made up", statement="A task.", metric="error", better="lower", tasks=("a", "b"),
     models=lambda task: ("ours", "theirs"), rates=(0.01, 0.1, 1.0), train=train_made_up,
     claims=lambda results: [Claim("ours | wins", "yes", number_of(results), True)], draw=draw,
-    shows="Nothing.", tuning_seeds=(1000, 1001), figures=("steps",),
+    shows="Nothing.", tuning_seeds=(1000, 1001), infinite="never", figures=("steps",),
 )  # fmt: skip
 
 
