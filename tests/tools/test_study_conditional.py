@@ -21,7 +21,7 @@ def problem(task: str, seed: int = 0) -> conditional.Problem:
 
 @pytest.mark.parametrize("task", conditional.PROBLEMS)
 def test_no_rival_is_smaller_than_ours(task):
-    """None is larger by more than its width allows; the layer alone is smaller, one MLP eight times as large."""
+    """None is larger by more than its width allows, but for one MLP; the layer alone is smaller."""
     found = problem(task)
     sizes = {kind: models.parameters(found.make(kind)) for kind in conditional.PROBLEMS[task][2]}
     ours, *others = sizes.values()
