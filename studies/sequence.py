@@ -174,6 +174,7 @@ def train(trial: Trial) -> Outcome:
         trial.rate,
         steps,
         lambda: bits(model, validation[::2]).item(),
+        points=40,
     )
     with torch.no_grad():
         tuned, score = bits(model, validation).item(), bits(model, test).item()

@@ -30,11 +30,12 @@ def fit(
     evaluate: Callable[[], float] | None = None,
     *,
     clip: float = 1.0,
+    points: int = POINTS,
 ) -> Curve:
     """Adam with a rate that falls to 0 along a cosine, and gradients of norm ``clip`` at most.
 
     ``loss(step)`` draws a batch and gives its loss. Returns the values of ``evaluate()``, without gradients,
-    at POINTS steps evenly spaced and after the last one.
+    at ``points`` steps evenly spaced and after the last one.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -45,7 +46,7 @@ def fit(
         nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         schedule.step()
-        if evaluate is not None and (step % max(steps // POINTS, 1) == 0 or step == steps):
+        if evaluate is not None and (step % max(steps // points, 1) == 0 or step == steps):
             model.eval()
             with torch.no_grad():
                 curve.append((float(step), float(evaluate())))
