@@ -240,8 +240,27 @@ contexts 2000, digits 1500). The error is the mean squared one by the variance o
 the rate of wrong answers.
 """
 SHOWS = """
+Where the function that is wanted is of the form z^T W x + U z + V x + c, the advantage is of another order:
+on 32 tasks a layer has 1.5 % of the error that the concat MLP of its size has, and what 64 contexts taught
+holds for new ones, exactly for the layer alone. That is knowledge of the form, and parameters can buy it:
+with eight times as many the concat MLP has less error on the 32 tasks than the layer.
 
+Where the form is only near, the gain is a factor: in *selection* interactions in each layer, dense or of
+low rank, have a third of concat's error, not a fifth. Interactions in the last layer, and the hypernetwork,
+have half.
+
+Where a(z) is no linear function of z, there is no gain: in *new contexts, curved* gates and concat are
+better. All models fit the 64 contexts well and what lies between them badly, and a form that can do more
+with a context learns more of what is special to those. On real images there is hardly any: in *digits* an
+interaction in the last layer makes 8 % fewer errors than concat, and the intervals overlap. An interaction
+that also makes the first layer of 64 pixels and z leaves so few hidden units for its size that it is worse.
+Sets of digits that were never asked for are answered as well as the others by all models.
+
+Also seen in other splits of the digits (one for each seed): 0.6 of concat's errors in the median. Not
+shown: larger models, where size is no limit, and contexts of many features, for which a dense W is too
+large.
 """
+
 STUDY = Study(
     name="conditional",
     title="Conditional computation and many tasks",
