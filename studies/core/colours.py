@@ -14,5 +14,5 @@ OTHERS = ("#7f5539", "#f15bb5", "#8d99ae", "#3d405b", "#bc6c25", "#606c38")
 
 
 def colour(model: str, among: list[str]) -> str:
-    """Of a model with a name of its own, else by its place among those shown."""
-    return COLOURS.get(model) or OTHERS[among.index(model) % len(OTHERS)]
+    """Of a model with a colour of its own, else by its place among the others that are shown."""
+    return COLOURS.get(model) or OTHERS[[m for m in among if m not in COLOURS].index(model) % len(OTHERS)]

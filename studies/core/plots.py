@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")  # no display
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from studies.core.colours import colour
 from studies.core.study import Results, Study, interval_of_median
@@ -57,6 +58,8 @@ def curves(axes, results: Results, task: str, models: Sequence[str] | None = Non
             linewidth=1.6,
         )
         axes.fill_between(steps, low, high, color=tint, alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 
