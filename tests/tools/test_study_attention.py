@@ -9,17 +9,9 @@ from studies import attention
 from studies.core.models import parameters
 from studies.core.study import Record, Results, Trial
 
-pytestmark = pytest.mark.tools
+pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("one_thread")]
 
 GUESSING = 0.5  # the error of y = x / 2, and the share of right guesses
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(task, rows=4000):

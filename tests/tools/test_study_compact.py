@@ -9,17 +9,9 @@ from studies import compact
 from studies.core.models import parameters
 from studies.core.study import Record, Results, Trial
 
-pytestmark = pytest.mark.tools
+pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("one_thread")]
 
 QUICK_STEPS_ERROR = 0.9  # of the variance; the mean alone has 1
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("task", compact.STUDY.tasks)

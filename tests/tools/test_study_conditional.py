@@ -12,7 +12,7 @@ from studies import conditional
 from studies.core import models
 from studies.core.study import Trial
 
-pytestmark = pytest.mark.tools
+pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("one_thread")]
 
 
 def problem(task: str, seed: int = 0) -> conditional.Problem:

@@ -14,19 +14,11 @@ from studies import control, ppo, reacher
 from studies.core import models
 from studies.core.study import Record, Results, Trial
 
-pytestmark = pytest.mark.tools
+pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("one_thread")]
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 IDENTITY = torch.eye(2, dtype=torch.float64)
 TASKS = (control.SMALL, control.ANY, control.KNOWN)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def drawn(tasks: int = 5, seed: int = 0) -> reacher.Tasks:

@@ -11,17 +11,9 @@ from studies import sequence
 from studies.core.models import parameters
 from studies.core.study import Record, Results, Trial
 
-pytestmark = pytest.mark.tools
+pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("one_thread")]
 
 QUICK = Trial("sequence", sequence.TASK, sequence.RIVAL, rate=2e-2, seed=3, quick=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_paragraph_stays_where_it_stands_first():

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-pytestmark = pytest.mark.tools
+pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("one_thread")]
 
 ZOO = Path(__file__).resolve().parents[2] / "examples" / "zoo"
 # Steps of training, and which part of the first loss is left after them.
@@ -29,15 +28,6 @@ OPTIONAL = {  # the module it needs, and what pip calls that
     "pyg_nnconv_rgcn": ("torch_geometric", "torch_geometric"),
     "pykeen_tucker": ("pykeen", "pykeen"),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small models: more threads wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
