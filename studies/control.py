@@ -172,9 +172,9 @@ passes over each in {ppo.MINIBATCHES} minibatches, Adam with a rate that falls t
 {ppo.GRADIENT_NORM} at most. The policy (the mean of a Gaussian) and the value are two networks of one kind,
 of equal size. The policy's last layer starts at a tenth of its usual size.
 
-**Models.** *dense MI*: MI(relu(MI(x, z)), z). *hypernetwork*: a hidden layer of z generates both layers of
-x. *FiLM* and *gated*: two hidden layers of x, each modulated by z. *concat*: an MLP of [x; z] with two
-hidden layers.
+**Models.** *dense MI, each layer*: MI(relu(MI(x, z)), z). *hypernetwork*: a hidden layer of z generates
+both layers of x. *FiLM* and *gated*: two hidden layers of x, each modulated by z. *concat*: an MLP of [x;
+z] with two hidden layers.
 
 **Score.** Environment steps until the return, with the mean action, is {THRESHOLD:.0%} of the way from
 random actions (0) to a scripted controller (1) that knows the task: a spring and a brake to the nearest
