@@ -14,6 +14,7 @@ from benchmarks.harness import peers, timing
 from mi_kernels import backends, doctor, libraries
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ("benchmarks/results", "studies/results", "docs/studies")
 PACKAGES = ("opt_einsum", "cuequivariance-torch", "e3nn")
 
 
@@ -33,7 +34,7 @@ def facts(command: list[str]) -> dict[str, Any]:
 def commit() -> dict[str, Any]:
     """Revision of the checkout, and whether files other than results differ from it; None outside of git."""
     revision = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!studies/results", ":!docs/studies")
+    changes = _git("status", "--porcelain", "--", ".", *(f":!{folder}" for folder in RESULTS))
     return {"revision": revision, "dirty": None if changes is None else bool(changes)}
 
 
