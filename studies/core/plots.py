@@ -1,5 +1,6 @@
 """Pictures: the plot of a study, an overview of all, and what the plots have in common."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ matplotlib.use("Agg")  # no display
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
 
 from studies.core.colours import colour
 from studies.core.study import Results, Study, interval_of_median
@@ -37,9 +39,14 @@ def overview(found: Sequence[tuple[Study, Results]], path: Path) -> None:
 
 
 def _save(figure, path: Path) -> None:
+    """With a palette: lines on white need no more, and the files are kept in git."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})  # the same bytes from the same figures
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
     plt.close(figure)
+    picture = Image.open(drawn).convert("RGB")
+    picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture.save(path, "PNG", optimize=True)
 
 
 def curves(axes, results: Results, task: str, models: Sequence[str] | None = None) -> None:
