@@ -106,6 +106,7 @@ def progress(title: str, total: int):
             yield lambda said: bar.update(task, advance=1, last=said)
         return
     count = 0
+    print(f"{title}: {total} trials", flush=True)
 
     def advance(said: str) -> None:
         nonlocal count
