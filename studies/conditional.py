@@ -254,10 +254,10 @@ better. All models fit the 64 contexts well and what lies between them badly, an
 with a context learns more of what is special to those. On real images there is hardly any: in *digits* an
 interaction in the last layer makes 8 % fewer errors than concat, and the intervals overlap. An interaction
 that also makes the first layer of 64 pixels and z leaves so few hidden units for its size that it is worse.
-Sets of digits that were never asked for are answered as well as the others by all models.
+Sets of digits that were never asked for are answered nearly as well as the others by all models.
 
-Also seen in other splits of the digits (one for each seed): 0.6 of concat's errors in the median. Not
-shown: larger models, where size is no limit, and contexts of many features, for which a dense W is too
+In an earlier run, where each seed had its own split of the digits: 0.6 of concat's errors in the median.
+Not shown: larger models, where size is no limit, and contexts of many features, for which a dense W is too
 large.
 """
 
