@@ -12,11 +12,11 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 
-from mi_kernels import libraries, planners, records, verified
-from mi_kernels.ops.backend import Automatic, Backend, get, register, registered
-from mi_kernels.ops.compiling import constant_while_compiling
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.triton import interpreting
+from . import libraries, planners, records, verified
+from .ops.backend import Automatic, Backend, get, register, registered
+from .ops.compiling import constant_while_compiling
+from .ops.dtypes import FLOATING
+from .ops.triton import interpreting
 
 BackendName = Literal["auto", "reference", "portable", "cpu", "triton", "cuda"]
 NAMES: tuple[BackendName, ...] = get_args(BackendName)

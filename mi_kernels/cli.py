@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mi_kernels._version import __version__
+from ._version import __version__
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _doctor(as_json: bool) -> int:
-    from mi_kernels import doctor
+    from . import doctor
 
     print(doctor.as_json() if as_json else doctor.as_text())
     return 0
@@ -42,9 +42,9 @@ def _doctor(as_json: bool) -> int:
 
 def _demo(arguments: Sequence[str]) -> int:
     try:
-        from mi_kernels import demo
+        from . import demo
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("mi_kernels"):
+        if (error.name or "").startswith(__package__):
             raise
         print(f"The demo needs {error.name}: pip install 'mi_kernels[bench]'", file=sys.stderr)
         return 1
@@ -97,11 +97,11 @@ def _run(argv: Sequence[str] | None) -> int:
     if options.command == "bench":
         return _bench(rest)
     if options.command == "tune":
-        from mi_kernels import tune
+        from . import tune
 
         return tune.main(rest)
     if options.command == "verify":
-        from mi_kernels import verify
+        from . import verify
 
         return verify.main(rest)
     if rest:

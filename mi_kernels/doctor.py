@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from mi_kernels import backends, libraries, records, verified
-from mi_kernels._version import __version__
-from mi_kernels.ops.backend import get
+from . import backends, libraries, records, verified
+from ._version import __version__
+from .ops.backend import get
 
 
 def report() -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _record() -> dict[str, Any]:
 
 
 def _tiles() -> dict[str, Any]:
-    from mi_kernels.ops.triton import tiles
+    from .ops.triton import tiles
 
     choices, reason = tiles.user_table()
     try:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mi_kernels import backends
-from mi_kernels.functional import biaffine, gates, glu, hyper, interaction, low_rank, mix, norms, recurrent
-from mi_kernels.functional._arguments import autocast
-from mi_kernels.functional._call import instead_of_calls
-from mi_kernels.ops.library import DEFINED, FAMILIES
-from mi_kernels.ops.plan import Plan
+from . import backends
+from .functional import biaffine, gates, glu, hyper, interaction, low_rank, mix, norms, recurrent
+from .functional._arguments import autocast
+from .functional._call import instead_of_calls
+from .ops.library import DEFINED, FAMILIES
+from .ops.plan import Plan
 
 # By name, the function and its planner, which takes the bound arguments as keywords.
 EXPLAINED: dict[str, tuple[Callable[..., Any], Callable[..., Plan]]] = {

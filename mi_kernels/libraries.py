@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from .ops.namespace import OPS
+
 _PACKAGE = Path(__file__).parent
 # The variable names another build, such as that of `make sanitize`.
 _LIBRARY = Path(os.environ.get("MI_KERNELS_CPU_LIBRARY") or _PACKAGE / "libmi_kernels_cpu.so")
@@ -74,7 +76,7 @@ def cpu_isa() -> dict | None:
     if cpu_error is not None:
         return None
     try:
-        text = torch.ops.mi_kernels.cpu_isa()
+        text = OPS.cpu_isa()
     except RuntimeError as error:  # MI_KERNELS_CPU_ISA names an unavailable instruction set
         return {"error": re.sub("^.*?(?=MI_KERNELS_CPU_ISA)", "", str(error).splitlines()[0])}
     fields = [field.split(",") for field in text.split(";")]
@@ -86,7 +88,7 @@ def cuda_architectures() -> list[str]:
     if cuda_error is not None:
         return []
     try:
-        return torch.ops.mi_kernels.cuda_architectures().split()
+        return OPS.cuda_architectures().split()
     except (RuntimeError, NotImplementedError):  # a library of an older version of this package
         return []
 
@@ -94,7 +96,7 @@ def cuda_architectures() -> list[str]:
 def build_info() -> dict | None:
     """Facts about the native build, or None without ``_C`` (built for another Python)."""
     try:
-        import mi_kernels._C as _C
+        from ._C import build_info as facts
     except ImportError:
         return None
-    return _C.build_info()
+    return facts()

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.backend import Answer, DenseCall, DualCall, GateCall, Planner
-from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.dual_linear import portable as dual_portable
-from mi_kernels.ops.interaction import memory_order, portable
-from mi_kernels.ops.interaction.plan_shared import major
+from .ops.backend import Answer, DenseCall, DualCall, GateCall, Planner
+from .ops.dtypes import accumulation_dtype
+from .ops.dual_linear import portable as dual_portable
+from .ops.interaction import memory_order, portable
+from .ops.interaction.plan_shared import major
+from .ops.namespace import OPS
 
 _WHY = {
     "width_inside": "the GEMM sums over x and its epilogue over z: nothing of size B*Z*X or B*O*Z is"
@@ -45,7 +46,7 @@ _WHY = {
 
 def query(name: str) -> Callable[..., Any]:
     """An operation by which a compiled library describes itself or its plans."""
-    return getattr(torch.ops.mi_kernels, name)
+    return getattr(OPS, name)
 
 
 def fields(text: str) -> dict[str, str]:
@@ -205,8 +206,8 @@ class Triton(Planner):
 
     def dense(self, call: DenseCall) -> Answer:
         """The plan with all operands contiguous."""
-        from mi_kernels.ops.triton import interaction as kernels  # imports triton
-        from mi_kernels.ops.triton.plan import describe, record, without_data
+        from .ops.triton import interaction as kernels  # imports triton
+        from .ops.triton.plan import describe, record, without_data
 
         B, Z, X, O = call.sizes  # noqa: E741
         dtype = call.x.dtype
@@ -228,8 +229,8 @@ class Triton(Planner):
         return _rows_after_tiles(activation) or self.gate
 
     def gate_scratch(self, call: GateCall) -> int:
-        from mi_kernels.ops.triton.host import GateEpilogue, gated
-        from mi_kernels.ops.triton.plan import record, without_data
+        from .ops.triton.host import GateEpilogue, gated
+        from .ops.triton.plan import record, without_data
 
         width, context, dtype = call.x.shape[-1], call.context, call.x.dtype
         x, z = without_data((call.rows, width), (call.rows, context), dtype=dtype)

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from mi_kernels._version import __version__
-from mi_kernels.ops.backend import verifiable
-from mi_kernels.ops.library import FAMILIES
-from mi_kernels.ops.user_files import distrust, folder, make_private_folder, table, write_atomic
+from ._version import __version__
+from .ops.backend import verifiable
+from .ops.library import FAMILIES
+from .ops.user_files import distrust, folder, make_private_folder, table, write_atomic
 
 SCHEMA = 1
 _PACKAGE = Path(__file__).parent

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
-from mi_kernels.ops import user_files
-from mi_kernels.testing.errors import relative_error
+from . import backends
+from .ops import user_files
+from .testing.errors import relative_error
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 Call = Callable[[], Sequence[Tensor]]
@@ -29,8 +29,8 @@ Measure = Callable[[Call], float]  # seconds; raises one of `does_not_run()` if 
 
 def calls(sizes: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, tuple[Call, Call]]:
     """The primitives of a dense interaction at [B, Z, X, O] by name: (in Triton, in PyTorch)."""
-    from mi_kernels.ops.interaction import portable
-    from mi_kernels.ops.triton import interaction as kernels
+    from .ops.interaction import portable
+    from .ops.triton import interaction as kernels
 
     B, Z, X, O = sizes  # noqa: E741
 
@@ -55,7 +55,7 @@ def calls(sizes: Sequence[int], dtype: torch.dtype, device: str) -> dict[str, tu
 @contextmanager
 def _recorded_problems() -> Iterator[list[Any]]:
     """Records the problems for which tiles are chosen in the block, without duplicates, in order."""
-    from mi_kernels.ops.triton import host, tiles
+    from .ops.triton import host, tiles
 
     seen: dict[Any, None] = {}
 
@@ -87,7 +87,7 @@ def tune(
     call: Call, truth: Call, measure: Measure, most: int, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """The fastest valid tile of each problem in a call, by table key; None if it is the heuristic's."""
-    from mi_kernels.ops.triton import tiles
+    from .ops.triton import tiles
 
     exact = [t.double() for t in truth()]
     with _recorded_problems() as problems:
@@ -168,7 +168,7 @@ def _open_table(output: Path | None) -> tuple[Path, dict[str, Any], Callable[[Pa
 
     Raises OSError, ValueError, RuntimeError: it cannot be read or written, or has no folder.
     """
-    from mi_kernels.ops.triton import tiles
+    from .ops.triton import tiles
 
     if output is not None:
         choices = tiles.read(output) if output.exists() else dict(tiles.table())
@@ -204,7 +204,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         print(f"tune: {error}", file=sys.stderr)
         return 1
-    from mi_kernels.ops.triton import tiles
+    from .ops.triton import tiles
 
     for dtype in options.dtype:
         for sizes in options.sizes:

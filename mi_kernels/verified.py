@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from mi_kernels.records import FAMILIES, installed
+from .records import FAMILIES, installed
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mi_kernels import backends, records
-from mi_kernels.ops.backend import get, verifiable
-from mi_kernels.records import FAMILIES, Record
-from mi_kernels.testing import isolated, suite
+from . import backends, records
+from .ops.backend import get, verifiable
+from .records import FAMILIES, Record
+from .testing import isolated, suite
 
 MINUTES = 3.0
 HANGS = 60.0  # seconds after which a check, including start and compilation, counts as hanging
 LIMIT = 150.0  # seconds for one family in one dtype: Triton compiles up to 150 kernels for it
 MEMORY = 3 << 30  # bytes of the GPU per concurrent process
 WORKERS = 8
-PROGRAM = (sys.executable, "-m", "mi_kernels.testing.suite")
+PROGRAM = (sys.executable, "-m", f"{__package__}.testing.suite")
 
 
 _REMOVED_VARIABLES = ("PYTHONOPTIMIZE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.benchmark import Timer
 
-import mi_kernels as mi
-from mi_kernels import backends, libraries
-from mi_kernels.demo.digits import Run, load_images
-from mi_kernels.testing.memory import peak_memory
+from .. import backends, libraries
+from ..testing._package import mi
+from ..testing.memory import peak_memory
+from .digits import Run, load_images
 
 BATCH = 256
 HELD_OUT_PAIRS = 4000

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.autocast import dtype_in_force, lower
-from mi_kernels.ops.checks import check_tensors
-from mi_kernels.ops.dtypes import FLOATING
+from ..ops.autocast import dtype_in_force, lower
+from ..ops.checks import check_tensors
+from ..ops.dtypes import FLOATING
 
 
 def autocast(tensors: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,9 +6,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from mi_kernels.functional._arguments import promoted_dtype
-from mi_kernels.ops import activations
-from mi_kernels.ops.checks import (
+from ..ops import activations
+from ..ops.checks import (
     all_fit,
     broadcast,
     check_activation,
@@ -18,8 +17,9 @@ from mi_kernels.ops.checks import (
     check_tensors,
     is_coefficient,
 )
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.modulate import reference as modulate_reference
+from ..ops.dtypes import FLOATING
+from ..ops.modulate import reference as modulate_reference
+from ._arguments import promoted_dtype
 
 NormName = Literal["layer", "rms", "group"]
 NORMS: tuple[NormName, ...] = get_args(NormName)

@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_activation, check_flag, check_index, check_shape, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.interaction.segments import opaque
-from mi_kernels.ops.recurrent.forms import ACTIVATIONS, DENSE, FACTORED, INTEGRATED, KINDS, LSTM, PLAIN, Form
+from ..ops.checks import check_activation, check_flag, check_index, check_shape, check_tensors
+from ..ops.dtypes import FLOATING
+from ..ops.interaction.segments import opaque
+from ..ops.recurrent.forms import ACTIVATIONS, DENSE, FACTORED, INTEGRATED, KINDS, LSTM, PLAIN, Form
 
 RecurrentName = Literal["mlstm", "mrnn", "mi_rnn", "mi_lstm", "mi_gru", "second_order"]
 MemoryName = Literal["fast", "low"]

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast
-from mi_kernels.ops.backend import get
-from mi_kernels.ops.checks import check_flag
-from mi_kernels.ops.interaction import biaffine as pairs
-from mi_kernels.ops.interaction import plan_biaffine, reference
-from mi_kernels.ops.plan import Plan
+from .. import backends
+from ..ops.backend import get
+from ..ops.checks import check_flag
+from ..ops.interaction import biaffine as pairs
+from ..ops.interaction import plan_biaffine, reference
+from ..ops.plan import Plan
+from ._arguments import autocast
 
 __all__ = ["biaffine"]
 

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, expand_bias, promoted_dtype, same_rank
-from mi_kernels.ops import activations
-from mi_kernels.ops.activations import ActivationName
-from mi_kernels.ops.backend import get
-from mi_kernels.ops.checks import (
+from .. import backends
+from ..ops import activations
+from ..ops.activations import ActivationName
+from ..ops.backend import get
+from ..ops.checks import (
     broadcast_leading,
     broadcast_like,
     check_activation,
@@ -20,19 +19,20 @@ from mi_kernels.ops.checks import (
     check_shape,
     check_tensors,
 )
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.gate import autograd as gate_rules
-from mi_kernels.ops.gate import eager as gate_eager
-from mi_kernels.ops.gate import plan as gate_plan
-from mi_kernels.ops.gate import reference as gate_reference
-from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction.shared import flatten_rows
-from mi_kernels.ops.modulate import autograd as elementwise
-from mi_kernels.ops.modulate import mixed, small
-from mi_kernels.ops.modulate import plan as modulate_plan
-from mi_kernels.ops.modulate import reference as modulate_reference
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import without_features
+from ..ops.dtypes import FLOATING
+from ..ops.gate import autograd as gate_rules
+from ..ops.gate import eager as gate_eager
+from ..ops.gate import plan as gate_plan
+from ..ops.gate import reference as gate_reference
+from ..ops.interaction import autograd as dense
+from ..ops.interaction.shared import flatten_rows
+from ..ops.modulate import autograd as elementwise
+from ..ops.modulate import mixed, small
+from ..ops.modulate import plan as modulate_plan
+from ..ops.modulate import reference as modulate_reference
+from ..ops.plan import Plan
+from ..ops.rules import without_features
+from ._arguments import autocast, expand_bias, promoted_dtype, same_rank
 
 __all__ = ["diagonal", "gated_interaction", "modulate"]
 

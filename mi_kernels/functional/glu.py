@@ -5,17 +5,17 @@ from typing import Any
 
 from torch import Tensor
 
-from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, expand_bias_to
-from mi_kernels.ops import activations
-from mi_kernels.ops.activations import ActivationName
-from mi_kernels.ops.backend import get
-from mi_kernels.ops.checks import check_activation, check_flag, check_rank, check_shape, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.dual_linear import autograd as rules
-from mi_kernels.ops.dual_linear import eager, plan, reference
-from mi_kernels.ops.interaction.shared import flatten_rows
-from mi_kernels.ops.plan import Plan
+from .. import backends
+from ..ops import activations
+from ..ops.activations import ActivationName
+from ..ops.backend import get
+from ..ops.checks import check_activation, check_flag, check_rank, check_shape, check_tensors
+from ..ops.dtypes import FLOATING
+from ..ops.dual_linear import autograd as rules
+from ..ops.dual_linear import eager, plan, reference
+from ..ops.interaction.shared import flatten_rows
+from ..ops.plan import Plan
+from ._arguments import autocast, expand_bias_to
 
 __all__ = ["glu"]
 

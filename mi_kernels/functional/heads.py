@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_shape, check_tensors
+from ..ops.checks import check_shape, check_tensors
 
 __all__ = ["HeadPart", "Order", "split_head"]
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, expand_bias
-from mi_kernels.ops.backend import get
-from mi_kernels.ops.checks import (
+from .. import backends
+from ..ops.backend import get
+from ..ops.checks import (
     broadcast,
     broadcast_leading,
     broadcast_like,
@@ -19,9 +18,10 @@ from mi_kernels.ops.checks import (
     check_shape,
     check_tensors,
 )
-from mi_kernels.ops.interaction import eager, low_rank_weights, plan_generated, reference, segments, shared
-from mi_kernels.ops.interaction.arguments import check_features, common_lead
-from mi_kernels.ops.plan import Plan
+from ..ops.interaction import eager, low_rank_weights, plan_generated, reference, segments, shared
+from ..ops.interaction.arguments import check_features, common_lead
+from ..ops.plan import Plan
+from ._arguments import autocast, expand_bias
 
 __all__ = ["apply_generated", "apply_low_rank", "generate"]
 

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, autocast_dtype, expand_bias_to
-from mi_kernels.ops.autocast import dtype_in_force
-from mi_kernels.ops.backend import get
-from mi_kernels.ops.interaction import (
+from .. import backends
+from ..ops.autocast import dtype_in_force
+from ..ops.backend import get
+from ..ops.interaction import (
     all_pairs,
     batched,
     dispatch,
@@ -23,10 +22,11 @@ from mi_kernels.ops.interaction import (
     segments,
     third_order,
 )
-from mi_kernels.ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check_arguments
-from mi_kernels.ops.interaction.packed_weight import PackedWeight
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import differentiating
+from ..ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check_arguments
+from ..ops.interaction.packed_weight import PackedWeight
+from ..ops.plan import Plan
+from ..ops.rules import differentiating
+from ._arguments import autocast, autocast_dtype, expand_bias_to
 
 __all__ = ["bilinear", "interaction", "pack"]
 

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
-from mi_kernels.functional._arguments import autocast, expand_bias_to
-from mi_kernels.ops import activations
-from mi_kernels.ops.activations import ElementwiseName
-from mi_kernels.ops.backend import get
-from mi_kernels.ops.checks import broadcast_leading, check_activation, check_rank, check_shape, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.dual_linear import eager, plan, reference
-from mi_kernels.ops.dual_linear import low_rank as forms
-from mi_kernels.ops.plan import Plan
+from .. import backends
+from ..ops import activations
+from ..ops.activations import ElementwiseName
+from ..ops.backend import get
+from ..ops.checks import broadcast_leading, check_activation, check_rank, check_shape, check_tensors
+from ..ops.dtypes import FLOATING
+from ..ops.dual_linear import eager, plan, reference
+from ..ops.dual_linear import low_rank as forms
+from ..ops.plan import Plan
+from ._arguments import autocast, expand_bias_to
 
 __all__ = ["low_rank"]
 

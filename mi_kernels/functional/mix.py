@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
-from mi_kernels.functional._arguments import promoted_dtype, same_rank
-from mi_kernels.ops import activations
-from mi_kernels.ops.activations import ActivationName
-from mi_kernels.ops.backend import get
-from mi_kernels.ops.checks import broadcast_like, check_activation, check_rank, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.modulate import autograd as elementwise
-from mi_kernels.ops.modulate import plan as modulate_plan
-from mi_kernels.ops.modulate import reference, small
-from mi_kernels.ops.plan import Plan
+from .. import backends
+from ..ops import activations
+from ..ops.activations import ActivationName
+from ..ops.backend import get
+from ..ops.checks import broadcast_like, check_activation, check_rank, check_tensors
+from ..ops.dtypes import FLOATING
+from ..ops.modulate import autograd as elementwise
+from ..ops.modulate import plan as modulate_plan
+from ..ops.modulate import reference, small
+from ..ops.plan import Plan
+from ._arguments import promoted_dtype, same_rank
 
 __all__ = ["mix"]
 

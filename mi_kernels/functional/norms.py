@@ -7,9 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels import backends
-from mi_kernels.functional._arguments import same_rank
-from mi_kernels.functional._norm_arguments import (
+from .. import backends
+from ..ops.activations import ActivationName
+from ..ops.autocast import dtype_in_force
+from ..ops.backend import get
+from ..ops.modulate import autograd as elementwise
+from ..ops.modulate import plan as modulate_plan
+from ..ops.norm import autograd as rules
+from ..ops.norm import plan as plans
+from ..ops.norm import reference
+from ..ops.plan import Plan
+from ._arguments import same_rank
+from ._norm_arguments import (
     NAMES,
     Maybe,
     NormName,
@@ -19,17 +28,8 @@ from mi_kernels.functional._norm_arguments import (
     prepared,
     residual_fits,
 )
-from mi_kernels.functional.gates import PLANNED as MODULATION
-from mi_kernels.functional.gates import modulate
-from mi_kernels.ops.activations import ActivationName
-from mi_kernels.ops.autocast import dtype_in_force
-from mi_kernels.ops.backend import get
-from mi_kernels.ops.modulate import autograd as elementwise
-from mi_kernels.ops.modulate import plan as modulate_plan
-from mi_kernels.ops.norm import autograd as rules
-from mi_kernels.ops.norm import plan as plans
-from mi_kernels.ops.norm import reference
-from mi_kernels.ops.plan import Plan
+from .gates import PLANNED as MODULATION
+from .gates import modulate
 
 __all__ = ["NormName", "gated_residual", "gated_residual_norm_modulate", "norm_modulate"]
 

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mi_kernels import backends
-from mi_kernels.functional import _recurrent_arguments as arguments
-from mi_kernels.functional._arguments import autocast, expand_bias_to
-from mi_kernels.functional._recurrent_arguments import MemoryName, RecurrentName, Tensors
-from mi_kernels.ops.backend import get
-from mi_kernels.ops.interaction import shared
-from mi_kernels.ops.interaction.linear import linear
-from mi_kernels.ops.interaction.segments import opaque
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.recurrent import autograd as rules
-from mi_kernels.ops.recurrent import plan as plans
-from mi_kernels.ops.recurrent import reference
-from mi_kernels.ops.recurrent.forms import DENSE, INTEGRATED, KINDS, LSTM
-from mi_kernels.ops.rules import recorded, transformed
+from .. import backends
+from ..ops.backend import get
+from ..ops.interaction import shared
+from ..ops.interaction.linear import linear
+from ..ops.interaction.segments import opaque
+from ..ops.plan import Plan
+from ..ops.recurrent import autograd as rules
+from ..ops.recurrent import plan as plans
+from ..ops.recurrent import reference
+from ..ops.recurrent.forms import DENSE, INTEGRATED, KINDS, LSTM
+from ..ops.rules import recorded, transformed
+from . import _recurrent_arguments as arguments
+from ._arguments import autocast, expand_bias_to
+from ._recurrent_arguments import MemoryName, RecurrentName, Tensors
 
 __all__ = ["RecurrentName", "multiplicative_rnn"]
 

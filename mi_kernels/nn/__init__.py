@@ -15,16 +15,16 @@ that are bound to contexts (:class:`BoundLinear`) keep the rule. The public func
 than x, which :class:`FiLM`, whose result has the shape of x, refuses.
 """
 
-from mi_kernels.nn import rules as rules  # a module of functions
-from mi_kernels.nn.biaffine import Biaffine
-from mi_kernels.nn.gates import DiagonalInteraction, FiLM, GatedInteraction
-from mi_kernels.nn.glu import GLU, GatedMLP
-from mi_kernels.nn.hyper import BoundLinear, HyperLinear, HyperMLP
-from mi_kernels.nn.interaction import Bilinear, MultiplicativeInteraction
-from mi_kernels.nn.lora import HyperLoRA
-from mi_kernels.nn.low_rank import LowRankInteraction
-from mi_kernels.nn.norms import AdaGroupNorm, AdaLayerNorm, AdaLNZeroBlock, AdaRMSNorm
-from mi_kernels.nn.recurrent import (
+from . import rules as rules  # a module of functions
+from .biaffine import Biaffine
+from .gates import DiagonalInteraction, FiLM, GatedInteraction
+from .glu import GLU, GatedMLP
+from .hyper import BoundLinear, HyperLinear, HyperMLP
+from .interaction import Bilinear, MultiplicativeInteraction
+from .lora import HyperLoRA
+from .low_rank import LowRankInteraction
+from .norms import AdaGroupNorm, AdaLayerNorm, AdaLNZeroBlock, AdaRMSNorm
+from .recurrent import (
     MultiplicativeIntegrationGRU,
     MultiplicativeIntegrationLSTM,
     MultiplicativeIntegrationRNN,
@@ -32,7 +32,7 @@ from mi_kernels.nn.recurrent import (
     MultiplicativeRNN,
     SecondOrderRNN,
 )
-from mi_kernels.nn.recurrent_cells import (
+from .recurrent_cells import (
     MultiplicativeIntegrationGRUCell,
     MultiplicativeIntegrationLSTMCell,
     MultiplicativeIntegrationRNNCell,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mi_kernels.ops.compiling import is_exporting
+from ..ops.compiling import is_exporting
 
 
 def aligned(op: str, x: Any, z: Any, name: str = "z") -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.ops.dtypes import FLOATING
+from ..ops.dtypes import FLOATING
 
 P = ParamSpec("P")
 

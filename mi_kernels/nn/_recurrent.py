@@ -7,13 +7,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import recurrent
-from mi_kernels.functional._call import call
-from mi_kernels.functional._recurrent_arguments import RecurrentName
-from mi_kernels.nn._init import check_construction, check_size
-from mi_kernels.ops.checks import check_activation, check_shape, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.recurrent.forms import ACTIVATIONS, FACTORED, INTEGRATED, KINDS, LSTM
+from ..functional import recurrent
+from ..functional._call import call
+from ..functional._recurrent_arguments import RecurrentName
+from ..ops.checks import check_activation, check_shape, check_tensors
+from ..ops.dtypes import FLOATING
+from ..ops.recurrent.forms import ACTIVATIONS, FACTORED, INTEGRATED, KINDS, LSTM
+from ._init import check_construction, check_size
 
 Device = torch.device | str | int | None
 Pair = tuple[Tensor, Tensor]

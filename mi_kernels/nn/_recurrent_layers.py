@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from mi_kernels.functional._recurrent_arguments import RecurrentName
-from mi_kernels.nn._init import parameters
-from mi_kernels.nn._recurrent import (
+from ..functional._recurrent_arguments import RecurrentName
+from ..ops.checks import check_number
+from ..ops.recurrent.forms import KINDS, LSTM
+from ._init import parameters
+from ._recurrent import (
     Device,
     Pair,
     Sizes,
@@ -21,8 +23,6 @@ from mi_kernels.nn._recurrent import (
     draw,
     run,
 )
-from mi_kernels.ops.checks import check_number
-from mi_kernels.ops.recurrent.forms import KINDS, LSTM
 
 Lengths = Tensor | list[int] | tuple[int, ...]
 

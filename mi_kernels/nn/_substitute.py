@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.nn._init import check_function
+from ._init import check_function
 
 Rule = Callable[[Any], nn.Module | str | None]
 Rules = Mapping[type[Any], Rule]

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import biaffine
-from mi_kernels.functional._call import call
-from mi_kernels.nn._init import check_construction, draw_uniform, parameters
+from ..functional import biaffine
+from ..functional._call import call
+from ._init import check_construction, draw_uniform, parameters
 
 
 class Biaffine(nn.Module):

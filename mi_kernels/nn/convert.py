@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from mi_kernels.nn._substitute import Rule, Rules, ask, check_rules, put, trial_copy
-from mi_kernels.nn.interaction import Bilinear
-from mi_kernels.nn.report import ConversionReport, LayerReport, counted, label, nothing
+from ._substitute import Rule, Rules, ask, check_rules, put, trial_copy
+from .interaction import Bilinear
+from .report import ConversionReport, LayerReport, counted, label, nothing
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Direction = Literal["mi_kernels", "torch"]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import gates
-from mi_kernels.functional._call import call
-from mi_kernels.nn._contexts import aligned, always_equal, filled, misfit, missing
-from mi_kernels.nn._init import check_construction, draw_uniform, keywords_after_first, parameters
-from mi_kernels.ops import activations
-from mi_kernels.ops.activations import ActivationName, ElementwiseName
-from mi_kernels.ops.autocast import dtype_in_force
-from mi_kernels.ops.checks import broadcast, check_activation, check_number, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
+from ..functional import gates
+from ..functional._call import call
+from ..ops import activations
+from ..ops.activations import ActivationName, ElementwiseName
+from ..ops.autocast import dtype_in_force
+from ..ops.checks import broadcast, check_activation, check_number, check_tensors
+from ..ops.dtypes import FLOATING
+from ._contexts import aligned, always_equal, filled, misfit, missing
+from ._init import check_construction, draw_uniform, keywords_after_first, parameters
 
 
 class DiagonalInteraction(nn.Module):

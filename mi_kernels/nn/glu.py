@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import glu
-from mi_kernels.functional._call import call
-from mi_kernels.nn._init import check_construction, draw_uniform, keywords_after_first, parameters
-from mi_kernels.ops import activations
-from mi_kernels.ops.activations import ActivationName
-from mi_kernels.ops.checks import check_activation, check_number
+from ..functional import glu
+from ..functional._call import call
+from ..ops import activations
+from ..ops.activations import ActivationName
+from ..ops.checks import check_activation, check_number
+from ._init import check_construction, draw_uniform, keywords_after_first, parameters
 
 
 class GLU(nn.Module):

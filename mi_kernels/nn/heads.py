@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import parametrize
 
-from mi_kernels.functional import heads
-from mi_kernels.functional.heads import Order, check_order
-from mi_kernels.nn._init import check_size
-from mi_kernels.nn.hyper import BiasPosition, HyperLinear
-from mi_kernels.ops.checks import check_shape, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
+from ..functional import heads
+from ..functional.heads import Order, check_order
+from ..ops.checks import check_shape, check_tensors
+from ..ops.dtypes import FLOATING
+from ._init import check_size
+from .hyper import BiasPosition, HyperLinear
 
 OP = "HyperLinear.from_linear"
 POSITIONS = ("last", "first", None)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import hyper, interaction
-from mi_kernels.functional._call import call
-from mi_kernels.functional.heads import Order
-from mi_kernels.nn._contexts import aligned, aligned_layers
-from mi_kernels.nn._init import (
+from ..functional import hyper, interaction
+from ..functional._call import call
+from ..functional.heads import Order
+from ..ops.checks import check_number, check_rank, check_tensors
+from ._contexts import aligned, aligned_layers
+from ._init import (
     check_construction,
     check_function,
     check_module,
@@ -20,7 +21,6 @@ from mi_kernels.nn._init import (
     keywords_after_first,
     parameters,
 )
-from mi_kernels.ops.checks import check_number, check_rank, check_tensors
 
 # Where the bias of a generated layer lies in the output of a head.
 BiasPosition = Literal["last", "first"] | None
@@ -245,7 +245,7 @@ class HyperLinear(nn.Module):
             >>> torch.allclose(layer(x, z), y, atol=1e-5)
             True
         """
-        from mi_kernels.nn.heads import HyperLinearHead  # a subclass of this one
+        from .heads import HyperLinearHead  # a subclass of this one
 
         return HyperLinearHead(head, in_features, out_features, order, bias)
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import interaction
-from mi_kernels.functional._call import call
-from mi_kernels.nn._contexts import aligned
-from mi_kernels.nn._init import check_construction, draw_uniform, keywords_after_first, parameters
+from ..functional import interaction
+from ..functional._call import call
+from ._contexts import aligned
+from ._init import check_construction, draw_uniform, keywords_after_first, parameters
 
 BilinearInit = Literal["torch", "unit"]
 

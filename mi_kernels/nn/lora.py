@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import hyper
-from mi_kernels.functional._call import call
-from mi_kernels.nn._init import (
+from ..functional import hyper
+from ..functional._call import call
+from ..ops.checks import check_number
+from ..ops.dtypes import FLOATING, accumulation_dtype
+from ._init import (
     check_construction,
     check_module,
     draw_uniform,
     keywords_after_first,
     parameters,
 )
-from mi_kernels.nn.hyper import BoundLinear, bound, context_of
-from mi_kernels.ops.checks import check_number
-from mi_kernels.ops.dtypes import FLOATING, accumulation_dtype
+from .hyper import BoundLinear, bound, context_of
 
 _DENSE = torch.contiguous_format
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import hyper, interaction, low_rank
-from mi_kernels.functional._call import call
-from mi_kernels.nn._contexts import aligned
-from mi_kernels.nn._decompose import decompose
-from mi_kernels.nn._init import check_construction, check_size, draw_uniform, keywords_after_first, parameters
-from mi_kernels.ops import activations
-from mi_kernels.ops.activations import ElementwiseName
-from mi_kernels.ops.checks import check_activation, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
+from ..functional import hyper, interaction, low_rank
+from ..functional._call import call
+from ..ops import activations
+from ..ops.activations import ElementwiseName
+from ..ops.checks import check_activation, check_tensors
+from ..ops.dtypes import FLOATING
+from ._contexts import aligned
+from ._decompose import decompose
+from ._init import check_construction, check_size, draw_uniform, keywords_after_first, parameters
 
 Core = Literal["cp", "tucker", "blocks"]
 

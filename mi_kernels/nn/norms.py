@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mi_kernels.functional import norms
-from mi_kernels.functional._call import call
-from mi_kernels.nn._contexts import aligned, filled, misfit, missing
-from mi_kernels.nn._init import check_construction, check_module
-from mi_kernels.ops.checks import broadcast, check_number, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
+from ..functional import norms
+from ..functional._call import call
+from ..ops.checks import broadcast, check_number, check_tensors
+from ..ops.dtypes import FLOATING
+from ._contexts import aligned, filled, misfit, missing
+from ._init import check_construction, check_module
 
 Residual = tuple[Tensor, Tensor | None]
 Device = torch.device | str | int | None

@@ -2,9 +2,9 @@
 
 import torch
 
-from mi_kernels.functional._recurrent_arguments import MemoryName
-from mi_kernels.nn._recurrent import Device, Nonlinearity
-from mi_kernels.nn._recurrent_layers import LSTMLayers, StateLayers
+from ..functional._recurrent_arguments import MemoryName
+from ._recurrent import Device, Nonlinearity
+from ._recurrent_layers import LSTMLayers, StateLayers
 
 
 class MultiplicativeLSTM(LSTMLayers):

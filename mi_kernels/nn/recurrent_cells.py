@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional._recurrent_arguments import RecurrentName
-from mi_kernels.nn._init import parameters
-from mi_kernels.nn._recurrent import (
+from ..functional._recurrent_arguments import RecurrentName
+from ._init import parameters
+from ._recurrent import (
     Device,
     Nonlinearity,
     Pair,

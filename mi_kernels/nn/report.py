@@ -92,7 +92,7 @@ def nothing(looked_for: Iterable[str]) -> str:
 
 def label(cls: type) -> str:
     """A class as one would write it: nn.Bilinear, mi.nn.Bilinear, NNConv."""
-    from mi_kernels import nn as ours  # which imports this module
+    from .. import nn as ours  # which imports this module
 
     for name, package in ("nn", nn), ("mi.nn", ours):
         if getattr(package, cls.__name__, None) is cls:

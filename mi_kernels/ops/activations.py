@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import accumulation_dtype
+from .dtypes import accumulation_dtype
 
 ElementwiseName = Literal[
     "identity",

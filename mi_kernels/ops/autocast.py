@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
-from mi_kernels.ops.compiling import constant_while_compiling
+from .compiling import constant_while_compiling
 
 
 def dtype_in_force(device: str) -> torch.dtype | None:

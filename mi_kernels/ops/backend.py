@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import DTYPES
+from .dtypes import DTYPES
 
 
 class Automatic(Enum):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import DTYPES
+from .dtypes import DTYPES
 
 _JAGGED_ADVICE = (
     "; for groups of unequal length pass their rows, x.values(), one context or layer for each group, and"

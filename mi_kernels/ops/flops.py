@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mi_kernels.ops.imports import when_imported
+from .imports import when_imported
 
 Shape = Sequence[int]
 
@@ -30,7 +30,7 @@ def elementwise(*_: Any, **__: Any) -> int:
 def _register() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
-    from mi_kernels.ops.library import DEFINED, twins
+    from .library import DEFINED, twins
 
     for name, definition in DEFINED.items():
         for operation in twins(name):

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops.autocast import dtype_in_force
-from mi_kernels.ops.checks import LIKE, Operands
-from mi_kernels.ops.compiling import is_transformed, opaque_while_compiling
-from mi_kernels.ops.dtypes import DTYPES, FLOATING
+from . import backend as backends
+from .autocast import dtype_in_force
+from .checks import LIKE, Operands
+from .compiling import is_transformed, opaque_while_compiling
+from .dtypes import DTYPES, FLOATING
+from .namespace import NAMESPACE, OPS
 
-NAMESPACE = "mi_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 F = TypeVar("F", bound=Callable[..., Any])
 Results = Callable[[dict[str, Any]], Sequence[Any]]
@@ -127,7 +127,7 @@ def _triton_twin(portable: Callable) -> Callable:
 
     @functools.cache
     def kernel() -> Callable:
-        return getattr(importlib.import_module(f"mi_kernels.ops.triton.{family}"), portable.__name__)
+        return getattr(importlib.import_module(f".triton.{family}", __package__), portable.__name__)
 
     return lambda *arguments: kernel()(*arguments)
 
@@ -143,7 +143,7 @@ class _Overloads(dict[str, torch._ops.OpOverload]):
         if suffix is None:
             known = ", ".join(sorted(backends.suffixes()))
             raise ValueError(f"mi_kernels: backend: expected one of {known}, got {backend!r}")
-        found = getattr(getattr(torch.ops, NAMESPACE), self._operation + suffix).default
+        found = getattr(OPS, self._operation + suffix).default
         self[backend] = found
         return found
 
@@ -156,7 +156,7 @@ def overloads(name: str) -> dict[str, torch._ops.OpOverload]:
 def twins(name: str) -> list[torch._ops.OpOverload]:
     """All distinct overloads of ``name``: one per suffix."""
     suffixes = dict.fromkeys(backends.suffixes().values())
-    return [getattr(getattr(torch.ops, NAMESPACE), name + suffix).default for suffix in suffixes]
+    return [getattr(OPS, name + suffix).default for suffix in suffixes]
 
 
 def traceable(name: str, schema: str, check: Callable[..., None] | None = None) -> Callable[[F], F]:
@@ -177,7 +177,7 @@ def traceable(name: str, schema: str, check: Callable[..., None] | None = None) 
 
         LIBRARY.define(name + schema)
         LIBRARY.impl(name, checked, "CompositeImplicitAutograd")
-        operation = getattr(getattr(torch.ops, NAMESPACE), name).default
+        operation = getattr(OPS, name).default
         opaque, admit = opaque_while_compiling(function)
 
         @functools.wraps(function)

@@ -6,7 +6,7 @@ has at most one destination, so the derivative is the same function with both in
 
 from torch import Tensor
 
-from mi_kernels.ops.rules import Rule, differentiating, nestable
+from .rules import Rule, differentiating, nestable
 
 
 def move(rows: Tensor, src_index: Tensor, dest_index: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from mi_kernels.ops.library import LIBRARY
+from .library import LIBRARY
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad as fw
 from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from mi_kernels.ops.compiling import constant_while_compiling, is_transformed
+from .compiling import constant_while_compiling, is_transformed
 
 Maybe = Tensor | None
 # As Function.apply does with tensors of transforms that are over.

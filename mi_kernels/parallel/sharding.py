@@ -9,8 +9,8 @@ redistributes first.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mi_kernels.ops.imports import when_imported
-from mi_kernels.ops.library import DEFINED, Definition, Results, twins
+from ..ops.imports import when_imported
+from ..ops.library import DEFINED, Definition, Results, twins
 
 Placements = list[Any]
 Rule = Callable[..., list[tuple[Placements, Placements]]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mi_kernels.testing.samples import Shape
+from .samples import Shape
 
 Lead = tuple[int, ...]
 

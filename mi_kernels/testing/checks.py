@@ -12,24 +12,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import mi_kernels as mi
-from mi_kernels.ops.dual_linear import reference as dual_reference
-from mi_kernels.ops.gate import reference as diagonal_reference
-from mi_kernels.ops.gate import reference as gated_reference
-from mi_kernels.ops.interaction import reference as interaction_reference
-from mi_kernels.ops.modulate import reference as modulate_reference
-from mi_kernels.ops.norm import reference as norm_reference
-from mi_kernels.ops.recurrent import reference as recurrent_reference
-from mi_kernels.testing import norm_squares, recurrent_samples, squares
-from mi_kernels.testing.biaffine_samples import Pairs
-from mi_kernels.testing.dual_samples import DualSample
-from mi_kernels.testing.errors import Function, check_errors, check_second_order_errors, mapped
-from mi_kernels.testing.low_rank_weight_samples import Factors
-from mi_kernels.testing.mix_samples import Mixing
-from mi_kernels.testing.norm_samples import Normalization
-from mi_kernels.testing.recurrent_samples import Recurrence
-from mi_kernels.testing.samples import GateSample, Modulation, Sample
-from mi_kernels.testing.third_order_samples import Triple
+from ..ops.dual_linear import reference as dual_reference
+from ..ops.gate import reference as diagonal_reference
+from ..ops.gate import reference as gated_reference
+from ..ops.interaction import reference as interaction_reference
+from ..ops.modulate import reference as modulate_reference
+from ..ops.norm import reference as norm_reference
+from ..ops.recurrent import reference as recurrent_reference
+from . import norm_squares, recurrent_samples, squares
+from ._package import mi
+from .biaffine_samples import Pairs
+from .dual_samples import DualSample
+from .errors import Function, check_errors, check_second_order_errors, mapped
+from .low_rank_weight_samples import Factors
+from .mix_samples import Mixing
+from .norm_samples import Normalization
+from .recurrent_samples import Recurrence
+from .samples import GateSample, Modulation, Sample
+from .third_order_samples import Triple
 
 AnySample = (
     Sample

@@ -12,16 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import mi_kernels as mi
-from mi_kernels.ops.interaction import segments
-from mi_kernels.testing.biaffine_samples import ARC, LABEL
-from mi_kernels.testing.dual_samples import GLU, LOW_RANK
-from mi_kernels.testing.mix_samples import Mixing
-from mi_kernels.testing.norm_samples import Normalization
-from mi_kernels.testing.recurrent_samples import recurrent_calls
-from mi_kernels.testing.samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
-from mi_kernels.testing.shared_samples import TINY_RAGGED
-from mi_kernels.testing.third_order_samples import Triple
+from ..ops.interaction import segments
+from ..ops.namespace import NAMESPACE, OPS
+from ._package import mi
+from .biaffine_samples import ARC, LABEL
+from .dual_samples import GLU, LOW_RANK
+from .mix_samples import Mixing
+from .norm_samples import Normalization
+from .recurrent_samples import recurrent_calls
+from .samples import GATE_ODD, ODD, WEIGHT_ONLY, GateSample, Modulation, Sample, Shape
+from .shared_samples import TINY_RAGGED
+from .third_order_samples import Triple
 
 DTYPE = torch.float64  # correct results agree in nearly all digits
 Arguments = tuple[Any, ...]
@@ -43,12 +44,12 @@ class Broken(NamedTuple):
 def operations() -> list[str]:
     """All operations of the namespace, including their variants for other backends."""
     names = torch._C._dispatch_get_all_op_names()
-    return sorted({name.split("::")[1].split(".")[0] for name in names if name.startswith("mi_kernels::")})
+    return sorted({name.split("::")[1].split(".")[0] for name in names if name.startswith(f"{NAMESPACE}::")})
 
 
 def schema(name: str) -> torch._C.FunctionSchema:
     """The schema of an operation, as the dispatcher has it."""
-    return getattr(torch.ops.mi_kernels, name).default._schema
+    return getattr(OPS, name).default._schema
 
 
 def _grouped(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -180,7 +181,7 @@ def _norm_modulate() -> Iterator[Arguments]:
 def _norm_modulate_grads() -> Iterator[Arguments]:
     for sample, tensors, (dim, groups, center) in _normalizations():
         x, h, *others = tensors
-        call = torch.ops.mi_kernels.norm_modulate_portable
+        call = OPS.norm_modulate_portable
         *_, mean, rstd = call(x, None, None, *(None,) * 4, dim, groups, center, 1e-5, "identity", 0.0)
         grad = sample.cotangent(DTYPE)
         grad, grad_x = (grad[1], grad[0]) if sample.residual else (grad, None)

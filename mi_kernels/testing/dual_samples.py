@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.testing.lru_cache import normal
-from mi_kernels.testing.samples import (
+from ..ops import activations
+from .lru_cache import normal
+from .samples import (
     BROADCAST,
     EMPTY,
     LAYOUTS,

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.testing.lru_cache import LRUCache, bytes_of
+from .lru_cache import LRUCache, bytes_of
 
 FLOAT64_LIMIT = 1e-12
 REPEATED = 20

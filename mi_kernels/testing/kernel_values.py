@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import reference
-from mi_kernels.testing.errors import check_errors, require
-from mi_kernels.testing.kernel_sizes import KernelSize
+from ..ops.interaction import reference
+from .errors import check_errors, require
+from .kernel_sizes import KernelSize
 
 Maybe = Tensor | None
 CHUNK_ELEMENTS = 1 << 26  # of an intermediate result of the reference

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-import mi_kernels as mi
-from mi_kernels.ops.interaction import reference
-from mi_kernels.testing.lru_cache import normal
-from mi_kernels.testing.samples import LAYOUTS, lay_out, made
+from ..ops.interaction import reference
+from ._package import mi
+from .lru_cache import normal
+from .samples import LAYOUTS, lay_out, made
 
 Maybe = Tensor | None
 

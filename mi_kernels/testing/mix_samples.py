@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.testing.samples import LAYOUTS, Modulation
+from .samples import LAYOUTS, Modulation
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.testing.lru_cache import normal
-from mi_kernels.testing.samples import LAYOUTS, lay_out, made
+from .lru_cache import normal
+from .samples import LAYOUTS, lay_out, made
 
 Sizes = tuple[int, ...]
 

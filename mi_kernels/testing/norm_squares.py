@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.activations import value
-from mi_kernels.testing.norm_samples import Normalization
-from mi_kernels.testing.squares import gate_slope, gate_value
+from ..ops.activations import value
+from .norm_samples import Normalization
+from .squares import gate_slope, gate_value
 
 Maybe = Tensor | None
 

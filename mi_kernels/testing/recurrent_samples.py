@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.recurrent import reference
-from mi_kernels.ops.recurrent.forms import ACTIVATIONS, DENSE, FACTORED, INTEGRATED, KINDS, LSTM, PLAIN
-from mi_kernels.testing.lru_cache import normal
-from mi_kernels.testing.samples import LAYOUTS, lay_out, made
+from ..ops.namespace import OPS
+from ..ops.recurrent import reference
+from ..ops.recurrent.forms import ACTIVATIONS, DENSE, FACTORED, INTEGRATED, KINDS, LSTM, PLAIN
+from .lru_cache import normal
+from .samples import LAYOUTS, lay_out, made
 
 Maybe = Tensor | None
 NAMES = (
@@ -182,7 +183,7 @@ def recurrent_calls(dtype: torch.dtype) -> Iterator[tuple[tuple[Any, ...], tuple
         lengths = torch.tensor([2, 0, 2, 1]) if seed % 2 == 0 else None
         rule = (lengths, kind, "tanh", form.structure == FACTORED)
         forward = (*tensors, *rule, True)
-        out, h_n, c_n, gates, products, cells, _ = torch.ops.mi_kernels.recurrent_portable(*forward)
+        out, h_n, c_n, gates, products, cells, _ = OPS.recurrent_portable(*forward)
         kept = [out, *(t if t.numel() else None for t in (gates, products, cells))]
         saved = (*tensors[:4], *kept, *tensors[4:], *rule)
         grads = (out.flip(0), h_n.flip(0), c_n.flip(0) if lstm else None, *saved)

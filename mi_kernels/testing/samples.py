@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.testing.lru_cache import normal
+from ..ops import activations
+from .lru_cache import normal
 
 NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
 ALL_TERMS = (True, True, True, True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mi_kernels.testing.samples import (
+from .samples import (
     ALL_TERMS,
     BROADCAST,
     LAYOUTS,

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_kernels.ops.activations import ELEMENTWISE
-from mi_kernels.ops.interaction.reference import interaction
+from ..ops.activations import ELEMENTWISE
+from ..ops.interaction.reference import interaction
 
 Maybe = Tensor | None
 

@@ -26,20 +26,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-import mi_kernels as mi
-from mi_kernels.functional.interaction import interaction_by
-from mi_kernels.ops import activations
-from mi_kernels.ops.backend import suffixes
-from mi_kernels.ops.interaction import batched, cost_model, reference
-from mi_kernels.testing import checks, devices, mix_samples, norm_samples, recurrent_samples, samples
-from mi_kernels.testing.batched_samples import BY_INDEX, PER_SAMPLE, Batched
-from mi_kernels.testing.biaffine_samples import ARC, LABEL
-from mi_kernels.testing.dual_samples import GLU, LOW_RANK, dual_samples
-from mi_kernels.testing.errors import require
-from mi_kernels.testing.kernel_sizes import MMA, SM90, KernelSize
-from mi_kernels.testing.kernel_values import check_interaction
-from mi_kernels.testing.samples import LAYOUTS, WEIGHT_ONLY, GateSample, Modulation, Sample
-from mi_kernels.testing.shared_samples import MIXED, SHARED
+from ..backends import BackendName
+from ..functional.interaction import interaction_by
+from ..ops import activations
+from ..ops.backend import suffixes
+from ..ops.interaction import batched, cost_model, reference
+from ..ops.namespace import OPS
+from . import checks, devices, mix_samples, norm_samples, recurrent_samples, samples
+from ._package import mi
+from .batched_samples import BY_INDEX, PER_SAMPLE, Batched
+from .biaffine_samples import ARC, LABEL
+from .dual_samples import GLU, LOW_RANK, dual_samples
+from .errors import require
+from .kernel_sizes import MMA, SM90, KernelSize
+from .kernel_values import check_interaction
+from .samples import LAYOUTS, WEIGHT_ONLY, GateSample, Modulation, Sample
+from .shared_samples import MIXED, SHARED
 
 Check = Callable[[torch.dtype, str], float]
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -81,11 +83,11 @@ def takes(name: str, dtype: str) -> bool:
 
 
 def _kernel(backend: str, size: KernelSize, dtype: torch.dtype, device: str) -> float:
-    operations = {name: getattr(torch.ops.mi_kernels, name + suffixes()[backend]) for name in OPERATIONS}
+    operations = {name: getattr(OPS, name + suffixes()[backend]) for name in OPERATIONS}
     if size.kernel is not None:  # make sure that the intended engine is the one checked
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         question = "forward", list(size.sizes), dtype, 15, 90, processors
-        plan = torch.ops.mi_kernels.cuda_interaction_plan(*question)
+        plan = OPS.cuda_interaction_plan(*question)
         require(plan.startswith("algorithm=wgmma"), f"expected the sm_90a engine, got the plan {plan}")
     return check_interaction(SimpleNamespace(**operations), size, dtype, device)
 
@@ -308,7 +310,7 @@ def _say(**line: Any) -> None:
 
 def run_checks(
     chosen: dict[str, Check],
-    backend: mi.BackendName,
+    backend: BackendName,
     dtype: torch.dtype,
     device: str,
     say: Callable[..., None] = _say,
@@ -356,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"suite: {family} in {dtype} has no check {unknown[0]!r}", file=sys.stderr)
         return 2
     chosen = {name: found[name] for name in names} if names else found
-    return run_checks(chosen, cast(mi.BackendName, backend), getattr(torch, dtype), device)
+    return run_checks(chosen, cast(BackendName, backend), getattr(torch, dtype), device)
 
 
 if __name__ == "__main__":

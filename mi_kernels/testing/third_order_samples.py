@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-import mi_kernels as mi
-from mi_kernels.testing.lru_cache import normal
-from mi_kernels.testing.samples import LAYOUTS, lay_out, made
+from ._package import mi
+from .lru_cache import normal
+from .samples import LAYOUTS, lay_out, made
 
 Maybe = Tensor | None
 ALL = "12Vc"  # the linear terms: U1, U2, V and c

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mi_kernels.ops.library import DEFINED
+from .. import ops as operations
+from ..ops.library import DEFINED
+from ..ops.namespace import NAMESPACE
 
 
 def module_of(family: str, backend: str) -> str:
     """The module of a family's kernels, portable or Triton."""
-    return f"mi_kernels.ops.triton.{family}" if backend == "triton" else f"mi_kernels.ops.{family}.portable"
+    ops = operations.__name__
+    return f"{ops}.triton.{family}" if backend == "triton" else f"{ops}.{family}.portable"
 
 
 class WithoutData(TorchDispatchMode):
@@ -29,7 +32,7 @@ class WithoutData(TorchDispatchMode):
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace != "mi_kernels":
+        if func.namespace != NAMESPACE:
             results = func(*args, **(kwargs or {}))
             for tensor in results if isinstance(results, tuple | list) else (results,):
                 if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":

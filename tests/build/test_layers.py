@@ -38,22 +38,27 @@ def modules() -> list[tuple[str, Path]]:
     return found
 
 
-def imported(node: ast.AST, known: set[str]) -> list[str]:
-    """Modules of the package that a statement imports. Relative imports would hide the layer."""
+def imported(node: ast.AST, path: Path, known: set[str]) -> list[str]:
+    """Modules of the package that a statement imports: relatively, so that the package works under any name."""
     if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE]
+        names = [alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE]
+        assert not names, f"{path}, line {node.lineno}: expected a relative import, got {names[0]}"
     if isinstance(node, ast.ImportFrom):
-        assert node.level == 0, f"line {node.lineno}: expected an absolute import, got a relative one"
-        if (node.module or "").split(".")[0] == PACKAGE:
-            inside = (f"{node.module}.{alias.name}" for alias in node.names)
-            return [name if name in known else node.module for name in inside]
+        assert node.level or (node.module or "").split(".")[0] != PACKAGE, (
+            f"{path}, line {node.lineno}: expected a relative import, got {node.module}"
+        )
+        if node.level:
+            package = path.relative_to(ROOT).parts[: -node.level]
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            inside = (f"{module}.{alias.name}" for alias in node.names)
+            return [name if name in known else module for name in inside]
     return []
 
 
 def imports(path: Path, known: set[str]) -> Iterator[str]:
     """Wherever in a file."""
     for node in ast.walk(ast.parse(path.read_text())):
-        yield from imported(node, known)
+        yield from imported(node, path, known)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,7 @@ def test_no_module_imports_itself_by_a_detour():
     known = {name for name, _ in modules()}
     graph = {}
     for module, path in modules():
-        top = [name for node in ast.parse(path.read_text()).body for name in imported(node, known)]
+        top = [name for node in ast.parse(path.read_text()).body for name in imported(node, path, known)]
         graph[module] = set(top) & known
     done: set[str] = set()
 

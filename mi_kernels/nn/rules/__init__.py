@@ -9,7 +9,7 @@ also where the package's layer can.
 
 from torch import nn
 
-from mi_kernels.nn._substitute import Rule
+from .._substitute import Rule
 
 __all__ = [
     "diffusers",
@@ -56,7 +56,7 @@ def torch_geometric() -> dict[type[nn.Module], Rule]:
         >>> mi.convert(model, rules=mi.nn.rules.torch_geometric())  # doctest: +SKIP
     """
     try:
-        from mi_kernels.nn.rules import _torch_geometric as found
+        from . import _torch_geometric as found
     except ImportError as error:
         raise _cannot("torch_geometric", "pip install torch_geometric", error) from error
     return dict(found.RULES)
@@ -82,7 +82,7 @@ def pykeen() -> dict[type[nn.Module], Rule]:
         >>> mi.convert(model, rules=mi.nn.rules.pykeen())  # doctest: +SKIP
     """
     try:
-        from mi_kernels.nn.rules import _pykeen as found
+        from . import _pykeen as found
     except ImportError as error:
         raise _cannot("pykeen", "pip install pykeen", error) from error
     return dict(found.RULES)
@@ -106,7 +106,7 @@ def supar() -> dict[type[nn.Module], Rule]:
         >>> mi.convert(model, rules=mi.nn.rules.supar())  # doctest: +SKIP
     """
     try:
-        from mi_kernels.nn.rules import _supar as found
+        from . import _supar as found
     except ImportError as error:
         raise _cannot("supar", "pip install supar", error) from error
     return dict(found.RULES)
@@ -139,7 +139,7 @@ def multibench() -> dict[type[nn.Module], Rule]:
         >>> mi.convert(model, rules=mi.nn.rules.multibench())  # doctest: +SKIP
     """
     try:
-        from mi_kernels.nn.rules import _multibench as found
+        from . import _multibench as found
     except ImportError as error:
         advice = "put a clone of https://github.com/pliang279/MultiBench on sys.path"
         raise _cannot("multibench", advice, error, "fusions.common_fusions") from error
@@ -174,7 +174,7 @@ def transformers() -> dict[type[nn.Module], Rule]:
         >>> mi.convert(model, rules=mi.nn.rules.transformers())  # doctest: +SKIP
     """
     try:
-        from mi_kernels.nn.rules import _transformers as found
+        from . import _transformers as found
     except ImportError as error:
         raise _cannot("transformers", "pip install transformers", error) from error
     return found.rules()
@@ -200,7 +200,7 @@ def timm() -> dict[type[nn.Module], Rule]:
         >>> mi.convert(model, rules=mi.nn.rules.timm())  # doctest: +SKIP
     """
     try:
-        from mi_kernels.nn.rules import _timm as found
+        from . import _timm as found
     except ImportError as error:
         raise _cannot("timm", "pip install timm", error) from error
     return dict(found.RULES)
@@ -225,7 +225,7 @@ def x_transformers() -> dict[type[nn.Module], Rule]:
         >>> mi.convert(model, rules=mi.nn.rules.x_transformers())  # doctest: +SKIP
     """
     try:
-        from mi_kernels.nn.rules import _x_transformers as found
+        from . import _x_transformers as found
     except ImportError as error:
         raise _cannot("x_transformers", "pip install x-transformers", error) from error
     return dict(found.RULES)
@@ -260,7 +260,7 @@ def diffusers() -> dict[type[nn.Module], Rule]:
         >>> mi.convert(model, rules=mi.nn.rules.diffusers())  # doctest: +SKIP
     """
     try:
-        from mi_kernels.nn.rules import _diffusers as found
+        from . import _diffusers as found
     except ImportError as error:
         raise _cannot("diffusers", "pip install diffusers", error) from error
     return dict(found.RULES)
@@ -293,7 +293,7 @@ def dit() -> dict[type[nn.Module], Rule]:
     Example:
         >>> mi.convert(model, rules=mi.nn.rules.dit())  # doctest: +SKIP
     """
-    from mi_kernels.nn.rules import _dit as found
+    from . import _dit as found
 
     return found.rules()
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import norms
-from mi_kernels.functional._call import call
-from mi_kernels.nn.rules._gated import is_called_only, why_not_tensors
-from mi_kernels.ops.autocast import dtype_in_force
-from mi_kernels.ops.checks import broadcast
-from mi_kernels.ops.dtypes import FLOATING
+from ...functional import norms
+from ...functional._call import call
+from ...ops.autocast import dtype_in_force
+from ...ops.checks import broadcast
+from ...ops.dtypes import FLOATING
+from ._gated import is_called_only, why_not_tensors
 
 # By exact class; a package adds its own.
 NORMS: dict[type[nn.Module], str] = {nn.LayerNorm: "layer", nn.RMSNorm: "rms"}

@@ -10,8 +10,8 @@ import diffusers.models.normalization  # noqa: F401
 import torch.nn.functional as F
 from torch import nn
 
-from mi_kernels.nn._substitute import Rule
-from mi_kernels.nn.rules._adaptive import NORMS, modulated, why_not_norm
+from .._substitute import Rule
+from ._adaptive import NORMS, modulated, why_not_norm
 
 normalization: Any = sys.modules["diffusers.models.normalization"]
 

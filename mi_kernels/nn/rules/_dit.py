@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mi_kernels.functional import norms
-from mi_kernels.functional._call import call
-from mi_kernels.nn._substitute import Rule
-from mi_kernels.nn.rules._adaptive import fits, modulated, options_of, why_not_norm
+from ...functional import norms
+from ...functional._call import call
+from .._substitute import Rule
+from ._adaptive import fits, modulated, options_of, why_not_norm
 
 # A forward is read by calling it with a layer and inputs that write down what happens to them, and compared
 # with what the published one writes. Whatever else it does with them raises an error. Branches that are not

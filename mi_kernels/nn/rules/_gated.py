@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mi_kernels.functional import glu
-from mi_kernels.functional._call import call
-from mi_kernels.ops.activations import ActivationName
-from mi_kernels.ops.autocast import dtype_in_force
-from mi_kernels.ops.dtypes import FLOATING
+from ...functional import glu
+from ...functional._call import call
+from ...ops.activations import ActivationName
+from ...ops.autocast import dtype_in_force
+from ...ops.dtypes import FLOATING
 
 # By exact class; what is not here, or has another formula, such as an approximation of tanh, is left.
 ACTIVATIONS: dict[type[nn.Module], ActivationName] = {

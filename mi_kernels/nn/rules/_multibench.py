@@ -6,8 +6,8 @@ import torch
 from fusions.common_fusions import LowRankTensorFusion, MultiplicativeInteractions2Modal
 from torch import Tensor
 
-from mi_kernels.functional import interaction, low_rank
-from mi_kernels.functional._call import call
+from ...functional import interaction, low_rank
+from ...functional._call import call
 
 
 class FusedMultiplicativeInteractions2Modal(MultiplicativeInteractions2Modal):

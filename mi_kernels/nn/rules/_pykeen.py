@@ -5,9 +5,9 @@ from pykeen.nn.modules import TuckERInteraction, apply_optional_bn
 from pykeen.utils import einsum
 from torch import Tensor
 
-from mi_kernels.functional import interaction
-from mi_kernels.functional._call import call
-from mi_kernels.nn.heads import HOOKS
+from ...functional import interaction
+from ...functional._call import call
+from ..heads import HOOKS
 
 
 class FusedTuckERInteraction(TuckERInteraction):

@@ -3,8 +3,8 @@
 from supar.modules.affine import Biaffine
 from torch import Tensor
 
-from mi_kernels.functional._call import call
-from mi_kernels.functional.biaffine import biaffine
+from ...functional._call import call
+from ...functional.biaffine import biaffine
 
 
 class FusedBiaffine(Biaffine):

@@ -4,7 +4,7 @@ from timm.layers import activations
 from timm.layers.mlp import GluMlp, SwiGLU
 from torch import Tensor
 
-from mi_kernels.nn.rules._gated import gated, of_package, why_not
+from ._gated import gated, of_package, why_not
 
 of_package(
     activations,

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch_geometric.nn import FastRGCNConv, FiLMConv, MessagePassing, NNConv, RGCNConv
 from torch_geometric.nn.dense import Linear
 
-from mi_kernels.functional import gates, hyper, interaction
-from mi_kernels.functional._call import call
-from mi_kernels.functional.heads import split_head
-from mi_kernels.nn.heads import HOOKS
-from mi_kernels.nn.hyper import HyperLinear
+from ...functional import gates, hyper, interaction
+from ...functional._call import call
+from ...functional.heads import split_head
+from ..heads import HOOKS
+from ..hyper import HyperLinear
 
 
 class FusedNNConv(NNConv):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import activations
 
-from mi_kernels.nn._substitute import Rule
-from mi_kernels.nn.rules._gated import gated, of_package, why_not
+from .._substitute import Rule
+from ._gated import gated, of_package, why_not
 
 # FastGELUActivation has a rounded constant.
 of_package(

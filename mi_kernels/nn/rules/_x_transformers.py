@@ -3,7 +3,7 @@
 from torch import Tensor
 from x_transformers.x_transformers import GLU
 
-from mi_kernels.nn.rules._gated import gated, why_not
+from ._gated import gated, why_not
 
 
 class FusedGLU(GLU):

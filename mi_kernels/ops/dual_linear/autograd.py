@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.checks import check_shape, check_tensors
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.dual_linear import schema  # noqa: F401  (defines the operations)
-from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction.linear import linear_grads
-from mi_kernels.ops.interaction.shared import linear
-from mi_kernels.ops.library import overloads, traceable
-from mi_kernels.ops.modulate import autograd as elementwise
-from mi_kernels.ops.rules import (
+from .. import activations
+from ..checks import check_shape, check_tensors
+from ..dtypes import FLOATING
+from ..interaction import autograd as dense
+from ..interaction.linear import linear_grads
+from ..interaction.shared import linear
+from ..library import overloads, traceable
+from ..modulate import autograd as elementwise
+from ..rules import (
     Fold,
     Maybe,
     Rule,
@@ -35,6 +34,7 @@ from mi_kernels.ops.rules import (
     wanted,
     without_features,
 )
+from . import schema  # noqa: F401  (defines the operations)
 
 _DUAL_LINEAR = overloads("dual_linear")
 _GRADS = overloads("dual_linear_grads")

@@ -5,11 +5,11 @@ As ops/interaction/eager.py: None for a call of any other kind, and for one with
 
 from torch import Tensor
 
-from mi_kernels.ops.activations import ELEMENTWISE
-from mi_kernels.ops.checks import all_fit
-from mi_kernels.ops.dual_linear import autograd
-from mi_kernels.ops.dual_linear import low_rank as forms
-from mi_kernels.ops.rules import Maybe
+from ..activations import ELEMENTWISE
+from ..checks import all_fit
+from ..rules import Maybe
+from . import autograd
+from . import low_rank as forms
 
 
 def glu(

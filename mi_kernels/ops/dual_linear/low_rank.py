@@ -9,11 +9,11 @@ import math
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.dual_linear import autograd as rules
-from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction.linear import is_direct
-from mi_kernels.ops.interaction.shared import flatten_rows, linear
-from mi_kernels.ops.rules import Maybe, add
+from ..interaction import autograd as dense
+from ..interaction.linear import is_direct
+from ..interaction.shared import flatten_rows, linear
+from ..rules import Maybe, add
+from . import autograd as rules
 
 
 def low_rank(

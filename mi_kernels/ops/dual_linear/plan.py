@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops import counts
-from mi_kernels.ops.backend import DualCall
-from mi_kernels.ops.dual_linear.low_rank import is_shared
-from mi_kernels.ops.interaction import plan as dense
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
+from .. import backend as backends
+from .. import counts
+from ..backend import DualCall
+from ..interaction import plan as dense
+from ..plan import Plan
+from ..rules import Maybe, gradients_wanted, without_features
+from .low_rank import is_shared
 
 _WHOLE_ROWS = "softmax needs whole rows: both products are computed and stored, then multiplied"
 _SHARED = "x or z is shared by several rows: each product is computed once for each of its own rows"

@@ -5,8 +5,8 @@ As PyTorch's own products, p and q are rounded to the dtype of x.
 
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.interaction import portable as dense
+from .. import activations
+from ..interaction import portable as dense
 
 Maybe = Tensor | None
 

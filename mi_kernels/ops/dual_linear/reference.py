@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_kernels.ops import activations
+from .. import activations
 
 
 def glu(

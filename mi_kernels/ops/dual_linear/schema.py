@@ -8,12 +8,12 @@ N = ranks * O; f and h are ``activation_x`` and ``activation_z``, elementwise. W
 ``keep`` p and q come in the dtype of x, which saves the backward pass two products, else as empty [0, N].
 """
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.checks import check_activation, match_sizes
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.dual_linear import portable
-from mi_kernels.ops.flops import elementwise, products
-from mi_kernels.ops.library import define, define_family
+from .. import activations
+from ..checks import check_activation, match_sizes
+from ..dtypes import FLOATING
+from ..flops import elementwise, products
+from ..library import define, define_family
+from . import portable
 
 # Gradients of p and q are products of the dense interaction; softmax, shared contexts and derivatives of
 # gradients are its products and modulation.

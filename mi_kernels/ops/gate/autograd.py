@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.gate import schema  # noqa: F401  (defines the operations)
-from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction.linear import linear_grads
-from mi_kernels.ops.library import overloads, traceable
-from mi_kernels.ops.modulate import autograd as elementwise
-from mi_kernels.ops.rules import (
+from .. import activations
+from ..interaction import autograd as dense
+from ..interaction.linear import linear_grads
+from ..library import overloads, traceable
+from ..modulate import autograd as elementwise
+from ..rules import (
     Fold,
     Maybe,
     Rule,
@@ -34,6 +33,7 @@ from mi_kernels.ops.rules import (
     wanted,
     without_features,
 )
+from . import schema  # noqa: F401  (defines the operations)
 
 _DIAGONAL = overloads("diagonal")
 _GATED = overloads("gated_interaction")

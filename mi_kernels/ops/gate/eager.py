@@ -5,11 +5,11 @@ As ops/interaction/eager.py: None for a call of any other kind, and for one with
 
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.checks import all_fit, is_coefficient
-from mi_kernels.ops.gate import autograd
-from mi_kernels.ops.interaction import eager as dense
-from mi_kernels.ops.rules import Maybe
+from .. import activations
+from ..checks import all_fit, is_coefficient
+from ..interaction import eager as dense
+from ..rules import Maybe
+from . import autograd
 
 
 def diagonal(

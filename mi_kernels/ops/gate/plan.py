@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops import counts
-from mi_kernels.ops.backend import GateCall
-from mi_kernels.ops.interaction import plan as dense
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import gradients_wanted
+from .. import backend as backends
+from .. import counts
+from ..backend import GateCall
+from ..interaction import plan as dense
+from ..plan import Plan
+from ..rules import gradients_wanted
 
 Maybe = Tensor | None
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.interaction import portable as dense
+from .. import activations
+from ..interaction import portable as dense
 
 Maybe = Tensor | None
 

@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.interaction.reference import interaction
-from mi_kernels.ops.modulate.reference import modulate
+from .. import activations
+from ..interaction.reference import interaction
+from ..modulate.reference import modulate
 
 
 def diagonal(

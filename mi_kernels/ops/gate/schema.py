@@ -7,12 +7,12 @@ Both return y and p: with ``keep_gate`` p in the dtype of x, which saves the bac
 empty [0, X]. Their derivatives are those of the dense interaction and of modulation (autograd.py).
 """
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.checks import check_activation, check_needed
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.flops import products
-from mi_kernels.ops.gate import portable
-from mi_kernels.ops.library import define, define_family
+from .. import activations
+from ..checks import check_activation, check_needed
+from ..dtypes import FLOATING
+from ..flops import products
+from ..library import define, define_family
+from . import portable
 
 # Gradients of gates are products of the dense interaction; so are gate and shift of shared contexts, which
 # modulation applies.

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mi_kernels.ops.checks import all_fit, broadcast
-from mi_kernels.ops.interaction import biaffine, cost_model, shared
-from mi_kernels.ops.rules import Maybe, gradients_wanted
+from ..checks import all_fit, broadcast
+from ..rules import Maybe, gradients_wanted
+from . import biaffine, cost_model, shared
 
 # Operations that the plan in the order of y may have for one of the cheapest plan, in tenths. One thread, 10
 # to 500 positions, time of the plans by this form's: 1.2 to 3.0 with as many operations, 0.8 to 1.1 with 1.4

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import (
+from ..checks import (
     broadcast,
     broadcast_leading,
     check_index,
@@ -14,7 +14,7 @@ from mi_kernels.ops.checks import (
     check_shape,
     check_tensors,
 )
-from mi_kernels.ops.interaction import segments
+from . import segments
 
 
 class Spelling(NamedTuple):

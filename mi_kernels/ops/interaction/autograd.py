@@ -17,14 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import counts
-from mi_kernels.ops.interaction import (
-    memory_order,
-    schema,  # noqa: F401  (defines the operations)
-)
-from mi_kernels.ops.interaction.by_segment import BySegment, Primitives
-from mi_kernels.ops.library import overloads, traceable
-from mi_kernels.ops.rules import (
+from .. import counts
+from ..library import overloads, traceable
+from ..rules import (
     Fold,
     Maybe,
     Rule,
@@ -40,6 +35,11 @@ from mi_kernels.ops.rules import (
     wanted,
     without_features,
 )
+from . import (
+    memory_order,
+    schema,  # noqa: F401  (defines the operations)
+)
+from .by_segment import BySegment, Primitives
 
 _FORWARD = Primitives("interaction", "interaction_by_segment")
 _PACKED_FORWARD = overloads("interaction_packed")

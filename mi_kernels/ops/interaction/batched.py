@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import broadcast
-from mi_kernels.ops.interaction import autograd, cost_model, segments, shared
-from mi_kernels.ops.rules import Maybe, add, gradients_wanted, without_features
+from ..checks import broadcast
+from ..rules import Maybe, add, gradients_wanted, without_features
+from . import autograd, cost_model, segments, shared
 
 RANKS = (3, 2, 2, 1)  # of W, U, V and c of one sample
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import all_fit, broadcast, check_rank, check_shape, check_tensors
-from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction import linear, shared
-from mi_kernels.ops.library import traceable
-from mi_kernels.ops.rules import Maybe, Rule, recorded, transformed, wanted
+from ..checks import all_fit, broadcast, check_rank, check_shape, check_tensors
+from ..library import traceable
+from ..rules import Maybe, Rule, recorded, transformed, wanted
+from . import autograd as dense
+from . import linear, shared
 
 Ones = tuple[bool, bool]
 

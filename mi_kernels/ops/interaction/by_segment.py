@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import cost_model, portable
-from mi_kernels.ops.library import NAMESPACE, overloads
+from ..library import NAMESPACE, overloads
+from . import cost_model, portable
 
 Maybe = Tensor | None
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops.plan import Cost
+from .. import backend as backends
+from ..plan import Cost
 
 FUSED, PER_Z, PER_X = "fused", "per_z", "per_x"
 

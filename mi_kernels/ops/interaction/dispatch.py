@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from mi_kernels.ops.interaction import all_pairs, batched, cost_model, segments, shared
-from mi_kernels.ops.interaction.arguments import INTERACTION, check_arguments
-from mi_kernels.ops.library import traceable
-from mi_kernels.ops.rules import Maybe
+from ..library import traceable
+from ..rules import Maybe
+from . import all_pairs, batched, cost_model, segments, shared
+from .arguments import INTERACTION, check_arguments
 
 
 def _check(backend, x, z, weight, weight_z, weight_x, bias, segment_ids, weight_ids, packed_weight, force):

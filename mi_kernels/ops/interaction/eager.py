@@ -8,9 +8,9 @@ public function then goes its general way.
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import all_fit
-from mi_kernels.ops.interaction import linear, plain, shared
-from mi_kernels.ops.rules import Maybe, transformed
+from ..checks import all_fit
+from ..rules import Maybe, transformed
+from . import linear, plain, shared
 
 
 def interaction(

@@ -9,9 +9,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import all_fit
-from mi_kernels.ops.interaction import autograd, cost_model, shared
-from mi_kernels.ops.rules import Maybe, gradients_wanted
+from ..checks import all_fit
+from ..rules import Maybe, gradients_wanted
+from . import autograd, cost_model, shared
 
 
 def interaction(

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction import linear, memory_order
-from mi_kernels.ops.rules import Maybe, Rule, wanted
+from ..rules import Maybe, Rule, wanted
+from . import autograd as dense
+from . import linear, memory_order
 
 # Above, with x wanted too, the fused pass makes dx and dz in one product. One thread of a Zen 4 core, time of
 # the fused pass by this one's: 1 to 4 outputs 1.1 to 1.4, 8 outputs 1.0 to 1.3, 16 outputs 0.83 to 1.4.

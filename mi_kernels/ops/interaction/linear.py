@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_tensors
-from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction import memory_order
-from mi_kernels.ops.library import LIBRARY, NAMESPACE
-from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, recorded, wanted, without_features
+from ..checks import check_tensors
+from ..library import LIBRARY, NAMESPACE
+from ..rules import Maybe, Rule, add, differentiating, recorded, wanted, without_features
+from . import autograd as dense
+from . import memory_order
 
 BACKEND = "cpu"  # whose kernels take a call as it is
 _PLAIN = Tensor, torch.nn.Parameter  # no subclass, with rules of its own for the registered operations

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import all_fit, broadcast
-from mi_kernels.ops.interaction import autograd, linear, segments, shared
-from mi_kernels.ops.rules import Maybe, Rule, recorded, transformed, wanted, without_features
+from ..checks import all_fit, broadcast
+from ..rules import Maybe, Rule, recorded, transformed, wanted, without_features
+from . import autograd, linear, segments, shared
 
 
 def apply(

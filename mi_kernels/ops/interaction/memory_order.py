@@ -7,7 +7,7 @@ with x and z exchanged. Only speed depends on the answers, so symbolic strides a
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.rules import Maybe
+from ..rules import Maybe
 
 CONTIGUOUS = (0, 1, 2)
 _PLAIN = Tensor, torch.nn.Parameter  # tensors of tracers would answer `is_contiguous` with a guard

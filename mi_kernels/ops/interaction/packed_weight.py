@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
+from .. import backend as backends
+from ..namespace import OPS
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -74,7 +75,7 @@ def _pack(weight: Tensor) -> Tensor | None:
     out, context, width = weight.shape
     # The layout depends on the batch only below a few rows.
     sizes = [1, 1 << 10, context, width, out, *(() if weight.is_contiguous() else weight.stride())]
-    text = torch.ops.mi_kernels.cpu_interaction_plan("forward", sizes, weight.dtype, 1)
+    text = OPS.cpu_interaction_plan("forward", sizes, weight.dtype, 1)
     fields = dict(field.split("=") for field in text.split(";"))
     if fields["lanes"] == "outputs":
         return None

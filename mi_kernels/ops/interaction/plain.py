@@ -7,13 +7,14 @@ these took as long as the kernels of a small step (docs/performance.md), so here
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction import kept, linear
-from mi_kernels.ops.rules import Maybe, Rule, recorded, transformed, wanted
+from ..namespace import OPS
+from ..rules import Maybe, Rule, recorded, transformed, wanted
+from . import autograd as dense
+from . import kept, linear
 
-_FORWARD = torch.ops.mi_kernels.interaction.default
-_INPUT_GRADS = torch.ops.mi_kernels.interaction_input_grads.default
-_WEIGHT_GRADS = torch.ops.mi_kernels.interaction_weight_grads.default
+_FORWARD = OPS.interaction.default
+_INPUT_GRADS = OPS.interaction_input_grads.default
+_WEIGHT_GRADS = OPS.interaction_weight_grads.default
 
 
 def forward(

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops import counts
-from mi_kernels.ops.backend import DenseCall
-from mi_kernels.ops.interaction import portable
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import gradients_wanted
+from .. import backend as backends
+from .. import counts
+from ..backend import DenseCall
+from ..plan import Plan
+from ..rules import gradients_wanted
+from . import portable
 
 
 class Shape(NamedTuple):

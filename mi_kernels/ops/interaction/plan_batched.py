@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops.interaction import batched, cost_model, segments
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import Maybe, gradients_wanted
+from .. import backend as backends
+from ..plan import Plan
+from ..rules import Maybe, gradients_wanted
+from . import batched, cost_model, segments
 
 _SAMPLES = "one weight for each sample: one grouped product, each weight is read once, in place"
 _COMMON = "weights of all samples: as without leading dimensions"

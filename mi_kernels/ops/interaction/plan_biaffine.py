@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops.interaction import biaffine
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import Maybe, gradients_wanted
+from .. import backend as backends
+from ..plan import Plan
+from ..rules import Maybe, gradients_wanted
+from . import biaffine
 
 OF_FIRST, OF_SECOND = "per_input1", "per_input2"
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops.checks import broadcast
-from mi_kernels.ops.interaction import segments, shared
-from mi_kernels.ops.interaction.plan_batched import by_segment
-from mi_kernels.ops.interaction.plan_shared import copied, generate_scratch, major, reading
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import Maybe, gradients_wanted
+from .. import backend as backends
+from ..checks import broadcast
+from ..plan import Plan
+from ..rules import Maybe, gradients_wanted
+from . import segments, shared
+from .plan_batched import by_segment
+from .plan_shared import copied, generate_scratch, major, reading
 
 _GENERATE = "W' = z W + V is one product, b' = U z + c another one"
 _APPLY = "one grouped product, one group per layer, with the inputs of a layer as its rows"

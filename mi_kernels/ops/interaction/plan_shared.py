@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops.interaction import all_pairs, cost_model, kept, memory_order, plain, segments, shared
-from mi_kernels.ops.interaction import plan as dense
-from mi_kernels.ops.interaction.plan_batched import by_segment
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import Maybe, gradients_wanted
+from .. import backend as backends
+from ..plan import Plan
+from ..rules import Maybe, gradients_wanted
+from . import all_pairs, cost_model, kept, memory_order, plain, segments, shared
+from . import plan as dense
+from .plan_batched import by_segment
 
 
 def major(matrix: Maybe) -> tuple[bool, bool]:

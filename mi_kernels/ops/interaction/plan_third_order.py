@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops.interaction import cost_model, third_order
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import Maybe, gradients_wanted
+from .. import backend as backends
+from ..plan import Plan
+from ..rules import Maybe, gradients_wanted
+from . import cost_model, third_order
 
 _EINSUM = "the formula term by term: the oracle, not meant to be fast"
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import accumulation_dtype
+from ..dtypes import accumulation_dtype
 
 Maybe = Tensor | None
 

@@ -17,12 +17,12 @@ no elements.
 
 import math
 
-from mi_kernels.ops import precision  # noqa: F401  (defines an operation that the CUDA kernels call)
-from mi_kernels.ops.checks import check_index, check_needed, check_shape, check_tensors
-from mi_kernels.ops.dtypes import DTYPES
-from mi_kernels.ops.flops import products
-from mi_kernels.ops.interaction import by_segment, portable
-from mi_kernels.ops.library import define, define_family
+from .. import precision  # noqa: F401  (defines an operation that the CUDA kernels call)
+from ..checks import check_index, check_needed, check_shape, check_tensors
+from ..dtypes import DTYPES
+from ..flops import products
+from ..library import define, define_family
+from . import by_segment, portable
 
 
 def _forward_fake(x, z, weight, weight_z, weight_x, bias):

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_segments, check_shape, check_tensors
-from mi_kernels.ops.compiling import is_transformed
-from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.interaction import autograd, cost_model, shared
-from mi_kernels.ops.library import LIBRARY, NAMESPACE
-from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
+from ..checks import check_segments, check_shape, check_tensors
+from ..compiling import is_transformed
+from ..dtypes import accumulation_dtype
+from ..library import LIBRARY, NAMESPACE
+from ..namespace import OPS
+from ..rules import Maybe, gradients_wanted, without_features
+from . import autograd, cost_model, shared
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY  # active under make_fx
 
@@ -46,7 +47,7 @@ def check_segment_ids(op: str, segment_ids: object, x: Tensor, groups: int) -> N
 
 def grouping(segment_ids: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The rows ordered by group [N], and the offsets of the groups in that order [G + 1]."""
-    return torch.ops.mi_kernels.segment_order(segment_ids, groups)
+    return OPS.segment_order(segment_ids, groups)
 
 
 def _check_order(segment_ids: Tensor, groups: int) -> None:

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops.checks import broadcast
-from mi_kernels.ops.interaction import autograd, cost_model, memory_order, plain
-from mi_kernels.ops.rules import Maybe, gradients_wanted, without_features
+from .. import backend as backends
+from ..checks import broadcast
+from ..rules import Maybe, gradients_wanted, without_features
+from . import autograd, cost_model, memory_order, plain
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_rank, check_shape, check_tensors
-from mi_kernels.ops.interaction import batched, cost_model, dispatch, memory_order, shared
-from mi_kernels.ops.interaction.arguments import common_lead
-from mi_kernels.ops.library import traceable
-from mi_kernels.ops.rules import Maybe
+from ..checks import check_rank, check_shape, check_tensors
+from ..library import traceable
+from ..rules import Maybe
+from . import batched, cost_model, dispatch, memory_order, shared
+from .arguments import common_lead
 
 Z1, Z2, X, PRODUCT = "z1", "z2", "x", "product"
 ORDERS = (Z1, Z2, X, PRODUCT)

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.checks import check_tensors
-from mi_kernels.ops.dtypes import FLOATING, accumulation_dtype
-from mi_kernels.ops.library import overloads, traceable
-from mi_kernels.ops.modulate import schema  # noqa: F401  (defines the operations)
-from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, nestable, primals, scatter, select, wanted
+from .. import activations
+from ..checks import check_tensors
+from ..dtypes import FLOATING, accumulation_dtype
+from ..library import overloads, traceable
+from ..rules import Maybe, Rule, add, differentiating, nestable, primals, scatter, select, wanted
+from . import schema  # noqa: F401  (defines the operations)
 
 _WORK = 32  # multiplications in the time to load one element from memory
 _MODULATE = overloads("modulate")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import broadcast, is_coefficient
-from mi_kernels.ops.modulate import reference, small
-from mi_kernels.ops.rules import differentiating
+from ..checks import broadcast, is_coefficient
+from ..rules import differentiating
+from . import reference, small
 
 ALGORITHM = "torch, casting"
 # Elements from which new pages for a copy cost more than the checks here (docs/performance.md).

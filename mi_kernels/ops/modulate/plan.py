@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops import counts
-from mi_kernels.ops.modulate import mixed, small
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import gradients_wanted
+from .. import backend as backends
+from .. import counts
+from ..plan import Plan
+from ..rules import gradients_wanted
+from . import mixed, small
 
 _WHY = {
     "one pass": "x is read once and y written once; the activation is computed once for all"

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.modulate import reference
+from .. import activations
+from . import reference
 
 Maybe = Tensor | None
 

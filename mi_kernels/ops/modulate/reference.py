@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mi_kernels.ops import activations
+from .. import activations
 
 
 def modulate(

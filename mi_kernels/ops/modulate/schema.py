@@ -15,12 +15,12 @@ da and db of a mixture that of ``a``. A result that is not wanted has no element
 
 import torch
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.checks import BROADCAST, LIKE, axes_like, check_activation, match_sizes
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.flops import elementwise
-from mi_kernels.ops.library import define, define_family
-from mi_kernels.ops.modulate import portable
+from .. import activations
+from ..checks import BROADCAST, LIKE, axes_like, check_activation, match_sizes
+from ..dtypes import FLOATING
+from ..flops import elementwise
+from ..library import define, define_family
+from . import portable
 
 
 def _modulate_fake(x, scale, shift, activation, scale_offset, scale_factor=1.0):

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.checks import all_fit, broadcast, is_coefficient
-from mi_kernels.ops.modulate import reference
-from mi_kernels.ops.rules import gradients_wanted
+from .. import activations
+from ..checks import all_fit, broadcast, is_coefficient
+from ..rules import gradients_wanted
+from . import reference
 
 # Elements up to which PyTorch's operations take less time, forward and backward (docs/performance.md).
 MAX_ELEMENTS = 1 << 14

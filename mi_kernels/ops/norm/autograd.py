@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_tensors
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.library import traceable
-from mi_kernels.ops.modulate import autograd as elementwise
-from mi_kernels.ops.modulate.autograd import dim_first
-from mi_kernels.ops.norm import terms
-from mi_kernels.ops.norm.terms import IDENTITY, Form, Kept
-from mi_kernels.ops.rules import Maybe, Rule, add, differentiating, nestable, primals, transformed, wanted
+from ..checks import check_tensors
+from ..dtypes import FLOATING
+from ..library import traceable
+from ..modulate import autograd as elementwise
+from ..modulate.autograd import dim_first
+from ..rules import Maybe, Rule, add, differentiating, nestable, primals, transformed, wanted
+from . import terms
+from .terms import IDENTITY, Form, Kept
 
 _WORK = 1  # all gradients come of one pass: one that is not wanted costs little more than its stores
 _NAMES = ("x", "h", "gate", "scale", "shift", "weight", "bias")

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops import counts
-from mi_kernels.ops.norm import layout
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import gradients_wanted
+from .. import backend as backends
+from .. import counts
+from ..plan import Plan
+from ..rules import gradients_wanted
+from . import layout
 
 _WHY = {
     "one pass": "x is read once and y written once; statistics, modulation and residual are computed while"

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.norm.layout import by_sets, per_set, result_like
+from .. import activations
+from ..dtypes import accumulation_dtype
+from .layout import by_sets, per_set, result_like
 
 Maybe = Tensor | None
 _CHUNK = 1 << 20  # elements in accumulation dtype at a time

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_kernels.ops.modulate import reference as modulate
+from ..modulate import reference as modulate
 
 Maybe = Tensor | None
 

@@ -21,13 +21,13 @@ Its x is x_new. Of shift only the size is read. A result that is not wanted has 
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.checks import BROADCAST, LIKE, check_activation, check_shape
-from mi_kernels.ops.dtypes import FLOATING, accumulation_dtype
-from mi_kernels.ops.flops import elementwise
-from mi_kernels.ops.library import define, define_family
-from mi_kernels.ops.norm import portable
-from mi_kernels.ops.norm.layout import result_like
+from .. import activations
+from ..checks import BROADCAST, LIKE, check_activation, check_shape
+from ..dtypes import FLOATING, accumulation_dtype
+from ..flops import elementwise
+from ..library import define, define_family
+from . import portable
+from .layout import result_like
 
 CONTEXTS = ("gate", "scale", "shift")
 GRADIENTS = ("x", "h", *CONTEXTS, "weight", "bias")

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mi_kernels.ops.library import overloads
-from mi_kernels.ops.modulate import autograd as elementwise
-from mi_kernels.ops.norm import schema  # noqa: F401  (defines the operations)
-from mi_kernels.ops.rules import Maybe, add
+from ..library import overloads
+from ..modulate import autograd as elementwise
+from ..rules import Maybe, add
+from . import schema  # noqa: F401  (defines the operations)
 
 _NORM_MODULATE = overloads("norm_modulate")
 _GRADS = overloads("norm_modulate_grads")

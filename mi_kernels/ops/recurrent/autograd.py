@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_tensors
-from mi_kernels.ops.dtypes import FLOATING
-from mi_kernels.ops.library import traceable
-from mi_kernels.ops.recurrent import portable, terms
-from mi_kernels.ops.recurrent.forms import FACTORED, INTEGRATED, LSTM
-from mi_kernels.ops.recurrent.terms import DIFFERENTIABLE, Kept, Operands, Setting
-from mi_kernels.ops.rules import (
+from ..checks import check_tensors
+from ..dtypes import FLOATING
+from ..library import traceable
+from ..rules import (
     Maybe,
     Rule,
     differentiating,
@@ -28,6 +25,9 @@ from mi_kernels.ops.rules import (
     unbatched,
     wanted,
 )
+from . import portable, terms
+from .forms import FACTORED, INTEGRATED, LSTM
+from .terms import DIFFERENTIABLE, Kept, Operands, Setting
 
 _NAMES = Operands._fields[:DIFFERENTIABLE]
 _FOLDED: tuple[Any, ...] = (1, 1, 0, 0, *(None,) * 6, 0)  # where B is in each of the operands

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mi_kernels.ops import backend as backends
-from mi_kernels.ops import counts
-from mi_kernels.ops.plan import Plan
-from mi_kernels.ops.rules import Maybe, gradients_wanted
+from .. import backend as backends
+from .. import counts
+from ..plan import Plan
+from ..rules import Maybe, gradients_wanted
 
 _ALL = "all steps in one call"
 _EACH = "a step at a time"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, GRU
-from mi_kernels.ops.recurrent.portable_grads import recurrent_grads
-from mi_kernels.ops.recurrent.portable_tangents import recurrent_tangents
-from mi_kernels.ops.recurrent.steps import Maybe, Steps, dense_product, integrate, masked, previous
+from .forms import DENSE, FACTORED, GRU
+from .portable_grads import recurrent_grads
+from .portable_tangents import recurrent_tangents
+from .steps import Maybe, Steps, dense_product, integrate, masked, previous
 
 __all__ = ["integrate", "previous", "recurrent", "recurrent_grads", "recurrent_tangents"]
 

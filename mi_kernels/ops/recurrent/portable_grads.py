@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, GRU, INTEGRATED
-from mi_kernels.ops.recurrent.steps import Maybe, Steps, dense_product, masked, previous
+from .forms import DENSE, FACTORED, GRU, INTEGRATED
+from .steps import Maybe, Steps, dense_product, masked, previous
 
 
 def recurrent_grads(

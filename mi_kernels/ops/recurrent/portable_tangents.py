@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, GRU
-from mi_kernels.ops.recurrent.steps import Maybe, Steps, dense_product, masked, previous
+from .forms import DENSE, FACTORED, GRU
+from .steps import Maybe, Steps, dense_product, masked, previous
 
 
 def recurrent_tangents(

@@ -32,12 +32,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.checks import check_activation, check_tensors, match_sizes
-from mi_kernels.ops.dtypes import FLOATING, accumulation_dtype
-from mi_kernels.ops.flops import products
-from mi_kernels.ops.library import define, define_family
-from mi_kernels.ops.recurrent import portable
-from mi_kernels.ops.recurrent.forms import (
+from ..checks import check_activation, check_tensors, match_sizes
+from ..dtypes import FLOATING, accumulation_dtype
+from ..flops import products
+from ..library import define, define_family
+from . import portable
+from .forms import (
     ACTIVATIONS,
     DENSE,
     FACTORED,

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.recurrent.forms import LSTM, form_of
+from ..dtypes import accumulation_dtype
+from .forms import LSTM, form_of
 
 Maybe = Tensor | None
 _CHUNK = 1 << 20  # elements of a temporary, unless W has more

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.interaction import autograd as dense
-from mi_kernels.ops.interaction.linear import linear, linear_grads
-from mi_kernels.ops.library import overloads
-from mi_kernels.ops.recurrent import schema  # noqa: F401  (defines the operations)
-from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, GRU, Form, form_of
-from mi_kernels.ops.recurrent.steps import integrate, previous
-from mi_kernels.ops.rules import Maybe, add
+from ..interaction import autograd as dense
+from ..interaction.linear import linear, linear_grads
+from ..library import overloads
+from ..rules import Maybe, add
+from . import schema  # noqa: F401  (defines the operations)
+from .forms import DENSE, FACTORED, GRU, Form, form_of
+from .steps import integrate, previous
 
 _RECURRENT = overloads("recurrent")
 _GRADS = overloads("recurrent_grads")

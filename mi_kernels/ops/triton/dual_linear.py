@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mi_kernels.ops.triton import activations
-from mi_kernels.ops.triton import modulate_tiling as axes
-from mi_kernels.ops.triton.elementwise import loaded, origin, pointers
-from mi_kernels.ops.triton.engine import accumulate, b_operand, remaining, tile, tile_index
-from mi_kernels.ops.triton.host import constants, gemm_problem, nonempty
-from mi_kernels.ops.triton.kernels import row_vector
-from mi_kernels.ops.triton.launch import cdiv, launch, operand
-from mi_kernels.ops.triton.tiles import choose
+from . import activations
+from . import modulate_tiling as axes
+from .elementwise import loaded, origin, pointers
+from .engine import accumulate, b_operand, remaining, tile, tile_index
+from .host import constants, gemm_problem, nonempty
+from .kernels import row_vector
+from .launch import cdiv, launch, operand
+from .tiles import choose
 
 Maybe = Tensor | None
 

@@ -6,7 +6,7 @@ run on a GPU.
 
 from torch import Tensor
 
-from mi_kernels.ops.triton.host import GateEpilogue, gated
+from .host import GateEpilogue, gated
 
 Maybe = Tensor | None
 

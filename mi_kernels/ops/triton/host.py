@@ -10,12 +10,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.precision import has_tf32, precision
-from mi_kernels.ops.triton import kernels
-from mi_kernels.ops.triton.launch import cdiv, launch, operand, target
-from mi_kernels.ops.triton.tile_limits import GemmProblem, TileConfig
-from mi_kernels.ops.triton.tiles import choose, splits
+from ..dtypes import accumulation_dtype
+from ..precision import has_tf32, precision
+from . import kernels
+from .launch import cdiv, launch, operand, target
+from .tile_limits import GemmProblem, TileConfig
+from .tiles import choose, splits
 
 Maybe = Tensor | None
 

@@ -9,9 +9,9 @@ Compiled ahead of time and interpreted, not yet run on a GPU.
 
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.interaction.portable import out_features
-from mi_kernels.ops.triton.host import (
+from ..dtypes import accumulation_dtype
+from ..interaction.portable import out_features
+from .host import (
     SHORT,
     contraction,
     fused_reduction,

@@ -16,8 +16,8 @@ A kernel is one function, whatever its length: it has 30 arguments, and its part
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.triton import activations
-from mi_kernels.ops.triton.engine import accumulate, b_operand, remaining, tile, tile_index
+from . import activations
+from .engine import accumulate, b_operand, remaining, tile, tile_index
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mi_kernels.ops.triton.tile_limits import AMD
+from .tile_limits import AMD
 
 
 class Target(NamedTuple):

@@ -13,11 +13,11 @@ import torch
 import triton
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.modulate import portable
-from mi_kernels.ops.triton import modulate_kernels as kernels
-from mi_kernels.ops.triton import modulate_tiling as axes
-from mi_kernels.ops.triton.launch import cdiv, launch
+from ..dtypes import accumulation_dtype
+from ..modulate import portable
+from . import modulate_kernels as kernels
+from . import modulate_tiling as axes
+from .launch import cdiv, launch
 
 Maybe = Tensor | None
 # The second kernel's tile: its rows are splits. Few columns, so that few results still use several programs.

@@ -6,8 +6,8 @@ A kernel is one function, whatever its length: its parts share nearly all of its
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.triton import activations
-from mi_kernels.ops.triton.elementwise import loaded, number, origin, pointers, tile_mask
+from . import activations
+from .elementwise import loaded, number, origin, pointers, tile_mask
 
 
 @triton.jit

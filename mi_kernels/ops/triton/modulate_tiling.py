@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from mi_kernels.ops.triton import interpreting
+from . import interpreting
 
 Strides = tuple[int, ...]
 MAX_AXES = 3  # beside those of a tile, of kept and of reduced axes each

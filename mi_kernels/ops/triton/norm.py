@@ -18,13 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
-from mi_kernels.ops.norm import portable
-from mi_kernels.ops.norm.layout import result_like
-from mi_kernels.ops.triton import norm_kernels as kernels
-from mi_kernels.ops.triton import norm_tiling as tiling
-from mi_kernels.ops.triton.launch import launch
-from mi_kernels.ops.triton.norm_grads import Gradients
-from mi_kernels.ops.triton.norm_problem import Problem, launch_rows, map_tiles
+from ..norm import portable
+from ..norm.layout import result_like
+from . import norm_kernels as kernels
+from . import norm_tiling as tiling
+from .launch import launch
+from .norm_grads import Gradients
+from .norm_problem import Problem, launch_rows, map_tiles
 
 Maybe = Tensor | None
 

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from mi_kernels.ops import activations
-from mi_kernels.ops.norm.layout import result_like
-from mi_kernels.ops.triton import norm_grads_kernels as kernels
-from mi_kernels.ops.triton import norm_kernels as shared
-from mi_kernels.ops.triton import norm_tiling as tiling
-from mi_kernels.ops.triton.launch import cdiv, launch
-from mi_kernels.ops.triton.norm_problem import Problem, launch_rows, map_tiles
+from .. import activations
+from ..norm.layout import result_like
+from . import norm_grads_kernels as kernels
+from . import norm_kernels as shared
+from . import norm_tiling as tiling
+from .launch import cdiv, launch
+from .norm_problem import Problem, launch_rows, map_tiles
 
 Maybe = Tensor | None
 

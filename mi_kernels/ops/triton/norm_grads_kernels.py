@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.triton import activations
-from mi_kernels.ops.triton.elementwise import loaded, number, origin
-from mi_kernels.ops.triton.norm_kernels import (
+from . import activations
+from .elementwise import loaded, number, origin
+from .norm_kernels import (
     SIZES_THAT_CHANGE,
     SUMS,
     WHOLE,

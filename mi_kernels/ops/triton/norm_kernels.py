@@ -6,8 +6,8 @@ As those of modulate_kernels.py, each is one function, since its parts share nea
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.triton import activations
-from mi_kernels.ops.triton.elementwise import loaded, number, origin, pointers, widened
+from . import activations
+from .elementwise import loaded, number, origin, pointers, widened
 
 # What a kernel of maps does with a tile: all with a whole set; or sums of tiles in one pass, and what follows
 # from them in a second.

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.norm.layout import result_like
-from mi_kernels.ops.triton import norm_tiling as tiling
-from mi_kernels.ops.triton.launch import cdiv, launch
+from ..dtypes import accumulation_dtype
+from ..norm.layout import result_like
+from . import norm_tiling as tiling
+from .launch import cdiv, launch
 
 Maybe = Tensor | None
 

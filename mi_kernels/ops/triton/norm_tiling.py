@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mi_kernels.ops.triton import interpreting
-from mi_kernels.ops.triton.launch import cdiv
-from mi_kernels.ops.triton.modulate_tiling import FEW_PROGRAMS, MAX_AXES, Axis, Strides, collapse
+from . import interpreting
+from .launch import cdiv
+from .modulate_tiling import FEW_PROGRAMS, MAX_AXES, Axis, Strides, collapse
 
 # Elements of a tile in float32; of float64 half. A set beyond ``MOST`` is read twice; beyond half of that in
 # a backward pass or of a map, as registers would spill (compiled for 8.0, 9.0 and 10.0). So would they in a

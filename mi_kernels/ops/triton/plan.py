@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_kernels.ops.triton.launch import Launch, recording, target
+from .launch import Launch, recording, target
 
 _WHY = {
     "linear": "without W the sum is a plain matrix product",

@@ -16,13 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
-from mi_kernels.ops.recurrent.forms import GRU, LSTM
-from mi_kernels.ops.recurrent.steps import order
-from mi_kernels.ops.triton import recurrent_steps as steps
-from mi_kernels.ops.triton import recurrent_whole as whole
-from mi_kernels.ops.triton.recurrent_grads import recurrent_grads
-from mi_kernels.ops.triton.recurrent_problem import Problem, there
-from mi_kernels.ops.triton.recurrent_tangents import recurrent_tangents
+from ..recurrent.forms import GRU, LSTM
+from ..recurrent.steps import order
+from . import recurrent_steps as steps
+from . import recurrent_whole as whole
+from .recurrent_grads import recurrent_grads
+from .recurrent_problem import Problem, there
+from .recurrent_tangents import recurrent_tangents
 
 __all__ = ["recurrent", "recurrent_grads", "recurrent_tangents"]
 

@@ -16,9 +16,9 @@ the other: its columns are those of one gate, then those of the next.
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.triton import activations
-from mi_kernels.ops.triton.activations import sigmoid, tanh
-from mi_kernels.ops.triton.elementwise import widened
+from . import activations
+from .activations import sigmoid, tanh
+from .elementwise import widened
 
 
 @triton.jit

@@ -7,12 +7,12 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from mi_kernels.ops.dtypes import accumulation_dtype
-from mi_kernels.ops.precision import precision
-from mi_kernels.ops.recurrent.forms import DENSE, FACTORED, GRU, form_of
-from mi_kernels.ops.triton import recurrent_tiling as tiling
-from mi_kernels.ops.triton.host import vectorizable
-from mi_kernels.ops.triton.launch import cdiv, launch, operand, target
+from ..dtypes import accumulation_dtype
+from ..precision import precision
+from ..recurrent.forms import DENSE, FACTORED, GRU, form_of
+from . import recurrent_tiling as tiling
+from .host import vectorizable
+from .launch import cdiv, launch, operand, target
 
 Maybe = Tensor | None
 Operand = tuple[Any, ...] | None

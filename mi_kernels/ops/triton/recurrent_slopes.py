@@ -7,8 +7,8 @@ that were kept, those that follow from the products, and h of a plain cell.
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.triton.activations import sigmoid, tanh
-from mi_kernels.ops.triton.recurrent_cells import (
+from .activations import sigmoid, tanh
+from .recurrent_cells import (
     before,
     halves,
     integrate,

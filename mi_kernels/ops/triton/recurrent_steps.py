@@ -22,9 +22,9 @@ since the programs of a launch read states that others write.
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.triton.elementwise import widened
-from mi_kernels.ops.triton.engine import accumulate, remaining
-from mi_kernels.ops.triton.recurrent_cells import (
+from .elementwise import widened
+from .engine import accumulate, remaining
+from .recurrent_cells import (
     candidate_step,
     carried,
     cell_step,
@@ -39,7 +39,7 @@ from mi_kernels.ops.triton.recurrent_cells import (
     store,
     tile_of,
 )
-from mi_kernels.ops.triton.recurrent_slopes import (
+from .recurrent_slopes import (
     added,
     candidate_tangents,
     cell_grads,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from mi_kernels.ops.triton.tile_limits import AMD, next_power
+from .tile_limits import AMD, next_power
 
 # All weights of a step, padded to powers of two, that a program may hold on chip: for tensor cores as
 # operands spread over its warps; else every thread has all of K.

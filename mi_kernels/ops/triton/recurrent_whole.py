@@ -8,9 +8,9 @@ that wrote them, behind a barrier.
 import triton
 import triton.language as tl
 
-from mi_kernels.ops.triton.elementwise import widened
-from mi_kernels.ops.triton.engine import remaining
-from mi_kernels.ops.triton.recurrent_cells import (
+from .elementwise import widened
+from .engine import remaining
+from .recurrent_cells import (
     candidate_step,
     carried,
     cell_step,
@@ -27,7 +27,7 @@ from mi_kernels.ops.triton.recurrent_cells import (
     store,
     tile_of,
 )
-from mi_kernels.ops.triton.recurrent_slopes import (
+from .recurrent_slopes import (
     added,
     candidate_tangents,
     cell_grads,

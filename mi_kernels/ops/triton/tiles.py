@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from mi_kernels.ops import user_files
-from mi_kernels.ops.triton.tile_limits import (
+from .. import user_files
+from .tile_limits import (
     GemmProblem,
     TileConfig,
     is_well_formed,
