@@ -116,9 +116,7 @@ def find_public_name(app, env, node, contnode):
         if name in names:
             kind, found = "obj", f"{module}.{name}"
             document = node.get("refdoc", app.config.root_doc)
-            return env.get_domain("py").resolve_xref(
-                env, document, app.builder, kind, found, node, contnode
-            )
+            return env.get_domain("py").resolve_xref(env, document, app.builder, kind, found, node, contnode)
     return None
 
 
