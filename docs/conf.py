@@ -7,6 +7,10 @@ import sys
 import warnings
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.addnodes import pending_xref
+
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://github.com/mi-kernels/mi_kernels"
 sys.path.insert(0, os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] or str(ROOT))
@@ -22,7 +26,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
@@ -37,7 +40,7 @@ python_maximum_signature_line_length = 100
 autosummary_generate = False
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
+napoleon_custom_sections = ["Attributes", "Shape"]  # their text as it is, see `prepare`
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -52,6 +55,9 @@ html_theme_options = {
     "source_directory": "docs/",
 }
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
 
 sphinx_gallery_conf = {
     "examples_dirs": str(ROOT / "examples" / "tutorials"),
@@ -120,14 +126,56 @@ def find_public_name(app, env, node, contnode):
     return None
 
 
-def join_names(app, what, name, thing, options, lines: list[str]) -> None:
-    """Names of several arguments on two lines, ``a, b,`` and ``c: what they are``, as one for napoleon."""
+def show_math(as_block: bool):
+    """A visitor that writes MathML, which browsers show without a script from elsewhere."""
+
+    def visit(translator, node) -> None:
+        text = node.astext()
+        if as_block and (r"\\" in text or "&" in text):
+            text = rf"\begin{{aligned}}{text}\end{{aligned}}"
+        translator.body.append(tex2mathml(text, as_block=as_block))
+        raise nodes.SkipNode
+
+    return visit, None
+
+
+def link_names(app, doctree) -> None:
+    """Names such as `mi.glu` in the text lead to the reference."""
+    known = {f"mi.{name}": f"mi_kernels.{name}" for name in mi.__all__ if name != "nn"}
+    known |= {f"mi.nn.{name}": f"mi_kernels.nn.{name}" for name in mi.nn.__all__}
+    known |= {f"mi.nn.rules.{name}()": f"mi_kernels.nn.rules.{name}" for name in mi.nn.rules.__all__}
+    for literal in list(doctree.findall(nodes.literal)):
+        target = known.get(literal.astext())
+        if target is None or isinstance(literal.parent, nodes.reference | pending_xref | nodes.title):
+            continue
+        link = pending_xref(
+            "", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refdoc=app.env.docname
+        )
+        literal.replace_self(link)
+        link += literal
+
+
+def prepare(app, what, name, thing, options, lines: list[str]) -> None:
+    """What napoleon does not read as it is meant.
+
+    Names of several arguments on two lines, ``a, b,`` and ``c: what they are``, come on one; and attributes,
+    of which several may share a text, become a list.
+    """
     for index in range(len(lines) - 2, -1, -1):
         if re.fullmatch(r"\s+[\w, ]+,", lines[index]) and re.match(r"\s+[\w, ]+: ", lines[index + 1]):
             lines[index] += " " + lines.pop(index + 1).strip()
+    if "Attributes:" in lines:
+        index = lines.index("Attributes:") + 1
+        while index < len(lines) and lines[index].startswith("    "):
+            names, colon, text = lines[index].strip().partition(": ")
+            deeper = lines[index].startswith("     ")
+            lines[index] = f"      {lines[index].strip()}" if deeper else f"    * ``{names}``{colon}{text}"
+            index += 1
 
 
 def setup(app) -> None:
-    app.connect("autodoc-process-docstring", join_names, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", prepare, priority=100)  # before napoleon
     app.connect("source-read", read_source)
+    app.connect("doctree-read", link_names)
+    app.add_html_math_renderer("mathml", inline_renderers=show_math(False), block_renderers=show_math(True))
     app.connect("missing-reference", find_public_name)

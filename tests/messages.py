@@ -148,6 +148,6 @@ def patterns() -> list[str]:
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern with <names> for what varies: a gap, a word or nothing. All other words are the message's own."""
+    """A pattern with <names> for what varies: a gap, a word or nothing, so that all else is the message's."""
     parts = re.split(r"<[^<>]*>", pattern)
     return re.compile(r"[^\s:]*".join(re.escape(part) for part in parts))
