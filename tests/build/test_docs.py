@@ -111,6 +111,13 @@ def shown(page: Path) -> Path:
     return ROOT / found[1] if found else page
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_formulas_in_the_text_are_no_markup(page):
+    """B*Z*X would be BZX with a letter in italics: it is code."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`|^ {4}.*?$", "", page.read_text(), flags=re.S | re.M)
+    assert re.findall(r"\w+\*\w[\w*]*", text) == []
+
+
 def missing_in_repository(url: str) -> bool:
     found = re.fullmatch(rf"{re.escape(REPOSITORY)}/(?:blob|tree|raw)/main/([^#]*)(?:#.*)?", url)
     if found:
@@ -300,6 +307,7 @@ def test_what_is_built_carries_addresses_authors_and_the_readme(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = email.message_from_string((tmp_path / done.stdout.split()[-1] / "METADATA").read_text())
+    assert PROJECT["urls"].keys() == {"Homepage", "Documentation", "Repository", "Issues", "Changelog"}
     assert {f"{name}, {url}" for name, url in PROJECT["urls"].items()} == set(found.get_all("Project-URL"))
     assert found["Author"] == found["Maintainer"] == PROJECT["authors"][0]["name"]
     assert found["Description-Content-Type"] == "text/markdown"
