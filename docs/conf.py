@@ -88,7 +88,8 @@ LINK = re.compile(r"(\]\()(?!https?:|#|mailto:)([^)#\s]+)((?:#[^)\s]*)?\))")
 def links_from(text: str, file: str) -> str:
     """The text of a file of the repository, with links that work in the site.
 
-    Links between pages stay relative, and what is in the repository alone gets its address there.
+    Links between pages stay relative, those to a tutorial's script lead to its page, and what is in the
+    repository alone gets its address there.
     """
     own = {path: f"{name}.md" for name, path in ELSEWHERE.items()}
 
@@ -98,6 +99,9 @@ def links_from(text: str, file: str) -> str:
         if path.startswith("docs/") and not path.endswith("/") and (ROOT / path).is_file():
             page = posixpath.dirname(file) if file.startswith("docs/") else "docs"
             return start + posixpath.relpath(path, page) + end
+        if path.startswith("examples/tutorials"):
+            made = "docs/tutorials/" + (posixpath.basename(path)[:-3] if path.endswith(".py") else "index")
+            return start + posixpath.relpath(made, posixpath.dirname(file)) + end
         if path in own and file.count("/") < 2:
             return start + own[path] + end
         if (ROOT / path).exists():

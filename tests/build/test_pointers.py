@@ -46,7 +46,7 @@ def tracked() -> list[str]:
 
 def exists(name: str, files: list[str]) -> bool:
     """Whether a name, or a path from any folder, is that of a file."""
-    pattern = re.sub(r"<\w*>", "*", name).replace("**/", "*").removeprefix("../")
+    pattern = re.sub(r"<\w*>", "*", name).replace("**/", "*").replace("../", "")
     return any(fnmatch(file, pattern) or fnmatch(file, f"*/{pattern}") for file in files)
 
 
