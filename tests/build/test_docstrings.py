@@ -37,4 +37,5 @@ def test_example(name):
 def test_a_docstring_says_what_is_raised_and_returned(name):
     text, value = inspect.getdoc(public()[name]), public()[name]
     if inspect.isfunction(value) and value is not mi.explain:
-        assert all(part in text for part in ("Args:", "Returns:", "Raises:")) or value is mi.backend, name
+        parts = ["Returns:", "Raises:", *(["Args:"] if inspect.signature(value).parameters else [])]
+        assert all(part in text for part in parts) or value is mi.backend, name
