@@ -44,7 +44,11 @@ class Patch(AbstractContextManager["Patch"]):
         self.refused: Counter[str] = Counter()
 
     def remove(self) -> None:
-        """Undo this patch; a second time does nothing. PyTorch's function is back when no patch is left."""
+        """Undo this patch; a second time does nothing. PyTorch's function is back when no patch is left.
+
+        Example:
+            >>> mi.patch().remove()
+        """
         with _lock:
             if self in _active:
                 _active.remove(self)
