@@ -41,7 +41,7 @@ NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench studies docs gpu-check lint format clean FORCE
+.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench studies docs hub gpu-check lint format clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ studies: build  ## what multiplicative interactions are good for: STUDIES="compa
 # The tutorials run; what stands in docs/tutorials afterwards is made of them.
 docs: build  ## build the documentation site in build/docs, without a network; a warning is an error
 	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)" $(BIN)/python -m sphinx -b html --keep-going -W docs build/docs
+
+hub: build  ## lay out the package for the kernels hub, in build/hub: HUB=--compile for the CPU kernels too
+	$(BIN)/python tools/hub.py build/hub $(HUB)
 
 # No .venv: the Python that is there, with its packages, for machines without a network. PYTHON names another.
 gpu-check:  ## on a GPU, with the packages of $(PYTHON): build, test, measure, within 10 minutes
