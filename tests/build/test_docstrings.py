@@ -29,8 +29,14 @@ def methods() -> dict[str, object]:
     for name, value in public().items():
         for cls in inspect.getmro(value) if inspect.isclass(value) else ():
             for attribute, member in vars(cls).items() if cls.__module__.startswith("mi_kernels.") else ():
-                function = inspect.unwrap(getattr(member, "fget", None) or getattr(member, "__func__", member))
-                if inspect.isfunction(function) and not attribute.startswith("_") and attribute != "extra_repr":
+                function = inspect.unwrap(
+                    getattr(member, "fget", None) or getattr(member, "__func__", member)
+                )
+                if (
+                    inspect.isfunction(function)
+                    and not attribute.startswith("_")
+                    and attribute != "extra_repr"
+                ):
                     found.setdefault(f"{cls.__qualname__}.{attribute}", function)
     return found
 
