@@ -8,10 +8,13 @@ import warnings
 from pathlib import Path
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.addnodes import pending_xref
+from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parents[1]
+logger = logging.getLogger(__name__)
 REPOSITORY = "https://github.com/mi-kernels/mi_kernels"
 sys.path.insert(0, os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] or str(ROOT))
 
@@ -114,7 +117,7 @@ def links_from(text: str, file: str) -> str:
 def read_source(app, docname: str, source: list[str]) -> None:
     if docname in ELSEWHERE:
         source[0] = links_from((ROOT / ELSEWHERE[docname]).read_text(), ELSEWHERE[docname])
-    elif app.env.doc2path(docname, False).endswith(".md"):
+    elif Path(app.env.doc2path(docname, False)).suffix == ".md":
         source[0] = links_from(source[0], f"docs/{docname}.md")
 
 
@@ -134,10 +137,13 @@ def show_math(as_block: bool):
     """A visitor that writes MathML, which browsers show without a script from elsewhere."""
 
     def visit(translator, node) -> None:
-        text = node.astext()
+        text = re.sub(r"\\[Bb]igg?[lr]?(?![A-Za-z])", "", node.astext())  # sizes of brackets
         if as_block and (r"\\" in text or "&" in text):
             text = rf"\begin{{aligned}}{text}\end{{aligned}}"
-        translator.body.append(tex2mathml(text, as_block=as_block))
+        try:
+            translator.body.append(tex2mathml(text, as_block=as_block))
+        except MathError as error:
+            logger.warning("%s, in the formula %s", error, text, location=node)
         raise nodes.SkipNode
 
     return visit, None
