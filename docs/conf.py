@@ -1,6 +1,5 @@
 """The documentation site: `make docs` builds it, into `build/docs`, without a network."""
 
-import os
 import posixpath
 import re
 import sys
@@ -16,7 +15,7 @@ from sphinx.util import logging
 ROOT = Path(__file__).resolve().parents[1]
 logger = logging.getLogger(__name__)
 REPOSITORY = "https://github.com/mi-kernels/mi_kernels"
-sys.path.insert(0, os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] or str(ROOT))
+sys.path.append(str(ROOT))  # behind PYTHONPATH and what is installed
 
 import mi_kernels as mi  # noqa: E402
 
@@ -58,6 +57,8 @@ html_theme_options = {
     "source_directory": "docs/",
 }
 html_copy_source = False
+html_baseurl = "https://mi-kernels.github.io/mi_kernels/"
+html_extra_path = [str(ROOT / "llms.txt")]  # at the root of the site, where assistants look for it
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"

@@ -57,7 +57,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for name in ("docs", "examples", "benchmarks"):
         kept = shutil.ignore_patterns("__pycache__", "tutorials" if name == "docs" else "results")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=kept)
-    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "llms.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("studies", "mi_kernels", "csrc", "tests", "tools"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -161,6 +161,7 @@ def test_metadata_name_the_same_addresses_everywhere():
     assert fields["cff-version"] == "1.2.0" and fields["message"] and "authors:" in citation
     assert "title: Multiplicative Interactions and Where to Find Them" in citation
     conf = (DOCS / "conf.py").read_text()
+    assert f'html_baseurl = "{SITE}/"' in conf
     assert f'REPOSITORY = "{REPOSITORY}"' in conf and PROJECT["authors"][0]["name"] in conf
 
 
