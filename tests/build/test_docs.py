@@ -224,6 +224,15 @@ def test_troubleshooting_has_every_message():
     assert [text for text, p in patterns.items() if not any(map(p.fullmatch, made))] == []
 
 
+def test_every_entry_of_troubleshooting_has_a_cure():
+    entries = re.split(r"^##+ ", messages.PAGE.read_text(), flags=re.M)
+    with_messages = [entry for entry in entries if "```text" in entry]
+    assert len(with_messages) > 25
+    cures = "Cure:", "in each", "report", "write `with"
+    titles = [entry.splitlines()[0] for entry in with_messages if not any(cure in entry for cure in cures)]
+    assert titles == []
+
+
 def test_a_message_is_read_as_it_will_be_printed():
     source = (
         "def f(x):\n"
