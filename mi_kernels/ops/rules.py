@@ -144,7 +144,17 @@ def primals(ctx: Any) -> tuple[Any, ...]:
     )
 
 
-class Rule(Function):
+class _Named(type(Function)):  # type: ignore[misc]
+    """Names the nodes of a rule by its function: those of ``InteractionRule`` are ``InteractionBackward``.
+
+    A rule of a name of its own, for the same function, says which in ``function``.
+    """
+
+    def __init__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> None:
+        super().__init__(attributes.get("function", name.removesuffix("Rule")), bases, attributes)
+
+
+class Rule(Function, metaclass=_Named):
     """Base of the derivative rules; ``call`` replaces ``apply``."""
 
     @classmethod

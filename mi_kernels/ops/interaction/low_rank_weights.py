@@ -87,8 +87,8 @@ def eager_apply(backend: str | None, x: Tensor, down: Tensor, up: Tensor, base: 
     if transformed() or not linear.is_plain(*tensors):
         return None
     if recorded(tensors):
-        return LowRankRule.record(*tensors, scale)[0]
-    return LowRankRule.forward(*tensors, scale)[0]
+        return ApplyLowRankRule.record(*tensors, scale)[0]
+    return ApplyLowRankRule.forward(*tensors, scale)[0]
 
 
 def _as_groups(x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +109,7 @@ def _expanded(features: Tensor, up: Tensor, base: Maybe) -> Tensor:
     return linear.linear(linear.BACKEND, features, up, None).add_(base)
 
 
-class LowRankRule(Rule):
+class ApplyLowRankRule(Rule):
     """`eager_apply` in calls that nothing transforms: without jvp and vmap. It keeps the R features."""
 
     @staticmethod
