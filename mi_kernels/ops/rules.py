@@ -38,6 +38,11 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or fw._current_level >= 0 or _is_mapped()
 
 
+def is_watched() -> bool:
+    """Whether a dispatch mode sees the operations. Selective checkpoints refuse results changed in place."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def sees_values() -> bool:
     """Whether a rule may look at the values of tensors: nothing traces or transforms but FLOP counters."""
     if torch.compiler.is_compiling() or transformed():

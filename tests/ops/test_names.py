@@ -103,4 +103,3 @@ def test_a_profile_shows_the_operations(name, place):
     for events in (forward, backward):
         assert any(event.startswith("mi_kernels::") for event in events)
     assert set(names(y)) <= set(backward)
-

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import all_fit, broadcast
-from ..rules import Maybe, Rule, recorded, transformed, wanted, without_features
+from ..rules import Maybe, Rule, is_watched, recorded, transformed, wanted, without_features
 from . import autograd, linear, segments, shared
 
 
@@ -59,6 +59,8 @@ def add_base(y: Tensor, base: Maybe) -> Tensor:
         return y
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed() or type(y) is not Tensor:
         return y + base
+    if is_watched():
+        return y + base
     if y._is_view() and recorded((y, base)):  # autograd would write the whole of what it is a view of
         return y + base
     return y.add_(base)
@@ -84,7 +86,7 @@ def eager_apply(backend: str | None, x: Tensor, down: Tensor, up: Tensor, base: 
     shapes = (*lead, width), (*contexts, rank, width), (*contexts, out, rank), (*lead, out)
     if not all_fit(x.dtype, tensors, shapes) or not x.is_floating_point():
         return None
-    if transformed() or not linear.is_plain(*tensors):
+    if transformed() or is_watched() or not linear.is_plain(*tensors):
         return None
     if recorded(tensors):
         return ApplyLowRankRule.record(*tensors, scale)[0]

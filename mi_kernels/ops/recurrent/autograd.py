@@ -79,11 +79,13 @@ def recurrent(
     )
     setting = Setting(kind, activation, reverse)
     if differentiating(operands[:DIFFERENTIABLE]):
-        return MultiplicativeRNNRule.call(backend, setting, *operands)[:3]
+        return RecurrentRule.call(backend, setting, *operands)[:3]
     return terms.kernel(backend, setting, False, *operands)[:3]  # type: ignore[return-value]
 
 
-class MultiplicativeRNNRule(Rule):
+class RecurrentRule(Rule):
+    function = "MultiplicativeRNN"
+
     @staticmethod
     def forward(backend, setting, *operands):
         return terms.kernel(backend, setting, True, *operands)
@@ -111,7 +113,7 @@ class MultiplicativeRNNRule(Rule):
         if not any(want) or all(g is None for g in grads):
             return (None,) * (3 + DIFFERENTIABLE)
         if differentiating((*grads, *operands[:DIFFERENTIABLE])):
-            found = scatter(MultiplicativeRNNGradsRule.call(ctx.backend, ctx.setting, want, *grads, *operands, *kept), want)
+            found = scatter(GradsRule.call(ctx.backend, ctx.setting, want, *grads, *operands, *kept), want)
         else:
             found = terms.gradients(ctx.backend, ctx.setting, want, grads, operands, kept)
         return None, None, *found, None
@@ -120,7 +122,7 @@ class MultiplicativeRNNRule(Rule):
     @nestable
     def jvp(ctx, _, __, *tangents):
         saved, along = primals(ctx), tangents[:DIFFERENTIABLE]
-        results = MultiplicativeRNNTangentsRule.call(ctx.backend, ctx.setting, *along, *saved)
+        results = TangentsRule.call(ctx.backend, ctx.setting, *along, *saved)
         return (*results[:2], None if saved[3] is None else results[2], None, None, None, None)
 
     @staticmethod
@@ -128,9 +130,9 @@ class MultiplicativeRNNRule(Rule):
         size, dims = info.batch_size, in_dims[2:]
         if unbatched(dims[_SHARED], operands[_SHARED]):
             folded = [_folded(*one, size) for one in zip(operands, dims, _FOLDED, strict=True)]
-            results = MultiplicativeRNNRule.call(backend, setting, *folded)
+            results = RecurrentRule.call(backend, setting, *folded)
             return _unfolded(results, (1, 0, 0, 1, 1, 1, 1), size)
-        return _by_sample(size, lambda *one: MultiplicativeRNNRule.call(backend, setting, *one), operands, dims)
+        return _by_sample(size, lambda *one: RecurrentRule.call(backend, setting, *one), operands, dims)
 
 
 def _folded(tensor: Maybe, dim: int | None, position: int | None, size: int) -> Maybe:
@@ -223,8 +225,10 @@ def _pushed(
     return pull_again(select(along, given))[0]
 
 
-class MultiplicativeRNNGradsRule(Rule):
+class GradsRule(Rule):
     """The wanted gradients of `recurrent`, as a function of grads and operands; what is kept is constant."""
+
+    function = "MultiplicativeRNNGrads"
 
     @staticmethod
     def forward(backend, setting, want, *tensors):
@@ -255,14 +259,14 @@ class MultiplicativeRNNGradsRule(Rule):
         need = [n and t is not None for n, t in zip(ctx.needs_input_grad[3:], tensors, strict=False)]
         if not any(need) or all(c is None for c in cotangents):
             return (None,) * (3 + len(tensors) + len(Kept._fields))
-        found = _pulled(MultiplicativeRNNGradsRule._composed(ctx), tensors, need, cotangents)
+        found = _pulled(GradsRule._composed(ctx), tensors, need, cotangents)
         return (None, None, None, *found, *(None,) * len(Kept._fields))
 
     @staticmethod
     @nestable
     def jvp(ctx, _, __, ___, *tangents):
         tensors = primals(ctx)
-        return _pushed(MultiplicativeRNNGradsRule._composed(ctx), tensors, tangents[: len(tensors)])
+        return _pushed(GradsRule._composed(ctx), tensors, tangents[: len(tensors)])
 
     @staticmethod
     def vmap(info, in_dims, backend, setting, want, *tensors):
@@ -273,12 +277,12 @@ class MultiplicativeRNNGradsRule(Rule):
         summed = of_weights[-1]  # recurrent_grads sums over B
         foldable = unbatched(dims[shared], tensors[shared]) and not summed
         if not foldable or (any(of_weights) and differentiating(tensors)):
-            return _by_sample(size, lambda *one: MultiplicativeRNNGradsRule.call(backend, setting, want, *one), tensors, dims)
+            return _by_sample(size, lambda *one: GradsRule.call(backend, setting, want, *one), tensors, dims)
         positions = (1, 0, 0, *_FOLDED, *(1,) * len(Kept._fields))
         folded = [_folded(*one, size) for one in zip(tensors, dims, positions, strict=True)]
         of_data = (*want[: _SHARED.start], *(False,) * len(of_weights))
         if not any(of_weights):
-            found = MultiplicativeRNNGradsRule.call(backend, setting, want, *folded)
+            found = GradsRule.call(backend, setting, want, *folded)
             return _unfolded(found, select(_FOLDED[:DIFFERENTIABLE], want), size)
         grads, operands, kept = _parted(folded, 3)
         results = terms.kernel_grads(backend, setting, grads, operands, kept)
@@ -324,8 +328,10 @@ def _parted(tensors: Sequence[Any], first: int) -> tuple[Sequence[Any], Operands
     return tensors[:first], Operands(*tensors[first:behind]), Kept(*tensors[behind:])
 
 
-class MultiplicativeRNNTangentsRule(Rule):
+class TangentsRule(Rule):
     """The tangents of out, h_n and c_n for those of the operands."""
+
+    function = "MultiplicativeRNNTangents"
 
     @staticmethod
     def forward(backend, setting, *tensors):
@@ -358,14 +364,14 @@ class MultiplicativeRNNTangentsRule(Rule):
         nothing = (None,) * len(Kept._fields)
         if not any(need) or all(c is None for c in cotangents):
             return (None, None, *(None,) * len(tensors), *nothing)
-        found = _pulled(MultiplicativeRNNTangentsRule._composed(ctx), tensors, need, cotangents)
+        found = _pulled(TangentsRule._composed(ctx), tensors, need, cotangents)
         return (None, None, *found, *nothing)
 
     @staticmethod
     @nestable
     def jvp(ctx, _, __, *tangents):
         tensors = primals(ctx)
-        found = _pushed(MultiplicativeRNNTangentsRule._composed(ctx), tensors, tangents[: len(tensors)])
+        found = _pushed(TangentsRule._composed(ctx), tensors, tangents[: len(tensors)])
         return found if ctx.has_c else (*found, None)
 
     @staticmethod
@@ -375,11 +381,11 @@ class MultiplicativeRNNTangentsRule(Rule):
         one_by_one = not unbatched(dims[shared], tensors[shared])
         mapped = not unbatched(dims[_SHARED], tensors[_SHARED])  # the tangents of weights
         if one_by_one or (mapped and differentiating(tensors)):
-            return _by_sample(size, lambda *one: MultiplicativeRNNTangentsRule.call(backend, setting, *one), tensors, dims)
+            return _by_sample(size, lambda *one: TangentsRule.call(backend, setting, *one), tensors, dims)
         positions = (*_FOLDED[:DIFFERENTIABLE], *_FOLDED, *(1,) * len(Kept._fields))
         folded = [_folded(*one, size) for one in zip(tensors, dims, positions, strict=True)]
         if not mapped:
-            return _unfolded(MultiplicativeRNNTangentsRule.call(backend, setting, *folded), (1, 0, 0), size)
+            return _unfolded(TangentsRule.call(backend, setting, *folded), (1, 0, 0), size)
         samples = [
             terms.tangent_terms(backend, setting, *_parted(_sample(tensors, dims, index), DIFFERENTIABLE))
             for index in range(size)
