@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from benchmarks.harness.tables import text_table
 
 # Of the 321 candidates in benchmarks/results (November 2026, a shared machine) three in four have an
-# interquartile range of at most 8 % of their median. The ratio of two medians of 7 samples then has a standard
-# error of 4 %, and this is twice that.
+# interquartile range of at most 8 % of their median. The ratio of two medians of 7 samples then has a
+# standard error of 4 %, and this is twice that.
 THRESHOLD = 0.08
 AGAIN = 2  # more measurements of a suspicious case
 Measurement = dict[str, Any]  # of base.compare
