@@ -1,4 +1,4 @@
-"""A fresh module of every class of mi.nn and what it is called with, for tests of what works with all of them."""
+"""A fresh module of every class of mi.nn, and what it is called with, for tests of what all share."""
 
 import torch
 from torch import Tensor, nn
