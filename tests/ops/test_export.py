@@ -177,6 +177,27 @@ def test_onnx_of_a_converted_model():
     torch.testing.assert_close(program(*inputs)[0], model(*inputs).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_an_exported_program(capsys):
+    """ONNX has none of our operations, so the program has to be exported in the reference form."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    model = Model("interaction", "cpu").eval()
+    with mi.backend("reference"):
+        plain = torch.export.export(model, model.inputs)
+    program = torch.onnx.export(plain, dynamo=True, verbose=False)
+    torch.testing.assert_close(program(*model.inputs)[0], model(*model.inputs).detach(), rtol=1e-4, atol=1e-5)
+    kernels = torch.export.export(model, model.inputs)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match="No ONNX function found for .*mi_kernels"):
+        torch.onnx.export(kernels, dynamo=True, verbose=False)
+
+
+def test_functionalize_is_refused(place):
+    model = Model("linear", place.device)
+    with pytest.raises(RuntimeError, match="Functionalize rule for custom_function_call"):
+        torch.func.functionalize(model)(*model.inputs)
+
+
 class Families(nn.Module):
     """A layer of several families, of one input as the C++ program below makes it."""
 

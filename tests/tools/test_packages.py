@@ -1,4 +1,4 @@
-"""Packages around PyTorch, where they are installed (the extra ``tools``): docs/guides/tools.md names these."""
+"""Packages around PyTorch, where they are installed: the extra ``tools`` has them (docs/guides/tools.md)."""
 
 import pytest
 import torch
@@ -66,6 +66,28 @@ def test_torchao_quantises_bound_layers(name):
     quantize_(model, Int8WeightOnlyConfig())
     assert type(model[0].weight).__name__ == "Int8Tensor"
     assert ((model(x) - expected).abs() <= limit).all()
+
+
+def test_torchao_quantises_bound_networks():
+    needs("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    network = mi.nn.HyperMLP([64, 32, 48], context_features=8)
+    bound = network.bind(torch.randn(8))
+    quantize_(bound, Int8WeightOnlyConfig())
+    kinds = [type(layer.weight).__name__ for layer in bound if isinstance(layer, nn.Linear)]
+    assert kinds == ["Int8Tensor"] * 2
+    assert bound(torch.randn(16, 64)).isfinite().all()
+
+
+def test_our_kernels_take_no_quantised_weights():
+    needs("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    layer = mi.nn.GLU(64, out_features=64)
+    quantize_(layer, Int8WeightOnlyConfig(), filter_fn=lambda module, path: True)
+    with pytest.raises(NotImplementedError, match="mi_kernels.dual_linear"):
+        layer(torch.randn(16, 64))
 
 
 def test_torchao_quantises_the_base_of_an_adapter():
@@ -191,8 +213,8 @@ def test_accelerate():
     assert set(accelerator.get_state_dict(model)) == set(Network().state_dict())
 
 
-def test_accelerate_spreads_a_model_over_devices(tmp_path):
-    """dispatch_model hooks every module with parameters; ours are none that it does not know."""
+def test_accelerate_offloads_a_model():
+    """Weights are brought when a module is called, and taken away after."""
     accelerate = needs("accelerate")
     model, (x, z, _) = Network(), batch()
     expected = model(x, z)
