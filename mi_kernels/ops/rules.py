@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd import forward_ad as fw
-from torch.autograd.function import BackwardCFunction
+from torch.autograd.function import BackwardCFunction, FunctionMeta
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .compiling import constant_while_compiling, is_transformed
@@ -149,13 +149,13 @@ def primals(ctx: Any) -> tuple[Any, ...]:
     )
 
 
-class _Named(type(Function)):  # type: ignore[misc]
+class _Named(FunctionMeta):
     """Names the nodes of a rule by its function: those of ``InteractionRule`` are ``InteractionBackward``.
 
     A rule of a name of its own, for the same function, says which in ``function``.
     """
 
-    def __init__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> None:
+    def __init__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> None:  # noqa: N805
         super().__init__(attributes.get("function", name.removesuffix("Rule")), bases, attributes)
 
 
