@@ -63,26 +63,22 @@ def gate(
         if weight is None and weight_z is None and shift_weight is None:
             z = constant(z)  # as in the dense interaction: an argument of no term has no gradient
         tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
-        return _rule(*tensors).call(backend, activation, scale_offset, *tensors)[0]
+        return _rule(weight, weight_z).call(backend, activation, scale_offset, *tensors)[0]
     return _kernel(backend, activation, scale_offset, False, *tensors)[0]
 
 
 def _kernel(
     backend, activation, scale_offset, keep, x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias
 ):
-    if _is_diagonal(weight, weight_z):
+    if weight is None and weight_z is not None:
         return _DIAGONAL[backend](
             x, z, weight_z, bias, shift_weight, shift_bias, weight_x, activation, scale_offset, keep
         )
     return _GATED[backend](x, z, weight, weight_z, weight_x, bias, activation, keep)
 
 
-def _is_diagonal(weight: Maybe, weight_z: Maybe) -> bool:
-    return weight is None and weight_z is not None
-
-
-def _rule(x: Tensor, z: Tensor, weight: Maybe, weight_z: Maybe, *_: Maybe) -> type[Rule]:
-    return DiagonalRule if _is_diagonal(weight, weight_z) else GatedInteractionRule
+def _rule(weight: Maybe, weight_z: Maybe) -> type[Rule]:
+    return DiagonalRule if weight is None and weight_z is not None else GatedInteractionRule
 
 
 def _linear(backend: str, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
@@ -174,7 +170,7 @@ class GateRule(Rule):
         rule = (backend, activation, scale_offset)
         if unbatched(in_dims[5:], weights):
             rows = fold.rows(x, in_dims[3]), fold.rows(z, in_dims[4])
-            return fold.all(fold.unrows, _rule(*rows, *weights).call(*rule, *rows, *weights))
+            return fold.all(fold.unrows, _rule(*weights[:2]).call(*rule, *rows, *weights))
         args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[3:], strict=True)]
         return fold.all(fold.ungroups, composed(*rule, *args))
 
