@@ -211,7 +211,7 @@ def _guard(options: argparse.Namespace) -> int:
                 print(f"  {found['shape']} {found['pass']}: {said}", flush=True)
                 yield found
 
-        verdicts = list(guard.judge(steps, measured, options.threshold))
+        verdicts = guard.judge(steps, measured, options.threshold)
     text = guard.page(verdicts, full, facts, options.threshold)
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(text)

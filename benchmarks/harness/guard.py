@@ -5,9 +5,10 @@ of the revision. A suspicious case is measured again, in new processes, and is a
 suspicious each time: what lies where in memory differs from process to process.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.harness.measure import Entry
 from benchmarks.harness.tables import text_table
 
 # Of the 321 candidates in benchmarks/results (November 2026, a shared machine) three in four have an
@@ -44,21 +45,23 @@ def is_faster(run: Measurement, threshold: float) -> bool:
 
 def judge(
     cases: Sequence[Any], measure: Measure, threshold: float = THRESHOLD, again: int = AGAIN
-) -> Iterator[Verdict]:
-    """The verdict on each case; those that look slower are measured again after all others."""
+) -> list[Verdict]:
+    """The verdict on each case, in their order; what looks slower is measured again after all others."""
+    found: dict[Any, Verdict] = {}
     waiting: list[tuple[Any, list[Measurement]]] = []
     for case, run in zip(cases, measure(cases), strict=True):
         if "failed" in run:
-            yield Verdict(case, [run], "not measured")
+            found[case] = Verdict(case, [run], "not measured")
         elif is_suspicious(run, threshold):
             waiting.append((case, [run]))
         else:
-            yield Verdict(case, [run], "faster" if is_faster(run, threshold) else "same")
+            found[case] = Verdict(case, [run], "faster" if is_faster(run, threshold) else "same")
     for case, runs in waiting:
         while len(runs) <= again and is_suspicious(runs[-1], threshold):
             runs += measure([case])
         slower = all(is_suspicious(run, threshold) for run in runs)
-        yield Verdict(case, runs, "regression" if slower else "same")
+        found[case] = Verdict(case, runs, "regression" if slower else "same")
+    return [found[case] for case in cases]
 
 
 def failed(verdicts: Iterable[Verdict]) -> bool:
@@ -96,10 +99,15 @@ def page(
         "measurements listed."
     )
     rows = [
-        [str(v.case[0]), v.case[2], ", ".join(f"{r:.2f}" for r in _ratios(v)) or "", _said(v)]
+        [_name(v.case[0]), v.case[2], ", ".join(f"{r:.2f}" for r in _ratios(v)) or "", _said(v)]
         for v in verdicts
     ]
     return f"{verdict}\n\n{place}\n\n{text_table(COLUMNS, rows, markdown=True)}\n\n{rule}\n"
+
+
+def _name(entry: Any) -> str:
+    """Of a case of a suite, or of a shape of the dense form."""
+    return f"dense {entry.shape.name}" if isinstance(entry, Entry) else str(entry)
 
 
 def _ratios(verdict: Verdict) -> list[float]:

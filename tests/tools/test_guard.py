@@ -48,7 +48,7 @@ class Fake:
 def judged(*runs):
     fake = Fake(*runs)
     first = min(len(CASES), len(runs))
-    return list(guard.judge(CASES[:first], fake)), fake
+    return guard.judge(CASES[:first], fake), fake
 
 
 def test_what_is_as_fast_is_measured_once():
@@ -100,7 +100,7 @@ def test_the_page_has_the_verdict_first_and_no_times():
         *[measured(SLOWER)] * guard.AGAIN,
         measured(EQUAL),
     )
-    text = guard.page(list(guard.judge(CASES, fake)), "a" * 40, FACTS)
+    text = guard.page(guard.judge(CASES, fake), "a" * 40, FACTS)
     lines = text.splitlines()
     assert lines[0] == "**Slower** in 1 of 3 cases than `aaaaaaaaaaaa`."
     assert lines[2] == (
@@ -108,13 +108,16 @@ def test_the_page_has_the_verdict_first_and_no_times():
         "load 0.2 at the start."
     )
     rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
+    assert list(rows)[2:] == [str(case[0]) for case in CASES]
     slower, faster, missing, noise = (rows[str(case[0])] for case in CASES)
     assert "0.77, 0.77, 0.77" in slower and "**slower**" in slower
     assert "1.96" in faster and faster.rstrip(" |").endswith("faster")
     assert "the base cannot run it (AttributeError: no such function)" in missing
     assert "0.77, 1.00" in noise and "not slower when measured again" in noise
     assert "1.3" not in text and " s" not in rows[str(CASES[0][0])]
-    calm = guard.page(list(guard.judge(CASES[:1], Fake(measured(EQUAL)))), "a" * 40, FACTS)
+    dense = [(shapes.by_name(["odd"])[0], torch.float32, "forward")]
+    calm = guard.page(guard.judge(dense, Fake(measured(EQUAL))), "a" * 40, FACTS)
+    assert "| dense odd |" in calm
     assert calm.startswith("**No case is slower** than at `aaaaaaaaaaaa`, of 1 that were measured.")
 
 
