@@ -199,7 +199,7 @@ def test_functionalize_is_refused(place):
 
 
 class Families(nn.Module):
-    """A layer of several families, of one input as the C++ program below makes it."""
+    """A layer of each family, and weights by row, of what the C++ program below makes."""
 
     def __init__(self):
         super().__init__()
@@ -207,9 +207,19 @@ class Families(nn.Module):
         self.norm = mi.nn.AdaLayerNorm(8, context_features=3)
         self.film = mi.nn.FiLM(8, context_features=3)
         self.glu = mi.nn.GLU(8, out_features=8)
+        self.gate = mi.nn.GatedInteraction(8, context_features=3)
+        self.lora = mi.nn.HyperLoRA(nn.Linear(8, 8), context_features=3, rank=2)
+        self.recurrent = mi.nn.MultiplicativeLSTM(8, 8)
+        self.biaffine = mi.nn.Biaffine(8, 8, 4)
+        self.weight = nn.Parameter(torch.empty(3, 8, 3, 8))
+        self.register_buffer("ids", torch.arange(6) // 2)
+        for parameter in self.parameters():  # none is 0, as some are initialised
+            nn.init.normal_(parameter, std=0.4)
 
     def forward(self, x, z):
-        return self.glu(self.film(self.norm(self.interaction(x, z), z), z)).sin()
+        y = self.glu(self.film(self.norm(self.interaction(x, z), z), z)).sin()
+        y = mi.interaction(self.lora(self.gate(y, z), z), z, self.weight, weight_ids=self.ids)
+        return self.biaffine(self.recurrent(y.unsqueeze(0))[0], x.unsqueeze(0))
 
 
 def ramp(*sizes):
