@@ -170,8 +170,8 @@ def _mergeable(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
             f" {type(linear).__name__}: merge its own adapter into it first"
         )
     weight: Any = linear.weight
-    plain = isinstance(weight, nn.Parameter) and type(weight.data) is Tensor or type(weight) is Tensor
-    return weight if plain else weight.dequantize(), linear.bias  # type: ignore[return-value]
+    is_quantised = type(weight).dequantize is not Tensor.dequantize
+    return weight.dequantize() if is_quantised else weight, linear.bias  # type: ignore[return-value]
 
 
 def _check_linear(linear: Any) -> None:
