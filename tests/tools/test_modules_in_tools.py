@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from calls import CALLS
 from every_module import CASES, inputs, made, result
 from helpers import Spy, plain
 from torch import nn
@@ -144,6 +145,21 @@ def test_selective_checkpoints(name):
         y.sum().backward()
     in_gradients = {"interaction", "modulate"}  # of all families
     assert kept and spy.names and not set(spy.names) & kept - in_gradients
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_selective_checkpoints_of_functions(name):
+    """PyTorch refuses a result that is kept and then changed in place."""
+    call = CALLS[name]
+    leaves = call.arguments()
+
+    def policy(context, operation, *arguments, **options):
+        return CheckpointPolicy.MUST_SAVE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    results = [call(*leaves), checkpoint(call, *leaves, use_reentrant=False, context_fn=contexts)]
+    expected, found = (torch.autograd.grad(y.sin().sum(), leaves, allow_unused=True) for y in results)
+    assert_equal(found, expected, 1e-12)
 
 
 @every_module_of_nn
