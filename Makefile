@@ -41,7 +41,7 @@ NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench guard studies gpu-check lint format clean FORCE
+.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench guard studies docs hub gpu-check lint format clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,13 @@ guard: build  ## is this tree slower than BASE=<revision>? ratios in build/guard
 studies: build  ## what multiplicative interactions are good for: STUDIES="compact attention" (all); see docs/studies.md
 	$(BIN)/python -m studies $(STUDIES)
 
+# The tutorials run; what stands in docs/tutorials afterwards is made of them.
+docs: build  ## build the documentation site in build/docs, without a network; a warning is an error
+	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)" $(BIN)/python -m sphinx -b html --keep-going -W docs build/docs
+
+hub: build  ## lay out the package for the kernels hub, in build/hub: HUB=--compile for the CPU kernels too
+	$(BIN)/python tools/hub.py build/hub $(HUB)
+
 # No .venv: the Python that is there, with its packages, for machines without a network. PYTHON names another.
 gpu-check:  ## on a GPU, with the packages of $(PYTHON): build, test, measure, within 10 minutes
 	$(PYTHON) tools/gpu_check.py $(GPU_CHECK)
@@ -100,7 +107,7 @@ build: $(VENV)/.built  ## set up .venv and compile the native libraries in place
 wheel: $(WHEEL)/.installed
 
 clean:  ## remove what was built and cached; the downloads in .venv and .venv-wheel stay
-	rm -rf build dist *.egg-info mi_kernels/*.so mi_kernels/native_skipped.txt .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info mi_kernels/*.so mi_kernels/native_skipped.txt .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/tutorials
 	rm -f $(VENV)/.built $(VENV)/.installed $(WHEEL)/.installed
 	rm -rf $(WHEEL)/src
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(WHEEL)/*' -prune -exec rm -rf {} +

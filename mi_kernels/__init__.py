@@ -21,6 +21,7 @@ from .ops.activations import ActivationName
 from .ops.interaction.packed_weight import PackedWeight
 from .ops.plan import Plan
 from .parallel import sharding as _sharding
+from .patch import Patch, patch, patched
 
 _flops.register()
 _sharding.register()
@@ -31,6 +32,7 @@ __all__ = [
     "ConversionReport",
     "HeadPart",
     "PackedWeight",
+    "Patch",
     "Plan",
     "RecurrentName",
     "__version__",
@@ -56,5 +58,7 @@ __all__ = [
     "nn",
     "norm_modulate",
     "pack",
+    "patch",
+    "patched",
     "split_head",
 ]

@@ -59,6 +59,7 @@ class SameDigit(nn.Module):
         self.decide = nn.Sequential(nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:  # [B, 64], [B, 64] -> [B], a logit
+        """The logit of each pair ``[B]``, of images ``[B, 64]``."""
         return self.decide(self.compare(self.encode(left), self.encode(right))).squeeze(-1)
 
 

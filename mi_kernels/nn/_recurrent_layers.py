@@ -110,21 +110,48 @@ class RecurrentLayers(nn.Module):
         return {name: getattr(self, f"{name}{suffix}") for name in names}
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew from torch's random stream; set those of multiplicative integration."""
+        """Draw the parameters anew from torch's random stream; set those of multiplicative integration.
+
+        Example:
+            >>> mi.nn.MultiplicativeLSTM(5, 4).reset_parameters()
+        """
         for layer in range(self.num_layers):
             for suffix in self._suffixes(layer):
                 draw(self._sizes, self._of(suffix))
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
-        """The parameters of each layer and direction, as of nn.LSTM."""
+        """The parameters of each layer and direction, as of nn.LSTM.
+
+        Example:
+            >>> len(mi.nn.MultiplicativeLSTM(5, 4, num_layers=2).all_weights)
+            2
+        """
         suffixes = [suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer)]
         return [[one for one in self._of(suffix).values() if one is not None] for suffix in suffixes]
 
     def flatten_parameters(self) -> None:
-        """Does nothing: for programs that call it of nn.LSTM."""
+        """Does nothing: for programs that call it of nn.LSTM.
+
+        Example:
+            >>> mi.nn.MultiplicativeLSTM(5, 4).flatten_parameters()
+        """
 
     def forward(self, input: Any, hx: Any = None, lengths: Lengths | None = None) -> Any:
+        """All layers over all steps, with the arguments of :class:`torch.nn.LSTM`.
+
+        Args:
+            input: ``[T, B, X]`` (``[B, T, X]`` with ``batch_first``), ``[T, X]``, or a ``PackedSequence``.
+            hx: the states before the first step, ``[layers * directions, B, ...]``; zeros if None.
+            lengths: steps of each sequence ``[B]``, for padded input.
+
+        Returns:
+            ``output, h_n`` or ``output, (h_n, c_n)``, as the class says.
+
+        Example:
+            >>> rnn = mi.nn.MultiplicativeLSTM(5, 4)
+            >>> output, (h_n, c_n) = rnn(torch.randn(7, 2, 5))
+        """
         op = type(self).__name__
         packed = isinstance(input, PackedSequence)
         if not packed:

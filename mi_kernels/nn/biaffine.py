@@ -90,7 +90,11 @@ class Biaffine(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw W anew from torch's random stream; what belongs to a one is 0."""
+        """Draw W anew from torch's random stream; what belongs to a one is 0.
+
+        Example:
+            >>> mi.nn.Biaffine(5, 3, 4).reset_parameters()
+        """
         nn.init.zeros_(self.weight)
         weight = self.weight[:, : self.in1_features, : self.in2_features]
         draw_uniform(weight, self.in1_features * self.in2_features, 1)
@@ -102,6 +106,20 @@ class Biaffine(nn.Module):
         def __call__(self, input1: Tensor, input2: Tensor) -> Tensor: ...
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+        """The scores of all pairs of two sequences.
+
+        Args:
+            input1: ``[..., L1, X1]``.
+            input2: ``[..., L2, X2]``.
+
+        Returns:
+            y ``[..., L1, L2, O]``, or ``[..., O, L1, L2]`` with ``channels_first``.
+
+        Example:
+            >>> score = mi.nn.Biaffine(5, 3, 4, ones=(True, True))
+            >>> score(torch.randn(2, 7, 5), torch.randn(2, 6, 3)).shape
+            torch.Size([2, 7, 6, 4])
+        """
         return call(
             biaffine.biaffine,
             input1,

@@ -108,7 +108,11 @@ class DiagonalInteraction(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew from torch's random stream, in the order A, G, C."""
+        """Draw the parameters anew from torch's random stream, in the order A, G, C.
+
+        Example:
+            >>> mi.nn.DiagonalInteraction(5, context_features=3).reset_parameters()
+        """
         terms = 1 if self.weight_x is None else 2
         draw_uniform(self.weight, self.context_features, terms)
         draw_uniform(self.weight_x, self.features, terms)
@@ -122,6 +126,20 @@ class DiagonalInteraction(nn.Module):
         def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """The gate and the shift that z makes, applied to x, in one pass.
+
+        Args:
+            x: ``[..., X]``.
+            z: contexts ``[..., Z]``, one per sample or position, as in :mod:`mi_kernels.nn`.
+
+        Returns:
+            y ``[..., X]``.
+
+        Example:
+            >>> layer = mi.nn.DiagonalInteraction(5, context_features=3)
+            >>> layer(torch.randn(2, 7, 5), torch.randn(2, 3)).shape
+            torch.Size([2, 7, 5])
+        """
         return call(
             gates.diagonal,
             x,
@@ -226,7 +244,11 @@ class FiLM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set all parameters to zero."""
+        """Set all parameters to zero.
+
+        Example:
+            >>> mi.nn.FiLM(5, context_features=3).reset_parameters()
+        """
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
@@ -235,6 +257,20 @@ class FiLM(nn.Module):
         def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Modulate the channels of x by the context.
+
+        Args:
+            x: ``[B, X]`` or feature maps ``[B, X, ...]``, channels as the class says.
+            z: contexts ``[..., Z]``.
+
+        Returns:
+            y of the shape of x.
+
+        Example:
+            >>> film = mi.nn.FiLM(features=4, context_features=3)
+            >>> film(torch.randn(2, 4, 8, 8), torch.randn(2, 3)).shape
+            torch.Size([2, 4, 8, 8])
+        """
         batched, count = self._check(x, z)
         scale, shift = self._modulation(x, z, batched, count)
         return call(
@@ -386,7 +422,11 @@ class GatedInteraction(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew from torch's random stream, in the order W, U, V."""
+        """Draw the parameters anew from torch's random stream, in the order W, U, V.
+
+        Example:
+            >>> mi.nn.GatedInteraction(5, context_features=3).reset_parameters()
+        """
         terms = [t for t in (self.weight, self.weight_z, self.weight_x) if t is not None and t.numel() > 0]
         for term in terms:
             draw_uniform(term, math.prod(term.shape[1:]), len(terms))
@@ -398,6 +438,20 @@ class GatedInteraction(nn.Module):
         def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """The mask that x and z make, applied to x.
+
+        Args:
+            x: ``[..., X]``.
+            z: contexts ``[..., Z]``, one per sample or position, as in :mod:`mi_kernels.nn`.
+
+        Returns:
+            y ``[..., X]``.
+
+        Example:
+            >>> layer = mi.nn.GatedInteraction(5, context_features=3)
+            >>> layer(torch.randn(2, 7, 5), torch.randn(2, 3)).shape
+            torch.Size([2, 7, 5])
+        """
         return call(
             gates.gated_interaction,
             x,

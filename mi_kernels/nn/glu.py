@@ -85,7 +85,11 @@ class GLU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weight anew from torch's random stream."""
+        """Draw the weight anew from torch's random stream.
+
+        Example:
+            >>> mi.nn.GLU(5, 4).reset_parameters()
+        """
         draw_uniform(self.weight, self.in_features, 1)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -95,6 +99,18 @@ class GLU(nn.Module):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
+        """:func:`mi_kernels.glu` of x and the parameters.
+
+        Args:
+            x: ``[..., X]``.
+
+        Returns:
+            y ``[..., O]``.
+
+        Example:
+            >>> mi.nn.GLU(5, 4)(torch.randn(2, 5)).shape
+            torch.Size([2, 4])
+        """
         return call(
             glu.glu, x, self.weight, self.bias, activation=self.activation, gate_first=self.gate_first
         )
@@ -180,7 +196,11 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(hidden_features, out, bias, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew from torch's random stream."""
+        """Draw all weights anew from torch's random stream.
+
+        Example:
+            >>> mi.nn.GatedMLP(5, hidden_features=8).reset_parameters()
+        """
         self.glu.reset_parameters()
         self.down.reset_parameters()
 
@@ -189,4 +209,16 @@ class GatedMLP(nn.Module):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
+        """The gated linear unit, dropout and the layer down.
+
+        Args:
+            x: ``[..., X]``.
+
+        Returns:
+            y of the shape of x, or ``[..., out_features]``.
+
+        Example:
+            >>> mi.nn.GatedMLP(5, hidden_features=8)(torch.randn(2, 5)).shape
+            torch.Size([2, 5])
+        """
         return self.down(self.dropout(self.glu(x)))

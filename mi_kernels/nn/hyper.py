@@ -83,6 +83,18 @@ class BoundLinear(nn.Module):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
+        """Each layer, applied to its inputs.
+
+        Args:
+            x: ``[..., X]``.
+
+        Returns:
+            y ``[..., O]``.
+
+        Example:
+            >>> mi.nn.BoundLinear(torch.randn(2, 4, 5))(torch.randn(2, 7, 5)).shape
+            torch.Size([2, 7, 4])
+        """
         weight, bias = aligned_layers("BoundLinear", x, self.weight, self.bias)
         return call(hyper.apply_generated, x, weight, bias)
 
@@ -250,12 +262,20 @@ class HyperLinear(nn.Module):
         return HyperLinearHead(head, in_features, out_features, order, bias)
 
     def weights(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """W, U, V and c, as :func:`mi_kernels.interaction` and :func:`mi_kernels.generate` take them."""
+        """W, U, V and c, as :func:`mi_kernels.interaction` and :func:`mi_kernels.generate` take them.
+
+        Example:
+            >>> W, U, V, c = mi.nn.HyperLinear(5, out_features=4, context_features=3).weights()
+        """
         return self.weight, self.weight_z, self.weight_x, self.bias
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the parameters anew from torch's random stream, in the order W, U."""
+        """Draw the parameters anew from torch's random stream, in the order W, U.
+
+        Example:
+            >>> mi.nn.HyperLinear(5, out_features=4, context_features=3).reset_parameters()
+        """
         weight, weight_z, weight_x, bias = self.weights()
         terms = 1 if weight_z is None else 2
         draw_uniform(weight, self.in_features * self.context_features, terms, self.gain)
@@ -269,6 +289,21 @@ class HyperLinear(nn.Module):
         def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """The layer that z generates, applied to x, without making it where rows have contexts of their own.
+
+        Args:
+            x: ``[..., X]``.
+            z: contexts ``[..., Z]`` (or the arguments of the context network), as in :mod:`mi_kernels.nn`.
+            segment_ids: see :func:`mi_kernels.interaction`.
+
+        Returns:
+            y ``[..., O]``.
+
+        Example:
+            >>> layer = mi.nn.HyperLinear(5, out_features=4, context_features=3)
+            >>> layer(torch.randn(2, 7, 5), torch.randn(2, 3)).shape
+            torch.Size([2, 7, 4])
+        """
         z = context_of(self, z, self.context_features, x if segment_ids is None else None)
         return call(interaction.interaction, x, z, *self.weights(), segment_ids=segment_ids)
 
@@ -285,6 +320,10 @@ class HyperLinear(nn.Module):
             :class:`BoundLinear`, which pairs z with inputs as this layer does. Its weights are copies in the
             dtype of this layer's, also under autocast; they do not require grad and do not follow later
             changes of this layer.
+
+        Example:
+            >>> mi.nn.HyperLinear(5, out_features=4, context_features=3).bind(torch.randn(3))
+            Linear(in_features=5, out_features=4, bias=True)
         """
         weight, bias = hyper.generate(context_of(self, z, self.context_features), *self.weights())
         weight = weight.to(self.weight.dtype).contiguous()
@@ -306,6 +345,7 @@ class _Elementwise(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
+        """The function of x, elementwise."""
         return self.function(x)
 
     def extra_repr(self) -> str:
@@ -391,6 +431,21 @@ class HyperMLP(nn.Module):
         def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """The network that z generates, applied to x.
+
+        Args:
+            x: ``[..., X]``.
+            z: contexts ``[..., Z]`` (or the arguments of the context network), as in :mod:`mi_kernels.nn`.
+            segment_ids: see :func:`mi_kernels.interaction`.
+
+        Returns:
+            y ``[..., O]``.
+
+        Example:
+            >>> network = mi.nn.HyperMLP([5, 16, 4], context_features=3)
+            >>> network(torch.randn(2, 7, 5), torch.randn(2, 3)).shape
+            torch.Size([2, 7, 4])
+        """
         z = context_of(self, z, self.context_features, x if segment_ids is None else None)
         for number, layer in enumerate(self.layers):
             x = layer(self.activation(x) if number else x, z, segment_ids)
@@ -401,6 +456,11 @@ class HyperMLP(nn.Module):
         """The network for fixed contexts, with layers as returned by :meth:`HyperLinear.bind`.
 
         The activation is copied, too: the two networks share no state.
+
+        Example:
+            >>> network = mi.nn.HyperMLP([5, 16, 4], context_features=3).bind(torch.randn(3))
+            >>> network(torch.randn(7, 5)).shape
+            torch.Size([7, 4])
         """
         z = context_of(self, z, self.context_features)
         activation = copy.deepcopy(self.activation).requires_grad_(False)

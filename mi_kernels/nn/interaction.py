@@ -106,7 +106,11 @@ class MultiplicativeInteraction(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew from torch's random stream, in the order W, U, V."""
+        """Draw the parameters anew from torch's random stream, in the order W, U, V.
+
+        Example:
+            >>> mi.nn.MultiplicativeInteraction(5, 3, 4).reset_parameters()
+        """
         terms = [term for term in (self.weight, self.weight_z, self.weight_x) if term is not None]
         terms = [term for term in terms if term.numel() > 0]
         for term in terms:
@@ -120,6 +124,20 @@ class MultiplicativeInteraction(nn.Module):
         def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """:func:`mi_kernels.interaction` of x, z and the parameters.
+
+        Args:
+            x: ``[..., X]``.
+            z: contexts ``[..., Z]``, one per sample or position, as in :mod:`mi_kernels.nn`.
+
+        Returns:
+            y ``[..., O]``.
+
+        Example:
+            >>> layer = mi.nn.MultiplicativeInteraction(5, context_features=3, out_features=4)
+            >>> layer(torch.randn(2, 7, 5), torch.randn(2, 3)).shape
+            torch.Size([2, 7, 4])
+        """
         z = aligned(type(self).__name__, x, z)
         return call(interaction.interaction, x, z, self.weight, self.weight_z, self.weight_x, self.bias)
 
@@ -187,7 +205,11 @@ class Bilinear(nn.Bilinear):
         super().__init__(in1_features, in2_features, out_features, bias, device, dtype)
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew from torch's random stream, as ``init`` says."""
+        """Draw the parameters anew from torch's random stream, as ``init`` says.
+
+        Example:
+            >>> mi.nn.Bilinear(3, 5, 4).reset_parameters()
+        """
         if self.init == "torch":
             return super().reset_parameters()
         draw_uniform(self.weight, self.in1_features * self.in2_features, 1)
@@ -199,6 +221,20 @@ class Bilinear(nn.Bilinear):
         def __call__(self, input1: Tensor, input2: Tensor) -> Tensor: ...
 
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
+        """:func:`mi_kernels.bilinear` of the inputs and the parameters.
+
+        Args:
+            input1: ``[..., in1_features]``.
+            input2: ``[..., in2_features]``; leading dimensions broadcast.
+
+        Returns:
+            y ``[..., out_features]``.
+
+        Example:
+            >>> layer = mi.nn.Bilinear(3, 5, 4)
+            >>> layer(torch.randn(8, 3), torch.randn(8, 5)).shape
+            torch.Size([8, 4])
+        """
         return call(interaction.bilinear, input1, input2, self.weight, self.bias)
 
     def extra_repr(self) -> str:

@@ -110,7 +110,11 @@ class HyperLoRA(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw W_A anew from torch's random stream; the others are zero. ``linear`` is not changed."""
+        """Draw W_A anew from torch's random stream; the others are zero. ``linear`` is not changed.
+
+        Example:
+            >>> mi.nn.HyperLoRA(torch.nn.Linear(5, 4), rank=2, context_features=3).reset_parameters()
+        """
         draw_uniform(self.down_weight, self.linear.in_features * self.context_features, 1)
         for zero in (self.down_weight_x, self.up_weight, self.up_weight_x):
             nn.init.zeros_(zero)
@@ -120,6 +124,21 @@ class HyperLoRA(nn.Module):
         def __call__(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """The linear layer and the adapter that z generates, for each context.
+
+        Args:
+            x: ``[..., X]``.
+            z: contexts ``[..., Z]`` (or the arguments of the context network), as in :mod:`mi_kernels.nn`.
+            segment_ids: see :func:`mi_kernels.apply_low_rank`.
+
+        Returns:
+            y ``[..., O]``.
+
+        Example:
+            >>> layer = mi.nn.HyperLoRA(torch.nn.Linear(5, 4), rank=2, context_features=3)
+            >>> layer(torch.randn(2, 7, 5), torch.randn(2, 3)).shape
+            torch.Size([2, 7, 4])
+        """
         z = context_of(self, z, self.context_features, x if segment_ids is None else None)
         down, up = self._factors(z)
         base = self.linear(x)
@@ -148,6 +167,11 @@ class HyperLoRA(nn.Module):
         Raises:
             TypeError: ``linear`` has been replaced by a layer that computes something else, such as one with
                 an adapter of its own.
+
+        Example:
+            >>> layer = mi.nn.HyperLoRA(torch.nn.Linear(5, 4), rank=2, context_features=3)
+            >>> layer.bind(torch.randn(3))
+            Linear(in_features=5, out_features=4, bias=True)
         """
         down, up = self._factors(context_of(self, z, self.context_features))
         weight, bias = _mergeable(self.linear)

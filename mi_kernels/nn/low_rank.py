@@ -132,7 +132,11 @@ class LowRankInteraction(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew from torch's random stream, in the order A, C, G, P, U, V."""
+        """Draw the parameters anew from torch's random stream, in the order A, C, G, P, U, V.
+
+        Example:
+            >>> mi.nn.LowRankInteraction(5, context_features=3, out_features=4, rank=2).reset_parameters()
+        """
         terms = 1 + (self.weight_z is not None) + (self.weight_x is not None)
         draw_uniform(self.factor_x, self.in_features, 1)
         draw_uniform(self.factor_z, self.context_features, 1)
@@ -159,6 +163,10 @@ class LowRankInteraction(nn.Module):
 
         ``rank``, ``core`` and ``blocks`` as of the constructor; U, V and c are taken as they are. The result
         is a local minimum for ``"cp"`` and ``"blocks"``, whose best approximation may not exist at all.
+
+        Example:
+            >>> mi.nn.LowRankInteraction.from_dense(torch.randn(4, 3, 5), rank=2).to_dense().shape
+            torch.Size([4, 3, 5])
         """
         op = "LowRankInteraction.from_dense"
         check_tensors(
@@ -195,7 +203,18 @@ class LowRankInteraction(nn.Module):
         return layer
 
     def to_dense(self) -> Tensor:
-        """W ``[O, Z, X]``. ValueError if there are activations, with which there is none. Differentiable."""
+        """The W of the same layer without factors. Differentiable.
+
+        Returns:
+            W ``[O, Z, X]``.
+
+        Raises:
+            ValueError: there are activations, with which there is no such W.
+
+        Example:
+            >>> mi.nn.LowRankInteraction(5, context_features=3, out_features=4, rank=2).to_dense().shape
+            torch.Size([4, 3, 5])
+        """
         for name in ("activation_x", "activation_z"):
             if getattr(self, name) != "identity":
                 raise ValueError(f"to_dense: {name}: expected identity, got {getattr(self, name)!r}")
@@ -214,6 +233,20 @@ class LowRankInteraction(nn.Module):
         def __call__(self, x: Tensor, z: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """:func:`mi_kernels.low_rank` of x, z and the factors.
+
+        Args:
+            x: ``[..., X]``.
+            z: contexts ``[..., Z]``, one per sample or position, as in :mod:`mi_kernels.nn`.
+
+        Returns:
+            y ``[..., O]``.
+
+        Example:
+            >>> layer = mi.nn.LowRankInteraction(5, context_features=3, out_features=4, rank=2)
+            >>> layer(torch.randn(2, 7, 5), torch.randn(2, 3)).shape
+            torch.Size([2, 7, 4])
+        """
         z = aligned(type(self).__name__, x, z)
         terms = self.weight_z, self.weight_x, self.bias
         if self.core is None:

@@ -49,7 +49,11 @@ class _AdaptiveNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the linear layer to zero, or draw it anew from torch's random stream; reset the norm."""
+        """Set the linear layer to zero, or draw it anew from torch's random stream; reset the norm.
+
+        Example:
+            >>> mi.nn.AdaLayerNorm(5, context_features=3).reset_parameters()
+        """
         _reset(self.linear, self.zero_init)
         self.norm.reset_parameters()
 
@@ -58,6 +62,21 @@ class _AdaptiveNorm(nn.Module):
         def __call__(self, x: Tensor, z: Tensor, residual: Residual | None = None) -> Any: ...
 
     def forward(self, x: Tensor, z: Tensor, residual: Residual | None = None) -> Any:
+        """The norm of x, modulated by what the context makes; before it the residual, where there is one.
+
+        Args:
+            x: ``[..., X]`` (AdaGroupNorm: ``[B, X, ...]``).
+            z: contexts ``[..., Z]``.
+            residual: a gated residual that the module before has left to this one.
+
+        Returns:
+            y of the shape of x; with more than one result as the class says.
+
+        Example:
+            >>> norm = mi.nn.AdaLayerNorm(5, context_features=3)
+            >>> norm(torch.randn(2, 7, 5), torch.randn(2, 3)).shape
+            torch.Size([2, 7, 5])
+        """
         op = type(self).__name__
         _check_context(op, z, self.context_features)
         z, dim = self._aligned(op, x, z)
@@ -430,7 +449,11 @@ class AdaLNZeroBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set L and l to zero, or draw them anew from torch's random stream; attn and mlp are not changed."""
+        """Set L and l to zero, or draw them anew from torch's random stream; attn and mlp are not changed.
+
+        Example:
+            >>> mi.nn.AdaLNZeroBlock(torch.nn.Identity(), features=8, context_features=3).reset_parameters()
+        """
         linear = self.adaLN_modulation[1]
         assert isinstance(linear, nn.Linear)
         _reset(linear, self.zero_init)
@@ -450,6 +473,24 @@ class AdaLNZeroBlock(nn.Module):
     def forward(
         self, x: Tensor, z: Tensor, residual: Residual | None = None, *, defer: bool = False, **options: Any
     ) -> Any:
+        """Attention and MLP, each between an adaptive norm and a gated residual.
+
+        Args:
+            x: ``[B, T, X]``.
+            z: contexts ``[..., Z]``.
+            residual: what the block before has left with ``defer``.
+            defer: whether to leave the last residual to the norm behind it.
+            options: for ``attn``.
+
+        Returns:
+            y of the shape of x; with ``defer`` the pair of it and its residual.
+
+        Example:
+            >>> attn, mlp = torch.nn.Identity(), torch.nn.Linear(8, 8)
+            >>> block = mi.nn.AdaLNZeroBlock(attn, mlp, features=8, context_features=3)
+            >>> block(torch.randn(2, 7, 8), torch.randn(2, 3)).shape
+            torch.Size([2, 7, 8])
+        """
         _check_context("AdaLNZeroBlock", z, self.context_features)
         modulation = self.adaLN_modulation(aligned("AdaLNZeroBlock", x, z))
         shift, scale, gate, *others = modulation.chunk(3 if self.mlp is None else 6, -1)

@@ -56,10 +56,27 @@ class _Cell(nn.Module):
         return {name: getattr(self, name) for name in self._sizes.shapes(self.input_size)}
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew from torch's random stream; set those of multiplicative integration."""
+        """Draw the parameters anew from torch's random stream; set those of multiplicative integration.
+
+        Example:
+            >>> mi.nn.MultiplicativeLSTMCell(5, 4).reset_parameters()
+        """
         draw(self._sizes, self._weights())
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """One step.
+
+        Args:
+            input: ``[B, X]`` or ``[X]``.
+            hx: the state before, as the class says; zeros if None.
+
+        Returns:
+            The state after: h ``[B, H]``, or the pair (h, c).
+
+        Example:
+            >>> cell = mi.nn.MultiplicativeLSTMCell(5, 4)
+            >>> h, c = cell(torch.randn(2, 5))
+        """
         op = type(self).__name__
         check_input(op, input, (2, 1), "B", self.input_size)
         if hx is not None:

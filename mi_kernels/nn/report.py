@@ -69,7 +69,12 @@ class ConversionReport:
         return self.entries[index]
 
     def of(self, status: Status) -> tuple[LayerReport, ...]:
-        """The entries of one status."""
+        """The entries of one status.
+
+        Example:
+            >>> mi.conversion_report(torch.nn.Bilinear(3, 4, 2)).of("convertible")[0].before
+            'nn.Bilinear'
+        """
         return tuple(entry for entry in self.entries if entry.status == status)
 
     def __str__(self) -> str:

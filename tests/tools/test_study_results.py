@@ -23,7 +23,7 @@ def test_the_page_is_made_of_the_results_in_the_repository():
     assert report.PAGE.read_text() == report.page(found), "python -m studies --render"
     for study, _ in found:
         assert (report.PICTURES / f"{study.name}.png").is_file()
-    assert "docs/studies/overview.png" in (ROOT / "README.md").read_text()
+    assert "studies/overview.png" in (ROOT / "docs" / "why.md").read_text()
     assert (report.PICTURES / "overview.png").is_file()
 
 

@@ -160,6 +160,7 @@ class FusedDiT(nn.Module):
     of: type[nn.Module]
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
+        """As the class of the repository; each block leaves its last residual to the norm behind it."""
         if len(inputs) != 2 or named or not isinstance(inputs[1], Tensor) or inputs[1].dim() != 2:
             return super().forward(*inputs, **named)
         x, c = inputs

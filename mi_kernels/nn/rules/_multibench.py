@@ -12,6 +12,7 @@ from ...functional._call import call
 
 class FusedMultiplicativeInteractions2Modal(MultiplicativeInteractions2Modal):
     def forward(self, modalities: Sequence[Tensor], training: bool = False) -> Tensor:  # unused, as there
+        """As the layer of the repository, in one pass."""
         if len(modalities) != 2:
             return super().forward(modalities)
         x, z = modalities if self.flip else reversed(modalities)
@@ -39,6 +40,7 @@ class FusedLowRankTensorFusion(LowRankTensorFusion):
     """The products of both modalities for each rank are not stored: [rank, B, out] each there."""
 
     def forward(self, modalities: Sequence[Tensor], training: bool = False) -> Tensor:  # unused, as there
+        """As the layer of the repository, without the products for each rank."""
         rows = [each.flatten(1) for each in modalities] if self.flatten else modalities
         if len(rows) != 2 or len(self.factors) != 2 or not _pays(self, *rows):
             return super().forward(modalities)

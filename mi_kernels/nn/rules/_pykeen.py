@@ -12,6 +12,7 @@ from ..heads import HOOKS
 
 class FusedTuckERInteraction(TuckERInteraction):
     def forward(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:  # [..., I], [..., J], [..., I]
+        """The scores of triples, as the layer of the package returns them."""
         h = self.head_dropout(apply_optional_bn(x=h, batch_norm=self.head_batch_norm))
         core, dropout = self.core_tensor, self.relation_dropout
         if _is_identity(dropout):

@@ -9,6 +9,7 @@ from ...functional.biaffine import biaffine
 
 class FusedBiaffine(Biaffine):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # [B, T, n_in] each
+        """As the layer of the package, without copies of the inputs with a one."""
         weight = self.weight  # [n_out, n_in (+ 1), n_in (+ 1)]
         scale = getattr(self, "scale", 0)
         if scale != 0:

@@ -28,6 +28,7 @@ def _behind(layer: GluMlp | SwiGLU, y: Tensor) -> Tensor:
 
 class FusedGluMlp(GluMlp):
     def forward(self, x: Tensor) -> Tensor:
+        """As the layer of the package; one pass for the product and the activation."""
         y = None
         if self.chunk_dim == -1:
             y = gated(x, self.act, self.fc1, gate_first=not self.gate_last)
@@ -36,6 +37,7 @@ class FusedGluMlp(GluMlp):
 
 class FusedSwiGLU(SwiGLU):
     def forward(self, x: Tensor) -> Tensor:
+        """As the layer of the package; one pass for the product and the activation."""
         y = gated(x, self.act, self.fc1_g, self.fc1_x)
         return super().forward(x) if y is None else _behind(self, y)
 

@@ -39,6 +39,7 @@ class FusedRGCNConv(RGCNConv):
     """One product for each edge, by its relation, instead of one for each node and relation."""
 
     def forward(self, x: Any, edge_index: Any, edge_type: Tensor | None = None) -> Tensor:
+        """As the layer of the package: one product for each edge."""
         x_l, x_r = x if isinstance(x, tuple) else (x, x)
         if edge_type is None or not _has_few_edges(self, x_l, x_r, edge_index):
             return super().forward(x, edge_index, edge_type)
@@ -60,6 +61,7 @@ class FusedFiLMConv(FiLMConv):
     """Products for the pairs of a node and a relation that occur, instead of all there are."""
 
     def forward(self, x: Any, edge_index: Any, edge_type: Tensor | None = None) -> Tensor:
+        """As the layer of the package: products for the pairs that occur."""
         x_l, x_r = x if isinstance(x, tuple) else (x, x)
         if (
             edge_type is None

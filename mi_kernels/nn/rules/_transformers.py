@@ -126,6 +126,7 @@ class FusedGLU(nn.Module):
     of: type[nn.Module]
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """As the layer of the package; one pass for the product and the activation."""
         form, parts = self.form, self._modules
         y = None
         if len(inputs) == 1 and not named:

@@ -8,6 +8,7 @@ from ._gated import gated, why_not
 
 class FusedGLU(GLU):
     def forward(self, x: Tensor) -> Tensor:
+        """As the layer of the package, in one pass."""
         y = None
         if getattr(self, "up_softclamp_value", None) is None:
             y = gated(x, self.act, self.proj, gate_first=False)

@@ -41,11 +41,21 @@ class PackedWeight:
         self.packed()
 
     def packed(self) -> Tensor | None:
-        """The packed weight, packed again if W has changed; None where the kernels read W itself."""
+        """The packed weight, packed again if W has changed; None where the kernels read W itself.
+
+        Example:
+            >>> with torch.no_grad():
+            ...     packed = mi.pack(torch.ones(64, 32, 48)).packed()
+        """
         return self.cast_and_packed(self.weight.dtype)[1]
 
     def cast_and_packed(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """W detached in a dtype (that of autocast), and that packed (None: read in place)."""
+        """W detached in a dtype (that of autocast), and that packed (None: read in place).
+
+        Example:
+            >>> mi.pack(torch.ones(4, 3, 5)).cast_and_packed(torch.bfloat16)[0].dtype
+            torch.bfloat16
+        """
         weight = self.weight
         state = (
             weight._version,
