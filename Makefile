@@ -41,7 +41,7 @@ NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench studies docs hub gpu-check lint format clean FORCE
+.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench guard studies docs hub gpu-check lint format clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ sanitize: $(VENV)/.installed  ## run the CPU kernels and their checks under Addr
 
 bench: build  ## measure against the alternatives
 	$(BIN)/python -m mi_kernels bench
+
+# BASE: where this branch left main, or, on main, the commit before (benchmarks/harness/base.py).
+guard: build  ## is this tree slower than BASE=<revision>? ratios in build/guard.md, status 1 if so; on a quiet machine
+	$(BIN)/python benchmarks/run.py --guard $(BASE) --shortest 50 --page build/guard.md
 
 studies: build  ## what multiplicative interactions are good for: STUDIES="compact attention" (all); see docs/studies.md
 	$(BIN)/python -m studies $(STUDIES)

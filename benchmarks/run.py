@@ -2,12 +2,13 @@
 
 python benchmarks/run.py --suite quick --output benchmarks/results/today.json
 python benchmarks/harness/report.py benchmarks/results/today.json
+python benchmarks/run.py --guard main                # whether this working tree is slower, in all families
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.harness import base, environment, measure, passes, peers, results, summary, tables
+from benchmarks.harness import base, environment, guard, measure, passes, peers, results, summary, tables
+from benchmarks.suites import guard as guarded
 from benchmarks.suites import shapes
 from mi_kernels.cli import without_traceback
 
@@ -58,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--overhead", action="store_true", help="the cost of a call at tiny sizes, only")
     what.add_argument("--sweep", action="store_true", help="cost as each of B, Z, X, O grows, only")
     what.add_argument("--base", metavar="REV", help="this working tree against another revision, only")
+    what.add_argument(
+        "--guard", nargs="?", const="", metavar="REV",
+        help="a few cases of each family against a revision (where this one left main), only: 1 if slower",
+    )  # fmt: skip
     how = parser.add_argument_group("how")
     how.add_argument("--threads", type=int, default=None, help="of PyTorch (its own default)")
     how.add_argument("--rounds", type=int, default=7, help="samples of each candidate (7)")
@@ -66,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--call-limit", type=float, default=60.0, help="seconds of a call, else skipped (60)")
     how.add_argument("--memory-limit", type=float, default=6.0, help="GiB of temporaries, else skipped (6)")
     how.add_argument("--seed", type=int, default=0, help="of the operands and of the order of candidates")
+    how.add_argument("--threshold", type=float, default=guard.THRESHOLD, help="of --guard (%(default)s)")
+    parser.add_argument("--page", type=Path, default=Path("build/guard.md"), help="of --guard (%(default)s)")
     parser.add_argument("--output", type=Path, help="JSON (benchmarks/results/DATE.json)")
     return parser
 
@@ -77,8 +85,11 @@ def _checked(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--rounds: expected at least 1, got {options.rounds}")
     if options.threads is not None and options.threads < 1:
         parser.error(f"--threads: expected at least 1, got {options.threads}")
-    if sum((options.overhead, options.sweep, options.base is not None)) > 1:
-        parser.error("--overhead, --sweep and --base exclude each other")
+    chosen = options.overhead, options.sweep, options.base is not None, options.guard is not None
+    if sum(chosen) > 1:
+        parser.error("--overhead, --sweep, --base and --guard exclude each other")
+    if not 0 < options.threshold < 1:
+        parser.error(f"--threshold: expected a share between 0 and 1, got {options.threshold}")
     if options.rivals is None:
         options.rivals = SWEEP_RIVALS if options.sweep else list(peers.PEERS)
     try:
@@ -184,10 +195,40 @@ def _base(options: argparse.Namespace, result: dict[str, Any]) -> None:
     print(tables.text_table(tables.BASE_COLUMNS, tables.base_rows(result["base"])))
 
 
+def _guard(options: argparse.Namespace) -> int:
+    """Writes the page; 1 if some case is slower."""
+    revision = options.guard or base.default_revision()
+    facts = environment.facts(["make guard"])
+    dtype = getattr(torch, guarded.DTYPE)
+    names = (*shapes.by_name(list(guarded.DENSE)), *guarded.CASES)
+    steps = [(name, dtype, work) for name in names for work in guarded.PASSES]
+    print(f"building {revision}", flush=True)
+    with base.built(revision) as (folder, full):
+
+        def measured(cases: Sequence[tuple]) -> Iterator[dict[str, Any]]:
+            for found in base.compare(folder, cases, options.limits):
+                said = found.get("why") or f"base / this: {found['base_over_head']:.3f}"
+                print(f"  {found['shape']} {found['pass']}: {said}", flush=True)
+                yield found
+
+        verdicts = guard.judge(steps, measured, options.threshold)
+    text = guard.page(verdicts, full, facts, options.threshold)
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    options.page.write_text(text)
+    print(f"\n{text}\n{options.page}")
+    return int(guard.failed(verdicts))
+
+
 def main(argv: list[str] | None = None) -> int:
     options = _checked(argv)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if options.guard is not None:
+        try:
+            return _guard(options)
+        except base.ComparisonError as error:
+            print(error, file=sys.stderr)
+            return 2
     command = ["benchmarks/run.py", *(sys.argv[1:] if argv is None else argv)]
     settings = vars(options.limits) | {"suite": options.suite, "rivals": options.rivals}
     result = {"schema": 1, **environment.facts(command), "settings": settings}

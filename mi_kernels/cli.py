@@ -1,4 +1,4 @@
-"""The command line: `python -m mi_kernels doctor | verify | demo | bench | tune`."""
+"""The command line: `python -m mi_kernels doctor | verify | demo | bench | tune | schemas`."""
 
 import argparse
 import os
@@ -22,6 +22,9 @@ def _parser() -> argparse.ArgumentParser:
         "doctor", help="what is installed, what runs here and why the rest does not", allow_abbrev=False
     )
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+    commands.add_parser(
+        "schemas", help="the operations as C++, for programs that run without Python", allow_abbrev=False
+    )
     # These parse their own arguments, including --help.
     for name, summary in (
         ("verify", "check the compiled kernels on this GPU, so that they are used by default"),
@@ -106,4 +109,9 @@ def _run(argv: Sequence[str] | None) -> int:
         return verify.main(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.command == "schemas":
+        from . import schemas
+
+        print(schemas.as_cpp(), end="")
+        return 0
     return _doctor(options.json)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,10 @@ import torch
 
 from benchmarks.harness import measure, timing
 from benchmarks.harness.environment import ROOT
+from benchmarks.suites.guard import Named
 
+MAIN = "main"  # the branch that changes go to
+NATIVE = ("csrc", "CMakeLists.txt", "setup.py")  # what the libraries are made of
 TESTS = ("tests/**/test_interaction*.py", "tests/**/test_gradients*.py")
 
 
@@ -37,11 +41,47 @@ def check_tests() -> None:
         raise ComparisonError(f"--base: the tests of the operation are red, nothing is compared:\n{last}")
 
 
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def default_revision() -> str:
+    """What a change is compared with: where it left the main branch; on that branch, the commit before."""
+    ours, common = _git("rev-parse", "HEAD").stdout.strip(), _git("merge-base", "HEAD", MAIN).stdout.strip()
+    if common and common != ours:
+        return common
+    return "HEAD" if _git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "HEAD~1"
+
+
+def _has_these_libraries(revision: str) -> bool:
+    """Whether the libraries of this working tree are those that the revision would build."""
+    if (
+        not list((ROOT / "mi_kernels").glob("*.so"))
+        or _git("diff", "--quiet", revision, "--", *NATIVE).returncode
+    ):
+        return False
+    return not _git("ls-files", "--others", "--exclude-standard", "--", *NATIVE).stdout.strip()
+
+
+def _build(folder: Path, revision: str) -> None:
+    if _has_these_libraries(revision):
+        for made in (*(ROOT / "mi_kernels").glob("*.so"), ROOT / "mi_kernels" / "ops" / "build_facts.py"):
+            if made.exists():
+                shutil.copy2(made, folder / made.relative_to(ROOT))
+        return
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(build, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise ComparisonError(f"--base: {revision} does not build:\n{(done.stdout + done.stderr)[-3000:]}")
+
+
 @contextmanager
 def built(revision: str) -> Iterator[tuple[Path, str]]:
-    """(folder, full hash) of a revision, compiled in a temporary folder that is deleted afterwards."""
-    parsed = ["git", "rev-parse", "--verify", f"{revision}^{{commit}}"]
-    done = subprocess.run(parsed, cwd=ROOT, capture_output=True, text=True)
+    """(folder, full hash) of a revision, compiled in a temporary folder that is deleted afterwards.
+
+    Where nothing that is compiled differs, the libraries of this working tree are copied.
+    """
+    done = _git("rev-parse", "--verify", f"{revision}^{{commit}}")
     if done.returncode:
         raise ComparisonError(f"--base: {revision!r} is no revision of this repository")
     full = done.stdout.strip()
@@ -51,12 +91,7 @@ def built(revision: str) -> Iterator[tuple[Path, str]]:
         subprocess.run(["git", "archive", "-o", str(archive), full], cwd=ROOT, check=True)
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
-        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        done = subprocess.run(build, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise ComparisonError(
-                f"--base: {revision} does not build:\n{(done.stdout + done.stderr)[-3000:]}"
-            )
+        _build(folder, full)
         yield folder.resolve(), full
 
 
@@ -89,9 +124,13 @@ class Worker:
 
 
 def compare(
-    folder: Path, cases: Iterable[tuple[measure.Entry, torch.dtype, str]], limits: measure.Limits
+    folder: Path, cases: Iterable[tuple[measure.Entry | Named, torch.dtype, str]], limits: measure.Limits
 ) -> Iterator[dict[str, Any]]:
-    """For each case, times of the working tree and of the revision in ``folder``, in turns."""
+    """For each case, times of the working tree and of the revision in ``folder``, in turns.
+
+    A named case of another suite (suites/guard.py) may be one that the revision does not have: then the
+    result says in ``failed`` which side cannot run it, and in ``why``.
+    """
     workers = {"head": Worker(ROOT), "base": Worker(folder)}
     try:
         for entry, dtype, work in cases:
@@ -102,12 +141,23 @@ def compare(
 
 
 def _compare_one(
-    workers: dict[str, Worker], entry: measure.Entry, dtype: torch.dtype, work: str, limits: measure.Limits
+    workers: dict[str, Worker],
+    entry: measure.Entry | Named,
+    dtype: torch.dtype,
+    work: str,
+    limits: measure.Limits,
 ) -> dict[str, Any]:
     name = str(dtype).removeprefix("torch.")
-    request = {"sizes": list(measure.sizes_of(entry)), "dtype": name, "pass": work}
-    request["shortest"] = limits.shortest
-    calls = {side: worker.sample(request | {"calls": 0})["calls"] for side, worker in workers.items()}
+    what = {"case": list(entry)} if isinstance(entry, Named) else {"sizes": list(measure.sizes_of(entry))}
+    request = what | {"dtype": name, "pass": work, "shortest": limits.shortest}
+    shape = str(entry) if isinstance(entry, Named) else entry.shape.name
+    calls = {}
+    for side, worker in workers.items():
+        answer = worker.sample(request | {"calls": 0})
+        if "why" in answer:
+            failed = "this" if side == "head" else side
+            return {"shape": shape, "dtype": name, "pass": work, "failed": failed, "why": answer["why"]}
+        calls[side] = answer["calls"]
     samples: dict[str, list[float]] = {side: [] for side in workers}
     cores: dict[str, list[float]] = {side: [] for side in workers}
     for number in range(limits.rounds):
@@ -120,7 +170,7 @@ def _compare_one(
     for side, values in cores.items():
         found[side]["cores"] = statistics.median(values)
     speed_up = found["base"]["median_s"] / found["head"]["median_s"]
-    return {"shape": entry.shape.name, "dtype": name, "pass": work, **found, "base_over_head": speed_up}
+    return {"shape": shape, "dtype": name, "pass": work, **found, "base_over_head": speed_up}
 
 
 def _path(first: Path) -> str:

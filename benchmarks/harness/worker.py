@@ -2,13 +2,16 @@
 
     python worker.py FOLDER        requests and answers are lines of JSON on stdin and stdout
 
-A request has sizes [B, Z, X, O], dtype, pass, calls (0: find out) and shortest (seconds of a sample).
+A request has sizes [B, Z, X, O] of the dense form or a suite's case (suites/guard.py), dtype, pass, calls (0:
+find out) and shortest (seconds of a sample). The suites are those of this checkout, on the mi_kernels of the
+folder: what that revision cannot do is answered by ``why``.
 """
 
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -27,6 +30,17 @@ def _interaction(folder: Path) -> Callable:
     return mi_kernels.interaction
 
 
+def _start(request: dict[str, Any], interaction: Callable) -> timing.Start:
+    dtype, work = getattr(torch, request["dtype"]), request["pass"]
+    if "sizes" in request:
+        return passes.start(work, interaction, passes.random_operands(tuple(request["sizes"]), dtype))
+    from benchmarks.harness import cases  # it imports mi_kernels, which is there by now
+    from benchmarks.suites.guard import Named
+
+    case = Named(*request["case"]).found()
+    return cases.start(case.functions[cases.OURS], case.arguments(dtype, 0), work)
+
+
 def main() -> None:
     folder, threads = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     torch.set_num_threads(threads)
@@ -34,12 +48,16 @@ def main() -> None:
     case, start = None, None
     for line in sys.stdin:
         request = json.loads(line)
-        wanted = (tuple(request["sizes"]), request["dtype"], request["pass"])
+        wanted = {key: value for key, value in request.items() if key not in ("calls", "shortest")}
         if wanted != case:
             case, start = wanted, None  # the old operands go before the new ones come
-            sizes, dtype, work = wanted
-            operands = passes.random_operands(sizes, getattr(torch, dtype))
-            start = passes.start(work, interaction, operands)
+            try:
+                start = _start(request, interaction)
+                start()()
+            except Exception as error:
+                case = None
+                print(json.dumps({"why": f"{type(error).__name__}: {error}"[:200]}), flush=True)
+                continue
         calls = request["calls"] or timing.calibrate(start, request["shortest"])[0]
         answer = {"calls": calls, **timing.sample(start, calls)._asdict()}
         print(json.dumps(answer), flush=True)

@@ -15,6 +15,7 @@ that are bound to contexts (:class:`BoundLinear`) keep the rule. The public func
 than x, which :class:`FiLM`, whose result has the shape of x, refuses.
 """
 
+from . import _script
 from . import rules as rules  # a module of functions
 from .biaffine import Biaffine
 from .gates import DiagonalInteraction, FiLM, GatedInteraction
@@ -72,3 +73,6 @@ __all__ = [
     "SecondOrderRNN",
     "SecondOrderRNNCell",
 ]
+
+for _name in __all__:
+    globals()[_name].__prepare_scriptable__ = _script.refuse

@@ -164,13 +164,17 @@ class HyperLoRA(nn.Module):
             dtype of ``linear``, also under autocast; they do not require grad and do not follow later
             changes.
 
+        Raises:
+            TypeError: ``linear`` has been replaced by a layer that computes something else, such as one with
+                an adapter of its own.
+
         Example:
             >>> layer = mi.nn.HyperLoRA(torch.nn.Linear(5, 4), rank=2, context_features=3)
             >>> layer.bind(torch.randn(3))
             Linear(in_features=5, out_features=4, bias=True)
         """
         down, up = self._factors(context_of(self, z, self.context_features))
-        weight, bias = self.linear.weight, self.linear.bias
+        weight, bias = _mergeable(self.linear)
         with torch.autocast(weight.device.type, enabled=False):
             wide = accumulation_dtype(weight.dtype)
             product = up.to(wide) @ down.to(wide)
@@ -180,6 +184,18 @@ class HyperLoRA(nn.Module):
 
     def extra_repr(self) -> str:
         return f"context_features={self.context_features}, rank={self.rank}, scale={self.scale}"
+
+
+def _mergeable(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """W_0 and b_0, a quantised one restored; refused where the layer computes more than these."""
+    if getattr(type(linear), "forward", None) is not nn.Linear.forward or "forward" in vars(linear):
+        raise TypeError(
+            f"HyperLoRA: bind: linear: expected a layer that computes as torch.nn.Linear, got"
+            f" {type(linear).__name__}: merge its own adapter into it first"
+        )
+    weight: Any = linear.weight
+    is_quantised = type(weight).dequantize is not Tensor.dequantize
+    return weight.dequantize() if is_quantised else weight, linear.bias  # type: ignore[return-value]
 
 
 def _check_linear(linear: Any) -> None:

@@ -18,7 +18,7 @@ def move(rows: Tensor, src_index: Tensor, dest_index: Tensor) -> Tensor:
         dest_index: [N], the row of y to which each row goes, or P where it is dropped.
     """
     return (
-        MoveRule.call(rows, src_index, dest_index)
+        PermuteRowsRule.call(rows, src_index, dest_index)
         if differentiating((rows,))
         else _moved(rows, src_index, dest_index)
     )
@@ -32,7 +32,7 @@ def _moved(rows: Tensor, src_index: Tensor, dest_index: Tensor) -> Tensor:
     return moved.index_fill_(0, absent.nonzero().squeeze(1), 0)
 
 
-class MoveRule(Rule):
+class PermuteRowsRule(Rule):
     @staticmethod
     def forward(rows, src_index, dest_index):
         return _moved(rows, src_index, dest_index)

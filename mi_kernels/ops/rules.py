@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd import forward_ad as fw
-from torch.autograd.function import BackwardCFunction
+from torch.autograd.function import BackwardCFunction, FunctionMeta
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .compiling import constant_while_compiling, is_transformed
@@ -36,6 +36,11 @@ def recorded(tensors: Iterable[Maybe]) -> bool:
 def transformed() -> bool:
     """Whether forward mode, vmap or any transform of torch.func is active."""
     return torch._C._are_functorch_transforms_active() or fw._current_level >= 0 or _is_mapped()
+
+
+def is_watched() -> bool:
+    """Whether a dispatch mode sees the operations. Selective checkpoints refuse results changed in place."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def sees_values() -> bool:
@@ -144,7 +149,17 @@ def primals(ctx: Any) -> tuple[Any, ...]:
     )
 
 
-class Rule(Function):
+class _Named(FunctionMeta):
+    """Names the nodes of a rule by its function: those of ``InteractionRule`` are ``InteractionBackward``.
+
+    A rule of a name of its own, for the same function, says which in ``function``.
+    """
+
+    def __init__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> None:  # noqa: N805
+        super().__init__(attributes.get("function", name.removesuffix("Rule")), bases, attributes)
+
+
+class Rule(Function, metaclass=_Named):
     """Base of the derivative rules; ``call`` replaces ``apply``."""
 
     @classmethod

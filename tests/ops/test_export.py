@@ -1,6 +1,8 @@
 """What leaves Python: torch.export, torch.jit.trace, ONNX, AOTInductor."""
 
 import io
+import math
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,9 +12,10 @@ import torch
 from calls import CALLS
 from torch import nn
 from torch.export import Dim
+from torch.utils.cpp_extension import include_paths, library_paths
 
 import mi_kernels as mi
-from mi_kernels import backends
+from mi_kernels import backends, cli, libraries
 from mi_kernels.testing.samples import ODD, Sample
 
 every_call = pytest.mark.parametrize("name", CALLS)
@@ -174,6 +177,70 @@ def test_onnx_of_a_converted_model():
     torch.testing.assert_close(program(*inputs)[0], model(*inputs).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_an_exported_program(capsys):
+    """ONNX has none of our operations, so the program has to be exported in the reference form."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    model = Model("interaction", "cpu").eval()
+    with mi.backend("reference"):
+        plain = torch.export.export(model, model.inputs)
+    program = torch.onnx.export(plain, dynamo=True, verbose=False)
+    torch.testing.assert_close(program(*model.inputs)[0], model(*model.inputs).detach(), rtol=1e-4, atol=1e-5)
+    kernels = torch.export.export(model, model.inputs)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match="No ONNX function found for .*mi_kernels"):
+        torch.onnx.export(kernels, dynamo=True, verbose=False)
+
+
+def test_functionalize_is_refused(place):
+    model = Model("linear", place.device)
+    with pytest.raises(RuntimeError, match="Functionalize rule for custom_function_call"):
+        torch.func.functionalize(model)(*model.inputs)
+
+
+class Families(nn.Module):
+    """A layer of each family, and weights by row, of what the C++ program below makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.interaction = mi.nn.MultiplicativeInteraction(8, context_features=3, out_features=8)
+        self.norm = mi.nn.AdaLayerNorm(8, context_features=3)
+        self.film = mi.nn.FiLM(8, context_features=3)
+        self.glu = mi.nn.GLU(8, out_features=8)
+        self.gate = mi.nn.GatedInteraction(8, context_features=3)
+        self.lora = mi.nn.HyperLoRA(nn.Linear(8, 8), context_features=3, rank=2)
+        self.recurrent = mi.nn.MultiplicativeLSTM(8, 8)
+        self.biaffine = mi.nn.Biaffine(8, 8, 4)
+        self.weight = nn.Parameter(torch.empty(3, 8, 3, 8))
+        self.register_buffer("ids", torch.arange(6) // 2)
+        for parameter in self.parameters():  # none is 0, as some are initialised
+            nn.init.normal_(parameter, std=0.4)
+
+    def forward(self, x, z):
+        y = self.glu(self.film(self.norm(self.interaction(x, z), z), z)).sin()
+        y = mi.interaction(self.lora(self.gate(y, z), z), z, self.weight, weight_ids=self.ids)
+        return self.biaffine(self.recurrent(y.unsqueeze(0))[0], x.unsqueeze(0))
+
+
+def ramp(*sizes):
+    return torch.linspace(-1, 1, math.prod(sizes)).reshape(sizes)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The path of a package of AOTInductor, and what it computes of `ramp`."""
+    if backends.cpu_library_error() is not None:
+        pytest.skip("no compiled library")
+    folder = tmp_path_factory.mktemp("aotinductor")
+    torch.manual_seed(0)
+    model, given = Families().eval(), (ramp(6, 8), ramp(6, 3))
+    with torch.no_grad():
+        program = torch.export.export(model, given)
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))
+        torch.save((*given, model(*given)), folder / "tensors.pt")
+    return path, folder / "tensors.pt"
+
+
 LOADS = """
 import sys, torch
 {imports}
@@ -183,22 +250,56 @@ torch.testing.assert_close(program(x, z), y)
 """
 
 
-@pytest.mark.skipif(backends.cpu_library_error() is not None, reason="no compiled library")
-@pytest.mark.parametrize("name", ["interaction"])
-def test_packages_of_aotinductor_need_the_import(name, tmp_path):
+def test_packages_of_aotinductor_need_the_import(package):
     """In a process of their own, and with nothing of the model but the package."""
-    model = Model(name, "cpu").eval()
-    with torch.no_grad():
-        program = torch.export.export(model, model.inputs)
-        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
-        torch.save((*model.inputs, model(*model.inputs)), tmp_path / "tensors.pt")
+    path, tensors = package
 
     def loaded(imports):
-        command = [sys.executable, "-c", LOADS.format(imports=imports), tmp_path / "tensors.pt", package]
+        command = [sys.executable, "-c", LOADS.format(imports=imports), tensors, path]
         return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     assert loaded("import mi_kernels").returncode == 0, loaded("import mi_kernels").stderr
     assert "mi_kernels" in loaded("").stderr
+
+
+RUNS = """
+#include <dlfcn.h>
+#include <cstdio>
+#include <ATen/ATen.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+
+int main(int, char** arguments) {
+  if (dlopen(arguments[1], RTLD_NOW) == nullptr) return std::puts(dlerror()), 2;
+  torch::inductor::AOTIModelPackageLoader program(arguments[2]);
+  const auto y = program.run({at::linspace(-1, 1, 48).view({6, 8}), at::linspace(-1, 1, 18).view({6, 3})})[0];
+  const auto flat = y.contiguous();
+  for (int64_t i = 0; i < flat.numel(); ++i) std::printf("%.9g\\n", flat.const_data_ptr<float>()[i]);
+}
+"""
+
+
+@pytest.mark.build
+@pytest.mark.subprocess
+def test_packages_of_aotinductor_run_without_python(package, tmp_path, capsys):
+    """`python -m mi_kernels schemas`, compiled into a program, defines what the library has kernels for."""
+    compiler = shutil.which("c++") or pytest.skip("no C++ compiler")
+    path, tensors = package
+    assert cli.main(["schemas"]) == 0
+    (tmp_path / "schemas.cpp").write_text(capsys.readouterr().out)
+    (tmp_path / "main.cpp").write_text(RUNS)
+    places = [f"-I{folder}" for folder in include_paths()]
+    places += [option for folder in library_paths() for option in (f"-L{folder}", f"-Wl,-rpath,{folder}")]
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    command = [compiler, "-std=c++20", "-O0", "-w", abi, *places, "main.cpp", "schemas.cpp"]
+    command += ["-ltorch", "-ltorch_cpu", "-lc10", "-ldl", "-o", "program"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr[-3000:]
+    ran = subprocess.run(
+        [tmp_path / "program", libraries._LIBRARY, path], capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    y = torch.load(tensors)[2]
+    torch.testing.assert_close(torch.tensor([float(line) for line in ran.stdout.split()]), y.flatten())
 
 
 def test_backends_are_named(place):

@@ -165,3 +165,21 @@ def test_autocast():
         y = layer(x, z)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), layer(x, z), rtol=0.05, atol=0.1)
+
+
+class Adapted(nn.Linear):
+    """What packages of adapters put in the place of a layer."""
+
+    def forward(self, x):
+        return super().forward(x) + x.mean(-1, keepdim=True)
+
+
+def test_a_layer_that_computes_more_is_not_merged():
+    """Its weight alone would leave something out."""
+    layer = mi.nn.HyperLoRA(Adapted(4, 5), context_features=3, rank=2)
+    with pytest.raises(TypeError, match="HyperLoRA: bind: linear: .*, got Adapted: merge its own adapter"):
+        layer.bind(torch.randn(3))
+    layer.linear = nn.Linear(4, 5)
+    torch.nn.utils.parametrizations.weight_norm(layer.linear)
+    x, z = torch.randn(6, 4), torch.randn(3)
+    torch.testing.assert_close(layer.bind(z)(x), layer(x, z))

@@ -38,7 +38,7 @@ def always(monkeypatch):
 
 def is_kept(y):
     node = y.grad_fn
-    while node is not None and "Kept" not in node.name():
+    while node is not None and getattr(node, "_forward_cls", None) is not kept.KeptInteractionRule:
         node = node.next_functions[0][0] if node.next_functions else None
     return node is not None
 

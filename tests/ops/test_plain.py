@@ -35,13 +35,13 @@ def names(y):
     """Of the nodes that made y."""
     found, node = [], y.grad_fn
     while node is not None:
-        found.append(node.name())
+        found.append(getattr(node, "_forward_cls", type(node)).__name__)
         node = node.next_functions[0][0] if node.next_functions else None
     return " ".join(found)
 
 
 def is_plain(y):
-    return "PlainRule" in names(y)
+    return "PlainInteractionRule" in names(y)
 
 
 def leaves_of(shape, dtype, terms=(True, True, True)):
@@ -248,7 +248,7 @@ class _Subclass(torch.Tensor):
 
 def test_whatever_is_not_plain_goes_the_general_way(monkeypatch):
     recorded = []
-    monkeypatch.setattr(dense.ForwardRule, "call", _noting(dense.ForwardRule.call, recorded))
+    monkeypatch.setattr(dense.InteractionRule, "call", _noting(dense.InteractionRule.call, recorded))
     leaves = leaves_of(ODD, torch.float32)
     bare = [t.detach() for t in leaves]
     expected = torch.autograd.grad(general(*leaves).sum(), leaves)
@@ -330,4 +330,4 @@ def test_w_x_is_kept_first():
     sizes = 16, 3, 384, 384
     assert kept.pays(sizes[0], sizes[1:], torch.float32, True)
     leaves = leaves_of(Shape("kept", (16,), 384, 384, 3), torch.float32)
-    assert "KeptRule" in names(mi.interaction(*leaves))
+    assert "KeptInteractionRule" in names(mi.interaction(*leaves))

@@ -74,7 +74,7 @@ def dual_linear(
     """y = sum_r f(A_r x + a_r) * h(C_r z + c_r) [B, O], differentiable."""
     rule, tensors = (backend, activation_x, activation_z, ranks), (x, z, weight_x, weight_z, bias_x, bias_z)
     if differentiating(tensors):
-        return DualLinearRule.call(*rule, *tensors)[0]
+        return _rule(z).call(*rule, *tensors)[0]
     return _kernel(*rule, False, *tensors)[0]
 
 
@@ -230,9 +230,21 @@ class DualLinearRule(Rule):
         fold = Fold(info.batch_size, tensors[0], dims[0])
         if unbatched(dims[2:], tensors[2:]):
             rows = [None if t is None else fold.rows(t, d) for t, d in zip(tensors[:2], dims, strict=False)]
-            return fold.all(fold.unrows, DualLinearRule.call(*rule, *rows, *tensors[2:]))
+            return fold.all(fold.unrows, _rule(tensors[1]).call(*rule, *rows, *tensors[2:]))
         args = [fold.groups(t, d) for t, d in zip(tensors, dims, strict=True)]
         return fold.all(fold.ungroups, composed(*rule, *args))
+
+
+class GLURule(DualLinearRule):
+    pass
+
+
+class LowRankRule(DualLinearRule):
+    pass
+
+
+def _rule(z: Maybe) -> type[Rule]:
+    return GLURule if z is None else LowRankRule
 
 
 def _product(backend: str, x: Tensor, weight: Maybe, bias: Maybe) -> Maybe:

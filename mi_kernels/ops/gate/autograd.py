@@ -63,7 +63,7 @@ def gate(
         if weight is None and weight_z is None and shift_weight is None:
             z = constant(z)  # as in the dense interaction: an argument of no term has no gradient
         tensors = (x, z, weight, weight_z, weight_x, bias, shift_weight, shift_bias)
-        return GateRule.call(backend, activation, scale_offset, *tensors)[0]
+        return _rule(weight, weight_z).call(backend, activation, scale_offset, *tensors)[0]
     return _kernel(backend, activation, scale_offset, False, *tensors)[0]
 
 
@@ -75,6 +75,10 @@ def _kernel(
             x, z, weight_z, bias, shift_weight, shift_bias, weight_x, activation, scale_offset, keep
         )
     return _GATED[backend](x, z, weight, weight_z, weight_x, bias, activation, keep)
+
+
+def _rule(weight: Maybe, weight_z: Maybe) -> type[Rule]:
+    return DiagonalRule if weight is None and weight_z is not None else GatedInteractionRule
 
 
 def _linear(backend: str, z: Tensor, weight: Maybe, bias: Maybe) -> Maybe:
@@ -166,9 +170,17 @@ class GateRule(Rule):
         rule = (backend, activation, scale_offset)
         if unbatched(in_dims[5:], weights):
             rows = fold.rows(x, in_dims[3]), fold.rows(z, in_dims[4])
-            return fold.all(fold.unrows, GateRule.call(*rule, *rows, *weights))
+            return fold.all(fold.unrows, _rule(*weights[:2]).call(*rule, *rows, *weights))
         args = [fold.groups(t, d) for t, d in zip((x, z, *weights), in_dims[3:], strict=True)]
         return fold.all(fold.ungroups, composed(*rule, *args))
+
+
+class DiagonalRule(GateRule):
+    pass
+
+
+class GatedInteractionRule(GateRule):
+    pass
 
 
 def _gate_tangent(backend: str, tensors: tuple[Maybe, ...], tangents: tuple[Maybe, ...]) -> Maybe:

@@ -108,7 +108,7 @@ def _run(
         if weight is None:
             x = constant(x) if weight_x is None else x
             z = constant(z) if weight_z is None else z
-        return ForwardRule.call(backend, x, z, weight, weight_z, weight_x, bias)
+        return InteractionRule.call(backend, x, z, weight, weight_z, weight_x, bias)
     if packed_weight is not None:
         assert isinstance(backend, str), "no packed weights by segment"
         return _PACKED_FORWARD[backend](x, z, weight, packed_weight, weight_z, weight_x, bias)
@@ -143,7 +143,7 @@ def input_grads(
         dz, dx = input_grads(backend, (want[1], want[0]), grad, z, x, weight, weight_x, weight_z)
         return dx, dz
     if differentiating((grad, x, z, weight, weight_z, weight_x)):
-        results = InputGradsRule.call(backend, want, grad, x, z, weight, weight_z, weight_x)
+        results = InteractionInputGradsRule.call(backend, want, grad, x, z, weight, weight_z, weight_x)
         return tuple(scatter(results, want))
     results = _INPUT_GRADS[backend](grad, x, z, weight, weight_z, weight_x, *want)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
@@ -168,7 +168,7 @@ def weight_grads(
     if not any(rest):
         return tuple(ordered)
     if differentiating((grad, x, z)):
-        results = scatter(WeightGradsRule.call(backend, rest, grad, x, z), rest)
+        results = scatter(InteractionWeightGradsRule.call(backend, rest, grad, x, z), rest)
     else:
         results = _WEIGHT_GRADS[backend](grad, x, z, *rest)
     found = zip(ordered, results, rest, strict=True)
@@ -257,7 +257,7 @@ def _weight_grad(backend: Where, grad: Tensor, pairs: Tensor, weight: Tensor) ->
     return None if dw is None else dw.unflatten(1, weight.shape[1:])
 
 
-class ForwardRule(Rule):
+class InteractionRule(Rule):
     @staticmethod
     def forward(backend, x, z, weight, weight_z, weight_x, bias):
         return _FORWARD[backend](x, z, weight, weight_z, weight_x, bias)
@@ -302,7 +302,7 @@ class ForwardRule(Rule):
         return fold.ungroups(_forward(more_groups, *args))
 
 
-class InputGradsRule(Rule):
+class InteractionInputGradsRule(Rule):
     @staticmethod
     def forward(backend, want, grad, x, z, weight, weight_z, weight_x):
         return select(_INPUT_GRADS[backend](grad, x, z, weight, weight_z, weight_x, *want), want)
@@ -389,7 +389,7 @@ class InputGradsRule(Rule):
         return fold.all(fold.ungroups, select(input_grads(more_groups, want, *folded), want))
 
 
-class WeightGradsRule(Rule):
+class InteractionWeightGradsRule(Rule):
     @staticmethod
     def forward(backend, want, grad, x, z):
         return select(_WEIGHT_GRADS[backend](grad, x, z, *want), want)

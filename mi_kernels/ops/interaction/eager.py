@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import all_fit
-from ..rules import Maybe, transformed
+from ..rules import Maybe, is_watched, transformed
 from . import linear, plain, shared
 
 
@@ -79,7 +79,8 @@ def generate(
     tensors = z, weight, weight_z, weight_x, bias
     if len(rows) > 1 or not all_fit(z.dtype, tensors, shapes):
         return None
-    if weight.is_contiguous() and linear.is_plain(*tensors) and not transformed():
+    alone = not transformed() and not is_watched()  # it changes what it returns in place
+    if alone and weight.is_contiguous() and linear.is_plain(*tensors):
         return linear.generate(backend, *tensors)
     if not rows:
         return None

@@ -64,8 +64,10 @@ def fits(rows: int, sizes: tuple[int, ...]) -> bool:
     return rows * out * context <= max(rows * max(context, width, out), out * context * width)
 
 
-class KeptRule(Rule):
+class KeptInteractionRule(Rule):
     """`interaction` of plain tensors in calls that nothing transforms: without jvp and vmap."""
+
+    function = "Interaction"
 
     @staticmethod
     def forward(x, z, weight, weight_z, weight_x, bias):

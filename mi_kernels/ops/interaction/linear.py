@@ -140,7 +140,7 @@ def linear_grads(
     return dx if dx is None or dim is None else dx.squeeze(dim), dv, dc
 
 
-class LinearRule(Rule):
+class ApplyGeneratedRule(Rule):
     """`linear` of plain tensors in calls that nothing transforms: without jvp and vmap."""
 
     @staticmethod
@@ -166,7 +166,7 @@ class LinearRule(Rule):
 def apply_generated(x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:
     """`linear` of plain tensors as one node, where nothing transforms the call."""
     if recorded((x, weight, bias)):
-        return LinearRule.record(x, weight, bias)
+        return ApplyGeneratedRule.record(x, weight, bias)
     return linear(BACKEND, x, weight, bias)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import all_fit, broadcast
-from ..rules import Maybe, Rule, recorded, transformed, wanted, without_features
+from ..rules import Maybe, Rule, is_watched, recorded, transformed, wanted, without_features
 from . import autograd, linear, segments, shared
 
 
@@ -59,6 +59,8 @@ def add_base(y: Tensor, base: Maybe) -> Tensor:
         return y
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed() or type(y) is not Tensor:
         return y + base
+    if is_watched():
+        return y + base
     if y._is_view() and recorded((y, base)):  # autograd would write the whole of what it is a view of
         return y + base
     return y.add_(base)
@@ -84,11 +86,11 @@ def eager_apply(backend: str | None, x: Tensor, down: Tensor, up: Tensor, base: 
     shapes = (*lead, width), (*contexts, rank, width), (*contexts, out, rank), (*lead, out)
     if not all_fit(x.dtype, tensors, shapes) or not x.is_floating_point():
         return None
-    if transformed() or not linear.is_plain(*tensors):
+    if transformed() or is_watched() or not linear.is_plain(*tensors):
         return None
     if recorded(tensors):
-        return LowRankRule.record(*tensors, scale)[0]
-    return LowRankRule.forward(*tensors, scale)[0]
+        return ApplyLowRankRule.record(*tensors, scale)[0]
+    return ApplyLowRankRule.forward(*tensors, scale)[0]
 
 
 def _as_groups(x: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,7 +111,7 @@ def _expanded(features: Tensor, up: Tensor, base: Maybe) -> Tensor:
     return linear.linear(linear.BACKEND, features, up, None).add_(base)
 
 
-class LowRankRule(Rule):
+class ApplyLowRankRule(Rule):
     """`eager_apply` in calls that nothing transforms: without jvp and vmap. It keeps the R features."""
 
     @staticmethod

@@ -32,9 +32,9 @@ def forward(
     if is_plain(backend, *arguments):
         found = kept.chosen(*arguments)
         if found is not None:
-            return kept.KeptRule.record(*found)[0]
+            return kept.KeptInteractionRule.record(*found)[0]
         if all(matrix is None or matrix.is_contiguous() for matrix in arguments[2:5]):
-            return PlainRule.record(*arguments)
+            return PlainInteractionRule.record(*arguments)
     return dense.forward(backend, *arguments, packed_weight)
 
 
@@ -47,8 +47,10 @@ def is_plain(backend: str, x: Tensor, z: Tensor, weight: Maybe, *others: Maybe) 
     return not transformed() and linear.is_plain(x, z, weight, *others)
 
 
-class PlainRule(Rule):
-    """`autograd.ForwardRule` without jvp and vmap, for contiguous weights."""
+class PlainInteractionRule(Rule):
+    """`autograd.InteractionRule` without jvp and vmap, for contiguous weights."""
+
+    function = "Interaction"
 
     @staticmethod
     def forward(x, z, weight, weight_z, weight_x, bias):

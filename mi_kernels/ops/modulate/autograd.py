@@ -99,7 +99,7 @@ def _applied(backend: str, form: Form, x: Tensor, scale: Tensor, shift: Maybe) -
     if form.activation == "softmax":
         scale, form = torch.softmax(scale, -1), form._replace(activation="identity")
     if differentiating((x, scale, shift)):
-        return ModulateRule.call(backend, form, x, scale, shift)
+        return (MixRule if form.mixes else ModulateRule).call(backend, form, x, scale, shift)
     return _value(backend, form, x, scale, shift)
 
 
@@ -184,7 +184,8 @@ def _grads(
     if not any(want):
         return None, None, None
     if differentiating((grad, x, scale, other)):
-        results = ModulateGradsRule.call(backend, want, form, shift_size, grad, x, scale, other)
+        rule = MixGradsRule if form.mixes else ModulateGradsRule
+        results = rule.call(backend, want, form, shift_size, grad, x, scale, other)
         return tuple(scatter(results, want))
     results = _gradients(backend, want, form, shift_size, grad, x, scale, other)
     return tuple(result if wanted else None for result, wanted in zip(results, want, strict=True))
@@ -340,6 +341,14 @@ class ModulateGradsRule(Rule):
         results = _grads(backend, want, form, grad, x, scale, shift_size, other)
         results = select(results, want)
         return results, (0,) * len(results)
+
+
+class MixRule(ModulateRule):
+    pass
+
+
+class MixGradsRule(ModulateGradsRule):
+    pass
 
 
 def dim_first(tensor: Maybe, dim: int | None, size: int) -> Any:

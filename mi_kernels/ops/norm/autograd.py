@@ -211,7 +211,7 @@ def _composed_grads(
 def _project(backend: str, form: Form, u: Tensor, x: Tensor, mean: Maybe, rstd: Tensor) -> Tensor:
     """J(u) at x, whose statistics are given. Differentiable in u and x."""
     if differentiating((u, x)):
-        return ProjectRule.call(backend, form.plain, u, x, mean, rstd)
+        return NormModulateProjectionRule.call(backend, form.plain, u, x, mean, rstd)
     return _projected(backend, form, u, x, mean, rstd)
 
 
@@ -237,7 +237,7 @@ def _by_x(
     return result.reshape(x.shape)
 
 
-class ProjectRule(Rule):
+class NormModulateProjectionRule(Rule):
     """J(u) at x; mean and rstd are constants here, as the formulas are those of n as a function of x."""
 
     @staticmethod
@@ -283,11 +283,11 @@ class ProjectRule(Rule):
 def _rstd(backend: str, form: Form, x: Tensor, rstd: Tensor) -> Tensor:
     """rstd as a function of x, in its dtype, as wide as `Form.sets`. Differentiable."""
     if differentiating((x,)):
-        return RstdRule.call(backend, form.plain, x, rstd)
+        return NormModulateRstdRule.call(backend, form.plain, x, rstd)
     return form.per_set(rstd, x.dim()).to(x.dtype)
 
 
-class RstdRule(Rule):
+class NormModulateRstdRule(Rule):
     @staticmethod
     def forward(backend, form, x, rstd):
         return form.per_set(rstd, x.dim()).to(x.dtype, copy=True)

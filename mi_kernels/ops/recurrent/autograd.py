@@ -84,6 +84,8 @@ def recurrent(
 
 
 class RecurrentRule(Rule):
+    function = "MultiplicativeRNN"
+
     @staticmethod
     def forward(backend, setting, *operands):
         return terms.kernel(backend, setting, True, *operands)
@@ -226,6 +228,8 @@ def _pushed(
 class GradsRule(Rule):
     """The wanted gradients of `recurrent`, as a function of grads and operands; what is kept is constant."""
 
+    function = "MultiplicativeRNNGrads"
+
     @staticmethod
     def forward(backend, setting, want, *tensors):
         grads, operands, kept = _parted(tensors, 3)
@@ -326,6 +330,8 @@ def _parted(tensors: Sequence[Any], first: int) -> tuple[Sequence[Any], Operands
 
 class TangentsRule(Rule):
     """The tangents of out, h_n and c_n for those of the operands."""
+
+    function = "MultiplicativeRNNTangents"
 
     @staticmethod
     def forward(backend, setting, *tensors):
