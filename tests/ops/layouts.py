@@ -80,10 +80,14 @@ def _diagonal(x, z, weight, bias, shift_weight, shift_bias):
     return mi.diagonal(x, z, weight, bias, shift_weight, shift_bias, activation="sigmoid")
 
 
-def _rnn(kind):
-    def function(x, state, *weights):
-        names = {"mi_gru": ("weight_ih", "weight_hh", "bias", "alpha")}[kind]
-        return mi.multiplicative_rnn(kind, x, state, **dict(zip(names, weights, strict=True)))[0]
+def _recurrent(kind, *names):
+    """Output and last state of a multiplicative RNN, in one tensor."""
+
+    def function(x, *weights):
+        given = dict(zip(names, weights, strict=True))
+        state = given.pop("h", None)
+        state = (state, given.pop("c")) if state is not None and "c" in given else state
+        return mi.multiplicative_rnn(kind, x, state, lengths=torch.tensor([3, 1, 2, 0]), **given)[0]
 
     return function
 
@@ -134,6 +138,27 @@ LAYOUTS: dict[str, Layout] = {
     **every("glu-packed", mi.glu, ("BTX", "2X", "2"), {"B": Shard(0), "T": Shard(1)}),
     **every("diagonal", _diagonal, ("BX", "BZ", "XZ", "X", "XZ", "X"), {"B": Shard(0), "X": Shard(1)}),
     **every("gated", mi.gated_interaction, ("BX", "BZ", "XZX", "XZ", "XX", "X"), {"B": Shard(0)}),
+    **every(
+        "mlstm",
+        _recurrent("mlstm", "h", "c", "weight_ih", "weight_hh", "weight_mx", "weight_mh"),
+        ("TBX", "BL", "BL", "NX", "NR", "RX", "RL"),
+        {"B": Shard(1)},
+        sizes={"N": 20},
+    ),
+    **every(
+        "mi-gru",
+        _recurrent("mi_gru", "weight_ih", "weight_hh", "bias", "alpha"),
+        ("TBX", "NX", "NL", "N", "N"),
+        {"B": Shard(1)},
+        sizes={"N": 15},
+    ),
+    **every(
+        "second-order",
+        _recurrent("second_order", "h", "weight_ih", "weight_hh", "bias", "weight"),
+        ("TBX", "BL", "LX", "Ll", "L", "LlX"),
+        {"B": Shard(1)},
+        sizes={"l": 5},
+    ),
     **every("modulate", partial(mi.modulate, activation="sigmoid"), ("BTX", "B1X", "B1X"), {"B": Shard(0), "T": Shard(1), "X": Shard(2)}),
     **every("mix", mi.mix, ("BTX", "BTX", "B1X"), {"B": Shard(0), "T": Shard(1), "X": Shard(2)}),
     **every("norm", mi.norm_modulate, ("BTX", "B1X", "B1X"), {"B": Shard(0), "T": Shard(1)}),
