@@ -27,11 +27,11 @@ from ..ops.gate import plan as gate_plan
 from ..ops.gate import reference as gate_reference
 from ..ops.interaction import autograd as dense
 from ..ops.interaction.shared import flatten_rows
+from ..ops.library import Axes
 from ..ops.modulate import autograd as elementwise
 from ..ops.modulate import mixed, small
 from ..ops.modulate import plan as modulate_plan
 from ..ops.modulate import reference as modulate_reference
-from ..ops.library import Axes
 from ..ops.plan import Plan
 from ..ops.rules import without_features
 from ..parallel import calls as distributed

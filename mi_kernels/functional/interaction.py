@@ -297,7 +297,8 @@ def _third_order_on_parts(x: Any, z1: Any, z2: Any, *weights: Any) -> Any:
 
     axes = {"x": "*X", "z1": "*Y", "z2": "*Z", "weight": "OYZX"}
     axes |= {"weight_z1": "OY", "weight_z2": "OZ", "weight_x": "OX", "bias": "O"}
-    terms = ("x", "z1", "z2", "weight"), ("z1", "weight_z1"), ("z2", "weight_z2"), ("x", "weight_x"), ("bias",)
+    products = ("x", "z1", "z2", "weight"), ("z1", "weight_z1"), ("z2", "weight_z2"), ("x", "weight_x")
+    terms = *products, ("bias",)
     tensors = dict(zip(axes, (x, z1, z2, *weights), strict=True))
     return distributed.run("interaction", function, tensors, axes, (Axes("*O", terms),), "*OXYZ")
 

@@ -214,7 +214,8 @@ def _on_parts(
         out, state = multiplicative_rnn(kind, state=(h, c) if lstm else h, **parts, **options)
         return (out, *state) if lstm else (out, state, None)
 
-    axes = {name: "." * tensor.dim() for name, tensor in given.items() if tensor is not None}  # weights are whole
+    # Weights are whole.
+    axes = {name: "." * tensor.dim() for name, tensor in given.items() if tensor is not None}
     axes |= {"x": "TBX", "h": "BP", "c": "BH", "lengths": "B"}
     results = Axes("TBP"), Axes("BP"), Axes("BH") if lstm else None
     found = distributed.run("multiplicative_rnn", function, given | {"lengths": lengths}, axes, results, "B")

@@ -95,7 +95,15 @@ def define(
     alike = LIKE in axes.values()
     along = cuts if callable(cuts) else lambda _: cuts
     DEFINED[name] = Definition(
-        flops, {**axes, **(more_axes or {})}, results, along, groups, alike, family, portable.__name__, composed
+        flops,
+        {**axes, **(more_axes or {})},
+        results,
+        along,
+        groups,
+        alike,
+        family,
+        portable.__name__,
+        composed,
     )
     parsed = torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}").arguments
     required = sum(argument.name in axes and str(argument.type) == "Tensor" for argument in parsed)

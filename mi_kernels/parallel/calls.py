@@ -37,7 +37,9 @@ def whole_index(index: Any) -> Any:
 
 def sharded(*tensors: Any) -> bool:
     """Whether one of the tensors is sharded along its first dimension."""
-    return any(placement.is_shard(0) for tensor in tensors if tensor is not None for placement in tensor.placements)
+    return any(
+        placement.is_shard(0) for tensor in tensors if tensor is not None for placement in tensor.placements
+    )
 
 
 def halves(packed: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
 from ..ops.library import Axes
 from . import rules
@@ -63,7 +63,9 @@ def _part(tensor: DTensor, placements: Placed) -> Tensor:
     """The local tensor of a DTensor that is redistributed; a partial sum of a whole one is its P-th part."""
     pairs = list(zip(tensor.placements, placements, strict=True))
     first = [here if here == there or not there.is_partial() else Replicate() for here, there in pairs]
-    reached = [there if not there.is_partial() else here for here, (_, there) in zip(first, pairs, strict=True)]
+    reached = [
+        there if not there.is_partial() else here for here, (_, there) in zip(first, pairs, strict=True)
+    ]
     if list(tensor.placements) != reached:
         tensor = tensor.redistribute(placements=reached)
     local = tensor.to_local()
@@ -95,6 +97,23 @@ def to_global(local: Tensor, mesh: DeviceMesh, shape: torch.Size, placements: Pl
     return _Global.apply(local, mesh, shape, placements, duals)
 
 
+class _Moved(Function):
+    """A DTensor in other placements: the same tensor, so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Any, placements: Placed) -> Any:
+        return tensor.redistribute(placements=placements)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return grad, None
+
+
+def moved(tensor: DTensor, placements: Placed) -> DTensor:
+    """`DTensor.redistribute`, differentiable to any order; the gradient stays where it is."""
+    return tensor if tuple(tensor.placements) == placements else _Moved.apply(tensor, placements)
+
+
 def halves(packed: DTensor, dim: int = 0) -> tuple[DTensor, DTensor]:
     """Both halves of a packed weight along ``dim``, whose parts may be those of both halves (`packed_shard`)."""
     if any(placement.is_shard(dim) and not is_packed(placement, dim) for placement in packed.placements):
@@ -110,6 +129,19 @@ def packed_shard(dim: int) -> Placement:
     return _StridedShard(dim, split_factor=2)
 
 
+def distribute_packed(
+    tensor: Tensor, mesh: DeviceMesh, placement: Placement, src_data_rank: int | None
+) -> DTensor:
+    """`distribute_tensor` for `packed_shard`, of sizes that need not be divisible."""
+    whole = distribute_tensor(tensor, mesh, [Replicate()], src_data_rank=src_data_rank).to_local()
+    dim: int = placement.dim  # type: ignore[attr-defined]
+    parts = [
+        distribute_tensor(half, mesh, [Shard(dim)], src_data_rank=None).to_local()
+        for half in whole.chunk(2, dim)
+    ]
+    return _wrapped(torch.cat(parts, dim), mesh, tensor.shape, (placement,))
+
+
 def is_packed(placement: Placement, dim: int) -> bool:
     return getattr(placement, "split_factor", 1) == 2 and getattr(placement, "dim", None) == dim
 
@@ -123,7 +155,9 @@ class _Halves(Function):
         ctx.set_materialize_grads(False)
         local = tensor.to_local()
         placed = tuple(Shard(dim) if is_packed(one, dim) else one for one in tensor.placements)
-        if any(is_packed(one, dim) and one != own for one, own in zip(placements, tensor.placements, strict=True)):
+        if any(
+            is_packed(one, dim) and one != own for one, own in zip(placements, tensor.placements, strict=True)
+        ):
             whole = tensor.redistribute(placements=[Replicate()] * len(placements))
             placed = tuple(Shard(dim) if is_packed(one, dim) else Replicate() for one in placements)
             return tuple(half.redistribute(placements=placed) for half in whole.chunk(2, dim))
@@ -206,7 +240,9 @@ def _given(op: str, tensors: Mapping[str, Any]) -> tuple[DeviceMesh, dict[str, D
             continue
         if not isinstance(tensor, DTensor):
             if tensor.is_floating_point():
-                raise TypeError(f"{op}: {name}: expected a DTensor, as other arguments are, got a torch.Tensor")
+                raise TypeError(
+                    f"{op}: {name}: expected a DTensor, as other arguments are, got a torch.Tensor"
+                )
             whole = [Replicate()] * mesh.ndim
             tensor = DTensor.from_local(tensor, mesh, whole, run_check=False)
         elif tensor.device_mesh != mesh:
@@ -234,7 +270,9 @@ def _axes(
             own = leads[name]
             start = rank - len(own)
             # A dimension of size 1 that is shared is no axis.
-            before = [lead[start + dim] if size == common[start + dim] else "." for dim, size in enumerate(own)]
+            before = [
+                lead[start + dim] if size == common[start + dim] else "." for dim, size in enumerate(own)
+            ]
             letters = "".join(before) + letters
         axes[name] = letters
         sizes |= {axis: size for axis, size in zip(letters, tensor.shape, strict=True) if axis != "."}

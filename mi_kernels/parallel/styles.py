@@ -1,0 +1,295 @@
+"""Styles for ``torch.distributed.tensor.parallel.parallelize_module``."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
+
+from .axes import ModuleAxes
+from .local import distribute_packed, moved, packed_shard, to_global, to_local
+
+Layouts = Placement | Sequence[Placement] | None
+
+
+class _Style(ParallelStyle):
+    """Shards the parameters of a module along one axis, and lays out its inputs and outputs for that."""
+
+    def __init__(
+        self,
+        *,
+        input_layouts: Layouts = None,
+        output_layouts: Placement | None = None,
+        use_local_output: bool = True,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        given = (input_layouts,) if isinstance(input_layouts, Placement) else input_layouts
+        for layout in (*(given or ()), output_layouts):
+            if layout is not None and not isinstance(layout, Placement):
+                raise TypeError(f"{name}: expected layouts that are placements, got {type(layout).__name__}")
+        self.input_layouts = None if given is None else tuple(given)
+        self.output_layouts = output_layouts
+        self.use_local_output = use_local_output
+
+    def axis(self, module: nn.Module, axes: ModuleAxes) -> str:
+        raise NotImplementedError
+
+    def _plain(self) -> ParallelStyle:
+        """PyTorch's style of an ``nn.Linear``."""
+        raise NotImplementedError
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        if isinstance(module, nn.Linear):
+            plain = self._plain()
+            plain.src_data_rank = self.src_data_rank
+            return plain._apply(module, device_mesh)
+        axes = self._axes_of(module)
+        axis = self.axis(module, axes)
+        sizes = _sizes(module, axes)
+        for name, letters in axes.parameters.items():
+            self._distribute(module, name, _placement(axes, name, letters, axis), device_mesh)
+        for child in module.modules():
+            for name, parameter in list(child.named_parameters(recurse=False)):
+                if not isinstance(parameter, DTensor):
+                    self._distribute(child, name, Replicate(), device_mesh)
+        call = _Call(self, module, device_mesh, axes, axis, sizes)
+        module.register_forward_pre_hook(call.inputs, with_kwargs=True)
+        module.register_forward_hook(call.result)
+        return module
+
+    def _axes_of(self, module: nn.Module) -> ModuleAxes:
+        style, kind = type(self).__name__, type(module).__name__
+        declared = getattr(module, "_parallel_axes", None)
+        if declared is None:
+            inside = [f"{name} ({type(child).__name__})" for name, child in module.named_children()]
+            advice = f"; it has {', '.join(inside)}" if inside else ""
+            raise NotImplementedError(
+                f"{style}: expected a module of mi.nn with a sharded form, or an nn.Linear, got {kind}{advice}"
+            )
+        axes = declared()
+        for name in axes.parameters:
+            parameter = module._parameters.get(name)
+            if parameter is None:
+                raise NotImplementedError(f"{style}: expected {kind} with {name} as its own parameter")
+            if isinstance(parameter, DTensor):
+                raise ValueError(
+                    f"{style}: {kind}: expected parameters that are not sharded yet, got a DTensor"
+                )
+        return axes
+
+    def _distribute(self, module: nn.Module, name: str, placement: Placement, mesh: DeviceMesh) -> None:
+        parameter = module._parameters[name]
+        assert parameter is not None
+        if isinstance(placement, Shard) or placement.is_replicate():
+            placed = distribute_tensor(
+                parameter.detach(), mesh, [placement], src_data_rank=self.src_data_rank
+            )
+        else:
+            placed = distribute_packed(parameter.detach(), mesh, placement, self.src_data_rank)
+        setattr(module, name, nn.Parameter(placed, parameter.requires_grad))
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(input_layouts={self.input_layouts}, output_layouts={self.output_layouts}, "
+            f"use_local_output={self.use_local_output})"
+        )
+
+
+class Colwise(_Style):
+    r"""Shards a module along its outputs: each device computes some features of y, of all of x and z.
+
+    Of :class:`mi_kernels.nn.MultiplicativeInteraction` device p has the rows o of its part O_p of
+
+    .. math:: y_o = \sum_{ij} z_i W_{oij} x_j + \sum_i U_{oi} z_i + \sum_j V_{oj} x_j + c_o, \quad o \in O_p
+
+    so W, U, V and c are ``Shard(0)``, x and z ``Replicate()``, and y is ``Shard(-1)`` without communication;
+    the gradients of x and z are sums over the devices (one all-reduce each, of those that are asked for).
+
+    Args:
+        input_layouts: placement of the first input of ``forward``, or of each of its tensors; ``Replicate()``
+            by default. Plain tensors are taken to be parts of that.
+        output_layouts: placement of the result, ``Shard(-1)`` by default (that of the features).
+        use_local_output: whether the result is this device's part, a plain tensor, or a DTensor.
+
+    For ``MultiplicativeInteraction``, ``Bilinear``, ``Biaffine``, ``HyperLinear``, ``GatedInteraction``,
+    ``DiagonalInteraction``, ``FiLM``, ``LowRankInteraction`` (its P, U, V and c), ``GLU`` and ``nn.Linear``.
+    Sizes need not be divisible by the number of devices. Halves that are packed in one weight (``GLU``,
+    ``FiLM``) are sharded each; the parameter is still one DTensor of the shape it had.
+
+    Raises:
+        NotImplementedError: there is no such form of the module.
+        TypeError: a layout is no placement. ValueError: the module is sharded already, or there are more
+            layouts than inputs.
+
+    Source: Shoeybi et al., "Megatron-LM", 2019; ``torch.distributed.tensor.parallel.ColwiseParallel``.
+
+    Example:
+        >>> style = mi.parallel.Colwise()
+        >>> # parallelize_module(model, mesh, {"mlp.glu": style, "mlp.down": mi.parallel.Rowwise()})
+    """
+
+    def axis(self, module: nn.Module, axes: ModuleAxes) -> str:
+        return axes.result
+
+    def _plain(self) -> ParallelStyle:
+        return ColwiseParallel(
+            input_layouts=self.input_layouts[0] if self.input_layouts else None,
+            output_layouts=self.output_layouts,
+            use_local_output=self.use_local_output,
+        )
+
+
+class Rowwise(_Style):
+    r"""Shards a module along what it sums over: each device has a term of y, the sum of which is y.
+
+    Of :class:`mi_kernels.nn.MultiplicativeInteraction`, with the inputs X sharded, device p has the term
+
+    .. math:: y^{(p)}_o = \sum_i \sum_{j \in X_p} z_i W_{oij} x_j + \sum_{j \in X_p} V_{oj} x_j
+        + \frac{1}{P} \Big(\sum_i U_{oi} z_i + c_o\Big)
+
+    so x and W, V are sharded along X, z, U and c are ``Replicate()`` and counted once. y is one all-reduce
+    (a reduce-scatter with ``output_layouts=Shard(0)``); the gradient of x needs none, that of z one.
+
+    Args:
+        axis: what is sharded: ``"X"`` (the features of x; I1 of ``Bilinear`` and ``Biaffine``), ``"Z"`` (those
+            of the context; I2) or ``"R"`` (the rank of ``LowRankInteraction``, whose x and z are whole).
+            Default: the rank of ``LowRankInteraction``, of others ``"X"``.
+        input_layouts: placement of the first input of ``forward``, or of each of its tensors. Default:
+            ``Shard(-1)`` of the input that is sharded, ``Replicate()`` of others.
+        output_layouts: placement of the result, ``Replicate()`` by default.
+        use_local_output: whether the result is this device's part, a plain tensor, or a DTensor.
+
+    For ``MultiplicativeInteraction``, ``Bilinear``, ``Biaffine`` (inputs without a one), ``HyperLinear``,
+    ``LowRankInteraction`` and ``nn.Linear``. Modules with an activation of the sum have no such form: it
+    would need the whole sum.
+
+    Raises:
+        NotImplementedError: there is no such form of the module.
+        TypeError: a layout is no placement. ValueError: the axis is unknown, the module is sharded already,
+            or there are more layouts than inputs.
+
+    Source: as :class:`Colwise`; ``torch.distributed.tensor.parallel.RowwiseParallel``.
+
+    Example:
+        >>> style = mi.parallel.Rowwise(axis="Z")
+        >>> # parallelize_module(model, mesh, {"interaction": style})
+    """
+
+    def __init__(
+        self,
+        *,
+        axis: str | None = None,
+        input_layouts: Layouts = None,
+        output_layouts: Placement | None = None,
+        use_local_output: bool = True,
+    ) -> None:
+        if axis not in (None, "X", "Z", "R"):
+            raise ValueError(f"Rowwise: axis: expected one of X, Z, R, got {axis!r}")
+        super().__init__(
+            input_layouts=input_layouts, output_layouts=output_layouts, use_local_output=use_local_output
+        )
+        self.asked = axis
+
+    def axis(self, module: nn.Module, axes: ModuleAxes) -> str:
+        asked = self.asked or ("R" if "R" in axes.summed else "X")
+        if asked not in axes.summed:
+            known = ", ".join(axes.summed) or "none, as y is no sum over an axis"
+            kind = type(module).__name__
+            raise NotImplementedError(f"Rowwise: {kind}: expected an axis of {known}, got {asked!r}")
+        return asked
+
+    def _plain(self) -> ParallelStyle:
+        return RowwiseParallel(
+            input_layouts=self.input_layouts[0] if self.input_layouts else None,
+            output_layouts=self.output_layouts,
+            use_local_output=self.use_local_output,
+        )
+
+
+class _Call:
+    """The hooks of a module: its inputs as DTensors where they are needed, its result where it is asked for."""
+
+    def __init__(
+        self,
+        style: _Style,
+        module: nn.Module,
+        mesh: DeviceMesh,
+        axes: ModuleAxes,
+        axis: str,
+        sizes: dict[str, int],
+    ) -> None:
+        self.mesh, self.axes, self.sizes = mesh, axes, sizes
+        self.use_local_output = style.use_local_output
+        count = len(axes.inputs)
+        self.names = list(inspect.signature(module.forward).parameters)[:count]
+        pairs = list(zip(axes.inputs, axes.dims, strict=False))
+        self.wanted = [Shard(dim) if own == axis else Replicate() for own, dim in pairs]
+        is_summed = axis != axes.result
+        layouts = self.wanted if is_summed else [Replicate()] * count
+        if style.input_layouts is not None:
+            if len(style.input_layouts) > count:
+                name, kind = type(style).__name__, type(module).__name__
+                raise ValueError(
+                    f"{name}: {kind}: expected input_layouts for at most {count} inputs,"
+                    f" got {len(style.input_layouts)}"
+                )
+            layouts = [*style.input_layouts, *layouts[len(style.input_layouts) :]]
+        self.layouts = layouts
+        self.output = style.output_layouts or (Replicate() if is_summed else Shard(axes.result_dim))
+
+    def inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        placed = list(args)
+        kwargs = dict(kwargs)
+        for index, name in enumerate(self.names):
+            if index < len(placed):
+                placed[index] = self._input(index, placed[index])
+            elif name in kwargs:
+                kwargs[name] = self._input(index, kwargs[name])
+        return tuple(placed), kwargs
+
+    def _input(self, index: int, tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        if not isinstance(tensor, DTensor):
+            layout = _positive(self.layouts[index], tensor.dim())
+            shape = list(tensor.shape)
+            if layout.is_shard():
+                dim = layout.dim  # type: ignore[attr-defined]
+                shape[dim] *= self.mesh.size()
+                if dim == self.axes.dims[index] % tensor.dim():
+                    shape[dim] = self.sizes.get(self.axes.inputs[index], shape[dim])
+            tensor = to_global(tensor, self.mesh, torch.Size(shape), (layout,))
+        return moved(tensor, (_positive(self.wanted[index], tensor.dim()),))
+
+    def result(self, module: nn.Module, args: Any, output: Any) -> Any:
+        placement = (_positive(self.output, output.dim()),)
+        return to_local(output, placement) if self.use_local_output else moved(output, placement)
+
+
+def _positive(placement: Placement, rank: int) -> Placement:
+    """A shard counted from the first dimension."""
+    if placement.is_shard() and placement.dim < 0:  # type: ignore[attr-defined]
+        return Shard(placement.dim + rank)  # type: ignore[attr-defined]
+    return placement
+
+
+def _sizes(module: nn.Module, axes: ModuleAxes) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for name, letters in axes.parameters.items():
+        shape = list(module._parameters[name].shape)  # type: ignore[union-attr]
+        if name in axes.packed:
+            shape[0] //= 2
+        sizes |= dict(zip(letters, shape, strict=True))
+    return sizes
+
+
+def _placement(axes: ModuleAxes, name: str, letters: str, axis: str) -> Placement:
+    if axis not in letters:
+        return Replicate()
+    dim = letters.index(axis)
+    return packed_shard(dim) if name in axes.packed and dim == 0 else Shard(dim)

@@ -1,0 +1,232 @@
+"""Modules on the devices of a mesh: by styles, DDP and FSDP2, compared with one process."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import parallelize_module
+
+import mi_kernels as mi
+
+R = Replicate()
+EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
+Colwise, Rowwise = mi.parallel.Colwise, mi.parallel.Rowwise
+
+
+def equal(found: torch.Tensor, expected: torch.Tensor, name: str = "") -> None:
+    torch.testing.assert_close(found, expected, **EXACT, msg=lambda text: f"{name}: {text}")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part(tensor: torch.Tensor, mesh: Any, placement: Any) -> torch.Tensor:
+    """What a device has of a tensor that is the same on all."""
+    return distribute_tensor(tensor.detach(), mesh, [placement], src_data_rank=None).to_local().clone()
+
+
+def counts(mode: CommDebugMode) -> dict[str, int]:
+    return {str(op).split(".")[-1]: count for op, count in mode.get_comm_counts().items() if count}
+
+
+@dataclass
+class Case:
+    """A module by styles: where its inputs and result lie, and the collectives of both passes."""
+
+    module: Callable[[], nn.Module]
+    inputs: tuple[tuple[int, ...], ...]
+    plan: Any
+    placements: Sequence[Any]
+    result: Any
+    forward: dict[str, int]
+    backward: dict[str, int]
+
+
+REDUCE = {"all_reduce": 1}
+BOTH = {"all_reduce": 2}
+_X, _Z, _T = (4, 6), (4, 3), (4, 3, 6)
+
+
+def _dense(**others: Any) -> nn.Module:
+    return mi.nn.MultiplicativeInteraction(6, context_features=3, out_features=5, **others)
+
+
+def _low_rank() -> nn.Module:
+    return mi.nn.LowRankInteraction(
+        6, context_features=3, out_features=5, rank=7, weight_z=True, weight_x=True, activation_x="tanh"
+    )
+
+
+def _film(channel_dim: int) -> nn.Module:
+    layer = mi.nn.FiLM(5, context_features=3, channel_dim=channel_dim)
+    nn.init.normal_(layer.weight)
+    return layer
+
+
+def _biaffine(**others: Any) -> nn.Module:
+    return mi.nn.Biaffine(6, 3, 5, bias=True, **others)
+
+
+def _hyper_with_network() -> nn.Module:
+    network = nn.Linear(3, 4)
+    return mi.nn.HyperLinear(6, out_features=5, context_features=4, context_network=network)
+
+
+_MLP = {"glu": Colwise(), "down": Rowwise()}
+CASES = {
+    "dense-colwise": Case(_dense, (_X, _Z), Colwise(), (R, R), Shard(-1), {}, BOTH),
+    "dense-tokens": Case(_dense, (_T, _Z), Colwise(), (R, R), Shard(-1), {}, BOTH),
+    "dense-rowwise": Case(_dense, (_X, _Z), Rowwise(), (Shard(-1), R), R, REDUCE, REDUCE),
+    "dense-contexts": Case(_dense, (_X, _Z), Rowwise(axis="Z"), (R, Shard(-1)), R, REDUCE, REDUCE),
+    # Rows on the way in and out, as in sequence parallelism.
+    "dense-rows": Case(
+        _dense,
+        (_X, _Z),
+        Colwise(input_layouts=(Shard(0), Shard(0))),
+        (Shard(0), Shard(0)),
+        Shard(-1),
+        {"all_gather_into_tensor": 2},
+        {"reduce_scatter_tensor": 2},
+    ),
+    "dense-scatter": Case(
+        _dense,
+        (_X, _Z),
+        Rowwise(output_layouts=Shard(0)),
+        (Shard(-1), R),
+        Shard(0),
+        {"reduce_scatter_tensor": 1},
+        {"all_gather_into_tensor": 1, "all_reduce": 1},
+    ),
+    "bilinear-colwise": Case(
+        lambda: mi.nn.Bilinear(6, 3, 5), (_X, _Z), Colwise(), (R, R), Shard(-1), {}, BOTH
+    ),
+    "bilinear-rowwise": Case(
+        lambda: mi.nn.Bilinear(6, 3, 5), (_X, _Z), Rowwise(), (Shard(-1), R), R, REDUCE, REDUCE
+    ),
+    "converted": Case(
+        lambda: mi.convert(nn.Sequential(nn.Bilinear(6, 3, 5)))[0],
+        (_X, _Z),
+        Colwise(),
+        (R, R),
+        Shard(-1),
+        {},
+        BOTH,
+    ),
+    "biaffine-colwise": Case(_biaffine, (_T, (4, 2, 3)), Colwise(), (R, R), Shard(-1), {}, BOTH),
+    "biaffine-rowwise": Case(
+        lambda: _biaffine(ones=(False, True), channels_first=True),
+        (_T, (4, 2, 3)),
+        Rowwise(),
+        (Shard(-1), R),
+        R,
+        REDUCE,
+        REDUCE,
+    ),
+    "hyper-colwise": Case(
+        lambda: mi.nn.HyperLinear(6, out_features=5, context_features=3),
+        (_T, _Z),
+        Colwise(),
+        (R, R),
+        Shard(-1),
+        {},
+        BOTH,
+    ),
+    "gated-colwise": Case(
+        lambda: mi.nn.GatedInteraction(6, context_features=3),
+        (_X, _Z),
+        Colwise(),
+        (R, R),
+        Shard(-1),
+        {},
+        # x's gradient is sharded through the product and a partial sum through the gate.
+        {"reduce_scatter_tensor": 1, "all_gather_into_tensor": 1, "all_reduce": 1},
+    ),
+    "diagonal-colwise": Case(
+        lambda: mi.nn.DiagonalInteraction(6, context_features=3, activation="sigmoid"),
+        (_X, _Z),
+        Colwise(input_layouts=Shard(-1)),
+        (Shard(-1), R),
+        Shard(-1),
+        {},
+        REDUCE,
+    ),
+    "film-tokens": Case(
+        lambda: _film(-1),
+        ((4, 3, 5), _Z),
+        Colwise(),
+        (R, R),
+        Shard(-1),
+        {},
+        {"all_gather_into_tensor": 1, "all_reduce": 1},
+    ),
+    "film-maps": Case(
+        lambda: _film(1),
+        ((4, 5, 2, 3), _Z),
+        Colwise(input_layouts=Shard(1)),
+        (Shard(1), R),
+        Shard(1),
+        {},
+        REDUCE,
+    ),
+    "low-rank-colwise": Case(_low_rank, (_X, _Z), Colwise(), (R, R), Shard(-1), {}, BOTH),
+    "low-rank-ranks": Case(_low_rank, (_X, _Z), Rowwise(), (R, R), R, REDUCE, BOTH),
+    "glu-colwise": Case(lambda: mi.nn.GLU(6, out_features=5), (_T,), Colwise(), (R,), Shard(-1), {}, REDUCE),
+    "mlp": Case(lambda: mi.nn.GatedMLP(6, hidden_features=8), (_T,), _MLP, (R,), R, REDUCE, REDUCE),
+}
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -1, 1)
+    return module
+
+
+def check_style(name: str, case: Case, mesh: Any) -> None:
+    torch.manual_seed(0)
+    alone = randomised(case.module().double())
+    # All ranks get the weights of rank 0, whatever they have drawn.
+    sharded = copy.deepcopy(alone)
+    if mesh.get_local_rank() > 0:
+        randomised(sharded)
+    torch.manual_seed(1)
+    parallelize_module(sharded, mesh, case.plan)
+    inputs = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in case.inputs]
+    parts = [
+        part(tensor, mesh, place).requires_grad_()
+        for tensor, place in zip(inputs, case.placements, strict=True)
+    ]
+    with CommDebugMode() as forward:
+        found = sharded(*parts)
+    expected = alone(*inputs)
+    result = Shard(case.result.dim % expected.dim()) if case.result.is_shard() else case.result
+    equal(found, part(expected, mesh, result), name)
+    assert counts(forward) == case.forward, (name, counts(forward))
+    grad = torch.randn_like(expected)
+    with CommDebugMode() as backward:
+        found.backward(part(grad, mesh, result))
+    expected.backward(grad)
+    assert counts(backward) == case.backward, (name, counts(backward))
+    for tensor, own, place in zip(inputs, parts, case.placements, strict=True):
+        equal(own.grad, part(tensor.grad, mesh, place), name)
+    check_step(name, sharded, alone)
+
+
+def check_step(name: str, sharded: nn.Module, alone: nn.Module) -> None:
+    """The same gradients, and parameters after a step."""
+    for (key, one), other in zip(sharded.named_parameters(), alone.parameters(), strict=True):
+        equal(whole(one.grad), other.grad, f"{name}: gradient of {key}")
+    for module in (sharded, alone):
+        torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9).step()
+    for (key, one), other in zip(sharded.named_parameters(), alone.parameters(), strict=True):
+        equal(whole(one), other, f"{name}: {key} after a step")
+
+
+def check_styles(mesh: Any) -> None:
+    for name, case in CASES.items():
+        check_style(name, case, mesh)
