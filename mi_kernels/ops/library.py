@@ -89,7 +89,8 @@ def define(
     kernel; ``more(*arguments)`` raises for other invalid arguments. These checks serve direct calls, as the
     public functions have checked already. The compiled kernels check in C++ (csrc/common/checks.h).
     ``composed``: ``portable(suffix)`` is a kernel that calls the operations with that suffix.
-    ``flops``, ``results`` and ``cuts``: see :class:`Definition`; ``more_axes``: of tensors that ``more`` checks.
+    ``flops``, ``results`` and ``cuts``: see :class:`Definition`; ``more_axes``: of tensors that
+    ``more`` checks.
     """
     family = portable.__module__.split(".")[-2]
     alike = LIKE in axes.values()

@@ -135,10 +135,8 @@ def distribute_packed(
     """`distribute_tensor` for `packed_shard`, of sizes that need not be divisible."""
     whole = distribute_tensor(tensor, mesh, [Replicate()], src_data_rank=src_data_rank).to_local()
     dim: int = placement.dim  # type: ignore[attr-defined]
-    parts = [
-        distribute_tensor(half, mesh, [Shard(dim)], src_data_rank=None).to_local()
-        for half in whole.chunk(2, dim)
-    ]
+    placed = [distribute_tensor(half, mesh, [Shard(dim)], src_data_rank=None) for half in whole.chunk(2, dim)]
+    parts = [half.to_local() for half in placed]
     return _wrapped(torch.cat(parts, dim), mesh, tensor.shape, (placement,))
 
 

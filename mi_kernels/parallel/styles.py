@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
+from torch.distributed.tensor.parallel import ParallelStyle
 
 from .axes import ModuleAxes
 from .local import distribute_packed, moved, packed_shard, to_global, to_local
@@ -39,15 +39,7 @@ class _Style(ParallelStyle):
     def axis(self, module: nn.Module, axes: ModuleAxes) -> str:
         raise NotImplementedError
 
-    def _plain(self) -> ParallelStyle:
-        """PyTorch's style of an ``nn.Linear``."""
-        raise NotImplementedError
-
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        if isinstance(module, nn.Linear):
-            plain = self._plain()
-            plain.src_data_rank = self.src_data_rank
-            return plain._apply(module, device_mesh)
         axes = self._axes_of(module)
         axis = self.axis(module, axes)
         sizes = _sizes(module, axes)
@@ -64,14 +56,14 @@ class _Style(ParallelStyle):
 
     def _axes_of(self, module: nn.Module) -> ModuleAxes:
         style, kind = type(self).__name__, type(module).__name__
-        declared = getattr(module, "_parallel_axes", None)
+        declared = _linear_axes if isinstance(module, nn.Linear) else getattr(module, "_parallel_axes", None)
         if declared is None:
             inside = [f"{name} ({type(child).__name__})" for name, child in module.named_children()]
             advice = f"; it has {', '.join(inside)}" if inside else ""
             raise NotImplementedError(
                 f"{style}: expected a module of mi.nn with a sharded form, or an nn.Linear, got {kind}{advice}"
             )
-        axes = declared()
+        axes = declared(module) if declared is _linear_axes else declared()
         for name in axes.parameters:
             parameter = module._parameters.get(name)
             if parameter is None:
@@ -136,14 +128,6 @@ class Colwise(_Style):
     def axis(self, module: nn.Module, axes: ModuleAxes) -> str:
         return axes.result
 
-    def _plain(self) -> ParallelStyle:
-        return ColwiseParallel(
-            input_layouts=self.input_layouts[0] if self.input_layouts else None,
-            output_layouts=self.output_layouts,
-            use_local_output=self.use_local_output,
-        )
-
-
 class Rowwise(_Style):
     r"""Shards a module along what it sums over: each device has a term of y, the sum of which is y.
 
@@ -203,14 +187,6 @@ class Rowwise(_Style):
             raise NotImplementedError(f"Rowwise: {kind}: expected an axis of {known}, got {asked!r}")
         return asked
 
-    def _plain(self) -> ParallelStyle:
-        return RowwiseParallel(
-            input_layouts=self.input_layouts[0] if self.input_layouts else None,
-            output_layouts=self.output_layouts,
-            use_local_output=self.use_local_output,
-        )
-
-
 class _Call:
     """The hooks of a module: its inputs as DTensors where they are needed, its result where it is asked for."""
 
@@ -269,6 +245,11 @@ class _Call:
     def result(self, module: nn.Module, args: Any, output: Any) -> Any:
         placement = (_positive(self.output, output.dim()),)
         return to_local(output, placement) if self.use_local_output else moved(output, placement)
+
+
+def _linear_axes(module: nn.Module) -> ModuleAxes:
+    parameters = {"weight": "OX"} | ({} if module.bias is None else {"bias": "O"})
+    return ModuleAxes(("X",), "O", parameters, "X")
 
 
 def _positive(placement: Placement, rank: int) -> Placement:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 import mi_kernels as mi
 
@@ -230,3 +232,117 @@ def check_step(name: str, sharded: nn.Module, alone: nn.Module) -> None:
 def check_styles(mesh: Any) -> None:
     for name, case in CASES.items():
         check_style(name, case, mesh)
+
+
+class Model(nn.Module):
+    """All kinds of modules, one after the other: 3-D weights, packed ones, a context network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = nn.Linear(3, 3)
+        self.dense = mi.nn.MultiplicativeInteraction(6, context_features=3, out_features=5)
+        self.hyper = mi.nn.HyperLinear(5, out_features=7, context_features=3)
+        self.film = mi.nn.FiLM(7, context_features=3, channel_dim=-1)
+        self.mlp = mi.nn.GatedMLP(7, hidden_features=5)
+        self.low_rank = mi.nn.LowRankInteraction(7, context_features=3, out_features=4, rank=5, weight_z=True)
+        self.rnn = mi.nn.MultiplicativeIntegrationGRU(4, hidden_size=3, batch_first=True)
+        self.block = mi.nn.AdaLNZeroBlock(mi.nn.GatedMLP(3, hidden_features=4), features=3, context_features=3)
+        self.last = mi.nn.Bilinear(3, 3, 2)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor, skip: bool = False) -> torch.Tensor:
+        z = self.context(z)
+        h = self.dense(x, z).tanh()
+        if not skip:
+            h = h + self.hyper(h, z)[..., :5].tanh()
+        h = self.film(torch.cat((h, h[..., :2]), -1), z)
+        h = self.low_rank(self.mlp(h), z)
+        h = self.rnn(h)[0]
+        h = self.block(h, z)
+        return self.last(h.mean(1), z)
+
+
+# By styles: the rest is the same on all devices.
+PLAN = {
+    "dense": Colwise(output_layouts=R),
+    "hyper": Colwise(output_layouts=R),
+    "film": Colwise(output_layouts=R),
+    "mlp.glu": Colwise(),
+    "mlp.down": Rowwise(),
+    "low_rank": Rowwise(),
+    "block.attn.glu": Colwise(),
+    "block.attn.down": Rowwise(),
+    "last": Rowwise(axis="X", input_layouts=(R, R)),
+}
+
+
+def model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return randomised(Model().double())
+
+
+def rows(world: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    draw = [torch.randn(size, generator=generator, dtype=torch.float64) for size in ((2 * world, 3, 6), (2 * world, 3))]
+    return draw[0], draw[1]
+
+
+def check_data_parallel(name: str, wrapped: nn.Module, rank: int, world: int, skip: bool = False) -> None:
+    """Each rank has its rows; the loss is the mean over all."""
+    alone = model()
+    x, z = rows(world)
+    own = slice(2 * rank, 2 * rank + 2)
+    wrapped(x[own], z[own], skip).square().mean().backward()
+    alone(x, z, skip).square().mean().backward()
+    pairs = zip(wrapped.parameters(), alone.named_parameters(), strict=True)
+    for one, (key, other) in pairs:
+        if other.grad is None:
+            assert one.grad is None or whole(one.grad).abs().max() == 0, f"{name}: {key}"
+            continue
+        equal(whole(one.grad), other.grad, f"{name}: {key}")
+    for each in (wrapped, alone):
+        torch.optim.AdamW(each.parameters(), lr=0.1).step()
+    x, z = x[:2], z[:2]
+    equal(wrapped(x, z, skip), alone(x, z, skip), f"{name}: after a step")
+
+
+def check_ddp(rank: int, world: int) -> None:
+    check_data_parallel("ddp", DistributedDataParallel(model()), rank, world)
+    unused = DistributedDataParallel(model(), find_unused_parameters=True)
+    check_data_parallel("ddp, unused", unused, rank, world, skip=True)
+    static = DistributedDataParallel(model(), static_graph=True, gradient_as_bucket_view=True)
+    check_data_parallel("ddp, static", static, rank, world)
+
+
+def fsdp(module: nn.Module, mesh: Any) -> nn.Module:
+    for child in module.children():
+        fully_shard(child, mesh=mesh)
+    return fully_shard(module, mesh=mesh)
+
+
+def check_fsdp(mesh: Any) -> None:
+    """3-D weights and packed ones on dimension 0, of sizes that the number of devices does not divide."""
+    rank, world = mesh.get_local_rank(), mesh.size()
+    check_data_parallel("fsdp", fsdp(model(), mesh), rank, world)
+
+
+def check_model_by_styles(mesh: Any) -> None:
+    sharded, alone = parallelize_module(model(mesh.get_local_rank()), mesh, PLAN), model()
+    for (key, one), other in zip(sharded.named_parameters(), alone.parameters(), strict=True):
+        if isinstance(one, DTensor):
+            equal(one.full_tensor(), other, key)
+        else:  # not in the plan
+            with torch.no_grad():
+                one.copy_(other)
+    x, z = rows(mesh.size())
+    found, expected = sharded(x, z), alone(x, z)
+    equal(found, expected, "model")
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    check_step("model", sharded, alone)
+
+
+def check_both(mesh: Any) -> None:
+    """FSDP2 along one dimension of the mesh, styles along the other."""
+    data, tensor = mesh["data"], mesh["tensor"]
+    sharded = parallelize_module(model(), tensor, PLAN)
+    check_data_parallel("fsdp and styles", fsdp(sharded, data), data.get_local_rank(), data.size())
