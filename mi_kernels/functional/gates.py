@@ -275,7 +275,7 @@ def _diagonal_on_parts(tensors: Sequence[Any], options: dict[str, Any]) -> Any:
     return distributed.run("diagonal", function, named, axes, (Axes("*X"),), cuts)
 
 
-def _gated_on_parts(tensors: Sequence[Any], activation: str) -> Any:
+def _gated_on_parts(tensors: Sequence[Any], activation: Any) -> Any:
     """y of DTensors. Each feature of the gate needs all of x: sharded, it is a call of its own."""
     x, z, *weights = tensors
     if distributed.sharded(*weights):

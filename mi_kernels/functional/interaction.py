@@ -1,6 +1,6 @@
 """The dense interaction and the bilinear form: broadcasting, checks, autocast, choice of a backend, call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -221,7 +221,7 @@ def _interaction(
     segment_ids, weight_ids = map(distributed.whole_index, (segment_ids, weight_ids))
     check_arguments(spelling, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)
     if distributed.given(x, z, *weights):
-        return _on_parts(spelling, x, z, *weights, segment_ids, weight_ids)
+        return _on_parts(spelling, x, z, weights, segment_ids, weight_ids)
     chosen = backends.choose(x)
     if get(chosen).is_reference:
         z = z if segment_ids is None else segments.gather_rows(z, segment_ids)
@@ -245,15 +245,12 @@ def _on_parts(
     spelling: Spelling,
     x: Any,
     z: Any,
-    weight: Any,
-    weight_z: Any,
-    weight_x: Any,
-    bias: Any,
+    weights: Sequence[Any],
     segment_ids: Any,
     weight_ids: Any,
 ) -> Any:
     """y of DTensors."""
-    tensors = {"x": x, "z": z, "weight": weight, "weight_z": weight_z, "weight_x": weight_x, "bias": bias}
+    tensors = {"x": x, "z": z, **dict(zip(_AXES, weights, strict=True))}
     axes = {"x": "*X", "z": "*Z" if segment_ids is None else "GZ", "segment_ids": "*", "weight_ids": "*"}
     for name, letters in _AXES.items():
         own = tensors[name] is not None and tensors[name].dim() > len(letters)

@@ -199,7 +199,7 @@ def _called(
 
 
 def _on_parts(
-    kind: str, tensors: Tensors, lengths: Any, units: int, rule: tuple[bool, str, str]
+    kind: Any, tensors: Tensors, lengths: Any, units: int, rule: tuple[bool, str, str]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out, h_n and c_n of DTensors: rows are independent, and each step needs all units of the one before."""
     given, lstm = tensors._asdict(), KINDS[kind].cell == LSTM

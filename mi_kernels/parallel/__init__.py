@@ -11,9 +11,9 @@ Importing this package does not import ``torch.distributed.tensor``; the first u
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .styles import Colwise, Rowwise
+    from .styles import Colwise, Rowwise, fsdp_placement
 
-__all__ = ["Colwise", "Rowwise"]
+__all__ = ["Colwise", "Rowwise", "fsdp_placement"]
 
 
 def __getattr__(name: str) -> Any:

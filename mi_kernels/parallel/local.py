@@ -78,7 +78,8 @@ def _part(tensor: DTensor, placements: Placed) -> Tensor:
 
 def _strides(local: Tensor, shape: torch.Size) -> tuple[int, ...]:
     """Of the whole tensor, in the memory order of the part."""
-    order = sorted(range(len(shape)), key=lambda dim: (-local.stride(dim), dim))
+    own = local.stride()
+    order = sorted(range(len(shape)), key=lambda dim: (-own[dim], dim))
     strides, step = [0] * len(shape), 1
     for dim in reversed(order):
         strides[dim] = step
@@ -114,8 +115,8 @@ def moved(tensor: DTensor, placements: Placed) -> DTensor:
     return tensor if tuple(tensor.placements) == placements else _Moved.apply(tensor, placements)
 
 
-def halves(packed: DTensor, dim: int = 0) -> tuple[DTensor, DTensor]:
-    """Both halves of a packed weight along ``dim``, whose parts may be those of both halves (`packed_shard`)."""
+def halves(packed: DTensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Both halves of a packed weight along ``dim``; its parts may have those of each (`packed_shard`)."""
     if any(placement.is_shard(dim) and not is_packed(placement, dim) for placement in packed.placements):
         first, second = packed.chunk(2, dim)
         return first, second
@@ -285,7 +286,7 @@ def _cheapest(
     results: Sequence[Axes | None],
     letters: str,
 ) -> rules.Cut:
-    """The cut for a dimension of the mesh that moves the fewest elements; of these, that changes the least."""
+    """The cut for a dimension of the mesh that moves the fewest elements, and changes the least."""
     cuts = [rules.whole(axes, results)]
     for letter in letters:
         found = rules.cut(letter, axes, results) if any(letter in own for own in axes.values()) else None

@@ -44,8 +44,9 @@ def _by_axes(definition: Definition) -> Rule:
             found = rules.cut(letter, axes, results, whole_results=True)
             if found is not None:
                 cuts.append(found)
+        whole = Replicate()  # what is no operand, such as an index
         return [
-            (one.results, _inputs(arguments, lambda name, _, one=one: one.arguments.get(name, Replicate())))
+            (one.results, [one.arguments.get(name, whole) if name in given else None for name in arguments])
             for one in cuts
         ]
 

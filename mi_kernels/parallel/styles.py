@@ -1,5 +1,6 @@
 """Styles for ``torch.distributed.tensor.parallel.parallelize_module``."""
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from .axes import ModuleAxes
-from .local import distribute_packed, moved, packed_shard, to_global, to_local
+from .local import distribute_packed, is_packed, moved, packed_shard, to_global, to_local
 
 Layouts = Placement | Sequence[Placement] | None
 
@@ -46,9 +47,12 @@ class _Style(ParallelStyle):
         for name, letters in axes.parameters.items():
             self._distribute(module, name, _placement(axes, name, letters, axis), device_mesh)
         for child in module.modules():
+            child.register_load_state_dict_pre_hook(_distribute_whole)
             for name, parameter in list(child.named_parameters(recurse=False)):
                 if not isinstance(parameter, DTensor):
                     self._distribute(child, name, Replicate(), device_mesh)
+        if axes.packed:
+            module.register_state_dict_post_hook(_check_packed)
         call = _Call(self, module, device_mesh, axes, axis, sizes)
         module.register_forward_pre_hook(call.inputs, with_kwargs=True)
         module.register_forward_hook(call.result)
@@ -56,18 +60,21 @@ class _Style(ParallelStyle):
 
     def _axes_of(self, module: nn.Module) -> ModuleAxes:
         style, kind = type(self).__name__, type(module).__name__
-        declared = _linear_axes if isinstance(module, nn.Linear) else getattr(module, "_parallel_axes", None)
+        declared = getattr(module, "_parallel_axes", None)
+        if isinstance(module, nn.Linear):
+            declared = functools.partial(_linear_axes, module)
         if declared is None:
             inside = [f"{name} ({type(child).__name__})" for name, child in module.named_children()]
             advice = f"; it has {', '.join(inside)}" if inside else ""
             raise NotImplementedError(
-                f"{style}: expected a module of mi.nn with a sharded form, or an nn.Linear, got {kind}{advice}"
+                f"{style}: expected a module of mi.nn with a sharded form or an nn.Linear, got {kind}{advice}"
             )
-        axes = declared(module) if declared is _linear_axes else declared()
-        for name in axes.parameters:
-            parameter = module._parameters.get(name)
-            if parameter is None:
-                raise NotImplementedError(f"{style}: expected {kind} with {name} as its own parameter")
+        axes: ModuleAxes = declared()
+        for name, letters in axes.parameters.items():
+            parameter: Any = module._parameters.get(name)
+            if parameter is None or parameter.dim() != len(letters):
+                expected = f"a {name} [{', '.join(letters)}] of its own in {kind}"
+                raise NotImplementedError(f"{style}: expected {expected}")
             if isinstance(parameter, DTensor):
                 raise ValueError(
                     f"{style}: {kind}: expected parameters that are not sharded yet, got a DTensor"
@@ -77,18 +84,13 @@ class _Style(ParallelStyle):
     def _distribute(self, module: nn.Module, name: str, placement: Placement, mesh: DeviceMesh) -> None:
         parameter = module._parameters[name]
         assert parameter is not None
-        if isinstance(placement, Shard) or placement.is_replicate():
-            placed = distribute_tensor(
-                parameter.detach(), mesh, [placement], src_data_rank=self.src_data_rank
-            )
-        else:
-            placed = distribute_packed(parameter.detach(), mesh, placement, self.src_data_rank)
+        placed = _distributed(parameter.detach(), mesh, placement, self.src_data_rank)
         setattr(module, name, nn.Parameter(placed, parameter.requires_grad))
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(input_layouts={self.input_layouts}, output_layouts={self.output_layouts}, "
-            f"use_local_output={self.use_local_output})"
+            f"{type(self).__name__}(input_layouts={self.input_layouts},"
+            f" output_layouts={self.output_layouts}, use_local_output={self.use_local_output})"
         )
 
 
@@ -128,6 +130,7 @@ class Colwise(_Style):
     def axis(self, module: nn.Module, axes: ModuleAxes) -> str:
         return axes.result
 
+
 class Rowwise(_Style):
     r"""Shards a module along what it sums over: each device has a term of y, the sum of which is y.
 
@@ -140,9 +143,9 @@ class Rowwise(_Style):
     (a reduce-scatter with ``output_layouts=Shard(0)``); the gradient of x needs none, that of z one.
 
     Args:
-        axis: what is sharded: ``"X"`` (the features of x; I1 of ``Bilinear`` and ``Biaffine``), ``"Z"`` (those
-            of the context; I2) or ``"R"`` (the rank of ``LowRankInteraction``, whose x and z are whole).
-            Default: the rank of ``LowRankInteraction``, of others ``"X"``.
+        axis: what is sharded: ``"X"`` (the features of x; of the first input of ``Bilinear`` and
+            ``Biaffine``), ``"Z"`` (those of the context, of the second one) or ``"R"`` (the rank of
+            ``LowRankInteraction``, whose x and z are whole). Default: that rank, of other modules ``"X"``.
         input_layouts: placement of the first input of ``forward``, or of each of its tensors. Default:
             ``Shard(-1)`` of the input that is sharded, ``Replicate()`` of others.
         output_layouts: placement of the result, ``Replicate()`` by default.
@@ -187,8 +190,9 @@ class Rowwise(_Style):
             raise NotImplementedError(f"Rowwise: {kind}: expected an axis of {known}, got {asked!r}")
         return asked
 
+
 class _Call:
-    """The hooks of a module: its inputs as DTensors where they are needed, its result where it is asked for."""
+    """The hooks of a module: its inputs as DTensors where they are needed, its result as it is asked for."""
 
     def __init__(
         self,
@@ -247,8 +251,72 @@ class _Call:
         return to_local(output, placement) if self.use_local_output else moved(output, placement)
 
 
+def fsdp_placement(parameter: nn.Parameter) -> Shard | None:
+    """Where FSDP2 is to shard a parameter of a module that :class:`Colwise` has sharded already.
+
+    Args:
+        parameter: a parameter, as ``fully_shard(module, shard_placement_fn=...)`` passes it.
+
+    Returns:
+        ``Shard(1)`` for a weight whose two halves are sharded each (of ``GLU`` and ``FiLM``), None (FSDP2's
+        own choice, dimension 0) for all others.
+
+    Shards of such shards along dimension 0 would be parts of neither half: training would be right, but the
+    whole tensor could not be put together again. A state dict of such a module raises.
+
+    Raises:
+        ValueError: the parameter is a packed bias, which has no other dimension.
+
+    Example:
+        >>> mi.parallel.fsdp_placement(torch.nn.Parameter(torch.randn(4, 3))) is None
+        True
+    """
+    if not isinstance(parameter, DTensor) or not any(is_packed(one, 0) for one in parameter.placements):
+        return None
+    if parameter.dim() < 2:
+        raise ValueError(
+            "fsdp_placement: parameter: expected at least 2 dimensions, got a bias of two halves that are"
+            " sharded each, which FSDP2 cannot shard once more: construct the module with bias=False, or"
+            " leave it out of the plan of parallelize_module"
+        )
+    return Shard(1)
+
+
+def _distributed(tensor: Tensor, mesh: DeviceMesh, placement: Placement, source: int | None) -> DTensor:
+    if is_packed(placement, 0):
+        return distribute_packed(tensor, mesh, placement, source)
+    return distribute_tensor(tensor, mesh, [placement], src_data_rank=source)
+
+
+def _distribute_whole(module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
+    """Takes whole tensors, the same on all devices, from a state dict of one process."""
+    parameters: dict[str, Any] = dict(module._parameters)
+    for name, parameter in parameters.items():
+        loaded = state_dict.get(prefix + name)
+        if not isinstance(parameter, DTensor) or isinstance(loaded, DTensor) or loaded is None:
+            continue
+        if loaded.shape == parameter.shape and parameter.device_mesh.ndim == 1:
+            loaded = loaded.to(parameter.device)
+            placement = parameter.placements[0]
+            state_dict[prefix + name] = _distributed(loaded, parameter.device_mesh, placement, None)
+
+
+def _check_packed(module: nn.Module, state_dict: Any, prefix: str, _: Any) -> None:
+    """Refuses a state dict with shards along dimension 0 of a packed parameter that is sharded there."""
+    for name in module._parameters:
+        parameter = state_dict.get(prefix + name)
+        if isinstance(parameter, DTensor):
+            shards = [one for one in parameter.placements if getattr(one, "dim", None) == 0]
+            if len(shards) > 1:
+                raise RuntimeError(
+                    f"{type(module).__name__}: {name}: expected one mesh dimension that shards dimension 0 of"
+                    f" packed halves, got {parameter.placements}: pass"
+                    " shard_placement_fn=mi.parallel.fsdp_placement to fully_shard"
+                )
+
+
 def _linear_axes(module: nn.Module) -> ModuleAxes:
-    parameters = {"weight": "OX"} | ({} if module.bias is None else {"bias": "O"})
+    parameters = {"weight": "OX"} | ({} if module._parameters.get("bias") is None else {"bias": "O"})
     return ModuleAxes(("X",), "O", parameters, "X")
 
 

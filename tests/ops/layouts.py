@@ -1,4 +1,8 @@
-"""Layouts of every public function on the devices of a mesh: what lies where, and what it costs."""
+"""Layouts of every public function on the devices of a mesh: what lies where, and what it costs.
+
+No layout of this table needs a collective in its forward pass, its backward pass or the derivatives of that:
+what is missing is a sum that somebody has to ask for.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,7 +10,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 import mi_kernels as mi
 
@@ -228,3 +233,73 @@ LAYOUTS: dict[str, Layout] = {
         "residual", mi.gated_residual, ("BTX", "BTX", "B1X"), {"B": Shard(0), "T": Shard(1), "X": Shard(2)}
     ),
 }
+
+
+# Registered as operations of DTensor, which shards no dimension that is smaller than the number of devices.
+ELEMENTWISE = ("modulate", "mix", "norm", "residual")
+
+
+def _equal(found: Any, expected: torch.Tensor, what: str) -> None:
+    torch.testing.assert_close(
+        found.full_tensor(),
+        expected,
+        rtol=1e-12,
+        atol=1e-12,
+        msg=lambda text: f"{what} {found.placements}: {text}",
+    )
+
+
+def check_layout(name: str, layout: Layout, mesh: Any, second: bool) -> None:
+    """Values and gradients of one process, with ``second`` those of the gradients too, and no collective."""
+    torch.manual_seed(1)
+    tensors = layout.arguments()
+    leaves = [
+        distribute_tensor(tensor.detach(), mesh, [placed]).requires_grad_()
+        for tensor, placed in zip(tensors, layout.placements(), strict=True)
+    ]
+    grad = torch.randn_like(layout.function(*tensors))
+    where = R if layout.result.is_partial() else layout.result
+    grads = distribute_tensor(grad, mesh, [where]).requires_grad_()
+    grad.requires_grad_()
+    with CommDebugMode() as mode:
+        y = layout.function(*leaves)
+        found = torch.autograd.grad(y, leaves, grads, create_graph=second)
+    expected = layout.function(*tensors)
+    gradients = torch.autograd.grad(expected, tensors, grad, create_graph=second)
+    _equal(y, expected, name)
+    for index, (one, other) in enumerate(zip(found, gradients, strict=True)):
+        _equal(one, other, f"{name}: gradient {index}")
+    small = min(_SIZES[layout.cut], layout.sizes.get(layout.cut, 99)) < mesh.size()
+    if small and name.startswith(ELEMENTWISE):
+        return
+    assert mode.get_total_counts() == 0, (name, mode.get_comm_counts())
+    assert y.placements == (layout.result,), (name, y.placements)
+    placed = [one.placements[0] for one in found]
+    assert placed == layout.gradients(), (name, placed)
+    if second:
+        check_second(name, mesh, placed, (*leaves, grads), found, (*tensors, grad), gradients)
+
+
+def check_second(
+    name: str, mesh: Any, placed: Any, leaves: Any, found: Any, tensors: Any, gradients: Any
+) -> None:
+    """Derivatives of the gradients."""
+    cotangents = [torch.randn_like(gradient) for gradient in gradients]
+    parts = [
+        distribute_tensor(cotangent, mesh, [R if place.is_partial() else place])
+        for cotangent, place in zip(cotangents, placed, strict=True)
+    ]
+    with CommDebugMode() as mode:
+        results = torch.autograd.grad(found, leaves, parts, allow_unused=True)
+    assert mode.get_total_counts() == 0, (name, mode.get_comm_counts())
+    expected = torch.autograd.grad(gradients, tensors, cotangents, allow_unused=True)
+    for index, (one, other) in enumerate(zip(results, expected, strict=True)):
+        if one is not None and other is not None:
+            _equal(one, other, f"{name}: second derivative {index}")
+        else:
+            assert one is other or (one if other is None else other).abs().max().item() == 0, (name, index)
+
+
+def check_layouts(mesh: Any, second: bool) -> None:
+    for name, layout in LAYOUTS.items():
+        check_layout(name, layout, mesh, second)

@@ -1,19 +1,24 @@
-"""DTensor: every call on replicated tensors, and on rows and groups that are sharded, in two processes."""
+"""DTensor: every call on replicated tensors, and on rows and groups that are sharded, in two processes.
+
+Every layout of layouts.py, and modules by styles, DDP and FSDP2 (parallel_modules.py), in two and four.
+"""
 
 import os
 import socket
+import warnings
 
+import parallel_modules as modules
 import pytest
 import torch
 import torch.multiprocessing as processes
 from calls import CALLS
+from layouts import check_layouts
 from torch import distributed
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 
 import mi_kernels as mi
 from mi_kernels.ops.library import DEFINED, twins
 
-WORLD = 2
 # PyTorch refuses to mix plain segment_ids with DTensors.
 RECURRENT = ("mlstm", "mi-gru", "second-order")  # replicated, whatever comes
 PLAIN_IDS = ("segments", "segments-generated", "low-rank-weights-segments")
@@ -69,16 +74,31 @@ def check_groups(mesh):
     assert where == gradients[1].placements == (Shard(0),)
 
 
-def check_all(rank, port):
+def check_all(rank, world, port):
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # on results that are views
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
     try:
-        mesh = init_device_mesh("cpu", (WORLD,))
+        mesh = init_device_mesh("cpu", (world,))
         torch.manual_seed(0)
-        check_calls(mesh)
-        check_modulation_along_features(mesh)
-        check_groups(mesh)
+        if world == 2:
+            check_calls(mesh)
+            check_modulation_along_features(mesh)
+            check_groups(mesh)
+            modules.check_errors(mesh)
+            modules.check_meta(mesh)
+        else:
+            both = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "tensor"))
+            modules.check_both(both)
+            modules.check_two(both)
+        check_layouts(mesh, second=world == 2)
+        modules.check_styles(mesh)
+        modules.check_model_by_styles(mesh)
+        modules.check_ddp(rank, world)
+        modules.check_fsdp(mesh)
+        modules.check_state(mesh)
+        modules.check_orders(mesh)
     finally:
         distributed.destroy_process_group()
     # DTensor's caches keep the group, and with it gloo's threads: one that drops its last tensor while Python
@@ -87,11 +107,12 @@ def check_all(rank, port):
 
 
 @pytest.mark.subprocess
-def test_values_and_gradients():
+@pytest.mark.parametrize("world", [2, 4])
+def test_values_and_gradients(world):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    processes.spawn(check_all, (port,), nprocs=WORLD)
+    processes.spawn(check_all, (world, port), nprocs=world)
 
 
 def test_every_operation_has_a_rule():
