@@ -110,8 +110,8 @@ class Colwise(_Style):
         output_layouts: placement of the result, ``Shard(-1)`` by default (that of the features).
         use_local_output: whether the result is this device's part, a plain tensor, or a DTensor.
 
-    For ``MultiplicativeInteraction``, ``Bilinear``, ``Biaffine``, ``HyperLinear``, ``GatedInteraction``,
-    ``DiagonalInteraction``, ``FiLM``, ``LowRankInteraction`` (its P, U, V and c), ``GLU`` and ``nn.Linear``.
+    For ``MultiplicativeInteraction``, ``Bilinear``, ``Biaffine``, ``HyperLinear``, the gates of a context,
+    ``FiLM``, ``LowRankInteraction`` (its P, U, V and c), ``GLU`` and ``nn.Linear``.
     Sizes need not be divisible by the number of devices. Halves that are packed in one weight (``GLU``,
     ``FiLM``) are sharded each; the parameter is still one DTensor of the shape it had.
 
