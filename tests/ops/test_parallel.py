@@ -4,8 +4,10 @@ Every layout of layouts.py, and modules by styles, DDP and FSDP2 (parallel_modul
 """
 
 import os
+import re
 import socket
 import warnings
+from pathlib import Path
 
 import parallel_modules as modules
 import pytest
@@ -19,6 +21,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 import mi_kernels as mi
 from mi_kernels.ops.library import DEFINED, twins
 
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "distributed.md"
 # PyTorch refuses to mix plain segment_ids with DTensors.
 RECURRENT = ("mlstm", "mi-gru", "second-order")  # replicated, whatever comes
 PLAIN_IDS = ("segments", "segments-generated", "low-rank-weights-segments")
@@ -74,6 +77,13 @@ def check_groups(mesh):
     assert where == gradients[1].placements == (Shard(0),)
 
 
+def check_guide():
+    """The blocks of docs/guides/distributed.md, which are one program for two processes."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 4
+    exec(compile("\n".join(blocks), str(GUIDE), "exec"), {"__name__": "guide"})
+
+
 def check_all(rank, world, port):
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # on results that are views
@@ -88,6 +98,7 @@ def check_all(rank, world, port):
             check_groups(mesh)
             modules.check_errors(mesh)
             modules.check_meta(mesh)
+            check_guide()
         else:
             both = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "tensor"))
             modules.check_both(both)
