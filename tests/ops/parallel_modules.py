@@ -507,3 +507,56 @@ def check_errors(mesh: Any) -> None:
     x, weight = (distribute_tensor(torch.randn(size), mesh, [R]) for size in ((4, 6), (5, 3, 6)))
     with pytest.raises(TypeError, match="^interaction: z: expected a DTensor, as other arguments are"):
         mi.interaction(x, torch.randn(4, 3), weight)
+
+
+def check_other_calls(mesh: Any) -> None:
+    """What needs collectives, or has another way: the values and gradients of one process."""
+    torch.manual_seed(7)
+    columns, rows_first = Shard(0), Shard(0)
+    ids = torch.tensor([1, 0, 1, 2])
+
+    def gated(x, z, weight, weight_x, shift):
+        return mi.diagonal(x, z, weight, None, shift, None, weight_x=weight_x, activation="sigmoid")
+
+    def packed(x, weight, bias):
+        return mi.glu(x, weight, bias, gate_first=False)
+
+    def by_segment(x, z, weight):
+        given = distribute_tensor(ids, mesh, [rows_first]) if isinstance(x, DTensor) else ids
+        return mi.interaction(x, z, weight, segment_ids=given)
+
+    calls: dict[str, Any] = {
+        "diagonal with G": (
+            gated,
+            ((4, 6), (4, 3), (6, 3), (6, 6), (6, 3)),
+            (R, R, columns, columns, columns),
+        ),
+        "softmax": (
+            lambda *given: mi.gated_interaction(*given, activation="softmax"),
+            ((4, 6), (4, 3), (6, 3, 6)),
+            (R, R, columns),
+        ),
+        "halves in one part each": (packed, ((4, 6), (10, 6), (10,)), (R, Shard(0), Shard(0))),
+        "whole halves": (packed, ((4, 6), (10, 6), (10,)), (Shard(0), R, R)),
+        "indices": (by_segment, ((4, 6), (3, 3), (5, 3, 6)), (rows_first, R, R)),
+        "rows and outputs": (mi.interaction, ((4, 6), (4, 3), (5, 3, 6)), (rows_first, rows_first, columns)),
+        "sums": (mi.interaction, ((4, 6), (4, 3), (5, 3, 6)), (Shard(1), Shard(1), columns)),
+    }
+    for name, (function, shapes, placements) in calls.items():
+        tensors = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+        leaves = [
+            distribute_tensor(tensor.detach(), mesh, [place]).requires_grad_()
+            for tensor, place in zip(tensors, placements, strict=True)
+        ]
+        y, expected = function(*leaves), function(*tensors)
+        equal(y.full_tensor(), expected, name)
+        found = torch.autograd.grad(y.full_tensor().sin().sum(), leaves)
+        for one, other in zip(found, torch.autograd.grad(expected.sin().sum(), tensors), strict=True):
+            equal(one.full_tensor(), other, name)
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in ((4, 6), (4, 3), (5, 3, 6))]
+    parts = [distribute_tensor(tensor, mesh, [R]) for tensor in tensors]
+    equal(
+        mi.interaction(parts[0], parts[1], mi.pack(parts[2])).full_tensor(),
+        mi.interaction(*tensors),
+        "packed",
+    )

@@ -1,6 +1,7 @@
 """DTensor: every call on replicated tensors, and on rows and groups that are sharded, in two processes.
 
-Every layout of layouts.py, and modules by styles, DDP and FSDP2 (parallel_modules.py), in two and four.
+Every cut of the registered operations; every layout of layouts.py, and modules by styles, DDP and FSDP2
+(parallel_modules.py), in two and four.
 """
 
 import os
@@ -15,6 +16,7 @@ import torch
 import torch.multiprocessing as processes
 from calls import CALLS
 from layouts import check_layouts
+from parallel_operations import check_operations
 from torch import distributed
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 
@@ -96,6 +98,7 @@ def check_all(rank, world, port):
             check_calls(mesh)
             check_modulation_along_features(mesh)
             check_groups(mesh)
+            check_operations(mesh)
             modules.check_errors(mesh)
             modules.check_meta(mesh)
             check_guide()
@@ -110,6 +113,7 @@ def check_all(rank, world, port):
         modules.check_fsdp(mesh)
         modules.check_state(mesh)
         modules.check_orders(mesh)
+        modules.check_other_calls(mesh)
     finally:
         distributed.destroy_process_group()
     # DTensor's caches keep the group, and with it gloo's threads: one that drops its last tensor while Python

@@ -47,7 +47,7 @@ def _flops(x, z, weight_x, weight_z, *_, **__):
 
 
 def _results(arguments):
-    kept = Axes("BN") if arguments["keep"] else None
+    kept = Axes("BN" if arguments["keep"] else "0N")  # [0, N] where it is not kept
     return [Axes("BN" if arguments["ranks"] == 1 else "BO"), kept, kept]
 
 
