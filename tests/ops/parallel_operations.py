@@ -27,7 +27,7 @@ def _is_small(tensor: Any, placement: Any, mesh: Any) -> bool:
 
 
 def check_operation(name: str, arguments: tuple[Any, ...], mesh: Any) -> list[str]:
-    """Every cut has the results of one device, where the rule says, without a collective; returns the cuts."""
+    """Every cut has the results of one device, where the rule says, without a collective. The cuts."""
     operation = twins(name)[0]
     names = [argument.name for argument in operation._schema.arguments]
     whole = [_placed(value, Replicate(), mesh) for value in arguments]

@@ -7,6 +7,8 @@ Every cut of the registered operations; every layout of layouts.py, and modules 
 import os
 import re
 import socket
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -128,6 +130,17 @@ def test_values_and_gradients(world):
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     processes.spawn(check_all, (world, port), nprocs=world)
+
+
+@pytest.mark.subprocess
+def test_styles_are_imported_by_their_first_use():
+    lines = (
+        "import sys, mi_kernels as mi",
+        "assert 'torch.distributed.tensor' not in sys.modules and 'Colwise' in dir(mi.parallel)",
+        "mi.parallel.Colwise()",
+        "assert 'torch.distributed.tensor' in sys.modules and not hasattr(mi.parallel, 'Nothing')",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=300)
 
 
 def test_every_operation_has_a_rule():
