@@ -263,7 +263,7 @@ def eager_cpu(tensor: object, family: str = "interaction") -> str | None:
     """`choose` in a microsecond: "cpu" for a call that nothing casts or traces, None for any other."""
     if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor) or not tensor.is_cpu:
         return None
-    if is_distributed(tensor):
+    if type(tensor) is not torch.Tensor and is_distributed(tensor):
         return None
     name = _selected.name
     if name == "auto":

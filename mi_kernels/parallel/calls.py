@@ -37,13 +37,12 @@ def whole_index(index: Any) -> Any:
 
 def sharded(*tensors: Any) -> bool:
     """Whether one of the tensors is sharded along its first dimension."""
-    return any(
-        placement.is_shard(0) for tensor in tensors if tensor is not None for placement in tensor.placements
-    )
+    placements = [placement for tensor in tensors for placement in getattr(tensor, "placements", ())]
+    return any(placement.is_shard(0) for placement in placements)
 
 
 def halves(packed: Any) -> Any:
-    """See `local.halves`."""
+    """See `local.halves`; of a plain tensor, which `run` refuses by name."""
     from . import local
 
-    return local.halves(packed)
+    return local.halves(packed) if is_distributed(packed) else packed.chunk(2)

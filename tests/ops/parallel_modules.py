@@ -507,6 +507,10 @@ def check_errors(mesh: Any) -> None:
     x, weight = (distribute_tensor(torch.randn(size), mesh, [R]) for size in ((4, 6), (5, 3, 6)))
     with pytest.raises(TypeError, match="^interaction: z: expected a DTensor, as other arguments are"):
         mi.interaction(x, torch.randn(4, 3), weight)
+    with pytest.raises(TypeError, match="^glu: weight: expected a DTensor"):
+        mi.glu(x, torch.randn(8, 6))
+    with pytest.raises(TypeError, match="^gated_interaction: weight: expected a DTensor"):
+        mi.gated_interaction(x, distribute_tensor(torch.randn(4, 3), mesh, [R]), torch.randn(6, 3, 6))
 
 
 def check_other_calls(mesh: Any) -> None:
