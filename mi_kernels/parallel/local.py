@@ -125,8 +125,10 @@ def halves(packed: DTensor, dim: int = 0) -> tuple[Tensor, Tensor]:
 
 def packed_shard(dim: int) -> Placement:
     """The placement of two tensors, one behind the other along ``dim``, each sharded along it."""
-    from torch.distributed.tensor.placement_types import _StridedShard
-
+    try:
+        from torch.distributed.tensor.placement_types import _StridedShard
+    except ImportError as error:  # private
+        raise NotImplementedError("this release of PyTorch cannot shard both halves of a weight") from error
     return _StridedShard(dim, split_factor=2)
 
 

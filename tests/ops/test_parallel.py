@@ -26,9 +26,7 @@ import mi_kernels as mi
 from mi_kernels.ops.library import DEFINED, twins
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "distributed.md"
-# PyTorch refuses to mix plain segment_ids with DTensors.
-RECURRENT = ("mlstm", "mi-gru", "second-order")  # replicated, whatever comes
-PLAIN_IDS = ("segments", "segments-generated", "low-rank-weights-segments")
+RECURRENT = ("mlstm", "mi-gru", "second-order")  # whose rows are their second dimension: layouts.py
 
 
 def distributed_leaf(tensor, mesh, placement):
@@ -50,12 +48,10 @@ def agrees(call, tensors, placements, mesh):
 
 def check_calls(mesh):
     for name, call in CALLS.items():
-        if name in PLAIN_IDS:
-            continue
         tensors = call.arguments(torch.float64)
         where, _ = agrees(call, tensors, [Replicate()] * len(tensors), mesh)
         assert where == (Replicate(),), name
-        if name in ("pairs", "diagonal-shared", "shared", "third-order-shared", *RECURRENT):
+        if name in RECURRENT:
             continue
         # Rows of x and of the contexts; of modulation what has them.
         rows = len(tensors[0])
