@@ -237,6 +237,12 @@ def check_step(name: str, sharded: nn.Module, alone: nn.Module) -> None:
 def check_styles(mesh: Any) -> None:
     for name, case in CASES.items():
         check_style(name, case, mesh)
+    layer = parallelize_module(_dense(), mesh, Colwise())
+    x, z = torch.randn(_X).requires_grad_(), torch.randn(_Z)
+    y = layer(x, z=z)
+    with CommDebugMode() as mode:
+        y.sum().backward()
+    assert counts(mode) == REDUCE, counts(mode)  # no gradient of z
 
 
 class Model(nn.Module):
