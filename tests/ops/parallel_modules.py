@@ -548,6 +548,12 @@ def check_other_calls(mesh: Any) -> None:
         ),
         "halves in one part each": (packed, ((4, 6), (10, 6), (10,)), (R, Shard(0), Shard(0))),
         "whole halves": (packed, ((4, 6), (10, 6), (10,)), (Shard(0), R, R)),
+        "channels of a norm": (mi.norm_modulate, ((4, 3, 6), (4, 1, 6)), (Shard(2), Shard(2))),
+        "units": (
+            lambda *given: mi.multiplicative_rnn("mi_gru", given[0], None, *given[1:])[0],
+            ((3, 4, 6), (15, 6), (15, 5)),
+            (R, Shard(0), Shard(0)),
+        ),
         "indices": (by_segment, ((4, 6), (3, 3), (5, 3, 6)), (rows_first, R, R)),
         "rows and outputs": (mi.interaction, ((4, 6), (4, 3), (5, 3, 6)), (rows_first, rows_first, columns)),
         "sums": (mi.interaction, ((4, 6), (4, 3), (5, 3, 6)), (Shard(1), Shard(1), columns)),
