@@ -1,6 +1,6 @@
 """Fused kernels for multiplicative interactions, y = z^T W x + U z + V x + b, in PyTorch."""
 
-from . import nn
+from . import nn, parallel
 from ._version import __version__
 from .backends import BackendName, backend
 from .explain import explain
@@ -58,6 +58,7 @@ __all__ = [
     "nn",
     "norm_modulate",
     "pack",
+    "parallel",
     "patch",
     "patched",
     "split_head",

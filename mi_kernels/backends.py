@@ -16,6 +16,7 @@ from . import libraries, planners, records, verified
 from .ops.backend import Automatic, Backend, get, register, registered
 from .ops.compiling import constant_while_compiling
 from .ops.dtypes import FLOATING
+from .ops.rules import is_distributed
 from .ops.triton import interpreting
 
 BackendName = Literal["auto", "reference", "portable", "cpu", "triton", "cuda"]
@@ -261,6 +262,8 @@ def is_open() -> bool:
 def eager_cpu(tensor: object, family: str = "interaction") -> str | None:
     """`choose` in a microsecond: "cpu" for a call that nothing casts or traces, None for any other."""
     if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor) or not tensor.is_cpu:
+        return None
+    if type(tensor) is not torch.Tensor and is_distributed(tensor):
         return None
     name = _selected.name
     if name == "auto":

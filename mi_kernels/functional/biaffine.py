@@ -1,5 +1,6 @@
 """The biaffine form, all pairs of two sequences: checks, autocast, choice of a backend, call."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,9 @@ from ..ops.backend import get
 from ..ops.checks import check_flag
 from ..ops.interaction import biaffine as pairs
 from ..ops.interaction import plan_biaffine, reference
+from ..ops.library import Axes
 from ..ops.plan import Plan
+from ..parallel import calls as distributed
 from ._arguments import autocast
 
 __all__ = ["biaffine"]
@@ -77,12 +80,27 @@ def biaffine(
     lead = _check(input1, input2, weight, bias, ones, channels_first)
     one1, one2 = map(bool, ones)
     bias = _expanded(bias, weight.shape[0])
+    if distributed.given(input1, input2, weight, bias):
+        return _on_parts(input1, input2, weight, bias, one1, one2, bool(channels_first))
     chosen = backends.choose(input1)
     if get(chosen).is_reference:
         return reference.biaffine(input1, input2, weight, bias, (one1, one2), bool(channels_first))
     first, second = _flattened(input1, lead), _flattened(input2, lead)
     y = pairs.biaffine(chosen, first, second, weight, bias, one1, one2, bool(channels_first))
     return y if len(lead) == 1 else y.view(*lead, *y.shape[1:])
+
+
+def _on_parts(
+    input1: Any, input2: Any, weight: Any, bias: Any, one1: bool, one2: bool, channels_first: bool
+) -> Any:
+    """y of DTensors. An axis of W that has a one more than the input is not cut."""
+    first, second = "i" if one1 else "I", "j" if one2 else "J"
+    axes = {"input1": "*LI", "input2": "*MJ", "weight": f"O{first}{second}", "bias": "O"}
+    result = Axes("*OLM" if channels_first else "*LMO", (("input1", "input2", "weight"), ("bias",)))
+    tensors = dict(zip(axes, (input1, input2, weight, bias), strict=True))
+    function = functools.partial(biaffine, ones=(one1, one2), channels_first=channels_first)
+    cuts = "*LMO" + ("" if one1 else "I") + ("" if one2 else "J")
+    return distributed.run("biaffine", function, tensors, axes, (result,), cuts)
 
 
 def _flattened(tensor: Tensor, lead: torch.Size) -> Tensor:

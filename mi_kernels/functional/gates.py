@@ -1,5 +1,6 @@
 """The public functions of gates and modulation: broadcasting, checks, autocast, choice of a backend, call."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,13 +27,16 @@ from ..ops.gate import plan as gate_plan
 from ..ops.gate import reference as gate_reference
 from ..ops.interaction import autograd as dense
 from ..ops.interaction.shared import flatten_rows
+from ..ops.library import Axes
 from ..ops.modulate import autograd as elementwise
 from ..ops.modulate import mixed, small
 from ..ops.modulate import plan as modulate_plan
 from ..ops.modulate import reference as modulate_reference
 from ..ops.plan import Plan
 from ..ops.rules import without_features
+from ..parallel import calls as distributed
 from ._arguments import autocast, expand_bias, promoted_dtype, same_rank
+from .interaction import interaction
 
 __all__ = ["diagonal", "gated_interaction", "modulate"]
 
@@ -163,6 +167,8 @@ def diagonal(
     lead = _check_diagonal(tensors, activation, scale_offset)
     x, z, weight, bias, shift_weight, shift_bias, weight_x = tensors
     options: dict[str, Any] = {"activation": activation, "scale_offset": scale_offset}
+    if distributed.given(*tensors):
+        return _diagonal_on_parts(tensors, options)
     chosen = backends.choose(x, "diagonal")
     shared = weight_x is None and z.shape[:-1] != lead
     if get(chosen).is_reference or (shared and torch.compiler.is_compiling()):
@@ -233,6 +239,8 @@ def gated_interaction(
     tensors = _expand_biases(autocast(given), 5)
     lead = _check_gated(tensors, activation)
     x, z, *weights = tensors
+    if distributed.given(*tensors):
+        return _gated_on_parts(tensors, activation)
     chosen = backends.choose(x, "gated_interaction")
     if get(chosen).is_reference:
         return gate_reference.gated_interaction(x, z, *weights, activation=activation)
@@ -246,6 +254,36 @@ _DIAGONAL_NAMES = ("x", "z", "weight", "bias", "shift_weight", "shift_bias", "we
 _DIAGONAL_AXES = ("XZ", "X", "XZ", "X", "XX")
 _GATED_NAMES = ("x", "z", "weight", "weight_z", "weight_x", "bias")
 _GATED_AXES = ("XZX", "XZ", "XX", "X")
+
+
+def _diagonal_on_parts(tensors: Sequence[Any], options: dict[str, Any]) -> Any:
+    """y of DTensors. With G each feature of the gate needs all of x: then it is a call of its own."""
+    named = dict(zip(_DIAGONAL_NAMES, tensors, strict=True))
+    x, z, weight, bias, shift_weight, shift_bias, weight_x = tensors
+    if weight_x is not None and distributed.sharded(weight_x, weight):
+        gate = interaction(x, z, None, weight, weight_x, bias)
+        shift = None
+        if shift_weight is not None:
+            shift = interaction(x, z, None, shift_weight, None, shift_bias)
+        elif shift_bias is not None:
+            shift = shift_bias
+        return modulate(x, gate, shift, **options)
+    axes = {"x": "*X", "z": "*Z", "weight": "XZ", "bias": "X", "shift_weight": "XZ", "shift_bias": "X"}
+    axes["weight_x"] = "XX"
+    cuts = "*" if options["activation"] == "softmax" else "*X"
+    function = functools.partial(diagonal, **options)
+    return distributed.run("diagonal", function, named, axes, (Axes("*X"),), cuts)
+
+
+def _gated_on_parts(tensors: Sequence[Any], activation: Any) -> Any:
+    """y of DTensors. Each feature of the gate needs all of x: sharded, it is a call of its own."""
+    x, z, *weights = tensors
+    if distributed.sharded(*weights):
+        return modulate(x, interaction(x, z, *weights), activation=activation)
+    axes = {"x": "*X", "z": "*Z", "weight": "XZX", "weight_z": "XZ", "weight_x": "XX", "bias": "X"}
+    named = dict(zip(axes, tensors, strict=True))
+    function = functools.partial(gated_interaction, activation=activation)
+    return distributed.run("gated_interaction", function, named, axes, (Axes("*X"),), "*")
 
 
 def _modulated(

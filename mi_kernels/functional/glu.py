@@ -1,5 +1,6 @@
 """Gated linear units: checks, autocast, choice of a backend, call."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from ..ops.dtypes import FLOATING
 from ..ops.dual_linear import autograd as rules
 from ..ops.dual_linear import eager, plan, reference
 from ..ops.interaction.shared import flatten_rows
+from ..ops.library import Axes
 from ..ops.plan import Plan
+from ..parallel import calls as distributed
 from ._arguments import autocast, expand_bias_to
 
 __all__ = ["glu"]
@@ -74,6 +77,8 @@ def glu(
     if y is not None:
         return y
     x, weight, bias, weight_value, bias_value = _prepared(autocast(tensors), activation, gate_first)
+    if distributed.given(x, weight, bias, weight_value, bias_value):
+        return _on_parts(x, weight, bias, weight_value, bias_value, activation, gate_first)
     chosen = backends.choose(x, "glu")
     if get(chosen).is_reference:
         values: dict[str, Any] = {"weight_value": weight_value, "bias_value": bias_value}
@@ -84,6 +89,22 @@ def glu(
         chosen, activation, gate_first, flatten_rows(x, lead), weight, bias, weight_value, bias_value
     )
     return y if len(lead) == 1 else y.view(*lead, y.shape[-1])
+
+
+def _on_parts(
+    x: Any, weight: Any, bias: Any, weight_value: Any, bias_value: Any, activation: Any, gate_first: Any
+) -> Any:
+    """y of DTensors."""
+    if weight_value is None:
+        weight, weight_value = distributed.halves(weight)
+        bias, bias_value = (None, None) if bias is None else distributed.halves(bias)
+        if not gate_first:
+            weight, weight_value, bias, bias_value = weight_value, weight, bias_value, bias
+    axes = {"x": "*X", "weight": "HX", "bias": "H", "weight_value": "HX", "bias_value": "H"}
+    tensors = dict(zip(axes, (x, weight, bias, weight_value, bias_value), strict=True))
+    cuts = "*" if activation == "softmax" else "*H"
+    function = functools.partial(glu, activation=activation)
+    return distributed.run("glu", function, tensors, axes, (Axes("*H"),), cuts)
 
 
 def _prepared(tensors: Sequence[Any], activation: Any, gate_first: Any) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """The public functions of hypernetworks: generate weights from contexts, apply generated weights."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,9 @@ from ..ops.checks import (
 )
 from ..ops.interaction import eager, low_rank_weights, plan_generated, reference, segments, shared
 from ..ops.interaction.arguments import check_features, common_lead
+from ..ops.library import Axes
 from ..ops.plan import Plan
+from ..parallel import calls as distributed
 from ._arguments import autocast, expand_bias
 
 __all__ = ["apply_generated", "apply_low_rank", "generate"]
@@ -70,6 +73,8 @@ def generate(
     z, weight, weight_z, weight_x, bias = autocast((z, weight, weight_z, weight_x, bias))
     bias = expand_bias(bias, weight, weight_z, weight_x)
     _check_generate(z, weight, weight_z, weight_x, bias)
+    if distributed.given(z, weight, weight_z, weight_x, bias):
+        return _generate_on_parts(z, weight, weight_z, weight_x, bias)
     chosen = backends.choose(z)
     lead, generated, offset = z.shape[:-1], None, None
     if get(chosen).is_reference:
@@ -131,7 +136,10 @@ def apply_generated(
     if y is not None:
         return y
     x, weight, bias = autocast((x, weight, bias))
+    segment_ids = distributed.whole_index(segment_ids)
     lead = _check_apply(x, weight, bias, segment_ids)
+    if distributed.given(x, weight, bias):
+        return _apply_on_parts(x, weight, bias, segment_ids)
     if bias is not None:
         bias = bias.expand(weight.shape[:-1])
     chosen = backends.choose(x)
@@ -200,7 +208,10 @@ def apply_low_rank(
         if y is not None:
             return y
     x, down, up, base = autocast((x, down, up, base))
+    segment_ids = distributed.whole_index(segment_ids)
     _check_low_rank(x, down, up, base, scale, segment_ids)
+    if distributed.given(x, down, up, base):
+        return _low_rank_on_parts(x, down, up, base, scale, segment_ids)
     chosen = backends.choose(x)
     if get(chosen).is_reference:
         if segment_ids is not None:
@@ -212,6 +223,40 @@ def apply_low_rank(
         if y is not None:
             return y
     return low_rank_weights.apply(chosen, x, down, up, base, scale, segment_ids)
+
+
+def _generate_on_parts(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> Any:
+    """W' and b' of DTensors."""
+    axes = {"z": "*Z", "weight": "OZX", "weight_z": "OZ", "weight_x": "OX", "bias": "O"}
+    tensors = dict(zip(axes, (z, weight, weight_z, weight_x, bias), strict=True))
+    layer = Axes("*OX", (("z", "weight"), ("weight_x",)))
+    offset = None if weight_z is None and bias is None else Axes("*O", (("z", "weight_z"), ("bias",)))
+    return distributed.run("generate", generate, tensors, axes, (layer, offset), "*OZX")
+
+
+def _apply_on_parts(x: Any, weight: Any, bias: Any, segment_ids: Any) -> Any:
+    """y of DTensors."""
+    lead = "*" if segment_ids is None else "G"
+    axes = {"x": "*X", "weight": lead + "OX", "bias": lead + "O", "segment_ids": "*"}
+    if bias is not None and bias.shape[-1] != weight.shape[-2]:
+        bias = bias.expand(*bias.shape[:-1], weight.shape[-2])
+    if bias is not None and segment_ids is not None:
+        bias = bias.expand(weight.shape[:-1])
+    tensors = {"x": x, "weight": weight, "bias": bias, "segment_ids": segment_ids}
+    result = Axes("*O", (("x", "weight"), ("bias",)))
+    return distributed.run("apply_generated", apply_generated, tensors, axes, (result,), "*OX")
+
+
+def _low_rank_on_parts(x: Any, down: Any, up: Any, base: Any, scale: Any, segment_ids: Any) -> Any:
+    """y of DTensors."""
+    lead = "*" if segment_ids is None else "G"
+    axes = {"x": "*X", "down": lead + "RX", "up": lead + "OR", "base": "*O", "segment_ids": "*"}
+    if base is not None and base.shape[-1:] != up.shape[-2:-1]:
+        base = base.expand(*base.shape[:-1], up.shape[-2])
+    tensors = {"x": x, "down": down, "up": up, "base": base, "segment_ids": segment_ids}
+    result = Axes("*O", (("x", "down", "up"), ("base",)))
+    function = functools.partial(apply_low_rank, scale=scale)
+    return distributed.run("apply_low_rank", function, tensors, axes, (result,), "*ORX")
 
 
 def _check_generate(z: Any, weight: Any, weight_z: Any, weight_x: Any, bias: Any) -> None:

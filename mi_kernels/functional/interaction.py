@@ -1,6 +1,6 @@
 """The dense interaction and the bilinear form: broadcasting, checks, autocast, choice of a backend, call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,10 @@ from ..ops.interaction import (
 )
 from ..ops.interaction.arguments import BILINEAR, INTERACTION, Spelling, check_arguments
 from ..ops.interaction.packed_weight import PackedWeight
+from ..ops.library import Axes
 from ..ops.plan import Plan
-from ..ops.rules import differentiating
+from ..ops.rules import differentiating, is_distributed
+from ..parallel import calls as distributed
 from ._arguments import autocast, autocast_dtype, expand_bias_to
 
 __all__ = ["bilinear", "interaction", "pack"]
@@ -216,7 +218,10 @@ def _interaction(
             return y
     x, z, *weights = autocast((x, z, weight, *others))
     weights = [*weights[:-1], _expand_bias(weight_ids is not None, *weights)]
+    segment_ids, weight_ids = map(distributed.whole_index, (segment_ids, weight_ids))
     check_arguments(spelling, x, z, *weights, segment_ids=segment_ids, weight_ids=weight_ids)
+    if distributed.given(x, z, *weights):
+        return _on_parts(spelling, x, z, weights, segment_ids, weight_ids)
     chosen = backends.choose(x)
     if get(chosen).is_reference:
         z = z if segment_ids is None else segments.gather_rows(z, segment_ids)
@@ -229,6 +234,30 @@ def _interaction(
     return dispatch.interaction(
         chosen, x, z, weight, weight_z, weight_x, bias, segment_ids, weight_ids, packed_weight, force
     )
+
+
+_TERMS = ("x", "z", "weight"), ("z", "weight_z"), ("x", "weight_x"), ("bias",)
+_Y = (Axes("*O", _TERMS),)
+_AXES = {"weight": "OZX", "weight_z": "OZ", "weight_x": "OX", "bias": "O"}
+
+
+def _on_parts(
+    spelling: Spelling,
+    x: Any,
+    z: Any,
+    weights: Sequence[Any],
+    segment_ids: Any,
+    weight_ids: Any,
+) -> Any:
+    """y of DTensors."""
+    tensors = {"x": x, "z": z, **dict(zip(_AXES, weights, strict=True))}
+    axes = {"x": "*X", "z": "*Z" if segment_ids is None else "GZ", "segment_ids": "*", "weight_ids": "*"}
+    for name, letters in _AXES.items():
+        own = tensors[name] is not None and tensors[name].dim() > len(letters)
+        chosen = weight_ids is not None or segment_ids is not None
+        axes[name] = (("G" if own else "") if chosen else "*") + letters
+    tensors |= {"segment_ids": segment_ids, "weight_ids": weight_ids}
+    return distributed.run(spelling.op, interaction, tensors, axes, _Y, "*OZX")
 
 
 def _third_order(
@@ -247,10 +276,28 @@ def _third_order(
     z1, z2, weight, weight_z1, weight_z2, weight_x, bias = contexts_and_weights
     weights = weight, weight_z1, weight_z2, weight_x, bias
     third_order.check_arguments(x, z1, z2, *weights)
+    if distributed.given(x, z1, z2, *weights):
+        return _third_order_on_parts(x, z1, z2, *weights)
     chosen = backends.choose(x)
     if get(chosen).is_reference:
         return reference.third_order(x, z1, z2, *weights)
     return third_order.interaction(chosen, x, z1, z2, weight, weight_z1, weight_z2, weight_x, bias, force)
+
+
+def _third_order_on_parts(x: Any, z1: Any, z2: Any, *weights: Any) -> Any:
+    """y of DTensors."""
+
+    def function(
+        x: Any, z1: Any, z2: Any, weight: Any, weight_z1: Any, weight_z2: Any, weight_x: Any, bias: Any
+    ) -> Any:
+        return interaction(x, (z1, z2), weight, (weight_z1, weight_z2), weight_x, bias)
+
+    axes = {"x": "*X", "z1": "*Y", "z2": "*Z", "weight": "OYZX"}
+    axes |= {"weight_z1": "OY", "weight_z2": "OZ", "weight_x": "OX", "bias": "O"}
+    products = ("x", "z1", "z2", "weight"), ("z1", "weight_z1"), ("z2", "weight_z2"), ("x", "weight_x")
+    terms = *products, ("bias",)
+    tensors = dict(zip(axes, (x, z1, z2, *weights), strict=True))
+    return distributed.run("interaction", function, tensors, axes, (Axes("*O", terms),), "*OXYZ")
 
 
 def _of_pairs(
@@ -292,7 +339,7 @@ def _expand_bias(chosen: bool, *weights: Any) -> Any:
 def _cast_and_packed(packed: PackedWeight, others: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
     """(weight, None) where something is differentiated, else the weight in autocast's dtype, and packed."""
     tensors = (packed.weight, *(tensor for tensor in others if isinstance(tensor, Tensor)))
-    if torch.compiler.is_compiling() or differentiating(tensors):
+    if torch.compiler.is_compiling() or is_distributed(packed.weight) or differentiating(tensors):
         return packed.weight, None
     device = packed.weight.device.type
     return packed.cast_and_packed(autocast_dtype(packed.weight, device, dtype_in_force(device)))

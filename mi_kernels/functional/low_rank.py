@@ -1,5 +1,6 @@
 """Interactions with a factorised weight: broadcasting, checks, autocast, choice of a backend, call."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from ..ops.checks import broadcast_leading, check_activation, check_rank, check_
 from ..ops.dtypes import FLOATING
 from ..ops.dual_linear import eager, plan, reference
 from ..ops.dual_linear import low_rank as forms
+from ..ops.library import Axes
 from ..ops.plan import Plan
+from ..parallel import calls as distributed
 from ._arguments import autocast, expand_bias_to
 
 __all__ = ["low_rank"]
@@ -84,6 +87,8 @@ def low_rank(
     if y is not None:
         return y
     tensors, lead = _prepared(autocast(tensors), activation_x, activation_z)
+    if distributed.given(*tensors):
+        return _on_parts(tensors, activation_x, activation_z)
     chosen = backends.choose(tensors[0], "low_rank")
     if get(chosen).is_reference:
         return reference.low_rank(*tensors, activation_x=activation_x, activation_z=activation_z)
@@ -91,6 +96,21 @@ def low_rank(
 
 
 _NAMES = ("x", "z", "factor_x", "factor_z", "factor_out", "weight_z", "weight_x", "bias")
+
+
+def _on_parts(tensors: Sequence[Any], activation_x: Any, activation_z: Any) -> Any:
+    """y of DTensors. A sum over X or Z is one of y only before an activation that is the identity."""
+    named = dict(zip(_NAMES, tensors, strict=True))
+    terms = "S" if named["factor_x"].dim() == 3 else ""
+    out = "R" if named["factor_out"] is None else "O"  # without P each rank is an output
+    axes = {"x": "*X", "z": "*Z", "factor_x": terms + "RX", "factor_z": terms + "RZ", "factor_out": "OR"}
+    axes |= {"weight_z": out + "Z", "weight_x": out + "X", "bias": out}
+    factors = "x", "z", "factor_x", "factor_z"
+    product = factors if named["factor_out"] is None else (*factors, "factor_out")
+    result = Axes("*" + out, (product, ("z", "weight_z"), ("x", "weight_x"), ("bias",)))
+    cuts = f"*{out}R{terms}" + "X" * (activation_x == "identity") + "Z" * (activation_z == "identity")
+    function = functools.partial(low_rank, activation_x=activation_x, activation_z=activation_z)
+    return distributed.run("low_rank", function, named, axes, (result,), cuts)
 
 
 def _prepared(tensors: Sequence[Any], activation_x: Any, activation_z: Any) -> tuple[Any, torch.Size]:

@@ -14,12 +14,14 @@ from ..ops.backend import get
 from ..ops.interaction import shared
 from ..ops.interaction.linear import linear
 from ..ops.interaction.segments import opaque
+from ..ops.library import Axes
 from ..ops.plan import Plan
 from ..ops.recurrent import autograd as rules
 from ..ops.recurrent import plan as plans
 from ..ops.recurrent import reference
 from ..ops.recurrent.forms import DENSE, INTEGRATED, KINDS, LSTM
 from ..ops.rules import recorded, transformed
+from ..parallel import calls as distributed
 from . import _recurrent_arguments as arguments
 from ._arguments import autocast, expand_bias_to
 from ._recurrent_arguments import MemoryName, RecurrentName, Tensors
@@ -142,6 +144,7 @@ def _prepared(
 ) -> tuple[Tensors, Any]:
     """The checked arguments, with a bias [G H] and lengths that are a tensor."""
     reverse, activation, memory = rule
+    lengths = distributed.whole_index(lengths)
     arguments.form_of(kind, activation)
     h, c = arguments.states(kind, state)
     tensors = Tensors(*autocast((x, *weights, h, c)))
@@ -178,6 +181,8 @@ def _called(
     x = tensors.x
     steps, rows, _ = x.shape
     units = arguments.units_of(kind, tensors)
+    if distributed.given(*tensors):
+        return _on_parts(kind, tensors, lengths, units, (reverse, activation, memory))
     if lengths is not None:
         if opaque(lengths):
             lengths = lengths.clamp(0, steps)
@@ -191,6 +196,30 @@ def _called(
     if memory == "low" and _is_saving(tensors):
         return _in_chunks(apply, reverse, tensors, lengths)
     return apply(tensors, lengths)
+
+
+def _on_parts(
+    kind: Any, tensors: Tensors, lengths: Any, units: int, rule: tuple[bool, str, str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out, h_n and c_n of DTensors: rows are independent, and each step needs all units of the one before."""
+    given, lstm = tensors._asdict(), KINDS[kind].cell == LSTM
+    rows = tensors.x.shape[1]
+    features = units if tensors.weight_hr is None else tensors.weight_hr.shape[0]
+    given["h"] = tensors.x.new_zeros(rows, features) if tensors.h is None else tensors.h
+    given["c"] = tensors.x.new_zeros(rows, units) if tensors.c is None and lstm else tensors.c
+    reverse, activation, memory = rule
+
+    def function(h: Any, c: Any, **parts: Any) -> tuple[Any, ...]:
+        options: dict[str, Any] = {"reverse": reverse, "activation": activation, "memory": memory}
+        out, state = multiplicative_rnn(kind, state=(h, c) if lstm else h, **parts, **options)
+        return (out, *state) if lstm else (out, state, None)
+
+    # Weights are whole.
+    axes = {name: "." * tensor.dim() for name, tensor in given.items() if tensor is not None}
+    axes |= {"x": "TBX", "h": "BP", "c": "BH", "lengths": "B"}
+    results = Axes("TBP"), Axes("BP"), Axes("BH") if lstm else None
+    found = distributed.run("multiplicative_rnn", function, given | {"lengths": lengths}, axes, results, "B")
+    return found
 
 
 def _steps(

@@ -116,3 +116,8 @@ def _kind(value: object) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return type(value).__name__
+
+
+def given_axes(module: nn.Module, names: dict[str, str]) -> dict[str, str]:
+    """The axes of those parameters that a module has, for parallel.ModuleAxes."""
+    return {name: axes for name, axes in names.items() if module._parameters.get(name) is not None}

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..functional import biaffine
 from ..functional._call import call
-from ._init import check_construction, draw_uniform, parameters
+from ..parallel.axes import ModuleAxes
+from ._init import check_construction, draw_uniform, given_axes, parameters
 
 
 class Biaffine(nn.Module):
@@ -129,6 +130,11 @@ class Biaffine(nn.Module):
             ones=self.ones,
             channels_first=self.channels_first,
         )
+
+    def _parallel_axes(self) -> ModuleAxes:
+        summed = "".join(axis for axis, one in zip("XZ", self.ones, strict=True) if not one)
+        names = given_axes(self, {"weight": "OXZ", "bias": "O"})
+        return ModuleAxes(("X", "Z"), "O", names, summed, result_dim=-3 if self.channels_first else -1)
 
     def extra_repr(self) -> str:
         return (

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..functional import gates
+from ..functional import gates, interaction
 from ..functional._call import call
 from ..ops import activations
 from ..ops.activations import ActivationName, ElementwiseName
 from ..ops.autocast import dtype_in_force
 from ..ops.checks import broadcast, check_activation, check_number, check_tensors
 from ..ops.dtypes import FLOATING
+from ..parallel import calls as distributed
+from ..parallel.axes import ModuleAxes
 from ._contexts import aligned, always_equal, filled, misfit, missing
-from ._init import check_construction, draw_uniform, keywords_after_first, parameters
+from ._init import check_construction, draw_uniform, given_axes, keywords_after_first, parameters
 
 
 class DiagonalInteraction(nn.Module):
@@ -153,6 +155,10 @@ class DiagonalInteraction(nn.Module):
             scale_offset=self.scale_offset,
         )
 
+    def _parallel_axes(self) -> ModuleAxes:
+        names = {"weight": "OZ", "bias": "O", "shift_weight": "OZ", "shift_bias": "O", "weight_x": "OX"}
+        return ModuleAxes(("O" if self.weight_x is None else "X", "Z"), "O", given_axes(self, names))
+
     def extra_repr(self) -> str:
         return (
             f"features={self.features}, context_features={self.context_features}, "
@@ -279,6 +285,8 @@ class FiLM(nn.Module):
 
     def _modulation(self, x: Tensor, z: Tensor, batched: bool, count: int) -> Sequence[Tensor]:
         """Scale and shift as views that broadcast with x."""
+        if distributed.given(self.weight):
+            return self._modulation_on_parts(x, z, batched, count)
         both = filled(nn.functional.linear(z, self.weight, self.bias), count)  # [..., 2C]
         dim = -1
         if self.channel_dim == 1 and z.dim() > 1:
@@ -288,6 +296,25 @@ class FiLM(nn.Module):
             for _ in range(x.dim() - (2 if batched else 1)):
                 both = both.unsqueeze(-1)
         return both.chunk(2, dim)
+
+    def _modulation_on_parts(self, x: Tensor, z: Tensor, batched: bool, count: int) -> Sequence[Tensor]:
+        """The same with a product for each half of a packed DTensor, which may be sharded each."""
+        weights = distributed.halves(self.weight)
+        biases = (None, None) if self.bias is None else distributed.halves(self.bias)
+        found = []
+        for weight, bias in zip(weights, biases, strict=True):
+            half = filled(interaction.interaction(z, z, None, weight, None, bias), count)
+            if self.channel_dim == 1 and z.dim() > 1:
+                half = half.movedim(-1, 1)
+            elif self.channel_dim == 1:
+                half = half.reshape(*half.shape, *(1,) * (x.dim() - (2 if batched else 1)))
+            found.append(half)
+        return found
+
+    def _parallel_axes(self) -> ModuleAxes:
+        parameters = {"weight": "CZ"} | ({} if self.bias is None else {"bias": "C"})
+        dim = self.channel_dim
+        return ModuleAxes(("C", "Z"), "C", parameters, "", tuple(parameters), (dim, -1), dim)
 
     def _check(self, x: Tensor, z: Tensor) -> tuple[bool, int]:
         """Whether x has samples before its channels, and how many dimensions z lacks."""
@@ -462,6 +489,10 @@ class GatedInteraction(nn.Module):
             self.bias,
             activation=self.activation,
         )
+
+    def _parallel_axes(self) -> ModuleAxes:
+        names = {"weight": "OZX", "weight_z": "OZ", "weight_x": "OX", "bias": "O"}
+        return ModuleAxes(("X", "Z"), "O", given_axes(self, names))
 
     def extra_repr(self) -> str:
         return (

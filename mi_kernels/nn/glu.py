@@ -10,7 +10,8 @@ from ..functional._call import call
 from ..ops import activations
 from ..ops.activations import ActivationName
 from ..ops.checks import check_activation, check_number
-from ._init import check_construction, draw_uniform, keywords_after_first, parameters
+from ..parallel.axes import ModuleAxes
+from ._init import check_construction, draw_uniform, given_axes, keywords_after_first, parameters
 
 
 class GLU(nn.Module):
@@ -114,6 +115,12 @@ class GLU(nn.Module):
         return call(
             glu.glu, x, self.weight, self.bias, activation=self.activation, gate_first=self.gate_first
         )
+
+    def _parallel_axes(self) -> ModuleAxes:
+        if self.activation == "softmax":
+            raise NotImplementedError("GLU: expected an elementwise activation to shard H, got softmax")
+        names = given_axes(self, {"weight": "HX", "bias": "H"})
+        return ModuleAxes(("X",), "H", names, "", tuple(names))
 
     def extra_repr(self) -> str:
         return (

@@ -12,12 +12,14 @@ from ..functional import hyper, interaction
 from ..functional._call import call
 from ..functional.heads import Order
 from ..ops.checks import check_number, check_rank, check_tensors
+from ..parallel.axes import ModuleAxes
 from ._contexts import aligned, aligned_layers
 from ._init import (
     check_construction,
     check_function,
     check_module,
     draw_uniform,
+    given_axes,
     keywords_after_first,
     parameters,
 )
@@ -329,6 +331,12 @@ class HyperLinear(nn.Module):
         weight = weight.to(self.weight.dtype).contiguous()
         bias = None if bias is None else bias.to(self.weight.dtype)
         return bound(weight, bias).train(self.training)
+
+    def _parallel_axes(self) -> ModuleAxes:
+        names = {"weight": "OZX", "weight_z": "OZ", "weight_x": "OX", "bias": "O"}
+        # What a context network takes is not z.
+        inputs = ("X", "Z") if self.context_network is None else ("X", "")
+        return ModuleAxes(inputs, "O", given_axes(self, names), "XZ" if self.context_network is None else "X")
 
     def extra_repr(self) -> str:
         return (

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ..functional import interaction
 from ..functional._call import call
+from ..parallel.axes import ModuleAxes
 from ._contexts import aligned
-from ._init import check_construction, draw_uniform, keywords_after_first, parameters
+from ._init import check_construction, draw_uniform, given_axes, keywords_after_first, parameters
 
 BilinearInit = Literal["torch", "unit"]
 
@@ -141,6 +142,10 @@ class MultiplicativeInteraction(nn.Module):
         z = aligned(type(self).__name__, x, z)
         return call(interaction.interaction, x, z, self.weight, self.weight_z, self.weight_x, self.bias)
 
+    def _parallel_axes(self) -> ModuleAxes:
+        names = {"weight": "OZX", "weight_z": "OZ", "weight_x": "OX", "bias": "O"}
+        return ModuleAxes(("X", "Z"), "O", given_axes(self, names), "XZ")
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, context_features={self.context_features}, "
@@ -236,6 +241,9 @@ class Bilinear(nn.Bilinear):
             torch.Size([8, 4])
         """
         return call(interaction.bilinear, input1, input2, self.weight, self.bias)
+
+    def _parallel_axes(self) -> ModuleAxes:
+        return ModuleAxes(("X", "Z"), "O", given_axes(self, {"weight": "OXZ", "bias": "O"}), "XZ")
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.init == "torch" else f", init={self.init!r}")

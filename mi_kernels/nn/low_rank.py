@@ -12,9 +12,10 @@ from ..ops import activations
 from ..ops.activations import ElementwiseName
 from ..ops.checks import check_activation, check_tensors
 from ..ops.dtypes import FLOATING
+from ..parallel.axes import ModuleAxes
 from ._contexts import aligned
 from ._decompose import decompose
-from ._init import check_construction, check_size, draw_uniform, keywords_after_first, parameters
+from ._init import check_construction, check_size, draw_uniform, given_axes, keywords_after_first, parameters
 
 Core = Literal["cp", "tucker", "blocks"]
 
@@ -270,6 +271,14 @@ class LowRankInteraction(nn.Module):
             h = call(interaction.interaction, u, v, self.core)
         y = call(interaction.interaction, h, z, None, self.weight_z, self.factor_out, self.bias)
         return y if self.weight_x is None else y + call(hyper.apply_generated, x, self.weight_x)
+
+    def _parallel_axes(self) -> ModuleAxes:
+        if self.core is not None:
+            raise NotImplementedError('LowRankInteraction: expected core="cp" to shard it, got a core')
+        names = {"factor_x": "RX", "factor_z": "RZ", "factor_out": "OR"}
+        names |= {"weight_z": "OZ", "weight_x": "OX", "bias": "O"}
+        summed = "R" + "X" * (self.activation_x == "identity") + "Z" * (self.activation_z == "identity")
+        return ModuleAxes(("X", "Z"), "O", given_axes(self, names), summed)
 
     def extra_repr(self) -> str:
         core = (

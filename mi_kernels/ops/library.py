@@ -25,16 +25,32 @@ F = TypeVar("F", bound=Callable[..., Any])
 Results = Callable[[dict[str, Any]], Sequence[Any]]
 
 
+class Axes(NamedTuple):
+    """The axes of a result, and the products that it is a sum of, by the names of their factors.
+
+    The last factor of a product is in no other product of the result. Without ``terms`` the result is no sum
+    of products, but of what is computed along each of the ``cuts``.
+    """
+
+    letters: str
+    terms: tuple[tuple[str, ...], ...] = ()
+
+
 class Definition(NamedTuple):
     """What FLOP counters and DTensor need to know about an operation.
 
     ``flops(*shapes)``: floating-point operations of a call, from the shapes of its tensors (flops.py).
-    ``results(arguments)``: the kind of each result, which determines its sharding: "rows", "weight" or
-    "nothing" (not wanted); for an ``elementwise`` operation its sizes, or None.
+    ``axes``: those of each tensor, one letter a size, also of tensors that only sharding asks for.
+    ``results(arguments)``: for each result its `Axes`, or None where it is not wanted; for an ``elementwise``
+    operation its sizes instead. ``cuts(arguments)``: the axes along which a device may compute its part
+    alone; of a result without such an axis, a term of its sum.
     """
 
     flops: Callable[..., int]
+    axes: Mapping[str, str]
     results: Results
+    cuts: Callable[[dict[str, Any]], str]
+    groups: bool
     elementwise: bool
     module: str  # of its family: the kernels are in ops/<module>/portable.py and ops/triton/<module>.py
     function: str
@@ -62,6 +78,8 @@ def define(
     dtypes: Sequence[torch.dtype] = DTYPES,
     groups: bool = False,
     composed: bool = False,
+    more_axes: Mapping[str, str] | None = None,
+    cuts: str | Callable[[dict[str, Any]], str] = "",
     flops: Callable[..., int],
     results: Results,
 ) -> None:
@@ -71,11 +89,23 @@ def define(
     kernel; ``more(*arguments)`` raises for other invalid arguments. These checks serve direct calls, as the
     public functions have checked already. The compiled kernels check in C++ (csrc/common/checks.h).
     ``composed``: ``portable(suffix)`` is a kernel that calls the operations with that suffix.
-    ``flops`` and ``results``: see :class:`Definition`.
+    ``flops``, ``results`` and ``cuts``: see :class:`Definition`; ``more_axes``: of tensors that
+    ``more`` checks.
     """
     family = portable.__module__.split(".")[-2]
     alike = LIKE in axes.values()
-    DEFINED[name] = Definition(flops, results, alike, family, portable.__name__, composed)
+    along = cuts if callable(cuts) else lambda _: cuts
+    DEFINED[name] = Definition(
+        flops,
+        {**axes, **(more_axes or {})},
+        results,
+        along,
+        groups,
+        alike,
+        family,
+        portable.__name__,
+        composed,
+    )
     parsed = torch._C.parse_schema(f"{NAMESPACE}::{name}{schema}").arguments
     required = sum(argument.name in axes and str(argument.type) == "Tensor" for argument in parsed)
     operands = Operands(name, [argument.name for argument in parsed], axes, required, groups)

@@ -87,6 +87,11 @@ def _is_executed(node: Any) -> bool:
         return True
 
 
+def is_distributed(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor, whose package need not be imported to ask."""
+    return type(tensor) is not Tensor and hasattr(tensor, "placements")
+
+
 def constant(tensor: Tensor) -> Tensor:
     """The tensor without derivatives.
 

@@ -1,26 +1,22 @@
-"""DTensor sharding rules of the operations: placements of results for placements of arguments.
+"""DTensor sharding rules of the registered operations: placements of results for placements of arguments.
 
-Supported: everything replicated; rows sharded and weights replicated, so that gradients of weights are
-partial sums; groups of rows sharded with their weights. Modulation is sharded along any dimension,
-normalisation along those before the channels; recurrences are replicated. For all other placements DTensor
-redistributes first.
+They follow from what `define` is told of an operation: the axes of its tensors, the products that its results
+are sums of, and the axes along which it may be cut (rules.py). Modulation is cut along any dimension,
+normalisation along those before the channels. For all other placements DTensor redistributes first.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..ops.imports import when_imported
-from ..ops.library import DEFINED, Definition, Results, twins
+from ..ops.library import DEFINED, Axes, Definition, Results, twins
 
 Placements = list[Any]
-Rule = Callable[..., list[tuple[Placements, Placements]]]
-ROWS = ("grad", "x", "z", "p", "q")
+Rule = Callable[[dict[str, Any]], list[tuple[Placements, Placements]]]
 
 
 def _rule(definition: Definition) -> Rule:
-    if definition.elementwise:
-        return _elementwise(definition.results)
-    return _by_rows(definition.results, not definition.composed)
+    return _elementwise(definition.results) if definition.elementwise else _by_axes(definition)
 
 
 def _inputs(arguments: dict[str, Any], placement: Callable[[str, Any], Any]) -> Placements:
@@ -29,25 +25,30 @@ def _inputs(arguments: dict[str, Any], placement: Callable[[str, Any], Any]) -> 
     ]
 
 
-def _by_rows(results: Results, local: bool) -> Rule:
-    """``local``: rows depend on no numbers of other rows."""
-    from torch.distributed.tensor import Partial, Replicate, Shard
+def _by_axes(definition: Definition) -> Rule:
+    from torch.distributed.tensor import Replicate
+
+    from . import rules
 
     def rule(arguments: dict[str, Any]) -> list[tuple[Placements, Placements]]:
-        kinds = results(arguments)
-        every: Placements = [Replicate()] * len(kinds)
-        found = [(every, _inputs(arguments, lambda *_: Replicate()))]
-        if not local or all(kind == "nothing" for kind in kinds):
-            return found
-        x = next(value for name, value in arguments.items() if name in ROWS)
-        rows = Shard(x.ndim - 2)
-        placed: dict[str, Any] = {"rows": rows, "weight": Partial(), "nothing": Replicate()}
-        shards = _inputs(arguments, lambda name, _: rows if name in ROWS else Replicate())
-        found.append(([placed[kind] for kind in kinds], shards))
-        if x.ndim == 3:
-            groups: Placements = [Replicate() if kind == "nothing" else Shard(0) for kind in kinds]
-            found.append((groups, _inputs(arguments, lambda *_: Shard(0))))
-        return found
+        given = {name: value for name, value in arguments.items() if hasattr(value, "placements")}
+        axes = {name: letters for name, letters in definition.axes.items() if name in given}
+        results, along = definition.results(arguments), definition.cuts(arguments)
+        first = next(iter(axes))
+        if definition.groups and given[first].ndim > len(axes[first]):
+            axes = {name: "G" + letters for name, letters in axes.items()}
+            results = [result and Axes("G" + result.letters, result.terms) for result in results]
+            along += "G"
+        cuts = [rules.whole(axes, results)]
+        for letter in along:
+            found = rules.cut(letter, axes, results, whole_results=True)
+            if found is not None:
+                cuts.append(found)
+        whole = Replicate()  # what is no operand, such as an index
+        return [
+            (one.results, [one.arguments.get(name, whole) if name in given else None for name in arguments])
+            for one in cuts
+        ]
 
     return rule
 

@@ -1,22 +1,32 @@
-"""DTensor: every call on replicated tensors, and on rows and groups that are sharded, in two processes."""
+"""DTensor: every call on replicated tensors, and on rows and groups that are sharded, in two processes.
+
+Every cut of the registered operations; every layout of layouts.py, and modules by styles, DDP and FSDP2
+(parallel_modules.py), in two and four.
+"""
 
 import os
+import re
 import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
+import parallel_modules as modules
 import pytest
 import torch
 import torch.multiprocessing as processes
 from calls import CALLS
+from layouts import check_layouts
+from parallel_operations import check_operations
 from torch import distributed
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 
 import mi_kernels as mi
 from mi_kernels.ops.library import DEFINED, twins
 
-WORLD = 2
-# PyTorch refuses to mix plain segment_ids with DTensors.
-RECURRENT = ("mlstm", "mi-gru", "second-order")  # replicated, whatever comes
-PLAIN_IDS = ("segments", "segments-generated", "low-rank-weights-segments")
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "distributed.md"
+RECURRENT = ("mlstm", "mi-gru", "second-order")  # whose rows are their second dimension: layouts.py
 
 
 def distributed_leaf(tensor, mesh, placement):
@@ -38,12 +48,10 @@ def agrees(call, tensors, placements, mesh):
 
 def check_calls(mesh):
     for name, call in CALLS.items():
-        if name in PLAIN_IDS:
-            continue
         tensors = call.arguments(torch.float64)
         where, _ = agrees(call, tensors, [Replicate()] * len(tensors), mesh)
         assert where == (Replicate(),), name
-        if name in ("pairs", "diagonal-shared", "shared", "third-order-shared", *RECURRENT):
+        if name in RECURRENT:
             continue
         # Rows of x and of the contexts; of modulation what has them.
         rows = len(tensors[0])
@@ -69,16 +77,41 @@ def check_groups(mesh):
     assert where == gradients[1].placements == (Shard(0),)
 
 
-def check_all(rank, port):
+def check_guide():
+    """The blocks of docs/guides/distributed.md, which are one program for two processes."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) > 4
+    exec(compile("\n".join(blocks), str(GUIDE), "exec"), {"__name__": "guide"})
+
+
+def check_all(rank, world, port):
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # on results that are views
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
     try:
-        mesh = init_device_mesh("cpu", (WORLD,))
+        mesh = init_device_mesh("cpu", (world,))
         torch.manual_seed(0)
-        check_calls(mesh)
-        check_modulation_along_features(mesh)
-        check_groups(mesh)
+        if world == 2:
+            check_calls(mesh)
+            check_modulation_along_features(mesh)
+            check_groups(mesh)
+            check_operations(mesh)
+            modules.check_errors(mesh)
+            modules.check_meta(mesh)
+            check_guide()
+        else:
+            both = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "tensor"))
+            modules.check_both(both)
+            modules.check_two(both)
+        check_layouts(mesh, second=world == 2)
+        modules.check_styles(mesh)
+        modules.check_model_by_styles(mesh)
+        modules.check_ddp(rank, world)
+        modules.check_fsdp(mesh)
+        modules.check_state(mesh)
+        modules.check_orders(mesh)
+        modules.check_other_calls(mesh)
     finally:
         distributed.destroy_process_group()
     # DTensor's caches keep the group, and with it gloo's threads: one that drops its last tensor while Python
@@ -87,11 +120,23 @@ def check_all(rank, port):
 
 
 @pytest.mark.subprocess
-def test_values_and_gradients():
+@pytest.mark.parametrize("world", [2, 4])
+def test_values_and_gradients(world):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    processes.spawn(check_all, (port,), nprocs=WORLD)
+    processes.spawn(check_all, (world, port), nprocs=world)
+
+
+@pytest.mark.subprocess
+def test_styles_are_imported_by_their_first_use():
+    lines = (
+        "import sys, mi_kernels as mi",
+        "assert 'torch.distributed.tensor' not in sys.modules and 'Colwise' in dir(mi.parallel)",
+        "mi.parallel.Colwise()",
+        "assert 'torch.distributed.tensor' in sys.modules and not hasattr(mi.parallel, 'Nothing')",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=300)
 
 
 def test_every_operation_has_a_rule():

@@ -12,7 +12,7 @@ from .. import activations
 from ..checks import check_activation, match_sizes
 from ..dtypes import FLOATING
 from ..flops import elementwise, products
-from ..library import define, define_family
+from ..library import Axes, define, define_family
 from . import portable
 
 # Gradients of p and q are products of the dense interaction; softmax, shared contexts and derivatives of
@@ -47,7 +47,12 @@ def _flops(x, z, weight_x, weight_z, *_, **__):
 
 
 def _results(arguments):
-    return ["rows", *["rows" if arguments["keep"] else "nothing"] * 2]
+    kept = Axes("BN" if arguments["keep"] else "0N")  # [0, N] where it is not kept
+    return [Axes("BN" if arguments["ranks"] == 1 else "BO"), kept, kept]
+
+
+def _cuts(arguments):
+    return "BN" if arguments["ranks"] == 1 else "B"  # a part of N would have other ranks
 
 
 define(
@@ -60,6 +65,7 @@ define(
     _check,
     dtypes=FLOATING,
     flops=_flops,
+    cuts=_cuts,
     results=_results,
 )
 
@@ -83,5 +89,6 @@ define(
     _check_grads,
     dtypes=FLOATING,
     flops=elementwise,
-    results=lambda arguments: ["rows"],
+    cuts="B",  # a part of N has dp and dq in two places of d
+    results=lambda arguments: [Axes("BD")],
 )

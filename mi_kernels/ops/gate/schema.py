@@ -11,7 +11,7 @@ from .. import activations
 from ..checks import check_activation, check_needed
 from ..dtypes import FLOATING
 from ..flops import products
-from ..library import define, define_family
+from ..library import Axes, define, define_family
 from . import portable
 
 # Gradients of gates are products of the dense interaction; so are gate and shift of shared contexts, which
@@ -25,7 +25,12 @@ def _fake(x, keep_gate):
 
 
 def _results(arguments):
-    return ["rows", "rows" if arguments["keep_gate"] else "nothing"]
+    return [Axes("BX"), Axes("BX" if arguments["keep_gate"] else "0X")]  # [0, X]
+
+
+def _diagonal_cuts(arguments):
+    elementwise = arguments["weight_x"] is None and arguments["activation"] != "softmax"
+    return "BX" if elementwise else "B"
 
 
 def _diagonal_fake(
@@ -62,6 +67,7 @@ define(
     _check_diagonal,
     dtypes=FLOATING,
     flops=_diagonal_flops,
+    cuts=_diagonal_cuts,
     results=_results,
 )
 
@@ -92,5 +98,6 @@ define(
     _check_gated,
     dtypes=FLOATING,
     flops=_gated_flops,
+    cuts="B",
     results=_results,
 )

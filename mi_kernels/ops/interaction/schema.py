@@ -21,7 +21,7 @@ from .. import precision  # noqa: F401  (defines an operation that the CUDA kern
 from ..checks import check_index, check_needed, check_shape, check_tensors
 from ..dtypes import DTYPES
 from ..flops import products
-from ..library import define, define_family
+from ..library import Axes, define, define_family
 from . import by_segment, portable
 
 
@@ -151,8 +151,23 @@ def _by_segment_weight_grads_flops(grad, x, z, *others, **_):
     return _weight_grads_flops(grad, x, z, *others[:4])
 
 
-def _wanted(kind, *flags):
-    return lambda arguments: [kind if arguments[flag] else "nothing" for flag in flags]
+_TERMS = ("x", "z", "weight"), ("z", "weight_z"), ("x", "weight_x"), ("bias",)
+_Y = [Axes("BO", _TERMS)]
+_INPUTS = {
+    "want_x": Axes("BX", (("grad", "z", "weight"), ("grad", "weight_x"))),
+    "want_z": Axes("BZ", (("grad", "x", "weight"), ("grad", "weight_z"))),
+}
+_OF_WEIGHTS = {
+    "want_weight": Axes("OZX", (("x", "z", "grad"),)),
+    "want_weight_z": Axes("OZ", (("z", "grad"),)),
+    "want_weight_x": Axes("OX", (("x", "grad"),)),
+    "want_bias": Axes("O", (("grad",),)),
+}
+_OF_GROUPS = {flag: Axes("G" + axes.letters, axes.terms) for flag, axes in _OF_WEIGHTS.items()}
+
+
+def _wanted(results):
+    return lambda arguments: [axes if arguments[flag] else None for flag, axes in results.items()]
 
 
 define_family("interaction")
@@ -165,7 +180,8 @@ define(
     _check_forward,
     groups=True,
     flops=_forward_flops,
-    results=lambda arguments: ["rows"],
+    cuts="BOZX",
+    results=lambda arguments: _Y,
 )
 define(
     "interaction_packed",
@@ -176,7 +192,8 @@ define(
     _FORWARD,
     _check_packed,
     flops=_packed_forward_flops,
-    results=lambda arguments: ["rows"],
+    cuts="B",
+    results=lambda arguments: _Y,
 )
 define(
     "interaction_input_grads",
@@ -187,7 +204,8 @@ define(
     _GRADS | _WEIGHTS,
     groups=True,
     flops=_input_grads_flops,
-    results=_wanted("rows", "want_x", "want_z"),
+    cuts="BOZX",
+    results=_wanted(_INPUTS),
 )
 define(
     "interaction_weight_grads",
@@ -198,7 +216,8 @@ define(
     _GRADS,
     groups=True,
     flops=_weight_grads_flops,
-    results=_wanted("weight", "want_weight", "want_weight_z", "want_weight_x", "want_bias"),
+    cuts="BOZX",
+    results=_wanted(_OF_WEIGHTS),
 )
 define(
     "interaction_by_segment",
@@ -210,7 +229,8 @@ define(
     _check_by_segment,
     composed=True,
     flops=_by_segment_flops,
-    results=lambda arguments: ["rows"],
+    cuts="OZX",
+    results=lambda arguments: _Y,
 )
 define(
     "interaction_by_segment_input_grads",
@@ -222,7 +242,8 @@ define(
     _check_by_segment_grads,
     composed=True,
     flops=_by_segment_input_grads_flops,
-    results=_wanted("rows", "want_x", "want_z"),
+    cuts="OZX",
+    results=_wanted(_INPUTS),
 )
 define(
     "interaction_by_segment_weight_grads",
@@ -234,5 +255,6 @@ define(
     _check_by_segment_grads,
     composed=True,
     flops=_by_segment_weight_grads_flops,
-    results=_wanted("weight", "want_weight", "want_weight_z", "want_weight_x", "want_bias"),
+    cuts="OZX",
+    results=_wanted(_OF_GROUPS),
 )

@@ -22,7 +22,18 @@ from .. import activations
 from ..checks import check_tensors
 from ..dtypes import FLOATING, accumulation_dtype
 from ..library import overloads, traceable
-from ..rules import Maybe, Rule, add, differentiating, nestable, primals, scatter, select, wanted
+from ..rules import (
+    Maybe,
+    Rule,
+    add,
+    differentiating,
+    is_distributed,
+    nestable,
+    primals,
+    scatter,
+    select,
+    wanted,
+)
 from . import schema  # noqa: F401  (defines the operations)
 
 _WORK = 32  # multiplications in the time to load one element from memory
@@ -180,6 +191,10 @@ def _grads(
     """(dx, dscale, dshift), each None where it is not wanted. Differentiable; not for softmax."""
     if want[2] and not form.mixes and tuple(shift_size) == tuple(grad.shape):
         return *_grads(backend, (*want[:2], False), form, grad, x, scale, ())[:2], grad
+    if want[2] and not form.mixes and is_distributed(grad):  # the operation would need the size of each part
+        summed = [dim for dim, size in enumerate(shift_size) if size != grad.shape[dim]]
+        others = _grads(backend, (*want[:2], False), form, grad, x, scale, ())[:2]
+        return *others, grad.sum(summed, keepdim=True)
     want = tuple(want)
     if not any(want):
         return None, None, None

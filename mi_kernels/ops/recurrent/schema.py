@@ -35,7 +35,7 @@ from torch import Tensor
 from ..checks import check_activation, check_tensors, match_sizes
 from ..dtypes import FLOATING, accumulation_dtype
 from ..flops import products
-from ..library import define, define_family
+from ..library import Axes, define, define_family
 from . import portable
 from .forms import (
     ACTIVATIONS,
@@ -235,6 +235,41 @@ def _tangents_fake(*arguments):
     )
 
 
+_KEPT_AXES = {"gates": "TBN", "products": "TBK", "cells": "TBH", "hidden": "TBH"}
+_ROWS = {**_KEPT_AXES, "lengths": "B"}
+
+
+def _results(arguments):
+    form = form_of(arguments["kind"], arguments["weight_hm"])
+    factors = arguments["factors_x"]
+    sizes = _kept_sizes(
+        form, arguments["gates_x"].shape, None if factors is None else factors.shape, arguments["weight_hr"]
+    )
+    kept = [
+        Axes(_KEPT_AXES[name]) if size is not None and arguments["keep"] else None
+        for name, size in sizes.items()
+    ]
+    return [Axes("TBP"), Axes("BP"), None if arguments["c0"] is None else Axes("BH"), *kept]
+
+
+def _grads_results(arguments):
+    form = form_of(arguments["kind"], arguments["weight_hm"])
+    there = {
+        "TBN": True,
+        "TBM": form.structure == FACTORED,
+        "TBK": arguments["products"] is not None,
+        "BP": True,
+        "BH": arguments["c0"] is not None,
+        "QN": arguments["integration"] is not None,
+        "TBP": arguments["weight_hr"] is not None,
+    }
+    return [Axes(letters) if given else None for letters, given in there.items()]
+
+
+def _tangents_results(arguments):
+    return [Axes("TBP"), Axes("BP"), None if arguments["c0"] is None else Axes("BH")]
+
+
 def _step_flops(gates_x, weights):
     """The products with the state, of all steps."""
     return products((gates_x[0] * gates_x[1], gates_x[2]), *weights[:5])
@@ -290,8 +325,10 @@ define(
     {"gates_x": "TBN", "h0": "BP", "factors_x": "TBM", "c0": "BH"} | _WEIGHTS,
     _check,
     dtypes=FLOATING,
+    more_axes=_ROWS,
+    cuts="B",
     flops=_flops,
-    results=lambda arguments: ["nothing"] * 7,
+    results=_results,
 )
 define(
     "recurrent_grads",
@@ -304,8 +341,10 @@ define(
     | _WEIGHTS,
     _check_grads,
     dtypes=FLOATING,
+    more_axes=_ROWS,
+    cuts="B",
     flops=_grads_flops,
-    results=lambda arguments: ["nothing"] * 7,
+    results=_grads_results,
 )
 define(
     "recurrent_tangents",
@@ -318,6 +357,8 @@ define(
     | _WEIGHTS,
     _check_tangents,
     dtypes=FLOATING,
+    more_axes=_ROWS | {"products_t": "TBK"},
+    cuts="B",
     flops=_tangents_flops,
-    results=lambda arguments: ["nothing"] * 3,
+    results=_tangents_results,
 )
