@@ -182,8 +182,9 @@ def test_a_bug_report_asks_for_what_doctor_prints():
 
 
 def public() -> set[str]:
-    names = {f"mi_kernels.{name}" for name in mi.__all__ if name != "nn"}
+    names = {f"mi_kernels.{name}" for name in mi.__all__ if name not in ("nn", "parallel")}
     names |= {f"mi_kernels.nn.{name}" for name in mi.nn.__all__}
+    names |= {f"mi_kernels.parallel.{name}" for name in mi.parallel.__all__}
     return names | {f"mi_kernels.nn.rules.{name}" for name in mi.nn.rules.__all__}
 
 
@@ -259,7 +260,9 @@ def test_explain_describes_every_field_and_algorithm():
 
 
 def with_code() -> list[Path]:
-    return [page for page in [ROOT / "README.md", *PAGES] if CODE.search(page.read_text())]
+    """All but the page whose program is for two processes: tests/ops/test_parallel.py runs it."""
+    pages = [ROOT / "README.md", *(page for page in PAGES if page.name != "distributed.md")]
+    return [page for page in pages if CODE.search(page.read_text())]
 
 
 @pytest.mark.tools

@@ -26,7 +26,7 @@ def public() -> dict[str, object]:
 def methods() -> dict[str, object]:
     """The public methods and properties of public classes, where this package writes them."""
     found = {}
-    for name, value in public().items():
+    for value in public().values():
         for cls in inspect.getmro(value) if inspect.isclass(value) else ():
             for attribute, member in vars(cls).items() if cls.__module__.startswith("mi_kernels.") else ():
                 function = inspect.unwrap(
