@@ -37,12 +37,12 @@ class _Style(ParallelStyle):
         self.output_layouts = output_layouts
         self.use_local_output = use_local_output
 
-    def axis(self, module: nn.Module, axes: ModuleAxes) -> str:
+    def _axis_of(self, module: nn.Module, axes: ModuleAxes) -> str:
         raise NotImplementedError
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         axes = self._axes_of(module)
-        axis = self.axis(module, axes)
+        axis = self._axis_of(module, axes)
         sizes = _sizes(module, axes)
         for name, letters in axes.parameters.items():
             self._distribute(module, name, _placement(axes, name, letters, axis), device_mesh)
@@ -127,7 +127,7 @@ class Colwise(_Style):
         >>> # parallelize_module(model, mesh, {"mlp.glu": style, "mlp.down": mi.parallel.Rowwise()})
     """
 
-    def axis(self, module: nn.Module, axes: ModuleAxes) -> str:
+    def _axis_of(self, module: nn.Module, axes: ModuleAxes) -> str:
         return axes.result
 
 
@@ -182,7 +182,7 @@ class Rowwise(_Style):
         )
         self.asked = axis
 
-    def axis(self, module: nn.Module, axes: ModuleAxes) -> str:
+    def _axis_of(self, module: nn.Module, axes: ModuleAxes) -> str:
         asked = self.asked or ("R" if "R" in axes.summed else "X")
         if asked not in axes.summed:
             known = ", ".join(axes.summed) or "none, as y is no sum over an axis"

