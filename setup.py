@@ -10,7 +10,7 @@ Environment variables:
     MAX_JOBS                  number of parallel compiler processes (default: the number of CPUs)
     CMAKE_ARGS                extra arguments for the CMake configure step, such as -DMI_NAMESPACE=my_kernels
 
-The libraries depend on no Python and on one torch, the oldest supported: a wheel is tagged py3-none-<platform>.
+The libraries depend on no Python, and of torch on the oldest supported: a wheel is tagged py3-none-PLATFORM.
 """
 
 import os

@@ -11,5 +11,5 @@
 
 #define MI_TEXT_OF(tokens) #tokens
 #define MI_EXPANDED_TEXT_OF(tokens) MI_TEXT_OF(tokens)
-// "namespace::name", for calls through the dispatcher; `name` is a string literal.
+// The qualified name, for calls through the dispatcher; `name` is a string literal.
 #define MI_OPERATION(name) MI_EXPANDED_TEXT_OF(MI_NAMESPACE) "::" name

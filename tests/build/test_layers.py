@@ -39,7 +39,7 @@ def modules() -> list[tuple[str, Path]]:
 
 
 def imported(node: ast.AST, path: Path, known: set[str]) -> list[str]:
-    """Modules of the package that a statement imports: relatively, so that the package works under any name."""
+    """Modules of the package that a statement imports: relatively, as the package works under any name."""
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE]
         assert not names, f"{path}, line {node.lineno}: expected a relative import, got {names[0]}"
