@@ -46,8 +46,6 @@ def commands(path: Path) -> list[str]:
 def test_files_that_they_name_are_there():
     texts = "\n".join(path.read_text() for path in WORKFLOWS)
     named = re.findall(r"(?:run: python|uses:) (\S+)", texts)
-        name for path in WORKFLOWS for name in re.findall(r"(?:run: python|uses:) (\S+)", path.read_text())
-    ]
     local = [name for name in named if "@" not in name]
     assert local and all((ROOT / name).is_file() for name in local), local
 
