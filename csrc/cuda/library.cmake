@@ -54,6 +54,12 @@ target_include_directories(mi_cuda_options SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT
 target_compile_options(mi_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-unused-parameter,-Wno-psabi;--expt-relaxed-constexpr;-Xptxas=-warn-spills>")
 
+list(TRANSFORM no_paths PREPEND "-Xcompiler=" OUTPUT_VARIABLE host_options)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+  list(APPEND host_options --compress-mode=size)  # of the machine code in the library, which the driver unpacks
+endif()
+target_compile_options(mi_cuda_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:${host_options}>")
+
 set_source_files_properties(csrc/cuda/host/interaction.cpp PROPERTIES
   COMPILE_DEFINITIONS MI_CUDA_ARCHITECTURES="${MI_CUDA_ARCHITECTURES}")
 add_library(mi_cuda_all OBJECT ${cuda_sources})
