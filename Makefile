@@ -18,8 +18,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DIST := dist$(if $(WHEEL_CUDA_ARCHS),/cuda)
 RAW := build/wheel/$(DIST)
-# torch's own libraries are there before ours are loaded.
-REPAIR := --plat manylinux_2_28_$(WHEEL_ARCH) --only-plat --exclude 'libtorch*.so' --exclude 'libc10*.so' --zip-level 9
+# torch's own libraries are there before ours are loaded. NVIDIA's static runtime takes the newer glibc: docs/building.md.
+REPAIR := --plat manylinux_$(if $(WHEEL_CUDA_ARCHS),2_34,2_28)_$(WHEEL_ARCH) --only-plat --exclude 'libtorch*.so' --exclude 'libc10*.so' --zip-compression-level 9
 CROSS := $(if $(filter-out $(shell uname -m),$(WHEEL_ARCH)),_PYTHON_HOST_PLATFORM=linux-$(WHEEL_ARCH) \
 	CMAKE_ARGS="$(CMAKE_ARGS) -DCMAKE_TOOLCHAIN_FILE=csrc/toolchains/$(WHEEL_ARCH).cmake")
 FAST := not (build or compile or subprocess or tools or slow)

@@ -116,7 +116,8 @@ def test_no_python_is_compiled_in():
 @pytest.mark.parametrize("path", WHEELS, ids=lambda path: path.relative_to(ROOT / "dist").as_posix())
 def test_wheels(path, tmp_path):
     """Their names, sizes, files and symbols."""
-    assert re.fullmatch(r"mi_kernels-[\w.]+-py3-none-manylinux_2_28_(x86_64|aarch64)\.whl", path.name)
+    assert re.fullmatch(r"mi_kernels-[\w.]+-py3-none-manylinux_2_(28|34)_(x86_64|aarch64)\.whl", path.name)
+    assert ("2_34" in path.name) == (path.parent.name == "cuda")
     assert path.stat().st_size <= LIMITS["cuda" if path.parent.name == "cuda" else "cpu"]
     with zipfile.ZipFile(path) as wheel:
         names = [name for name in wheel.namelist() if ".dist-info/" not in name]
