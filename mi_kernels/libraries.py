@@ -10,7 +10,7 @@ import torch
 from .ops.namespace import OPS
 
 try:
-    from .ops import build_facts as _facts  # written by the build: csrc/build_facts.py.in, setup.py
+    from .ops import build_facts as _facts  # written by CMake or setup.py
 except ImportError:
     _facts = None
 
