@@ -4,15 +4,19 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .ops.namespace import OPS
 
+_facts: Any = None
 try:
-    from .ops import build_facts as _facts  # written by CMake or setup.py
+    from .ops import build_facts  # written by CMake or setup.py
 except ImportError:
-    _facts = None
+    pass
+else:
+    _facts = build_facts
 
 _PACKAGE = Path(__file__).parent
 # The variable names another build, such as that of `make sanitize`.
