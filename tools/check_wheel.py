@@ -102,7 +102,7 @@ def the_wheel(folder: Path = WHEELS) -> Path:
 
 def main(argv: list[str]) -> int:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("environments", nargs="+", type=Environment.of, metavar="TORCH@PYTHON")
     parser.add_argument("--prepare", action="store_true", help="create the environments, and do no more")
     parser.add_argument("--wheel", type=Path, help="by default the last one in dist/")
