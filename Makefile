@@ -4,25 +4,24 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 
-# The second environment: the oldest torch that pyproject.toml promises, on Python 3.12 where there is one.
-#   make test-wheel WHEEL_TORCH=torch==2.14.1 WHEEL_PYTHON=python3.11
-WHEEL_TORCH ?= torch==2.11.0
-WHEEL_PYTHON ?= $(shell PYENV_VERSION=3.12 python3.12 -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null \
-	|| echo $(PYTHON))
+# The wheel is of this machine's processor and without CUDA:
+#   make wheel WHEEL_ARCH=aarch64                        for another, by g++-aarch64-linux-gnu
+#   make wheel WHEEL_CUDA_ARCHS="80;90a;100;120"         with CUDA kernels, into dist/cuda
+WHEEL_ARCH ?= $(shell uname -m)
+WHEEL_CUDA_ARCHS ?=
+# Where it is checked: releases of torch, each on a Python; .ci/run takes the oldest alone.
+CHECKS ?= 2.11.0@3.12 2.13.0@3.10 2.14.1@3.13
 
 STUDIES ?= all
 
 VENV := .venv
 BIN := $(VENV)/bin
-WHEEL := .venv-wheel
-# What depends on the release of torch: tracing, the choice of a backend, autocast, and some of the values.
-WHEEL_TESTS := wheel compile gates_compile contexts backends verified autocast interaction gradients functional_transforms engine autocast_cache
-# To compile faster: the kernels for any x86 CPU alone, since the others take nothing else of torch, and with fewer
-# optimisations (47 s of processor time in place of 88).
-WHEEL_CMAKE := -DMI_ISAS= -DCMAKE_BUILD_TYPE=MinSizeRel
-WHEEL_CHOICE := not portable and not bfloat16 and (wheel or compile or backends or verified or autocast \
-	or odd and float32 or jacobian or hessian or gradients_under) \
-	or portable and test_values and (middle and float32 or threaded-W-expanded and bfloat16)
+DIST := dist$(if $(WHEEL_CUDA_ARCHS),/cuda)
+RAW := build/wheel/$(DIST)
+# torch's own libraries are there before ours are loaded. NVIDIA's static runtime takes the newer glibc: docs/building.md.
+REPAIR := --plat manylinux_$(if $(WHEEL_CUDA_ARCHS),2_34,2_28)_$(WHEEL_ARCH) --only-plat --exclude 'libtorch*.so' --exclude 'libc10*.so' --zip-compression-level 9
+CROSS := $(if $(filter-out $(shell uname -m),$(WHEEL_ARCH)),_PYTHON_HOST_PLATFORM=linux-$(WHEEL_ARCH) \
+	CMAKE_ARGS="$(CMAKE_ARGS) -DCMAKE_TOOLCHAIN_FILE=csrc/toolchains/$(WHEEL_ARCH).cmake")
 FAST := not (build or compile or subprocess or tools or slow)
 # The CPU kernels once more, under AddressSanitizer and UBSan: of the wide sets one is enough, as they differ in width
 # alone. The sanitizers come first in the process, before the interpreter, and do not look for leaks, of which it has
@@ -41,7 +40,7 @@ NATIVE := setup.py CMakeLists.txt mi_kernels/_version.py $(shell find csrc)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-fast mutants sanitize wheel test-wheel bench guard studies docs hub gpu-check lint format clean FORCE
+.PHONY: help build demo test test-fast mutants sanitize wheel check-wheel sdist bench guard studies docs hub gpu-check lint format clean FORCE
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,10 +57,19 @@ test-fast: build  ## the inner loop, six minutes on two cores: kernels' values a
 mutants: build  ## put small faults into copies of the checkout, one at a time: the tests have to notice each
 	$(BIN)/python tests/mutants.py $(MUTANTS)
 
-# From another directory: an interpreter that is started here would import the package of the checkout.
-test-wheel: wheel  ## run part of the suite on the installed wheel and the oldest torch, in an environment of its own
-	cd $(WHEEL) && bin/python -m mi_kernels doctor
-	cd $(WHEEL) && MI_KERNELS_TEST_WHEEL=1 bin/python -m pytest -n 2 $(foreach test,$(WHEEL_TESTS),$(addprefix ../,$(wildcard tests/*/test_$(test).py))) -k '$(WHEEL_CHOICE)'
+# Of the objects of `make build`: both compile in build/cmake-*, where only what has changed is compiled.
+wheel: $(VENV)/.installed  ## build the wheel, for every Python and torch, into dist/
+	rm -rf $(RAW) && mkdir -p $(RAW)
+	$(CROSS) FORCE_CUDA=$(if $(WHEEL_CUDA_ARCHS),1,0) MI_KERNELS_CUDA_ARCHS='$(WHEEL_CUDA_ARCHS)' \
+		$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w $(RAW) .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair $(REPAIR) -w $(DIST) $(RAW)/*.whl
+	@ls -l $(DIST)/*.whl
+
+check-wheel: wheel  ## install the wheel beside several torches, each in an environment of its own, and test it there
+	$(BIN)/python tools/check_wheel.py $(CHECKS)
+
+sdist: $(VENV)/.installed  ## build the source distribution into dist/
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
 
 sanitize: $(VENV)/.installed  ## run the CPU kernels and their checks under AddressSanitizer and UBSan
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" \
@@ -104,17 +112,14 @@ format: $(VENV)/.installed  ## write the style that lint checks
 
 build: $(VENV)/.built  ## set up .venv and compile the native libraries in place
 
-wheel: $(WHEEL)/.installed
-
 clean:  ## remove what was built and cached; the downloads in .venv and .venv-wheel stay
-	rm -rf build dist *.egg-info mi_kernels/*.so mi_kernels/native_skipped.txt .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/tutorials
-	rm -f $(VENV)/.built $(VENV)/.installed $(WHEEL)/.installed
-	rm -rf $(WHEEL)/src
-	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(WHEEL)/*' -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info mi_kernels/*.so mi_kernels/ops/build_facts.py .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/tutorials
+	rm -f $(VENV)/.built $(VENV)/.installed
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 $(VENV)/.created:
 	@echo "==> virtual environment in $(VENV)"
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("mi_kernels needs Python 3.11 or later; name one with make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("mi_kernels needs Python 3.10 or later; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
@@ -126,31 +131,11 @@ $(VENV)/.torch: $(VENV)/.created FORCE
 # The package itself, without its native part, which has its own step so that ninja's progress is seen.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py
 	@echo "==> build tools, test tools and the package, editable"
-	$(BIN)/python -m pip install "setuptools>=77" cmake ninja pybind11
+	$(BIN)/python -m pip install "setuptools>=77" cmake ninja
 	MI_KERNELS_SKIP_NATIVE=1 $(BIN)/python -m pip install --no-build-isolation -e ".[dev]"
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(NATIVE)
 	@echo "==> native libraries"
 	$(BIN)/python setup.py build_ext --inplace
-	@touch $@
-
-# Another torch or Python is another environment.
-$(WHEEL)/.torch: FORCE
-	@if [ "$$(cat $@ 2>/dev/null)" != '$(WHEEL_TORCH), $(WHEEL_PYTHON)' ]; then \
-		echo '==> $(WHEEL_TORCH), $(WHEEL_PYTHON)' && rm -rf $(WHEEL) && $(WHEEL_PYTHON) -m venv $(WHEEL) && \
-		$(WHEEL)/bin/python -m pip install $(WHEEL_TORCH) "setuptools>=77" cmake ninja pybind11 && \
-		echo '$(WHEEL_TORCH), $(WHEEL_PYTHON)' > $@; fi
-
-# Built from a copy of the sources, so that it can be built while .venv is, and gets nothing that lies in the
-# checkout.
-$(WHEEL)/.installed: $(WHEEL)/.torch pyproject.toml MANIFEST.in $(NATIVE) $(shell find mi_kernels -name '*.py')
-	@echo "==> the wheel"
-	rm -rf $(WHEEL)/*.whl $(WHEEL)/src/mi_kernels $(WHEEL)/src/csrc $(WHEEL)/src/build/lib*
-	mkdir -p $(WHEEL)/src
-	cp -pR setup.py pyproject.toml CMakeLists.txt MANIFEST.in README.md LICENSE csrc mi_kernels $(WHEEL)/src
-	rm -f $(WHEEL)/src/mi_kernels/*.so
-	cd $(WHEEL) && FORCE_CUDA=0 CMAKE_ARGS='$(WHEEL_CMAKE)' bin/python -m pip wheel --no-build-isolation --no-deps -w . ./src
-	cd $(WHEEL) && bin/python -m pip install --force-reinstall --no-deps mi_kernels-*.whl
-	cd $(WHEEL) && bin/python -m pip install "$$(echo mi_kernels-*.whl)[test]"
 	@touch $@

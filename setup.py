@@ -8,7 +8,9 @@ Environment variables:
                               torch has CUDA and an nvcc is found. No GPU is needed
     MI_KERNELS_CUDA_ARCHS     build them for these architectures, such as "80;89;90a;100;120"
     MAX_JOBS                  number of parallel compiler processes (default: the number of CPUs)
-    CMAKE_ARGS                extra arguments for the CMake configure step
+    CMAKE_ARGS                extra arguments for the CMake configure step, such as -DMI_NAMESPACE=my_kernels
+
+The libraries depend on no Python, and of torch on the oldest supported: a wheel is tagged py3-none-PLATFORM.
 """
 
 import os
@@ -26,11 +28,22 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.dist_info import dist_info
 
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools < 70.1: require_build_tools says that it is too old
+    bdist_wheel = setuptools.Command
+
 ROOT = Path(__file__).resolve().parent
 CPU_LIBRARY = "mi_kernels.libmi_kernels_cpu"
 CUDA_LIBRARY = "mi_kernels.libmi_kernels_cuda"
 PACKAGE = ROOT / "mi_kernels"
-SKIPPED = "native_skipped.txt"  # mi_kernels/backends.py looks for it
+# What mi_kernels/libraries.py reads: written by CMake or, where nothing is compiled, here.
+FACTS = os.path.join("ops", "build_facts.py")
+PURE_FACTS = '''"""Facts about this build; written by setup.py."""
+
+NAMESPACE = "mi_kernels"
+SKIPPED = True  # MI_KERNELS_SKIP_NATIVE
+'''
 SKIP_NATIVE = os.environ.get("MI_KERNELS_SKIP_NATIVE", "0") not in ("", "0")
 
 # PyPI's cmake and ninja put their programs beside the interpreter, which is not on PATH when a virtual
@@ -42,14 +55,14 @@ def require_build_tools() -> None:
     """Ends the build, in one sentence, where something is missing that compiling takes."""
     if SKIP_NATIVE:
         return
-    missing = [module for module in ("torch", "pybind11") if find_spec(module) is None]
+    missing = [module for module in ("torch",) if find_spec(module) is None]
     if int(setuptools.__version__.split(".")[0]) < 77:  # older ones do not read pyproject.toml's license
         missing.append(f"setuptools>=77 (it found {setuptools.__version__})")
     missing += [program for program in ("cmake", "ninja") if shutil.which(program, path=SEARCH_PATH) is None]
     if missing:
         sys.exit(
-            "mi_kernels compiles against the torch it will run with, and this build cannot find "
-            f"{', '.join(missing)}: run `pip install torch ninja cmake pybind11 'setuptools>=77'`, then "
+            "mi_kernels compiles against the headers of an installed torch, and this build cannot find "
+            f"{', '.join(missing)}: run `pip install torch ninja cmake 'setuptools>=77'`, then "
             "`pip install . --no-build-isolation` (or set MI_KERNELS_SKIP_NATIVE=1 to install "
             "without compiled kernels)."
         )
@@ -88,28 +101,35 @@ class Sources(build_py):
         if target.resolve() != PACKAGE:
             shutil.rmtree(target, ignore_errors=True)
         super().run()
-        mark = target / SKIPPED
+        facts = target / FACTS
+        facts.unlink(missing_ok=True)  # of a build before, in the checkout; CMake writes its own
         if SKIP_NATIVE:
-            target.mkdir(parents=True, exist_ok=True)
-            mark.write_text("Built with MI_KERNELS_SKIP_NATIVE.\n")
-        else:
-            mark.unlink(missing_ok=True)
+            facts.parent.mkdir(parents=True, exist_ok=True)
+            facts.write_text(PURE_FACTS)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        marked = SKIP_NATIVE and not self.editable_mode
-        mark = [str(Path(self.build_lib, PACKAGE.name, SKIPPED))] if marked else []
-        return super().get_outputs(include_bytecode) + mark
+        written = SKIP_NATIVE and not self.editable_mode
+        facts = [os.path.join(self.build_lib, PACKAGE.name, FACTS)] if written else []
+        return sorted({*super().get_outputs(include_bytecode), *facts})
+
+
+class Wheel(bdist_wheel):
+    """The libraries do not depend on the Python that builds them."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if SKIP_NATIVE else ("py3", "none", platform)
 
 
 class CMakeBuild(build_ext):
-    """One CMake run builds all the extensions. The directory is kept, so that a rebuild is incremental."""
+    """One CMake run builds all libraries, for a wheel and in place: what is there is not compiled again."""
 
     def run(self) -> None:
         require_build_tools()
         super().run()
 
     def build_extensions(self) -> None:
-        build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        build_dir = ROOT / "build" / f"cmake-{sysconfig.get_platform()}"
         configure = [
             *("-S", ROOT, "-B", build_dir, "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=SEARCH_PATH)}",
@@ -122,14 +142,17 @@ class CMakeBuild(build_ext):
         Path(self.build_lib, self.get_ext_filename(CUDA_LIBRARY)).unlink(missing_ok=True)
         self.cmake(*configure)
         self.cmake("--build", build_dir, "--parallel", jobs)
-        self.cmake("--install", build_dir, "--prefix", Path(self.build_lib).resolve())
+        self.cmake("--install", build_dir, "--strip", "--prefix", Path(self.build_lib).resolve())
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
-        Path(PACKAGE, SKIPPED).unlink(missing_ok=True)  # of an installation before
+        shutil.copy(Path(self.build_lib, PACKAGE.name, FACTS), PACKAGE / FACTS)
         cuda = self.get_ext_filename(CUDA_LIBRARY)
         if not Path(self.build_lib, cuda).exists():
             Path(ROOT, cuda).unlink(missing_ok=True)
+
+    def get_outputs(self) -> list[str]:
+        return [*super().get_outputs(), os.path.join(self.build_lib, PACKAGE.name, FACTS)]
 
     def cmake(self, *arguments) -> None:
         command = [shutil.which("cmake", path=SEARCH_PATH), *arguments]
@@ -148,12 +171,11 @@ class CMakeBuild(build_ext):
 
 # The CUDA library is optional: an extension that may be missing.
 EXTENSIONS = [
-    Extension("mi_kernels._C", []),
     Extension(CPU_LIBRARY, []),
     Extension(CUDA_LIBRARY, [], optional=True),
 ]
 
 setup(
     ext_modules=[] if SKIP_NATIVE else EXTENSIONS,
-    cmdclass={"dist_info": Metadata, "build_py": Sources, "build_ext": CMakeBuild},
+    cmdclass={"dist_info": Metadata, "build_py": Sources, "build_ext": CMakeBuild, "bdist_wheel": Wheel},
 )

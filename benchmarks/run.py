@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def _checked(argv: list[str] | None) -> argparse.Namespace:
         parser.error(str(error))
     if options.compile:
         options.rivals += [peers.COMPILED + name for name in options.rivals if name in peers.PEERS]
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     options.output = options.output or results.FOLDER / f"{stamp}.json"
     options.limits = measure.Limits(
         options.rounds, options.shortest / 1e3, options.longest, options.call_limit,

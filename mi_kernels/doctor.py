@@ -136,12 +136,10 @@ def _line_of_tiles(tiles: dict[str, Any]) -> str:
 
 
 def _without_facts(cpu_library_error: str | None) -> str:
-    """For a build without facts: the libraries work with any Python, _C only with its own."""
+    """Libraries that were put there without the file that CMake writes beside them."""
     if cpu_library_error is not None:
         return "not built"
-    return (
-        "libraries are loaded; mi_kernels._C, which knows how they were built, is not there for this Python"
-    )
+    return "libraries are loaded; mi_kernels/ops/build_facts.py, which says how they were built, is not there"
 
 
 def _lacks(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -4,21 +4,29 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .ops.namespace import OPS
 
+_facts: Any = None
+try:
+    from .ops import build_facts  # written by CMake or setup.py
+except ImportError:
+    pass
+else:
+    _facts = build_facts
+
 _PACKAGE = Path(__file__).parent
 # The variable names another build, such as that of `make sanitize`.
 _LIBRARY = Path(os.environ.get("MI_KERNELS_CPU_LIBRARY") or _PACKAGE / "libmi_kernels_cpu.so")
-_SKIPPED = _PACKAGE / "native_skipped.txt"  # written by setup.py
 ASKED_FOR = "this installation was asked to have no compiled kernels (MI_KERNELS_SKIP_NATIVE)"
 _CUDA_LIBRARY = _PACKAGE / "libmi_kernels_cuda.so"
 
 
 def _load_cpu_library() -> str | None:
-    if not _LIBRARY.exists() and _SKIPPED.exists():
+    if not _LIBRARY.exists() and hasattr(_facts, "SKIPPED"):
         return ASKED_FOR
     if not _LIBRARY.exists():
         return "the compiled CPU library was not built (pip install . --no-build-isolation builds it)"
@@ -94,9 +102,18 @@ def cuda_architectures() -> list[str]:
 
 
 def build_info() -> dict | None:
-    """Facts about the native build, or None without ``_C`` (built for another Python)."""
-    try:
-        from ._C import build_info as facts
-    except ImportError:
+    """Facts about the native build; None where there was none, or its facts are not there."""
+    if not hasattr(_facts, "COMPILER"):
         return None
-    return facts()
+    return {
+        "mi_kernels": _facts.VERSION,
+        "namespace": _facts.NAMESPACE,
+        "compiler": _facts.COMPILER,
+        "build_type": _facts.BUILD_TYPE,
+        "cxx_standard": _facts.CXX_STANDARD,
+        "processor": _facts.PROCESSOR,
+        "instruction_sets": _facts.INSTRUCTION_SETS,
+        "cuda_architectures": _facts.CUDA_ARCHITECTURES,
+        "torch": _facts.TORCH,
+        "torch_target": _facts.TORCH_TARGET,
+    }

@@ -15,17 +15,21 @@ import sys
 import sysconfig
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info")
 LIMIT = 120  # seconds of one run of tests; a mutant that makes them hang is noticed too
-# As the wheel of `make test-wheel`: one instruction set, and few optimisations.
+# To compile faster: one instruction set, and few optimisations.
 CMAKE_OPTIONS = ("-DMI_CUDA=OFF", "-DMI_ISAS=", "-DCMAKE_BUILD_TYPE=MinSizeRel")
 
 

@@ -3,10 +3,15 @@
 ``assert_type`` holds for the checkers; the program also runs.
 """
 
-from typing import assert_type
+import sys
 
 import torch
 from torch import Tensor, nn
+
+if sys.version_info >= (3, 11):
+    from typing import assert_type
+else:
+    from typing_extensions import assert_type
 
 import mi_kernels as mi
 

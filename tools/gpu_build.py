@@ -46,7 +46,7 @@ def build(device: str, seconds: float, again: bool = False) -> dict[str, Any]:
     reason = "asked for by --rebuild" if again else backends.why_not("cuda")
     if reason is None:
         return {"status": "prebuilt", "library_bytes": LIBRARY.stat().st_size}
-    missing = [name for name in ("cmake", "ninja", "pybind11") if find_spec(name) is None]
+    missing = [name for name in ("cmake", "ninja") if find_spec(name) is None]
     if missing:
         return {"status": f"left out: {', '.join(missing)} not installed", "reason": reason}
     variables = environment(device)

@@ -4,7 +4,7 @@
     python tools/gpu_check.py smoke sanitize --minutes 3 --output FOLDER/first.json
 
 It uses the current Python and its packages (torch with CUDA, triton; for the tests pytest, hypothesis, scipy,
-preferably pytest-xdist and pytest-timeout; for a build cmake, ninja, pybind11), and no network. Existing
+preferably pytest-xdist and pytest-timeout; for a build cmake, ninja), and no network. Existing
 native libraries are used unchanged. Stages:
 
     build      the native libraries, for this GPU

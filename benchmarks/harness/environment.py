@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import time
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ PACKAGES = ("opt_einsum", "cuequivariance-torch", "e3nn")
 def facts(command: list[str]) -> dict[str, Any]:
     """Everything that belongs to a result, before anything is measured."""
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(command),
         "commit": commit(),
         "machine": machine(),

@@ -45,7 +45,7 @@ endif()
 # sm90/*.cu use instructions that only 90a has and are compiled for it alone; everything else is compiled for every
 # architecture. MI_HAVE_SM90 tells the host code whether they are there.
 file(GLOB sm90_sources CONFIGURE_DEPENDS csrc/cuda/sm90/*.cu)
-file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*/*.cu csrc/cuda/*/*.cpp)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*/*.cu csrc/cuda/*/*.cpp csrc/common/*.cpp)
 list(REMOVE_ITEM cuda_sources ${sm90_sources})
 
 add_library(mi_cuda_options INTERFACE)
@@ -53,6 +53,12 @@ target_link_libraries(mi_cuda_options INTERFACE mi_stable_abi)
 target_include_directories(mi_cuda_options SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_options(mi_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-unused-parameter,-Wno-psabi;--expt-relaxed-constexpr;-Xptxas=-warn-spills>")
+
+list(TRANSFORM no_paths PREPEND "-Xcompiler=" OUTPUT_VARIABLE host_options)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+  list(APPEND host_options --compress-mode=size)  # of the machine code in the library, which the driver unpacks
+endif()
+target_compile_options(mi_cuda_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:${host_options}>")
 
 set_source_files_properties(csrc/cuda/host/interaction.cpp PROPERTIES
   COMPILE_DEFINITIONS MI_CUDA_ARCHITECTURES="${MI_CUDA_ARCHITECTURES}")
@@ -71,7 +77,7 @@ endif()
 # The runtime is static (CMake's default), so that no particular libcudart has to be there; of libtorch_cuda
 # nothing is linked (host/device_stream.cu).
 add_library(mi_kernels_cuda MODULE ${cuda_objects})
-target_link_libraries(mi_kernels_cuda PRIVATE mi_stable_abi ${TORCH_CPU_LIBRARY} ${CMAKE_DL_LIBS})
+target_link_libraries(mi_kernels_cuda PRIVATE mi_stable_abi ${torch_library} ${CMAKE_DL_LIBS})
 target_link_options(mi_kernels_cuda PRIVATE -Wl,--exclude-libs,ALL)
 set_target_properties(mi_kernels_cuda PROPERTIES
   LINKER_LANGUAGE CUDA CUDA_ARCHITECTURES "${cuda_architectures}" PREFIX lib SUFFIX .so)

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..ops.checks import is_bool
 from ..ops.dtypes import FLOATING
 
 P = ParamSpec("P")
@@ -85,7 +85,7 @@ def check_construction(
     for name, size in sizes.items():
         check_size(op, name, size)
     for name, flag in flags.items():
-        if not isinstance(flag, int | np.bool_):
+        if not (isinstance(flag, int) or is_bool(flag)):
             raise TypeError(f"{op}: {name}: expected a bool, got {_kind(flag)}")
     if isinstance(device, bool) or not isinstance(device, torch.device | str | int | None):
         raise TypeError(f"{op}: device: expected a torch.device, a str or an int, got {_kind(device)}")

@@ -8,7 +8,6 @@ raise ValueError.
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,9 +154,15 @@ def check_number(op: str, name: str, value: object) -> None:
         raise TypeError(f"{op}: {name}: expected a float, got {type(value).__name__}")
 
 
+def is_bool(value: object) -> bool:
+    """A bool, or one of NumPy's, which need not be installed."""
+    kind = type(value)
+    return isinstance(value, bool) or kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")
+
+
 def check_flag(op: str, name: str, value: object) -> None:
     """A flag is a bool."""
-    if not isinstance(value, bool | np.bool_):
+    if not is_bool(value):
         raise TypeError(f"{op}: {name}: expected a bool, got {type(value).__name__}")
 
 

@@ -88,7 +88,8 @@ def _all(executor: Executor, trials: list[Trial], title: str) -> list[Record]:
                 try:
                     done[trial] = Record.of(trial, future.result())
                 except Exception as error:
-                    error.add_note(f"while training {trial}")
+                    if hasattr(error, "add_note"):  # Python 3.11
+                        error.add_note(f"while training {trial}")
                     raise
                 advance(f"{trial.task}, {trial.model}: {done[trial].score:.3g}")
     return [done[trial] for trial in trials]

@@ -33,6 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not FILES, reason="no git checkout to build from"),
     pytest.mark.skipif(find_spec("setuptools") is None, reason="setuptools is not installed"),
 ]
+FACTS = "mi_kernels/ops/build_facts.py"
 PACKAGE = {name for name in FILES if name.startswith("mi_kernels/")}
 BUILD = "import sys\nfrom setuptools import build_meta\nprint(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
@@ -54,7 +55,7 @@ def checkout(pristine, tmp_path):
 
 @pytest.fixture(scope="module")
 def setuptools_alone(tmp_path_factory):
-    """A folder for PYTHONPATH: with -S, Python finds setuptools there and neither torch nor pybind11."""
+    """A folder for PYTHONPATH: with -S, Python finds setuptools there and no torch."""
     site = tmp_path_factory.mktemp("site")
     where = Path(find_spec("setuptools").origin).parents[1]
     for found in (*where.glob("setuptools*"), where / "_distutils_hack", where / "pkg_resources"):
@@ -78,7 +79,7 @@ def run(checkout, *command, **variables):
 def test_the_sdist_needs_no_torch_and_has_everything(checkout, setuptools_alone, tmp_path):
     for name in (
         "mi_kernels/libmi_kernels_cpu.so",
-        "mi_kernels/native_skipped.txt",
+        "mi_kernels/ops/build_facts.py",
         "tests/__pycache__/a.pyc",
     ):
         (checkout / name).parent.mkdir(exist_ok=True)
@@ -104,11 +105,12 @@ def test_a_pure_wheel_has_what_the_checkout_has_and_does_not_warn(checkout, setu
     pure = {"PYTHONPATH": str(setuptools_alone), "MI_KERNELS_SKIP_NATIVE": "1"}
     done = run(checkout, "-S", "-c", BUILD, "build_wheel", tmp_path, **pure)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1].endswith("-py3-none-any.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         wheel.extractall(site)
-    assert names == PACKAGE | {"mi_kernels/native_skipped.txt"}
+    assert names == PACKAGE | {FACTS}
     script = (
         "import mi_kernels as mi, torch\nfrom mi_kernels import doctor\nprint(doctor.as_text())\n"
         "x = torch.ones(2, 3)\nprint(mi.__file__, mi.interaction(x, x, None, x))"
@@ -116,13 +118,13 @@ def test_a_pure_wheel_has_what_the_checkout_has_and_does_not_warn(checkout, setu
     used = run(tmp_path, "-W", "error::RuntimeWarning", "-c", script, PYTHONPATH=str(site))
     assert used.returncode == 0, used.stderr
     assert str(site) in used.stdout and "MI_KERNELS_SKIP_NATIVE" in used.stdout
-    (site / "mi_kernels" / "native_skipped.txt").unlink()
+    (site / FACTS).unlink()
     warned = run(tmp_path, "-W", "error::RuntimeWarning", "-c", script, PYTHONPATH=str(site))
     assert "RuntimeWarning: mi_kernels runs on its portable backend" in warned.stderr
 
 
 PROGRAMS = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-MISSING = [name for name in ("torch", "pybind11") if find_spec(name) is None]
+MISSING = [name for name in ("torch",) if find_spec(name) is None]
 MISSING += [name for name in ("cmake", "ninja") if shutil.which(name, path=PROGRAMS) is None]
 needs_build_tools = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 SKIP = "MI_KERNELS_SKIP_NATIVE=1"
@@ -134,7 +136,7 @@ def test_without_torch_a_build_says_so_at_once(hook, checkout, setuptools_alone,
     done = run(checkout, "-S", *command, PYTHONPATH=str(setuptools_alone))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
-    assert "cannot find torch, pybind11" in said and SKIP in said
+    assert "cannot find torch: run" in said and "pip install . --no-build-isolation" in said and SKIP in said
 
 
 @needs_build_tools
@@ -156,28 +158,47 @@ def test_without_a_compiler_a_build_says_so_in_one_sentence(hook, compiler, chec
 
 # Instead of compiling, libraries are put where CMake would install them.
 COMPILED = """
-import runpy, subprocess, sys, sysconfig
+import runpy, subprocess, sys
 from pathlib import Path
 
 def cmake(command, check):
     if "--install" in command:
-        for name in ("libmi_kernels_cpu.so", "_C" + sysconfig.get_config_var("EXT_SUFFIX")):
-            (Path(command[-1]) / "mi_kernels").mkdir(parents=True, exist_ok=True)
-            (Path(command[-1]) / "mi_kernels" / name).write_text("compiled")
+        for name in ("libmi_kernels_cpu.so", "ops/build_facts.py"):
+            (Path(command[-1]) / "mi_kernels" / "ops").mkdir(parents=True, exist_ok=True)
+            (Path(command[-1]) / "mi_kernels" / name).write_text("compiled = True")
 
 subprocess.run = cmake
-sys.argv = ["setup.py", "build_ext", "--inplace"]
+sys.argv = ["setup.py", *sys.argv[1:]]
 runpy.run_path("setup.py", run_name="__main__")
 """
 
 
 @needs_build_tools
-def test_compiling_in_place_takes_the_mark_of_a_pure_installation_away(checkout, setuptools_alone, tmp_path):
+def test_a_compiled_wheel_is_for_every_python(checkout, tmp_path):
+    """It has what the checkout has, the library and its facts; nothing that an earlier build left."""
+    for stale in ("build/lib/mi_kernels/deleted.py", f"{FACTS}", "mi_kernels/libmi_kernels_cuda.so"):
+        (checkout / stale).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / stale).write_text("stale")
+    done = run(checkout, "-c", COMPILED, "bdist_wheel", "--dist-dir", tmp_path / "dist")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "dist").iterdir()
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert path.name.endswith(f"-py3-none-{platform}.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        assert wheel.read(FACTS) == b"compiled = True"
+        (metadata,) = (name for name in wheel.namelist() if name.endswith("dist-info/WHEEL"))
+        assert "Root-Is-Purelib: false" in wheel.read(metadata).decode()
+    assert names == PACKAGE | {FACTS, "mi_kernels/libmi_kernels_cpu.so"}
+
+
+@needs_build_tools
+def test_compiling_in_place_replaces_the_facts_of_a_pure_installation(checkout, setuptools_alone, tmp_path):
     """`make` installs the package editable and pure, and compiles it then."""
     pure = {"PYTHONPATH": str(setuptools_alone), "MI_KERNELS_SKIP_NATIVE": "1"}
     done = run(checkout, "-S", "-c", BUILD, "build_editable", tmp_path, **pure)
-    mark = checkout / "mi_kernels" / "native_skipped.txt"
-    assert done.returncode == 0 and mark.is_file(), done.stderr
-    done = run(checkout, "-c", COMPILED)
+    assert done.returncode == 0 and "SKIPPED" in (checkout / FACTS).read_text(), done.stderr
+    done = run(checkout, "-c", COMPILED, "build_ext", "--inplace")
     assert done.returncode == 0, done.stderr
-    assert (checkout / "mi_kernels" / "libmi_kernels_cpu.so").is_file() and not mark.exists()
+    assert (checkout / "mi_kernels" / "libmi_kernels_cpu.so").is_file()
+    assert (checkout / FACTS).read_text() == "compiled = True"

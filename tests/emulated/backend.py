@@ -57,6 +57,7 @@ QUESTIONS = (
     "emulated_repacks() -> int",
     "emulated_repack(Tensor weight, bool grouped) -> Tensor",
     "cuda_architectures() -> str",
+    "tf32_allowed() -> bool",
 )
 _library: list[torch.library.Library] = []
 
@@ -87,7 +88,7 @@ def _compile(sources: list[Path], directory: Path, library: Path) -> None:
     flags += [
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
         "-DMI_DISPATCH_KEY=CPU",
-        f"-DMI_OPERATORS={NAMESPACE}",
+        f"-DMI_NAMESPACE={NAMESPACE}",
         '-DMI_CUDA_ARCHITECTURES="80 90a"',
     ]
     objects = [directory / f"{source.stem}.o" for source in sources]
@@ -114,6 +115,7 @@ def load():
                 torch.library.register_fake(f"{NAMESPACE}::{name}", known.func, lib=_library[0])
         for question in QUESTIONS:
             _library[0].define(question)
+        _library[0].impl("tf32_allowed", torch.ops.mi_kernels.tf32_allowed, "CompositeExplicitAutograd")
         torch.ops.load_library(str(build()))
     return getattr(torch.ops, NAMESPACE)
 

@@ -225,7 +225,7 @@ MI_FOR_EACH_STORED_DTYPE(MI_STORED_INSTANCES)
 
 }  // namespace mi_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("emulated_conflicts", TORCH_BOX(&mi_kernels::cuda::emulated_conflicts));
   m.impl("emulated_processors", TORCH_BOX(&mi_kernels::cuda::emulated_processors));
   m.impl("emulated_repacks", TORCH_BOX(&mi_kernels::cuda::emulated_repacks));

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "common/allocate.h"
+#include "common/registration.h"
 #include "common/tensor_args.h"
 #include "cpu/dispatch/interaction.h"
 #include "cpu/kernels/calls.h"
@@ -155,4 +156,4 @@ std::tuple<Tensor, Tensor> biaffine(const Tensor& input1, const Tensor& input2, 
 }  // namespace
 }  // namespace mi_kernels
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) { m.impl("cpu_biaffine", TORCH_BOX(&mi_kernels::biaffine)); }
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CPU, m) { m.impl("cpu_biaffine", TORCH_BOX(&mi_kernels::biaffine)); }

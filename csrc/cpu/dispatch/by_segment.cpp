@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/registration.h"
 #include "common/tensor_args.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/interaction.h"
@@ -291,7 +292,7 @@ std::tuple<Tensor, Tensor> segment_order(const Tensor& segment_ids, int64_t grou
 }  // namespace
 }  // namespace mi_kernels
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CPU, m) {
   m.impl("interaction_by_segment", TORCH_BOX(&mi_kernels::forward_by_segment));
   m.impl("interaction_by_segment_input_grads", TORCH_BOX(&mi_kernels::input_grads_by_segment));
   m.impl("interaction_by_segment_weight_grads", TORCH_BOX(&mi_kernels::weight_grads_by_segment));

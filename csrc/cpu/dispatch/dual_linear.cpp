@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/allocate.h"
+#include "common/registration.h"
 #include "common/tensor_args.h"
 #include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
@@ -195,11 +196,11 @@ std::string cpu_dual_linear_plan(std::vector<int64_t> sizes, torch::headeronly::
 }  // namespace
 }  // namespace mi_kernels
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CPU, m) {
   m.impl("dual_linear", TORCH_BOX(&mi_kernels::dual_linear));
   m.impl("dual_linear_grads", TORCH_BOX(&mi_kernels::dual_linear_grads));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("cpu_dual_linear_plan", TORCH_BOX(&mi_kernels::cpu_dual_linear_plan));
 }

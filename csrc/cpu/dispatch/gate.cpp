@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/allocate.h"
+#include "common/registration.h"
 #include "common/tensor_args.h"
 #include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
@@ -187,11 +188,11 @@ std::string cpu_gate_plan(std::vector<int64_t> sizes, torch::headeronly::ScalarT
 }  // namespace
 }  // namespace mi_kernels
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CPU, m) {
   m.impl("diagonal", TORCH_BOX(&mi_kernels::diagonal));
   m.impl("gated_interaction", TORCH_BOX(&mi_kernels::gated_interaction));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("cpu_gate_plan", TORCH_BOX(&mi_kernels::cpu_gate_plan));
 }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/allocate.h"
+#include "common/registration.h"
 #include "common/tensor_args.h"
 #include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
@@ -419,14 +420,14 @@ void weight_grads_part(DType dtype, const WorkspaceSource& memory, const WeightG
 
 }  // namespace mi_kernels
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CPU, m) {
   m.impl("interaction", TORCH_BOX(&mi_kernels::unpacked_forward));
   m.impl("interaction_packed", TORCH_BOX(&mi_kernels::packed_forward));
   m.impl("interaction_input_grads", TORCH_BOX(&mi_kernels::input_grads));
   m.impl("interaction_weight_grads", TORCH_BOX(&mi_kernels::weight_grads));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&mi_kernels::cpu_isa));
   m.impl("cpu_interaction_plan", TORCH_BOX(&mi_kernels::cpu_interaction_plan));
 }

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "common/allocate.h"
+#include "common/registration.h"
 #include "common/tensor_args.h"
 #include "cpu/dispatch/huge_pages.h"
 #include "cpu/dispatch/interaction.h"
@@ -146,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_grads(const Tensor& grad, const Tensor
 }  // namespace
 }  // namespace mi_kernels
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CPU, m) {
   m.impl("cpu_linear", TORCH_BOX(&mi_kernels::linear));
   m.impl("cpu_linear_add", TORCH_BOX(&mi_kernels::linear_add));
   m.impl("cpu_linear_grads", TORCH_BOX(&mi_kernels::linear_grads));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/modulate_axes.h"
+#include "common/registration.h"
 #include "common/tensor_args.h"
 #include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
@@ -161,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor> mix_grads(const Tensor& grad, const Tensor& a
 }  // namespace
 }  // namespace mi_kernels
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CPU, m) {
   m.impl("modulate", TORCH_BOX(&mi_kernels::modulate));
   m.impl("modulate_grads", TORCH_BOX(&mi_kernels::modulate_grads));
   m.impl("mix", TORCH_BOX(&mi_kernels::mix));

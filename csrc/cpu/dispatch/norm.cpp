@@ -10,6 +10,7 @@
 
 #include "common/modulate_axes.h"
 #include "common/norm_arguments.h"
+#include "common/registration.h"
 #include "common/tensor_args.h"
 #include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
@@ -218,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> norm_modulate
 }  // namespace
 }  // namespace mi_kernels
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CPU, m) {
   m.impl("norm_modulate", TORCH_BOX(&mi_kernels::norm_modulate));
   m.impl("norm_modulate_grads", TORCH_BOX(&mi_kernels::norm_modulate_grads));
 }

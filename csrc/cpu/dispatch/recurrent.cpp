@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/allocate.h"
+#include "common/registration.h"
 #include "common/tensor_args.h"
 #include "common/text.h"
 #include "cpu/dispatch/huge_pages.h"
@@ -324,7 +325,7 @@ Seven recurrent_grads(const Optional& grad, const Optional& grad_h, const Option
 }  // namespace
 }  // namespace mi_kernels
 
-STABLE_TORCH_LIBRARY_IMPL(mi_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CPU, m) {
   m.impl("recurrent", TORCH_BOX(&mi_kernels::recurrent));
   m.impl("recurrent_grads", TORCH_BOX(&mi_kernels::recurrent_grads));
   m.impl("recurrent_tangents", TORCH_BOX(&mi_kernels::recurrent_tangents));

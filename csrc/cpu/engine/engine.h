@@ -130,8 +130,8 @@ void pack(View<S> view, int64_t count, int64_t padded, int64_t depth, typename M
       for (int64_t mn = 0; mn < padded; mn += L) {
         Vec<Word> square[L];
         const int64_t valid = min(count - mn, L);
-        for (int r = 0; r < L; ++r)
-          square[r] = r < valid ? load_words_k<Mul>(&view(mn + r, k * Mul::pair)) : Vec<Word>{};
+        unroll<L>(
+            [&](auto r) { square[r] = r < valid ? load_words_k<Mul>(&view(mn + r, k * Mul::pair)) : Vec<Word>{}; });
         transpose(square);
         if (mn + L <= padded) {
           unroll<L>([&](auto r) { store(out + (k + r) * padded + mn, square[r]); });
@@ -257,7 +257,9 @@ void unpack_panels(const Acc* panels, int64_t features, int64_t vectors, int64_t
         Vec<Acc> square[L];
         unroll<L>([&](auto r) { square[r] = load<Vec<Acc>>(panel + ((f + r) * n + v) * L); });
         transpose(square);
-        for (int r = 0; r < valid; ++r) store_acc<L>(out + (lane + r) * stride + f, square[r]);
+        unroll<L>([&](auto r) {
+          if (r < valid) store_acc<L>(out + (lane + r) * stride + f, square[r]);
+        });
       }
       for (; f < features; ++f)
         for (int64_t r = 0; r < valid; ++r) from_acc(panel[(f * n + v) * L + r], out[(lane + r) * stride + f]);

@@ -146,7 +146,7 @@ MI_INLINE Vec<float, N> load_acc(const Half* p) {
   if constexpr (N == 4) return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #endif
   Vec<float, N> v;
-  for (int l = 0; l < N; ++l) v[l] = to_acc(p[l]);
+  unroll<N>([&](auto l) { v[l.value] = to_acc(p[l]); });
   return v;
 }
 
@@ -186,7 +186,7 @@ MI_INLINE void store_acc(Half* p, const Vec<float, N>& v) {
 #if defined(__F16C__)
   if constexpr (N == 8) return store(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #endif
-  for (int l = 0; l < N; ++l) p[l].bits = round_to_half(v[l]);
+  unroll<N>([&](auto l) { p[l].bits = round_to_half(v[l.value]); });
 }
 
 // The sum of the lanes, by halves.
@@ -211,7 +211,7 @@ MI_INLINE V first_lanes(const V& v, int64_t count) {
   using Int = decltype(v < v);
   using Lane = __typeof__(Int{}[0]);
   Int lane{};
-  for (int l = 0; l < int(sizeof(V) / sizeof(v[0])); ++l) lane[l] = l;
+  unroll<int(sizeof(V) / sizeof(Lane))>([&](auto l) { lane[l.value] = l; });
   return lane < Int{} + Lane(count) ? v : V{};
 }
 
@@ -223,10 +223,10 @@ MI_INLINE void transpose(V (&rows)[N]) {
     constexpr int s = 1 << round;
     if constexpr (s < N) {
       Int low, high;
-      for (int l = 0; l < N; ++l) {
-        low[l] = (l & s) == 0 ? l : N + l - s;
-        high[l] = (l & s) == 0 ? l + s : N + l;
-      }
+      unroll<N>([&](auto l) {
+        low[l.value] = (l & s) == 0 ? l : N + l - s;
+        high[l.value] = (l & s) == 0 ? l + s : N + l;
+      });
       unroll<N>([&](auto r) {
         if constexpr ((r & s) == 0) {
           const V a = rows[r], b = rows[r + s];
@@ -246,10 +246,10 @@ MI_INLINE V sum_each(V (&rows)[N]) {
     constexpr int s = 1 << round;
     if constexpr (s < N) {
       Int low, high;
-      for (int l = 0; l < N; ++l) {
-        low[l] = (l & s) == 0 ? l : N + l - s;
-        high[l] = (l & s) == 0 ? l + s : N + l;
-      }
+      unroll<N>([&](auto l) {
+        low[l.value] = (l & s) == 0 ? l : N + l - s;
+        high[l.value] = (l & s) == 0 ? l + s : N + l;
+      });
       unroll<N / (2 * s)>([&](auto pair) {
         constexpr int r = 2 * s * pair.value;
         rows[r] = __builtin_shuffle(rows[r], rows[r + s], low) + __builtin_shuffle(rows[r], rows[r + s], high);

@@ -107,7 +107,7 @@ template <class V>
 MI_INLINE V erf(const V& t) {
   if constexpr (kDouble<V>) {
     V result{};
-    for (int l = 0; l < int(sizeof(V) / 8); ++l) result[l] = __builtin_erf(t[l]);
+    unroll<int(sizeof(V) / 8)>([&](auto l) { result[l.value] = __builtin_erf(t[l.value]); });
     return result;
   } else {
     constexpr float inner[] = {-0.0005953741874f, 0.004985940635f, -0.02676171989f,

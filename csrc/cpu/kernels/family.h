@@ -102,6 +102,9 @@ struct SumMulOf<float> {
 
 template <class F>
 void for_dtype(DType dtype, F&& f) {
+#if defined(MI_SHARED_ISA)  // for another dtype kernel_table.cpp has its kernels
+  if (dtype == DType::bf16) f(BFloat16{});
+#else
   switch (dtype) {
     case DType::f64: return f(double{});
     case DType::f32: return f(float{});
@@ -109,6 +112,7 @@ void for_dtype(DType dtype, F&& f) {
     case DType::f16: return f(Half{});
     case DType::tf32: break;
   }
+#endif
 }
 
 template <template <class, class> class Family, class Call, class Plan>

@@ -132,7 +132,7 @@ class LinearStream {
     }
     for (int r = 0; r < R; ++r) {
       V sums[L];
-      for (int m = 0; m < L; ++m) sums[m] = m < valid ? load<V>(b.sums + (r * L + m) * L) : V{};
+      unroll<L>([&](auto m) { sums[m] = m < valid ? load<V>(b.sums + (r * L + m) * L) : V{}; });
       store_lanes<Acc>(out(b, row + r, o), 1, valid, sum_each(sums) + bias(b, o, valid));
     }
   }
@@ -240,8 +240,8 @@ class LinearStream {
     if (!overwrite_partial) flush_partial();
     for (int n = 0; n < N; ++n) {
       const V bias_vector = bias(b, o + n * L, L);
-      for (int r = 0; r < R; ++r)
-        store_acc<L>(out(b, row + r, o + n * L), load<V>(b.sums + (r * N + n) * L) + bias_vector);
+      unroll<R>(
+          [&](auto r) { store_acc<L>(out(b, row + r, o + n * L), load<V>(b.sums + (r * N + n) * L) + bias_vector); });
     }
   }
 };

@@ -5,10 +5,10 @@
 #include <tuple>
 
 #include "common/integers.h"
+#include "common/registration.h"
 #include "common/text.h"
 #include "cuda/host/make_params.h"
 #include "cuda/host/precision.h"
-#include "cuda/host/registration.h"
 #include "cuda/modulate/dual_linear_grads.h"
 
 namespace mi_kernels::cuda {
@@ -142,7 +142,7 @@ Tensor dual_linear_grads(const Tensor& grad, const Tensor& p, const Tensor& q, T
 }  // namespace
 }  // namespace mi_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, MI_DISPATCH_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, MI_DISPATCH_KEY, m) {
   m.impl("dual_linear", TORCH_BOX(&mi_kernels::cuda::dual_linear));
   m.impl("dual_linear_grads", TORCH_BOX(&mi_kernels::cuda::dual_linear_grads));
 }

@@ -6,10 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "common/registration.h"
 #include "common/text.h"
 #include "cuda/host/make_params.h"
 #include "cuda/host/precision.h"
-#include "cuda/host/registration.h"
 
 namespace mi_kernels::cuda {
 namespace {
@@ -157,11 +157,11 @@ std::string cuda_gate_plan(std::vector<int64_t> sizes, torch::headeronly::Scalar
 }  // namespace
 }  // namespace mi_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("cuda_gate_plan", TORCH_BOX(&mi_kernels::cuda::cuda_gate_plan));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, MI_DISPATCH_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, MI_DISPATCH_KEY, m) {
   m.impl("diagonal", TORCH_BOX(&mi_kernels::cuda::diagonal));
   m.impl("gated_interaction", TORCH_BOX(&mi_kernels::cuda::gated_interaction));
 }

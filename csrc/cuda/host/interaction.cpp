@@ -6,10 +6,10 @@
 #include <tuple>
 #include <vector>
 
+#include "common/registration.h"
 #include "common/text.h"
 #include "cuda/host/make_params.h"
 #include "cuda/host/precision.h"
-#include "cuda/host/registration.h"
 #include "cuda/host/sm90_dispatch.h"
 #include "cuda/modulate/modulate.h"
 
@@ -330,13 +330,13 @@ std::string cuda_architectures() { return MI_CUDA_ARCHITECTURES; }
 }  // namespace
 }  // namespace mi_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, MI_DISPATCH_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, MI_DISPATCH_KEY, m) {
   m.impl("interaction", TORCH_BOX(&mi_kernels::cuda::forward));
   m.impl("interaction_input_grads", TORCH_BOX(&mi_kernels::cuda::input_grads));
   m.impl("interaction_weight_grads", TORCH_BOX(&mi_kernels::cuda::weight_grads));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("cuda_interaction_plan", TORCH_BOX(&mi_kernels::cuda::cuda_interaction_plan));
   m.impl("cuda_aligned", TORCH_BOX(&mi_kernels::cuda::cuda_aligned));
   m.impl("cuda_architectures", TORCH_BOX(&mi_kernels::cuda::cuda_architectures));

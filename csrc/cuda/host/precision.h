@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/checks.h"
+#include "common/registration.h"
 #include "cuda/host/plan.h"
 
 namespace mi_kernels::cuda {
@@ -13,7 +14,7 @@ namespace mi_kernels::cuda {
 inline DType product_dtype(DType dtype) {
   if (dtype != DType::f32) return dtype;
   StableIValue answer[1];
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("mi_kernels::tf32_allowed", "", answer, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(MI_OPERATION("tf32_allowed"), "", answer, TORCH_ABI_VERSION));
   return torch::stable::detail::to<bool>(answer[0]) ? DType::tf32 : dtype;
 }
 inline DType product_dtype(const Tensor& x, const char* op) {

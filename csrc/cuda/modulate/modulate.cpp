@@ -11,8 +11,8 @@
 #include "common/checks.h"
 #include "common/integers.h"
 #include "common/modulate_axes.h"
+#include "common/registration.h"
 #include "cuda/host/device_stream.h"
-#include "cuda/host/registration.h"
 
 namespace mi_kernels::cuda {
 namespace {
@@ -168,7 +168,7 @@ void sum_to_size(const Tensor& grad, const std::vector<int64_t>& size, Tensor& r
 
 }  // namespace mi_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, MI_DISPATCH_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, MI_DISPATCH_KEY, m) {
   m.impl("modulate", TORCH_BOX(&mi_kernels::cuda::modulate));
   m.impl("modulate_grads", TORCH_BOX(&mi_kernels::cuda::modulate_grads));
   m.impl("mix", TORCH_BOX(&mi_kernels::cuda::mix));

@@ -11,8 +11,8 @@
 #include "common/integers.h"
 #include "common/modulate_axes.h"
 #include "common/norm_arguments.h"
+#include "common/registration.h"
 #include "cuda/host/device_stream.h"
-#include "cuda/host/registration.h"
 
 namespace mi_kernels::cuda {
 namespace {
@@ -286,7 +286,7 @@ void plan_norm_sums(NormSumsParams& p, DType dtype, const DeviceProperties& devi
 
 }  // namespace mi_kernels::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(MI_OPERATORS, MI_DISPATCH_KEY, m) {
+STABLE_TORCH_LIBRARY_IMPL(MI_NAMESPACE, MI_DISPATCH_KEY, m) {
   m.impl("norm_modulate", TORCH_BOX(&mi_kernels::cuda::norm_modulate));
   m.impl("norm_modulate_grads", TORCH_BOX(&mi_kernels::cuda::norm_modulate_grads));
 }
