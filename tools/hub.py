@@ -27,7 +27,6 @@ STABLE_ABI = "211"
 BUILT = (
     "*.so",
     "build_facts.py",
-    "native_skipped.txt",
     "__pycache__",
 )  # lies in a checkout, and is not of this build
 
@@ -101,8 +100,10 @@ def noarch(output: Path, backend: str, digits: str) -> Path:
     """A variant of Python alone, for every version of torch."""
     folder, name = output / "build" / f"torch-{backend}", identity(backend, digits)
     sources(folder)
-    (folder / "native_skipped.txt").write_text("A variant of Python alone.\n")
-    (folder / "ops" / "build_facts.py").write_text(f'"""Nothing was compiled."""\n\nNAMESPACE = "{name}"\n')
+    facts = (
+        f'"""Nothing was compiled."""\n\nNAMESPACE = "{name}"\nSKIPPED = True  # a variant of Python alone\n'
+    )
+    (folder / "ops" / "build_facts.py").write_text(facts)
     finish(folder, name, backend)
     return folder
 
