@@ -130,11 +130,12 @@ void pack(View<S> view, int64_t count, int64_t padded, int64_t depth, typename M
       for (int64_t mn = 0; mn < padded; mn += L) {
         Vec<Word> square[L];
         const int64_t valid = min(count - mn, L);
-        unroll<L>(
-            [&](auto r) { square[r] = r < valid ? load_words_k<Mul>(&view(mn + r, k * Mul::pair)) : Vec<Word>{}; });
+        unroll<L>([&](auto r) MI_INLINED {
+          square[r] = r < valid ? load_words_k<Mul>(&view(mn + r, k * Mul::pair)) : Vec<Word>{};
+        });
         transpose(square);
         if (mn + L <= padded) {
-          unroll<L>([&](auto r) { store(out + (k + r) * padded + mn, square[r]); });
+          unroll<L>([&](auto r) MI_INLINED { store(out + (k + r) * padded + mn, square[r]); });
         } else {
           for (int r = 0; r < L; ++r)
             __builtin_memcpy(out + (k + r) * padded + mn, &square[r], sizeof(Word) * size_t(padded - mn));
@@ -255,9 +256,9 @@ void unpack_panels(const Acc* panels, int64_t features, int64_t vectors, int64_t
       int64_t f = 0;
       for (; f + L <= features; f += L) {
         Vec<Acc> square[L];
-        unroll<L>([&](auto r) { square[r] = load<Vec<Acc>>(panel + ((f + r) * n + v) * L); });
+        unroll<L>([&](auto r) MI_INLINED { square[r] = load<Vec<Acc>>(panel + ((f + r) * n + v) * L); });
         transpose(square);
-        unroll<L>([&](auto r) {
+        unroll<L>([&](auto r) MI_INLINED {
           if (r < valid) store_acc<L>(out + (lane + r) * stride + f, square[r]);
         });
       }

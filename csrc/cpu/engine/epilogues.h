@@ -16,9 +16,9 @@ struct Accumulate {
     using V = Vec<typename Mul::Acc>;
     constexpr int L = Tile<Mul, N>::lanes;
     auto* panel = panels + first * L * features + m * N * L;
-    unroll<kTileM>([&](auto r) {
+    unroll<kTileM>([&](auto r) MI_INLINED {
       if (r < valid) {
-        unroll<N>([&](auto n) {
+        unroll<N>([&](auto n) MI_INLINED {
           auto* p = panel + (r * N + n) * L;
           store(p, overwrite ? tile.acc[r][n] : load<V>(p) + tile.acc[r][n]);
         });
@@ -41,17 +41,18 @@ struct ReduceOuter {
     const auto* op = outer + first * L * extent;
     int64_t o = m / extent, i = m - o * extent;
     if (valid == kTileM && i + kTileM <= extent) {
-      unroll<N>([&](auto n) {
+      unroll<N>([&](auto n) MI_INLINED {
         auto* p = yp + (o * N + n) * L;
         V even{}, odd{};  // first the sum of the tile, so that the running sum is rounded once for each tile
-        unroll<kTileM>([&](auto r) { (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(op + ((i + r) * N + n) * L); });
+        unroll<kTileM>(
+            [&](auto r) MI_INLINED { (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(op + ((i + r) * N + n) * L); });
         store(p, load<V>(p) + (even + odd));
       });
       return;
     }
-    unroll<kTileM>([&](auto r) {
+    unroll<kTileM>([&](auto r) MI_INLINED {
       if (r < valid) {
-        unroll<N>([&](auto n) {
+        unroll<N>([&](auto n) MI_INLINED {
           auto* p = yp + (o * N + n) * L;
           store(p, load<V>(p) + tile.acc[r][n] * load<V>(op + (i * N + n) * L));
         });
@@ -77,27 +78,28 @@ struct ReduceBoth {
     int64_t i = m / width, j = m - i * width;
     const bool whole = valid == kTileM && j + kTileM <= width;
     if (whole && want_x) {
-      unroll<N>([&](auto n) {
+      unroll<N>([&](auto n) MI_INLINED {
         const V zi = load<V>(z + zs + (i * N + n) * L);
-        unroll<kTileM>([&](auto r) {
+        unroll<kTileM>([&](auto r) MI_INLINED {
           auto* p = dx + xs + ((j + r) * N + n) * L;
           store(p, load<V>(p) + zi * tile.acc[r][n]);
         });
       });
     }
     if (whole && want_z) {
-      unroll<N>([&](auto n) {
+      unroll<N>([&](auto n) MI_INLINED {
         auto* p = dz + zs + (i * N + n) * L;
         V even{}, odd{};  // first the sum of the tile, so that the running sum is rounded once for each tile
-        unroll<kTileM>(
-            [&](auto r) { (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(x + xs + ((j + r) * N + n) * L); });
+        unroll<kTileM>([&](auto r) MI_INLINED {
+          (r % 2 ? odd : even) += tile.acc[r][n] * load<V>(x + xs + ((j + r) * N + n) * L);
+        });
         store(p, load<V>(p) + (even + odd));
       });
     }
     if (whole) return;
-    unroll<kTileM>([&](auto r) {
+    unroll<kTileM>([&](auto r) MI_INLINED {
       if (r < valid) {
-        unroll<N>([&](auto n) {
+        unroll<N>([&](auto n) MI_INLINED {
           const int64_t xn = xs + (j * N + n) * L, zn = zs + (i * N + n) * L;
           if (want_x) store(dx + xn, load<V>(dx + xn) + load<V>(z + zn) * tile.acc[r][n]);
           if (want_z) store(dz + zn, load<V>(dz + zn) + load<V>(x + xn) * tile.acc[r][n]);
@@ -122,18 +124,18 @@ struct ScaleAccumulate {
     const auto* factor = scale + first * L * factors;
     int64_t a = m / extent, f = m - a * extent;
     if (valid == kTileM && f + kTileM <= extent) {
-      unroll<N>([&](auto n) {
+      unroll<N>([&](auto n) MI_INLINED {
         const V scale_vector = load<V>(factor + (a * N + n) * L);
-        unroll<kTileM>([&](auto r) {
+        unroll<kTileM>([&](auto r) MI_INLINED {
           auto* p = panel + ((f + r) * N + n) * L;
           store(p, load<V>(p) + tile.acc[r][n] * scale_vector);
         });
       });
       return;
     }
-    unroll<kTileM>([&](auto r) {
+    unroll<kTileM>([&](auto r) MI_INLINED {
       if (r < valid) {
-        unroll<N>([&](auto n) {
+        unroll<N>([&](auto n) MI_INLINED {
           auto* p = panel + (f * N + n) * L;
           store(p, load<V>(p) + tile.acc[r][n] * load<V>(factor + (a * N + n) * L));
         });
@@ -185,18 +187,21 @@ struct StoreOutputs {
     if (valid == kTileM && (first + N) * L <= lane_count && !panels && !addend) {
       S* to = out + m * stride + first * L;
       if (bias)
-        unroll<kTileM>([&](auto r) {
-          unroll<N>([&](auto n) {
+        unroll<kTileM>([&](auto r) MI_INLINED {
+          unroll<N>([&](auto n) MI_INLINED {
             store_acc<L>(to + r * stride + n * L, V(tile.acc[r][n] + load<V>(bias + (first + n) * L)));
           });
         });
       else
-        unroll<kTileM>(
-            [&](auto r) { unroll<N>([&](auto n) { store_acc<L>(to + r * stride + n * L, tile.acc[r][n]); }); });
+        unroll<kTileM>([&](auto r) MI_INLINED {
+          unroll<N>([&](auto n) MI_INLINED { store_acc<L>(to + r * stride + n * L, tile.acc[r][n]); });
+        });
       return;
     }
     Acc sums[kTileM * N * L];
-    unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { store(sums + (r * N + n) * L, tile.acc[r][n]); }); });
+    unroll<kTileM>([&](auto r) MI_INLINED {
+      unroll<N>([&](auto n) MI_INLINED { store(sums + (r * N + n) * L, tile.acc[r][n]); });
+    });
     finish<N>(sums, m, valid, first);
   }
 

@@ -98,13 +98,14 @@ template <int R = kTileM, class Mul, int N, class A>
 MI_INLINE void multiply_block(Tile<Mul, N>& tile, const A& a, const typename Mul::Word* b_words, int64_t begin,
                               int64_t end, int64_t b_stride = N * Simd<typename Mul::Word>::lanes) {
   constexpr int L = Simd<typename Mul::Word>::lanes;
-  unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { tile.acc[r][n] = Vec<typename Mul::Acc>{}; }); });
+  unroll<kTileM>([&](auto r)
+                     MI_INLINED { unroll<N>([&](auto n) MI_INLINED { tile.acc[r][n] = Vec<typename Mul::Acc>{}; }); });
   for (int64_t k = begin; k < end; ++k) {
     Vec<typename Mul::Word> b[N];
-    unroll<N>([&](auto n) { b[n] = load<Vec<typename Mul::Word>>(b_words + k * b_stride + n * L); });
-    unroll<R>([&](auto r) {
+    unroll<N>([&](auto n) MI_INLINED { b[n] = load<Vec<typename Mul::Word>>(b_words + k * b_stride + n * L); });
+    unroll<R>([&](auto r) MI_INLINED {
       const auto a_word = a.at(k, r);
-      unroll<N>([&](auto n) { Mul::fma(tile.acc[r][n], a_word, b[n]); });
+      unroll<N>([&](auto n) MI_INLINED { Mul::fma(tile.acc[r][n], a_word, b[n]); });
     });
   }
 }
@@ -134,7 +135,7 @@ MI_INLINE void multiply(Tile<Mul, N>& tile, const A& a, const typename Mul::Word
   Tile<Mul, N> sum{};  // in memory: the registers are full
   for (int64_t k = 0; k < words; k += sum_block) {
     multiply_block<R>(tile, a, b, k, min(k + sum_block, words), b_stride);
-    unroll<R>([&](auto r) { unroll<N>([&](auto n) { sum.acc[r][n] += tile.acc[r][n]; }); });
+    unroll<R>([&](auto r) MI_INLINED { unroll<N>([&](auto n) MI_INLINED { sum.acc[r][n] += tile.acc[r][n]; }); });
   }
   tile = sum;
 }

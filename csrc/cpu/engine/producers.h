@@ -118,7 +118,7 @@ struct WeightProducer {
       using Int = decltype(Lanes{} < Lanes{});
       using Lane = __typeof__(Int{}[0]);
       Int lane{};
-      unroll<kTileM>([&](auto l) { lane[l.value] = l; });
+      unroll<kTileM>([&](auto l) MI_INLINED { lane[l.value] = l; });
       const Int low = lane < Int{} + Lane(first);
       const int64_t next = Mul::pair == 1 ? 0 : k_stride;
       for (; k < depth / Mul::pair; ++k) {

@@ -15,6 +15,8 @@
 #include "cpu/engine/min_max.h"
 
 #define MI_INLINE inline __attribute__((always_inline))
+// Of a lambda: what `unroll` repeats has to become straight code, or its arrays of vectors are in memory.
+#define MI_INLINED __attribute__((always_inline))
 
 namespace mi_kernels::MI_ISA {
 
@@ -146,7 +148,7 @@ MI_INLINE Vec<float, N> load_acc(const Half* p) {
   if constexpr (N == 4) return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 #endif
   Vec<float, N> v;
-  unroll<N>([&](auto l) { v[l.value] = to_acc(p[l]); });
+  unroll<N>([&](auto l) MI_INLINED { v[l.value] = to_acc(p[l]); });
   return v;
 }
 
@@ -186,7 +188,7 @@ MI_INLINE void store_acc(Half* p, const Vec<float, N>& v) {
 #if defined(__F16C__)
   if constexpr (N == 8) return store(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #endif
-  unroll<N>([&](auto l) { p[l].bits = round_to_half(v[l.value]); });
+  unroll<N>([&](auto l) MI_INLINED { p[l].bits = round_to_half(v[l.value]); });
 }
 
 // The sum of the lanes, by halves.
@@ -211,7 +213,7 @@ MI_INLINE V first_lanes(const V& v, int64_t count) {
   using Int = decltype(v < v);
   using Lane = __typeof__(Int{}[0]);
   Int lane{};
-  unroll<int(sizeof(V) / sizeof(Lane))>([&](auto l) { lane[l.value] = l; });
+  unroll<int(sizeof(V) / sizeof(Lane))>([&](auto l) MI_INLINED { lane[l.value] = l; });
   return lane < Int{} + Lane(count) ? v : V{};
 }
 
@@ -219,15 +221,15 @@ MI_INLINE V first_lanes(const V& v, int64_t count) {
 template <class V, int N>
 MI_INLINE void transpose(V (&rows)[N]) {
   using Int = decltype(rows[0] == rows[0]);
-  unroll<6>([&](auto round) {
+  unroll<6>([&](auto round) MI_INLINED {
     constexpr int s = 1 << round;
     if constexpr (s < N) {
       Int low, high;
-      unroll<N>([&](auto l) {
+      unroll<N>([&](auto l) MI_INLINED {
         low[l.value] = (l & s) == 0 ? l : N + l - s;
         high[l.value] = (l & s) == 0 ? l + s : N + l;
       });
-      unroll<N>([&](auto r) {
+      unroll<N>([&](auto r) MI_INLINED {
         if constexpr ((r & s) == 0) {
           const V a = rows[r], b = rows[r + s];
           rows[r] = __builtin_shuffle(a, b, low);
@@ -242,15 +244,15 @@ MI_INLINE void transpose(V (&rows)[N]) {
 template <class V, int N>
 MI_INLINE V sum_each(V (&rows)[N]) {
   using Int = decltype(rows[0] == rows[0]);
-  unroll<6>([&](auto round) {
+  unroll<6>([&](auto round) MI_INLINED {
     constexpr int s = 1 << round;
     if constexpr (s < N) {
       Int low, high;
-      unroll<N>([&](auto l) {
+      unroll<N>([&](auto l) MI_INLINED {
         low[l.value] = (l & s) == 0 ? l : N + l - s;
         high[l.value] = (l & s) == 0 ? l + s : N + l;
       });
-      unroll<N / (2 * s)>([&](auto pair) {
+      unroll<N / (2 * s)>([&](auto pair) MI_INLINED {
         constexpr int r = 2 * s * pair.value;
         rows[r] = __builtin_shuffle(rows[r], rows[r + s], low) + __builtin_shuffle(rows[r], rows[r + s], high);
       });

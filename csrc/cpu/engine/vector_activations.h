@@ -17,7 +17,7 @@ inline constexpr bool kDouble = sizeof(Lane<V>) == 8;
 template <class V, class T, int N>
 MI_INLINE V polynomial(const V& t, const T (&c)[N]) {
   V sum = V{} + Lane<V>(c[0]);
-  unroll<N - 1>([&](auto i) { sum = sum * t + Lane<V>(c[i + 1]); });
+  unroll<N - 1>([&](auto i) MI_INLINED { sum = sum * t + Lane<V>(c[i + 1]); });
   return sum;
 }
 
@@ -107,7 +107,7 @@ template <class V>
 MI_INLINE V erf(const V& t) {
   if constexpr (kDouble<V>) {
     V result{};
-    unroll<int(sizeof(V) / 8)>([&](auto l) { result[l.value] = __builtin_erf(t[l.value]); });
+    unroll<int(sizeof(V) / 8)>([&](auto l) MI_INLINED { result[l.value] = __builtin_erf(t[l.value]); });
     return result;
   } else {
     constexpr float inner[] = {-0.0005953741874f, 0.004985940635f, -0.02676171989f,
@@ -128,7 +128,7 @@ MI_INLINE V log1p(const V& t) {
   constexpr int kTerms = kDouble<V> ? 17 : 8;
   const V s = t / (t + Lane<V>(2)), square = s * s;
   V sum = V{} + Lane<V>(1) / Lane<V>(2 * kTerms + 1);
-  unroll<kTerms - 1>([&](auto i) { sum = sum * square + Lane<V>(1) / Lane<V>(2 * (kTerms - i) - 1); });
+  unroll<kTerms - 1>([&](auto i) MI_INLINED { sum = sum * square + Lane<V>(1) / Lane<V>(2 * (kTerms - i) - 1); });
   return Lane<V>(2) * (s + s * square * sum);
 }
 

@@ -28,7 +28,8 @@ struct StoreDual {
     constexpr int L = Tile<Mul, N>::lanes;
     alignas(64) Acc q[kTileM * N * L];
     prefetch<N>(m, first);
-    unroll<kTileM>([&](auto r) { unroll<N>([&](auto n) { store(q + (r * N + n) * L, tile.acc[r][n]); }); });
+    unroll<kTileM>(
+        [&](auto r) MI_INLINED { unroll<N>([&](auto n) MI_INLINED { store(q + (r * N + n) * L, tile.acc[r][n]); }); });
     finish<N>(q, m, valid, first);
   }
 

@@ -151,9 +151,9 @@ class ForwardOutputs {
       Tile<Mul, N> tile;
       multiply_block(tile, PackedA<Mul>{a + m * words}, panel, begin, end, stride);
       Acc* to = sums + m * sums_stride;
-      unroll<kTileM>([&](auto r) {
+      unroll<kTileM>([&](auto r) MI_INLINED {
         const V factor = V{} + (scale ? scale[m + r] : Acc(1));
-        unroll<N>([&](auto n) {
+        unroll<N>([&](auto n) MI_INLINED {
           Acc* sum = to + r * sums_stride + n * L;
           store(sum, load<V>(sum) + tile.acc[r][n] * factor);
         });

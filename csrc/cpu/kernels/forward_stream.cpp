@@ -136,26 +136,27 @@ class ForwardStream {
     constexpr int64_t sum_block = Mul::sum_block == kUnbounded ? kStreamDepth : Mul::sum_block / 2 * E;
     Vec<Acc> acc[M][N], total[M][N]{};
     for (int64_t k0 = 0; k0 < depth; k0 += sum_block) {
-      unroll<M>([&](auto m) { unroll<N>([&](auto n) { acc[m][n] = Vec<Acc>{}; }); });
+      unroll<M>([&](auto m) MI_INLINED { unroll<N>([&](auto n) MI_INLINED { acc[m][n] = Vec<Acc>{}; }); });
       for (int64_t k = k0; k < min(k0 + sum_block, depth); k += E) {
         Vec<Word> b[N];
-        unroll<N>([&](auto n) { b[n] = load<Vec<Word>>(products + n * products_stride + k); });
-        unroll<M>([&](auto m) {
+        unroll<N>([&](auto n) MI_INLINED { b[n] = load<Vec<Word>>(products + n * products_stride + k); });
+        unroll<M>([&](auto m) MI_INLINED {
           const auto w = load_words_k<Mul>(weight + m * stride + k);
-          unroll<N>([&](auto n) { Mul::fma(acc[m][n], w, b[n]); });
+          unroll<N>([&](auto n) MI_INLINED { Mul::fma(acc[m][n], w, b[n]); });
         });
       }
-      unroll<M>([&](auto m) { unroll<N>([&](auto n) { total[m][n] += acc[m][n]; }); });
+      unroll<M>([&](auto m) MI_INLINED { unroll<N>([&](auto n) MI_INLINED { total[m][n] += acc[m][n]; }); });
     }
     if (rest > 0) {
-      unroll<M>([&](auto m) {
+      unroll<M>([&](auto m) MI_INLINED {
         const auto last = first_words_k<Mul>(weight + m * stride + depth, rest);
-        unroll<N>(
-            [&](auto n) { Mul::fma(total[m][n], last, load<Vec<Word>>(products + n * products_stride + depth)); });
+        unroll<N>([&](auto n) MI_INLINED {
+          Mul::fma(total[m][n], last, load<Vec<Word>>(products + n * products_stride + depth));
+        });
       });
     }
-    unroll<M>([&](auto m) {
-      unroll<N>([&](auto n) {
+    unroll<M>([&](auto m) MI_INLINED {
+      unroll<N>([&](auto n) MI_INLINED {
         Acc* sum = sums + (m * p.rows + n) * L;
         store(sum, load<Vec<Acc>>(sum) + total[m][n]);
       });
@@ -164,7 +165,7 @@ class ForwardStream {
 
   void add_row_sums(const View<S>& z, const S* weight, int64_t outputs, const Acc* x, Acc* sums) const {
     const int64_t vectors = ceil_div(p.width, L);
-    unroll<kRowVectors>([&](auto n) {
+    unroll<kRowVectors>([&](auto n) MI_INLINED {
       if (vectors == n + 1)
         for (int64_t o = 0; o < outputs; ++o) add_row_sum<n + 1>(z, weight + o * w.out, x, sums + o * L);
     });
@@ -181,12 +182,12 @@ class ForwardStream {
       for (int64_t i = begin; i < min(begin + kRows, p.context); ++i) {
         const S* row = weight + i * stride;
         const Acc zi = to_acc(z(0, i));
-        unroll<N>([&](auto n) { acc[n] += zi * load_acc<L>(row + (n + 1 == N ? last : n * L)); });
+        unroll<N>([&](auto n) MI_INLINED { acc[n] += zi * load_acc<L>(row + (n + 1 == N ? last : n * L)); });
       }
-      unroll<N>([&](auto n) { total[n] += acc[n]; });
+      unroll<N>([&](auto n) MI_INLINED { total[n] += acc[n]; });
     }
     Vec<Acc> result = load<Vec<Acc>>(sum);
-    unroll<N - 1>([&](auto n) { result += total[n] * load<Vec<Acc>>(x + n * L); });
+    unroll<N - 1>([&](auto n) MI_INLINED { result += total[n] * load<Vec<Acc>>(x + n * L); });
     for (int64_t l = N * L - p.width; l < L; ++l) result[l] += total[N - 1][l] * x[last + l];
     store(sum, result);
   }

@@ -180,10 +180,11 @@ class ForwardStreamOutputs {
     const int64_t stride = products_stride, next = Mul::pair == 1 ? 0 : k_stride;
     const auto add = [&](V(&acc)[R][N], int64_t k) {
       const int64_t at = k * Mul::pair * k_stride;
-      unroll<N>([&](auto n) {
+      unroll<N>([&](auto n) MI_INLINED {
         const S* from = (n + 1 == N ? last : first + n * L) + at;
         const auto vector = load_words_mn<Mul, L>(from, from + next);
-        unroll<R>([&](auto r) { Mul::fma(acc[r][n], load<Word>(products + r * stride + k * Mul::pair), vector); });
+        unroll<R>([&](auto r)
+                      MI_INLINED { Mul::fma(acc[r][n], load<Word>(products + r * stride + k * Mul::pair), vector); });
       });
     };
     V total[R][N]{};
@@ -193,9 +194,11 @@ class ForwardStreamOutputs {
       for (int64_t begin = 0; begin < steps || begin == 0; begin += kSumBlock / U) {
         V acc[U][R][N]{};
         const int64_t end = min(begin + kSumBlock / U, steps);
-        for (int64_t s = begin; s < end; ++s) unroll<U>([&](auto u) { add(acc[u], index(u, s, steps)); });
+        for (int64_t s = begin; s < end; ++s) unroll<U>([&](auto u) MI_INLINED { add(acc[u], index(u, s, steps)); });
         for (int64_t k = steps * U; end == steps && k < words; ++k) add(acc[0], k);
-        unroll<R>([&](auto r) { unroll<N>([&](auto n) { unroll<U>([&](auto u) { total[r][n] += acc[u][r][n]; }); }); });
+        unroll<R>([&](auto r) MI_INLINED {
+          unroll<N>([&](auto n) MI_INLINED { unroll<U>([&](auto u) MI_INLINED { total[r][n] += acc[u][r][n]; }); });
+        });
       }
     };
     constexpr int kNear = N * R >= 8 ? 1 : N * R >= 4 ? 2 : 4;
@@ -204,8 +207,8 @@ class ForwardStreamOutputs {
       sum_words(std::integral_constant<int, kFar>{}, [](auto u, int64_t s, int64_t steps) { return u * steps + s; });
     else
       sum_words(std::integral_constant<int, kNear>{}, [](auto u, int64_t s, int64_t) { return s * kNear + u; });
-    unroll<R>([&](auto r) {
-      unroll<N>([&](auto n) {
+    unroll<R>([&](auto r) MI_INLINED {
+      unroll<N>([&](auto n) MI_INLINED {
         Acc* sum = sums + r * sums_stride + n * L;
         store(sum, load<V>(sum) + total[r][n]);
       });

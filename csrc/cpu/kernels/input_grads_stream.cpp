@@ -152,16 +152,18 @@ class InputGradsStream {
   __attribute__((noinline, flatten)) void add_rows(const S* const (&rows)[kTileOutputs], int64_t depth, const Word* g,
                                                    Acc* t) const {
     Vec<Word> factors[N][kTileWords];
-    unroll<N>([&](auto n) { unroll<kTileWords>([&](auto m) { factors[n][m] = Vec<Word>{} + g[n * g_stride + m]; }); });
+    unroll<N>([&](auto n) MI_INLINED {
+      unroll<kTileWords>([&](auto m) MI_INLINED { factors[n][m] = Vec<Word>{} + g[n * g_stride + m]; });
+    });
     const int64_t stride = t_stride;
     for (int64_t k = 0; k < depth; k += L) {
       Vec<Word> w[kTileWords];
-      unroll<kTileWords>([&](auto m) {
+      unroll<kTileWords>([&](auto m) MI_INLINED {
         w[m] = load_words_mn<Mul, L>(rows[m * Mul::pair] + k, rows[m * Mul::pair + Mul::pair - 1] + k);
       });
-      unroll<N>([&](auto n) {
+      unroll<N>([&](auto n) MI_INLINED {
         V sum = load<V>(t + n * stride + k);
-        unroll<kTileWords>([&](auto m) { Mul::fma(sum, factors[n][m], w[m]); });
+        unroll<kTileWords>([&](auto m) MI_INLINED { Mul::fma(sum, factors[n][m], w[m]); });
         store(t + n * stride + k, sum);
       });
     }
@@ -227,16 +229,16 @@ class InputGradsStream {
     V total[M][R]{};
     const auto step = [&](V(&acc)[M][R], int64_t o, auto&& vector) {
       Vec<Word> in[R];
-      unroll<R>([&](auto r) { in[r] = load<Vec<Word>>(g + r * g_stride + o / Mul::pair); });
-      unroll<M>([&](auto m) {
+      unroll<R>([&](auto r) MI_INLINED { in[r] = load<Vec<Word>>(g + r * g_stride + o / Mul::pair); });
+      unroll<M>([&](auto m) MI_INLINED {
         const auto v = vector(src + m * stride + o);
-        unroll<R>([&](auto r) { Mul::fma(acc[m][r], v, in[r]); });
+        unroll<R>([&](auto r) MI_INLINED { Mul::fma(acc[m][r], v, in[r]); });
       });
     };
     const int64_t whole = outputs - rest;
     if (whole <= sum_block) {
       for (int64_t o = 0; o < whole; o += E) {
-        unroll<M>([&](auto m) { __builtin_prefetch(src + m * stride + o + ahead); });
+        unroll<M>([&](auto m) MI_INLINED { __builtin_prefetch(src + m * stride + o + ahead); });
         step(total, o, [](const S* at) { return load_words_k<Mul>(at); });
       }
     }
@@ -244,10 +246,10 @@ class InputGradsStream {
       V acc[M][R]{};
       for (int64_t o = begin; o < min(begin + sum_block, whole); o += E)
         step(acc, o, [](const S* at) { return load_words_k<Mul>(at); });
-      unroll<M>([&](auto m) { unroll<R>([&](auto r) { total[m][r] += acc[m][r]; }); });
+      unroll<M>([&](auto m) MI_INLINED { unroll<R>([&](auto r) MI_INLINED { total[m][r] += acc[m][r]; }); });
     }
     if (rest > 0) step(total, whole, [rest](const S* at) { return first_words_k<Mul>(at, rest); });
-    unroll<M>([&](auto m) { unroll<R>([&](auto r) { sums[r * L + m] = total[m][r]; }); });
+    unroll<M>([&](auto m) MI_INLINED { unroll<R>([&](auto r) MI_INLINED { sums[r * L + m] = total[m][r]; }); });
   }
 
   // A vector of t from k on, zero from `valid` elements on: of the chunk, or of a single row of W, which is then not

@@ -132,7 +132,7 @@ class LinearStream {
     }
     for (int r = 0; r < R; ++r) {
       V sums[L];
-      unroll<L>([&](auto m) { sums[m] = m < valid ? load<V>(b.sums + (r * L + m) * L) : V{}; });
+      unroll<L>([&](auto m) MI_INLINED { sums[m] = m < valid ? load<V>(b.sums + (r * L + m) * L) : V{}; });
       store_lanes<Acc>(out(b, row + r, o), 1, valid, sum_each(sums) + bias(b, o, valid));
     }
   }
@@ -151,7 +151,9 @@ class LinearStream {
         for (int64_t k = begin; k < min(end, whole); k += E)
           step<M, R>(acc, rows, t.stride, k, [&](auto m) { return load_words_k<Mul>(&t.matrix(o + m, k)); });
         if (end > whole) step<M, R>(acc, rows, t.stride, whole, [&](auto m) { return load_tail(t, o + m, whole); });
-        unroll<M>([&](auto m) { unroll<R>([&](auto r) { add_to(sums + (r * L + m) * L, acc[m][r], overwrite); }); });
+        unroll<M>([&](auto m) MI_INLINED {
+          unroll<R>([&](auto r) MI_INLINED { add_to(sums + (r * L + m) * L, acc[m][r], overwrite); });
+        });
         overwrite = false;
       }
     }
@@ -164,10 +166,10 @@ class LinearStream {
   template <int M, int R, class Load>
   MI_INLINE static void step(V (&acc)[M][R], const Elem* rows, int64_t stride, int64_t k, const Load& load_matrix) {
     Vec<Word> in[R];
-    unroll<R>([&](auto r) { in[r] = load<Vec<Word>>(rows + r * stride + k); });
-    unroll<M>([&](auto m) {
+    unroll<R>([&](auto r) MI_INLINED { in[r] = load<Vec<Word>>(rows + r * stride + k); });
+    unroll<M>([&](auto m) MI_INLINED {
       const auto w = load_matrix(m);
-      unroll<R>([&](auto r) { Mul::fma(acc[m][r], w, in[r]); });
+      unroll<R>([&](auto r) MI_INLINED { Mul::fma(acc[m][r], w, in[r]); });
     });
   }
 
@@ -212,9 +214,10 @@ class LinearStream {
       const int64_t step = t.matrix.k_stride, whole = t.depth / Mul::pair, words = ceil_div(t.depth, Mul::pair);
       const S* matrix = t.matrix.data + o;
       const auto add = [&](V(&acc)[R][N], int64_t k, auto&& vector) {
-        unroll<N>([&](auto n) {
+        unroll<N>([&](auto n) MI_INLINED {
           const auto w = vector(n);
-          unroll<R>([&](auto r) { Mul::fma(acc[r][n], load<Word>(rows + r * t.stride + k * Mul::pair), w); });
+          unroll<R>([&](auto r)
+                        MI_INLINED { Mul::fma(acc[r][n], load<Word>(rows + r * t.stride + k * Mul::pair), w); });
         });
       };
       for (int64_t begin = 0; begin < words; begin += kSumBlock) {
@@ -230,8 +233,8 @@ class LinearStream {
             add(acc, whole, [&](auto n) { return load_words_mn<Mul, L>(matrix + 2 * whole * step + n * L, zeros); });
           }
         }
-        unroll<R>([&](auto r) {
-          unroll<N>([&](auto n) { add_to(b.partial_sums + (r * N + n) * L, acc[r][n], overwrite_partial); });
+        unroll<R>([&](auto r) MI_INLINED {
+          unroll<N>([&](auto n) MI_INLINED { add_to(b.partial_sums + (r * N + n) * L, acc[r][n], overwrite_partial); });
         });
         overwrite_partial = false;
         if (++blocks == kBlocksPerSum) flush_partial();
@@ -240,8 +243,9 @@ class LinearStream {
     if (!overwrite_partial) flush_partial();
     for (int n = 0; n < N; ++n) {
       const V bias_vector = bias(b, o + n * L, L);
-      unroll<R>(
-          [&](auto r) { store_acc<L>(out(b, row + r, o + n * L), load<V>(b.sums + (r * N + n) * L) + bias_vector); });
+      unroll<R>([&](auto r) MI_INLINED {
+        store_acc<L>(out(b, row + r, o + n * L), load<V>(b.sums + (r * N + n) * L) + bias_vector);
+      });
     }
   }
 };

@@ -89,7 +89,7 @@ class Modulate {
         }
         if (const S* next = call.shift ? src(call.shift, kShift) : nullptr; next != last_shift) {
           last_shift = next;
-          if (shift_stride == 0) unroll<L>([&](auto l) { shift[l] = *last_shift; });
+          if (shift_stride == 0) unroll<L>([&](auto l) MI_INLINED { shift[l] = *last_shift; });
           operands.shift = shift_stride == 0 ? shift : contiguous_run(last_shift, shift_stride, n, shift);
         }
         operands.x = contiguous_run(src(call.x, kX), call.inner.stride[kX], n, gathered);
@@ -136,7 +136,7 @@ class Modulate {
 
     explicit RunsOfLanes(int64_t size) : n(size), first(size > L ? size - L : 0) {
       Int lane{};
-      unroll<L>([&](auto l) { lane[l.value] = l; });
+      unroll<L>([&](auto l) MI_INLINED { lane[l.value] = l; });
       for (int64_t p = first; p < min(n, first + L); ++p) {
         Int run{};
         for (int64_t next = n; next < p + L; next += n) run -= lane >= Int{} + Lane<Int>(next - p);

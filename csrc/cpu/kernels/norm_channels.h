@@ -95,7 +95,7 @@ class NormChannels {
     Acc rest = 0;
     int64_t i = 0;
     for (; i + kChains * L <= n; i += kChains * L)
-      unroll<kChains>([&](auto k) { sums[k] += f(i + k * L, Index<L>{}); });
+      unroll<kChains>([&](auto k) MI_INLINED { sums[k] += f(i + k * L, Index<L>{}); });
     for (; i + L <= n; i += L) sums[0] += f(i, Index<L>{});
     for (; i < n; ++i) rest += f(i, Index<1>{});
     return double(sum_lanes(V((sums[0] + sums[1]) + (sums[2] + sums[3])))) + double(rest);

@@ -38,11 +38,11 @@ struct OuterProducts {
   template <int N>
   MI_INLINE static void contract_rows(const S* from, int64_t width, const Acc* z, const Acc* x, Acc* dx, Acc* dz) {
     V dots[N]{}, factors[N];
-    unroll<N>([&](auto n) { factors[n] = V{} + z[n]; });
+    unroll<N>([&](auto n) MI_INLINED { factors[n] = V{} + z[n]; });
     const auto add = [&](int64_t j, auto&& read) {
       V sum = load<V>(dx + j);
       const V right = load<V>(x + j);
-      unroll<N>([&](auto n) {
+      unroll<N>([&](auto n) MI_INLINED {
         const V t = read(from + n * width + j);
         sum += t * factors[n];
         dots[n] += t * right;
@@ -52,7 +52,7 @@ struct OuterProducts {
     int64_t j = 0;
     for (; j + L <= width; j += L) add(j, [](const S* at) { return load_acc<L>(at); });
     if (j < width) add(j, [&](const S* at) { return first_lanes(load_acc<L>(at), width - j); });
-    unroll<N>([&](auto n) { dz[n] = sum_lanes(dots[n]); });
+    unroll<N>([&](auto n) MI_INLINED { dz[n] = sum_lanes(dots[n]); });
   }
 
   static void contract(const ContractCall& call, int64_t group, int64_t row, Acc* z, Acc* x, Acc* dx, Acc* dz) {

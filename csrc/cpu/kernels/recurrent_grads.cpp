@@ -198,7 +198,7 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
   MI_INLINE void lstm(const Chain& c, const Step& s, const auto& at, const V& dh, Lanes& lanes) const {
     V gates[4];
     Input in[4];
-    unroll<4>([&](auto g) {
+    unroll<4>([&](auto g) MI_INLINED {
       in[g] = input(at, g);
       if (!grads.integrated()) {
         gates[g] = load_units(grads.gates_in, element(at, g), at.valid());
@@ -213,7 +213,7 @@ struct RecurrentGrads : RecurrentEngine<Mul, S> {
     const V dc = load<V>(carried) + dh * o * (Acc(1) - y * y), dc_before = dc * f;
     const V dp[4] = {dc * g * i * (Acc(1) - i), dc * this->cell_before(c, s.next, at, grads.cells) * f * (Acc(1) - f),
                      dc * i * (Acc(1) - g * g), dh * y * o * (Acc(1) - o)};
-    unroll<4>([&](auto n) { gate(c, 1 - s.copy, at, n, dp[n], in[n], lanes); });
+    unroll<4>([&](auto n) MI_INLINED { gate(c, 1 - s.copy, at, n, dp[n], in[n], lanes); });
     store(carried, dc_before);
     if (this->is_first(c, s.next, at.r))
       store_units(grads.dc0, c.row(at.r) * grads.units + at.lane, at.valid(), dc_before);

@@ -116,21 +116,21 @@ struct RecurrentProducts {
                                  int64_t outer, const Scale& scale, int64_t r0, Acc* out, bool add) {
     for (int64_t j = 0; j < outer; ++j, b += words * N * L) {
       V factor[R] = {};
-      if constexpr (kScaled) unroll<R>([&](auto r) { factor[r] += scale(r0 + r, j); });
+      if constexpr (kScaled) unroll<R>([&](auto r) MI_INLINED { factor[r] += scale(r0 + r, j); });
       for (int64_t k = 0; k < words; k += block) {
         const int64_t end = min(k + block, words);
         V acc[R][N];
-        unroll<R>([&](auto r) { unroll<N>([&](auto n) { acc[r][n] = V{}; }); });
+        unroll<R>([&](auto r) MI_INLINED { unroll<N>([&](auto n) MI_INLINED { acc[r][n] = V{}; }); });
         for (int64_t w = k; w < end; ++w) {
           Vec<Word> lanes[N];
-          unroll<N>([&](auto n) { lanes[n] = load<Vec<Word>>(b + w * N * L + n * L); });
-          unroll<R>([&](auto r) {
+          unroll<N>([&](auto n) MI_INLINED { lanes[n] = load<Vec<Word>>(b + w * N * L + n * L); });
+          unroll<R>([&](auto r) MI_INLINED {
             const auto word = load<Word>(a + r * stride + w * Mul::pair);
-            unroll<N>([&](auto n) { Mul::fma(acc[r][n], word, lanes[n]); });
+            unroll<N>([&](auto n) MI_INLINED { Mul::fma(acc[r][n], word, lanes[n]); });
           });
         }
-        unroll<R>([&](auto r) {
-          unroll<N>([&](auto n) {
+        unroll<R>([&](auto r) MI_INLINED {
+          unroll<N>([&](auto n) MI_INLINED {
             Acc* p = out + (r * N + n) * L;
             const V value = kScaled ? acc[r][n] * factor[r] : acc[r][n];
             store(p, add ? load<V>(p) + value : value);
@@ -166,13 +166,13 @@ struct RecurrentProducts {
     const Elem* unit[4];
     for (int64_t u = 0; u < 4; ++u) unit[u] = b + min(u, valid - 1) * unit_stride;
     V acc[R][4];
-    unroll<R>([&](auto r) { unroll<4>([&](auto u) { acc[r][u] = V{}; }); });
+    unroll<R>([&](auto r) MI_INLINED { unroll<4>([&](auto u) MI_INLINED { acc[r][u] = V{}; }); });
     const auto multiply_add = [&](int64_t k, auto&& words_of) {
       Vec<Word> left[R];
-      unroll<R>([&](auto r) { left[r] = load<Vec<Word>>(a + r * stride + k); });
-      unroll<4>([&](auto u) {
+      unroll<R>([&](auto r) MI_INLINED { left[r] = load<Vec<Word>>(a + r * stride + k); });
+      unroll<4>([&](auto u) MI_INLINED {
         const Vec<Word> right = words_of(unit[u] + k);
-        unroll<R>([&](auto r) { Mul::fma(acc[r][u], left[r], right); });
+        unroll<R>([&](auto r) MI_INLINED { Mul::fma(acc[r][u], left[r], right); });
       });
     };
     int64_t k = 0;
@@ -221,7 +221,7 @@ struct RecurrentProducts {
           continue;
         }
       const Word* b = panel_words(m, p, g);
-      unroll<kMaxPanelVectors>([&](auto n) {
+      unroll<kMaxPanelVectors>([&](auto n) MI_INLINED {
         constexpr int N = n + 1;
         if (p.vectors != N) return;
         if (scale.x)

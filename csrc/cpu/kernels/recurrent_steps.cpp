@@ -175,11 +175,11 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
   MI_INLINE void lstm(const Chain& c, const Step& s, const auto& at, const Acc* sum, int64_t gate_stride,
                       const Coefficients& k) const {
     V p[4], gate[4];
-    unroll<4>([&](auto g) { p[g] = pre_activation(at, g, k, load<V>(sum + g * gate_stride)); });
+    unroll<4>([&](auto g) MI_INLINED { p[g] = pre_activation(at, g, k, load<V>(sum + g * gate_stride)); });
     Acc* cell = c.cell + at.r * plan.unit_stride + at.lane;
     V h, state;
     if (steps.tangents) {
-      unroll<4>([&](auto g) {
+      unroll<4>([&](auto g) MI_INLINED {
         if (!steps.integrated()) {
           gate[g] = load_units(steps.kept_gates, element(at, g), at.valid());
         } else {
@@ -193,9 +193,9 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
               p[0] * i * (Acc(1) - i) * g + i * p[2] * (Acc(1) - g * g);
       h = p[3] * o * (Acc(1) - o) * y + o * (Acc(1) - y * y) * state;
     } else {
-      unroll<4>([&](auto g) { gate[g] = g == 2 ? tanh(p[g]) : sigmoid(p[g]); });
+      unroll<4>([&](auto g) MI_INLINED { gate[g] = g == 2 ? tanh(p[g]) : sigmoid(p[g]); });
       if (steps.gates_kept)
-        unroll<4>([&](auto g) { store_units(steps.gates_kept, element(at, g), at.valid(), gate[g]); });
+        unroll<4>([&](auto g) MI_INLINED { store_units(steps.gates_kept, element(at, g), at.valid(), gate[g]); });
       state = gate[1] * load<V>(cell) + gate[0] * gate[2];
       if (steps.cells) store_wide(steps.cells, at.at, at.valid(), state);
       h = gate[3] * tanh(state);
@@ -215,12 +215,12 @@ struct RecurrentSteps : RecurrentEngine<Mul, S> {
   MI_INLINE void reset_and_update(const Chain& c, const Step& s, const auto& at, const Acc* sum, int64_t gate_stride,
                                   const Coefficients& k) const {
     V p[2], gate[2];
-    unroll<2>([&](auto g) { p[g] = pre_activation(at, g, k, load<V>(sum + g * gate_stride)); });
+    unroll<2>([&](auto g) MI_INLINED { p[g] = pre_activation(at, g, k, load<V>(sum + g * gate_stride)); });
     const V h = state_of(c, s, at);
     V reset, update;
     if (steps.tangents) {
-      unroll<2>([&](auto g) { gate[g] = sigmoid(kept_pre_activation(at, g, k)); });
-      unroll<2>([&](auto g) { p[g] *= gate[g] * (Acc(1) - gate[g]); });
+      unroll<2>([&](auto g) MI_INLINED { gate[g] = sigmoid(kept_pre_activation(at, g, k)); });
+      unroll<2>([&](auto g) MI_INLINED { p[g] *= gate[g] * (Acc(1) - gate[g]); });
       reset = p[0] * this->state_before(c, s.t, at, steps.kept_out) + gate[0] * h;
       update = p[1];
     } else {

@@ -193,14 +193,14 @@ class WeightGrads {
       // After a short sum storing takes as long as the sum: whole tiles go straight from the registers.
       if (valid == kTileM && layout.lane == 1 && (first + N) * L <= lane_count) {
         const int64_t lane = l0 + first * L;
-        return unroll<kTileM>([&](auto r) {
-          unroll<N>([&](auto n) { store_acc<L>(dest.row + lane + n * L, tile.acc[r][n]); });
+        return unroll<kTileM>([&](auto r) MI_INLINED {
+          unroll<N>([&](auto n) MI_INLINED { store_acc<L>(dest.row + lane + n * L, tile.acc[r][n]); });
           dest.next();
         });
       }
-      unroll<kTileM>([&](auto r) {
+      unroll<kTileM>([&](auto r) MI_INLINED {
         if (r < valid) {
-          unroll<N>([&](auto n) {
+          unroll<N>([&](auto n) MI_INLINED {
             const int64_t lane = (first + n) * L;
             store_lanes<Acc>(dest.row + (l0 + lane) * layout.lane, layout.lane, lane_count - lane, tile.acc[r][n]);
           });

@@ -91,8 +91,9 @@ class WeightGradsOuter {
     using V = Vec<Acc>;
     const auto at = [&](int64_t f, int64_t j) {
       V sum = (V{} + factors[f]) * load<V>(x + j);
-      unroll<R - 1>(
-          [&](auto b) { sum += (V{} + factors[(b + 1) * f_stride + f]) * load<V>(x + (b + 1) * x_stride + j); });
+      unroll<R - 1>([&](auto b) MI_INLINED {
+        sum += (V{} + factors[(b + 1) * f_stride + f]) * load<V>(x + (b + 1) * x_stride + j);
+      });
       return sum;
     };
     const int64_t vectors = width / L * L, last = max(width - L, 0);
