@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import _builtins
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function
 
 from .functional.interaction import bilinear
 from .ops.autocast import dtype_in_force
@@ -42,6 +43,16 @@ class Patch(AbstractContextManager["Patch"]):
     def __init__(self) -> None:
         self.taken = 0
         self.refused: Counter[str] = Counter()
+        self._entered = 0
+
+    def _activate(self) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("patch: expected a call outside of torch.compile, got one that it traces")
+        with _lock:
+            if not _active:
+                _replace()
+            if self not in _active:
+                _active.append(self)
 
     def remove(self) -> None:
         """Undo this patch; a second time does nothing. PyTorch's function is back when no patch is left.
@@ -55,8 +66,15 @@ class Patch(AbstractContextManager["Patch"]):
                 if not _active:
                     _exchange(_bilinear, _TORCH)
 
+    def __enter__(self) -> "Patch":
+        self._activate()
+        self._entered += 1
+        return self
+
     def __exit__(self, *error: object) -> None:
-        self.remove()
+        self._entered -= 1
+        if self._entered == 0:
+            self.remove()
 
     def __repr__(self) -> str:
         state = "active" if self in _active else "removed"
@@ -70,9 +88,10 @@ def patch() -> Patch:
 
     Models that exist already need no change: their layers look the function up when they are called. Modules
     that have imported the function itself (``from torch.nn.functional import bilinear``) get it, too; those
-    that hold it elsewhere, in a variable of a class or a closure, do not. Results are PyTorch's to rounding,
-    of the same shape and dtype, and can be differentiated to any order. Under autocast PyTorch returns the
-    dtype of the arguments, and so does this, with all of it computed in that dtype.
+    that hold it elsewhere, in a variable of a class or a closure, do not; what is taken there during a patch
+    computes in PyTorch after it. Results are PyTorch's to rounding, of the same shape and dtype, and can be
+    differentiated to any order. Under autocast PyTorch returns the dtype of the arguments, and so does this,
+    with all of it computed in that dtype.
 
     A call is left to PyTorch, and counted in :attr:`Patch.refused` with the reason, wherever the result could
     be another one: tensors that are no plain dense ones (subclasses such as DTensor, sparse, quantised),
@@ -95,32 +114,29 @@ def patch() -> Patch:
         >>> y = torch.nn.functional.bilinear(torch.randn(5, 3), torch.randn(5, 4), torch.randn(2, 3, 4))
         >>> handle.remove()
     """
-    if torch.compiler.is_compiling():
-        raise RuntimeError("patch: expected a call outside of torch.compile, got one that it traces")
-    with _lock:
-        if not _active:
-            _replace()
-        _active.append(Patch())
-        return _active[-1]
+    active = Patch()
+    active._activate()
+    return active
 
 
 def patched() -> Patch:
     """:func:`patch` for a ``with`` block: ``torch.nn.Bilinear`` runs on these kernels within it.
 
-    The patch is that of the whole process, so other threads see it as well.
+    The patch is that of the whole process, so other threads see it as well. It begins and ends with the
+    block; the same object may enter several.
 
     Returns:
         a :class:`Patch`, the target of the ``with``.
 
     Raises:
-        RuntimeError: as :func:`patch`.
+        RuntimeError: at the beginning of the block, as :func:`patch`.
 
     Example:
         >>> layer = torch.nn.Bilinear(3, 4, 2)
         >>> with mi.patched():
         ...     y = layer(torch.randn(5, 3), torch.randn(5, 4))
     """
-    return patch()
+    return Patch()
 
 
 def _replace() -> None:
@@ -144,6 +160,11 @@ def _exchange(old: object, new: object) -> None:
 
 def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     tensors = [input1, input2, weight] if bias is None else [input1, input2, weight, bias]
+    if not _active:  # kept by somebody, in an attribute or a closure, from the time of a patch
+        return _TORCH(input1, input2, weight, bias)
+    if torch._C._len_torch_function_stack() and not torch.compiler.is_compiling():
+        # As PyTorch's own functions do: modes see the call first, and call it again without them.
+        return handle_torch_function(_bilinear, tensors, input1, input2, weight, bias)
     reason = _why_not(tensors)
     if not torch.compiler.is_compiling():
         for one in _active:
@@ -160,12 +181,20 @@ def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | Non
         return bilinear(input1, input2, weight, bias)
 
 
+# What PyTorch's own says of itself, in messages about arguments as well.
+_bilinear.__name__ = _bilinear.__qualname__ = "bilinear"
+_bilinear.__doc__ = _TORCH.__doc__
+
+
 def _why_not(tensors: list[Any]) -> str | None:
     """Why a call is left to PyTorch."""
     if torch.jit.is_tracing() or torch.jit.is_scripting() or torch.compiler.is_exporting():
         return "the call is recorded, to run without this package"
     if not all(type(tensor) in _DENSE for tensor in tensors):
         return "an argument is no plain tensor"
+    compiling = torch.compiler.is_compiling()  # Dynamo cannot ask this
+    if not compiling and any(torch._is_functional_tensor(tensor) for tensor in tensors):
+        return "torch.func.functionalize has no rule for these operations"
     input1, input2, weight = tensors[:3]
     if any(tensor.layout != torch.strided or tensor.is_quantized for tensor in tensors):
         return "an argument is not dense"

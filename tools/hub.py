@@ -24,6 +24,7 @@ NAME, VERSION = "mi-kernels", 0  # of build.toml; version 0 is for kernels whose
 PACKAGE = NAME.replace("-", "_")
 NOARCH = ("cpu", "cuda", "rocm", "xpu")
 STABLE_ABI = "211"
+MARK = ".written-by-hub"
 BUILT = (
     "*.so",
     "build_facts.py",
@@ -48,8 +49,17 @@ def identity(backend: str, digits: str) -> str:
 
 
 def sources(target: Path) -> None:
-    """The package as git has it."""
-    shutil.copytree(ROOT / PACKAGE, target, ignore=shutil.ignore_patterns(*BUILT))
+    """The files of the package that git has; all but what is built where there is no git."""
+    git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--", PACKAGE]
+    listed = subprocess.run(git, capture_output=True, text=True)
+    names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    if listed.returncode != 0 or not names:
+        shutil.copytree(ROOT / PACKAGE, target, ignore=shutil.ignore_patterns(*BUILT))
+        return
+    for name in names:
+        file = target / Path(name).relative_to(PACKAGE)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, file)
 
 
 def metadata(folder: Path, name: str, backend: str) -> dict:
@@ -86,6 +96,15 @@ FOLDER = '''\
         spec.loader.exec_module(sys.modules[NAME])
     globals().update({{k: v for k, v in vars(sys.modules[NAME]).items() if not k.startswith("__")}})
     '''
+
+BUILDER = '''\
+"""Nothing was compiled; the namespace is that of the builder of the kernels hub."""
+
+from .._ops import ops
+
+NAMESPACE = ops.__name__.removeprefix("torch.ops.")
+SKIPPED = True  # a variant of Python alone
+'''
 
 
 def finish(folder: Path, name: str, backend: str) -> None:
@@ -137,7 +156,10 @@ def project(output: Path) -> None:
     for name in ("build.toml", "flake.nix", "CARD.md"):
         shutil.copy(ROOT / "hub" / name, output / name)
     shutil.copy(ROOT / "LICENSE", output)
-    sources(output / "torch-ext" / PACKAGE)
+    package = output / "torch-ext" / PACKAGE
+    sources(package)
+    # The builder writes `_ops.py` beside it, with the namespace of each build.
+    (package / "ops" / "build_facts.py").write_text(BUILDER)
     (output / "benchmarks").mkdir()
     shutil.copy(ROOT / "benchmarks" / "benchmark.py", output / "benchmarks")
 
@@ -150,17 +172,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="also the variant with the CPU kernels")
     parser.add_argument("--cmake", default="", metavar="ARGUMENTS", help="more of CMake's arguments")
     options = parser.parse_args(argv)
-    marks = {"build.toml", "metadata.json"}
-    if (
-        options.output.exists()
-        and any(options.output.iterdir())
-        and not marks & set(os.listdir(options.output))
-    ):
-        parser.error(
-            f"output: expected a new folder or an older layout, got {options.output}, with other files"
-        )
+    if options.output.exists() and not (options.output / MARK).is_file():
+        if not options.output.is_dir() or any(options.output.iterdir()):
+            parser.error(f"output: expected a new folder, or one that this has written, got {options.output}")
     shutil.rmtree(options.output, ignore_errors=True)
     options.output.mkdir(parents=True)
+    (options.output / MARK).write_text("python tools/hub.py writes this folder anew.\n")
     project(options.output)
     digits = unique()
     built = [noarch(options.output, backend, digits) for backend in NOARCH]

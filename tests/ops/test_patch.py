@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import mi_kernels as mi
 
@@ -217,3 +218,61 @@ def test_transforms_work_where_pytorch_has_no_rule(layer):
         found = torch.func.vmap(lambda a, b: F.bilinear(a, b, layer.weight, layer.bias))(x, z)
     assert patch.taken == 1
     torch.testing.assert_close(found, layer(x, z), rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_kept_from_the_time_of_a_patch_is_pytorch_again(layer):
+    with mi.patched() as patch:
+        kept = F.bilinear
+    y = kept(*pair(6), layer.weight, layer.bias)
+    assert (
+        patch.taken == 0 and y.grad_fn.name() == F.bilinear(*pair(6), layer.weight, layer.bias).grad_fn.name()
+    )
+
+
+def test_a_block_can_be_entered_again(layer):
+    patched = mi.patched()
+    layer(*pair(6))
+    for count in (1, 2):
+        with patched, patched:
+            layer(*pair(6))
+        layer(*pair(6))
+        assert patched.taken == count
+    with mi.patch() as patch:
+        layer(*pair(6))
+    assert patch.taken == 1
+
+
+class Seen(TorchFunctionMode):
+    def __init__(self):
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_see_the_function_once(layer):
+    expected, tensors = layer(*pair(6)), pair(6)
+    with mi.patched() as patch, Seen() as seen:
+        y = layer(*tensors)
+    assert seen.names.count("bilinear") == 1 and patch.taken == 1
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    with mi.patched() as patch, torch.device("cpu"):
+        layer(*tensors)
+    assert patch.taken == 1
+
+
+def test_functionalize_is_left_to_pytorch(layer):
+    tensors = [t.detach() for t in pair(6)]
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    with mi.patched() as patch:
+        y = torch.func.functionalize(lambda x, z: F.bilinear(x, z, weight, bias))(*tensors)
+    assert patch.taken == 0 and "functionalize" in next(iter(patch.refused))
+    torch.testing.assert_close(y, layer(*tensors).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_messages_and_help_name_the_function():
+    with mi.patched():
+        assert F.bilinear.__doc__ == TORCH[0].__doc__
+        with pytest.raises(TypeError, match=r"^bilinear\(\) missing"):
+            F.bilinear(torch.ones(2, 3))

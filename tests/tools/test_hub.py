@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import json
 import re
+import shutil
+import subprocess
 import sys
 import types
 import warnings
@@ -155,12 +157,45 @@ def test_imports_are_of_the_standard_library_torch_and_itself():
             assert {name.split(".")[0] for name in names} <= allowed, path
 
 
-def test_a_folder_with_other_files_is_not_replaced(tmp_path, capsys):
-    (tmp_path / "thesis.txt").write_text("")
-    with pytest.raises(SystemExit):
-        hub.main([str(tmp_path)])
-    assert "expected a new folder or an older layout" in capsys.readouterr().err
-    assert (tmp_path / "thesis.txt").exists()
+@pytest.mark.parametrize("name", ["thesis.txt", "build.toml", "metadata.json"])
+def test_a_folder_with_other_files_is_not_replaced(tmp_path, capsys, name):
+    (tmp_path / name).write_text("")
+    for output in (tmp_path, tmp_path / name, ROOT / "hub"):
+        with pytest.raises(SystemExit):
+            hub.main([str(output)])
+        assert "expected a new folder, or one that this has written" in capsys.readouterr().err
+    assert (tmp_path / name).exists() and (ROOT / "hub" / "build.toml").exists()
+
+
+def test_its_own_folder_is_written_anew(layout):
+    left = layout / "build" / "torch-cpu" / "left.py"
+    left.write_text("")
+    hub.main([str(layout)])
+    assert not left.exists() and (layout / "build.toml").exists()
+
+
+def test_what_the_builder_builds_has_a_namespace_of_its_own(layout, tmp_path):
+    """The builder adds `_ops.py`; here two builds of it."""
+    packages = []
+    for number in range(2):
+        name = f"_mi_kernels_cuda_built{number}"
+        folder = shutil.copytree(layout / "torch-ext" / "mi_kernels", tmp_path / name)
+        (folder / "_ops.py").write_text(f"import torch\n\nops = torch.ops.{name}\n")
+        (folder / "metadata.json").write_text(json.dumps({"id": name}))
+        packages.append(load(folder))
+        assert packages[-1].ops.namespace.NAMESPACE == name
+    for package in packages:
+        torch.testing.assert_close(run(package), run(mi), rtol=1e-12, atol=1e-12)
+
+
+def test_files_that_git_does_not_have_stay_out(layout):
+    have = {
+        path.relative_to(layout / "torch-ext").as_posix() for path in (layout / "torch-ext").rglob("*.py")
+    }
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "mi_kernels"], capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("no git checkout")
+    assert have - {"mi_kernels/ops/build_facts.py"} == {n for n in listed.stdout.split() if n.endswith(".py")}
 
 
 class Base:
