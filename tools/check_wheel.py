@@ -94,7 +94,7 @@ def interpreter(version: str) -> str:
 
 
 def the_wheel(where: Path = WHEELS) -> Path:
-    """The wheel of that path, or the last one that was built into that folder; of this machine's processor."""
+    """The wheel of that path, or the last one that was built into that folder: one that runs here."""
     built = where.glob("mi_kernels-*.whl") if where.is_dir() else [where] if where.is_file() else []
     last = max(built, key=lambda path: path.stat().st_mtime, default=None)
     if last is None:
@@ -114,13 +114,13 @@ def main(argv: list[str]) -> int:
         "--wheel",
         type=Path,
         default=WHEELS,
-        help="it, or its folder: of dist/, or this one, the last that was built",
+        help="it, or a folder (dist/), for the last one built there",
     )
     options = parser.parse_args(argv)
+    wheel = None if options.prepare else the_wheel(options.wheel).resolve()
     for environment in options.environments:
         environment.prepare()
-    if not options.prepare:
-        wheel = the_wheel(options.wheel).resolve()
+    if wheel is not None:
         for environment in options.environments:
             environment.check(wheel)
     return 0
