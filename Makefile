@@ -66,7 +66,7 @@ wheel: $(VENV)/.installed  ## build the wheel, for every Python and torch, into 
 	@ls -l $(DIST)/*.whl
 
 check-wheel: wheel  ## install the wheel beside several torches, each in an environment of its own, and test it there
-	$(BIN)/python tools/check_wheel.py $(CHECKS)
+	$(BIN)/python tools/check_wheel.py --wheel $(DIST) $(CHECKS)
 
 sdist: $(VENV)/.installed  ## build the source distribution into dist/
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')"

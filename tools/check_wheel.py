@@ -93,11 +93,16 @@ def interpreter(version: str) -> str:
     sys.exit(f"check_wheel: there is no Python {version} on PATH, nor in pyenv")
 
 
-def the_wheel(folder: Path = WHEELS) -> Path:
-    """That of this machine's processor; the last one that was built."""
-    found = folder.glob(f"mi_kernels-*_{os.uname().machine}.whl")
-    last = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    return last or sys.exit(f"check_wheel: no wheel in {folder}: `make wheel` builds it")
+def the_wheel(where: Path = WHEELS) -> Path:
+    """The wheel of that path, or the last one that was built into that folder: one that runs here."""
+    built = where.glob("mi_kernels-*.whl") if where.is_dir() else [where] if where.is_file() else []
+    last = max(built, key=lambda path: path.stat().st_mtime, default=None)
+    if last is None:
+        sys.exit(f"check_wheel: no wheel in {where}: `make wheel` builds it")
+    machine = os.uname().machine
+    if not last.stem.endswith((f"_{machine}", "-any")):
+        sys.exit(f"check_wheel: {last.name} does not run on this machine, whose processor is {machine}")
+    return last
 
 
 def main(argv: list[str]) -> int:
@@ -105,12 +110,17 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("environments", nargs="+", type=Environment.of, metavar="TORCH@PYTHON")
     parser.add_argument("--prepare", action="store_true", help="create the environments, and do no more")
-    parser.add_argument("--wheel", type=Path, help="by default the last one in dist/")
+    parser.add_argument(
+        "--wheel",
+        type=Path,
+        default=WHEELS,
+        help="it, or a folder (dist/), for the last one built there",
+    )
     options = parser.parse_args(argv)
+    wheel = None if options.prepare else the_wheel(options.wheel).resolve()
     for environment in options.environments:
         environment.prepare()
-    if not options.prepare:
-        wheel = (options.wheel or the_wheel()).resolve()
+    if wheel is not None:
         for environment in options.environments:
             environment.check(wheel)
     return 0

@@ -1,7 +1,9 @@
 """What a study found, as JSON, as Markdown and as pictures; and docs/studies.md, which gathers all."""
 
 import math
+import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -13,7 +15,7 @@ from studies.core.study import Claim, Record, Results, Study, coverage_of, order
 ROOT = Path(__file__).resolve().parents[2]
 SAVED = ROOT / "studies" / "results"
 PAGE, PICTURES = ROOT / "docs" / "studies.md", ROOT / "docs" / "studies"
-PREFACE = (Path(__file__).parent / "preface.md").read_text()
+PREFACE = Path(__file__).parent / "preface.md"
 
 
 def summary(
@@ -164,7 +166,16 @@ def saved() -> list[tuple[Study, dict[str, Any]]]:
 def page(found: Sequence[tuple[Study, dict[str, Any]]]) -> str:
     """docs/studies.md."""
     sections = [section(study, result, f"studies/{study.name}.png") for study, result in found]
-    return "\n".join([PREFACE, *sections])
+    return "\n".join([preface(), *sections])
+
+
+def preface() -> str:
+    """With its links, which are relative to its own file, made relative to the page."""
+
+    def moved(link: re.Match[str]) -> str:
+        return f"]({os.path.relpath(PREFACE.parent / link[1], PAGE.parent)})"
+
+    return re.sub(r"\]\(([^():]+)\)", moved, PREFACE.read_text())
 
 
 def render() -> None:

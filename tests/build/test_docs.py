@@ -118,6 +118,22 @@ def test_formulas_in_the_text_are_no_markup(page):
     assert re.findall(r"\w+\*\w[\w*]*", text) == []
 
 
+@pytest.mark.skipif(not (ROOT / "Makefile").exists(), reason="no checkout")
+def test_targets_of_make_are_in_the_makefile():
+    """Those that a command names, in a block of code or between backticks."""
+    known = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    pages = [
+        *PAGES,
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "llms.txt")),
+    ]
+    named = {}
+    for page in pages:
+        code = re.findall(r"^```[\s\S]*?^```|^ {4}.*$|`[^`\n]+`|^- make .*$", page.read_text(), re.M)
+        named[name_of(page)] = set(re.findall(r"(?<![\w.-])make ([a-z][\w-]*)", "\n".join(code)))
+    assert all(named[page] for page in ("README.md", "CONTRIBUTING.md", "llms.txt", "docs/install.md"))
+    assert {page: targets - known for page, targets in named.items() if targets - known} == {}
+
+
 def missing_in_repository(url: str) -> bool:
     found = re.fullmatch(rf"{re.escape(REPOSITORY)}/(?:blob|tree|raw)/main/([^#]*)(?:#.*)?", url)
     if found:

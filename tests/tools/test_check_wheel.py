@@ -3,6 +3,8 @@
 import argparse
 import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,16 +25,38 @@ def test_an_environment_is_a_torch_and_a_python():
             check_wheel.Environment.of(wrong)
 
 
-def test_the_last_wheel_of_this_machine_is_taken(tmp_path):
+def test_the_last_wheel_is_taken(tmp_path):
     machine = os.uname().machine
-    for index, name in enumerate(("a", "b", "other")):
-        platform = machine if name != "other" else "other"
-        path = tmp_path / f"mi_kernels-{name}-py3-none-linux_{platform}.whl"
+    for index, name in enumerate(("b", "a")):
+        path = tmp_path / f"mi_kernels-{name}-py3-none-linux_{machine}.whl"
         path.touch()
         os.utime(path, (index, index))
-    assert check_wheel.the_wheel(tmp_path).name == f"mi_kernels-b-py3-none-linux_{machine}.whl"
+    assert check_wheel.the_wheel(tmp_path) == path == check_wheel.the_wheel(path)
     with pytest.raises(SystemExit, match="`make wheel` builds it"):
         check_wheel.the_wheel(tmp_path / "nothing")
+
+
+def test_a_wheel_of_another_processor_is_refused_not_exchanged_for_an_older_one(tmp_path, monkeypatch):
+    machine = os.uname().machine
+    for index, platform in enumerate((machine, "other")):
+        path = tmp_path / f"mi_kernels-0-py3-none-linux_{platform}.whl"
+        path.touch()
+        os.utime(path, (index, index))
+    for name in ("prepare", "check"):  # nothing is downloaded for it
+        monkeypatch.setattr(check_wheel.Environment, name, lambda *_: pytest.fail("no refusal"))
+    with pytest.raises(SystemExit, match=f"linux_other.whl does not run on this machine.* {machine}"):
+        check_wheel.main(["--wheel", str(tmp_path), "2.11.0@3.12"])
+
+
+@pytest.mark.subprocess
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("archs, folder", [("", "dist"), ("80;90a", "dist/cuda")])
+def test_make_checks_the_wheel_that_it_builds(archs, folder):
+    command = ["make", "-n", "check-wheel", f"WHEEL_CUDA_ARCHS={archs}"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300).stdout
+    (built,) = re.findall(r"auditwheel repair .* -w (\S+) ", said)
+    (checked,) = re.findall(r"tools/check_wheel.py --wheel (\S+) ", said)
+    assert built == checked == folder
 
 
 @pytest.mark.subprocess

@@ -1,6 +1,7 @@
 """What stands in the repository of the studies: full runs, and the page and pictures that they make."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def test_the_page_is_made_of_the_results_in_the_repository():
         assert (report.PICTURES / f"{study.name}.png").is_file()
     assert "studies/overview.png" in (ROOT / "docs" / "why.md").read_text()
     assert (report.PICTURES / "overview.png").is_file()
+
+
+def test_links_of_the_preface_are_right_where_it_is():
+    links = re.findall(r"\]\(([^()]+)\)", report.PREFACE.read_text())
+    assert links and all((report.PREFACE.parent / link).exists() for link in links), links
 
 
 @pytest.mark.parametrize("name", runner.STUDIES)
