@@ -141,7 +141,7 @@ def compiled(output: Path, digits: str, scratch: Path, arguments: list[str]) -> 
     )
     sources(folder)
     installed = scratch / "installed"
-    subprocess.run([cmake[0], "--install", scratch, "--prefix", installed], **run)
+    subprocess.run([cmake[0], "--install", scratch, "--strip", "--prefix", installed], **run)
     shutil.copytree(installed / PACKAGE, folder, dirs_exist_ok=True)
     finish(folder, name, "cpu")
     return folder
@@ -170,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("output", type=Path, help="a folder, which is replaced")
     parser.add_argument("--compile", action="store_true", help="also the variant with the CPU kernels")
+    parser.add_argument("--scratch", type=Path, default=ROOT / "build" / "hub-cmake", help="where to compile")
     parser.add_argument("--cmake", default="", metavar="ARGUMENTS", help="more of CMake's arguments")
     options = parser.parse_args(argv)
     if options.output.exists() and not (options.output / MARK).is_file():
@@ -182,8 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     digits = unique()
     built = [noarch(options.output, backend, digits) for backend in NOARCH]
     if options.compile:
-        scratch = ROOT / "build" / "hub-cmake"
-        built.append(compiled(options.output, digits, scratch, options.cmake.split()))
+        built.append(compiled(options.output, digits, options.scratch, options.cmake.split()))
     for folder in built:
         print(folder.relative_to(options.output), json.loads((folder / "metadata.json").read_text())["id"])
 

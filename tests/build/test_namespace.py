@@ -30,20 +30,25 @@ def test_no_registration_names_it():
 
 
 BOTH = """
+import importlib.util
+import json
 import sys
+from pathlib import Path
+
 import torch
 import mi_kernels as first
-import twin_kernels as second
-from mi_kernels import libraries as of_first
-from twin_kernels import libraries as of_second
 
-assert second.__file__.startswith(sys.argv[1]), second.__file__
-assert of_second.build_info()["namespace"] == "twin_kernels" != of_first.build_info()["namespace"]
+folder = Path(sys.argv[1])
+name = json.loads((folder / "metadata.json").read_text())["id"]
+spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+second = sys.modules[name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(second)
+assert second.libraries.build_info()["namespace"] == name
 torch.manual_seed(0)
 arguments = [torch.randn(size) for size in ((4, 5), (4, 3), (2, 3, 5))]
 found = []
-for package, libraries in ((first, of_first), (second, of_second)):
-    assert libraries.cpu_error is None, libraries.cpu_error
+for package in (first, second):
+    assert package.libraries.cpu_error is None, package.libraries.cpu_error
     leaves = [one.clone().requires_grad_() for one in arguments]
     with package.backend("cpu"):
         y = package.interaction(*leaves)
@@ -51,15 +56,14 @@ for package, libraries in ((first, of_first), (second, of_second)):
     found.append((y.detach(), *(leaf.grad for leaf in leaves)))
 for one, other in zip(*found, strict=True):
     torch.testing.assert_close(one, other)
-for namespace in ("mi_kernels", "twin_kernels"):
+for namespace in ("mi_kernels", name):
     assert "CPU: registered" in torch._C._dispatch_dump(f"{namespace}::interaction")
 """
 
 
-def run(command, **options):
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=600, **options
-    )
+def run(command, folder):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -68,32 +72,21 @@ def run(command, **options):
 @pytest.mark.skipif(
     not (ROOT / "mi_kernels" / "libmi_kernels_cpu.so").exists(), reason="the checkout has no compiled library"
 )
-def test_two_builds_compute_in_one_process(tmp_path):
-    """The second is compiled for one instruction set, by CMake alone, and its package has another name."""
-    path = {"env": os.environ | {"PATH": PROGRAMS}}
-    options = ("-DMI_NAMESPACE=twin_kernels", "-DMI_CUDA=OFF", "-DMI_ISAS=", "-DCMAKE_BUILD_TYPE=MinSizeRel")
-    cmake = shutil.which("cmake", path=PROGRAMS)
-    run(
-        [
-            cmake,
-            "-S",
-            ROOT,
-            "-B",
-            tmp_path / "b",
-            "-G",
-            "Ninja",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            *options,
-        ],
-        **path,
-    )
-    run([cmake, "--build", tmp_path / "b", "--parallel", "2"], **path)
-    run([cmake, "--install", tmp_path / "b", "--prefix", tmp_path / "installed"], **path)
-    twin = tmp_path / "site" / "twin_kernels"
-    shutil.copytree(ROOT / "mi_kernels", twin, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    shutil.copytree(tmp_path / "installed" / "mi_kernels", twin, dirs_exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(twin.parent)])}
-    run(sys.executable, "-c", BOTH, twin, env=environment, cwd=tmp_path)
+def test_two_compiled_builds_compute_in_one_process(tmp_path):
+    """The second is the compiled variant of the kernels hub, here for one instruction set alone."""
+    layout = tmp_path / "layout"
+    command = [
+        sys.executable,
+        ROOT / "tools" / "hub.py",
+        layout,
+        "--compile",
+        "--scratch",
+        tmp_path / "scratch",
+    ]
+    command += ["--cmake", "-DMI_ISAS= -DCMAKE_BUILD_TYPE=MinSizeRel"]
+    run(command, tmp_path)
+    (folder,) = layout.glob("build/torch-stable-abi*")
+    run([sys.executable, "-c", BOTH, folder], tmp_path)
 
 
 @pytest.mark.skipif("cmake" in MISSING or "ninja" in MISSING, reason=f"not installed: {', '.join(MISSING)}")
