@@ -83,7 +83,7 @@ bench: build  ## measure against the alternatives
 	$(BIN)/python -m mi_kernels bench
 
 # BASE: where this branch left main, or, on main, the commit before (benchmarks/harness/base.py).
-guard: build  ## is this tree slower than BASE=<revision>? ratios in build/guard.md, status 1 if so; on a quiet machine
+guard: build  ## is this tree slower than BASE=<revision>? ratios in build/guard.md, status 1 if so, 2 if not judged; on a quiet machine
 	$(BIN)/python benchmarks/run.py --guard $(BASE) --shortest 50 --page build/guard.md
 
 studies: build  ## what multiplicative interactions are good for: STUDIES="compact attention" (all); see docs/studies.md

@@ -24,6 +24,9 @@ from benchmarks.suites import shapes
 from mi_kernels.cli import without_traceback
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+# What --guard takes: its cases, dtypes and limits are its own.
+OF_GUARD = {"guard", "threads", "rounds", "shortest", "threshold", "page"}
+OF_GUARD_ALONE = {"threshold", "page"}
 SWEEP_RIVALS = ["einsum", "materialised", "x-first", "z-first"]
 
 
@@ -62,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--base", metavar="REV", help="this working tree against another revision, only")
     what.add_argument(
         "--guard", nargs="?", const="", metavar="REV",
-        help="a few cases of each family against a revision (where this one left main), only: 1 if slower",
+        help="a few cases of each family against a revision (where this one left main), only: 1 if slower, 2"
+        " if that cannot be said",
     )  # fmt: skip
     how = parser.add_argument_group("how")
     how.add_argument("--threads", type=int, default=None, help="of PyTorch (its own default)")
@@ -78,6 +82,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_used(parser: argparse.ArgumentParser, argv: list[str] | None, options: argparse.Namespace) -> None:
+    """Options that are given and would have no effect are errors."""
+    unset = object()
+    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(options), unset)))
+    names = {name for name, value in vars(given).items() if value is not unset}
+    unused = names & OF_GUARD_ALONE if options.guard is None else names - OF_GUARD
+    shown = ", ".join(
+        sorted("--pass" if name == "passes" else f"--{name.replace('_', '-')}" for name in unused)
+    )
+    if unused and options.guard is None:
+        parser.error(f"{shown}: expected with --guard only")
+    if unused:
+        parser.error(f"--guard has cases and limits of its own: it does not take {shown}")
+
+
 def _checked(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(argv)
@@ -88,6 +107,7 @@ def _checked(argv: list[str] | None) -> argparse.Namespace:
     chosen = options.overhead, options.sweep, options.base is not None, options.guard is not None
     if sum(chosen) > 1:
         parser.error("--overhead, --sweep, --base and --guard exclude each other")
+    _check_used(parser, argv, options)
     if not 0 < options.threshold < 1:
         parser.error(f"--threshold: expected a share between 0 and 1, got {options.threshold}")
     if options.rivals is None:
@@ -196,7 +216,8 @@ def _base(options: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def _guard(options: argparse.Namespace) -> int:
-    """Writes the page; 1 if some case is slower."""
+    """Writes the page; 1 if some case is slower, 2 if that cannot be said."""
+    options.page.unlink(missing_ok=True)  # of an earlier run: there may be none of this one
     revision = options.guard or base.default_revision()
     facts = environment.facts(["make guard"])
     dtype = getattr(torch, guarded.DTYPE)
@@ -206,17 +227,26 @@ def _guard(options: argparse.Namespace) -> int:
     with base.built(revision) as (folder, full):
 
         def measured(cases: Sequence[tuple]) -> Iterator[dict[str, Any]]:
-            for found in base.compare(folder, cases, options.limits):
-                said = found.get("why") or f"base / this: {found['base_over_head']:.3f}"
-                print(f"  {found['shape']} {found['pass']}: {said}", flush=True)
-                yield found
+            done = 0
+            try:
+                for found in base.compare(folder, cases, options.limits):
+                    said = found.get("why") or f"base / this: {found['base_over_head']:.3f}"
+                    print(f"  {found['shape']} {found['pass']}: {said}", flush=True)
+                    done += 1
+                    yield found
+            except (
+                base.ComparisonError
+            ) as error:  # a process has ended, and with it the measurement of the rest
+                print(error, file=sys.stderr)
+                for _ in cases[done:]:
+                    yield {"failed": "either", "why": str(error)}
 
         verdicts = guard.judge(steps, measured, options.threshold)
     text = guard.page(verdicts, full, facts, options.threshold)
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(text)
     print(f"\n{text}\n{options.page}")
-    return int(guard.failed(verdicts))
+    return guard.status(verdicts)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,12 @@ from benchmarks.harness import measure, timing
 from benchmarks.harness.environment import ROOT
 from benchmarks.suites.guard import Named
 
-MAIN = "main"  # the branch that changes go to
+MAIN = (
+    "main",
+    "origin/main",
+)  # the branch that changes go to; a clone of another branch has the second alone
 NATIVE = ("csrc", "CMakeLists.txt", "setup.py")  # what the libraries are made of
+ADVICE = "name a revision (make guard BASE=REV, or --guard REV)"
 TESTS = ("tests/**/test_interaction*.py", "tests/**/test_gradients*.py")
 
 
@@ -47,8 +51,13 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def default_revision() -> str:
     """What a change is compared with: where it left the main branch; on that branch, the commit before."""
-    ours, common = _git("rev-parse", "HEAD").stdout.strip(), _git("merge-base", "HEAD", MAIN).stdout.strip()
-    if common and common != ours:
+    branch = next((name for name in MAIN if not _git("rev-parse", "-q", "--verify", name).returncode), None)
+    if branch is None:
+        raise ComparisonError(f"--guard: there is no branch {' or '.join(MAIN)} to compare with: {ADVICE}")
+    ours, common = _git("rev-parse", "HEAD").stdout.strip(), _git("merge-base", "HEAD", branch).stdout.strip()
+    if not common:
+        raise ComparisonError(f"--guard: no commit is known where this branch left {branch}: {ADVICE}")
+    if common != ours:
         return common
     return "HEAD" if _git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "HEAD~1"
 
@@ -109,9 +118,12 @@ class Worker:
         )
 
     def sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
             raise ComparisonError(
                 f"--base: the process of a revision ended with status {self.process.wait()}"
@@ -119,7 +131,8 @@ class Worker:
         return json.loads(line)
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # of a process that has ended, and a request that it did not read
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -129,7 +142,8 @@ def compare(
     """For each case, times of the working tree and of the revision in ``folder``, in turns.
 
     A named case of another suite (suites/guard.py) may be one that the revision does not have: then the
-    result says in ``failed`` which side cannot run it, and in ``why``.
+    result says in ``failed`` which side cannot run it, in ``why`` the error, and in ``missing`` whether that
+    is one of what is not there.
     """
     workers = {"head": Worker(ROOT), "base": Worker(folder)}
     try:
@@ -156,7 +170,7 @@ def _compare_one(
         answer = worker.sample(request | {"calls": 0})
         if "why" in answer:
             failed = "this" if side == "head" else side
-            return {"shape": shape, "dtype": name, "pass": work, "failed": failed, "why": answer["why"]}
+            return {"shape": shape, "dtype": name, "pass": work, "failed": failed, **answer}
         calls[side] = answer["calls"]
     samples: dict[str, list[float]] = {side: [] for side in workers}
     cores: dict[str, list[float]] = {side: [] for side in workers}

@@ -27,7 +27,12 @@ class Verdict(NamedTuple):
 
     @property
     def ratios(self) -> list[float]:
-        return [run["base_over_head"] for run in self.runs]
+        return [run["base_over_head"] for run in self.runs if "failed" not in run]
+
+    @property
+    def is_missing(self) -> bool:
+        """Never measured because the base does not have it, which is no failure."""
+        return self.runs[0].get("failed") == "base" and self.runs[0].get("missing", False)
 
 
 def is_suspicious(run: Measurement, threshold: float) -> bool:
@@ -57,18 +62,22 @@ def judge(
         else:
             found[case] = Verdict(case, [run], "faster" if is_faster(run, threshold) else "same")
     for case, runs in waiting:
-        while len(runs) <= again and is_suspicious(runs[-1], threshold):
+        while len(runs) <= again and "failed" not in runs[-1] and is_suspicious(runs[-1], threshold):
             runs += measure([case])
-        slower = all(is_suspicious(run, threshold) for run in runs)
-        found[case] = Verdict(case, runs, "regression" if slower else "same")
+        if "failed" in runs[-1]:
+            found[case] = Verdict(case, runs, "not measured")
+        else:
+            found[case] = Verdict(case, runs, "regression" if is_suspicious(runs[-1], threshold) else "same")
     return [found[case] for case in cases]
 
 
-def failed(verdicts: Iterable[Verdict]) -> bool:
-    """Whether the command ends with status 1: a regression, or a case that this tree cannot run."""
-    return any(
-        verdict.kind == "regression" or verdict.runs[0].get("failed") == "this" for verdict in verdicts
-    )
+def status(verdicts: Sequence[Verdict]) -> int:
+    """What the command ends with: 1 for a regression, 2 where that cannot be said, else 0."""
+    if any(verdict.kind == "regression" for verdict in verdicts):
+        return 1
+    unknown = [v for v in verdicts if v.kind == "not measured"]
+    nothing = len(unknown) == len(verdicts)
+    return 2 if nothing or not all(verdict.is_missing for verdict in unknown) else 0
 
 
 COLUMNS = ["case", "pass", "base / this", "verdict"]
@@ -78,14 +87,22 @@ def page(
     verdicts: Sequence[Verdict], revision: str, facts: dict[str, Any], threshold: float = THRESHOLD
 ) -> str:
     """Markdown to attach to a change: the verdict, ratios, and what was measured where; no times."""
-    count = {kind: [v for v in verdicts if v.kind == kind] for kind in ("regression", "not measured")}
-    measured = len(verdicts) - len(count["not measured"])
-    if count["regression"]:
-        verdict = f"**Slower** in {len(count['regression'])} of {measured} cases than `{revision[:12]}`."
-    elif failed(verdicts):
-        verdict = f"**Not judged**: this tree cannot run all cases that `{revision[:12]}` can."
+    slower = sum(v.kind == "regression" for v in verdicts)
+    measured = sum(v.kind != "not measured" for v in verdicts)
+    left = len(verdicts) - measured
+    others = f" {left} could not be measured." if left else ""
+    if slower:
+        verdict = f"**Slower** in {slower} of {measured} cases than `{revision[:12]}`.{others}"
+    elif not measured:
+        verdict = f"**Not judged**: none of {left} cases could be compared with `{revision[:12]}`."
+    elif status(verdicts):
+        verdict = (
+            f"**Not judged**: {left} of {len(verdicts)} cases could not be compared with `{revision[:12]}`."
+        )
     else:
-        verdict = f"**No case is slower** than at `{revision[:12]}`, of {measured} that were measured."
+        verdict = (
+            f"**No case is slower** than at `{revision[:12]}`, of {measured} that were measured.{others}"
+        )
     machine, versions = facts["machine"], facts["versions"]
     own = f"`{(facts['commit']['revision'] or 'unknown')[:12]}`"
     place = (
@@ -99,7 +116,7 @@ def page(
         "measurements listed."
     )
     rows = [
-        [_name(v.case[0]), v.case[2], ", ".join(f"{r:.2f}" for r in _ratios(v)) or "", _said(v)]
+        [_name(v.case[0]), v.case[2], ", ".join(f"{r:.2f}" for r in v.ratios) or "", _said(v)]
         for v in verdicts
     ]
     return f"{verdict}\n\n{place}\n\n{text_table(COLUMNS, rows, markdown=True)}\n\n{rule}\n"
@@ -110,15 +127,11 @@ def _name(entry: Any) -> str:
     return f"dense {entry.shape.name}" if isinstance(entry, Entry) else str(entry)
 
 
-def _ratios(verdict: Verdict) -> list[float]:
-    return [] if verdict.kind == "not measured" else verdict.ratios
-
-
 def _said(verdict: Verdict) -> str:
     if verdict.kind == "not measured":
-        run = verdict.runs[0]
-        side = "the base" if run["failed"] == "base" else "this tree"
-        return f"not measured: {side} cannot run it ({run['why']})"
+        run, again = verdict.runs[-1], " again" if len(verdict.runs) > 1 else ""
+        side = {"base": "the base", "this": "this tree"}.get(run["failed"], "one of the two")
+        return f"not measured{again}: {side} cannot run it ({run['why']})"
     if verdict.kind == "same" and len(verdict.runs) > 1:
         return "not slower when measured again"
     return {"regression": "**slower**", "same": ""}.get(verdict.kind, verdict.kind)

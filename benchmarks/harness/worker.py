@@ -4,7 +4,8 @@
 
 A request has sizes [B, Z, X, O] of the dense form or a suite's case (suites/guard.py), dtype, pass, calls (0:
 find out) and shortest (seconds of a sample). The suites are those of this checkout, on the mi_kernels of the
-folder: what that revision cannot do is answered by ``why``.
+folder: what that revision cannot do is answered by ``why``, and by ``missing``: whether the error is one of a
+function, an argument or a value of one that the revision does not have.
 """
 
 import json
@@ -18,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from benchmarks.harness import passes, timing  # these two need no mi_kernels, of whatever revision
+
+MISSING = (AttributeError, ImportError, KeyError, NotImplementedError, TypeError, ValueError)
 
 
 def _interaction(folder: Path) -> Callable:
@@ -56,7 +59,8 @@ def main() -> None:
                 start()()
             except Exception as error:
                 case = None
-                print(json.dumps({"why": f"{type(error).__name__}: {error}"[:200]}), flush=True)
+                why = f"{type(error).__name__}: {error}"[:200]
+                print(json.dumps({"why": why, "missing": isinstance(error, MISSING)}), flush=True)
                 continue
         calls = request["calls"] or timing.calibrate(start, request["shortest"])[0]
         answer = {"calls": calls, **timing.sample(start, calls)._asdict()}

@@ -13,6 +13,7 @@ from ..functional._call import call
 from ..functional.heads import Order
 from ..ops.checks import check_number, check_rank, check_tensors
 from ..parallel.axes import ModuleAxes
+from ._as_called import as_called
 from ._contexts import aligned, aligned_layers
 from ._init import (
     check_construction,
@@ -323,11 +324,17 @@ class HyperLinear(nn.Module):
             dtype of this layer's, also under autocast; they do not require grad and do not follow later
             changes of this layer.
 
+        Raises:
+            TypeError: a call of this layer does more than the parameters say, which would be left out: hooks
+                (parametrizations and pruning are followed), another ``forward``, a subclass with a forward of
+                its own that inherits ``bind``.
+
         Example:
             >>> mi.nn.HyperLinear(5, out_features=4, context_features=3).bind(torch.randn(3))
             Linear(in_features=5, out_features=4, bias=True)
         """
-        weight, bias = hyper.generate(context_of(self, z, self.context_features), *self.weights())
+        with as_called(f"{type(self).__name__}: bind", self, HyperLinear, "bind"):
+            weight, bias = hyper.generate(context_of(self, z, self.context_features), *self.weights())
         weight = weight.to(self.weight.dtype).contiguous()
         bias = None if bias is None else bias.to(self.weight.dtype)
         return bound(weight, bias).train(self.training)
@@ -465,16 +472,27 @@ class HyperMLP(nn.Module):
 
         The activation is copied, too: the two networks share no state.
 
+        Raises:
+            TypeError: as :meth:`HyperLinear.bind`, for this module and each of its layers.
+
         Example:
             >>> network = mi.nn.HyperMLP([5, 16, 4], context_features=3).bind(torch.randn(3))
             >>> network(torch.randn(7, 5)).shape
             torch.Size([7, 4])
         """
-        z = context_of(self, z, self.context_features)
+        name = f"{type(self).__name__}: bind"
+        with as_called(name, self, HyperMLP, "bind"):
+            z = context_of(self, z, self.context_features)
         activation = copy.deepcopy(self.activation).requires_grad_(False)
         modules: list[nn.Module] = []
-        for layer in self.layers:
-            assert isinstance(layer, HyperLinear)
+        for number, layer in enumerate(self.layers):
+            if not isinstance(layer, HyperLinear):
+                raise TypeError(
+                    f"{name}: layers.{number}: expected a HyperLinear, got {type(layer).__name__}:"
+                    f" merge its own adapter into it first"
+                )
+            with as_called(f"{name}: layers.{number}", layer, HyperLinear, "bind"):
+                pass  # refused with its name here
             modules += [activation, layer.bind(z)] if modules else [layer.bind(z)]
         return nn.Sequential(*modules).train(self.training)
 

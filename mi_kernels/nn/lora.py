@@ -9,6 +9,7 @@ from ..functional import hyper
 from ..functional._call import call
 from ..ops.checks import check_number
 from ..ops.dtypes import FLOATING, accumulation_dtype
+from ._as_called import as_called
 from ._init import (
     check_construction,
     check_module,
@@ -166,33 +167,40 @@ class HyperLoRA(nn.Module):
 
         Raises:
             TypeError: ``linear`` has been replaced by a layer that computes something else, such as one with
-                an adapter of its own.
+                an adapter of its own; or as :meth:`HyperLinear.bind`, for this module and ``linear``.
 
         Example:
             >>> layer = mi.nn.HyperLoRA(torch.nn.Linear(5, 4), rank=2, context_features=3)
             >>> layer.bind(torch.randn(3))
             Linear(in_features=5, out_features=4, bias=True)
         """
-        down, up = self._factors(context_of(self, z, self.context_features))
-        weight, bias = _mergeable(self.linear)
-        with torch.autocast(weight.device.type, enabled=False):
-            wide = accumulation_dtype(weight.dtype)
-            product = up.to(wide) @ down.to(wide)
-            merged = product.mul_(self.scale).add_(weight.to(wide)).to(weight.dtype)
-        offset = None if bias is None else bias.expand(merged.shape[:-1]).clone(memory_format=_DENSE)
+        name = f"{type(self).__name__}: bind"
+        with as_called(name, self, HyperLoRA, "bind"):
+            down, up = self._factors(context_of(self, z, self.context_features))
+        _check_mergeable(self.linear)
+        with as_called(f"{name}: linear", self.linear, nn.Linear):
+            weight, bias = _parameters_of(self.linear)
+            with torch.autocast(weight.device.type, enabled=False):
+                wide = accumulation_dtype(weight.dtype)
+                product = up.to(wide) @ down.to(wide)
+                merged = product.mul_(self.scale).add_(weight.to(wide)).to(weight.dtype)
+            offset = None if bias is None else bias.expand(merged.shape[:-1]).clone(memory_format=_DENSE)
         return bound(merged, offset).train(self.training)
 
     def extra_repr(self) -> str:
         return f"context_features={self.context_features}, rank={self.rank}, scale={self.scale}"
 
 
-def _mergeable(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """W_0 and b_0, a quantised one restored; refused where the layer computes more than these."""
-    if getattr(type(linear), "forward", None) is not nn.Linear.forward or "forward" in vars(linear):
+def _check_mergeable(linear: nn.Module) -> None:
+    if getattr(type(linear), "forward", None) is not nn.Linear.forward:
         raise TypeError(
             f"HyperLoRA: bind: linear: expected a layer that computes as torch.nn.Linear, got"
             f" {type(linear).__name__}: merge its own adapter into it first"
         )
+
+
+def _parameters_of(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """W_0 and b_0, a quantised one restored."""
     weight: Any = linear.weight
     is_quantised = type(weight).dequantize is not Tensor.dequantize
     return weight.dequantize() if is_quantised else weight, linear.bias  # type: ignore[return-value]

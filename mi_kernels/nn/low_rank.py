@@ -13,6 +13,7 @@ from ..ops.activations import ElementwiseName
 from ..ops.checks import check_activation, check_tensors
 from ..ops.dtypes import FLOATING
 from ..parallel.axes import ModuleAxes
+from ._as_called import as_called
 from ._contexts import aligned
 from ._decompose import decompose
 from ._init import check_construction, check_size, draw_uniform, given_axes, keywords_after_first, parameters
@@ -211,6 +212,7 @@ class LowRankInteraction(nn.Module):
 
         Raises:
             ValueError: there are activations, with which there is no such W.
+            TypeError: a call of this layer does more than the factors say, as for :meth:`HyperLinear.bind`.
 
         Example:
             >>> mi.nn.LowRankInteraction(5, context_features=3, out_features=4, rank=2).to_dense().shape
@@ -219,6 +221,10 @@ class LowRankInteraction(nn.Module):
         for name in ("activation_x", "activation_z"):
             if getattr(self, name) != "identity":
                 raise ValueError(f"to_dense: {name}: expected identity, got {getattr(self, name)!r}")
+        with as_called(f"{type(self).__name__}: to_dense", self, LowRankInteraction, "to_dense"):
+            return self._dense()
+
+    def _dense(self) -> Tensor:
         if self.core is None:
             return torch.einsum("or,ri,rj->oij", self.factor_out, self.factor_z, self.factor_x)
         core = self.core.reshape(self.blocks, *self.rank)

@@ -4,7 +4,9 @@ import copy
 import functools
 import io
 import pickle
+from pathlib import Path
 
+import every_module
 import pytest
 import torch
 from calls import CALLS
@@ -227,6 +229,37 @@ def test_parametrizations(name, kind):
         assert_equal(y, before, 1e-12)
     module.eval()
     assert_equal(result(module(*given)), y, 1e-12)
+
+
+def test_weight_norm_of_zeros_is_nan():
+    """PyTorch's own: 0 / 0. The modules are those that the guide names, as they are constructed."""
+    started = {name: getattr(mi.nn, name) for name in ("FiLM", "AdaLayerNorm", "AdaRMSNorm", "AdaGroupNorm")}
+    modules = {name: cls(**every_module.CASES[name][0]) for name, cls in started.items()}
+    modules["AdaLNZeroBlock"] = mi.nn.AdaLNZeroBlock(nn.Linear(4, 4), features=4, context_features=3)
+    modules["HyperLinear"] = mi.nn.HyperLinear(4, out_features=5, context_features=3)
+    modules["HyperLoRA"] = mi.nn.HyperLoRA(nn.Linear(4, 5), context_features=3, rank=2)
+    modules["torch.nn.Linear"] = nn.Linear(3, 5)
+    nn.init.zeros_(modules["torch.nn.Linear"].weight)
+    for name, module in modules.items():
+        given = (torch.randn(6, 3),) if name == "torch.nn.Linear" else inputs(name)
+        assert result(module(*given)).isfinite().all()
+        zeros = [(owner, weight) for owner, weight in weights(module) if not getattr(owner, weight).any()]
+        assert zeros, name
+        for owner, weight in zeros:
+            parametrizations.weight_norm(owner, weight)
+        assert result(module(*given)).isnan().any(), name
+        with torch.no_grad():
+            for owner, weight in zeros:
+                parametrize.remove_parametrizations(owner, weight, leave_parametrized=True)
+                getattr(owner, weight).normal_()
+                parametrizations.weight_norm(owner, weight)
+        assert result(module(*given)).isfinite().all(), name
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "tools.md").read_text()
+    (row,) = [line for line in page.splitlines() if "test_weight_norm_of_zeros_is_nan" in line]
+    assert all(f"`{name.removeprefix('torch.')}`" in row for name in modules)
+    for name in set(CASES) - set(modules) - {"HyperMLP", "BoundLinear"}:  # of HyperLinear; frozen
+        fresh = getattr(mi.nn, name)(**every_module.CASES[name][0])
+        assert all(getattr(owner, weight).any() for owner, weight in weights(fresh)), name
 
 
 class LowRankUpdate(nn.Module):
