@@ -198,6 +198,11 @@ def test_compiling_in_place_replaces_the_facts_of_a_pure_installation(checkout, 
     pure = {"PYTHONPATH": str(setuptools_alone), "MI_KERNELS_SKIP_NATIVE": "1"}
     done = run(checkout, "-S", "-c", BUILD, "build_editable", tmp_path, **pure)
     assert done.returncode == 0 and "SKIPPED" in (checkout / FACTS).read_text(), done.stderr
+    # Later, when what it depends on has changed: the library that is there keeps its facts.
+    (checkout / "mi_kernels" / "libmi_kernels_cpu.so").touch()
+    (checkout / FACTS).write_text("COMPILED = True")
+    done = run(checkout, "-S", "-c", BUILD, "build_editable", tmp_path, **pure)
+    assert done.returncode == 0 and (checkout / FACTS).read_text() == "COMPILED = True", done.stderr
     done = run(checkout, "-c", COMPILED, "build_ext", "--inplace")
     assert done.returncode == 0, done.stderr
     assert (checkout / "mi_kernels" / "libmi_kernels_cpu.so").is_file()
