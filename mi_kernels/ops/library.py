@@ -191,7 +191,7 @@ def twins(name: str) -> list[torch._ops.OpOverload]:
 
 
 def _refuse_mixed(arguments: tuple[Any, ...]) -> None:
-    """Raises if only some of the tensors are DTensors; asked after an error, as calls of rows are too short."""
+    """Raises if only some tensors are DTensors. Asked after an error: small calls have no time for it."""
     tensors = [one for one in arguments if isinstance(one, torch.Tensor) and one.is_floating_point()]
     if len({is_distributed(tensor) for tensor in tensors}) > 1:
         raise TypeError(

@@ -50,8 +50,9 @@ class _Style(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         # All checks are before the first parameter is sharded: an error leaves the module as it was.
         if device_mesh.ndim != 1:
+            style, kind = type(self).__name__, type(module).__name__
             raise ValueError(
-                f"{type(self).__name__}: {type(module).__name__}: device_mesh: expected a mesh of one dimension,"
+                f"{style}: {kind}: device_mesh: expected a mesh of one dimension,"
                 f' got {device_mesh.ndim} of them: pass one, as in mesh["tensor"]'
             )
         axes = self._axes_of(module)
@@ -103,7 +104,8 @@ class _Style(ParallelStyle):
                 if isinstance(parameter, DTensor):
                     where = f"{child_name}.{name}" if child_name else name
                     raise ValueError(
-                        f"{style}: {kind}: {where}: expected a parameter that is not sharded yet, got a DTensor"
+                        f"{style}: {kind}: {where}: expected a parameter that is not sharded yet, got a"
+                        " DTensor"
                     )
         return axes
 
@@ -283,7 +285,8 @@ class _Call:
             dim: int = placement.dim  # type: ignore[attr-defined]
             if not -rank <= dim < rank:
                 raise ValueError(
-                    f"{self.label}: {name}: expected a layout along one of {rank} dimensions, got Shard({dim})"
+                    f"{self.label}: {name}: expected a layout along one of {rank} dimensions, got"
+                    f" Shard({dim})"
                 )
             return Shard(dim % rank) if dim < 0 else placement
         return placement
@@ -350,9 +353,7 @@ def _distribute_whole(module: nn.Module, state_dict: Any, prefix: str, *_: Any) 
             state_dict[prefix + name] = _sharded_twice(f"{kind}: {name}", loaded, mesh, placements)
 
 
-def _sharded_twice(
-    label: str, whole: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]
-) -> DTensor:
+def _sharded_twice(label: str, whole: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
     """A tensor, the same on all devices, in the placements that FSDP2 has made of those of a style.
 
     The style's mesh is the last dimension, and cuts first; of its parts one dimension before it may cut once
