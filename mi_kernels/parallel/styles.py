@@ -67,6 +67,8 @@ class _Style(ParallelStyle):
                     self._distribute(child, name, Replicate(), device_mesh)
         if axes.packed:
             module.register_state_dict_post_hook(_check_packed)
+        if not isinstance(module, nn.Linear):
+            module.forward = _Uncompiled(module)  # type: ignore[method-assign, assignment]
         module.register_forward_pre_hook(call.inputs, with_kwargs=True)
         module.register_forward_hook(call.result)
         return module
@@ -144,9 +146,10 @@ class Colwise(_Style):
     ``FiLM``) are sharded each; the parameter is still one DTensor of the shape it had.
 
     Raises:
-        NotImplementedError: there is no such form of the module.
-        TypeError: a layout is no placement. ValueError: the module is sharded already, or there are more
-            layouts than inputs.
+        NotImplementedError: there is no such form of the module, or a parametrization or pruning computes one
+            of its parameters.
+        TypeError: a layout is no placement. ValueError: the module is sharded already, the mesh has more than
+            one dimension, there are more layouts than inputs; in a call: a tensor has no such dimension.
 
     Source: Shoeybi et al., "Megatron-LM", 2019; ``torch.distributed.tensor.parallel.ColwiseParallel``.
 
@@ -184,9 +187,9 @@ class Rowwise(_Style):
     would need the whole sum.
 
     Raises:
-        NotImplementedError: there is no such form of the module.
-        TypeError: a layout is no placement. ValueError: the axis is unknown, the module is sharded already,
-            or there are more layouts than inputs.
+        NotImplementedError: there is no such form of the module, or a parametrization or pruning computes one
+            of its parameters.
+        TypeError: a layout is no placement. ValueError: the axis is unknown; otherwise as :class:`Colwise`.
 
     Source: as :class:`Colwise`; ``torch.distributed.tensor.parallel.RowwiseParallel``.
 
@@ -217,6 +220,17 @@ class Rowwise(_Style):
             kind = type(module).__name__
             raise NotImplementedError(f"Rowwise: {kind}: expected an axis of {known}, got {asked!r}")
         return asked
+
+
+class _Uncompiled:
+    """The forward method of a module whose views of DTensors no graph of torch.compile can return."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @torch.compiler.disable(reason="mi_kernels runs modules with a style outside of the graph")
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.module).forward(self.module, *args, **kwargs)
 
 
 class _Call:

@@ -452,11 +452,6 @@ def check_compiled(mesh: Any) -> None:
     rows_first = Shard(0)
     calls: dict[str, Any] = {
         "a context for all tokens": (mi.interaction, ((4, 3, 6), (4, 1, 3), (5, 3, 6)), (rows_first,) * 2),
-        "contexts by segment": (
-            lambda *given: mi.interaction(*given, segment_ids=ids),
-            ((4, 6), (3, 3), (5, 3, 6)),
-            (rows_first,),
-        ),
         "layers by segment": (
             lambda *given: mi.apply_generated(*given, segment_ids=ids),
             ((4, 6), (3, 5, 6), (3, 5)),
@@ -484,14 +479,18 @@ def check_compiled(mesh: Any) -> None:
         whole_graph(
             *(distribute_tensor(torch.randn(size), mesh, [R]) for size in ((4, 6), (4, 3), (5, 3, 6)))
         )
-    alone = mi.nn.GatedMLP(6, hidden_features=5).double()
-    sharded = parallelize_module(copy.deepcopy(alone), mesh, _MLP)
-    x = torch.randn(4, 6, dtype=torch.float64)
-    found, expected = torch.compile(sharded, backend="eager")(x), alone(x)
-    equal(found, expected, "styles")
-    found.square().sum().backward()
-    expected.square().sum().backward()
-    check_step("styles", sharded, alone)
+    tokens, z = torch.randn(4, 3, 6, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    for make, plan, given in (
+        (lambda: mi.nn.GatedMLP(6, hidden_features=5), _MLP, (tokens,)),
+        (_dense, Colwise(output_layouts=R), (tokens, z)),
+    ):
+        alone = make().double()
+        sharded = parallelize_module(copy.deepcopy(alone), mesh, plan)
+        found, expected = torch.compile(sharded, backend="aot_eager")(*given), alone(*given)
+        equal(found, expected, "styles")
+        found.square().sum().backward()
+        expected.square().sum().backward()
+        check_step("styles", sharded, alone)
 
 
 def check_state(mesh: Any) -> None:
