@@ -111,7 +111,7 @@ def modulate(
     if get(chosen).is_reference or torch.compiler.is_compiling():
         options = {"scale_offset": scale_offset, "scale_factor": scale_factor}
         return modulate_reference.modulate(x, scale, shift, activation=activation, **options)
-    return _modulated(chosen, x if x.shape == shape else x.expand(shape), scale, shift, *gate)
+    return _modulated(chosen, x if x.shape == shape else distributed.expanded(x, shape), scale, shift, *gate)
 
 
 def diagonal(

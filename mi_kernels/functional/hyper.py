@@ -240,7 +240,7 @@ def _apply_on_parts(x: Any, weight: Any, bias: Any, segment_ids: Any) -> Any:
     axes = {"x": "*X", "weight": lead + "OX", "bias": lead + "O", "segment_ids": "*"}
     if bias is not None and bias.shape[-1] != weight.shape[-2]:
         bias = bias.expand(*bias.shape[:-1], weight.shape[-2])
-    if bias is not None and segment_ids is not None:
+    if bias is not None and segment_ids is not None and bias.shape != weight.shape[:-1]:
         bias = bias.expand(weight.shape[:-1])
     tensors = {"x": x, "weight": weight, "bias": bias, "segment_ids": segment_ids}
     result = Axes("*O", (("x", "weight"), ("bias",)))

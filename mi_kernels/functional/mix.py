@@ -16,6 +16,7 @@ from ..ops.modulate import autograd as elementwise
 from ..ops.modulate import plan as modulate_plan
 from ..ops.modulate import reference, small
 from ..ops.plan import Plan
+from ..parallel import calls as distributed
 from ._arguments import promoted_dtype, same_rank
 
 __all__ = ["mix"]
@@ -81,7 +82,7 @@ def mix(
     chosen = backends.choose(a, "modulate")
     if get(chosen).is_reference or torch.compiler.is_compiling():
         return reference.mix(a, b, gate, activation=activation)
-    return _mixed(chosen, a if a.shape == shape else a.expand(shape), b, gate, activation)
+    return _mixed(chosen, a if a.shape == shape else distributed.expanded(a, shape), b, gate, activation)
 
 
 _NAMES = ("a", "b", "gate")
@@ -89,7 +90,7 @@ _NAMES = ("a", "b", "gate")
 
 def _mixed(backend: str, a: Tensor, b: Tensor, gate: Tensor, activation: str) -> Tensor:
     """y of checked arguments, which broadcast to the shape of a."""
-    b = b if b.shape == a.shape else b.expand(a.shape)
+    b = b if b.shape == a.shape else distributed.expanded(b, a.shape)
     return elementwise.mix(backend, a, b, same_rank(gate, a.dim()), activation)
 
 

@@ -17,6 +17,7 @@ from ..ops.norm import autograd as rules
 from ..ops.norm import plan as plans
 from ..ops.norm import reference
 from ..ops.plan import Plan
+from ..parallel import calls as distributed
 from ._arguments import same_rank
 from ._norm_arguments import (
     NAMES,
@@ -269,7 +270,7 @@ def _of_one_size(shape: torch.Size, dim: int, contexts: Sequence[Maybe]) -> list
         if any(own[d] != 1 for own in given):
             size[d] = shape[d]
     common = torch.Size(size)
-    return [t if t is None or t.shape == common else t.expand(common) for t in contexts]
+    return [t if t is None or t.shape == common else distributed.expanded(t, common) for t in contexts]
 
 
 def _plan(op: str, tensors: tuple[Any, ...], rule: Rule) -> Plan:

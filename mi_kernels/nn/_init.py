@@ -119,5 +119,5 @@ def _kind(value: object) -> str:
 
 
 def given_axes(module: nn.Module, names: dict[str, str]) -> dict[str, str]:
-    """The axes of those parameters that a module has, for parallel.ModuleAxes."""
-    return {name: axes for name, axes in names.items() if module._parameters.get(name) is not None}
+    """The axes of those parameters that a module has, for parallel.ModuleAxes, computed ones too."""
+    return {name: axes for name, axes in names.items() if getattr(module, name, None) is not None}

@@ -19,6 +19,7 @@ from .checks import LIKE, Operands
 from .compiling import is_transformed, opaque_while_compiling
 from .dtypes import DTYPES, FLOATING
 from .namespace import NAMESPACE, OPS
+from .rules import is_distributed
 
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -189,6 +190,16 @@ def twins(name: str) -> list[torch._ops.OpOverload]:
     return [getattr(OPS, name + suffix).default for suffix in suffixes]
 
 
+def _refuse_mixed(arguments: tuple[Any, ...]) -> None:
+    """Raises if only some tensors are DTensors. Asked after an error: small calls have no time for it."""
+    tensors = [one for one in arguments if isinstance(one, torch.Tensor) and one.is_floating_point()]
+    if len({is_distributed(tensor) for tensor in tensors}) > 1:
+        raise TypeError(
+            "mi_kernels: expected DTensors for all tensors of a call or for none, got a torch.Tensor beside a"
+            " DTensor: torch.distributed.tensor.distribute_tensor makes one"
+        )
+
+
 def traceable(name: str, schema: str, check: Callable[..., None] | None = None) -> Callable[[F], F]:
     """Makes a differentiable function of tensors one operation to Dynamo, torch.export and torch.jit.trace.
 
@@ -213,7 +224,11 @@ def traceable(name: str, schema: str, check: Callable[..., None] | None = None) 
         @functools.wraps(function)
         def call(*arguments):
             if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-                return function(*arguments)
+                try:
+                    return function(*arguments)
+                except RuntimeError:
+                    _refuse_mixed(arguments)
+                    raise
             if not is_transformed():
                 return operation(*arguments)
             admit()

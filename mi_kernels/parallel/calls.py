@@ -10,10 +10,14 @@ from ..ops.rules import is_distributed
 
 
 def given(*tensors: Any) -> bool:
-    """Whether one of the tensors is a DTensor, in a call that nothing traces: traces follow sharding.py."""
-    if torch.compiler.is_compiling():
+    """Whether one of the tensors is a DTensor, in a call that no export traces: that follows sharding.py.
+
+    ``torch.compile`` breaks its graph at `run`: what it traces would see views of DTensors, whose sharding it
+    cannot follow.
+    """
+    if not any(is_distributed(tensor) for tensor in tensors):
         return False
-    return any(is_distributed(tensor) for tensor in tensors)
+    return torch.compiler.is_dynamo_compiling() or not torch.compiler.is_compiling()
 
 
 def run(
@@ -33,6 +37,15 @@ def run(
 def whole_index(index: Any) -> Any:
     """An index as a plain tensor, the same on all devices."""
     return index.full_tensor() if is_distributed(index) else index
+
+
+def expanded(tensor: Any, shape: torch.Size) -> Any:
+    """`Tensor.expand`; a DTensor is gathered first along what is expanded, of which PyTorch has no rule."""
+    if is_distributed(tensor):
+        from . import local
+
+        tensor = local.unsharded(tensor, [dim for dim, size in enumerate(tensor.shape) if size == 1])
+    return tensor.expand(shape)
 
 
 def sharded(*tensors: Any) -> bool:

@@ -23,6 +23,8 @@ from . import rules
 
 Placed = tuple[Placement, ...]
 
+_IN_PARTS = "mi_kernels runs this call of DTensors on their parts, outside of the graph"
+
 
 class _Local(Function):
     """The part of this device of a DTensor, redistributed to ``placements``."""
@@ -98,6 +100,15 @@ def to_global(local: Tensor, mesh: DeviceMesh, shape: torch.Size, placements: Pl
     return _Global.apply(local, mesh, shape, placements, duals)
 
 
+def unsharded(tensor: DTensor, dims: Sequence[int]) -> DTensor:
+    """A DTensor that is sharded along none of these dimensions."""
+    placements = tuple(
+        Replicate() if getattr(placement, "dim", None) in dims else placement
+        for placement in tensor.placements
+    )
+    return moved(tensor, placements)
+
+
 class _Moved(Function):
     """A DTensor in other placements: the same tensor, so is its gradient."""
 
@@ -115,6 +126,7 @@ def moved(tensor: DTensor, placements: Placed) -> DTensor:
     return tensor if tuple(tensor.placements) == placements else _Moved.apply(tensor, placements)
 
 
+@torch.compiler.disable(reason=_IN_PARTS)
 def halves(packed: DTensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     """Both halves of a packed weight along ``dim``; its parts may have those of each (`packed_shard`)."""
     if any(placement.is_shard(dim) and not is_packed(placement, dim) for placement in packed.placements):
@@ -181,8 +193,10 @@ class _Packed(Function):
         ctx.dim, ctx.placements = dim, placements
         reached, placed = [], []
         for one, left, right in zip(placements, first.placements, second.placements, strict=True):
-            both = left.is_partial() and right.is_partial() and not is_packed(one, dim)
-            placed.append(Partial() if both else one)
+            if left.is_partial() and left == right and not is_packed(one, dim):
+                placed.append(left)
+            else:  # nothing can be made a sum that is none: the gradient of a partial sum is whole
+                placed.append(Replicate() if one.is_partial() else one)
             reached.append(Shard(dim) if is_packed(one, dim) else placed[-1])
         parts = [half.redistribute(placements=reached).to_local() for half in (first, second)]
         return _wrapped(torch.cat(parts, dim), first.device_mesh, shape, tuple(placed))
@@ -206,6 +220,7 @@ class Signature(NamedTuple):
     cuts: str  # axes that a call may be cut along, ``*`` for leading ones
 
 
+@torch.compiler.disable(reason=_IN_PARTS)
 def run(op: str, function: Callable[..., Any], tensors: Mapping[str, Any], signature: Signature) -> Any:
     """``function(**tensors)`` of DTensors whose shapes have been checked: a DTensor, or a tuple of them."""
     mesh, given = _given(op, tensors)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
+from torch.nn.utils import parametrize
 
 from .axes import ModuleAxes
 from .local import distribute_packed, is_packed, moved, packed_shard, to_global, to_local
@@ -29,11 +31,16 @@ class _Style(ParallelStyle):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        given = (input_layouts,) if isinstance(input_layouts, Placement) else input_layouts
-        for layout in (*(given or ()), output_layouts):
-            if layout is not None and not isinstance(layout, Placement):
-                raise TypeError(f"{name}: expected layouts that are placements, got {type(layout).__name__}")
-        self.input_layouts = None if given is None else tuple(given)
+        several = isinstance(input_layouts, Sequence) and not isinstance(input_layouts, str)
+        given = tuple(input_layouts) if several else (input_layouts,)  # type: ignore[arg-type]
+        asked = {"input_layouts": () if input_layouts is None else given}
+        asked["output_layouts"] = () if output_layouts is None else (output_layouts,)
+        for argument, layouts in asked.items():
+            for layout in layouts:
+                if not isinstance(layout, Placement):
+                    kind = type(layout).__name__
+                    raise TypeError(f"{name}: {argument}: expected layouts that are placements, got {kind}")
+        self.input_layouts = None if input_layouts is None else given
         self.output_layouts = output_layouts
         self.use_local_output = use_local_output
 
@@ -41,9 +48,16 @@ class _Style(ParallelStyle):
         raise NotImplementedError
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        # All checks are before the first parameter is sharded: an error leaves the module as it was.
+        if device_mesh.ndim != 1:
+            style, kind = type(self).__name__, type(module).__name__
+            raise ValueError(
+                f"{style}: {kind}: device_mesh: expected a mesh of one dimension,"
+                f' got {device_mesh.ndim} of them: pass one, as in mesh["tensor"]'
+            )
         axes = self._axes_of(module)
         axis = self._axis_of(module, axes)
-        sizes = _sizes(module, axes)
+        call = _Call(self, module, device_mesh, axes, axis, _sizes(module, axes))
         for name, letters in axes.parameters.items():
             self._distribute(module, name, _placement(axes, name, letters, axis), device_mesh)
         for child in module.modules():
@@ -53,7 +67,8 @@ class _Style(ParallelStyle):
                     self._distribute(child, name, Replicate(), device_mesh)
         if axes.packed:
             module.register_state_dict_post_hook(_check_packed)
-        call = _Call(self, module, device_mesh, axes, axis, sizes)
+        if not isinstance(module, nn.Linear):
+            module.forward = _Uncompiled(module)  # type: ignore[method-assign, assignment]
         module.register_forward_pre_hook(call.inputs, with_kwargs=True)
         module.register_forward_hook(call.result)
         return module
@@ -73,12 +88,27 @@ class _Style(ParallelStyle):
         for name, letters in axes.parameters.items():
             parameter: Any = module._parameters.get(name)
             if parameter is None or parameter.dim() != len(letters):
-                expected = f"a {name} [{', '.join(letters)}] of its own in {kind}"
-                raise NotImplementedError(f"{style}: expected {expected}")
-            if isinstance(parameter, DTensor):
-                raise ValueError(
-                    f"{style}: {kind}: expected parameters that are not sharded yet, got a DTensor"
+                got = "a tensor that is no parameter" if parameter is None else f"{list(parameter.shape)}"
+                axes_of = ", ".join(letters)
+                raise NotImplementedError(
+                    f"{style}: {kind}: {name}: expected a parameter [{axes_of}] of its own, got {got}"
                 )
+        for child_name, child in module.named_modules():
+            # Also of the modules inside, whose parameters become DTensors, the same on all devices.
+            computed = _computed(child)
+            if computed:
+                where = f"{child_name}.{computed}" if child_name else computed
+                raise NotImplementedError(
+                    f"{style}: {kind}: {where}: expected a parameter, got a tensor that others are made into:"
+                    " remove the parametrization or pruning first"
+                )
+            for name, parameter in child.named_parameters(recurse=False):
+                if isinstance(parameter, DTensor):
+                    where = f"{child_name}.{name}" if child_name else name
+                    raise ValueError(
+                        f"{style}: {kind}: {where}: expected a parameter that is not sharded yet, got a"
+                        " DTensor"
+                    )
         return axes
 
     def _distribute(self, module: nn.Module, name: str, placement: Placement, mesh: DeviceMesh) -> None:
@@ -116,9 +146,10 @@ class Colwise(_Style):
     ``FiLM``) are sharded each; the parameter is still one DTensor of the shape it had.
 
     Raises:
-        NotImplementedError: there is no such form of the module.
-        TypeError: a layout is no placement. ValueError: the module is sharded already, or there are more
-            layouts than inputs.
+        NotImplementedError: there is no such form of the module, or a parametrization or pruning computes one
+            of its parameters.
+        TypeError: a layout is no placement. ValueError: the module is sharded already, the mesh has more than
+            one dimension, there are more layouts than inputs; in a call: a tensor has no such dimension.
 
     Source: Shoeybi et al., "Megatron-LM", 2019; ``torch.distributed.tensor.parallel.ColwiseParallel``.
 
@@ -156,9 +187,9 @@ class Rowwise(_Style):
     would need the whole sum.
 
     Raises:
-        NotImplementedError: there is no such form of the module.
-        TypeError: a layout is no placement. ValueError: the axis is unknown, the module is sharded already,
-            or there are more layouts than inputs.
+        NotImplementedError: there is no such form of the module, or a parametrization or pruning computes one
+            of its parameters.
+        TypeError: a layout is no placement. ValueError: the axis is unknown; otherwise as :class:`Colwise`.
 
     Source: as :class:`Colwise`; ``torch.distributed.tensor.parallel.RowwiseParallel``.
 
@@ -191,6 +222,17 @@ class Rowwise(_Style):
         return asked
 
 
+class _Uncompiled:
+    """The forward method of a module whose views of DTensors no graph of torch.compile can return."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @torch.compiler.disable(reason="mi_kernels runs modules with a style outside of the graph")
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
 class _Call:
     """The hooks of a module: its inputs as DTensors where they are needed, its result as it is asked for."""
 
@@ -204,6 +246,7 @@ class _Call:
         sizes: dict[str, int],
     ) -> None:
         self.mesh, self.axes, self.sizes = mesh, axes, sizes
+        self.label = f"{type(style).__name__}: {type(module).__name__}"
         self.use_local_output = style.use_local_output
         count = len(axes.inputs)
         self.names = list(inspect.signature(module.forward).parameters)[:count]
@@ -213,9 +256,8 @@ class _Call:
         layouts = self.wanted if is_summed else [Replicate()] * count
         if style.input_layouts is not None:
             if len(style.input_layouts) > count:
-                name, kind = type(style).__name__, type(module).__name__
                 raise ValueError(
-                    f"{name}: {kind}: expected input_layouts for at most {count} inputs,"
+                    f"{self.label}: input_layouts: expected layouts of at most {count} inputs,"
                     f" got {len(style.input_layouts)}"
                 )
             layouts = [*style.input_layouts, *layouts[len(style.input_layouts) :]]
@@ -235,8 +277,9 @@ class _Call:
     def _input(self, index: int, tensor: Any) -> Any:
         if not isinstance(tensor, Tensor):
             return tensor
+        name = self.names[index]
         if not isinstance(tensor, DTensor):
-            layout = _positive(self.layouts[index], tensor.dim())
+            layout = self._placed(name, self.layouts[index], tensor)
             shape = list(tensor.shape)
             if layout.is_shard():
                 dim = layout.dim  # type: ignore[attr-defined]
@@ -244,10 +287,26 @@ class _Call:
                 if dim == self.axes.dims[index] % tensor.dim():
                     shape[dim] = self.sizes.get(self.axes.inputs[index], shape[dim])
             tensor = to_global(tensor, self.mesh, torch.Size(shape), (layout,))
-        return moved(tensor, (_positive(self.wanted[index], tensor.dim()),))
+        elif tensor.device_mesh != self.mesh:
+            got = tensor.device_mesh
+            raise ValueError(f"{self.label}: {name}: expected a DTensor of {self.mesh}, got one of {got}")
+        return moved(tensor, (self._placed(name, self.wanted[index], tensor),))
+
+    def _placed(self, name: str, placement: Placement, tensor: Tensor) -> Placement:
+        """A placement of a tensor, counted from its first dimension."""
+        rank = tensor.dim()
+        if placement.is_shard():
+            dim: int = placement.dim  # type: ignore[attr-defined]
+            if not -rank <= dim < rank:
+                raise ValueError(
+                    f"{self.label}: {name}: expected a layout along one of {rank} dimensions, got"
+                    f" Shard({dim})"
+                )
+            return Shard(dim % rank) if dim < 0 else placement
+        return placement
 
     def result(self, module: nn.Module, args: Any, output: Any) -> Any:
-        placement = (_positive(self.output, output.dim()),)
+        placement = (self._placed("the result", self.output, output),)
         return to_local(output, placement) if self.use_local_output else moved(output, placement)
 
 
@@ -290,15 +349,59 @@ def _distributed(tensor: Tensor, mesh: DeviceMesh, placement: Placement, source:
 
 def _distribute_whole(module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
     """Takes whole tensors, the same on all devices, from a state dict of one process."""
+    if isinstance(module, FSDPModule):
+        module.reshard()  # what a forward pass has gathered is no parameter to load into
     parameters: dict[str, Any] = dict(module._parameters)
     for name, parameter in parameters.items():
         loaded = state_dict.get(prefix + name)
         if not isinstance(parameter, DTensor) or isinstance(loaded, DTensor) or loaded is None:
             continue
-        if loaded.shape == parameter.shape and parameter.device_mesh.ndim == 1:
-            loaded = loaded.to(parameter.device)
-            placement = parameter.placements[0]
-            state_dict[prefix + name] = _distributed(loaded, parameter.device_mesh, placement, None)
+        if loaded.shape != parameter.shape:
+            continue
+        loaded = loaded.to(parameter.device)
+        mesh, placements = parameter.device_mesh, parameter.placements
+        if mesh.ndim == 1:
+            state_dict[prefix + name] = _distributed(loaded, mesh, placements[0], None)
+        else:
+            kind = type(module).__name__
+            state_dict[prefix + name] = _sharded_twice(f"{kind}: {name}", loaded, mesh, placements)
+
+
+def _sharded_twice(label: str, whole: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
+    """A tensor, the same on all devices, in the placements that FSDP2 has made of those of a style.
+
+    The style's mesh is the last dimension, and cuts first; of its parts one dimension before it may cut once
+    more. Its placement is strided where both cut along one dimension of the tensor.
+    """
+    *outer, own = placements
+    last = len(outer)
+    dim = getattr(own, "dim", None)
+    cuts = [(number, one) for number, one in enumerate(outer) if not one.is_replicate()]
+    strides = mesh.size(last) if cuts and dim == getattr(cuts[0][1], "dim", None) else 1
+    is_known = all(
+        isinstance(getattr(one, "dim", None), int) and getattr(one, "split_factor", 1) == strides
+        for _, one in cuts
+    )
+    if len(cuts) > 1 or not is_known or (is_packed(own, 0) and strides > 1):
+        raise NotImplementedError(
+            f"{label}: expected placements of a style and of one dimension of FSDP2, got {tuple(placements)}:"
+            " load the state dict before fully_shard"
+        )
+    tensor = whole.detach()
+    if dim is not None:
+        halves = tensor.chunk(2 if is_packed(own, 0) else 1, dim)
+        tensor = torch.cat([_part(half, mesh, last, dim) for half in halves], dim)
+    for number, one in cuts:
+        tensor = _part(tensor, mesh, number, one.dim)  # type: ignore[attr-defined]
+    return DTensor.from_local(
+        tensor.contiguous(), mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
+def _part(tensor: Tensor, mesh: DeviceMesh, number: int, dim: int) -> Tensor:
+    """What a device has of a tensor that a dimension of the mesh shards, as PyTorch does."""
+    parts, rank = tensor.chunk(mesh.size(number), dim), mesh.get_local_rank(number)
+    return parts[rank] if rank < len(parts) else tensor.narrow(dim, 0, 0)
 
 
 def _check_packed(module: nn.Module, state_dict: Any, prefix: str, _: Any) -> None:
@@ -315,16 +418,19 @@ def _check_packed(module: nn.Module, state_dict: Any, prefix: str, _: Any) -> No
                 )
 
 
+def _computed(module: nn.Module) -> str:
+    """The name of a tensor that a parametrization, or a hook as of pruning, computes from parameters."""
+    if parametrize.is_parametrized(module):
+        return str(next(iter(module.parametrizations)))  # type: ignore[arg-type, call-overload]
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor) and {f"{name}_orig", f"{name}_g"} & module._parameters.keys():
+            return name
+    return ""
+
+
 def _linear_axes(module: nn.Module) -> ModuleAxes:
     parameters = {"weight": "OX"} | ({} if module._parameters.get("bias") is None else {"bias": "O"})
     return ModuleAxes(("X",), "O", parameters, "X")
-
-
-def _positive(placement: Placement, rank: int) -> Placement:
-    """A shard counted from the first dimension."""
-    if placement.is_shard() and placement.dim < 0:  # type: ignore[attr-defined]
-        return Shard(placement.dim + rank)  # type: ignore[attr-defined]
-    return placement
 
 
 def _sizes(module: nn.Module, axes: ModuleAxes) -> dict[str, int]:

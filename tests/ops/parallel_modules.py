@@ -13,10 +13,18 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_tensor,
+    init_device_mesh,
+)
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations, prune
 
 import mi_kernels as mi
 
@@ -365,11 +373,20 @@ def check_both(mesh: Any) -> None:
     plan = {name: style for name, style in PLAN.items() if not name.startswith(("film", "block"))}
     sharded = fsdp(parallelize_module(model(), tensor, plan), data)
     check_data_parallel("fsdp and styles", sharded, data.get_local_rank(), data.size())
+    for name in plan:  # whole tensors, into parameters that are sharded twice
+        other = model(5).get_submodule(name)
+        styled = sharded.get_submodule(name)
+        styled.load_state_dict(other.state_dict())
+        for (key, one), expected in zip(styled.named_parameters(), other.parameters(), strict=True):
+            equal(one.full_tensor(), expected, f"{name}.{key}")
     with pytest.raises(ValueError, match="^fsdp_placement: parameter: expected at least 2 dimensions"):
         fsdp(parallelize_module(model(), tensor, PLAN), data)
     silent = parallelize_module(mi.nn.GLU(4, out_features=8, bias=False), tensor, Colwise())
     with pytest.raises(RuntimeError, match="GLU: weight: expected one mesh dimension .*fsdp_placement"):
         fully_shard(silent, mesh=data).state_dict()
+    whole_weight = {"weight": torch.zeros(16, 4)}
+    with pytest.raises(NotImplementedError, match="GLU: weight: expected placements of a style and of"):
+        silent.load_state_dict(whole_weight)
 
 
 def check_two(mesh: Any) -> None:
@@ -407,6 +424,73 @@ def check_two(mesh: Any) -> None:
         found = torch.autograd.grad(whole_y.sin().sum(), leaves)
         for one, other in zip(found, gradients, strict=True):
             equal(one.full_tensor(), other, name)
+
+
+def check_packed_sums(mesh: Any) -> None:
+    """A packed weight that is a partial sum along one dimension of the mesh, and sharded along the other."""
+    torch.manual_seed(8)
+    x, weight = (torch.randn(size, dtype=torch.float64).requires_grad_() for size in ((4, 6), (10, 6)))
+    expected = mi.glu(x, weight)
+    gradients = torch.autograd.grad(expected.sin().sum(), (x, weight))
+    for kind in ("sum", "avg"):
+        for place in (Shard(0), Shard(1), R):
+            local = distribute_tensor(weight.detach(), mesh, [R, place]).to_local()
+            term = local / mesh.size(0) if kind == "sum" else local
+            packed = DTensor.from_local(term, mesh, [Partial(kind), place]).requires_grad_()
+            rows_of = distribute_tensor(x.detach(), mesh, [Shard(0), R]).requires_grad_()
+            y = mi.glu(rows_of, packed)
+            equal(y.full_tensor(), expected, kind)
+            found = torch.autograd.grad(y.full_tensor().sin().sum(), (rows_of, packed))
+            for one, other in zip(found, gradients, strict=True):
+                equal(one.full_tensor(), other, f"{kind} {place}")
+
+
+def check_compiled(mesh: Any) -> None:
+    """torch.compile: calls of DTensors break the graph, elementwise ones are in it; the same values."""
+    torch.manual_seed(9)
+    ids = torch.tensor([0, 1, 1, 2])
+    rows_first = Shard(0)
+    calls: dict[str, Any] = {
+        "a context for all tokens": (mi.interaction, ((4, 3, 6), (4, 1, 3), (5, 3, 6)), (rows_first,) * 2),
+        "layers by segment": (
+            lambda *given: mi.apply_generated(*given, segment_ids=ids),
+            ((4, 6), (3, 5, 6), (3, 5)),
+            (rows_first,),
+        ),
+        "rows in the middle": (mi.glu, ((3, 4, 6), (10, 6)), (rows_first,)),
+        "elementwise": (mi.modulate, ((4, 3, 6), (4, 1, 6)), (rows_first,) * 2),
+    }
+    for name, (function, shapes, placements) in calls.items():
+        tensors = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+        places = [*placements, *[R] * (len(tensors) - len(placements))]
+        leaves = [
+            distribute_tensor(one.detach(), mesh, [place]).requires_grad_()
+            for one, place in zip(tensors, places, strict=True)
+        ]
+        whole = name == "elementwise"
+        compiled = torch.compile(function, backend="aot_eager" if whole else "eager", fullgraph=whole)
+        y, expected = compiled(*leaves), function(*tensors)
+        equal(y.full_tensor(), expected, name)
+        found = torch.autograd.grad(y.full_tensor().sin().sum(), leaves)
+        for one, other in zip(found, torch.autograd.grad(expected.sin().sum(), tensors), strict=True):
+            equal(one.full_tensor(), other, name)
+    whole_graph = torch.compile(mi.interaction, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="mi_kernels runs this call of DTensors on their parts"):
+        whole_graph(
+            *(distribute_tensor(torch.randn(size), mesh, [R]) for size in ((4, 6), (4, 3), (5, 3, 6)))
+        )
+    tokens, z = torch.randn(4, 3, 6, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    for make, plan, given in (
+        (lambda: mi.nn.GatedMLP(6, hidden_features=5), _MLP, (tokens,)),
+        (_dense, Colwise(output_layouts=R), (tokens, z)),
+    ):
+        alone = make().double()
+        sharded = parallelize_module(copy.deepcopy(alone), mesh, plan)
+        found, expected = torch.compile(sharded, backend="aot_eager")(*given), alone(*given)
+        equal(found, expected, "styles")
+        found.square().sum().backward()
+        expected.square().sum().backward()
+        check_step("styles", sharded, alone)
 
 
 def check_state(mesh: Any) -> None:
@@ -459,9 +543,14 @@ def check_orders(mesh: Any) -> None:
 
 
 def check_errors(mesh: Any) -> None:
-    def refused(module: nn.Module, style: Any, error: Any, text: str) -> None:
+    def refused(module: nn.Module, style: Any, error: Any, text: str, mesh: Any = mesh) -> None:
+        """Before anything is sharded: the module is as it was."""
+        before = {name: type(parameter) for name, parameter in module.named_parameters()}
+        hooks = [len(child._forward_hooks) for child in module.modules()]
         with pytest.raises(error, match=text):
             parallelize_module(module, mesh, style)
+        assert {name: type(parameter) for name, parameter in module.named_parameters()} == before
+        assert [len(child._forward_hooks) for child in module.modules()] == hooks
 
     refused(
         mi.nn.GatedMLP(4, hidden_features=8),
@@ -490,31 +579,87 @@ def check_errors(mesh: Any) -> None:
         _dense(),
         layouts,
         ValueError,
-        "^Colwise: MultiplicativeInteraction: expected input_layouts for at most 2",
+        "^Colwise: MultiplicativeInteraction: input_layouts: expected layouts of at most 2 inputs, got 3$",
     )
     head = mi.nn.HyperLinear.from_linear(nn.Linear(3, 20), 4, 4)
     refused(
         head,
         Colwise(),
         NotImplementedError,
-        r"^Colwise: expected a weight \[O, Z, X\] of its own in HyperLinearHead$",
+        r"^Colwise: HyperLinearHead: weight: expected a parameter \[O, Z, X\] of its own, got",
     )
     once = parallelize_module(_dense(), mesh, Colwise())
     refused(
         once,
         Colwise(),
         ValueError,
-        "^Colwise: MultiplicativeInteraction: expected parameters that are not sharded",
+        "^Colwise: MultiplicativeInteraction: weight: expected a parameter that is not sharded yet, got a",
     )
+    grid = init_device_mesh("cpu", (1, mesh.size()), mesh_dim_names=("data", "tensor"))
+    of_one = "^Colwise: MultiplicativeInteraction: device_mesh: expected a mesh of one dimension, got 2"
+    refused(_dense(), Colwise(), ValueError, of_one, grid)
+    own = r"^Rowwise: .*{}: weight: expected a parameter \[{}\] of its own, got a tensor that is no par"
+    computed = "^Colwise: {}: {}: expected a parameter, got a tensor that others are made into: remove the"
+    for make, kind, letters in (
+        (lambda: mi.nn.Bilinear(6, 3, 5), "Bilinear", "O, X, Z"),
+        (lambda: nn.Linear(6, 5), "Linear", "O, X"),
+    ):
+        for change in (parametrizations.weight_norm, prune.random_unstructured):
+            options = {} if change is parametrizations.weight_norm else {"amount": 0.5}
+            changed = make()
+            change(changed, "weight", **options)
+            refused(changed, Rowwise(), NotImplementedError, own.format(kind, letters))
+    film = mi.nn.FiLM(6, context_features=3)
+    parametrizations.weight_norm(film, "weight")
+    refused(film, Colwise(), NotImplementedError, "FiLM: weight: expected a parameter .C, Z. of its own")
+    inside = _hyper_with_network()
+    prune.random_unstructured(inside.context_network, "weight", 0.5)
+    refused(
+        inside, Colwise(), NotImplementedError, computed.format("HyperLinear", r"context_network\.weight")
+    )
+    network = _hyper_with_network()
+    parametrizations.weight_norm(network.context_network)
+    refused(
+        network, Colwise(), NotImplementedError, computed.format("HyperLinear", r"context_network\.weight")
+    )
+    given = torch.randn(4, 6), torch.randn(4, 3)
+    far = parallelize_module(_dense(), mesh, Colwise(input_layouts=(R, Shard(2))))
+    with pytest.raises(
+        ValueError, match=r"^Colwise: .*Interaction: z: expected a layout along one of 2 .*\(2\)$"
+    ):
+        far(*given)
+    far = parallelize_module(_dense(), mesh, Colwise(output_layouts=Shard(7)))
+    with pytest.raises(
+        ValueError, match=r"^Colwise: .*: the result: expected a layout along one of 2 .*\(7\)$"
+    ):
+        far(*given)
+    with pytest.raises(ValueError, match="^Colwise: .*: x: expected a DTensor of .*, got one of"):
+        once(distribute_tensor(given[0], grid, [R, R]), given[1])
     with pytest.raises(ValueError, match="^Rowwise: axis: expected one of X, Z, R, got 'O'$"):
         Rowwise(axis="O")
-    with pytest.raises(TypeError, match="^Colwise: expected layouts that are placements, got int$"):
-        Colwise(output_layouts=0)  # type: ignore[arg-type]
+    for argument, layout, kind in (
+        ("output_layouts", 0, "int"),
+        ("input_layouts", (None, R), "NoneType"),
+        ("input_layouts", 0, "int"),
+        ("input_layouts", "R", "str"),
+    ):
+        text = f"^Colwise: {argument}: expected layouts that are placements, got {kind}$"
+        with pytest.raises(TypeError, match=text):
+            Colwise(**{argument: layout})  # type: ignore[arg-type]
     x, weight = (distribute_tensor(torch.randn(size), mesh, [R]) for size in ((4, 6), (5, 3, 6)))
     with pytest.raises(TypeError, match="^interaction: z: expected a DTensor, as other arguments are"):
         mi.interaction(x, torch.randn(4, 3), weight)
     with pytest.raises(TypeError, match="^glu: weight: expected a DTensor"):
         mi.glu(x, torch.randn(8, 6))
+    plain = torch.randn(4, 6)
+    for call in (
+        lambda: mi.interaction(plain, torch.randn(4, 3), weight),
+        lambda: mi.glu(plain, x),
+        lambda: mi.mix(plain, plain, x),
+        lambda: mi.norm_modulate(x, plain),
+    ):
+        with pytest.raises(TypeError, match="^mi_kernels: expected DTensors for all tensors of a call or"):
+            call()
     with pytest.raises(TypeError, match="^gated_interaction: weight: expected a DTensor"):
         mi.gated_interaction(x, distribute_tensor(torch.randn(4, 3), mesh, [R]), torch.randn(6, 3, 6))
 
@@ -556,6 +701,13 @@ def check_other_calls(mesh: Any) -> None:
         ),
         "indices": (by_segment, ((4, 6), (3, 3), (5, 3, 6)), (rows_first, R, R)),
         "rows and outputs": (mi.interaction, ((4, 6), (4, 3), (5, 3, 6)), (rows_first, rows_first, columns)),
+        "one row for all, modulated": (mi.modulate, ((1, 6), (4, 6)), (rows_first, rows_first)),
+        "one row for all, mixed": (mi.mix, ((4, 6), (1, 6), (4, 6)), (rows_first, rows_first, R)),
+        "one sample for all, normalised": (
+            mi.norm_modulate,
+            ((4, 3, 6), (1, 3, 6), (4, 1, 6)),
+            (rows_first, rows_first, R),
+        ),
         "sums": (mi.interaction, ((4, 6), (4, 3), (5, 3, 6)), (Shard(1), Shard(1), columns)),
     }
     for name, (function, shapes, placements) in calls.items():

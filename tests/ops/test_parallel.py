@@ -99,11 +99,13 @@ def check_all(rank, world, port):
             check_operations(mesh)
             modules.check_errors(mesh)
             modules.check_meta(mesh)
+            modules.check_compiled(mesh)
             check_guide()
         else:
             both = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "tensor"))
             modules.check_both(both)
             modules.check_two(both)
+            modules.check_packed_sums(both)
         check_layouts(mesh, second=world == 2)
         modules.check_styles(mesh)
         modules.check_model_by_styles(mesh)
