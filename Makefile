@@ -62,7 +62,8 @@ wheel: $(VENV)/.installed  ## build the wheel, for every Python and torch, into 
 	rm -rf $(RAW) && mkdir -p $(RAW)
 	$(CROSS) FORCE_CUDA=$(if $(WHEEL_CUDA_ARCHS),1,0) MI_KERNELS_CUDA_ARCHS='$(WHEEL_CUDA_ARCHS)' \
 		$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w $(RAW) .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair $(REPAIR) -w $(DIST) $(RAW)/*.whl
+	$(if $(CROSS),$(BIN)/python tools/tag_wheel.py $(RAW)/*.whl $(DIST),\
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair $(REPAIR) -w $(DIST) $(RAW)/*.whl)
 	@ls -l $(DIST)/*.whl
 
 check-wheel: wheel  ## install the wheel beside several torches, each in an environment of its own, and test it there

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import symbols
 import torch
 from helpers import assert_passes
 
 from mi_kernels import backends, libraries
 from mi_kernels.testing.samples import ODD, Sample
+from tools import symbols
 
 ERROR = backends.cpu_library_error()
 pytestmark = pytest.mark.skipif(ERROR is not None, reason=f"no compiled library: {ERROR}")

@@ -9,11 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import symbols
 import torch
 
 from mi_kernels import backends, doctor, libraries
 from mi_kernels.ops.namespace import NAMESPACE
+from tools import symbols
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(libraries.__file__).parent
