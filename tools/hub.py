@@ -166,7 +166,7 @@ def project(output: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="tools/hub.py", description="Lay out this package for the kernels hub."
+        prog="tools/hub.py", description="Lay out this package for the kernels hub.", allow_abbrev=False
     )
     parser.add_argument("output", type=Path, help="a folder, which is replaced")
     parser.add_argument("--compile", action="store_true", help="also the variant with the CPU kernels")
