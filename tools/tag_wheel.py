@@ -35,9 +35,8 @@ def faults(wheel: Path) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("output", type=Path, help="a folder")
     options = parser.parse_args(argv)
