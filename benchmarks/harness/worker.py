@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.harness import passes, timing  # these two need no mi_kernels, of whatever revision
 
+# What a call raises of a function, an argument or a dtype that its revision does not have.
 MISSING = (AttributeError, ImportError, KeyError, NotImplementedError, TypeError, ValueError)
 
 

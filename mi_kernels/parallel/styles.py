@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,8 +45,9 @@ class _Style(ParallelStyle):
         self.output_layouts = output_layouts
         self.use_local_output = use_local_output
 
+    @abstractmethod
     def _axis_of(self, module: nn.Module, axes: ModuleAxes) -> str:
-        raise NotImplementedError
+        """What the style shards of a module."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         # All checks are before the first parameter is sharded: an error leaves the module as it was.

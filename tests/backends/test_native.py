@@ -71,7 +71,7 @@ def library() -> Path:
     return Path(backends.__file__).parent / "libmi_kernels_cpu.so"
 
 
-@pytest.mark.skipif(symbols.NM is None, reason="no nm")
+@pytest.mark.skipif(symbols.NM is None, reason="nm of binutils is not installed")
 def test_only_the_stable_abi_is_imported():
     """No symbol of C++ libtorch, whose ABI changes between releases; those of the stable shim are plain C."""
     assert symbols.undefined(library()) & symbols.STABLE_ABI, "nothing of torch is imported at all?"

@@ -1,4 +1,7 @@
-"""Modules on the devices of a mesh: by styles, DDP and FSDP2, compared with one process."""
+"""Modules on the devices of a mesh: by styles, DDP and FSDP2, compared with one process.
+
+Over 400 lines: all of it runs in one group of processes, as starting one takes longer than the checks.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
