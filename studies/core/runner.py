@@ -83,8 +83,10 @@ def _all(executor: Executor, trials: list[Trial], title: str) -> list[Record]:
         waiting = set(futures)
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                trial = futures[future]
+            # In the order of the trials, as a set has none: of several errors, the first trial's is raised.
+            for future, trial in futures.items():
+                if future not in finished:
+                    continue
                 try:
                     done[trial] = Record.of(trial, future.result())
                 except Exception as error:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -325,17 +325,31 @@ def test_a_command_that_is_ended_takes_its_workers_along(number, status, tmp_pat
             time.sleep(0.1)
 
 
+class AtOnce(Executor):
+    """Everything is done before anything is waited for, as when the waiting thread gets no processor."""
+
+    def submit(self, function, *arguments):
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes before Python 3.11")
-def test_an_error_of_a_trial_names_it(monkeypatch):
+@pytest.mark.parametrize("executor", (AtOnce, lambda: ThreadPoolExecutor(1)), ids=("at-once", "thread"))
+def test_the_first_trial_that_fails_is_named(executor, monkeypatch):
     def fail(trial):
-        raise ZeroDivisionError("division")
+        if trial.rate > 0.01:
+            raise ZeroDivisionError("division")
+        return train_made_up(trial)
 
     monkeypatch.setattr(runner, "find", lambda name: replace(MADE_UP, train=fail))
-    with ThreadPoolExecutor(1) as executor, pytest.raises(ZeroDivisionError) as raised:
-        runner.run(MADE_UP, executor, 1, True)
-    assert (
-        "while training Trial(study='made_up', task='a', model='ours', rate=0.01" in raised.value.__notes__[0]
-    )
+    first = Trial("made_up", "a", "ours", 0.1, 1000, False)
+    with executor() as pool, pytest.raises(ZeroDivisionError) as raised:
+        runner.run(MADE_UP, pool, 1, False)
+    assert raised.value.__notes__ == [f"while training {first}"]
 
 
 @pytest.mark.subprocess
