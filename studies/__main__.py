@@ -2,13 +2,13 @@
 
 import argparse
 import os
-import signal
 import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
 from mi_kernels.cli import without_traceback
+from mi_kernels.testing.isolated import end_with_this_process
 from studies.core import runner
 
 DESCRIPTION = (
@@ -93,8 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             f"python -m studies: --output: expected a folder, got {options.output} ({error})", file=sys.stderr
         )
         return 2
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the workers end too
-        signal.signal(number, lambda which, _: sys.exit(128 + which))
+    end_with_this_process()
     with runner.workers(options.workers) as executor:
         for name in options.names:
             _run(name, executor, options)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,12 @@ def environment_of_pytest(**variables: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k == share or not k.startswith("PYTEST_")}
     root = Path(mi.__file__).parents[1]
     return kept | {"PYTHONPATH": os.pathsep.join(map(str, (root, *sys.path)))} | variables
+
+
+def interruptible() -> None:
+    """As ``preexec_fn``: ignored signals are inherited, as by what a script starts with "&" or nohup."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def located(argument: str | Path) -> str:

@@ -54,9 +54,15 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen:
 
 
 def end_with_this_process() -> None:
-    """Kill the started processes (also with hung kernels) on SIGTERM, too: exit runs the atexit handler."""
+    """Kill the started processes (also with hung kernels) on SIGTERM and SIGHUP: exit runs what atexit has.
+
+    A signal that is ignored stays ignored, as SIGHUP under nohup.
+    """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda which, frame: sys.exit(128 + which))
 
 
 @atexit.register

@@ -1,8 +1,6 @@
 """`python -m mi_kernels verify` without a GPU: its suites on the CPU, and children that go wrong."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -254,28 +252,6 @@ def test_output_that_was_cut_off_counts_as_far_as_it_came():
     assert verify.outcome(isolated.Ended("x", 0, "", 1.0)).fault == "no check ran"
 
 
-def test_a_process_that_ignores_its_end_is_ended():
-    script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    script += "print('x', flush=True); time.sleep(60)"
-    begin = time.monotonic()
-    assert isolated.run([sys.executable, "-c", script], 2.0) == (None, "x\n")
-    assert time.monotonic() - begin < 20
-
-
-def test_jobs_run_side_by_side_and_none_begins_after_the_end():
-    def job(name, seconds):
-        return isolated.Job(name, [sys.executable, "-c", f"import time; time.sleep({seconds})"], 30.0)
-
-    begin = time.monotonic()
-    ended = list(isolated.run_all([job("a", 1.5), job("b", 1.5)], 2, begin + 60))
-    assert {one.name for one in ended} == {"a", "b"} and all(one.status == 0 for one in ended)
-    late = list(isolated.run_all([job("a", 100), job("b", 0)], 1, time.monotonic() + 1.0))
-    assert [(one.name, one.status) for one in late] == [("a", None)]
-    assert list(isolated.run_all([], 4, time.monotonic() + 1)) == []
-    missing = isolated.Job("a", ["/no/such/program"], 1.0)
-    assert next(isolated.run_all([missing], 1, time.monotonic() + 9)).status == 127
-
-
 def test_a_device_that_answers_is_not_ruined(monkeypatch):
     assert not devices.ruined("cpu")
     monkeypatch.setattr(torch, "ones", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("sticky")))
@@ -354,44 +330,3 @@ def test_a_device_that_cannot_be_checked(device, gpu, capsys):
     with pytest.raises(SystemExit):
         verify.main(["--device", device])
     assert "--device: expected a GPU such as cuda:0" in capsys.readouterr().err
-
-
-PARENT = """
-import signal, sys, time
-from mi_kernels.testing import isolated
-isolated.end_with_this_process()
-job = isolated.Job("x", [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); "
-    f"open({sys.argv[1]!r}, 'w').write(str(os.getpid())); time.sleep(100)"], 100.0)
-list(isolated.run_all([job], 1, time.monotonic() + 100))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
-def test_children_end_with_their_parent(number, tmp_path):
-    """A hung kernel must not stay on the GPU when its user gives up."""
-    where = tmp_path / "pid"
-    environment = verify.environment()
-    parent = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", PARENT, str(where)], env=environment, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not (where.exists() and where.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    pid = int(where.read_text())
-    parent.send_signal(number)
-    assert parent.wait(timeout=120) != 0
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    pytest.fail("the child lives on")
-
-
-def test_what_was_written_is_known_where_the_pipe_stays_open(monkeypatch):
-    """As of a process that hangs in the driver and cannot be ended: here a child of it holds the pipe."""
-    monkeypatch.setattr(isolated, "GRACE", 0.5)
-    script = "import subprocess, time; print('begun', flush=True)\n"
-    script += "subprocess.Popen(['sleep', '6'], start_new_session=True); time.sleep(60)"
-    assert isolated.run([sys.executable, "-c", script], 2.0) == (None, "begun\n")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import environment_of_pytest
+from helpers import environment_of_pytest, interruptible
 
 import mi_kernels as mi
 from mi_kernels import cli, demo, doctor, tune, verify
@@ -71,7 +71,8 @@ def test_an_interrupted_command_says_so_in_one_line(command, monkeypatch, capsys
 def started(*arguments):
     command = [sys.executable, "-m", "mi_kernels", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment_of_pytest(PYTHONUNBUFFERED=""), **pipes)
+    options = {"preexec_fn": interruptible} if os.name == "posix" else {}
+    return subprocess.Popen(command, env=environment_of_pytest(PYTHONUNBUFFERED=""), **pipes, **options)
 
 
 def run(*arguments):

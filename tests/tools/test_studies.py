@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import environment_of_pytest
+from helpers import environment_of_pytest, interruptible
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -313,7 +313,7 @@ def test_a_command_that_is_ended_takes_its_workers_along(number, status, tmp_pat
     process = subprocess.Popen(
         [sys.executable, "-u", *arguments], cwd=ROOT, env=environment_of_pytest(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=interruptible,
     )  # fmt: skip
     assert "compact: tuning" in process.stdout.readline()
     process.send_signal(number)
