@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -83,10 +84,17 @@ def environment_of_pytest(**variables: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(map(str, (root, *sys.path)))} | variables
 
 
-def interruptible() -> None:
-    """As ``preexec_fn``: ignored signals are inherited, as by what a script starts with "&" or nohup."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+@contextmanager
+def interruptible():
+    """Processes started inside can be interrupted, also if this one, started with & or nohup, cannot."""
+    ignored = [s for s in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_IGN]
+    for number in ignored:
         signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def located(argument: str | Path) -> str:

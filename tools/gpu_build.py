@@ -62,6 +62,7 @@ def build(device: str, seconds: float, again: bool = False) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
+    isolated.end_with_this_process()
     device, seconds, *options = argv
     print(json.dumps(build(device, float(seconds), "--rebuild" in options)), flush=True)
     return 0

@@ -35,6 +35,7 @@ class Ended(NamedTuple):
 
 
 _running: set[subprocess.Popen] = set()
+_lock, _ending = threading.Lock(), threading.Event()  # threads may start processes until the interpreter ends
 
 
 def cores() -> int:
@@ -46,10 +47,12 @@ def cores() -> int:
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen:
     """Start a process as leader of its own session; it is killed at the exit of this process."""
-    process = subprocess.Popen(
-        list(command), stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True, **options
-    )
-    _running.add(process)
+    options |= {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "start_new_session": True}
+    with _lock:
+        if _ending.is_set():
+            raise OSError("this process is ending")
+        process = subprocess.Popen(list(command), **options)
+        _running.add(process)
     return process
 
 
@@ -67,7 +70,10 @@ def end_with_this_process() -> None:
 
 @atexit.register
 def _end_all() -> None:
-    for process in [one for one in _running if one.poll() is None]:
+    with _lock:
+        _ending.set()
+        running = list(_running)
+    for process in [one for one in running if one.poll() is None]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -86,7 +92,8 @@ def run(
     except subprocess.TimeoutExpired as late:
         return None, stop(process) or _text(late.output)
     finally:
-        _running.discard(process)
+        if process.returncode is not None:  # else this process ends
+            _running.discard(process)
 
 
 def _text(output: Any) -> str:

@@ -14,7 +14,7 @@ def peak_memory(fn: Callable[[], object], device: str = "cpu") -> int:
     (negative) of torch's CPU allocator, wherever it was made: by an operator of PyTorch, by autograd,
     or inside a compiled kernel that allocates its scratch through torch. The result is the greatest
     running sum of these events in order of time, at least 0. What ``fn`` returns counts as long as it
-    is alive; what existed before and is released by ``fn`` counts as negative.
+    is alive; the release of what existed before is not seen, and not subtracted.
 
     Not seen: memory from other allocators (malloc in a library, Python objects, GPUs), and allocations
     in threads that ``fn`` starts itself. Caches that fill on a first call are part of that call: run

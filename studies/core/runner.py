@@ -83,7 +83,7 @@ def _all(executor: Executor, trials: list[Trial], title: str) -> list[Record]:
         waiting = set(futures)
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            # In the order of the trials, as a set has none: of several errors, the first trial's is raised.
+            # A set has no order: of those found together, go by the order of the trials, also for errors.
             for future, trial in futures.items():
                 if future not in finished:
                     continue

@@ -166,7 +166,7 @@ def test_what_goes_wrong_costs_its_own_family(gpu, monkeypatch, tmp_path, capsys
     found = {(r.backend, r.family): r.fault for r in records.read()[0]}
     assert len(found) == 15
     for key, texts in {
-        ("cuda", "interaction"): ("b: not done after 4 s",),
+        ("cuda", "interaction"): ("b: not done after ",),
         ("triton", "diagonal"): ("b: ended with status -11",),
         ("triton", "modulate"): ("c: RuntimeError: an illegal memory access", "nothing but errors"),
         ("cuda", "modulate"): ("after it: ended with status 1", "ImportError: no such library"),
@@ -176,7 +176,7 @@ def test_what_goes_wrong_costs_its_own_family(gpu, monkeypatch, tmp_path, capsys
     assert set(found.values()) == {None}
     output = capsys.readouterr().out
     assert "triton interaction bfloat16: passed, 1 checks, worst error 0.50 of what is allowed" in output
-    assert "cuda interaction bfloat16: FAILED after 1 checks: b: not done after 4 s" in output
+    assert "cuda interaction bfloat16: FAILED after 1 checks: b: not done after " in output
     assert "11 of 15 passed; written to" in output
 
 

@@ -6,7 +6,6 @@ Every cut of the registered operations; every layout of layouts.py, and modules 
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import warnings
@@ -84,11 +83,10 @@ def check_guide():
     exec(compile("\n".join(blocks), str(GUIDE), "exec"), {"__name__": "guide"})
 
 
-def check_all(rank, world, port):
+def check_all(rank, world, store):
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # on results that are views
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
     try:
         mesh = init_device_mesh("cpu", (world,))
         torch.manual_seed(0)
@@ -123,11 +121,8 @@ def check_all(rank, world, port):
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("world", [2, 4])
-def test_values_and_gradients(world):
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    processes.spawn(check_all, (world, port), nprocs=world)
+def test_values_and_gradients(world, tmp_path):
+    processes.spawn(check_all, (world, tmp_path / "store"), nprocs=world)
 
 
 @pytest.mark.subprocess

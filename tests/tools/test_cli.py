@@ -71,8 +71,7 @@ def test_an_interrupted_command_says_so_in_one_line(command, monkeypatch, capsys
 def started(*arguments):
     command = [sys.executable, "-m", "mi_kernels", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    options = {"preexec_fn": interruptible} if os.name == "posix" else {}
-    return subprocess.Popen(command, env=environment_of_pytest(PYTHONUNBUFFERED=""), **pipes, **options)
+    return subprocess.Popen(command, env=environment_of_pytest(PYTHONUNBUFFERED=""), **pipes)
 
 
 def run(*arguments):
@@ -83,10 +82,14 @@ def run(*arguments):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
 def test_a_command_that_is_interrupted_while_it_works(tmp_path):
-    process = started("demo", "--steps", "1000000", "--output", str(tmp_path / "plot.png"))
-    assert process.stdout.readline().startswith("mi_kernels ")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    with interruptible():
+        process = started("demo", "--steps", "1000000", "--output", str(tmp_path / "plot.png"))
+    try:
+        assert process.stdout.readline().startswith("mi_kernels ")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()  # else it works for hours
     assert process.returncode == 130 and err == "mi-kernels: interrupted\n"
 
 

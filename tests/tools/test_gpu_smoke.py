@@ -65,7 +65,7 @@ def test_a_hang_a_crash_and_a_wrong_kernel_cost_one_case_each(faulty):
     end = time.monotonic() + 100
     found = gpu_smoke.smoke(["triton"], (9, 0), "cuda:0", end, said.append, faulty, workers=4)
     faults = {name: one["fault"] for name, one in found["cases"].items() if one["fault"]}
-    assert "values tokens: not done after 4 s" in faults.pop("triton modulate bfloat16")
+    assert "values tokens: not done after " in faults.pop("triton modulate bfloat16")
     assert "illegal memory access" in faults.pop("triton modulate float16")
     assert "ended with status -9" in faults.pop("triton modulate float32")
     assert set(faults) == {f"triton odd {dtype}" for dtype in suite.DTYPES}
