@@ -89,7 +89,7 @@ class GLU(nn.Module):
         """Draw the weight anew from torch's random stream.
 
         Example:
-            >>> mi.nn.GLU(5, 4).reset_parameters()
+            >>> mi.nn.GLU(5, out_features=4).reset_parameters()
         """
         draw_uniform(self.weight, self.in_features, 1)
         if self.bias is not None:
@@ -109,7 +109,7 @@ class GLU(nn.Module):
             y ``[..., O]``.
 
         Example:
-            >>> mi.nn.GLU(5, 4)(torch.randn(2, 5)).shape
+            >>> mi.nn.GLU(5, out_features=4)(torch.randn(2, 5)).shape
             torch.Size([2, 4])
         """
         return call(

@@ -110,7 +110,7 @@ class MultiplicativeInteraction(nn.Module):
         """Draw the parameters anew from torch's random stream, in the order W, U, V.
 
         Example:
-            >>> mi.nn.MultiplicativeInteraction(5, 3, 4).reset_parameters()
+            >>> mi.nn.MultiplicativeInteraction(5, context_features=3, out_features=4).reset_parameters()
         """
         terms = [term for term in (self.weight, self.weight_z, self.weight_x) if term is not None]
         terms = [term for term in terms if term.numel() > 0]

@@ -47,13 +47,15 @@ DOCUMENTED = public() | methods()
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_example(name):
+def test_example(name, recwarn):
     text = inspect.getdoc(DOCUMENTED[name]) or ""
     found = doctest.DocTestParser().get_doctest(text, {"mi": mi, "torch": torch}, name, None, None)
     assert found.examples, f"{name}: no example in its docstring"
     report: list[str] = []
     results = doctest.DocTestRunner().run(found, out=report.append)
     assert results.failed == 0, "".join(report)
+    deprecated = [str(one.message) for one in recwarn if one.category is FutureWarning]
+    assert deprecated == []
 
 
 def test_every_forward_of_a_module_has_a_docstring():
