@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import signal
 from typing import NamedTuple
 
 import pytest
@@ -134,6 +135,17 @@ def _seed_and_threads():
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """A command that a test calls handles the signals that end this process; not beyond the test."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture
